@@ -1,0 +1,59 @@
+"""Mistakes of the user, said once and clearly.
+
+A `UserError` names the key, the value that was given, what is allowed and the remedy; entry modules print it without a
+traceback and exit with code 2. Everything else that is raised is our own fault and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(ValueError):
+    """One mistake in what the user asked for.
+
+    Args:
+        key: the configuration key, dotted (`train.lr`), or the name of what is wrong (a file, a rule).
+        value: what was given.
+        allowed: what would be accepted, in words or as a list of choices.
+        remedy: what to do about it; empty where `allowed` says it all.
+
+    >>> str(UserError("bits", 64, allowed="an integer from 1 to 16"))
+    'bits=64: allowed is an integer from 1 to 16'
+    """
+
+    def __init__(self, key: str, value: object, *, allowed: str | Iterable[str] = "", remedy: str = "") -> None:
+        self.key, self.value, self.remedy = key, value, remedy
+        self.allowed = allowed if isinstance(allowed, str) else "one of " + ", ".join(allowed)
+        parts = [f"{key}={value}"]
+        if self.allowed:
+            parts.append(f"allowed is {self.allowed}")
+        text = ": ".join(parts)
+        super().__init__(f"{text}. {remedy}" if remedy else text)
+
+
+class UserErrors(ValueError):
+    """Several mistakes, reported together so that one look mends them all."""
+
+    def __init__(self, errors: Iterable[Exception]) -> None:
+        self.errors = list(errors)
+        super().__init__("\n".join(str(error) for error in self.errors))
+
+
+def nearest(name: str, choices: Iterable[str]) -> str:
+    """The sentence that suggests the closest of `choices`, or an empty string where none is close.
+
+    >>> nearest("bitz", ["bits", "mode"])
+    'Did you mean bits?'
+    """
+    found = difflib.get_close_matches(name, list(choices), n=1, cutoff=0.6)
+    return f"Did you mean {found[0]}?" if found else ""
+
+
+def choose(key: str, name: str, table: Iterable[str]) -> str:
+    """Return `name` if the table has it, else raise the `UserError` that lists the choices."""
+    choices = list(table)
+    if name not in choices:
+        raise UserError(key, name, allowed=sorted(choices), remedy=nearest(name, choices))
+    return name

@@ -1,0 +1,206 @@
+"""The few nouns that cross the doors between rooms: frozen, flat, free of torch at import.
+
+Shapes: N images, C classes (logits) or channels (images), H W pixels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, NamedTuple
+
+from qexp.base.files import hash_json
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+FLOAT_VARIANT = "fp32"  # the network as trained, the reference of every delta
+
+
+class Batch(NamedTuple):
+    """Images ready for a network, on its device.
+
+    Args:
+        images: [N, C, H, W] float32, normalized.
+        labels: [N] int64.
+        index: [N] int64, position of each image in its split (stable over epochs, ranks and batch sizes).
+        num_global: images in this step over all ranks; N where there is one rank.
+    """
+
+    images: Tensor
+    labels: Tensor
+    index: Tensor
+    num_global: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuantSpec:
+    """How one tensor is quantized.
+
+    Args:
+        scheme: name in `qexp.quant.schemes.SCHEMES` (`linear`, `linear_raw`, `affine`, `symmetric`, ...).
+        bits: width of the codes, 1 to 16.
+        mode: `int` rounds to the grid; `float` is the control, the same map and clamp without rounding; `half` casts to fp16.
+        granularity: `per_tensor` or `per_channel`.
+        axis: the output-channel axis where granularity is `per_channel` (0 for conv and linear, 1 for transposed conv).
+        rounding: name in `qexp.quant.rounding.ROUNDINGS`.
+        arithmetic: `reciprocal` multiplies by 1/scale as torch does, `divide` divides by scale as ONNX does.
+    """
+
+    scheme: str
+    bits: int
+    mode: str = "int"
+    granularity: str = "per_tensor"
+    axis: int = 0
+    rounding: str = "half_even"
+    arithmetic: str = "reciprocal"
+
+
+@dataclass(frozen=True)
+class QParams:
+    """What maps codes back to values: x = (code - zero_point) * scale.
+
+    Args:
+        scale: float32, 0-d (per tensor) or [channels].
+        zero_point: same shape as scale; integral where the scheme represents zero exactly.
+        quant_min: smallest code. quant_max: largest code.
+        axis: channel axis, None per tensor.
+    """
+
+    scale: Tensor
+    zero_point: Tensor
+    quant_min: int
+    quant_max: int
+    axis: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TensorInfo:
+    """One entry of a state dict, as a policy sees it.
+
+    Args:
+        name: key in the state dict.
+        module: qualified name of the module that owns it. module_type: its class name (`Conv2d`).
+        kind: `conv`, `linear`, `norm`, `embedding` or `other`, by module type.
+        role: `weight`, `bias`, `statistic` (BN running mean and variance), `counter` (integer buffers) or `other`.
+        shape, dtype: as stored. channel_axis: output-channel axis of a weight.
+        constant: all elements equal, so a range quantizer is undefined on it.
+        order: position of the module in the first forward, or in definition order where it was not seen; -1 if never executed.
+    """
+
+    name: str
+    module: str
+    module_type: str
+    kind: str
+    role: str
+    shape: tuple[int, ...]
+    dtype: str
+    channel_axis: int = 0
+    constant: bool = False
+    order: int = 0
+
+    @property
+    def num_elements(self) -> int:
+        """Number of elements."""
+        count = 1
+        for size in self.shape:
+            count *= size
+        return count
+
+
+@dataclass(frozen=True)
+class PlanRow:
+    """What happens to one tensor: its quantizer, or None with the reason it is left alone."""
+
+    info: TensorInfo
+    spec: QuantSpec | None
+    rule: str
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Tensor name -> quantizer and the rule that chose it, for a whole state dict.
+
+    Args:
+        rows: one per state-dict entry, in its order.
+        input_quant: what is done to the network's input: `none`, `int`, ...
+        notes: sentences for the reader (settings that were not used, tensors that would have been destroyed).
+    """
+
+    rows: tuple[PlanRow, ...]
+    mode: str = "int"
+    input_quant: str = "none"
+    notes: tuple[str, ...] = ()
+
+    @property
+    def quantized(self) -> dict[str, QuantSpec]:
+        """Name -> spec of the tensors that are quantized."""
+        return {row.info.name: row.spec for row in self.rows if row.spec is not None}
+
+    @property
+    def hash(self) -> str:
+        """Names everything that decides the numbers: specs, mode, input; not rule names nor notes."""
+        specs = {name: asdict(spec) for name, spec in self.quantized.items()}
+        return hash_json({"specs": specs, "mode": self.mode, "input": self.input_quant})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metrics:
+    """One evaluation, in the units the field prints.
+
+    Args:
+        prec1: share of images whose first prediction is right, percent. prec5: among the first five (or all classes if fewer).
+        loss: mean cross-entropy, nats. n: images.
+        kl: mean KL(reference || this) over images, nats; None without a reference.
+        logit_sqnr_db: 10 log10(sum ref^2 / sum (ref - this)^2), dB; None without a reference, or where both are bitwise equal.
+        finite: all logits were finite.
+    """
+
+    prec1: float
+    prec5: float
+    loss: float
+    n: int
+    kl: float | None = None
+    logit_sqnr_db: float | None = None
+    finite: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """One flat row: what one variant of one training scored after one epoch, and what that number rests on.
+
+    `training` and `variant_key` are content hashes; `variant` is the label a person reads. `delta_prec1` is against the float
+    network of the same epoch, in points. `size_bytes` counts packed codes, their scales and zero points, and the rest as stored.
+    """
+
+    experiment: str
+    training: str
+    variant: str
+    variant_key: str
+    bits: int
+    mode: str
+    policy: str
+    quant: str
+    granularity: str
+    input_quant: str
+    seed: int
+    epoch: int
+    prec1: float
+    prec5: float
+    loss: float
+    delta_prec1: float
+    n: int
+    kl: float | None
+    logit_sqnr_db: float | None
+    size_bytes: int
+    split: str
+    plan_hash: str
+    data_hash: str
+    state: str = "done"
+    alarms: tuple[str, ...] = ()
+    reused: bool = False
+    predictions: str | None = None
+    world_size: int = 1
+    device: str = "cpu"
+    time_ms: int = 0
+    versions: dict[str, str] = field(default_factory=dict)

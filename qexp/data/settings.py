@@ -1,0 +1,74 @@
+"""Settings of the data room."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from qexp.base.checks import check_all, check_range
+from qexp.base.errors import UserError
+
+DATASETS = (
+    "mnist5k", "digits", "cifar10", "cifar100", "fashion_mnist", "mnist", "imagefolder", "imagenet", "fake", "custom",
+)  # fmt: skip
+NEEDS_ROOT = ("cifar10", "cifar100", "fashion_mnist", "mnist", "imagefolder", "imagenet")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataSettings:
+    """Which images, how they are split, and how training sees them.
+
+    Args:
+        name: the data set. root: its folder, for the sets that lie on disk.
+        download: let torchvision fetch the set into `root` if it is not there.
+        factory: `module:function` or `file.py:function` for `custom`; see `qexp.data.custom`.
+        image_size: height and width in pixels after resizing; None keeps the set's own size.
+        num_classes: classes of `fake`; other sets know theirs and take None.
+        mean, std: per channel, on the 0-1 scale; None takes the set's customary values.
+        augment: what training does to its images.
+        num_calib, num_select, num_test: images set aside for the splits; `num_test` only where the set has no test part of its own.
+        num_train: use only so many training images (None: all that remain).
+        split_seed: seed of the permutation that cuts the splits.
+        storage: `ram` decodes once into uint8, `stream` decodes in DataLoader workers; `auto` streams ImageNet-sized sets.
+        workers: DataLoader workers of a streamed set, threads of a decoded one.
+    """
+
+    name: Literal[DATASETS]
+    root: str | None = None
+    download: bool = False
+    factory: str | None = None
+    image_size: int | None = None
+    num_classes: int | None = None
+    mean: list[float] | None = None
+    std: list[float] | None = None
+    augment: Literal["none", "crop", "crop_flip", "resized_crop_flip"] = "none"
+    num_calib: int = 0
+    num_select: int = 0
+    num_test: int | None = None
+    num_train: int | None = None
+    split_seed: int = 0
+    storage: Literal["auto", "ram", "stream"] = "auto"
+    workers: int = 2
+
+    def __post_init__(self) -> None:
+        """Check the ranges and what belongs together."""
+        check_all(
+            (
+                ("data.num_calib", self.num_calib, 0, None),
+                ("data.num_select", self.num_select, 0, None),
+                ("data.num_test", self.num_test, 1, None),
+                ("data.num_train", self.num_train, 1, None),
+                ("data.split_seed", self.split_seed, 0, None),
+                ("data.image_size", self.image_size, 1, 4096),
+                ("data.num_classes", self.num_classes, 1, None),
+                ("data.workers", self.workers, 0, 256),
+            )
+        )
+        for value in self.std or ():
+            check_range("data.std", value, 0, open_low=True)
+        if self.name in NEEDS_ROOT and self.root is None:
+            raise UserError("data.root", None, allowed="a folder", remedy=f"data={self.name} needs data.root=FOLDER.")
+        if self.name == "custom" and self.factory is None:
+            raise UserError("data.factory", None, allowed="module:function or file.py:function")
+        if (self.mean is None) != (self.std is None):
+            raise UserError("data.mean", self.mean, allowed="given together with data.std")

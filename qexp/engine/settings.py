@@ -1,0 +1,111 @@
+"""Settings of the training loop, the evaluation and the trajectory store."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+from qexp.base.checks import check_all, check_range
+from qexp.base.errors import UserError
+
+# apex's opt levels, which its users still type; apex.amp itself was removed upstream in May 2025.
+PRECISION_ALIASES = {"O0": "fp32", "O1": "fp16", "O2": "fp16", "O3": "fp16"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainSettings:
+    """One training; everything here but `compile` and nothing else decides its numbers.
+
+    Args:
+        epochs: passes over the train split. batch_size: images per optimizer step, over all ranks and accumulation steps.
+        lr: peak learning rate. momentum, nesterov, weight_decay: of SGD. schedule: how lr falls.
+        warmup_epochs: linear rise from 0 at the start. milestones, gamma: epochs at which `step` multiplies lr by gamma.
+        label_smoothing: 0 to 1. accumulate: forward-backward passes per optimizer step.
+        precision: arithmetic of forward and backward under `torch.amp`; master weights stay fp32. `O0`..`O3` are aliases.
+        channels_last: memory format of images and weights. compile: wrap the network in `torch.compile`.
+    """
+
+    epochs: int
+    lr: float
+    batch_size: int
+    optimizer: Literal["sgd"] = "sgd"
+    momentum: float = 0.9
+    nesterov: bool = True
+    weight_decay: float = 1e-4
+    schedule: Literal["cosine", "step", "constant"] = "cosine"
+    warmup_epochs: int = 0
+    milestones: list[int] | None = None
+    gamma: float = 0.1
+    label_smoothing: float = 0.0
+    accumulate: int = 1
+    precision: Literal["fp32", "bf16", "fp16", "O0", "O1", "O2", "O3"] = "fp32"
+    channels_last: bool = False
+    compile: bool = False
+
+    def __post_init__(self) -> None:
+        """Check the ranges and what belongs together."""
+        check_all(
+            (
+                ("train.epochs", self.epochs, 1, None),
+                ("train.batch_size", self.batch_size, 1, None),
+                ("train.momentum", self.momentum, 0, 1),
+                ("train.weight_decay", self.weight_decay, 0, None),
+                ("train.warmup_epochs", self.warmup_epochs, 0, None),
+                ("train.gamma", self.gamma, 0, 1),
+                ("train.label_smoothing", self.label_smoothing, 0, 1),
+                ("train.accumulate", self.accumulate, 1, self.batch_size),
+            )
+        )
+        check_range("train.lr", self.lr, 0, open_low=True)
+        if self.nesterov and self.momentum == 0:
+            raise UserError("train.nesterov", True, allowed="false where train.momentum=0")
+        if self.warmup_epochs >= self.epochs:
+            raise UserError("train.warmup_epochs", self.warmup_epochs, allowed=f"less than train.epochs={self.epochs}")
+        if self.schedule == "step" and not self.milestones:
+            raise UserError("train.milestones", self.milestones, allowed="a list of epochs, for train.schedule=step")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateSettings:
+    """One evaluation.
+
+    Args:
+        split: the split that is scored. num_images: only its first so many images. batch_size: images per forward pass.
+        keep: epochs whose per-image predictions stay on disk.
+        memory_mib: budget for quantized copies held at once over a streamed set, MiB.
+    """
+
+    split: Literal["test", "select", "calib", "train"] = "test"
+    num_images: int | None = None
+    batch_size: int = 250
+    keep: Literal["last", "all", "none"] = "last"
+    memory_mib: int = 4096
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        check_all(
+            (
+                ("evaluate.num_images", self.num_images, 1, None),
+                ("evaluate.batch_size", self.batch_size, 1, None),
+                ("evaluate.memory_mib", self.memory_mib, 1, None),
+            )
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrajectorySettings:
+    """Which epochs of a training stay on disk: `all`, `every:K` (and the last) or `last`."""
+
+    keep: str = "all"
+
+    def __post_init__(self) -> None:
+        """Check the form."""
+        if not re.fullmatch(r"all|last|every:[1-9]\d*", self.keep):
+            raise UserError("trajectory.keep", self.keep, allowed="all, last or every:K with K of at least 1")
+
+    def keeps(self, epoch: int, epochs: int) -> bool:
+        """True if the weights after `epoch` (1 to `epochs`) stay on disk."""
+        if epoch == epochs or self.keep == "all":
+            return True
+        return self.keep.startswith("every:") and epoch % int(self.keep.split(":")[1]) == 0

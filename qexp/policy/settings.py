@@ -1,0 +1,60 @@
+"""Settings of the policy room."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from qexp.base.checks import check_bits
+from qexp.base.errors import UserError
+
+POLICIES = ("uniform", "conv_linear", "first_last", "rules", "document_002")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RuleSettings:
+    """One line of a policy: the tensors it matches and what happens to them; the first match wins.
+
+    Args:
+        match: shell pattern over the state-dict key or the module's name (`layer1.*`, `*.conv2.weight`).
+        kind: only tensors of such modules; None any. role: only such tensors; default weights.
+        bits: width; None takes the root `bits`. keep: leave the tensor as it is.
+    """
+
+    match: str = "*"
+    kind: Literal["conv", "linear", "norm", "embedding", "other"] | None = None
+    role: Literal["weight", "bias", "any"] = "weight"
+    bits: int | None = None
+    keep: bool = False
+
+    def __post_init__(self) -> None:
+        """Check the ranges and what belongs together."""
+        check_bits("policy.rules.bits", self.bits)
+        if self.keep and self.bits is not None:
+            raise UserError("policy.rules.bits", self.bits, allowed="null in a rule with keep=true")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PolicySettings:
+    """Which tensor gets which width.
+
+    Args:
+        name: `uniform` gives every conv and linear weight `bits`; `conv_linear` gives them `conv_bits` and `linear_bits`;
+            `first_last` gives the first and last layer `edge_bits`; `rules` reads `rules`; `document_002` selects what that
+            document's code selects.
+        conv_bits, linear_bits: None takes the root `bits`. edge_bits: of the first and last layer.
+        rules: ordered; the first match wins; a rule that matches nothing is an error.
+    """
+
+    name: Literal[POLICIES] = "uniform"
+    conv_bits: int | None = None
+    linear_bits: int | None = None
+    edge_bits: int = 8
+    rules: list[RuleSettings] | None = None
+
+    def __post_init__(self) -> None:
+        """Check the ranges and what belongs together."""
+        for key in ("conv_bits", "linear_bits", "edge_bits"):
+            check_bits(f"policy.{key}", getattr(self, key))
+        if self.name == "rules" and not self.rules:
+            raise UserError("policy.rules", self.rules, allowed="a list of rules, for policy=rules")

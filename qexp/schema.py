@@ -1,0 +1,172 @@
+"""The root configuration, composed of the rooms' settings; its validation; the hashes that name trainings.
+
+YAML holds values, Hydra composes them, and here the resolved values meet their types once, at the door. pydantic is strict and
+reports all errors of a job together; ranges live in each settings' `__post_init__`. Imports no torch: a whole sweep is
+validated before the first heavy import. Rejected: OmegaConf structured configs, which accept `+quant.bit=4` in silence and stop at
+the first error.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from functools import cache
+from typing import Any, ClassVar, Literal, get_args, get_type_hints
+
+from pydantic import TypeAdapter, ValidationError
+
+from qexp.base.checks import check_bits, check_range
+from qexp.base.errors import UserError, UserErrors, nearest
+from qexp.base.files import hash_json
+from qexp.data.settings import DataSettings
+from qexp.engine.settings import PRECISION_ALIASES, EvaluateSettings, TrainSettings, TrajectorySettings
+from qexp.models.settings import ModelSettings
+from qexp.policy.settings import PolicySettings
+from qexp.quant.settings import QuantSettings
+from qexp.tracking.settings import TrackingSettings
+
+TRAINING_FORMAT = 1  # part of every training hash; raise it when the same settings come to give other weights
+MODES = ("int", "float", "half")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """One job: a training (or a checkpoint) and one way to quantize it.
+
+    Args:
+        name: experiment; names the MLflow experiment and `results/<name>/`.
+        seed: of initialization, order and augmentation. deterministic: bit-reproducible kernels, at some cost in speed.
+        device: `auto`, `cpu`, `cuda` or `cuda:N`.
+        bits: width of quantized weights, 1 to 16. mode: `int`, `float` (the control) or `half`.
+        checkpoint: state-dict file, for `qexp.evaluate` only.
+        plan_only: print plan and estimates, and stop. fresh: train again although stored.
+        runs_dir, results_dir: where trainings, journal and MLflow's store lie, and where reports go.
+    """
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid", "allow_inf_nan": False}
+
+    name: str
+    data: DataSettings
+    model: ModelSettings
+    train: TrainSettings
+    seed: int = 0
+    deterministic: bool = False
+    device: str = "auto"
+    bits: int = 8
+    mode: Literal[MODES] = "int"
+    policy: PolicySettings = field(default_factory=PolicySettings)
+    quant: QuantSettings = field(default_factory=QuantSettings)
+    evaluate: EvaluateSettings = field(default_factory=EvaluateSettings)
+    trajectory: TrajectorySettings = field(default_factory=TrajectorySettings)
+    tracking: TrackingSettings = field(default_factory=TrackingSettings)
+    checkpoint: str | None = None
+    plan_only: bool = False
+    fresh: bool = False
+    runs_dir: str = "runs"
+    results_dir: str = "results"
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        check_bits("bits", self.bits)
+        check_range("seed", self.seed, 0, 2**63 - 1)
+        device, _, index = self.device.partition(":")
+        if device not in ("auto", "cpu", "cuda") or (index and (device != "cuda" or not index.isdigit())):
+            raise UserError("device", self.device, allowed="auto, cpu, cuda or cuda:N")
+        if not self.name or not all(char.isalnum() or char in "-_." for char in self.name) or self.name[0] == ".":
+            raise UserError("name", self.name, allowed="letters, digits, '-', '_' and '.', as it names a folder")
+
+
+@cache
+def _adapter() -> TypeAdapter[Config]:
+    return TypeAdapter(Config)
+
+
+def validate(values: Mapping[str, Any]) -> Config:
+    """Turn resolved values into a `Config`, or raise one `UserErrors` that names every mistake.
+
+    Strict: "8" is no integer and 8.0 no width. Infinities and NaN are refused.
+    """
+    try:
+        return _adapter().validate_json(json.dumps(values), strict=True)
+    except ValidationError as error:
+        raise UserErrors([_as_user_error(item) for item in error.errors()]) from None
+
+
+def _as_user_error(item: Mapping[str, Any]) -> Exception:
+    """Say one of pydantic's findings as key, value, allowed, remedy."""
+    cause = item.get("ctx", {}).get("error")
+    if isinstance(cause, UserError):
+        return cause
+    key, value, kind = ".".join(str(part) for part in item["loc"]), item.get("input"), item["type"]
+    if kind == "unexpected_keyword_argument":
+        return unknown_key(key)
+    if kind in ("missing", "missing_argument"):
+        return UserError(key, "(missing)", allowed="a value", remedy=f"Set {key}=VALUE.")
+    if kind == "literal_error":
+        choices = _choices(item["ctx"]["expected"])
+        return UserError(key, value, allowed=choices, remedy=nearest(str(value), choices))
+    if kind == "finite_number" or (isinstance(value, float) and not math.isfinite(value)):
+        return UserError(key, value, allowed="a finite number")
+    return UserError(key, value, allowed=item["msg"].removeprefix("Input should be ").replace("a valid ", "a "))
+
+
+def _choices(expected: str) -> list[str]:
+    """pydantic's "'int', 'float' or 'half'" as a list."""
+    return [part.strip().strip("'") for part in expected.replace(" or ", ", ").split(",")]
+
+
+def unknown_key(key: str) -> UserError:
+    """The error for a key that no setting has, with the nearest one."""
+    known = list(all_keys())
+    remedy = nearest(key, known)
+    if not remedy and "." in key:
+        siblings = [name for name in known if name.rpartition(".")[0] == key.rpartition(".")[0]]
+        remedy = f"Known there: {', '.join(siblings)}." if siblings else ""
+    if not remedy:
+        remedy = f"Known: {', '.join(name for name in known if '.' not in name)}."
+    return UserError(key, "(unknown key)", allowed="a key that qexp knows", remedy=remedy)
+
+
+def all_keys(kind: type = Config, prefix: str = "") -> Iterator[str]:
+    """Every dotted key of the configuration, groups before their fields."""
+    hints = get_type_hints(kind)
+    for item in fields(kind):
+        yield prefix + item.name
+        for candidate in (hints[item.name], *get_args(hints[item.name])):
+            if is_dataclass(candidate):
+                yield from all_keys(candidate, f"{prefix}{item.name}.")
+
+
+def training_identity(config: Config) -> dict[str, Any]:
+    """What decides a training's weights: the part of the configuration that its hash covers.
+
+    Left out are the dials `bits mode policy`, quant, evaluation, tracking, names, places, and the settings that do not change
+    numbers (`data.root`, download, workers, storage: the data's own hash stands for those).
+    """
+    data = asdict(config.data)
+    for key in ("root", "download", "workers", "storage"):
+        data.pop(key)
+    train = asdict(config.train)
+    train["precision"] = PRECISION_ALIASES.get(config.train.precision, config.train.precision)
+    return {
+        "format": TRAINING_FORMAT,
+        "seed": config.seed,
+        "deterministic": config.deterministic,
+        "data": data,
+        "model": asdict(config.model),
+        "train": train,
+    }
+
+
+def group_key(config: Config) -> str:
+    """Jobs with the same key share one training; also by places and freshness, so that a merged job is unambiguous."""
+    places = {"root": config.data.root, "runs_dir": config.runs_dir, "fresh": config.fresh, "checkpoint": config.checkpoint}
+    shared = {"device": config.device, "storage": config.data.storage, "evaluate": asdict(config.evaluate), "name": config.name}
+    return hash_json({"training": training_identity(config), "places": places, "shared": shared})
+
+
+def training_hash(config: Config, data_fingerprint: str, weights_hash: str | None = None) -> str:
+    """The content address of a training: its identity, the data it saw and the weights it began with."""
+    return hash_json({"identity": training_identity(config), "data": data_fingerprint, "weights": weights_hash})

@@ -1,0 +1,26 @@
+"""Settings of the tracking room."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from qexp.base.checks import check_range
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrackingSettings:
+    """Where MLflow's runs go.
+
+    Args:
+        enabled: send to MLflow; the journal is written in any case and `python -m qexp.sync` sends it later.
+        uri: tracking store or server; None is SQLite at `<runs_dir>/mlflow.db`.
+        timeout_s: how long the end of a sweep waits for MLflow to catch up, seconds.
+    """
+
+    enabled: bool = True
+    uri: str | None = None
+    timeout_s: float = 60.0
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        check_range("tracking.timeout_s", self.timeout_s, 0)
