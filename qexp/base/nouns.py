@@ -84,7 +84,8 @@ class TensorInfo:
         role: `weight`, `bias`, `statistic` (BN running mean and variance), `counter` (integer buffers) or `other`.
         shape, dtype: as stored. channel_axis: output-channel axis of a weight.
         constant: all elements equal, so a range quantizer is undefined on it.
-        order: position of the module in the first forward, or in definition order where it was not seen; -1 if never executed.
+        order: position of its first use in one forward; -1 if that forward never reads it.
+        tied_to: the earlier name under which the same storage is listed; None where there is none.
     """
 
     name: str
@@ -97,6 +98,7 @@ class TensorInfo:
     channel_axis: int = 0
     constant: bool = False
     order: int = 0
+    tied_to: str | None = None
 
     @property
     def num_elements(self) -> int:

@@ -12,6 +12,8 @@ DATASETS = (
     "mnist5k", "digits", "cifar10", "cifar100", "fashion_mnist", "mnist", "imagefolder", "imagenet", "fake", "custom",
 )  # fmt: skip
 NEEDS_ROOT = ("cifar10", "cifar100", "fashion_mnist", "mnist", "imagefolder", "imagenet")
+HAS_TEST_PART = ("cifar10", "cifar100", "fashion_mnist", "mnist", "imagenet")
+STORAGE = {"imagefolder": ("auto", "ram", "stream"), "imagenet": ("auto", "stream")}  # the other sets fit into memory
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,10 +25,11 @@ class DataSettings:
         download: let torchvision fetch the set into `root` if it is not there.
         factory: `module:function` or `file.py:function` for `custom`; see `qexp.data.custom`.
         image_size: height and width in pixels after resizing; None keeps the set's own size.
-        num_classes: classes of `fake`; other sets know theirs and take None.
-        mean, std: per channel, on the 0-1 scale; None takes the set's customary values.
-        augment: what training does to its images.
-        num_calib, num_select, num_test: images set aside for the splits; `num_test` only where the set has no test part of its own.
+        num_classes: classes of `fake` (and passed to `custom`); other sets know theirs and take None.
+        mean, std: per channel (or one for all), on the 0-1 scale; None measures them on the train split (streamed: ImageNet's).
+        augment: what training does to its images; see `qexp.data.augment.Augmentation`.
+        num_calib, num_select, num_test: images set aside for the splits; `num_test` only where the set has no test part of its
+            own.
         num_train: use only so many training images (None: all that remain).
         split_seed: seed of the permutation that cuts the splits.
         storage: `ram` decodes once into uint8, `stream` decodes in DataLoader workers; `auto` streams ImageNet-sized sets.
@@ -70,5 +73,15 @@ class DataSettings:
             raise UserError("data.root", None, allowed="a folder", remedy=f"data={self.name} needs data.root=FOLDER.")
         if self.name == "custom" and self.factory is None:
             raise UserError("data.factory", None, allowed="module:function or file.py:function")
+        if self.name != "custom" and self.factory is not None:
+            raise UserError("data.factory", self.factory, allowed="null", remedy="It belongs to data=custom.")
+        if self.name not in ("fake", "custom") and self.num_classes is not None:
+            raise UserError("data.num_classes", self.num_classes, allowed="null", remedy=f"{self.name} knows its classes.")
+        if self.name in HAS_TEST_PART and self.num_test is not None:
+            remedy = f"{self.name} has a test part of its own; evaluate.num_images=N scores a part of it."
+            raise UserError("data.num_test", self.num_test, allowed="null", remedy=remedy)
+        storage = STORAGE.get(self.name, ("auto", "ram"))
+        if self.storage not in storage:
+            raise UserError("data.storage", self.storage, allowed=storage, remedy=f"This is what data={self.name} can do.")
         if (self.mean is None) != (self.std is None):
             raise UserError("data.mean", self.mean, allowed="given together with data.std")

@@ -13,6 +13,12 @@ from qexp.base.errors import UserError
 PRECISION_ALIASES = {"O0": "fp32", "O1": "fp16", "O2": "fp16", "O3": "fp16"}
 
 
+def check_precision(precision: str, device_type: str) -> None:
+    """Raise where `train.precision` cannot run on a device (`cpu` or `cuda`)."""
+    if PRECISION_ALIASES.get(precision, precision) == "fp16" and device_type == "cpu":
+        raise UserError("train.precision", precision, allowed="fp32 or bf16 on the CPU", remedy="fp16 needs device=cuda.")
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrainSettings:
     """One training; everything here but `compile` and nothing else decides its numbers.

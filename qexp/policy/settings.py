@@ -17,7 +17,9 @@ class RuleSettings:
 
     Args:
         match: shell pattern over the state-dict key or the module's name (`layer1.*`, `*.conv2.weight`).
-        kind: only tensors of such modules; None any. role: only such tensors; default weights.
+        kind: only tensors of such modules; None any but `norm`, whose scale and shift must be asked for by `kind: norm` or
+            `role: any`.
+        role: only such tensors; `any` covers all but statistics and counters, which no rule reaches.
         bits: width; None takes the root `bits`. keep: leave the tensor as it is.
     """
 

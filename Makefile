@@ -1,0 +1,75 @@
+# Everything runs in .venv; nothing needs activating. `make help` lists the targets.
+SHELL := /bin/sh
+.DEFAULT_GOAL := help
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+ARGS ?=
+NAME ?= mnist5k
+PORT ?= 5000
+WORKERS ?= auto
+IMAGE ?= qexp
+
+# xdist runs one process a core (at most 4), so torch gets one thread in each: two pools of threads on two cores are slower.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --maxprocesses 4 --dist loadfile
+
+.PHONY: help setup sweep test test-all lint format ui report docker clean
+
+help: ## show this help
+	@echo "Usage: make TARGET [NAME=value]"
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)$$/  \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-12s %s\n", $$1, $$2 }'
+
+setup: $(STAMP) ## make .venv and install qexp into it with the versions of constraints.txt
+
+# The stamp is older than its two inputs whenever what should be installed has changed.
+$(STAMP): pyproject.toml constraints.txt | $(BIN)/python
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt torch
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+# A name on PATH may be a shim that runs nothing, so each candidate is asked for its version.
+$(BIN)/python:
+	@for python in $(PYTHON) python3 python3.13 python3.12 python3.11 python; do \
+	  if $$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; then \
+	    echo "Making $(VENV) with $$($$python --version) ($$python)"; \
+	    $$python -m venv $(VENV) && exit 0; \
+	    rm -rf $(VENV); \
+	    echo "$$python cannot make a virtual environment (on Debian and Ubuntu: apt install python3-venv)." >&2; \
+	    exit 1; \
+	  fi; \
+	done; \
+	echo "qexp needs Python >= 3.11; none was found as python3 or python3.11 to python3.13. Name one: make PYTHON=/path/to/python" >&2; \
+	exit 1
+
+sweep: setup ## train once on the bundled data, compare 4, 8 and 16 bit copies of every epoch (ARGS="seed=1 ...")
+	$(BIN)/python -m qexp.train bits=4,8,16 -m $(ARGS)
+
+test: setup ## run the tests and the examples in docstrings, without those marked slow or gpu (ARGS="-k name")
+	$(PYTEST) -m "not slow and not gpu" $(ARGS)
+
+test-all: setup ## run every test; those that need a GPU skip themselves where there is none
+	$(PYTEST) $(ARGS)
+
+lint: setup ## check style and formatting
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: setup ## mend what ruff can mend
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+ui: setup ## open the runs in MLflow's UI on 127.0.0.1 (PORT=5000)
+	@test -f runs/mlflow.db || { echo "No runs yet: make sweep" >&2; exit 1; }
+	@echo "http://127.0.0.1:$(PORT)   (Ctrl-C ends it)"
+	MLFLOW_DISABLE_TELEMETRY=true $(BIN)/mlflow ui --host 127.0.0.1 --port $(PORT) --backend-store-uri "sqlite:///$(CURDIR)/runs/mlflow.db"
+
+report: setup ## write the tables and figures of one experiment again from the journal (NAME=mnist5k)
+	$(BIN)/python -m qexp.report name=$(NAME)
+
+docker: ## build the image for NVIDIA GPUs (needs Docker and NVIDIA's registry)
+	docker build -t $(IMAGE) .
+
+clean: ## remove caches and builds; .venv, runs/ and results/ stay
+	rm -rf build dist .pytest_cache .ruff_cache .hypothesis *.egg-info
+	find qexp hydra_plugins tests scripts -name __pycache__ -type d -prune -exec rm -rf {} +

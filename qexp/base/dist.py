@@ -1,0 +1,204 @@
+"""torch.distributed in a few words that do nothing in a single process, and the channel between rank 0 and the others.
+
+One process group lives as long as its process. Beside it, on the same store, runs a control channel: rank 0 alone reads the
+command line, the others wait for what it resolved, and how a job ended is agreed through the store, never through a collective.
+Rejected: Hydra on every rank (folders diverge, and re-creating the group hangs), and collectives for outcomes (a rank that
+failed alone would pair its next collective with another job's, which gives wrong numbers in silence).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+COLLECTIVE_TIMEOUT = timedelta(minutes=30)  # longest that one rank may keep the others waiting within a job
+_POLL_S = 0.05
+
+
+def is_initialized() -> bool:
+    """True where this process belongs to a process group."""
+    return dist.is_available() and dist.is_initialized()
+
+
+def rank() -> int:
+    """This process's number, 0 in a single process."""
+    return dist.get_rank() if is_initialized() else 0
+
+
+def world_size() -> int:
+    """Number of processes, 1 in a single process."""
+    return dist.get_world_size() if is_initialized() else 1
+
+
+def barrier() -> None:
+    """Wait until every rank has come here."""
+    if is_initialized():
+        dist.barrier()
+
+
+def all_reduce_sum(tensor: Tensor) -> Tensor:
+    """Sum `tensor` over the ranks, in place; returns it."""
+    if is_initialized():
+        dist.all_reduce(tensor)
+    return tensor
+
+
+def all_reduce_min(tensor: Tensor) -> Tensor:
+    """Smallest `tensor` over the ranks, in place; returns it."""
+    if is_initialized():
+        dist.all_reduce(tensor, op=dist.ReduceOp.MIN)
+    return tensor
+
+
+def all_gather_object(value: Any) -> list[Any]:
+    """The values of all ranks, in rank order; they must pickle, and CPU tensors travel best."""
+    if not is_initialized():
+        return [value]
+    gathered: list[Any] = [None] * world_size()
+    dist.all_gather_object(gathered, value)
+    return gathered
+
+
+def from_main(compute: Callable[[], Any]) -> Any:
+    """What `compute` returns on rank 0, on every rank; the others do not call it."""
+    if not is_initialized():
+        return compute()
+    box = [compute() if rank() == 0 else None]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+def local_rank() -> int:
+    """This process's number on its machine, 0 in a single process."""
+    return int(os.environ.get("LOCAL_RANK", "0"))
+
+
+def broadcast_tensors(tensors: Iterable[Tensor]) -> None:
+    """Overwrite `tensors` with rank 0's, bit for bit: one message per dtype and device."""
+    if not is_initialized():
+        return
+    groups: dict[tuple[torch.dtype, torch.device], list[Tensor]] = {}
+    for tensor in tensors:
+        groups.setdefault((tensor.dtype, tensor.device), []).append(tensor.detach())
+    for members in groups.values():
+        flat = torch.cat([tensor.reshape(-1) for tensor in members])
+        dist.broadcast(flat, src=0)
+        for tensor, part in zip(members, flat.split([tensor.numel() for tensor in members]), strict=True):
+            tensor.copy_(part.view(tensor.shape))
+
+
+def broadcast_state(module: nn.Module) -> None:
+    """Overwrite the module's parameters and buffers with rank 0's; BN statistics differ between ranks until then."""
+    broadcast_tensors([*module.parameters(), *module.buffers()])
+
+
+@dataclass(frozen=True)
+class Group:
+    """This process's place: `rank` of `world_size`, `local_rank` on its machine, and the store that the control channel uses."""
+
+    rank: int
+    world_size: int
+    local_rank: int
+    control: dist.Store
+
+
+def launched() -> bool:
+    """True where torchrun, torch.distributed.launch or the like has set the environment for several processes."""
+    return all(name in os.environ for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"))
+
+
+def init_from_env(device_type: str) -> Group:
+    """Join the process group that the environment describes: gloo for `cpu`, nccl for `cuda`.
+
+    Reads RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT; makes cuda:LOCAL_RANK current. Call it once per process.
+    """
+    assert not is_initialized(), "one process group per process"
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    options: dict[str, Any] = {}
+    if device_type == "cuda":
+        torch.cuda.set_device(local_rank)
+        options["device_id"] = torch.device("cuda", local_rank)
+    store, own_rank, size = next(iter(dist.rendezvous("env://", timeout=COLLECTIVE_TIMEOUT)))
+    dist.init_process_group(
+        "nccl" if device_type == "cuda" else "gloo",
+        store=dist.PrefixStore("pg", store),
+        rank=own_rank,
+        world_size=size,
+        timeout=COLLECTIVE_TIMEOUT,
+        **options,
+    )
+    return Group(own_rank, size, local_rank, dist.PrefixStore("qexp", store))
+
+
+class ControlChannel:
+    """Numbered messages from rank 0 to the others, and numbered outcomes among all.
+
+    Args:
+        store: the control store of `init_from_env`. rank, world_size: of this process.
+    """
+
+    def __init__(self, store: dist.Store, rank: int, world_size: int) -> None:
+        self.store, self.rank, self.world_size = store, rank, world_size
+
+    def send(self, number: int, text: str) -> None:
+        """On rank 0: publish message `number` (0, 1, 2, ...); each number once."""
+        assert self.rank == 0, "only rank 0 sends"
+        self.store.set(f"message/{number}", text)
+
+    def receive(self, number: int) -> str:
+        """Wait for message `number` as long as the store lives; however long rank 0 composes, this does not time out.
+
+        Raises:
+            torch.distributed.DistError: the process that serves the store is gone.
+        """
+        key = f"message/{number}"
+        while not self.store.check([key]):
+            time.sleep(_POLL_S)
+        return self.store.get(key).decode()
+
+    def agree(
+        self,
+        number: int,
+        ok: bool,
+        message: str = "",
+        *,
+        limit_s: float = COLLECTIVE_TIMEOUT.total_seconds(),
+        grace_s: float = 30,
+    ) -> list[str]:
+        """Post how job `number` ended here, and learn how it ended everywhere.
+
+        Args:
+            number: of the job, used once.
+            ok: this rank succeeded.
+            message: what went wrong otherwise.
+            limit_s: how long to wait for a rank that says nothing, in s.
+            grace_s: the same once some rank has failed, as the others may then hang in a collective.
+
+        Returns:
+            One text per rank: empty where it succeeded, else what went wrong, silence included.
+        """
+        text = "" if ok else (message or "failed")
+        self.store.set(f"outcome/{number}/{self.rank}", json.dumps(text))
+        outcomes: dict[int, str] = {self.rank: text}
+        began = time.monotonic()
+        deadline = began + (limit_s if ok else min(grace_s, limit_s))
+        while len(outcomes) < self.world_size and time.monotonic() < deadline:
+            for other in range(self.world_size):
+                key = f"outcome/{number}/{other}"
+                if other not in outcomes and self.store.check([key]):
+                    outcomes[other] = json.loads(self.store.get(key))
+                    if outcomes[other]:
+                        deadline = min(deadline, time.monotonic() + grace_s)
+            if len(outcomes) < self.world_size:
+                time.sleep(_POLL_S)
+        waited = f"rank said nothing within {time.monotonic() - began:.0f} s"
+        return [outcomes.get(other, waited) for other in range(self.world_size)]

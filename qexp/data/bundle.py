@@ -1,0 +1,162 @@
+"""A data set ready for training and evaluation: which image is in which batch, on which rank, and how it is normalized.
+
+Shapes: N images of a batch, C channels, H W pixels.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from functools import cached_property
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from qexp.base.errors import UserError, choose
+from qexp.base.nouns import Batch
+from qexp.data.augment import Augmentation, epoch_key, epoch_order
+from qexp.data.splits import Part, Split, Splits, representative
+
+
+class ImageStore(Protocol):
+    """Where the pixels come from: `qexp.data.ram.RamImages` or `qexp.data.streaming.StreamedImages`."""
+
+    class_names: tuple[str, ...]
+    streamed: bool
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(C, H, W)."""
+
+    def labels(self, part: Part) -> Tensor:
+        """[N] int64."""
+
+    def num_images(self, part: Part) -> int | None:
+        """Images in the part, None where the set lacks it."""
+
+    def hash_content(self, digest: hashlib._Hash) -> None:
+        """Feed what identifies the images and labels to `digest`."""
+
+    def channel_statistics(self, rows: Tensor) -> tuple[list[float], list[float]]:
+        """Mean and standard deviation per channel, 0-1 scale."""
+
+    def fetch(
+        self, part: Part, rows: Tensor, batches: list[Tensor], device: torch.device, augmentation: Augmentation | None
+    ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Yield (images on the 0-255 scale, labels, index) per batch, on `device`."""
+
+
+class DataBundle:
+    """Images, splits and batches of one data set.
+
+    Args:
+        store: the pixels. splits: which rows are for what.
+        mean, std: per channel, 0-1 scale. augment: name of what training does to its images.
+    """
+
+    def __init__(self, store: ImageStore, splits: Splits, *, mean: list[float], std: list[float], augment: str) -> None:
+        self._store, self._splits, self._augment = store, splits, augment
+        self.mean, self.std = tuple(mean), tuple(std)
+        self.class_names, self.num_classes = store.class_names, len(store.class_names)
+        self.image_shape, self.streamed = store.image_shape, store.streamed
+        self.split_sizes = splits.sizes
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """16 hex digits of a SHA-256 over everything that decides which numbers a network sees, augmentation apart.
+
+        That is the decoded uint8 images (of a streamed set: the sorted relative paths and sizes of its files, and how they are
+        resized), the labels, the rows of every split, mean and std.
+        """
+        digest = hashlib.sha256()
+        self._store.hash_content(digest)
+        for split, rows in sorted(self._splits.rows.items()):
+            digest.update(f"{split}:{self._splits.part(split)}:{len(rows)}".encode())
+            digest.update(rows.numpy().tobytes())
+        digest.update(repr((self.mean, self.std)).encode())
+        return digest.hexdigest()[:16]
+
+    def steps_per_epoch(self, batch_size: int) -> int:
+        """Global batches in an epoch; a last partial one counts."""
+        return -(-self.split_sizes[Split.TRAIN] // batch_size)
+
+    def train_batches(
+        self,
+        *,
+        epoch: int,
+        batch_size: int,
+        seed: int,
+        device: torch.device | str,
+        rank: int = 0,
+        world_size: int = 1,
+        start_step: int = 0,
+    ) -> Iterator[Batch]:
+        """One epoch of augmented batches, or the rest of it from `start_step` on.
+
+        Global batch `step` is `permutation(seed, epoch)[step * batch_size : (step + 1) * batch_size]`, the last one kept although
+        it may be smaller; each rank takes its contiguous share, which may be empty where there are more ranks than images.
+
+        Args:
+            epoch: any integer; with `seed` it decides order and augmentation.
+            batch_size: images per step over all ranks.
+            seed: of the training.
+            device: where the batches lie; a decoded set is copied there once.
+            rank: of this process.
+            world_size: number of processes.
+            start_step: global batches to skip.
+        """
+        key = epoch_key(seed, epoch)
+        steps = epoch_order(self.split_sizes[Split.TRAIN], key).split(batch_size)[start_step:]
+        shares = [whole[len(whole) * rank // world_size : len(whole) * (rank + 1) // world_size] for whole in steps]
+        return self._batches(Split.TRAIN, shares, [len(whole) for whole in steps], device, Augmentation(self._augment, key))
+
+    def eval_batches(
+        self,
+        split: Split | str,
+        *,
+        batch_size: int,
+        device: torch.device | str,
+        num_images: int | None = None,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> Iterator[Batch]:
+        """The images of a split without augmentation, in the split's own order.
+
+        Batch b goes to rank b % world_size whole, so its composition does not depend on the number of ranks.
+
+        Args:
+            split: which images.
+            batch_size: images per batch; `Batch.num_global` is the size of the batch.
+            device: where the batches lie.
+            num_images: only so many, the first of one fixed permutation of the split, in that order; `Batch.index` remains the
+                position in the split.
+            rank: of this process.
+            world_size: number of processes.
+
+        Raises:
+            UserError: the split is unknown or empty.
+        """
+        name = Split(choose("split", str(split), [item.value for item in Split]))
+        if self.split_sizes[name] == 0:
+            raise UserError("split", name.value, allowed="a split that holds images", remedy=f"Set data.num_{name}=N to cut one.")
+        batches = representative(self.split_sizes[name], num_images).split(batch_size)[rank::world_size]
+        return self._batches(name, list(batches), [len(batch) for batch in batches], device, None)
+
+    def _batches(
+        self,
+        split: Split,
+        batches: list[Tensor],
+        num_global: list[int],
+        device: torch.device | str,
+        augmentation: Augmentation | None,
+    ) -> Iterator[Batch]:
+        """Normalized batches of the positions in `batches`."""
+        device = torch.device(device)
+        if device.type == "cuda" and device.index is None:
+            device = torch.device("cuda", torch.cuda.current_device())  # one copy for `cuda` and `cuda:0`
+        offset = torch.tensor(self.mean, device=device).view(-1, 1, 1) * 255
+        factor = 1 / (torch.tensor(self.std, device=device).view(-1, 1, 1) * 255)
+        fetched = self._store.fetch(self._splits.part(split), self._splits.rows[split], batches, device, augmentation)
+        for count, (images, labels, index) in zip(num_global, fetched, strict=True):
+            yield Batch(images.to(torch.float32).sub_(offset).mul_(factor), labels, index, count)

@@ -1,0 +1,174 @@
+"""Image files in a tree `root/train/<class>/*`, `root/test/<class>/*`: listing and decoding.
+
+Files are sorted by class and then by name; that is the order of the set. Every image is made RGB.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from qexp.base.console import say
+from qexp.base.errors import UserError, nearest
+from qexp.data.ram import RamImages, RamPart
+from qexp.data.settings import DataSettings
+from qexp.data.splits import Part
+
+EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff", ".webp"})
+# what PIL raises on files that are truncated, garbled or no images
+DECODE_ERRORS = (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError)
+_CHUNK = 256  # files per task of the thread pool
+_WORTH_A_LINE = 10_000  # files; decoding so many takes over two seconds
+
+
+@dataclass(frozen=True)
+class FilePart:
+    """One half of a tree: its files, and their labels [N] int64."""
+
+    paths: tuple[Path, ...]
+    labels: Tensor
+
+
+@dataclass(frozen=True)
+class Tree:
+    """A tree of image files; `parts` lacks `test` where the tree has no such folder."""
+
+    root: Path
+    parts: dict[Part, FilePart]
+    class_names: tuple[str, ...]
+
+
+def scan_tree(settings: DataSettings, test_names: Iterable[str] = ("test", "val")) -> Tree:
+    """List the files below `data.root`; the first of `test_names` that exists is the test part.
+
+    Raises:
+        UserError: a folder is missing or empty, or the test part has a class that the train part lacks.
+    """
+    root = Path(settings.root)
+    if not root.is_dir():
+        raise UserError("data.root", settings.root, allowed="an existing folder")
+    train = root / "train"
+    if not train.is_dir():
+        raise UserError("data.root", settings.root, allowed="a folder with train/<class>/*", remedy=f"{train} is missing.")
+    class_names = _class_folders(train)
+    parts: dict[Part, FilePart] = {"train": _list_files(train, class_names, class_names)}
+    test = next((root / name for name in test_names if (root / name).is_dir()), None)
+    if test is None and settings.num_test is None:
+        remedy = f"{root / next(iter(test_names))} is missing; data.num_test=N cuts a test split from the training images."
+        raise UserError("data.root", settings.root, allowed="a folder with test/<class>/*", remedy=remedy)
+    if test is not None:
+        present = _class_folders(test)
+        for name in present:
+            if name not in class_names:
+                remedy = f"{test / name} has no counterpart in {root / 'train'}. {nearest(name, class_names)}".rstrip()
+                raise UserError("data.root", settings.root, allowed="a tree whose test classes are all trained", remedy=remedy)
+        parts["test"] = _list_files(test, present, class_names)
+    return Tree(root, parts, class_names)
+
+
+def _class_folders(folder: Path) -> tuple[str, ...]:
+    """Names of the class folders, sorted; hidden ones are none."""
+    names = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
+    if not names:
+        raise UserError("data.root", folder, allowed="a folder with one folder of images per class", remedy="It has no folders.")
+    return tuple(names)
+
+
+def _list_files(folder: Path, present: Iterable[str], class_names: tuple[str, ...]) -> FilePart:
+    """The image files of the classes `present`, sorted by class and name."""
+    paths: list[Path] = []
+    labels: list[int] = []
+    for name in present:
+        files = sorted(entry.name for entry in os.scandir(folder / name) if Path(entry.name).suffix.lower() in EXTENSIONS)
+        if not files:
+            remedy = f"Known endings: {' '.join(sorted(EXTENSIONS))}."
+            raise UserError("data.root", folder / name, allowed="a class folder that holds images", remedy=remedy)
+        paths += [folder / name / file for file in files]
+        labels += [class_names.index(name)] * len(files)
+    return FilePart(tuple(paths), torch.tensor(labels, dtype=torch.int64))
+
+
+def open_rgb(path: Path) -> Image.Image:
+    """Decode one file to RGB.
+
+    Raises:
+        OSError, ValueError and others of `DECODE_ERRORS`: the file is corrupt, or has more than 8 bits per channel.
+    """
+    with Image.open(path) as image:
+        if image.mode.startswith(("I", "F")):
+            raise ValueError(f"mode {image.mode} has more than 8 bits per channel")
+        if image.mode == "P" and "transparency" in image.info:
+            image = image.convert("RGBA")  # PIL warns about the direct way
+        return image.convert("RGB")
+
+
+def decode(path: Path, size: int | None) -> Tensor:
+    """One file as [3, H, W] uint8, resized to `size` x `size` pixels (bilinear, antialiased, not keeping the aspect ratio)."""
+    image = open_rgb(path)
+    if size is not None and image.size != (size, size):
+        image = image.resize((size, size), Image.Resampling.BILINEAR)
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+
+
+def corrupt(path: Path, error: BaseException) -> UserError:
+    """The error that names a file which does not decode."""
+    return UserError("image", path, allowed="a readable image", remedy=f"PIL says: {error}. Replace or remove the file.")
+
+
+def decode_tree(tree: Tree, settings: DataSettings) -> RamImages:
+    """Decode a whole tree into memory, in `data.workers` threads.
+
+    Raises:
+        UserError: a file is corrupt, or images differ in size and there is no `data.image_size`.
+    """
+    count = sum(len(part.paths) for part in tree.parts.values())
+    if count >= _WORTH_A_LINE:
+        say(f"data: decoding {count} images below {tree.root}")
+    first = tree.parts["train"].paths[0]
+    try:
+        shape = decode(first, settings.image_size).shape
+    except DECODE_ERRORS as error:
+        raise corrupt(first, error) from error
+    parts = {}
+    for name, part in tree.parts.items():
+        images = torch.empty((len(part.paths), *shape), dtype=torch.uint8)
+
+        def fill(start: int, paths: tuple[Path, ...] = part.paths, images: Tensor = images) -> None:
+            for position in range(start, min(start + _CHUNK, len(paths))):
+                images[position] = _decode_alike(paths[position], settings.image_size, first, shape)
+
+        with ThreadPoolExecutor(max(1, settings.workers)) as pool:
+            try:
+                for _ in pool.map(fill, range(0, len(part.paths), _CHUNK)):
+                    pass
+            except BaseException:
+                pool.shutdown(cancel_futures=True)
+                raise
+        parts[name] = RamPart(images, part.labels)
+    return RamImages(parts, tree.class_names)
+
+
+def _decode_alike(path: Path, size: int | None, first: Path, shape: torch.Size) -> Tensor:
+    """Decode one file and hold it to the size of the first."""
+    try:
+        image = decode(path, size)
+    except DECODE_ERRORS as error:
+        raise corrupt(path, error) from error
+    if image.shape != shape:
+        raise different_sizes(path, image.shape, first, shape)
+    return image
+
+
+def different_sizes(path: Path, shape: torch.Size, first: Path, first_shape: torch.Size) -> UserError:
+    """The error that names two files of different sizes."""
+    sizes = f"{first} has {first_shape[2]} x {first_shape[1]} pixels and {path} has {shape[2]} x {shape[1]}."
+    return UserError("data.image_size", None, allowed="an integer, as the images differ in size", remedy=sizes)

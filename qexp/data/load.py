@@ -1,0 +1,47 @@
+"""The door of the data room: settings in, a `DataBundle` out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from qexp.base.errors import UserError, choose
+from qexp.data import custom, sources, streaming
+from qexp.data.bundle import DataBundle, ImageStore
+from qexp.data.settings import DataSettings
+from qexp.data.splits import Split, cut_splits
+
+LOADERS: dict[str, Callable[[DataSettings], ImageStore]] = {
+    "mnist5k": sources.load_mnist5k,
+    "digits": sources.load_digits,
+    "cifar10": sources.load_torchvision,
+    "cifar100": sources.load_torchvision,
+    "fashion_mnist": sources.load_torchvision,
+    "mnist": sources.load_torchvision,
+    "imagefolder": streaming.load_imagefolder,
+    "imagenet": streaming.load_imagenet,
+    "fake": sources.load_fake,
+    "custom": custom.load_custom,
+}
+
+
+def load_data(settings: DataSettings) -> DataBundle:
+    """Decode (or, if streamed, list) a data set, cut its splits and make it ready for batches.
+
+    Raises:
+        UserError: the set is absent or corrupt, its splits leave nothing to train on, or mean and std do not fit its channels.
+    """
+    store = LOADERS[choose("data.name", settings.name, LOADERS)](settings)
+    splits = cut_splits(store.labels("train"), store.num_images("test"), settings)
+    if settings.mean is None or settings.std is None:
+        mean, std = store.channel_statistics(splits.rows[Split.TRAIN])
+    else:
+        channels = store.image_shape[0]
+        mean, std = (_per_channel(key, getattr(settings, key), channels) for key in ("mean", "std"))
+    return DataBundle(store, splits, mean=mean, std=std, augment=settings.augment)
+
+
+def _per_channel(key: str, values: list[float], channels: int) -> list[float]:
+    """`values` once per channel; a single one serves all."""
+    if len(values) not in (1, channels):
+        raise UserError(f"data.{key}", values, allowed=f"a list of {channels} numbers, one per channel, or of one for all")
+    return values * channels if len(values) == 1 else values

@@ -1,0 +1,181 @@
+"""Sets too large for memory: decoded by DataLoader workers, with torchvision's transforms, batch by batch.
+
+Workers resize and cut; padding, mirroring and normalization are done on the device, by the code that serves decoded sets.
+Augmentation is a function of (seed, epoch, index) here too, so the number of workers changes no pixel.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import math
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from types import ModuleType
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from qexp.base.torchvision_door import torchvision
+from qexp.data.augment import Augmentation, resized_crop_box
+from qexp.data.folder import DECODE_ERRORS, FilePart, Tree, corrupt, decode, decode_tree, different_sizes, open_rgb, scan_tree
+from qexp.data.ram import RamImages
+from qexp.data.settings import DataSettings
+from qexp.data.splits import Part
+
+_RAM_LIMIT_BYTES = 2 << 30  # a decoded tree above this is streamed where data.storage=auto
+_IMAGENET_SIZE = 224
+_IMAGENET_MARGIN = 256 / 224  # evaluation resizes the short side to 256 and cuts the central 224
+_IMAGENET_MEAN, _IMAGENET_STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+
+
+def load_imagefolder(settings: DataSettings) -> RamImages | StreamedImages:
+    """Any tree `train/<class>/*`, `test/<class>/*` (or `val`), decoded into memory unless it exceeds 2 GiB."""
+    tree = scan_tree(settings)
+    size = _first_size(tree, settings.image_size)
+    num_bytes = 3 * math.prod(size) * sum(len(part.paths) for part in tree.parts.values())
+    if settings.storage == "stream" or (settings.storage == "auto" and num_bytes > _RAM_LIMIT_BYTES):
+        return StreamedImages(tree, (3, *size), resize=settings.image_size, margin=None, workers=settings.workers)
+    return decode_tree(tree, settings)
+
+
+def load_imagenet(settings: DataSettings) -> StreamedImages:
+    """`train/<class>/*`, `val/<class>/*`, always streamed: Resize(256) and CenterCrop(224), RandomResizedCrop(224) in training.
+
+    Another `data.image_size` scales both numbers. Source: Goyal et al. 2017, section 4, and torchvision's references.
+    """
+    size = settings.image_size or _IMAGENET_SIZE
+    tree = scan_tree(settings, test_names=("val",))
+    return StreamedImages(tree, (3, size, size), resize=size, margin=_IMAGENET_MARGIN, workers=settings.workers)
+
+
+def _first_size(tree: Tree, size: int | None) -> tuple[int, int]:
+    """(H, W) to which all images come, judged by the header of the first."""
+    if size is not None:
+        return size, size
+    first = tree.parts["train"].paths[0]
+    try:
+        with Image.open(first) as image:
+            return image.height, image.width
+    except DECODE_ERRORS as error:
+        raise corrupt(first, error) from error
+
+
+def _transforms() -> ModuleType:
+    """`torchvision.transforms.v2.functional`, which torchvision does not import by itself."""
+    return importlib.import_module(f"{torchvision().__name__}.transforms.v2.functional")
+
+
+@dataclass(frozen=True)
+class FileImages(Dataset):
+    """One part of a tree as a DataLoader sees it: (row, index) -> (image [3, H, W] uint8, label, index).
+
+    Args:
+        shape: (3, H, W) that every image has in the end. resize: side in pixels, None where all files have `shape`.
+        margin: evaluation resizes the short side to `margin * resize` and cuts the centre; None resizes to a square.
+        augmentation: of training; only its resized crop is done here.
+    """
+
+    part: FilePart
+    shape: tuple[int, int, int]
+    resize: int | None
+    margin: float | None
+    augmentation: Augmentation | None
+
+    def __getitem__(self, place: tuple[int, int]) -> tuple[Tensor, int, int]:
+        """Decode the file in row `place[0]`, the image at position `place[1]` of its split.
+
+        Raises:
+            RuntimeError: the file is corrupt or of another size; a worker cannot hand on a `UserError`.
+        """
+        row, index = place
+        path = self.part.paths[row]
+        try:
+            image = self._decode(row, index)
+        except DECODE_ERRORS as error:
+            raise RuntimeError(str(corrupt(path, error))) from error
+        if image.shape != self.shape:
+            raise RuntimeError(str(different_sizes(path, image.shape, self.part.paths[0], self.shape)))
+        return image, int(self.part.labels[row]), index
+
+    def _decode(self, row: int, index: int) -> Tensor:
+        """The image, cut and resized."""
+        path = self.part.paths[row]
+        cuts = self.augmentation is not None and self.augmentation.name == "resized_crop_flip"
+        if not cuts and self.margin is None:
+            return decode(path, self.resize)
+        transforms = _transforms()
+        image = open_rgb(path)
+        if cuts:
+            box = resized_crop_box(self.augmentation.key, torch.tensor([index]), image.height, image.width)[0].tolist()
+            image = transforms.resized_crop(image, *box, size=list(self.shape[1:]), antialias=True)
+        else:
+            image = transforms.resize(image, [round(self.margin * self.resize)], antialias=True)
+            image = transforms.center_crop(image, list(self.shape[1:]))
+        return transforms.pil_to_tensor(image)
+
+
+@dataclass(frozen=True)
+class StreamedImages:
+    """A tree of image files that stays on disk; arguments as for `FileImages`. workers: processes, 0 decodes in this one."""
+
+    tree: Tree
+    image_shape: tuple[int, int, int]
+    resize: int | None
+    margin: float | None
+    workers: int
+    streamed: bool = True
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of the class folders."""
+        return self.tree.class_names
+
+    def labels(self, part: Part) -> Tensor:
+        """[N] int64."""
+        return self.tree.parts[part].labels
+
+    def num_images(self, part: Part) -> int | None:
+        """Images in the part, None where the set lacks it."""
+        return len(self.tree.parts[part].paths) if part in self.tree.parts else None
+
+    def hash_content(self, digest: hashlib._Hash) -> None:
+        """Feed the sorted relative paths, sizes in bytes and labels of all files, and how they are resized, to `digest`."""
+        digest.update(repr(("streamed", self.image_shape, self.resize, self.margin)).encode())
+        for name, part in sorted(self.tree.parts.items()):
+            for path, label in zip(part.paths, part.labels.tolist(), strict=True):
+                digest.update(f"{name}|{path.relative_to(self.tree.root)}|{path.stat().st_size}|{label}\n".encode())
+
+    def channel_statistics(self, rows: Tensor) -> tuple[list[float], list[float]]:
+        """ImageNet's: measuring would decode the whole set."""
+        return list(_IMAGENET_MEAN), list(_IMAGENET_STD)
+
+    def fetch(
+        self, part: Part, rows: Tensor, batches: list[Tensor], device: torch.device, augmentation: Augmentation | None
+    ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Yield (images, labels, index) per batch, on `device`, augmented but not normalized; see `RamImages.fetch`."""
+        dataset = FileImages(self.tree.parts[part], self.image_shape, self.resize, self.margin, augmentation)
+        places = [list(zip(rows[batch].tolist(), batch.tolist(), strict=True)) for batch in batches if len(batch)]
+        loaded = iter(self._loader(dataset, places, pin_memory=device.type == "cuda"))
+        for batch in batches:
+            if len(batch) == 0:  # a rank without a share in the last step
+                yield torch.empty((0, *self.image_shape), device=device), batch.to(device), batch.to(device)
+                continue
+            images, labels, index = (tensor.to(device, non_blocking=True) for tensor in next(loaded))
+            yield (images if augmentation is None else augmentation.apply(images, index, cropped=True)), labels, index
+
+    def _loader(self, dataset: FileImages, places: list[list[tuple[int, int]]], *, pin_memory: bool) -> DataLoader:
+        """A DataLoader over given batches that takes nothing from the global random state."""
+        _transforms()  # once here, not in every worker
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="This DataLoader will create")  # the user chose data.workers
+            return DataLoader(
+                dataset,
+                batch_sampler=places,
+                num_workers=self.workers,
+                pin_memory=pin_memory,
+                generator=torch.Generator().manual_seed(0),
+            )

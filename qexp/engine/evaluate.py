@@ -1,0 +1,224 @@
+"""Scoring networks: several over one pass of the same batches, with the quantities kept per image.
+
+Everything is a property of single images until the very end; then the ranks' images are put in order of their index and summed
+exactly (math.fsum). So one rank and N ranks give the same metrics and the same digest to the last bit, provided the batches are
+sharded whole. Rejected: all-reducing sums, whose last bits depend on the number of ranks.
+
+Shapes: N images of a batch, n images in all, C classes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+from torch import Tensor, nn
+
+from qexp.base import dist
+from qexp.base.errors import UserError
+from qexp.base.nouns import Batch, Metrics
+from qexp.engine.outputs import main_output
+from qexp.engine.predictions import Predictions
+
+EVALUATOR_VERSION = 1  # part of every variant's key; raise it when the same network comes to score differently
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Evaluation:
+    """How one network did.
+
+    Args:
+        metrics: over all images and ranks; the same on every rank. `loss`, `kl` and `logit_sqnr_db` are nan or inf where logits
+            were.
+        predictions: of all images, ordered by index.
+        digest: names the logits bit for bit, whatever the batch size, the order and the number of ranks.
+        logits: [n, C] float32 on the CPU, this rank's images in the order of the batches; None unless asked for.
+    """
+
+    metrics: Metrics
+    predictions: Predictions
+    digest: str
+    logits: Tensor | None = None
+
+
+def evaluate(
+    models: Mapping[str, nn.Module],
+    batches: Iterable[Batch],
+    *,
+    class_count: int,
+    reference: Tensor | str | None = None,
+    keep_logits: bool = False,
+) -> dict[str, Evaluation]:
+    """Score every network of `models` over one pass of `batches`.
+
+    Prec@1 and Prec@5 count an image whose logits hold a NaN as wrong. KL = mean_i sum_c p_ref (log p_ref - log p), nats, and
+    logit SQNR = 10 log10(sum ref^2 / sum (ref - this)^2), dB, both in float64.
+
+    Args:
+        models: name -> network in eval mode, on the device of the batches.
+        batches: this rank's whole batches.
+        class_count: C, the width of the logits.
+        reference: logits [n, C] that an earlier call kept over the same batches, or the name of one of `models`.
+        keep_logits: keep the logits, to serve as `reference` later.
+
+    Raises:
+        UserError: a network returns another number of classes.
+        RuntimeError: a network is in training mode, or changed one of its buffers.
+    """
+    names = sorted(models, key=lambda name: name != reference)  # the reference runs first
+    tallies = {name: _Tally(class_count, keep_logits) for name in names}
+    position = 0
+    with torch.inference_mode(), _unchanged(models):
+        for batch in batches:
+            against = reference[position : position + len(batch.labels)] if isinstance(reference, Tensor) else None
+            expected = _Reference(against.to(batch.images.device)) if against is not None else None
+            position += len(batch.labels)
+            for name in names:
+                logits = main_output(models[name](batch.images)).float()
+                if logits.shape != (len(batch.labels), class_count):
+                    raise UserError("model", f"{name} with logits {list(logits.shape)}", allowed=f"[N, {class_count}]")
+                if name == reference:
+                    expected = _Reference(logits)
+                tallies[name].add(logits, batch, expected)
+    assert not isinstance(reference, Tensor) or position == len(reference), "the reference is of other batches"
+    everywhere = dist.all_gather_object({name: tally.columns() for name, tally in tallies.items()})
+    return {name: _summary([columns[name] for columns in everywhere], tallies[name].kept()) for name in models}
+
+
+@contextmanager
+def _unchanged(models: Mapping[str, nn.Module]) -> Iterator[None]:
+    """Insist on eval mode, and that no buffer is written: an evaluation leaves BN's statistics as they are."""
+    for name, model in models.items():
+        modules = [path or "the network" for path, module in model.named_modules() if module.training]
+        if modules:
+            raise RuntimeError(f"{name} is in training mode ({modules[0]}): call .eval() before evaluating it")
+    # A tensor's version counter goes up with every write in place; inference tensors have none and cannot be trained on.
+    buffers = [(f"{name}: {path}", item) for name, model in models.items() for path, item in model.named_buffers()]
+    before = [(path, item, item._version) for path, item in buffers if not item.is_inference()]
+    yield
+    changed = [path for path, item, version in before if item._version != version]
+    if changed:
+        raise RuntimeError(
+            f"evaluating changed buffers, so the result depends on the order of evaluations: {', '.join(changed[:5])}"
+        )
+
+
+class _Reference:
+    """The reference's logits on one batch, and what is derived from them once for all networks."""
+
+    def __init__(self, logits: Tensor) -> None:
+        self.logits = logits.double()
+        self.log_probs = self.logits.log_softmax(1)
+        self.probs = self.log_probs.exp()
+        self.energy = self.logits.square().sum(1)
+
+
+class _Tally:
+    """Per-image quantities of one network, on its device until the pass is over, so that no batch waits for the device."""
+
+    def __init__(self, class_count: int, keep_logits: bool) -> None:
+        self.class_count, self.keep_logits = class_count, keep_logits
+        self.rows: dict[str, list[Tensor]] = {}
+        self.logits: list[Tensor] = []
+
+    def add(self, logits: Tensor, batch: Batch, expected: _Reference | None) -> None:
+        """Take in one batch. logits: [N, C] float32."""
+        small = torch.int16 if self.class_count <= torch.iinfo(torch.int16).max else torch.int32
+        exact = logits.double()
+        log_probs = exact.log_softmax(1)
+        top5 = logits.topk(min(5, self.class_count), dim=1).indices.to(small)
+        finite = logits.isfinite().all(1)
+        new = {
+            "index": batch.index,
+            "label": batch.labels.to(small),
+            "top5": top5.masked_fill(logits.isnan().any(1, keepdim=True), -1),
+            "log_prob": log_probs.gather(1, batch.labels[:, None]).squeeze(1).float(),
+            "finite": finite,
+            "row_hash": _row_hash(logits),
+        }
+        if expected is not None:
+            # 0 log 0 is 0: a class that the reference excludes adds nothing.
+            terms = expected.probs * (expected.log_probs - log_probs)
+            new["kl"] = terms.masked_fill_(expected.probs == 0, 0).sum(1)
+            new["noise"] = (expected.logits - exact).square_().sum(1)
+            new["signal"] = expected.energy
+        for name, value in new.items():
+            self.rows.setdefault(name, []).append(value)
+        if self.keep_logits:
+            self.logits.append(logits)
+
+    def columns(self) -> dict[str, Tensor]:
+        """All batches of this rank joined, on the CPU; empty where it had none."""
+        return {name: torch.cat(parts).cpu() for name, parts in self.rows.items()}
+
+    def kept(self) -> Tensor | None:
+        """The logits of this rank, in the order of its batches."""
+        if not self.keep_logits:
+            return None
+        return torch.cat(self.logits).cpu() if self.logits else torch.empty(0, self.class_count)
+
+
+def _summary(shards: list[dict[str, Tensor]], logits: Tensor | None) -> Evaluation:
+    """Put the images of all ranks in order, and average."""
+    shards = [shard for shard in shards if shard]
+    assert shards, "an evaluation without images"
+    order = torch.cat([shard["index"] for shard in shards]).argsort()
+    rows = {name: torch.cat([shard[name] for shard in shards])[order] for name in shards[0]}
+    assert bool((rows["index"].diff() > 0).all()), "an image was scored twice"
+    predictions = Predictions(rows["index"], rows["label"], rows["top5"], rows["log_prob"])
+    n = len(order)
+    kl = logit_sqnr_db = None
+    if "kl" in rows:
+        kl = _fsum(rows["kl"]) / n
+        logit_sqnr_db = _sqnr_db(_fsum(rows["signal"]), _fsum(rows["noise"]))
+    metrics = Metrics(
+        prec1=100 * int(predictions.correct1.sum()) / n,
+        prec5=100 * int(predictions.correct5.sum()) / n,
+        loss=-_fsum(rows["log_prob"]) / n,
+        n=n,
+        kl=kl,
+        logit_sqnr_db=logit_sqnr_db,
+        finite=bool(rows["finite"].all()),
+    )
+    digest = hashlib.sha256(torch.stack([rows["index"], rows["row_hash"]]).numpy().tobytes()).hexdigest()[:32]
+    return Evaluation(metrics=metrics, predictions=predictions, digest=digest, logits=logits)
+
+
+def _fsum(values: Tensor) -> float:
+    """The correctly rounded sum, whatever the order."""
+    return math.fsum(values.tolist())
+
+
+def _sqnr_db(signal: float, noise: float) -> float | None:
+    """10 log10(signal / noise), dB; None where the noise is zero."""
+    if noise == 0:
+        return None
+    ratio = signal / noise if math.isfinite(noise) else math.nan
+    return 10 * math.log10(ratio) if ratio > 0 else (math.nan if math.isnan(ratio) else -math.inf)
+
+
+def _row_hash(logits: Tensor) -> Tensor:
+    """[N] int64: a 64-bit multilinear hash of the bits of each row [N, C] float32, computed where the logits are.
+
+    h = sum_c m_c bits_c mod 2^64 with fixed odd m_c: rows that differ in one logit always differ in h, others collide with a
+    chance of 2^-32 or less, and two networks' digests are equal only if all n rows collide.
+    """
+    bits = logits.contiguous().view(torch.int32).to(torch.int64)
+    return (bits * _multipliers(logits.shape[1]).to(logits.device, non_blocking=True)).sum(1)
+
+
+@cache
+def _multipliers(count: int) -> Tensor:
+    """[count] odd int64, by splitmix64 of the position: the same on every platform and release."""
+    values = []
+    for position in range(1, count + 1):
+        z = (position * 0x9E3779B97F4A7C15) % 2**64
+        z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
+        z = (z ^ (z >> 27)) * 0x94D049BB133111EB % 2**64
+        values.append((z ^ (z >> 31)) | 1)
+    return torch.tensor([value - 2**64 if value >= 2**63 else value for value in values])

@@ -1,0 +1,64 @@
+"""The optimizer and the learning rate as a pure function of the step, so that a resume needs no scheduler object."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import nn
+
+from qexp.engine.settings import TrainSettings
+
+_FUSED_DEVICES = ("cpu", "cuda")
+
+
+def make_optimizer(model: nn.Module, settings: TrainSettings) -> torch.optim.Optimizer:
+    """SGD with momentum over the parameters that want gradients, in one fused kernel where the device has one.
+
+    Weight decay applies to all of them, biases and BN's scale and shift included: the recipe of the ResNet paper and of
+    torchvision's reference trainings, whose numbers are compared with.
+
+    Source: He et al. 2016, Deep Residual Learning for Image Recognition, section 3.4.
+    """
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    assert parameters, "a network without trainable parameters"
+    fused = all(parameter.device.type in _FUSED_DEVICES and parameter.is_floating_point() for parameter in parameters)
+    return torch.optim.SGD(
+        parameters,
+        lr=settings.lr,
+        momentum=settings.momentum,
+        nesterov=settings.nesterov,
+        weight_decay=settings.weight_decay,
+        fused=fused,
+    )
+
+
+def lr_at(step: int, steps_per_epoch: int, settings: TrainSettings) -> float:
+    """Learning rate of optimizer step `step`.
+
+    Warm-up of W steps: lr (step + 1) / W. After it, with t = (step - W) / (T - W) over T steps in all: `cosine` lr (1 + cos(pi
+    t)) / 2, `step` lr gamma^(milestones passed, in epochs since the start), `constant` lr.
+
+    Args:
+        step: 0 at the start of the training.
+        steps_per_epoch: optimizer steps.
+        settings: schedule and warm-up.
+
+    Source: Goyal et al. 2017 (warm-up), Loshchilov and Hutter 2017, eq. 5 (cosine).
+    """
+    warmup = settings.warmup_epochs * steps_per_epoch
+    total = settings.epochs * steps_per_epoch
+    if step < warmup:
+        return settings.lr * (step + 1) / warmup
+    if settings.schedule == "cosine":
+        return settings.lr * 0.5 * (1 + math.cos(math.pi * (step - warmup) / (total - warmup)))
+    if settings.schedule == "step":
+        passed = sum(step >= milestone * steps_per_epoch for milestone in settings.milestones or ())
+        return settings.lr * settings.gamma**passed
+    return settings.lr
+
+
+def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Give every parameter group the learning rate `lr`."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr

@@ -1,0 +1,267 @@
+"""Trainings on disk, addressed by what decides their weights.
+
+    <runs_dir>/trainings/<hash>/training.json            identity, configuration, versions, status
+                               /epochs/0001.safetensors  weights after each epoch that is kept
+                               /last.pt, previous.pt     what a resume needs; gone once the training is done
+                               /train.jsonl              one line per epoch: loss, learning rate, seconds
+    <runs_dir>/.locks/<hash>.lock
+
+Every file appears whole or not at all, so a crash at any moment leaves a state from which the same command goes on. The order
+of an epoch is: weights, resume state, log line. One process writes (rank 0).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock, Timeout
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from qexp.base.console import complain, say
+from qexp.base.errors import UserError, nearest
+from qexp.base.files import write_atomic, write_text_atomic
+from qexp.engine.fit import FitState
+
+_MIB = 2**20
+# What torch.load says to a truncated, foreign or unreadable file.
+_UNREADABLE = (OSError, RuntimeError, EOFError, pickle.UnpicklingError, KeyError, TypeError, ValueError)
+
+
+class Training:
+    """One training's folder. Making the object touches nothing on disk."""
+
+    def __init__(self, folder: Path, lock_file: Path) -> None:
+        self.folder, self.lock_file, self.hash = folder, lock_file, folder.name
+        self._last, self._previous, self._log = folder / "last.pt", folder / "previous.pt", folder / "train.jsonl"
+
+    def begin(self, *, identity: Mapping[str, Any], config: Mapping[str, Any], versions: Mapping[str, str], epochs: int) -> None:
+        """Write `training.json` unless it is there; a resume keeps the first one's `created`."""
+        if not self.info:
+            created = datetime.now(UTC).isoformat(timespec="seconds")
+            about = {"hash": self.hash, "created": created, "status": "running", "epochs": epochs}
+            self._write_info({**about, "identity": identity, "config": config, "versions": versions})
+
+    @property
+    def info(self) -> dict[str, Any]:
+        """The content of `training.json`, empty where there is none."""
+        try:
+            return json.loads((self.folder / "training.json").read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return {}
+
+    def _write_info(self, info: Mapping[str, Any]) -> None:
+        write_text_atomic(self.folder / "training.json", json.dumps(info, indent=2, sort_keys=True) + "\n")
+
+    def save_epoch(self, state: FitState, log: Mapping[str, Any], *, keep: bool) -> None:
+        """Store an epoch: its weights if it is kept, the resume state, and a line of the log.
+
+        Args:
+            state: of the epoch that ended.
+            log: numbers of the epoch for `train.jsonl`; `epoch` is added.
+            keep: `TrajectorySettings.keeps(epoch, epochs)`.
+
+        Raises:
+            OSError: the disk is full, say; what was stored before is intact.
+        """
+        if keep:
+            weights = _separate(state.model)
+            write_atomic(self._epoch_file(state.epoch), lambda partial: save_file(weights, partial))
+        fresh = self.folder / "next.pt"
+        write_atomic(fresh, lambda partial: torch.save(state.as_dict(), partial))
+        if self._last.exists():
+            os.replace(self._last, self._previous)
+        os.replace(fresh, self._last)
+        lines = [line for line in self.log() if line["epoch"] < state.epoch] + [{"epoch": state.epoch, **log}]
+        write_text_atomic(self._log, "".join(json.dumps(line) + "\n" for line in lines))
+
+    def finish(self) -> None:
+        """Mark the training as done, and drop the resume states, which nothing needs any more."""
+        assert self._readable(self._epoch_file(self.info["epochs"])), "a training ends with its last epoch stored"
+        self._write_info({**self.info, "status": "done"})
+        for path in (self._last, self._previous):
+            path.unlink(missing_ok=True)
+
+    @property
+    def is_complete(self) -> bool:
+        """True if nothing is left to train and the last epoch's weights are there."""
+        info = self.info
+        return info.get("status") == "done" and self._readable(self._epoch_file(info["epochs"]))
+
+    def epochs(self) -> list[int]:
+        """Epochs whose weights are kept and whole, ascending."""
+        return sorted(int(path.stem) for path in self.folder.glob("epochs/*.safetensors") if self._readable(path))
+
+    def load_epoch(self, epoch: int) -> dict[str, Tensor]:
+        """The network's state dict after `epoch`, on the CPU; the resume state serves where an epoch is not kept.
+
+        Raises:
+            UserError: it is not stored.
+        """
+        path = self._epoch_file(epoch)
+        if self._readable(path):
+            return load_file(path)
+        for resume in (self._last, self._previous):
+            state = _load_state(resume)
+            if state is not None and state.epoch == epoch:
+                return state.model
+        stored = ", ".join(map(str, self.epochs())) or "none"
+        raise UserError("epoch", epoch, allowed=f"a stored epoch of training {self.hash}: {stored}")
+
+    def log(self) -> list[dict[str, Any]]:
+        """The lines of `train.jsonl`, one per epoch, ascending."""
+        if not self._log.exists():
+            return []
+        return [json.loads(line) for line in self._log.read_text(encoding="utf-8").splitlines()]
+
+    def resume_state(self) -> FitState | None:
+        """Where to go on: the last epoch's state, or the one before if that is damaged, or None for the beginning."""
+        for path in (self._last, self._previous):
+            state = _load_state(path)
+            if state is not None:
+                return state
+            if path.exists():
+                complain(f"{path} is damaged; going on from an earlier state")
+        return None
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the training alone; says so while it waits. The lock of a process that died is free."""
+        self.lock_file.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self.lock_file)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            say(f"Waiting for another process that works on training {self.hash}")
+            lock.acquire()
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def discard(self) -> None:
+        """Forget all that is stored, at one stroke: a half-removed training never looks like one."""
+        if self.folder.exists():
+            trash = self.lock_file.parent.parent / ".trash" / f"{self.hash}.{os.getpid()}.{time.time_ns()}"
+            trash.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(self.folder, trash)
+            shutil.rmtree(trash)
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes on disk."""
+        return sum(path.stat().st_size for path in self.folder.rglob("*") if path.is_file())
+
+    def _epoch_file(self, epoch: int) -> Path:
+        return self.folder / "epochs" / f"{epoch:04d}.safetensors"
+
+    @staticmethod
+    def _readable(path: Path) -> bool:
+        """True if the file is there and as long as its header says."""
+        try:
+            with safe_open(path, framework="pt"):
+                return True
+        except (FileNotFoundError, SafetensorError):
+            return False
+
+
+class TrajectoryStore:
+    """All trainings under one `runs_dir`."""
+
+    def __init__(self, runs_dir: Path | str) -> None:
+        self.runs_dir = Path(runs_dir)
+        self.root = self.runs_dir / "trainings"
+
+    def open(self, training_hash: str) -> Training:
+        """The training of that hash, stored or not."""
+        return Training(self.root / training_hash, self.runs_dir / ".locks" / f"{training_hash}.lock")
+
+    def find(self, prefix: str) -> Training:
+        """The stored training whose hash begins so.
+
+        Raises:
+            UserError: none or several do.
+        """
+        hashes = self._hashes()
+        found = [name for name in hashes if name.startswith(prefix)]
+        if len(found) != 1:
+            what = "the hash of a stored training" if not found else f"one of {', '.join(found)}"
+            raise UserError("training", prefix, allowed=what, remedy=nearest(prefix, hashes))
+        return self.open(found[0])
+
+    def list(self) -> list[dict[str, Any]]:
+        """One row per stored training, oldest first: hash, model, data, epochs_done, epochs, size_mib, created, status."""
+        rows = []
+        for name in self._hashes():
+            training = self.open(name)
+            info, log = training.info, training.log()
+            config = info.get("config", {})
+            rows.append(
+                {
+                    "hash": name,
+                    "model": config.get("model", {}).get("name", ""),
+                    "data": config.get("data", {}).get("name", ""),
+                    "epochs_done": log[-1]["epoch"] if log else 0,
+                    "epochs": info.get("epochs", 0),
+                    "size_mib": training.size_bytes / _MIB,
+                    "created": info.get("created", ""),
+                    "status": info.get("status", "damaged"),
+                }
+            )
+        return sorted(rows, key=lambda row: row["created"])
+
+    def remove(self, prefix: str) -> str:
+        """Delete a stored training; returns its hash.
+
+        Raises:
+            UserError: it is not there, or a process works on it.
+        """
+        training = self.find(prefix)
+        training.lock_file.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with FileLock(training.lock_file, timeout=0):
+                training.discard()
+        except Timeout:
+            raise UserError("training", training.hash, allowed="a training that no process works on") from None
+        return training.hash
+
+    def _hashes(self) -> list[str]:
+        return sorted(path.name for path in self.root.glob("[!.]*") if path.is_dir())
+
+
+def disk_bytes(weights_bytes: int, kept_epochs: int) -> int:
+    """What a training takes on disk at most: its kept epochs, and up to three resume states of weights and momentum."""
+    return weights_bytes * kept_epochs + 3 * 2 * weights_bytes
+
+
+def _load_state(path: Path) -> FitState | None:
+    """The resume state in a file, or None where it is missing or damaged."""
+    try:
+        return FitState(**torch.load(path, map_location="cpu", weights_only=True))
+    except _UNREADABLE:
+        return None
+
+
+def _separate(state: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Contiguous CPU tensors that share no storage, as safetensors wants them."""
+    seen: set[int] = set()
+    result = {}
+    for name, value in state.items():
+        if not isinstance(value, Tensor):
+            raise UserError("model", name, allowed="a network whose state dict holds tensors only")
+        tensor = value.detach().cpu().contiguous()
+        storage = tensor.untyped_storage().data_ptr()
+        result[name] = tensor.clone() if storage in seen else tensor
+        seen.add(storage)
+    return result

@@ -1,0 +1,118 @@
+"""From settings to a network: the CIFAR ResNets, torchvision's classification networks, or a researcher's own."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from qexp.base.console import say
+from qexp.base.errors import UserError
+from qexp.models.cifar_resnet import CifarResNet
+from qexp.models.custom import build_custom
+from qexp.models.outputs import main_output
+from qexp.models.settings import ModelSettings
+from qexp.models.weights import load_weights
+from qexp.models.zoo import build_torchvision, torchvision_names
+
+NETWORKS: dict[str, Callable[..., nn.Module]] = {
+    "resnet20": partial(CifarResNet, 20),
+    "resnet32": partial(CifarResNet, 32),
+    "resnet44": partial(CifarResNet, 44),
+    "resnet56": partial(CifarResNet, 56),
+    "resnet110": partial(CifarResNet, 110),
+}
+
+
+def model_names() -> list[str]:
+    """Every value of `model.name`: own networks, `custom`, torchvision's."""
+    return [*NETWORKS, "custom", *torchvision_names()]
+
+
+def build_model(settings: ModelSettings, *, num_classes: int, image_shape: tuple[int, int, int], seed: int) -> nn.Module:
+    """Build the network, on the CPU, in training mode; load `settings.weights` if given, and say what did not fit.
+
+    The initialization is a function of `seed`; torch's global generators are left as they were.
+
+    Args:
+        settings: name, factory, weights.
+        num_classes: of the data; `settings.num_classes` goes before it.
+        image_shape: (C, H, W) of the images that it must accept.
+        seed: of the initialization.
+
+    Raises:
+        UserError: unknown name, a factory or weights that do not fit, images that the network does not take, and logits that are
+            not [N, num_classes].
+    """
+    name, outputs = settings.name, settings.num_classes or num_classes
+    check_name(name)
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would also seed the accelerators, which are not forked here
+        if name == "custom":
+            assert settings.factory is not None
+            model = build_custom(settings.factory, num_classes=outputs, in_channels=image_shape[0])
+        elif name in NETWORKS:
+            model = NETWORKS[name](num_classes=outputs, in_channels=image_shape[0])
+        else:
+            pretrained = settings.weights == "DEFAULT"
+            model = build_torchvision(name, num_classes=outputs, image_shape=image_shape, pretrained=pretrained)
+        _check_forward(model, settings, outputs, image_shape)
+    if settings.weights == "DEFAULT":
+        if name in NETWORKS or name == "custom":
+            raise UserError(
+                "model.weights", "DEFAULT", allowed="a file", remedy=f"Only torchvision's networks, not {name}, have it."
+            )
+    elif settings.weights is not None:
+        say(*load_weights(model, Path(settings.weights), key="model.weights"))
+    return model.train()
+
+
+def check_name(name: str) -> None:
+    """Raise the `UserError` that names the nearest networks and lists all, unless there is a network `name`."""
+    if name in NETWORKS or name == "custom":  # without torchvision, whose import takes seconds
+        return
+    names = model_names()
+    if name not in names:
+        close = difflib.get_close_matches(name, names, n=3, cutoff=0.6)
+        remedy = f"Nearest: {', '.join(close)}." if close else ""
+        raise UserError("model.name", name, allowed=_families(names), remedy=remedy)
+
+
+def _families(names: list[str]) -> str:
+    """All names, those with the same first letters folded into one: `vgg{11,11_bn,13}`."""
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        family = re.match("[a-z]+", name)
+        assert family is not None, name
+        groups.setdefault(family[0], []).append(name[family.end() :])
+    folded = (stem + ("{" + ",".join(ends) + "}" if len(ends) > 1 else ends[0]) for stem, ends in groups.items())
+    return "one of " + " ".join(folded)
+
+
+def _check_forward(model: nn.Module, settings: ModelSettings, num_classes: int, image_shape: tuple[int, int, int]) -> None:
+    """Run two black images once: shows what the network does not take, and gives lazy modules their shapes."""
+    shape = " x ".join(str(size) for size in image_shape)
+    key, value = ("model.factory", settings.factory) if settings.name == "custom" else ("model", settings.name)
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        with torch.no_grad():
+            output = model(torch.zeros(2, *image_shape))
+    except Exception as error:  # whatever a network raises on images that it was not made for
+        reason = str(error).strip().splitlines()
+        remedy = f"It raised {type(error).__name__}: {reason[0] if reason else '(no message)'}"
+        raise UserError(
+            key, value, allowed=f"a network that takes images of {shape} (channels, height, width)", remedy=remedy
+        ) from error
+    finally:
+        for module, training in modes:
+            module.training = training
+    logits = main_output(output)
+    if logits.shape != (2, num_classes):
+        allowed = f"a network that returns [N, {num_classes}] for {num_classes} classes"
+        raise UserError(key, value, allowed=allowed, remedy=f"For 2 images it returned {list(logits.shape)}.")

@@ -1,0 +1,129 @@
+"""What the user reads while a sweep runs: the plan, what it will cost, each epoch, the table at the end."""
+
+from __future__ import annotations
+
+import time
+import traceback
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from qexp.base.console import complain, say
+from qexp.base.nouns import Record
+from qexp.engine.trajectory import TrajectoryStore
+from qexp.pipeline.prepare import Prepared
+from qexp.policy.table import format_plan
+from qexp.reporting.report import write_report
+from qexp.schema import Config, training_identity
+from qexp.tracking import environment
+
+
+def plan(prepared: Sequence[Prepared], *, num_jobs: int) -> None:
+    """Print what will run: jobs, trainings, variants, and which tensor is quantized how."""
+    num_variants = sum(len(one.variants) - 1 for one in prepared)
+    train = [one for one in prepared if one.config.checkpoint is None]
+    stored = sum(_is_stored(one) for one in train)
+    say(f"{_count(num_jobs, 'job')}: {_count(len(train), 'training')} ({stored} stored), {_count(num_variants, 'quantized variant')}")
+    for one in prepared:
+        shown: dict[str, str] = {}
+        for note in one.notes:
+            say(f"note: {note}")
+        for variant in one.variants[1:]:
+            text = format_plan(variant.plan)
+            header, _, body = text.partition("\n")
+            same = shown.get(_without_bits(body))
+            shown.setdefault(_without_bits(body), variant.label)
+            say(f"[{variant.label}] {header}", *(["  same tensors as " + same] if same else body.splitlines()))
+            for note in variant.notes:
+                say(f"  note: {note}; listed once")
+
+
+def _without_bits(body: str) -> str:
+    """A plan's body with its numbers masked, so that plans that differ in width alone are printed once."""
+    return "".join("#" if char.isdigit() else char for char in body)
+
+
+def _is_stored(one: Prepared) -> bool:
+    return not one.config.fresh and TrajectoryStore(Path(one.config.runs_dir)).open(one.training).is_complete
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def estimate(prepared: Sequence[Prepared]) -> None:
+    """Print time and disk that the sweep would take, from a few measured steps."""
+    total_s, total_mib = 0.0, 0.0
+    for one in prepared:
+        seconds, mib = _cost(one)
+        total_s, total_mib = total_s + seconds, total_mib + mib
+        say(f"{one.training}: about {seconds / 60:.1f} min and {mib:.1f} MiB here")
+    say(f"in all: {_count(len(prepared), 'training')}, about {total_s / 60:.1f} min and {total_mib:.1f} MiB; nothing was started (plan_only)")
+
+
+def _cost(one: Prepared) -> tuple[float, float]:
+    """Seconds and MiB of one merged job: measured seconds per image, times images and epochs."""
+    config, bundle = one.config, one.bundle
+    model = one.network()
+    channels, height, width = bundle.image_shape
+    images = torch.randn(min(32, config.train.batch_size), channels, height, width)
+
+    def step(train: bool) -> float:
+        model.train(train)
+        begin = time.perf_counter()
+        with torch.set_grad_enabled(train):
+            output = model(images)
+            main = output if isinstance(output, torch.Tensor) else output[0]
+            if train:
+                main.sum().backward()
+        return (time.perf_counter() - begin) / len(images)
+
+    train_s, eval_s = (min(step(train) for _ in range(4)) for train in (True, False))
+    num_eval = config.evaluate.num_images or bundle.split_sizes[config.evaluate.split]
+    state_mib = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values()) / 2**20
+    if config.checkpoint is not None:
+        return eval_s * num_eval * len(one.variants), 0.0
+    epochs = config.train.epochs
+    kept = sum(config.trajectory.keeps(epoch, epochs) for epoch in range(1, epochs + 1))
+    num_train = 0 if _is_stored(one) else bundle.split_sizes["train"]
+    return epochs * (train_s * num_train + eval_s * num_eval * len(one.variants)), state_mib * (kept + 4)
+
+
+def training_facts(one: Prepared) -> dict[str, Any]:
+    """What the store writes beside a training: enough to list it and to run it again."""
+    identity = {**training_identity(one.config), "data_hash": one.bundle.fingerprint, "split_sizes": one.bundle.split_sizes}
+    return {
+        "identity": identity,
+        "config": asdict(one.config),
+        "versions": environment.versions(),
+        "epochs": one.config.train.epochs,
+    }
+
+
+def epoch(records: Sequence[Record]) -> None:
+    """One line per epoch: Prec@1 of the float network and of every copy."""
+    parts = [f"{record.variant} {record.prec1:.2f}{' !' if record.alarms else ''}" for record in records]
+    say(f"  epoch {records[0].epoch}  Prec@1  " + "  ".join(parts))
+    for record in records:
+        for alarm in record.alarms:
+            say(f"  ! {record.variant}: {alarm}")
+
+
+def failure(one: Prepared, error: Exception) -> None:
+    """Say which training failed and why; the traceback goes to a file beside it."""
+    path = one.folder / "traceback.txt"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(traceback.format_exception(error)))
+    complain(f"qexp: training {one.training} failed: {type(error).__name__}: {error}", f"  traceback: {path}")
+
+
+def report(config: Config) -> None:
+    """Write tables and figures, print the table, and say where everything is."""
+    written = write_report(config.name, runs_dir=Path(config.runs_dir), results_dir=Path(config.results_dir))
+    say("", written.table, "", f"tables and figures: {written.folder}/")
+    if config.tracking.enabled:
+        uri = config.tracking.uri or f"sqlite:///{(Path(config.runs_dir) / 'mlflow.db').resolve()}"
+        say(f"MLflow UI: make ui   (or: mlflow ui --host 127.0.0.1 --backend-store-uri {uri})")

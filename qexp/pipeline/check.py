@@ -1,0 +1,128 @@
+"""All jobs of a sweep, validated before the first of them starts; torch-free.
+
+`check` turns composed values into `Config`s and reports every mistake of every job together; `group` puts the jobs that share
+a training side by side. What needs the data or the network (a policy that matches nothing, a corrupt image) is found by
+`qexp.pipeline.prepare`, also before anything runs.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from qexp.base.errors import UserError, UserErrors, nearest
+from qexp.schema import Config, all_keys, group_key, unknown_key, validate
+
+GROUP_KEYS = ("experiment",)  # groups without settings of their own
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """Where the jobs come from: recorded with every run.
+
+    Args:
+        sweep: id, the time it began and a few random digits. command: as typed. verb: `train` or `evaluate`.
+    """
+
+    sweep: str
+    command: str
+    verb: str
+
+
+def check_arguments(arguments: Sequence[str]) -> None:
+    """Raise for overrides whose key no setting has, before Hydra sees them.
+
+    Hydra itself accepts `+quant.bit=4` (it even suggests it) and would then hand on a value that nobody reads.
+    """
+    known = [*all_keys(), *GROUP_KEYS]
+    errors = []
+    for argument in arguments:
+        match = re.match(r"^(?:\+\+|\+|~)?([A-Za-z_][\w./@-]*)(?:=|$)", argument)
+        if match is None or argument.startswith("-"):
+            continue
+        key = match[1].split("@")[0]
+        if key.split(".")[0].split("/")[0] == "hydra" or key in known or _inside_list(key):
+            continue
+        errors.append(unknown_key(key))
+    if errors:
+        raise UserErrors(errors)
+
+
+def _inside_list(key: str) -> bool:
+    """True for an element of a list-valued setting, `policy.rules.0.bits`."""
+    return re.match(r"^[\w.]+\.\d+(\.|$)", key) is not None
+
+
+def check(jobs: Sequence[Mapping[str, Any]], verb: str) -> list[Config]:
+    """Validate every job; raise one `UserErrors` for all mistakes of all jobs.
+
+    Args:
+        jobs: resolved values, one mapping per job. verb: `train` or `evaluate`.
+    """
+    configs, errors = [], []
+    for number, values in enumerate(jobs):
+        try:
+            config = validate(values)
+            _check_verb(config, verb)
+            configs.append(config)
+        except UserErrors as found:
+            errors += [(number, str(error)) for error in found.errors]
+        except UserError as found:
+            errors.append((number, str(found)))
+    if errors:
+        raise UserErrors([ValueError(text) for text in _merge(errors, len(jobs))])
+    return configs
+
+
+def _check_verb(config: Config, verb: str) -> None:
+    if verb == "evaluate":
+        if config.checkpoint is None:
+            raise UserError("checkpoint", None, allowed="a state-dict file", remedy="qexp.evaluate needs checkpoint=FILE.")
+        if not Path(config.checkpoint).is_file():
+            raise UserError("checkpoint", config.checkpoint, allowed="a file that exists")
+    elif config.checkpoint is not None:
+        raise UserError("checkpoint", config.checkpoint, allowed="null in qexp.train", remedy="To start from it: model.weights=FILE.")
+    for key, text in (("data.root", config.data.root), ("model.weights", config.model.weights)):
+        if text is not None and text != "DEFAULT" and not config.data.download and not Path(text).expanduser().exists():
+            raise UserError(key, text, allowed="a path that exists")
+
+
+def _merge(errors: Sequence[tuple[int, str]], num_jobs: int) -> list[str]:
+    """One line per distinct mistake, with the jobs that make it."""
+    jobs_of: dict[str, list[int]] = {}
+    for number, text in errors:
+        jobs_of.setdefault(text, []).append(number)
+    lines = []
+    for text, numbers in jobs_of.items():
+        if num_jobs == 1 or len(numbers) == num_jobs:
+            lines.append(text)
+        else:
+            lines.append(f"{text} (job {', '.join(f'#{number}' for number in numbers)} of {num_jobs})")
+    return lines
+
+
+def group(configs: Sequence[Config]) -> list[list[int]]:
+    """Positions of the jobs, those that share a training together, in order of first appearance."""
+    groups: dict[str, list[int]] = {}
+    for position, config in enumerate(configs):
+        groups.setdefault(group_key(config), []).append(position)
+    return list(groups.values())
+
+
+def hydra_error(error: Exception) -> UserError:
+    """Say one of Hydra's or OmegaConf's errors in our form."""
+    text = str(error)
+    missing = re.search(r"Could not (?:find|load) '([\w/]+)/([^/']+)'", text)
+    if missing:
+        folder, name = missing.groups()
+        listed = re.search(r"Available options in '[^']*':\n((?:\s+\S+\n?)*)", text)
+        choices = listed[1].split() if listed else []
+        shown = ", ".join(choices) if len(choices) < 30 else f"one of {len(choices)} (python -m qexp.train --help lists them)"
+        return UserError(folder, name, allowed=shown or "an option of the group", remedy=nearest(name, choices))
+    cause = error.__cause__
+    lines = [line.strip() for line in f"{text}\n{cause if cause else ''}".splitlines() if line.strip()]
+    kept = [line for line in dict.fromkeys(lines) if not line.startswith(("To append to your config", "full_key:", "object_type="))]
+    return UserError("command line", "(not understood)", allowed="KEY=VALUE and -m", remedy=" ".join(kept))

@@ -1,0 +1,127 @@
+"""The way in: `python -m qexp.train` and `qexp.evaluate`, alone or under torchrun; torch-free until a job runs.
+
+Only rank 0 runs Hydra; the other ranks wait for resolved configurations. Hydra on every rank was tried and rejected: sweep
+folders diverge, and a rank that fails alone pairs its next collective with another job's, which gives wrong numbers in silence.
+
+Exit codes: 0 done, 1 some job failed, 2 bad input and nothing started.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+import time
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+
+from qexp.base.console import complain
+from qexp.base.errors import UserError, UserErrors
+from qexp.pipeline.check import Sweep, check_arguments, hydra_error
+
+_SWEEP: Sweep | None = None  # of this process; one command is one sweep
+
+
+class JobsFailed(RuntimeError):
+    """Some jobs of a sweep failed; each has said why."""
+
+
+def conf_dir() -> Path:
+    """The folder of YAML values: inside the installed package, or at the top of a checkout."""
+    package = Path(__file__).resolve().parents[1]
+    shipped = package / "conf"
+    return shipped if shipped.is_dir() else package.parent / "conf"
+
+
+def sweep() -> Sweep:
+    """The sweep this process runs."""
+    assert _SWEEP is not None
+    return _SWEEP
+
+
+def clean_arguments(arguments: Sequence[str]) -> list[str]:
+    """What Hydra shall see: without the rank that torch.distributed.launch adds, and with `-m` in front.
+
+    Overrides on both sides of `-m` fail in argparse, so it goes first.
+
+    >>> clean_arguments(["--local-rank=1", "bits=4,8", "-m", "seed=1"])
+    ['-m', 'bits=4,8', 'seed=1']
+    """
+    kept = [text for text in arguments if not text.startswith(("--local-rank", "--local_rank"))]
+    flags = [text for text in kept if text in ("-m", "--multirun")]
+    return flags[:1] + [text for text in kept if text not in ("-m", "--multirun")]
+
+
+def main(verb: str, config_name: str) -> int:
+    """Run one command line; returns the exit code."""
+    global _SWEEP
+    arguments = clean_arguments(sys.argv[1:])
+    stamp = f"{time.strftime('%Y-%m-%d_%H-%M-%S')}_{os.getpid()}"
+    command = shlex.join(["python", "-m", f"qexp.{verb}", *arguments])
+    _SWEEP = Sweep(sweep=stamp, command=command, verb=verb)
+    sys.argv[1:] = arguments
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return _guarded(config_name, arguments)
+    from qexp.pipeline import ranks
+
+    device = next((text.partition("=")[2] for text in arguments if text.startswith("device=")), "auto")
+    if int(os.environ["RANK"]) > 0:
+        return ranks.follow(device)
+    ranks.lead(device)
+    code = 1
+    try:
+        code = _guarded(config_name, arguments)
+    finally:
+        ranks.dismiss(code)
+    return code
+
+
+def _guarded(config_name: str, arguments: Sequence[str]) -> int:
+    """Run Hydra and say every error of the user's without a traceback."""
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises instead of printing and leaving with 1
+    try:
+        check_arguments(arguments)
+        _run_hydra(config_name)
+    except (UserErrors, UserError) as error:
+        complain("qexp: nothing was started.", *(f"  {line}" for line in str(error).splitlines()))
+        return 2
+    except (HydraException, OmegaConfBaseException) as error:
+        complain("qexp: nothing was started.", f"  {hydra_error(error)}")
+        return 2
+    except JobsFailed as error:
+        complain(f"qexp: {error}")
+        return 1
+    except KeyboardInterrupt:
+        complain("qexp: interrupted. The same command goes on where this one stopped.")
+        return 1
+    except Exception:
+        traceback.print_exc()
+        return 1
+    return 0
+
+
+def _run_hydra(config_name: str) -> None:
+    import hydra
+
+    @hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=config_name)
+    def task(values) -> None:  # noqa: ANN001
+        run_task(values)
+
+    task()
+
+
+def run_task(values) -> None:  # noqa: ANN001
+    """Hydra's task: one job, or a merged one whose `jobs` the launcher filled in."""
+    from omegaconf import OmegaConf
+
+    from qexp.pipeline import story
+
+    resolved = OmegaConf.to_container(values, resolve=True, throw_on_missing=True)
+    if "jobs" in resolved:
+        story.run_group(resolved["jobs"], sweep())
+    else:
+        story.run_sweep([resolved], sweep(), launch=lambda positions: story.run_group([resolved], sweep()))

@@ -1,0 +1,134 @@
+"""Every variant of one epoch, scored: quantize into a shadow, evaluate, compare with the float network, look for alarms."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from qexp.base import dist
+from qexp.base.nouns import Batch
+from qexp.engine.evaluate import Evaluation, evaluate
+from qexp.engine.probe import check_in_use
+from qexp.nn.shadow import Shadow
+from qexp.pipeline.prepare import Prepared
+from qexp.pipeline.variants import Variant
+
+
+@dataclass(frozen=True)
+class Scored:
+    """One variant of one epoch: its evaluation and what is suspicious about it."""
+
+    variant: Variant
+    evaluation: Evaluation
+    alarms: tuple[str, ...]
+
+
+class Evaluator:
+    """Scores variants of states of one network.
+
+    One shadow per graph structure is allocated once and overwritten in place. A set in memory takes one pass per variant; a streamed set
+    is decoded once for as many shadows as the memory budget allows.
+
+    Args:
+        prepared: the merged job. device: where the copies run.
+    """
+
+    def __init__(self, prepared: Prepared, device: torch.device) -> None:
+        self.prepared, self.device = prepared, device
+        self.settings = prepared.config.evaluate
+        self.channels_last = prepared.config.train.channels_last
+        self._prototype = prepared.network().to(device)
+        self._shadows: dict[tuple[bool, str], list[Shadow]] = {}
+        self._probed: dict[str, tuple[str, ...]] = {}
+
+    def score(self, state: Mapping[str, Tensor], wanted: Sequence[Variant]) -> list[Scored]:
+        """Evaluate the float network and the wanted variants of one state dict; the float network comes first."""
+        float_variant = self.prepared.variants[0]
+        variants = [float_variant, *(variant for variant in wanted if not variant.is_float)]
+        reference: Tensor | str = float_variant.key
+        evaluations: dict[str, Evaluation] = {}
+        for chunk in self._chunks(variants):
+            models = self._load(state, chunk)
+            with_float = float_variant in chunk
+            found = evaluate(
+                models, self._batches(), class_count=self.prepared.num_classes, reference=reference, keep_logits=with_float
+            )
+            if with_float:
+                reference = found[float_variant.key].logits
+            for variant in chunk:
+                self._probe(variant, models[variant.key], state)
+            evaluations |= found
+        return [Scored(v, evaluations[v.key], self._alarms(v, variants, evaluations)) for v in variants]
+
+    def _batches(self) -> Iterator[Batch]:
+        return self.prepared.bundle.eval_batches(
+            self.settings.split,
+            batch_size=self.settings.batch_size,
+            device=self.device,
+            num_images=self.settings.num_images,
+            rank=dist.rank(),
+            world_size=dist.world_size(),
+        )
+
+    def _chunks(self, variants: Sequence[Variant]) -> Iterator[Sequence[Variant]]:
+        size = 1
+        if self.prepared.bundle.streamed:
+            num_bytes = sum(tensor.numel() * tensor.element_size() for tensor in self._prototype.state_dict().values())
+            size = max(1, self.settings.memory_mib * 2**20 // max(1, num_bytes))
+        for start in range(0, len(variants), size):
+            yield variants[start : start + size]
+
+    def _load(self, state: Mapping[str, Tensor], chunk: Sequence[Variant]) -> dict[str, nn.Module]:
+        """Overwrite one shadow per variant of the chunk with its quantized copy of `state`."""
+        used: dict[tuple[bool, str], int] = {}
+        models = {}
+        for variant in chunk:
+            pool = self._shadows.setdefault(variant.structure, [])
+            number = used.get(variant.structure, 0)
+            if number == len(pool):
+                half, input_quant = variant.structure
+                pool.append(Shadow(self._prototype, half=half, input_quant=input_quant, channels_last=self.channels_last))
+            pool[number].load(state, variant.plan)
+            models[variant.key] = pool[number].module
+            used[variant.structure] = number + 1
+        return models
+
+    def _probe(self, variant: Variant, copy: nn.Module, state: Mapping[str, Tensor]) -> None:
+        """Once per variant: is every quantized tensor that the float network's output depends on also used by the copy?
+
+        The published numbers this project began with seem to come from a copy that was never executed.
+        """
+        if variant.key in self._probed or variant.is_float:
+            return
+        self._prototype.load_state_dict(state)
+        self._prototype.eval()
+        images = next(iter(self._probe_batches())).images[:4]
+        unused = check_in_use(self._prototype, copy, list(variant.plan.quantized), images)
+        alarm = f"weights not in use: {', '.join(unused[:3])}{' ...' if len(unused) > 3 else ''}" if unused else ""
+        self._probed[variant.key] = (alarm,) if alarm else ()
+
+    def _probe_batches(self) -> Iterator[Batch]:
+        return self.prepared.bundle.eval_batches(self.settings.split, batch_size=4, device=self.device, num_images=4)
+
+    def _alarms(
+        self, variant: Variant, variants: Sequence[Variant], evaluations: Mapping[str, Evaluation]
+    ) -> tuple[str, ...]:
+        alarms = list(self._probed.get(variant.key, ()))
+        mine = evaluations[variant.key]
+        if not mine.metrics.finite:
+            alarms.append("non-finite logits")
+        if variant.config.mode == "int" and not variant.is_float:
+            same = [
+                other.label
+                for other in variants
+                if other.config.mode == "int"
+                and not other.is_float
+                and other.bits != variant.bits
+                and evaluations[other.key].digest == mine.digest
+            ]
+            if same:
+                alarms.append(f"bitwise the logits of {', '.join(same)}: no effect of the bit width")
+        return tuple(alarms)

@@ -1,0 +1,182 @@
+"""What was measured, written down: per training (any experiment reuses it) and per experiment (its journal, which MLflow and reports follow).
+
+`<training folder>/variants/<key>.jsonl` holds every evaluation of a variant of that training. The experiment's journal at
+`<runs_dir>/journal/<name>.jsonl` says which of them belong to the experiment. Both are appended to and fsynced before a number is shown.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, fields, replace
+from pathlib import Path
+from typing import Any
+
+from qexp.base import dist
+from qexp.base.files import canonical_json
+from qexp.base.nouns import Record
+from qexp.engine import predictions
+from qexp.pipeline.check import Sweep
+from qexp.pipeline.evaluator import Scored
+from qexp.pipeline.prepare import Prepared
+from qexp.pipeline.variants import Variant
+from qexp.policy.table import plan_rows
+from qexp.schema import training_identity
+from qexp.tracking import environment, rows
+from qexp.tracking.journal import Journal
+
+
+class Ledger:
+    """The books of one merged job; on rank 0 only.
+
+    Args:
+        prepared: the merged job. sweep: where it comes from. device: what it runs on, for the record.
+    """
+
+    def __init__(self, prepared: Prepared, sweep: Sweep, device: str) -> None:
+        self.prepared, self.sweep, self.device = prepared, sweep, device
+        config = prepared.config
+        self.journal = Journal(Path(config.runs_dir) / "journal" / f"{config.name}.jsonl")
+        self.versions = environment.versions()
+        self._git = environment.git_revision()
+        self._folder = prepared.folder / "variants"
+        self._stored: dict[str, dict[int, dict[str, Any]]] = {}
+        for variant in prepared.variants:
+            found = Journal(self._folder / f"{variant.key}.jsonl").rows()
+            self._stored[variant.key] = {row["epoch"]: row for row in found}
+
+    def begin(self) -> None:
+        """Open the runs in the journal, and bring in what is already known of them."""
+        began = rows.sweep_row(
+            self.sweep.sweep, command=self.sweep.command, versions=self.versions, host=environment.host(), git=self._git
+        )
+        self.journal.append([began, *(self._run_row(variant) for variant in self.prepared.variants)])
+        written = {(row["run"], row["epoch"]) for row in self.journal.rows() if row["kind"] == "record"}
+        known = [
+            rows.record_row(self._known(variant, row))
+            for variant in self.prepared.variants
+            for epoch, row in self._stored[variant.key].items()
+            if (self._run_key(variant), epoch) not in written
+        ]
+        self.journal.append(known)
+
+    def missing(self, epoch: int) -> list[Variant]:
+        """Variants without a number for this epoch; the float network counts as one."""
+        return [variant for variant in self.prepared.variants if epoch not in self._stored[variant.key]]
+
+    def num_reused(self) -> int:
+        """Evaluations that were already on disk when the job began."""
+        return sum(len(found) for found in self._stored.values())
+
+    def write(self, epoch: int, scored: Sequence[Scored], *, last: bool) -> list[Record]:
+        """Record what was measured after `epoch`; returns the records, the float network's first."""
+        float_prec1 = scored[0].evaluation.metrics.prec1
+        missing = {variant.key for variant in self.missing(epoch)}
+        records, journal_rows = [], []
+        for item in scored:
+            record = self._record(epoch, item, float_prec1)
+            if item.variant.key in missing:
+                record = self._keep_predictions(record, item, last=last)
+                row = {**asdict(record), "digest": item.evaluation.digest}
+                Journal(self._folder / f"{item.variant.key}.jsonl").append([row])
+                self._stored[item.variant.key][epoch] = row
+                journal_rows.append(rows.record_row(record))
+            records.append(record)
+        self.journal.append(journal_rows)
+        return records
+
+    def training_metrics(self, epoch: int, values: dict[str, float]) -> None:
+        """Write down the training's own curve."""
+        self.journal.append([rows.metrics_row(self._run_key(self.prepared.variants[0]), step=epoch, values=values)])
+
+    def end(self, status: str) -> None:
+        """Close the runs: FINISHED, FAILED or KILLED."""
+        self.journal.append([rows.end_row(self._run_key(variant), status) for variant in self.prepared.variants])
+
+    def _record(self, epoch: int, item: Scored, float_prec1: float) -> Record:
+        variant, metrics = item.variant, item.evaluation.metrics
+        config, is_float = variant.config, variant.is_float
+        return Record(
+            experiment=config.name,
+            training=self.prepared.training,
+            variant=variant.label,
+            variant_key=variant.key,
+            bits=variant.bits,
+            mode="fp32" if is_float else config.mode,
+            policy="" if is_float else config.policy.name,
+            quant="" if is_float else "half" if config.mode == "half" else config.quant.name,
+            granularity="" if is_float or config.mode == "half" else config.quant.weight.granularity,
+            input_quant="none" if is_float else config.quant.input,
+            seed=config.seed,
+            epoch=epoch,
+            prec1=metrics.prec1,
+            prec5=metrics.prec5,
+            loss=metrics.loss,
+            delta_prec1=metrics.prec1 - float_prec1,
+            n=metrics.n,
+            kl=None if is_float else metrics.kl,
+            logit_sqnr_db=None if is_float else metrics.logit_sqnr_db,
+            size_bytes=variant.size_bytes,
+            split=config.evaluate.split,
+            plan_hash=variant.plan.hash,
+            data_hash=self.prepared.bundle.fingerprint,
+            alarms=item.alarms,
+            world_size=dist.world_size(),
+            device=self.device,
+            time_ms=int(time.time() * 1000),
+            versions=self.versions,
+        )
+
+    def _keep_predictions(self, record: Record, item: Scored, *, last: bool) -> Record:
+        keep = self.prepared.config.evaluate.keep
+        if keep == "none" or (keep == "last" and not last):
+            return record
+        relative = Path("predictions") / record.variant_key / f"{record.epoch:04d}.safetensors"
+        predictions.save(self.prepared.folder / relative, item.evaluation.predictions)
+        return replace(record, predictions=str(relative))
+
+    def _run_key(self, variant: Variant) -> str:
+        return rows.run_key(self.prepared.training, None if variant.is_float else variant.key)
+
+    def _known(self, variant: Variant, row: dict[str, Any]) -> Record:
+        """A stored evaluation as a record of this experiment."""
+        names = {item.name for item in fields(Record)}
+        kept = {key: value for key, value in row.items() if key in names}
+        own = {"experiment": self.prepared.config.name, "variant": variant.label, "alarms": tuple(row["alarms"]), "reused": True}
+        return Record(**{**kept, **own})
+
+    def _run_row(self, variant: Variant) -> dict[str, Any]:
+        config = variant.config
+        parent = None if variant.is_float else self.prepared.training
+        name = f"{config.model.name} {self.prepared.training[:6]}" if variant.is_float else variant.label
+        params = rows.flatten(training_identity(config))
+        if not variant.is_float:
+            dials = {"bits": variant.bits, "mode": config.mode, "policy": asdict(config.policy), "quant": asdict(config.quant)}
+            params |= rows.flatten(dials)
+        params |= rows.flatten({"evaluate": asdict(config.evaluate)})
+        tags = {
+            "qexp.sweep": self.sweep.sweep,
+            "qexp.command": self.sweep.command,
+            "qexp.training": self.prepared.training,
+            "qexp.data_hash": self.prepared.bundle.fingerprint,
+            "qexp.plan_hash": variant.plan.hash,
+            "qexp.device": self.device,
+            "qexp.world_size": str(dist.world_size()),
+            "qexp.host": environment.host(),
+            "qexp.cpu": environment.cpu_model(),
+            "qexp.git": self._git or "none",
+            **{f"qexp.version.{name}": text for name, text in self.versions.items()},
+        }
+        artifacts = {"config.json": canonical_json(asdict(config))}
+        if not variant.is_float:
+            artifacts["plan.json"] = canonical_json(plan_rows(variant.plan))
+        epochs = config.train.epochs if config.checkpoint is None else None
+        return rows.run_row(
+            self._run_key(variant),
+            parent=parent,
+            name=name,
+            params=params,
+            tags=tags,
+            artifacts=artifacts,
+            planned_epochs=epochs,
+        )

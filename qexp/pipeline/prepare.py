@@ -1,0 +1,139 @@
+"""What a merged job needs before it runs: data, network, plans, and the place of its training in the store.
+
+Everything that can be wrong with a job once it has passed `check` is found here, for all jobs of a sweep before the first
+starts: a missing data set, a corrupt image, a checkpoint that does not fit, a policy rule that matches nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from qexp.base.errors import UserError, UserErrors
+from qexp.base.files import hash_file, hash_json
+from qexp.base.nouns import TensorInfo
+from qexp.data.load import load_data
+from qexp.models.build import build_model
+from qexp.models.weights import load_weights
+from qexp.nn.inventory import inventory
+from qexp.pipeline.variants import Variant, make_variants
+from qexp.schema import Config, training_hash
+
+if TYPE_CHECKING:
+    from qexp.data.bundle import DataBundle
+
+_BUNDLES: dict[str, "DataBundle"] = {}  # by hash of the data settings
+_PREPARED: dict[str, "Prepared"] = {}  # by hash of the jobs
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A merged job, ready to run.
+
+    Args:
+        config: of the first job; what trains is the same in all. variants: distinct ways to quantize, as asked for.
+        tensors: the inventory of the network. training: hash of the training, or of the checkpoint.
+        notes: what loading weights has to say.
+    """
+
+    config: Config
+    variants: tuple[Variant, ...]
+    tensors: tuple[TensorInfo, ...]
+    training: str
+    notes: tuple[str, ...] = ()
+
+    @property
+    def bundle(self) -> DataBundle:
+        """The data."""
+        return data_of(self.config)
+
+    @property
+    def num_classes(self) -> int:
+        """Width of the logits."""
+        return self.config.model.num_classes or self.bundle.num_classes
+
+    @property
+    def folder(self) -> Path:
+        """Where this training (or checkpoint) keeps what it knows."""
+        kind = "trainings" if self.config.checkpoint is None else "checkpoints"
+        return Path(self.config.runs_dir) / kind / self.training
+
+    def network(self) -> torch.nn.Module:
+        """The network as training begins, or with the checkpoint's weights; on the CPU."""
+        return _network(self.config, self.bundle)[0]
+
+
+def data_of(config: Config) -> DataBundle:
+    """The data set of a job, loaded once for all jobs that share it; the two last used stay in memory."""
+    key = hash_json(asdict(config.data))
+    if key not in _BUNDLES:
+        while len(_BUNDLES) >= 2:
+            del _BUNDLES[next(iter(_BUNDLES))]
+        _BUNDLES[key] = load_data(config.data)
+    return _BUNDLES[key]
+
+
+def _network(config: Config, bundle: DataBundle) -> tuple[torch.nn.Module, list[str]]:
+    num_classes = config.model.num_classes or bundle.num_classes
+    if num_classes < bundle.num_classes:
+        raise UserError("model.num_classes", num_classes, allowed=f"at least the data set's {bundle.num_classes}")
+    model = build_model(config.model, num_classes=num_classes, image_shape=bundle.image_shape, seed=config.seed)
+    notes = []
+    for key, path in (("model.weights", config.model.weights), ("checkpoint", config.checkpoint)):
+        if path is not None and path != "DEFAULT":
+            notes += load_weights(model, path, key=key)
+    return model, notes
+
+
+def prepare(configs: Sequence[Config]) -> Prepared:
+    """Load, build and plan one merged job; the same jobs again are answered from memory."""
+    key = hash_json([asdict(config) for config in configs])
+    if key not in _PREPARED:
+        config = configs[0]
+        bundle = data_of(config)
+        _check_evaluation(config, bundle)
+        model, notes = _network(config, bundle)
+        channels, height, width = bundle.image_shape
+        tensors = inventory(model, torch.zeros(2, channels, height, width))
+        variants = make_variants(configs, tensors)
+        _PREPARED[key] = Prepared(config, variants, tensors, _identity(config, bundle), tuple(notes))
+    return _PREPARED[key]
+
+
+def prepare_all(groups: Sequence[Sequence[Config]]) -> list[Prepared]:
+    """`prepare` for every group; raises one `UserErrors` for all that is wrong with any."""
+    prepared, errors = [], []
+    for configs in groups:
+        try:
+            prepared.append(prepare(configs))
+        except UserErrors as error:
+            errors += error.errors
+        except UserError as error:
+            errors.append(error)
+    if errors:
+        raise UserErrors({str(error): error for error in errors}.values())
+    return prepared
+
+
+def _identity(config: Config, bundle: DataBundle) -> str:
+    weights = config.model.weights
+    weights_hash = hash_file(Path(weights)) if weights not in (None, "DEFAULT") else None
+    if config.checkpoint is None:
+        return training_hash(config, bundle.fingerprint, weights_hash)
+    model = {key: value for key, value in asdict(config.model).items() if key != "weights"}
+    subject = {"checkpoint": hash_file(Path(config.checkpoint)), "model": model, "data": bundle.fingerprint}
+    return hash_json(subject)
+
+
+def _check_evaluation(config: Config, bundle: DataBundle) -> None:
+    size = bundle.split_sizes.get(config.evaluate.split, 0)
+    if size == 0:
+        remedy = f"Set data.num_{config.evaluate.split}=N." if config.evaluate.split in ("calib", "select") else ""
+        raise UserError("evaluate.split", config.evaluate.split, allowed="a split that holds images", remedy=remedy)
+    wanted = config.evaluate.num_images
+    if wanted is not None and wanted > size:
+        raise UserError("evaluate.num_images", wanted, allowed=f"at most {size}, the size of the {config.evaluate.split} split")

@@ -1,0 +1,95 @@
+"""Several processes, one story: rank 0 leads, the others follow.
+
+The leader composes and validates jobs alone; for every merged job it sends the resolved values through the process group's
+store, and all ranks run it together. The outcome is agreed before the next job, so a rank that failed alone can never pair its
+next collective with another job's.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from qexp.base import dist
+from qexp.base.console import complain
+from qexp.pipeline.check import Sweep
+
+_CHANNEL: dist.ControlChannel | None = None
+_NUMBER = 0  # of the last job sent or received
+
+
+class RankFailed(RuntimeError):
+    """A rank failed in a job; the group cannot be used again."""
+
+
+def lead(device: str) -> None:
+    """Join the process group as rank 0."""
+    _join(device)
+
+
+def _join(device: str) -> dist.ControlChannel:
+    global _CHANNEL
+    import torch
+
+    wants_gpu = device.startswith("cuda") or (device == "auto" and torch.cuda.is_available())
+    group = dist.init_from_env("cuda" if wants_gpu else "cpu")
+    _CHANNEL = dist.ControlChannel(group.control, group.rank, group.world_size)
+    return _CHANNEL
+
+
+def together(values: Sequence[dict[str, Any]], sweep: Sweep, run: Callable[[], None]) -> None:
+    """Leader: send the job to the followers, run it, and raise unless every rank succeeded."""
+    global _NUMBER
+    if _CHANNEL is None:
+        run()
+        return
+    _NUMBER += 1
+    _CHANNEL.send(_NUMBER, json.dumps({"jobs": list(values), "sweep": asdict(sweep)}))
+    _run_and_agree(_CHANNEL, _NUMBER, run)
+
+
+def _run_and_agree(channel: dist.ControlChannel, number: int, run: Callable[[], None]) -> None:
+    message = ""
+    try:
+        run()
+    except Exception as error:
+        message = f"{type(error).__name__}: {error}"
+        traceback.print_exc()
+    outcomes = channel.agree(number, not message, message)
+    failed = [f"rank {rank}: {text}" for rank, text in enumerate(outcomes) if text]
+    if failed:
+        raise RankFailed("; ".join(failed))
+
+
+def dismiss(code: int) -> None:
+    """Leader: let the followers go, with this exit code."""
+    global _NUMBER
+    if _CHANNEL is not None:
+        _NUMBER += 1
+        _CHANNEL.send(_NUMBER, json.dumps({"exit": code}))
+
+
+def follow(device: str) -> int:
+    """Ranks above 0: run what the leader sends until it dismisses us; returns the exit code."""
+    from qexp.pipeline import story
+
+    channel = _join(device)
+    number = 0
+    while True:
+        number += 1
+        message = json.loads(channel.receive(number))
+        if "exit" in message:
+            return message["exit"]
+        sweep = Sweep(**message["sweep"])
+        try:
+            _run_and_agree(channel, number, lambda jobs=message["jobs"], sweep=sweep: story.run_group_here(jobs, sweep))
+        except RankFailed as error:
+            complain(f"qexp: {error}")
+            # The group may hold half a collective: destroying it could hang, so leave at once.
+            sys.stderr.flush()
+            os._exit(1)

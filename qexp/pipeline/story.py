@@ -1,0 +1,183 @@
+"""The story, top to bottom: check the jobs, prepare them, train once per group, evaluate every copy of every epoch, report.
+
+`run_sweep` leads; it hands each group of jobs that share a training to `launch`, which comes back to `run_group` on all ranks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from qexp.base import dist
+from qexp.base.console import is_main_process, say
+from qexp.base.errors import UserError
+from qexp.base.nouns import Record
+from qexp.engine.fit import EpochEnd, FitState, fit
+from qexp.engine.seed import seed_everything
+from qexp.engine.trajectory import Training, TrajectoryStore
+from qexp.pipeline import announce, ranks
+from qexp.pipeline.check import Sweep, check, group
+from qexp.pipeline.entry import JobsFailed
+from qexp.pipeline.evaluator import Evaluator
+from qexp.pipeline.ledger import Ledger
+from qexp.pipeline.prepare import Prepared, prepare, prepare_all
+from qexp.tracking.feed import MlflowFeed
+
+
+def run_sweep(jobs: Sequence[dict[str, Any]], sweep: Sweep, launch: Callable[[Sequence[int]], None]) -> None:
+    """Check and prepare all jobs, launch them group by group, and report.
+
+    Args:
+        jobs: resolved values, one mapping per job. launch: runs the jobs at these positions as one merged job.
+
+    Raises:
+        UserErrors: something is wrong with some job; nothing was started.
+        JobsFailed: some group failed; the others are done and reported.
+    """
+    configs = check(jobs, sweep.verb)
+    groups = group(configs)
+    prepared = prepare_all([[configs[position] for position in positions] for positions in groups])
+    announce.plan(prepared, num_jobs=len(configs))
+    if configs[0].plan_only:
+        announce.estimate(prepared)
+        return
+    failed = []
+    for positions, one in zip(groups, prepared, strict=True):
+        try:
+            launch(positions)
+        except ranks.RankFailed:
+            raise
+        except Exception as error:
+            announce.failure(one, error)
+            failed.append(one)
+    for name in dict.fromkeys(config.name for config in configs):
+        announce.report(next(config for config in configs if config.name == name))
+    if failed:
+        raise JobsFailed(f"{len(failed)} of {len(groups)} trainings failed; the same command tries them again")
+
+
+def run_group(jobs: Sequence[dict[str, Any]], sweep: Sweep) -> None:
+    """Run one merged job on all ranks."""
+    ranks.together(jobs, sweep, lambda: run_group_here(jobs, sweep))
+
+
+def run_group_here(jobs: Sequence[dict[str, Any]], sweep: Sweep) -> None:
+    """Run one merged job on this rank."""
+    prepared = prepare(check(jobs, sweep.verb))
+    config = prepared.config
+    device = pick_device(config.device)
+    seed_everything(config.seed, config.deterministic)
+    if not is_main_process():
+        _measure(prepared, device, ledger=None)
+        return
+    ledger = Ledger(prepared, sweep, str(device))
+    feed = MlflowFeed(ledger.journal, experiment=config.name, settings=config.tracking, runs_dir=config.runs_dir)
+    feed.start()
+    ledger.begin()
+    status = "FAILED"
+    try:
+        _measure(prepared, device, ledger)
+        status = "FINISHED"
+    except KeyboardInterrupt:
+        status = "KILLED"
+        raise
+    finally:
+        ledger.end(status)
+        behind = feed.close()
+        if behind:
+            say(behind)
+
+
+def pick_device(wanted: str) -> torch.device:
+    """The device of this rank: `auto` takes the GPU of its local rank where there is one."""
+    if wanted == "auto":
+        wanted = "cuda" if torch.cuda.is_available() else "cpu"
+    if wanted.startswith("cuda") and not torch.cuda.is_available():
+        raise UserError("device", wanted, allowed="cpu here", remedy="This torch sees no GPU.")
+    if wanted == "cuda":
+        wanted = f"cuda:{dist.local_rank() % torch.cuda.device_count()}"
+    return torch.device(wanted)
+
+
+def _measure(prepared: Prepared, device: torch.device, ledger: Ledger | None) -> None:
+    evaluator = Evaluator(prepared, device)
+    if prepared.config.checkpoint is not None:
+        state = prepared.network().state_dict()
+        _evaluate(evaluator, ledger, state, epoch=0, last=True)
+        return
+    store = TrajectoryStore(Path(prepared.config.runs_dir))
+    training = store.open(prepared.training)
+    if ledger is None:
+        _train(prepared, device, evaluator, training, None)
+        return
+    with training.lock():
+        if prepared.config.fresh:
+            training.discard()
+        _train(prepared, device, evaluator, training, ledger)
+
+
+def _train(
+    prepared: Prepared, device: torch.device, evaluator: Evaluator, training: Training, ledger: Ledger | None
+) -> None:
+    """Evaluate what is stored and not yet measured, then train on from there."""
+    config, bundle = prepared.config, prepared.bundle
+    complete, start, stored = dist.from_main(lambda: _found(training))
+    for epoch in stored:
+        if dist.from_main(lambda epoch=epoch: bool(ledger.missing(epoch))):
+            state = dist.from_main(lambda epoch=epoch: training.load_epoch(epoch))
+            _evaluate(evaluator, ledger, state, epoch=epoch, last=epoch == config.train.epochs)
+    if complete:
+        return
+    if ledger is not None:
+        training.begin(**announce.training_facts(prepared))
+
+    def on_epoch_end(end: EpochEnd) -> None:
+        if ledger is not None:
+            curve = {"train_loss": end.train_loss, "train_prec1": end.train_prec1, "lr": end.lr}
+            speed = {"seconds": end.seconds, "images_per_s": end.images_per_s}
+            training.save_epoch(end.state, curve | speed, keep=config.trajectory.keeps(end.epoch, config.train.epochs))
+            ledger.training_metrics(end.epoch, curve)
+        _evaluate(evaluator, ledger, end.model_state, epoch=end.epoch, last=end.epoch == config.train.epochs)
+
+    fit(
+        prepared.network().to(device),
+        lambda epoch: bundle.train_batches(
+            epoch=epoch,
+            batch_size=config.train.batch_size,
+            seed=config.seed,
+            device=device,
+            rank=dist.rank(),
+            world_size=dist.world_size(),
+        ),
+        config.train,
+        steps_per_epoch=bundle.steps_per_epoch(config.train.batch_size),
+        device=device,
+        start=start,
+        on_epoch_end=on_epoch_end,
+    )
+    if ledger is not None:
+        training.finish()
+
+
+def _found(training: Training) -> tuple[bool, FitState | None, list[int]]:
+    """What the store holds: whether nothing is left to train, where to go on, and the epochs that can be evaluated."""
+    if training.is_complete:
+        return True, None, training.epochs()
+    start = training.resume_state()
+    return False, start, sorted({*training.epochs(), *([start.epoch] if start else [])})
+
+
+def _evaluate(evaluator: Evaluator, ledger: Ledger | None, state: dict, *, epoch: int, last: bool) -> list[Record]:
+    keys = dist.from_main(lambda: [variant.key for variant in ledger.missing(epoch)])
+    wanted = [variant for variant in evaluator.prepared.variants if variant.key in keys]
+    if not wanted:
+        return []
+    scored = evaluator.score(state, wanted)
+    if ledger is None:
+        return []
+    records = ledger.write(epoch, scored, last=last)
+    announce.epoch(records)
+    return records

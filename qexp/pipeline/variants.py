@@ -1,0 +1,101 @@
+"""The ways to quantize that a sweep asks for, told apart by content and named for people."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from qexp.base.files import hash_json
+from qexp.base.nouns import FLOAT_VARIANT, Plan, PlanRow, TensorInfo
+from qexp.engine.evaluate import EVALUATOR_VERSION
+from qexp.policy.plan import make_plan
+from qexp.policy.table import plan_size_bytes
+from qexp.quant.schemes import QUANTIZER_VERSION
+from qexp.schema import Config
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One quantized copy of every epoch.
+
+    Args:
+        label: what a person reads. key: hash of all that decides its numbers, the versions of quantizer and evaluator included.
+        config: of the first job that asked for it. plan: which tensor gets which quantizer. size_bytes: packed.
+        notes: other jobs that ask for the same numbers.
+    """
+
+    label: str
+    key: str
+    config: Config
+    plan: Plan
+    size_bytes: int
+    notes: tuple[str, ...] = ()
+
+    @property
+    def is_float(self) -> bool:
+        """True for the network as trained, the reference."""
+        return self.label == FLOAT_VARIANT
+
+    @property
+    def bits(self) -> int:
+        """Width of the weights: 32 as trained, 16 cast to half, else as asked."""
+        return 32 if self.is_float else 16 if self.config.mode == "half" else self.config.bits
+
+    @property
+    def structure(self) -> tuple[bool, str]:
+        """What the module graph of the copy depends on: cast to half, and what is done to its input."""
+        return self.plan.mode == "half", self.plan.input_quant
+
+
+def make_variants(configs: Sequence[Config], tensors: Sequence[TensorInfo]) -> tuple[Variant, ...]:
+    """The float network first, then one variant per distinct plan, in the order asked for.
+
+    Jobs with equal plans (all widths of `mode=half`, say) are one variant with a note. `mode=float` controls of different widths
+    have different plans and stay apart.
+    """
+    untouched = Plan(rows=tuple(PlanRow(info, None, "", "float network") for info in tensors), mode="float32")
+    variants = [_variant(FLOAT_VARIANT, configs[0], untouched)]
+    for config in configs:
+        plan = make_plan(tensors, policy=config.policy, quant=config.quant, bits=config.bits, mode=config.mode)
+        found = _variant(label(config), config, plan)
+        twin = next((number for number, other in enumerate(variants) if other.key == found.key), None)
+        if twin is None:
+            variants.append(found)
+        elif variants[twin].label == found.label and found.bits == config.bits:
+            continue
+        else:
+            note = f"bits={config.bits} policy={config.policy.name} quant={config.quant.name} asks for the same numbers"
+            variants[twin] = replace(variants[twin], notes=(*variants[twin].notes, note))
+    return tuple(_distinct(variants))
+
+
+def _variant(name: str, config: Config, plan: Plan) -> Variant:
+    evaluate = {"split": config.evaluate.split, "num_images": config.evaluate.num_images}
+    versions = {"quantizer": QUANTIZER_VERSION, "evaluator": EVALUATOR_VERSION}
+    key = hash_json({"plan": plan.hash, "evaluate": evaluate, "versions": versions})
+    return Variant(name, key, config, plan, plan_size_bytes(plan))
+
+
+def _distinct(variants: Sequence[Variant]) -> list[Variant]:
+    """Labels made unique: two variants that read alike get their key's first digits."""
+    labels = [variant.label for variant in variants]
+    return [replace(v, label=f"{v.label} {v.key[:4]}") if labels.count(v.label) > 1 else v for v in variants]
+
+
+def label(config: Config) -> str:
+    """The dials, then whatever differs from the defaults: `W4 int`, `W8 float`, `half`, `W4 int conv_linear c4 l8 symmetric`."""
+    parts = ["half"] if config.mode == "half" else [f"W{config.bits}", config.mode]
+    policy, quant, weight = config.policy, config.quant, config.quant.weight
+    if policy.name != "uniform" and config.mode != "half":
+        parts.append(policy.name)
+        if policy.name == "conv_linear":
+            parts += [f"c{policy.conv_bits or config.bits}", f"l{policy.linear_bits or config.bits}"]
+        if policy.name == "first_last":
+            parts.append(f"e{policy.edge_bits}")
+    if config.mode != "half":
+        parts += [quant.name] if quant.name != "linear" else []
+        parts += [weight.granularity] if weight.granularity != "per_tensor" else []
+        parts += [weight.rounding] if weight.rounding != "half_even" and config.mode == "int" else []
+        parts += [weight.arithmetic] if weight.arithmetic != "reciprocal" else []
+    parts += [f"input_{quant.input}"] if quant.input != "none" else []
+    return " ".join(parts)

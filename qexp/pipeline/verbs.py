@@ -1,0 +1,63 @@
+"""The small commands, which take KEY=VALUE and need no Hydra: report, sync, trainings."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import fields
+from typing import Any, TypeVar
+
+from qexp.base.console import complain
+from qexp.base.errors import UserError, UserErrors, nearest
+
+Settings = TypeVar("Settings")
+
+
+def parse(kind: type[Settings], arguments: Sequence[str]) -> Settings:
+    """Read KEY=VALUE into the settings dataclass `kind`; values are YAML, types are checked.
+
+    Raises:
+        UserErrors: unknown keys, missing keys and wrong types, all together.
+    """
+    from omegaconf import OmegaConf
+    from pydantic import TypeAdapter, ValidationError
+
+    names = [item.name for item in fields(kind)]
+    values: dict[str, Any] = {}
+    errors: list[Exception] = []
+    for argument in arguments:
+        key, equals, _ = argument.partition("=")
+        if not equals or key not in names:
+            remedy = nearest(key, names) or "Write KEY=VALUE."
+            errors.append(UserError(key, "(unknown key)", allowed=f"one of {', '.join(names)}", remedy=remedy))
+        else:
+            values |= OmegaConf.to_container(OmegaConf.from_dotlist([argument]))
+    if errors:
+        raise UserErrors(errors)
+    try:
+        return TypeAdapter(kind).validate_python(values)
+    except ValidationError as error:
+        raise UserErrors(_as_user_errors(error)) from None
+
+
+def _as_user_errors(error: Any) -> list[UserError]:
+    found = []
+    for item in error.errors():
+        key = ".".join(str(part) for part in item["loc"])
+        missing = item["type"] in ("missing", "missing_argument")
+        value = "(missing)" if missing else item.get("input")
+        found.append(UserError(key, value, allowed="a value" if missing else item["msg"].removeprefix("Input should be ")))
+    return found
+
+
+def run_verb(kind: type[Settings], run: Callable[[Settings], int | None], description: str) -> int:
+    """Parse the command line into `kind` and run; returns the exit code (0 done, 2 bad input)."""
+    arguments = sys.argv[1:]
+    if any(argument in ("-h", "--help") for argument in arguments):
+        print(description.strip())
+        return 0
+    try:
+        return run(parse(kind, arguments)) or 0
+    except (UserError, UserErrors) as error:
+        complain(*(f"qexp: {line}" for line in str(error).splitlines()))
+        return 2

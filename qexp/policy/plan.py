@@ -1,0 +1,182 @@
+"""From an inventory and a policy to a plan: which tensor, which quantizer, which rule; what is left alone, and why."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from qexp.base.errors import UserError
+from qexp.base.nouns import Plan, PlanRow, QuantSpec, TensorInfo
+from qexp.policy.rules import LAYERS, NEVER, Rule, compile_rules, match_rules, unread_settings
+from qexp.policy.settings import PolicySettings
+from qexp.policy.table import format_plan, plan_rows, plan_size_bytes
+from qexp.quant.settings import QuantSettings
+
+__all__ = ["format_plan", "make_plan", "plan_rows", "plan_size_bytes"]
+
+CONSTANT = "constant tensor: a range quantizer is undefined"
+COUNTER = "counter"
+STATISTIC = "BN statistic"
+NOT_EXECUTED = "not executed by a forward pass"
+_SHOWN = 8
+
+
+def make_plan(tensors: Sequence[TensorInfo], *, policy: PolicySettings, quant: QuantSettings, bits: int, mode: str) -> Plan:
+    """Choose a quantizer for each tensor, or the reason to leave it alone.
+
+    Statistics, counters, constant tensors and those that no forward reads are left alone whatever the rules say. Under
+    `mode=half` every floating-point tensor is cast, whatever the policy.
+
+    Args:
+        tensors: the inventory, in the order of the state dict.
+        policy: which tensor gets which width.
+        quant: scheme and grid.
+        bits: width where the policy names none, 1 to 16.
+        mode: `int`, `float` or `half`.
+
+    Raises:
+        UserError: nothing to quantize, a rule that matches nothing or is shadowed, or one storage with two quantizers.
+    """
+    assert mode in ("int", "float", "half"), mode
+    if mode == "half":
+        return _half_plan(tensors, policy, quant)
+    rules = compile_rules(policy, tensors, bits)
+    chosen = match_rules(rules, tensors, strict=policy.name == "rules")
+    rows = tuple(_row(info, chosen.get(info.name), quant, mode, policy.name) for info in tensors)
+    rows = _unify_ties(rows, policy)
+    if not any(row.spec for row in rows):
+        raise _nothing(tensors, rows, policy)
+    notes = [*unread_settings(policy), *_notes(rows, rules, chosen, quant, policy)]
+    return Plan(rows=rows, mode=mode, input_quant=quant.input, notes=tuple(notes))
+
+
+def _row(info: TensorInfo, rule: Rule | None, quant: QuantSettings, mode: str, policy_name: str) -> PlanRow:
+    """What happens to one tensor."""
+    label = rule.label if rule else ""
+    reason = _reason(info, rule, policy_name)
+    if reason or rule is None:
+        return PlanRow(info, None, label, reason)
+    return PlanRow(info, _spec(info, rule.bits, quant, mode), label)
+
+
+def _reason(info: TensorInfo, rule: Rule | None, policy_name: str) -> str:
+    """Why the tensor is left alone; empty where it is quantized."""
+    if info.role == "counter":
+        return COUNTER
+    if info.role == "statistic":
+        return STATISTIC
+    if rule and rule.keep:
+        return "kept as a rule asks"
+    if not info.num_elements:
+        return "empty tensor"
+    if info.order < 0:
+        return NOT_EXECUTED
+    if rule:
+        return CONSTANT if info.constant else "" if "float" in info.dtype else f"{info.dtype} has no quantizer"
+    if policy_name == "rules":
+        return "matched by no rule"
+    if policy_name == "document_002":
+        return "running in the key"
+    if info.kind == "norm" and info.role in ("weight", "bias"):
+        return "scale and shift of a norm layer: not quantized unless a rule asks"
+    if info.role == "bias":
+        return "bias: not quantized unless a rule asks"
+    return "no weight of a conv or linear layer: not quantized unless a rule asks"
+
+
+def _spec(info: TensorInfo, bits: int, quant: QuantSettings, mode: str) -> QuantSpec:
+    """The quantizer; a vector is one channel per element, so that it is always quantized per tensor."""
+    per_channel = quant.weight.granularity == "per_channel" and len(info.shape) > 1
+    return QuantSpec(
+        scheme=quant.name,
+        bits=bits,
+        mode=mode,
+        granularity="per_channel" if per_channel else "per_tensor",
+        axis=info.channel_axis if per_channel else 0,
+        rounding=quant.weight.rounding,
+        arithmetic=quant.weight.arithmetic,
+    )
+
+
+def _half_plan(tensors: Sequence[TensorInfo], policy: PolicySettings, quant: QuantSettings) -> Plan:
+    """Every floating-point tensor as fp16, statistics included, as `model.half()` does it."""
+    spec = QuantSpec(scheme="half", bits=16, mode="half")
+    rows = []
+    for info in tensors:
+        if "float" in info.dtype and info.num_elements:
+            rows.append(PlanRow(info, spec, "mode=half"))
+        else:
+            rows.append(
+                PlanRow(info, None, "", COUNTER if info.role == "counter" else f"{info.dtype}, not a floating-point tensor")
+            )
+    if not any(row.spec for row in rows):
+        raise _nothing(tensors, tuple(rows), policy)
+    note = f"mode=half casts every floating-point tensor to fp16, and the activations; bits and policy={policy.name} are not used"
+    return Plan(rows=tuple(rows), mode="half", input_quant=quant.input, notes=(note,))
+
+
+def _unify_ties(rows: tuple[PlanRow, ...], policy: PolicySettings) -> tuple[PlanRow, ...]:
+    """Give all names of one storage the same quantizer, since a write under one name is a write under all."""
+    groups: dict[str, list[PlanRow]] = {}
+    for row in rows:
+        groups.setdefault(row.info.tied_to or row.info.name, []).append(row)
+    shared: dict[str, PlanRow] = {}
+    for group in groups.values():
+        deciding = next((row for row in group if row.spec), None)
+        if len(group) == 1 or deciding is None:
+            continue
+        for row in group:
+            if row.spec is None and "kept" not in row.reason:
+                shared[row.info.name] = replace(
+                    row, spec=deciding.spec, rule=f"shares storage with {deciding.info.name}", reason=""
+                )
+            elif row.spec != deciding.spec:
+                names = ", ".join(item.info.name for item in group)
+                remedy = f"They share one storage: {names}."
+                raise UserError("policy", policy.name, allowed="one quantizer for tied tensors", remedy=remedy)
+    return tuple(shared.get(row.info.name, row) for row in rows)
+
+
+def _notes(
+    rows: Sequence[PlanRow], rules: Sequence[Rule], chosen: dict[str, Rule], quant: QuantSettings, policy: PolicySettings
+) -> list[str]:
+    """What a reader of the plan should know beside its rows."""
+    notes = []
+    constants = [row.info.name for row in rows if row.reason == CONSTANT]
+    if policy.name == "document_002":
+        counters = [row.info.name for row in rows if row.info.role == "counter" and "running" not in row.info.name]
+        if constants:
+            notes.append(f"document 002 would have turned {len(constants)} constant tensors into NaN (0/0): {_some(constants)}")
+        if counters:
+            notes.append(
+                f"document 002 would have turned {len(counters)} int64 counters into NaN, stored as integers: {_some(counters)}"
+            )
+        notes.append("document 002 quantizes again, with linear_bits, whatever its tests for features and classifier had chosen")
+    elif constants:
+        notes.append(f"{len(constants)} chosen tensors are constant and stay as they are: {_some(constants)}")
+    idle = [rule.label for rule in rules if rule not in chosen.values()]
+    if policy.name == "conv_linear":
+        notes += [f"the network has no {label}" for label in idle]
+    vectors = [row.info.name for row in rows if row.spec and len(row.info.shape) < 2]
+    if vectors and quant.weight.granularity == "per_channel":
+        notes.append(f"{len(vectors)} vectors are quantized per tensor, having one element per channel: {_some(vectors)}")
+    return notes
+
+
+def _nothing(tensors: Sequence[TensorInfo], rows: Sequence[PlanRow], policy: PolicySettings) -> UserError:
+    """The error for a plan without a quantized tensor."""
+    layers = [row for row in rows if row.info.kind in LAYERS and row.info.role == "weight"]
+    if not layers:
+        others = [info.name for info in tensors if info.role not in NEVER]
+        remedy = "The network has no conv or linear layer."
+        if others:
+            remedy += f" Other parameters are reached by policy=rules with kind or role set: {_some(others)}."
+    else:
+        reasons = sorted({row.reason for row in layers})
+        remedy = f"Its {len(layers)} conv and linear weights are left alone: {'; '.join(reasons)}."
+    return UserError("policy", policy.name, allowed="a policy that quantizes at least one tensor", remedy=remedy)
+
+
+def _some(names: Sequence[str]) -> str:
+    """The first few names, and how many more."""
+    return ", ".join(names[:_SHOWN]) + (f", ... {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")

@@ -1,0 +1,164 @@
+"""Every policy as one ordered list of rules, and the one engine that matches them; the first match wins."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+from qexp.base.errors import UserError
+from qexp.base.nouns import TensorInfo
+from qexp.policy.settings import PolicySettings, RuleSettings
+
+LAYERS = ("conv", "linear")
+_ALL_BUT_NORM = (*LAYERS, "embedding", "other")  # what a rule without a kind is about
+NEVER = ("statistic", "counter")  # roles that no policy quantizes
+_READ = {  # which settings each policy reads
+    "uniform": (),
+    "conv_linear": ("conv_bits", "linear_bits"),
+    "first_last": ("edge_bits",),
+    "rules": ("rules",),
+    "document_002": ("linear_bits",),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rule:
+    """One line of a compiled policy.
+
+    Args:
+        label: what the plan prints.
+        pattern: shell pattern over the state-dict key or the module's name.
+        kinds: of the modules. roles: of the tensors. Empty where any will do; statistics and counters are never matched.
+        names: only these keys; None any.
+        bits: width. keep: leave the tensor as it is.
+    """
+
+    label: str
+    pattern: str = "*"
+    kinds: tuple[str, ...] = ()
+    roles: tuple[str, ...] = ()
+    names: frozenset[str] | None = None
+    bits: int = 8
+    keep: bool = False
+
+    def matches(self, info: TensorInfo) -> bool:
+        """True where the rule is about this tensor."""
+        return (
+            info.role not in NEVER
+            and (not self.kinds or info.kind in self.kinds)
+            and (not self.roles or info.role in self.roles)
+            and (self.names is None or info.name in self.names)
+            and self.matches_name(info)
+        )
+
+    def matches_name(self, info: TensorInfo) -> bool:
+        """True where the pattern fits the key or the module's name."""
+        return fnmatchcase(info.name, self.pattern) or fnmatchcase(info.module, self.pattern)
+
+
+def compile_rules(policy: PolicySettings, tensors: Sequence[TensorInfo], bits: int) -> list[Rule]:
+    """The rules of a policy, in order.
+
+    Args:
+        policy: its settings.
+        tensors: the inventory, which says what is first and last.
+        bits: where the policy names no width of its own.
+    """
+    layers = Rule(label="conv and linear weights", kinds=LAYERS, roles=("weight",), bits=bits)
+    if policy.name == "uniform":
+        return [layers]
+    if policy.name == "conv_linear":
+        widths = {"conv": policy.conv_bits or bits, "linear": policy.linear_bits or bits}
+        return [Rule(label=f"{kind} weights", kinds=(kind,), roles=("weight",), bits=width) for kind, width in widths.items()]
+    if policy.name == "first_last":
+        return [Rule(label="first and last layer", names=_edges(tensors), bits=policy.edge_bits), layers]
+    if policy.name == "document_002":
+        names = frozenset(info.name for info in tensors if "running" not in info.name)
+        return [Rule(label="no running in the key", names=names, bits=policy.linear_bits or bits)]
+    assert policy.name == "rules" and policy.rules
+    return [_compile_rule(number, rule, bits) for number, rule in enumerate(policy.rules, start=1)]
+
+
+def match_rules(rules: Sequence[Rule], tensors: Sequence[TensorInfo], *, strict: bool) -> dict[str, Rule]:
+    """Tensor name -> the first rule that matches it; names that none matches are absent.
+
+    Args:
+        rules: in order.
+        tensors: the inventory.
+        strict: raise where a rule decides nothing.
+
+    Raises:
+        UserError: a rule that matches no tensor, or only such as earlier rules have taken.
+    """
+    taken: dict[str, Rule] = {}
+    for number, rule in enumerate(rules, start=1):
+        matched = [info.name for info in tensors if rule.matches(info)]
+        fresh = [name for name in matched if name not in taken]
+        if strict and not matched:
+            raise _matches_nothing(number, rule, tensors)
+        if strict and not fresh:
+            owners = sorted({rules.index(taken[name]) + 1 for name in matched})
+            remedy = (
+                f"All {len(matched)} tensors that it matches are taken by rule {', '.join(map(str, owners))}; move it before."
+            )
+            raise UserError(f"policy.rules[{number - 1}]", rule.label, allowed="a rule that decides something", remedy=remedy)
+        taken.update(dict.fromkeys(fresh, rule))
+    return taken
+
+
+def unread_settings(policy: PolicySettings) -> list[str]:
+    """A note for each setting that was given and that the policy does not read."""
+    given = {
+        "conv_bits": policy.conv_bits is not None,
+        "linear_bits": policy.linear_bits is not None,
+        "edge_bits": policy.edge_bits != PolicySettings().edge_bits,
+        "rules": bool(policy.rules),
+    }
+    unread = [name for name, is_given in given.items() if is_given and name not in _READ[policy.name]]
+    return [f"policy.{name} is not used by policy={policy.name}" for name in unread]
+
+
+def _compile_rule(number: int, rule: RuleSettings, bits: int) -> Rule:
+    """One of the user's rules; without a kind or `role: any`, norm layers are left out."""
+    parts = [f"match={rule.match}"]
+    parts += [f"kind={rule.kind}"] if rule.kind else []
+    parts += [f"role={rule.role}"] if rule.role != "weight" else []
+    kinds = (rule.kind,) if rule.kind else () if rule.role == "any" else _ALL_BUT_NORM
+    return Rule(
+        label=f"rule {number}: {' '.join(parts)}",
+        pattern=rule.match,
+        kinds=kinds,
+        roles=() if rule.role == "any" else (rule.role,),
+        bits=rule.bits or bits,
+        keep=rule.keep,
+    )
+
+
+def _edges(tensors: Iterable[TensorInfo]) -> frozenset[str]:
+    """The first and the last conv or linear weight that is executed, with every name of theirs."""
+    layers = [info for info in tensors if info.kind in LAYERS and info.role == "weight" and info.order >= 0]
+    if not layers:
+        return frozenset()
+    by_order = sorted(layers, key=lambda info: info.order)
+    ends = {info.tied_to or info.name for info in (by_order[0], by_order[-1])}
+    return frozenset(info.name for info in layers if (info.tied_to or info.name) in ends)
+
+
+def _matches_nothing(number: int, rule: Rule, tensors: Sequence[TensorInfo]) -> UserError:
+    """The error for a rule without a tensor: why, and what is near."""
+    named = [info for info in tensors if rule.matches_name(info)]
+    if named:
+        found = sorted({f"{info.kind} {info.role}" for info in named})
+        remedy = f"Its pattern fits {len(named)} tensors, but these are: {', '.join(found)}."
+        if rule.kinds == _ALL_BUT_NORM and any(info.kind == "norm" and info.role in rule.roles for info in named):
+            remedy += " Scale and shift of norm layers are matched by kind: norm."
+        elif all(info.role in NEVER for info in named):
+            remedy += " No rule quantizes statistics and counters."
+    else:
+        names = [info.name for info in tensors if info.role not in NEVER]
+        inside = [name for name in names if name.startswith(rule.pattern.rstrip(".") + ".")]
+        close = difflib.get_close_matches(rule.pattern, [*names, *sorted({info.module for info in tensors})], n=3, cutoff=0.5)
+        remedy = f"Did you mean {rule.pattern.rstrip('.')}.*?" if inside else f"Nearest: {', '.join(close or names[:3])}."
+    return UserError(f"policy.rules[{number - 1}]", rule.label, allowed="a rule that matches a tensor", remedy=remedy)

@@ -1,0 +1,130 @@
+"""A plan as a person reads it, as rows for a file, and its size in bytes."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from qexp.base.nouns import Plan, PlanRow
+from qexp.policy.rules import NEVER
+
+_NUM_BYTES = {
+    "float64": 8,
+    "int64": 8,
+    "complex64": 8,
+    "complex128": 16,
+    "float32": 4,
+    "int32": 4,
+    "float16": 2,
+    "bfloat16": 2,
+    "int16": 2,
+}
+_QPARAMS_BYTES = 8  # scale and zero point, or minimum and maximum, four bytes each
+_HEADINGS = ("tensor", "shape", "bits", "scheme", "rule", "params %")
+
+
+def plan_size_bytes(plan: Plan) -> int:
+    """Bytes of the state dict under the plan: packed codes, their scales and zero points, and the rest as stored.
+
+    ceil(elements * bits / 8) + 8 per tensor or per channel; two bytes an element under `half`; a `float` control has no codes
+    and counts as stored. A storage with several names counts once.
+    """
+    return sum(_row_bytes(row) for row in plan.rows if row.info.tied_to is None)
+
+
+def plan_rows(plan: Plan) -> list[dict[str, Any]]:
+    """One flat dictionary per state-dict entry, for JSON; bits, scheme, granularity and mode are None where it is left alone."""
+    rows = []
+    for row in plan.rows:
+        info, spec = row.info, row.spec
+        rows.append(
+            {
+                "name": info.name,
+                "module_type": info.module_type,
+                "kind": info.kind,
+                "role": info.role,
+                "shape": list(info.shape),
+                "dtype": info.dtype,
+                "order": info.order,
+                "bits": spec.bits if spec else None,
+                "mode": spec.mode if spec else None,
+                "scheme": spec.scheme if spec else None,
+                "granularity": spec.granularity if spec else None,
+                "axis": spec.axis if spec and spec.granularity == "per_channel" else None,
+                "rule": row.rule,
+                "reason": row.reason,
+                "num_elements": info.num_elements,
+                "size_bytes": _row_bytes(row),
+            }
+        )
+    return rows
+
+
+def format_plan(plan: Plan, *, policy: str = "") -> str:
+    """The plan as printed: a summary, a table of what is quantized, what is left alone by reason, and the notes.
+
+    Args:
+        plan: of `make_plan`.
+        policy: its name, for the summary.
+    """
+    total = sum(row.info.num_elements for row in plan.rows if _is_parameter(row))
+    chosen = [row for row in plan.rows if row.spec]
+    cells = [_HEADINGS, *(_cells(row, total) for row in chosen)]
+    widths = [max(len(line[column]) for line in cells) for column in range(len(_HEADINGS))]
+    lines = [_summary(plan, policy, total)]
+    for line in cells:
+        left = [line[column].ljust(widths[column]) for column in range(len(_HEADINGS) - 1)]
+        lines.append("  " + "  ".join([*left, line[-1].rjust(widths[-1])]))
+    kept: dict[str, list[str]] = {}
+    for row in plan.rows:
+        if row.spec is None:
+            kept.setdefault(row.reason, []).append(row.info.name)
+    if kept:
+        lines.append("left alone:")
+        lines += [f"  {len(names)} x {reason} ({names[0]}{', ...' if len(names) > 1 else ''})" for reason, names in kept.items()]
+    lines += [f"note: {note}" for note in plan.notes]
+    return "\n".join(lines)
+
+
+def _summary(plan: Plan, policy: str, total: int) -> str:
+    """`W8A32, mode int, scheme linear per_tensor, policy uniform: 20 of 116 tensors, 99.4 % of parameters, 0.28 MB`."""
+    specs = [row.spec for row in plan.rows if row.spec]
+    bits = "/".join(str(width) for width in sorted({spec.bits for spec in specs}))
+    if plan.mode == "half":
+        parts = ["W16A16 (fp16)", "mode half"]
+    else:
+        schemes = sorted({f"{spec.scheme} {spec.granularity}" for spec in specs})
+        control = " (a control: not rounded)" if plan.mode == "float" else ""
+        parts = [f"W{bits}A32 (activations fp32)", f"mode {plan.mode}{control}", f"scheme {' and '.join(schemes)}"]
+        parts += [f"policy {policy}"] if policy else []
+    parts += [f"input {plan.input_quant}"] if plan.input_quant != "none" else []
+    share = 100 * sum(row.info.num_elements for row in plan.rows if row.spec and _is_parameter(row)) / max(total, 1)
+    size = plan_size_bytes(plan) / 1e6
+    return f"{', '.join(parts)}: {len(specs)} of {len(plan.rows)} tensors, {share:.1f} % of parameters, {size:.3g} MB stored"
+
+
+def _cells(row: PlanRow, total: int) -> tuple[str, ...]:
+    """One line of the table."""
+    spec = row.spec
+    assert spec is not None
+    shape = "x".join(str(size) for size in row.info.shape) or "scalar"
+    scheme = spec.scheme if spec.granularity == "per_tensor" else f"{spec.scheme} per_channel axis {spec.axis}"
+    share = f"{100 * row.info.num_elements / max(total, 1):.2f}" if _is_parameter(row) else "-"
+    return (row.info.name, shape, str(spec.bits), scheme, row.rule, share)
+
+
+def _is_parameter(row: PlanRow) -> bool:
+    """True for what counts among the parameters: no statistics, no counters, each storage once."""
+    return row.info.role not in NEVER and row.info.tied_to is None
+
+
+def _row_bytes(row: PlanRow) -> int:
+    """Bytes of one tensor under its quantizer."""
+    info, spec = row.info, row.spec
+    stored = info.num_elements * _NUM_BYTES.get(info.dtype, 1)
+    if spec is None or spec.mode == "float":
+        return stored
+    if spec.mode == "half":
+        return min(stored, 2 * info.num_elements)
+    channels = info.shape[spec.axis] if spec.granularity == "per_channel" else 1
+    return math.ceil(info.num_elements * spec.bits / 8) + _QPARAMS_BYTES * channels

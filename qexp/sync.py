@@ -1,0 +1,34 @@
+"""Send to MLflow whatever it missed: python -m qexp.sync [name=NAME].
+
+Keys: name (all experiments unless given), uri (SQLite at <runs_dir>/mlflow.db unless given), runs_dir=runs.
+"""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from qexp.pipeline.verbs import run_verb
+
+
+@dataclass(frozen=True, kw_only=True)
+class SyncSettings:
+    """What `qexp.sync` takes."""
+
+    name: str | None = None
+    uri: str | None = None
+    runs_dir: str = "runs"
+
+
+def run(settings: SyncSettings) -> int:
+    """Replay the journals; 1 if the server did not take everything."""
+    from qexp.tracking.settings import TrackingSettings
+    from qexp.tracking.sync import sync
+
+    behind = sync(settings.name, runs_dir=Path(settings.runs_dir), settings=TrackingSettings(uri=settings.uri))
+    for line in behind:
+        print(line)
+    return 1 if behind else 0
+
+
+if __name__ == "__main__":
+    sys.exit(run_verb(SyncSettings, run, __doc__))

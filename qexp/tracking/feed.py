@@ -1,0 +1,90 @@
+"""Feeds MLflow from the journal in a thread of rank 0, so that nothing MLflow does can stop, slow or fail a training."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+from qexp.tracking.journal import Journal
+from qexp.tracking.mlflow_store import why
+from qexp.tracking.rows import files_row
+from qexp.tracking.send import Sender
+from qexp.tracking.settings import TrackingSettings
+
+RETRY_S = 15.0  # between attempts on a store that fails
+LAST_ATTEMPTS = 2  # after `close` was called
+
+
+class MlflowFeed:
+    """Sends a journal's rows to MLflow while they are written.
+
+    Args:
+        journal: what to send. experiment: MLflow's name for it.
+        settings: where to, and how long `close` waits. runs_dir: home of the default store.
+
+    Does nothing where `settings.enabled` is false: the journal has all of it, and `qexp.sync` sends it when asked.
+    """
+
+    def __init__(self, journal: Journal, *, experiment: str, settings: TrackingSettings, runs_dir: str | Path) -> None:
+        self._journal, self._settings, self._experiment = journal, settings, experiment
+        self._sender = Sender(journal, experiment=experiment, settings=settings, runs_dir=runs_dir)
+        self._wake, self._closing, self._abandoned = threading.Event(), threading.Event(), threading.Event()
+        self._failure = ""
+        # A daemon: a server that never answers must not keep a finished process alive.
+        self._thread = threading.Thread(target=self._run, name="qexp-mlflow-feed", daemon=True)
+
+    def start(self) -> None:
+        """Begin: send what is there, and set the runs that this machine's dead processes left RUNNING to KILLED."""
+        if self._settings.enabled:
+            self._thread.start()
+
+    def poke(self) -> None:
+        """Say that there are new rows; returns at once."""
+        self._wake.set()
+
+    def log_files(self, run: str | None, paths: Iterable[str | Path]) -> None:
+        """Keep files with a run, or with every training's run where `run` is None; they go through the journal."""
+        self._journal.append([files_row(run, paths)])
+        self.poke()
+
+    def close(self) -> str | None:
+        """Wait up to `timeout_s` until MLflow has everything.
+
+        Returns:
+            None, or the sentence for the user where it is behind.
+        """
+        if not self._settings.enabled:
+            return None
+        assert self._thread.ident is not None, "close before start"
+        self._closing.set()
+        self._wake.set()
+        self._thread.join(self._settings.timeout_s)
+        late = self._thread.is_alive()
+        self._abandoned.set()
+        count = self._sender.behind()
+        if not count:
+            return None
+        reason = self._failure or (f"no answer within {self._settings.timeout_s:g} s" if late else "it was stopped")
+        rows = "1 row" if count == 1 else f"{count} rows"
+        return f"MLflow is behind by {rows} ({reason}); python -m qexp.sync name={self._experiment} sends them"
+
+    def _run(self) -> None:
+        """The thread: send when poked, try again after a failure, end once closed."""
+        close_dead, last_attempts = True, 0
+        while True:
+            closing = self._closing.is_set()
+            try:
+                self._sender.catch_up(self._abandoned.is_set, close_dead=close_dead or closing)
+                self._failure, close_dead = "", False
+            except Exception as error:  # whatever fails here, the training goes on and the journal keeps the rows
+                self._failure = why(error)
+            last_attempts += closing
+            if self._abandoned.is_set() or (closing and (not self._failure or last_attempts >= LAST_ATTEMPTS)):
+                return
+            if closing:
+                time.sleep(1.0)
+            else:
+                self._wake.wait(RETRY_S if self._failure else None)
+                self._wake.clear()

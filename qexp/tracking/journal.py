@@ -1,0 +1,97 @@
+"""The journal: every run, record and metric of an experiment, one JSON object per line, appended and fsynced.
+
+It is the truth; MLflow and the reports are made from it and can be made again. Rejected: MLflow itself as the only store (a dead
+server blocks a training for minutes, asynchronous logging loses points), and SQLite (one more schema, and no `tail -f`).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from filelock import FileLock
+
+from qexp.base.journal_files import journal_path, read_rows
+from qexp.tracking.rows import Row
+
+
+class Journal:
+    """An append-only file of rows, shared by the processes of an experiment.
+
+    Args:
+        path: the file; it and its folder are made by the first `append`.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+
+    @classmethod
+    def of(cls, runs_dir: str | Path, name: str) -> Journal:
+        """The journal of experiment `name`."""
+        return cls(journal_path(runs_dir, name))
+
+    def append(self, rows: Iterable[Row]) -> None:
+        """Write rows, all of them or, if the machine stops meanwhile, the first few; they are on disk when this returns.
+
+        Raises:
+            TypeError: a row holds what JSON has no form for; nothing is written.
+        """
+        data = b"".join(json.dumps(row, separators=(",", ":")).encode() + b"\n" for row in rows)
+        if not data:
+            return
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(self.path.with_name(f".{self.path.name}.lock")), open(self.path, "ab+") as handle:
+            is_new = _mend(handle) == 0
+            handle.write(data)
+            handle.flush()
+            os.fsync(handle.fileno())
+            if is_new:
+                _fsync_folder(self.path.parent)
+
+    def rows(self) -> Iterator[Row]:
+        """All complete rows, oldest first."""
+        return iter(read_rows(self.path)[0])
+
+    def rows_from(self, offset: int, limit: int | None = None) -> tuple[list[Row], int]:
+        """The rows from byte `offset` on (at most `limit`), and the offset to go on from."""
+        return read_rows(self.path, offset, limit)
+
+
+def _mend(handle: BinaryIO) -> int:
+    """Finish or cut off a last line that a crash left without its newline; returns the file's size.
+
+    The line is finished where only the newline is missing. Otherwise its `append` never returned, so nobody was promised it.
+    """
+    size = handle.seek(0, os.SEEK_END)
+    start, tail = size, b""
+    while start > 0 and b"\n" not in tail:
+        step = min(1 << 16, start)
+        start -= step
+        handle.seek(start)
+        tail = handle.read(step) + tail
+    torn = tail[tail.rfind(b"\n") + 1 :]
+    if not torn:
+        return size
+    try:
+        whole = isinstance(json.loads(torn), dict)
+    except ValueError:
+        whole = False
+    if whole:
+        handle.seek(0, os.SEEK_END)
+        handle.write(b"\n")
+        return size + 1
+    handle.truncate(size - len(torn))
+    handle.seek(0, os.SEEK_END)
+    return size - len(torn)
+
+
+def _fsync_folder(path: Path) -> None:
+    """Make a new file's name durable."""
+    folder = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)

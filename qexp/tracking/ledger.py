@@ -1,0 +1,111 @@
+"""What rows of a journal change in MLflow, given the rows before them: no input or output, no mlflow.
+
+A point is sent where its value differs from the last one of the same (run, metric, step), at the time of its row. So a reused
+record changes nothing, a training that was done afresh adds its new values, and the points are a function of the journal alone,
+whoever sends them and however often.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from qexp.tracking.rows import Row
+
+RECORD_METRICS = ("prec1", "prec5", "loss", "delta_prec1", "kl", "logit_sqnr_db")
+
+
+class Point(NamedTuple):
+    """One value of a metric."""
+
+    name: str
+    value: float
+    step: int
+    time_ms: int
+
+
+@dataclass
+class Changes:
+    """What to do in MLflow, in the order of the fields.
+
+    Args:
+        opens: `run` rows, oldest first. points, tags, texts: by run key; `texts` maps file names to text.
+        files: by run key, paths to store with it. ends: by run key, the `end` row of a run that is not opened again after it.
+    """
+
+    opens: list[Row] = field(default_factory=list)
+    points: dict[str, list[Point]] = field(default_factory=dict)
+    tags: dict[str, dict[str, str]] = field(default_factory=dict)
+    texts: dict[str, dict[str, str]] = field(default_factory=dict)
+    files: dict[str, list[str]] = field(default_factory=dict)
+    ends: dict[str, Row] = field(default_factory=dict)
+
+
+class Ledger:
+    """Reads a journal's rows in their order and tells what each part of them changes.
+
+    `last_ms` has the time of every run's last row.
+    """
+
+    def __init__(self) -> None:
+        self.last_ms: dict[str, int] = {}
+        self._trainings: dict[str, None] = {}  # in the order of their first row
+        self._points: dict[tuple[str, str, int], str] = {}
+        self._texts: dict[tuple[str, str], str] = {}
+
+    def take(self, rows: Iterable[Row]) -> Changes:
+        """Note the next rows and return what they change."""
+        changes = Changes()
+        for row in rows:
+            run, kind = row.get("run"), row["kind"]
+            if kind == "run":
+                self._open(row, changes)
+            elif kind == "record":
+                self._take_points(run, row["epoch"], _record_values(row), row["time_ms"], changes)
+                if row["alarms"] and self._is_new(run, "alarms", "; ".join(row["alarms"])):
+                    changes.tags.setdefault(run, {})["qexp.alarms"] = "; ".join(row["alarms"])
+            elif kind == "metrics":
+                self._take_points(run, row["step"], row["values"], row["time_ms"], changes)
+            elif kind == "end":
+                changes.ends[run] = row
+            elif kind == "files":
+                for target in [run] if run is not None else self._trainings:
+                    changes.files[target] = row["paths"]
+            if run is not None:
+                self.last_ms[run] = row["time_ms"]
+        return changes
+
+    def _open(self, row: Row, changes: Changes) -> None:
+        """A run is opened, perhaps again."""
+        run = row["run"]
+        changes.opens.append(row)
+        changes.ends.pop(run, None)
+        if row["parent"] is None:
+            self._trainings[run] = None
+        for name, text in row["artifacts"].items():
+            if self._is_new(run, f"artifact/{name}", text):
+                changes.texts.setdefault(run, {})[name] = text
+
+    def _take_points(self, run: str, step: int, values: dict[str, float | None], time_ms: int, changes: Changes) -> None:
+        """Points that are finite and new. MLflow draws an infinity as 1.8e308; the journal has it, and an alarm says so."""
+        for name, value in values.items():
+            key = (run, name, step)
+            if value is None or not math.isfinite(value) or self._points.get(key) == repr(float(value)):
+                continue
+            self._points[key] = repr(float(value))
+            changes.points.setdefault(run, []).append(Point(name, float(value), step, time_ms))
+
+    def _is_new(self, run: str, name: str, text: str) -> bool:
+        """Note a text; True if it was another one, or none."""
+        if self._texts.get((run, name)) == text:
+            return False
+        self._texts[run, name] = text
+        return True
+
+
+def _record_values(row: Row) -> dict[str, float | None]:
+    """A record's metrics. On another split than `test` they have its name before them: both may belong to one training."""
+    prefix = "" if row["split"] == "test" else f"{row['split']}/"
+    return {prefix + name: row.get(name) for name in RECORD_METRICS}

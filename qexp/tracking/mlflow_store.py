@@ -1,0 +1,126 @@
+"""The door to MLflow: the only module that imports it, and only inside functions.
+
+Importing mlflow costs two seconds and SQLAlchemy, so the training's thread never does it. Usage statistics are off unless the
+user has set the variable; a client that waits minutes for a dead server is of no use in a thread that tries again anyway.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+from filelock import FileLock
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+ENVIRONMENT_DEFAULTS = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "DO_NOT_TRACK": "true",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+}
+
+
+def import_mlflow() -> ModuleType:
+    """Import mlflow with qexp's defaults for the environment variables that the user has not set."""
+    for key, value in ENVIRONMENT_DEFAULTS.items():
+        os.environ.setdefault(key, value)
+    import mlflow
+    import mlflow.entities
+    import mlflow.exceptions
+
+    for name in ("mlflow", "alembic"):
+        if logging.getLogger(name).getEffectiveLevel() < logging.WARNING:
+            logging.getLogger(name).setLevel(logging.WARNING)
+    return mlflow
+
+
+def store_uri(uri: str | None, runs_dir: str | Path) -> str:
+    """The tracking URI; None is SQLite in `runs_dir`, by absolute path.
+
+    >>> store_uri(None, "/data/runs")
+    'sqlite:////data/runs/mlflow.db'
+    """
+    return uri if uri is not None else f"sqlite:///{Path(runs_dir).absolute() / 'mlflow.db'}"
+
+
+def shown_uri(uri: str) -> str:
+    """The URI without the password it may hold.
+
+    >>> shown_uri("http://ann:secret@host:5000")
+    'http://ann@host:5000'
+    """
+    return re.sub(r"(?<=//)([^/@:]*):[^/@]*@", r"\1@", uri)
+
+
+@dataclass(frozen=True)
+class Store:
+    """A tracking store, opened at one experiment; `identity` tells that experiment from a later one with the same number."""
+
+    client: MlflowClient
+    experiment_id: str
+    identity: str
+
+
+def open_store(uri: str, *, runs_dir: str | Path, experiment: str) -> Store:
+    """Open a tracking store and find or make the experiment in it.
+
+    A SQLite file is opened and its experiment made under a file lock: of four processes on a fresh file, three died without. Its
+    artifacts lie in `<runs_dir>/mlartifacts`, by absolute path, as MLflow's own default follows the working directory. A server
+    says itself where artifacts go. A deleted experiment comes back: whoever runs it again wants it.
+    """
+    mlflow = import_mlflow()
+    local = uri.startswith("sqlite:")
+    artifacts = (Path(runs_dir).absolute() / "mlartifacts" / experiment).as_uri() if local else None
+    with _opening(uri):
+        client = mlflow.MlflowClient(tracking_uri=uri)
+        found = client.get_experiment_by_name(experiment)
+        if found is None:
+            try:
+                client.create_experiment(experiment, artifact_location=artifacts)
+            except mlflow.exceptions.MlflowException as error:
+                if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                    raise
+            found = client.get_experiment_by_name(experiment)
+        if found.lifecycle_stage == "deleted":
+            client.restore_experiment(found.experiment_id)
+    return Store(client, found.experiment_id, f"{found.experiment_id} made {found.creation_time}")
+
+
+@contextlib.contextmanager
+def _opening(uri: str) -> Iterator[None]:
+    """Hold the lock beside a SQLite file; nothing for other stores."""
+    path = uri.removeprefix("sqlite:///")
+    if path == uri or path in ("", ":memory:"):
+        yield
+        return
+    database = Path(path.partition("?")[0])
+    database.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(database.with_name(f".{database.name}.lock")):
+        yield
+
+
+def why(error: BaseException) -> str:
+    """One line that says why MLflow could not be fed.
+
+    >>> why(OSError("HTTPConnectionPool(host='h', port=9): Max retries exceeded (Caused by E('[Errno 111] Connection refused'))"))
+    'server not reachable: Connection refused'
+    """
+    text = " ".join(str(error).split())
+    if isinstance(error, ModuleNotFoundError):
+        return f"{error.name} is not installed"
+    if match := re.search(r"\[Errno -?\d+\] ([^'\")]+)", text):
+        return f"server not reachable: {match[1].strip()}" if "HTTP" in text else match[1].strip()
+    if "timed out" in text.lower():
+        return "server not reachable: timed out"
+    if "Max retries exceeded" in text:
+        return "server not reachable"
+    return f"{type(error).__name__}: {text[:200]}"

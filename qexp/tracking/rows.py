@@ -1,0 +1,127 @@
+"""The kinds of rows a journal holds.
+
+A run is a training (its key is the training's hash) or one variant of it (`<training hash>/<variant key>`). Running a sweep again
+appends the same runs again; whoever reads a journal keeps the last row of each (run, epoch), and the time of the first one where
+a later one was only reused.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Literal
+
+from qexp.base.nouns import FLOAT_VARIANT, Record
+from qexp.tracking.environment import Process, now_ms
+
+Row = dict[str, Any]
+Scalar = str | int | float | bool | None
+
+
+def run_key(training: str, variant_key: str | None = None) -> str:
+    """The key of a training's run, or of one of its variants' runs.
+
+    >>> run_key("1f3a"), run_key("1f3a", "9c")
+    ('1f3a', '1f3a/9c')
+    """
+    return training if variant_key is None else f"{training}/{variant_key}"
+
+
+def run_of(record: Record) -> str:
+    """The run a record belongs to: the float network's rows are the training's own."""
+    return run_key(record.training, None if record.variant == FLOAT_VARIANT else record.variant_key)
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Scalar]:
+    """A nested configuration as flat parameters; lists become JSON text.
+
+    >>> flatten({"train": {"lr": 0.1, "milestones": [30, 60]}, "seed": 0})
+    {'train.lr': 0.1, 'train.milestones': '[30, 60]', 'seed': 0}
+    """
+    flat: dict[str, Scalar] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            flat.update(flatten(value, f"{prefix}{key}."))
+        else:
+            flat[prefix + key] = json.dumps(value) if isinstance(value, list | tuple) else value
+    return flat
+
+
+def run_row(
+    run: str,
+    *,
+    name: str,
+    params: Mapping[str, Scalar],
+    parent: str | None = None,
+    tags: Mapping[str, str] | None = None,
+    artifacts: Mapping[str, str] | None = None,
+    planned_epochs: int | None = None,
+    time_ms: int | None = None,
+) -> Row:
+    """Open a run, or open it again.
+
+    Args:
+        run: its key. name: the label a person reads. parent: key of the training's run, None for that run itself.
+        params: flat; a variant repeats its training's. tags: free text. artifacts: file name -> its text.
+        planned_epochs: epochs the training will have, by which a report tells a partial variant; None where there is no training.
+    """
+    return {
+        "kind": "run",
+        "run": run,
+        "parent": parent,
+        "name": name,
+        "params": dict(params),
+        "tags": dict(tags or {}),
+        "artifacts": dict(artifacts or {}),
+        "planned_epochs": planned_epochs,
+        "process": asdict(Process.current()),
+        "time_ms": now_ms() if time_ms is None else time_ms,
+    }
+
+
+def record_row(record: Record) -> Row:
+    """One variant's scores after one epoch."""
+    row = {"kind": "record", "run": run_of(record), **asdict(record)}
+    row["time_ms"] = record.time_ms or now_ms()
+    return row
+
+
+def metrics_row(run: str, *, step: int, values: Mapping[str, float], time_ms: int | None = None) -> Row:
+    """Points of training curves (`train_loss`, `lr`), step = epoch."""
+    return {
+        "kind": "metrics",
+        "run": run,
+        "step": step,
+        "values": dict(values),
+        "time_ms": now_ms() if time_ms is None else time_ms,
+    }
+
+
+def end_row(run: str, status: Literal["FINISHED", "FAILED", "KILLED"], *, time_ms: int | None = None) -> Row:
+    """Close a run."""
+    assert status in ("FINISHED", "FAILED", "KILLED"), status
+    return {"kind": "end", "run": run, "status": status, "time_ms": now_ms() if time_ms is None else time_ms}
+
+
+def sweep_row(
+    sweep: str, *, command: str, versions: Mapping[str, str], host: str, git: str | None, time_ms: int | None = None
+) -> Row:
+    """What was typed, and where it ran; for the report."""
+    time_ms = now_ms() if time_ms is None else time_ms
+    return {
+        "kind": "sweep",
+        "sweep": sweep,
+        "command": command,
+        "versions": dict(versions),
+        "host": host,
+        "git": git,
+        "time_ms": time_ms,
+    }
+
+
+def files_row(run: str | None, paths: Iterable[str | Path], *, time_ms: int | None = None) -> Row:
+    """Files to keep with a run, or with every training's run where `run` is None."""
+    absolute = [str(Path(path).absolute()) for path in paths]
+    return {"kind": "files", "run": run, "paths": absolute, "time_ms": now_ms() if time_ms is None else time_ms}

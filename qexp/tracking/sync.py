@@ -1,0 +1,47 @@
+"""Sends to MLflow whatever it missed, in the foreground."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from qexp.base.errors import UserError
+from qexp.base.journal_files import find_journal, journal_names, journal_path
+from qexp.tracking.journal import Journal
+from qexp.tracking.mlflow_store import why
+from qexp.tracking.send import Sender
+from qexp.tracking.settings import TrackingSettings
+
+
+def sync(name: str | None, runs_dir: str | Path, settings: TrackingSettings) -> list[str]:
+    """Send one experiment's rows, or every experiment's, and close the runs of dead processes.
+
+    Args:
+        name: experiment; None takes all that have a journal. runs_dir: where the journals lie.
+        settings: where to; `enabled` and `timeout_s` do not matter here.
+
+    Returns:
+        A sentence per experiment.
+
+    Raises:
+        UserError: no such experiment, or the store takes nothing; what did not arrive stays in the journal.
+    """
+    paths = (
+        [find_journal(runs_dir, name)]
+        if name is not None
+        else [journal_path(runs_dir, known) for known in journal_names(runs_dir)]
+    )
+    lines = []
+    for path in paths:
+        sender = Sender(Journal(path), experiment=path.stem, settings=settings, runs_dir=runs_dir)
+        try:
+            count = sender.catch_up(close_dead=True)
+        except UserError:
+            raise
+        except Exception as error:
+            left = f"{sender.behind()} rows of {path.stem} are still to be sent; run the same command again."
+            raise UserError(
+                "tracking.uri", sender.shown_uri, allowed=f"a tracking store that answers ({why(error)})", remedy=left
+            ) from error
+        rows = {0: "nothing was missing", 1: "1 row sent"}.get(count, f"{count} rows sent")
+        lines.append(f"{path.stem}: {rows} ({sender.shown_uri})")
+    return lines or [f"There is no journal in {Path(runs_dir) / 'journal'}: nothing to send."]

@@ -1,0 +1,60 @@
+"""Stored trainings: python -m qexp.trainings            lists them
+python -m qexp.trainings remove=HASH[,HASH]             deletes these (any unique beginning of a hash will do)
+python -m qexp.trainings remove=incomplete|all          deletes what was left unfinished, or everything.
+
+Keys: remove, runs_dir=runs. Records in the journal stay: reports keep their numbers, but new variants need a new training.
+"""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from qexp.base.errors import UserError, nearest
+from qexp.pipeline.verbs import run_verb
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingsSettings:
+    """What `qexp.trainings` takes."""
+
+    remove: str | None = None
+    runs_dir: str = "runs"
+
+
+def run(settings: TrainingsSettings) -> None:
+    """List the store, or delete from it."""
+    from qexp.engine.trajectory import TrajectoryStore
+
+    store = TrajectoryStore(Path(settings.runs_dir))
+    rows = store.list()
+    if settings.remove is not None:
+        for chosen in _choose(settings.remove, rows):
+            store.remove(chosen["hash"])
+            print(f"removed {chosen['hash']}  {chosen['size_mib']:.1f} MiB")
+        return
+    print(f"{'training':16}  {'model':12}  {'data':13}  {'epochs':>9}  {'MiB':>8}  {'created':19}  status")
+    for row in rows:
+        done = f"{row['epochs_done']}/{row['epochs']}"
+        print(
+            f"{row['hash']:16}  {row['model']:12}  {row['data']:13}  {done:>9}  {row['size_mib']:8.1f}  "
+            f"{row['created']:19}  {row['status']}"
+        )
+    print(f"{len(rows)} stored in {store.root}")
+
+
+def _choose(wanted: str, rows: list[dict]) -> list[dict]:
+    if wanted in ("all", "incomplete"):
+        return [row for row in rows if wanted == "all" or row["status"] != "done"]
+    chosen = []
+    for beginning in wanted.split(","):
+        found = [row for row in rows if row["hash"].startswith(beginning)]
+        if len(found) != 1:
+            hashes = [row["hash"] for row in rows]
+            problem = "the beginning of exactly one stored hash" if found else "a stored hash, incomplete or all"
+            raise UserError("remove", beginning, allowed=problem, remedy=nearest(beginning, hashes))
+        chosen += found
+    return chosen
+
+
+if __name__ == "__main__":
+    sys.exit(run_verb(TrainingsSettings, run, __doc__))

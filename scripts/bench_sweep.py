@@ -1,0 +1,136 @@
+"""What a sweep costs beyond the work it cannot avoid: one training, and one evaluation of the plain network per variant and epoch.
+
+    python scripts/bench_sweep.py [epochs=8] [rounds=2] [out=results/bench]
+
+In one warm process, alternating: (floor) qexp's training with 12 plain evaluations after each epoch, written here by hand, and (sweep) the
+whole of `qexp.train` for 12 variants: check, plan, journal, MLflow, quantization, probe, per-image statistics, report. Also stated: start-up of a
+fresh process, and 12 separate trainings with one evaluation per epoch each, from the same measurements.
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+
+from qexp.data.load import load_data
+from qexp.engine.fit import fit
+from qexp.models.build import build_model
+from qexp.pipeline import story
+from qexp.pipeline.check import Sweep
+from qexp.pipeline.entry import conf_dir
+from qexp.schema import validate
+from qexp.tracking import environment
+
+BITS, MODES = (2, 3, 4, 6, 8, 12), ("int", "float")
+
+
+def compose(overrides: list[str]) -> dict:
+    """The values of one job, composed as `qexp.train` composes them."""
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_dir
+    from omegaconf import OmegaConf
+
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        return OmegaConf.to_container(hydra_compose("config", overrides), resolve=True)
+
+
+def floor(values: dict) -> tuple[float, float, float]:
+    """Seconds of training, of evaluating, and in all: one training, 12 passes of the plain network after each epoch."""
+    config = validate(values)
+    bundle = load_data(config.data)
+    model = build_model(config.model, num_classes=bundle.num_classes, image_shape=bundle.image_shape, seed=config.seed)
+    spent = {"train": 0.0, "evaluate": 0.0}
+
+    def evaluate_plainly(end) -> None:
+        began = time.perf_counter()
+        model.eval()
+        with torch.inference_mode():
+            for _ in range(len(BITS) * len(MODES)):
+                correct = 0
+                for batch in bundle.eval_batches("test", batch_size=config.evaluate.batch_size, device="cpu"):
+                    correct += int((model(batch.images).argmax(1) == batch.labels).sum())
+        spent["evaluate"] += time.perf_counter() - began
+        spent["train"] += end.seconds
+
+    began = time.perf_counter()
+    fit(
+        model,
+        lambda epoch: bundle.train_batches(epoch=epoch, batch_size=config.train.batch_size, seed=0, device="cpu"),
+        config.train,
+        steps_per_epoch=bundle.steps_per_epoch(config.train.batch_size),
+        device=torch.device("cpu"),
+        on_epoch_end=evaluate_plainly,
+        progress=False,
+    )
+    return spent["train"], spent["evaluate"], time.perf_counter() - began
+
+
+def sweep(epochs: int, folder: str) -> float:
+    """Seconds of the same training and 12 variants through qexp, in a store of its own."""
+    began = time.perf_counter()
+    jobs = [
+        compose([f"bits={bits}", f"mode={mode}", f"train.epochs={epochs}", f"runs_dir={folder}/runs", f"results_dir={folder}/results"])
+        for mode in MODES
+        for bits in BITS
+    ]
+    info = Sweep(sweep="bench", command="bench_sweep", verb="train")
+    story.run_sweep(jobs, info, launch=lambda positions: story.run_group([jobs[position] for position in positions], info))
+    return time.perf_counter() - began
+
+
+def main() -> None:
+    options = {"epochs": "8", "rounds": "2", "out": "results/bench"} | dict(text.split("=", 1) for text in sys.argv[1:])
+    epochs, rounds = int(options["epochs"]), int(options["rounds"])
+    began = time.perf_counter()
+    subprocess.run([sys.executable, "-c", "import qexp.pipeline.story, mlflow"], check=True)
+    start_up = time.perf_counter() - began
+    values = compose([f"train.epochs={epochs}"])
+    with tempfile.TemporaryDirectory() as folder:
+        sweep(1, f"{folder}/warm")  # imports, MLflow's store, the allocator
+        rows = []
+        for number in range(rounds):
+            train, evaluate, whole = floor(values)
+            rows.append((train, evaluate, whole, sweep(epochs, f"{folder}/{number}")))
+    ratio = statistics.median(row[3] / row[2] for row in rows)
+    separate = statistics.median(12 * (row[0] + row[1] / 12) / row[3] for row in rows)
+    train, evaluate, whole, swept = (statistics.median(column) for column in zip(*rows, strict=True))
+    result = {
+        "training_s": round(train, 2),
+        "plain_evaluations_s": round(evaluate, 2),
+        "floor_s": round(whole, 2),
+        "sweep_s": round(swept, 2),
+        "sweep_over_floor": round(ratio, 3),
+        "separate_trainings_over_sweep": round(separate, 2),
+        "start_up_s": round(start_up, 2),
+        "variants": 12,
+        "epochs": epochs,
+        "rounds": rounds,
+        "threads": torch.get_num_threads(),
+        "cpu": environment.cpu_model(),
+        **{f"version_{name}": text for name, text in environment.versions().items()},
+        "date": time.strftime("%Y-%m-%d"),
+    }
+    print(f"floor (training + 12 plain evaluations an epoch)  {whole:7.1f} s  1.000")
+    print(f"sweep of 12 variants                              {swept:7.1f} s  {ratio:.3f} of the floor (rounds: "
+          + ", ".join(f"{row[3] / row[2]:.3f}" for row in rows) + ")")
+    print(f"12 separate trainings                             {12 * (train + evaluate / 12):7.1f} s  {separate:.2f} times the sweep")
+    print(f"start-up of a fresh process                       {start_up:7.1f} s  not counted above")
+    path = Path(options["out"]) / f"bench-sweep-cpu{os.cpu_count()}-torch{torch.__version__.split('+')[0]}.csv"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "w", newline="") as handle:
+        writer = csv.DictWriter(handle, result)
+        writer.writeheader()
+        writer.writerow(result)
+    print(path)
+
+
+if __name__ == "__main__":
+    main()

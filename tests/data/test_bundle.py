@@ -1,0 +1,164 @@
+"""Which image is in which batch, on which rank; and the hash that names a set."""
+
+import pytest
+import torch
+
+from qexp.base.errors import UserError
+from qexp.data.bundle import DataBundle
+from qexp.data.load import load_data
+from qexp.data.ram import RamImages, RamPart
+from qexp.data.settings import DataSettings
+from qexp.data.splits import cut_splits
+
+
+def bundle(*, augment="none", mean=(0.5,), std=(0.25,), images=None, num_test_images=13, num_classes=3, **values):
+    """47 training images whose pixels spell their row; 13 test images of value 200 + row, their labels mixed."""
+    if images is None:
+        images = torch.arange(47, dtype=torch.uint8).view(-1, 1, 1, 1).expand(-1, 1, 4, 4).contiguous()
+    test = (torch.arange(num_test_images, dtype=torch.uint8) + 200).view(-1, 1, 1, 1).expand(-1, 1, 4, 4).contiguous()
+    parts = {
+        "train": RamPart(images, torch.arange(47) % num_classes),
+        "test": RamPart(test, (torch.arange(num_test_images) * 5) % 3),
+    }
+    store = RamImages(parts, tuple("abcd"))
+    settings = DataSettings(name="digits", **values)
+    splits = cut_splits(store.labels("train"), store.num_images("test"), settings)
+    return DataBundle(store, splits, mean=list(mean), std=list(std), augment=augment)
+
+
+def train(data, **values):
+    return list(data.train_batches(**{"epoch": 1, "batch_size": 10, "seed": 0, "device": "cpu", **values}))
+
+
+def test_train_batches_visit_every_image_once():
+    data = bundle(num_calib=5)
+    batches = train(data)
+    assert [len(batch.images) for batch in batches] == [10, 10, 10, 10, 2] and data.steps_per_epoch(10) == 5
+    assert [batch.num_global for batch in batches] == [10, 10, 10, 10, 2]
+    assert sorted(torch.cat([batch.index for batch in batches]).tolist()) == list(range(42))
+    for batch in batches:
+        assert batch.images.dtype == torch.float32 and batch.labels.dtype == batch.index.dtype == torch.int64
+        pixel = (batch.images[:, 0, 0, 0] * 0.25 + 0.5) * 255
+        assert torch.equal(pixel.round().long() % 3, batch.labels)  # labels belong to their images
+
+
+def test_order_depends_on_seed_and_epoch_only():
+    data = bundle()
+    first = torch.cat([batch.index for batch in train(data)])
+    assert torch.equal(first, torch.cat([batch.index for batch in train(data, batch_size=7)]))
+    assert not torch.equal(first, torch.cat([batch.index for batch in train(data, epoch=2)]))
+    assert not torch.equal(first, torch.cat([batch.index for batch in train(data, seed=1)]))
+
+
+@pytest.mark.parametrize("augment", ["crop_flip", "resized_crop_flip"])
+@pytest.mark.parametrize("world_size", [2, 3, 13])
+def test_ranks_share_the_global_batch(augment, world_size):
+    data = bundle(augment=augment)
+    alone = train(data)
+    ranks = [train(data, rank=rank, world_size=world_size) for rank in range(world_size)]
+    for step, batch in enumerate(alone):
+        parts = [rank[step] for rank in ranks]
+        assert {part.num_global for part in parts} == {len(batch.images)}
+        sizes = [len(part.images) for part in parts]
+        assert max(sizes) - min(sizes) <= 1
+        for field in ("images", "labels", "index"):
+            assert torch.equal(torch.cat([getattr(part, field) for part in parts]), getattr(batch, field))
+
+
+def test_resume_in_the_middle_of_an_epoch():
+    data = bundle(augment="crop_flip")
+    for whole, resumed in zip(train(data)[3:], train(data, start_step=3), strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(whole[:3], resumed[:3], strict=True))
+    assert train(data, start_step=5) == []
+
+
+def test_training_leaves_the_global_random_state_alone():
+    before = torch.get_rng_state()
+    train(bundle(augment="crop_flip"))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_normalization():
+    data = bundle(mean=[0.1], std=[0.2])
+    batch = next(data.eval_batches("test", batch_size=13, device="cpu"))
+    expected = (torch.arange(13) + 200) / 255
+    torch.testing.assert_close(batch.images[:, 0, 2, 3], (expected - 0.1) / 0.2, rtol=1e-5, atol=1e-5)
+    again = next(data.eval_batches("test", batch_size=13, device="cpu"))
+    assert torch.equal(batch.images, again.images)  # the cached bytes were not touched
+
+
+def test_eval_batches_do_not_depend_on_world_size():
+    data = bundle()
+    alone = list(data.eval_batches("test", batch_size=4, device="cpu"))
+    assert torch.cat([batch.index for batch in alone]).tolist() == list(range(13))
+    for world_size in (2, 5):
+        ranks = [
+            list(data.eval_batches("test", batch_size=4, device="cpu", rank=rank, world_size=world_size))
+            for rank in range(world_size)
+        ]
+        for number, batch in enumerate(alone):
+            twin = ranks[number % world_size][number // world_size]
+            assert torch.equal(batch.images, twin.images) and torch.equal(batch.index, twin.index)
+        assert sum(len(rank) for rank in ranks) == len(alone)
+
+
+def test_eval_subset_is_the_fixed_permutation():
+    data = bundle()
+    batches = list(data.eval_batches("test", batch_size=4, device="cpu", num_images=6))
+    expected = torch.randperm(13, generator=torch.Generator().manual_seed(0))[:6]
+    index = torch.cat([batch.index for batch in batches])
+    assert torch.equal(index, expected)
+    pixel = torch.cat([batch.images[:, 0, 0, 0] for batch in batches]) * 0.25 + 0.5
+    assert torch.equal((pixel * 255).round().long(), expected + 200)
+    assert len(list(data.eval_batches("test", batch_size=4, device="cpu", num_images=99))) == 4
+
+
+def test_eval_never_augments():
+    data = bundle(augment="crop_flip")
+    assert torch.equal(
+        next(data.eval_batches("train", batch_size=47, device="cpu")).images,
+        next(bundle().eval_batches("train", batch_size=47, device="cpu")).images,
+    )
+
+
+def test_empty_and_unknown_splits():
+    data = bundle()
+    with pytest.raises(UserError, match=r"split=calib.*data.num_calib=N"):
+        data.eval_batches("calib", batch_size=4, device="cpu")
+    with pytest.raises(UserError, match=r"split=tset.*Did you mean test"):
+        data.eval_batches("tset", batch_size=4, device="cpu")
+
+
+def test_fingerprint_covers_content_labels_splits_and_normalization():
+    base = bundle().fingerprint
+    assert len(base) == 16 and base == bundle().fingerprint == bundle(augment="crop").fingerprint
+    changed = torch.arange(47, dtype=torch.uint8).view(-1, 1, 1, 1).expand(-1, 1, 4, 4).clone()
+    changed[46, 0, 3, 3] += 1
+    others = [
+        bundle(images=changed),
+        bundle(num_test_images=12),
+        bundle(num_classes=4),
+        bundle(split_seed=1),
+        bundle(num_calib=1),
+        bundle(num_select=1),
+        bundle(num_train=46),
+        bundle(mean=[0.4]),
+        bundle(std=[0.4]),
+    ]
+    assert len({base, *(other.fingerprint for other in others)}) == len(others) + 1
+
+
+def test_mean_and_std_are_measured_on_the_train_split():
+    data = load_data(DataSettings(name="digits", num_test=300, num_select=100))
+    pixels = torch.cat([batch.images for batch in data.eval_batches("train", batch_size=500, device="cpu")])
+    assert abs(float(pixels.mean())) < 1e-4 and abs(float(pixels.std(correction=0)) - 1) < 1e-4
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("augment", ["crop_flip", "resized_crop_flip"])
+def test_the_device_does_not_matter(augment):
+    data = bundle(augment=augment)
+    for here, there in zip(train(data), train(data, device="cuda"), strict=True):
+        assert there.images.is_cuda and there.labels.is_cuda and there.index.is_cuda
+        assert torch.equal(here.labels, there.labels.cpu()) and torch.equal(here.index, there.index.cpu())
+        torch.testing.assert_close(here.images, there.images.cpu(), rtol=1e-4, atol=1e-4)

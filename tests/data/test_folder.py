@@ -1,0 +1,128 @@
+"""Trees of image files: order, colours, sizes, and what is wrong with them."""
+
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from qexp.base.errors import UserError
+from qexp.data.folder import decode, scan_tree
+from qexp.data.load import load_data
+from qexp.data.settings import DataSettings
+
+
+def settings(root, **values):
+    return DataSettings(**{"name": "imagefolder", "root": str(root), **values})
+
+
+def test_order_is_by_class_then_name(tree, write):
+    write(tree / "test" / "cat" / "10.png", seed=1)
+    found = scan_tree(settings(tree))
+    names = [f"{path.parent.name}/{path.name}" for path in found.parts["test"].paths]
+    assert names == ["cat/0.png", "cat/1.png", "cat/10.png", "dog/0.png", "dog/1.png"]
+    assert found.parts["test"].labels.tolist() == [0, 0, 0, 1, 1] and found.class_names == ("cat", "dog")
+
+
+def test_decoded_pixels_and_splits(tree):
+    data = load_data(settings(tree, mean=[0.0], std=[1.0], num_calib=2, workers=3))
+    assert data.split_sizes == {"train": 10, "calib": 2, "select": 0, "test": 4} and not data.streamed
+    batch = next(data.eval_batches("test", batch_size=4, device="cpu"))
+    files = [tree / "test" / name / f"{number}.png" for name in ("cat", "dog") for number in (0, 1)]
+    expected = torch.stack([torch.from_numpy(np.array(Image.open(file))).permute(2, 0, 1) for file in files])
+    assert torch.equal((batch.images * 255).round().to(torch.uint8), expected)
+    assert batch.labels.tolist() == [0, 0, 1, 1]
+
+
+def test_val_serves_as_test_and_hidden_folders_do_not(tree):
+    shutil.move(tree / "test", tree / "val")
+    (tree / "train" / ".cache").mkdir()
+    (tree / "train" / "cat" / "notes.txt").write_text("not an image")
+    assert load_data(settings(tree)).split_sizes == {"train": 12, "calib": 0, "select": 0, "test": 4}
+
+
+def test_colours_become_rgb(tmp_path):
+    grey = Image.fromarray(np.arange(16, dtype=np.uint8).reshape(4, 4))
+    grey.save(tmp_path / "grey.png")
+    image = decode(tmp_path / "grey.png", None)
+    assert image.shape == (3, 4, 4) and torch.equal(image[0], image[2]) and image[1].flatten().tolist() == list(range(16))
+    palette = grey.convert("RGB").quantize(8)
+    palette.save(tmp_path / "palette.png", transparency=b"\x00\x80")
+    Image.new("RGBA", (4, 4), (10, 20, 30, 128)).save(tmp_path / "alpha.png")
+    assert decode(tmp_path / "palette.png", None).shape == (3, 4, 4)
+    assert decode(tmp_path / "alpha.png", None)[:, 0, 0].tolist() == [10, 20, 30]
+
+
+def test_image_size_resizes_all(tree, write):
+    odd = tree / "train" / "dog" / "9.png"
+    write(odd, seed=9, size=(10, 6))
+    with pytest.raises(UserError, match=r"data.image_size=None.*0.png has 8 x 8 pixels and .*dog/9.png has 10 x 6"):
+        load_data(settings(tree))
+    assert load_data(settings(tree, image_size=5)).image_shape == (3, 5, 5)
+
+
+@pytest.mark.parametrize("ending", ["jpg", "png"])
+@pytest.mark.parametrize("damage", ["truncated", "empty", "text"])
+def test_corrupt_image_is_named(tree, write, ending, damage):
+    broken = tree / "test" / "dog" / f"broken.{ending}"
+    write(broken, seed=3, size=(8, 8))
+    whole = broken.read_bytes()
+    broken.write_bytes({"truncated": whole[: len(whole) - 40], "empty": b"", "text": b"<html>404</html>"}[damage])
+    with pytest.raises(UserError, match=rf"image=.*test/dog/broken.{ending}: .*PIL says"):
+        load_data(settings(tree))
+
+
+def test_corrupt_first_image(tree):
+    (tree / "train" / "cat" / "0.png").write_bytes(b"")
+    for image_size in (None, 8):
+        with pytest.raises(UserError, match=r"image=.*train/cat/0.png"):
+            load_data(settings(tree, image_size=image_size))
+
+
+def test_deep_pixels_are_refused(tree):
+    Image.fromarray(np.full((8, 8), 3000, dtype=np.uint16)).save(tree / "train" / "cat" / "deep.png")
+    with pytest.raises(UserError, match=r"deep.png.*more than 8 bits"):
+        load_data(settings(tree))
+
+
+def test_missing_parts_of_a_tree(tree):
+    def refused(message, root=tree, **values):
+        with pytest.raises(UserError, match=message):
+            load_data(settings(root, **values))
+
+    refused("data.root=.*nowhere: allowed is an existing folder", root=tree / "nowhere")
+    refused("train is missing", root=tree / "train")
+    (tree / "test" / "dgo").mkdir()
+    refused("test/dgo has no counterpart in .*train. Did you mean dog?")
+    (tree / "test" / "dgo").rename(tree / "train" / "elk")
+    refused("train/elk: allowed is a class folder that holds images")
+    shutil.rmtree(tree / "train" / "elk")
+    shutil.rmtree(tree / "test")
+    refused("test is missing; data.num_test=N")
+    assert load_data(settings(tree, num_test=3)).split_sizes["test"] == 3
+    shutil.rmtree(tree / "train")
+    (tree / "train").mkdir()
+    refused("train: allowed is .*It has no folders", num_test=3)
+
+
+def test_fingerprint_is_of_decoded_content(tree):
+    before = load_data(settings(tree)).fingerprint
+    picture = Image.open(tree / "train" / "cat" / "0.png")
+    picture.load()
+    picture.save(tree / "train" / "cat" / "0.png", compress_level=0)  # other bytes, the same pixels
+    assert load_data(settings(tree)).fingerprint == before
+    picture.putpixel((0, 0), (1, 2, 3))
+    picture.save(tree / "train" / "cat" / "0.png")
+    assert load_data(settings(tree)).fingerprint != before
+
+
+def test_real_jpeg_tree(extra_data):
+    """The first images of the committed JPEG copy of CIFAR-10, if there is one."""
+    root = extra_data / "cifar10-jpeg"
+    if not root.is_dir():
+        pytest.skip(f"no {root}")
+    data = load_data(settings(root, mean=[0.4914, 0.4822, 0.4465], std=[0.2470, 0.2435, 0.2616]))
+    assert data.split_sizes["train"] == 50_000 and data.split_sizes["test"] == 10_000 and data.image_shape == (3, 32, 32)
+    batch = next(data.eval_batches("test", batch_size=2000, device="cpu", num_images=2000))
+    assert abs(float(batch.images.mean())) < 0.05 and torch.bincount(batch.labels).min() > 150

@@ -1,0 +1,84 @@
+"""Splits are disjoint, seeded, stratified, and refuse what cannot be cut."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from qexp.base.errors import UserError
+from qexp.data.settings import DataSettings
+from qexp.data.splits import Split, cut_splits, interleaved_permutation, representative
+
+LABELS = torch.arange(10).repeat_interleave(20)  # sorted by class, as mnist5k and image folders are
+
+
+def settings(**values):
+    return DataSettings(name="digits", **values)
+
+
+def test_split_is_a_string():
+    assert Split("calib") is Split.CALIB and Split.CALIB == "calib" and str(Split.TEST) == "test"
+
+
+@given(st.integers(1, 60), st.integers(0, 60), st.integers(0, 60), st.integers(0, 5))
+def test_disjoint_and_complete(num_test, num_calib, num_select, seed):
+    cut = cut_splits(LABELS, None, settings(num_test=num_test, num_calib=num_calib, num_select=num_select, split_seed=seed))
+    assert cut.sizes == {
+        "train": 200 - num_test - num_calib - num_select,
+        "calib": num_calib,
+        "select": num_select,
+        "test": num_test,
+    }
+    assert torch.equal(torch.cat(list(cut.rows.values())).sort().values, torch.arange(200))
+
+
+def test_every_split_is_stratified():
+    cut = cut_splits(LABELS, None, settings(num_test=50, num_calib=20, num_select=30, num_train=40))
+    for split, rows in cut.rows.items():
+        per_class = torch.bincount(LABELS[rows], minlength=10)
+        assert per_class.max() - per_class.min() <= 1, split
+
+
+def test_unbalanced_classes_keep_their_share():
+    labels = torch.tensor([0] * 90 + [1] * 9 + [2])
+    order = interleaved_permutation(labels, seed=0)
+    assert torch.equal(order.sort().values, torch.arange(100))
+    for start in range(0, 90, 10):
+        share = int((labels[order[start : start + 10]] == 1).sum())
+        assert share in (0, 1, 2)
+    assert not torch.equal(order, interleaved_permutation(labels, seed=1))
+
+
+def test_own_test_part_keeps_its_order():
+    cut = cut_splits(LABELS, 7, settings(num_calib=10))
+    assert cut.rows[Split.TEST].tolist() == list(range(7))
+    assert cut.part(Split.TEST) == "test" and cut.part(Split.CALIB) == "train"
+    assert cut.sizes["train"] == 190
+    cut_from_train = cut_splits(LABELS, None, settings(num_test=7))
+    assert cut_from_train.part(Split.TEST) == "train"
+
+
+def test_seed_decides():
+    first, again, other = (cut_splits(LABELS, 5, settings(num_calib=10, split_seed=seed)) for seed in (1, 1, 2))
+    assert torch.equal(first.rows[Split.CALIB], again.rows[Split.CALIB])
+    assert not torch.equal(first.rows[Split.CALIB], other.rows[Split.CALIB])
+
+
+def test_refusals():
+    cases = [
+        ({"num_test": 200}, None, r"data.num_test=200: allowed is at most 199"),
+        ({"num_test": 50, "num_calib": 100, "num_select": 50}, None, r"data.num_calib=100: allowed is at most 99.*leave none"),
+        ({}, None, r"data.num_test=None.*cut one with data.num_test=N"),
+        ({"num_test": 5}, 5, r"data.num_test=5: allowed is null"),
+        ({"num_train": 191, "num_calib": 10}, 5, r"data.num_train=191: allowed is at most 190"),
+    ]
+    for values, num_test_part, message in cases:
+        with pytest.raises(UserError, match=message):
+            cut_splits(LABELS, num_test_part, settings(**values))
+
+
+def test_representative_subset():
+    reference = torch.randperm(10_000, generator=torch.Generator().manual_seed(0))[:2000]
+    assert torch.equal(representative(10_000, 2000), reference)
+    for limit in (None, 5, 6):
+        assert representative(5, limit).tolist() == [0, 1, 2, 3, 4]

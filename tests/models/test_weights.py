@@ -1,0 +1,149 @@
+"""State dicts from elsewhere: what is mended, what is noted, what raises."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from qexp.base.errors import UserError
+from qexp.models.cifar_resnet import CifarResNet
+from qexp.models.weights import load_weights
+
+
+@pytest.fixture
+def state():
+    torch.manual_seed(1)
+    return {name: value.clone() for name, value in CifarResNet(20).state_dict().items()}
+
+
+def fresh():
+    torch.manual_seed(2)
+    return CifarResNet(20)
+
+
+def check_loaded(model, state):
+    loaded = model.state_dict()
+    assert all(torch.equal(loaded[name], value) for name, value in state.items())
+
+
+def test_own_file_needs_no_note(tmp_path, state):
+    torch.save(state, tmp_path / "own.pt")
+    model = fresh()
+    assert load_weights(model, tmp_path / "own.pt") == []
+    check_loaded(model, state)
+
+
+def test_safetensors(tmp_path, state):
+    save_file(state, tmp_path / "own.safetensors")
+    model = fresh()
+    assert load_weights(model, tmp_path / "own.safetensors") == []
+    check_loaded(model, state)
+
+
+@pytest.mark.parametrize("wrapper", ["state_dict", "model", "model_state_dict"])
+def test_wrapper_prefixes_and_classifier(tmp_path, state, wrapper):
+    """As DDP over torch.compile saves it, with torchvision's name for the classifier and without counters."""
+    foreign = {
+        "module._orig_mod." + name.replace("linear.", "fc."): value for name, value in state.items() if "num_batches" not in name
+    }
+    torch.save({"epoch": 3, wrapper: foreign}, tmp_path / "foreign.pth")
+    model = fresh()
+    notes = load_weights(model, tmp_path / "foreign.pth")
+    check_loaded(model, state)
+    text = "\n".join(notes)
+    for part in (f"entry {wrapper}", "prefix module.", "prefix _orig_mod.", "fc.* to linear.*", "19 counters"):
+        assert part in text
+    assert len(notes) == 5
+
+
+def test_other_types_are_converted(tmp_path, state):
+    torch.save(
+        {name: value.half() if value.is_floating_point() else value for name, value in state.items()}, tmp_path / "half.pt"
+    )
+    model = fresh()
+    assert load_weights(model, tmp_path / "half.pt") == ["half.pt: converted from float16"]
+    assert model.conv1.weight.dtype == torch.float32
+    assert torch.equal(model.conv1.weight, state["conv1.weight"].half().float())
+
+
+def test_ambiguous_classifier_is_not_renamed(tmp_path):
+    """A file with two candidates fits nothing by guess."""
+    model = nn.ModuleDict({"fc": nn.Linear(2, 2)})
+    torch.save({f"{name}.{kind}": torch.zeros(2, 2) for name in ("linear", "head") for kind in ("weight",)}, tmp_path / "two.pt")
+    with pytest.raises(
+        UserError, match="missing in the file .2.: fc.weight, fc.bias; not in the network .2.: linear.weight, head.weight"
+    ):
+        load_weights(model, tmp_path / "two.pt")
+
+
+def test_misfits_are_all_named(tmp_path, state):
+    state["linear.weight"] = torch.zeros(100, 64)
+    state["layer1.0.conv9.weight"] = state.pop("layer1.0.conv1.weight")
+    torch.save(state, tmp_path / "bad.pt")
+    model = fresh()
+    before = model.conv1.weight.clone()
+    with pytest.raises(UserError) as caught:
+        load_weights(model, tmp_path / "bad.pt", key="checkpoint")
+    text = str(caught.value)
+    assert text.startswith("checkpoint=")
+    assert "missing in the file (1): layer1.0.conv1.weight" in text
+    assert "not in the network (1): layer1.0.conv9.weight" in text
+    assert "linear.weight [100, 64] in the file, [10, 64] in the network" in text
+    assert "Did you mean layer1.0.conv1.weight?" in text
+    assert torch.equal(model.conv1.weight, before)
+
+
+def test_long_lists_are_cut(tmp_path, state):
+    torch.save({"conv1.weight": state["conv1.weight"]}, tmp_path / "little.pt")
+    with pytest.raises(UserError, match=r"missing in the file \(96\): .*, \.\.\. 90 more"):
+        load_weights(fresh(), tmp_path / "little.pt")
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+def test_truncated_file(tmp_path, state, suffix):
+    path = tmp_path / f"whole{suffix}"
+    (save_file if suffix == ".safetensors" else torch.save)(state, path)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(UserError, match="is truncated or of another format"):
+        load_weights(fresh(), path)
+
+
+@pytest.mark.parametrize("content", [b"", b"hello, world", b"\x00" * 64, b"\x80\x04nonsense"])
+def test_no_torch_file(tmp_path, content):
+    path = tmp_path / "text.pt"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=f"It has {len(content)} bytes|Python objects"):
+        load_weights(fresh(), path)
+
+
+def test_file_that_needs_unpickling(tmp_path):
+    torch.save(CifarResNet(20), tmp_path / "model.pt")
+    with pytest.raises(UserError, match="save model.state_dict.. instead"):
+        load_weights(fresh(), tmp_path / "model.pt")
+
+
+@pytest.mark.parametrize(("content", "message"), [(torch.zeros(3), "holds a Tensor"), ({}, "holds nothing"), ({"lr": 0.1}, "lr")])
+def test_no_state_dict(tmp_path, content, message):
+    torch.save(content, tmp_path / "odd.pt")
+    with pytest.raises(UserError, match=message):
+        load_weights(fresh(), tmp_path / "odd.pt")
+
+
+def test_missing_file(tmp_path):
+    (tmp_path / "resnet20.pt").touch()
+    with pytest.raises(UserError, match="Did you mean resnet20.pt?"):
+        load_weights(fresh(), tmp_path / "resnet2.pt")
+
+
+def test_published_resnet20():
+    """The file that akamaster published: wrapped, prefixed, older than the counters."""
+    path = Path(os.environ.get("QEXP_TEST_DATA", "")) / "resnet20-12fca82f.th"
+    if not path.is_file():
+        pytest.skip("set QEXP_TEST_DATA to a folder with resnet20-12fca82f.th")
+    model = fresh()
+    assert len(load_weights(model, path)) == 3
+    published = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
+    check_loaded(model, {name.removeprefix("module."): value for name, value in published.items()})
