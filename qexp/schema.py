@@ -8,6 +8,7 @@ the first error.
 
 from __future__ import annotations
 
+import difflib
 import json
 import math
 from collections.abc import Iterator, Mapping
@@ -101,7 +102,7 @@ def _as_user_error(item: Mapping[str, Any]) -> Exception:
         return cause
     key, value, kind = ".".join(str(part) for part in item["loc"]), item.get("input"), item["type"]
     if kind == "unexpected_keyword_argument":
-        return unknown_key(key)
+        return UnknownKey(key, value)
     if kind in ("missing", "missing_argument"):
         return UserError(key, "(missing)", allowed="a value", remedy=f"Set {key}=VALUE.")
     if kind == "literal_error":
@@ -109,7 +110,7 @@ def _as_user_error(item: Mapping[str, Any]) -> Exception:
         return UserError(key, value, allowed=choices, remedy=nearest(str(value), choices))
     if kind == "finite_number" or (isinstance(value, float) and not math.isfinite(value)):
         return UserError(key, value, allowed="a finite number")
-    return UserError(key, value, allowed=item["msg"].removeprefix("Input should be ").replace("a valid ", "a "))
+    return UserError(key, value, allowed=item["msg"].removeprefix("Input should be ").replace("valid integer", "integer").replace("a integer", "an integer"))
 
 
 def _choices(expected: str) -> list[str]:
@@ -117,16 +118,25 @@ def _choices(expected: str) -> list[str]:
     return [part.strip().strip("'") for part in expected.replace(" or ", ", ").split(",")]
 
 
-def unknown_key(key: str) -> UserError:
-    """The error for a key that no setting has, with the nearest one."""
-    known = list(all_keys())
-    remedy = nearest(key, known)
-    if not remedy and "." in key:
-        siblings = [name for name in known if name.rpartition(".")[0] == key.rpartition(".")[0]]
-        remedy = f"Known there: {', '.join(siblings)}." if siblings else ""
-    if not remedy:
-        remedy = f"Known: {', '.join(name for name in known if '.' not in name)}."
-    return UserError(key, "(unknown key)", allowed="a key that qexp knows", remedy=remedy)
+class UnknownKey(UserError):
+    """A key that no setting has, with the nearest one."""
+
+    def __init__(self, key: str, value: object) -> None:
+        known = list(all_keys())
+        remedy = _nearest_key(key, known)
+        if not remedy and "." in key:
+            siblings = [name for name in known if name.rpartition(".")[0] == key.rpartition(".")[0]]
+            remedy = f"Known there: {', '.join(siblings)}." if siblings else ""
+        remedy = remedy or f"Known: {', '.join(name for name in known if '.' not in name)}."
+        super().__init__(key, value, remedy=remedy)
+        self.args = (f"{key}={value}: there is no such key. {remedy}",)
+
+
+def _nearest_key(key: str, known: list[str]) -> str:
+    """Suggest by the last part first: `quant.bit` is nearer to `bits` than to `quant.input`."""
+    last = {name.rpartition(".")[2]: name for name in reversed(known)}
+    found = difflib.get_close_matches(key.rpartition(".")[2], list(last), n=1, cutoff=0.75)
+    return f"Did you mean {last[found[0]]}?" if found else nearest(key, known)
 
 
 def all_keys(kind: type = Config, prefix: str = "") -> Iterator[str]:

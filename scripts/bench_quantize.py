@@ -1,16 +1,17 @@
 """How long quantizing a state dict into its shadow takes, over `copy_` of the same bytes; every peer in one run, alternating.
 
-    python scripts/bench_quantize.py [--model resnet50] [--rounds 15] [--bits 8] [--device cpu] [--threads N] [--results-dir results/bench]
+    python scripts/bench_quantize.py [--model resnet50] [--rounds 15] [--bits 8] [--device cpu] [--threads N]
 
 Peers quantize the convolution and linear weights and leave the rest as it is:
-    qexp ...                 Shadow.load: range, quantization and the copy of the rest, into memory that exists
-    document 002, function   its `linear_quantize` as printed (codes, no rounding, no inverse) on the same tensors, then copy_ into the
-                             shadow; `whole path` is its loop as printed: deepcopy, state_dict, load_state_dict, every tensor but the
-                             running statistics and counters
-    torch.fake_quantize_*    with scale and zero point given, so without the range pass, then copy_ into the shadow
+    qexp ...                   Shadow.load: range, quantization and the copy of the rest, into memory that exists
+    document 002, function     its `linear_quantize` as printed (codes, no rounding, no inverse) on the same tensors, then copy_
+                               into the shadow
+    document 002, whole path   its loop as printed: deepcopy, state_dict, load_state_dict, every tensor but the running statistics
+                               and counters
+    torch.fake_quantize_*      with scale and zero point given, so without the range pass, then copy_ into the shadow
 
-Each round runs every peer once, in turn, and its ratio is to the same round's `copy_`. Printed: the median ratio, its quartiles and
-the median time. The CSV in the results folder names the environment.
+Each round runs every peer once, in turn, and its ratio is to the same round's `copy_`. Printed: the median ratio, its quartiles
+and the median time. The CSV in the results folder names the environment.
 """
 
 from __future__ import annotations

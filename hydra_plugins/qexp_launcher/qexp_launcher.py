@@ -62,7 +62,7 @@ class QexpLauncher(Launcher):
             for position in positions:
                 returns[position] = result
             if result.status == JobStatus.FAILED:
-                result.return_value  # noqa: B018  the property raises what the job raised
+                raise result._return_value  # the property would print Hydra's own line before it raises the same
 
         story.run_sweep(values, entry.sweep(), launch=launch_group)
         return [result if result is not None else _not_run() for result in returns]

@@ -37,14 +37,18 @@ def find_journal(runs_dir: str | Path, name: str) -> Path:
     raise UserError("name", name, allowed=known or f"an experiment with a journal in {Path(runs_dir) / 'journal'}", remedy=remedy)
 
 
-def read_rows(path: Path, offset: int = 0, limit: int | None = None) -> tuple[list[dict[str, Any]], int]:
+def read_rows(
+    path: Path, offset: int = 0, *, limit: int | None = None, end: int | None = None
+) -> tuple[list[dict[str, Any]], int]:
     """The rows that begin at byte `offset`, and the offset after the last of them.
 
     A last line without its newline was torn by a crash or is still being written: it is left for a later call.
 
     Args:
         path: the journal; a missing file has no rows.
-        offset: 0, or what an earlier call returned. limit: at most so many rows.
+        offset: 0, or what an earlier call returned.
+        limit: at most so many rows.
+        end: only rows that begin before this offset.
 
     Raises:
         UserError: a complete line that is no JSON object, with its byte offset.
@@ -56,7 +60,7 @@ def read_rows(path: Path, offset: int = 0, limit: int | None = None) -> tuple[li
         return rows, 0
     with handle:
         handle.seek(offset)
-        while limit is None or len(rows) < limit:
+        while (limit is None or len(rows) < limit) and (end is None or offset < end):
             line = handle.readline()
             if not line.endswith(b"\n"):
                 break

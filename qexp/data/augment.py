@@ -20,7 +20,7 @@ PAD = 4  # pixels on each side, the CIFAR recipe (He et al. 2016, section 4.2)
 _AREA, _LOG_RATIO = (0.08, 1.0), (math.log(3 / 4), math.log(4 / 3))  # Inception-style crops, torchvision's defaults
 _TRIES = 10
 _GAMMA, _MUL1, _MUL2 = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
-_FLIP, _ROW, _COLUMN, _BOX = 0, 1, 2, 8  # numbers of the draws
+_FLIP, _COLUMN, _ROW, _BOX = 0, 1, 2, 8  # numbers of the draws
 
 
 def _signed(value: int) -> int:
@@ -109,7 +109,7 @@ def shifted(images: Tensor, row: Tensor, column: Tensor) -> Tensor:
     padded = functional.pad(images, (PAD, PAD, PAD, PAD))
     windows = padded.unfold(2, height, 1).unfold(3, width, 1)  # a view [N, C, 2 PAD + 1, 2 PAD + 1, H, W]
     places = 2 * PAD + 1
-    return windows[torch.arange(len(images), device=images.device), :, column % places, row % places]
+    return windows[torch.arange(len(images), device=images.device), :, row % places, column % places]
 
 
 def resized_crop_box(key: int, index: Tensor, height: int, width: int) -> Tensor:

@@ -22,8 +22,8 @@ from torch import Tensor, nn
 from qexp.base import dist
 from qexp.base.errors import UserError
 from qexp.base.nouns import Batch, Metrics
-from qexp.engine.outputs import main_output
 from qexp.engine.predictions import Predictions
+from qexp.models.outputs import main_output
 
 EVALUATOR_VERSION = 1  # part of every variant's key; raise it when the same network comes to score differently
 
@@ -97,15 +97,20 @@ def _unchanged(models: Mapping[str, nn.Module]) -> Iterator[None]:
         modules = [path or "the network" for path, module in model.named_modules() if module.training]
         if modules:
             raise RuntimeError(f"{name} is in training mode ({modules[0]}): call .eval() before evaluating it")
-    # A tensor's version counter goes up with every write in place; inference tensors have none and cannot be trained on.
-    buffers = [(f"{name}: {path}", item) for name, model in models.items() for path, item in model.named_buffers()]
-    before = [(path, item, item._version) for path, item in buffers if not item.is_inference()]
+    # Version counters would not do: batch norm writes its statistics without raising them.
+    buffers = {f"{name}: {path}": item for name, model in models.items() for path, item in model.named_buffers()}
+    before = {path: item.clone() for path, item in buffers.items()}
     yield
-    changed = [path for path, item, version in before if item._version != version]
+    changed = [path for path, item in buffers.items() if not torch.equal(_bytes(item), _bytes(before[path]))]
     if changed:
         raise RuntimeError(
             f"evaluating changed buffers, so the result depends on the order of evaluations: {', '.join(changed[:5])}"
         )
+
+
+def _bytes(tensor: Tensor) -> Tensor:
+    """The tensor's bytes, so that NaN equals NaN."""
+    return tensor.reshape(-1).view(torch.uint8)
 
 
 class _Reference:

@@ -20,12 +20,13 @@ from torch.nn.parallel import DistributedDataParallel
 from qexp.base import dist
 from qexp.base.console import say
 from qexp.base.nouns import Batch
+from qexp.engine.loss import total_loss
 from qexp.engine.optim import lr_at, make_optimizer, set_lr
-from qexp.engine.outputs import main_output, total_loss
 from qexp.engine.precision import amp
 from qexp.engine.progress import track
 from qexp.engine.seed import capture_rng, restore_rank_rng
 from qexp.engine.settings import TrainSettings
+from qexp.models.outputs import main_output
 
 CHECK_EVERY_STEPS = 50  # how often the device is asked whether the loss is still finite; each time costs a synchronization
 _NEVER = 2**62

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qexp.engine.outputs import main_output
+from qexp.models.outputs import main_output
 
 
 def probe(run: Callable[[Tensor], Any], state: nn.Module, names: Iterable[str], images: Tensor) -> dict[str, bool]:
@@ -85,9 +85,8 @@ def _flip(tensor: Tensor) -> None:
 
 
 def _bits(run: Callable[[Tensor], Any], images: Tensor) -> Tensor:
-    """The output's bits, so that NaN equals NaN; dropout left on draws the same mask each time."""
+    """The output's bits, so that NaN equals NaN; dropout that was left on draws the same mask each time."""
     with torch.random.fork_rng(devices=[images.device] if images.is_cuda else []):
-        torch.manual_seed(0)
         return main_output(run(images)).float().contiguous().view(torch.int32)
 
 

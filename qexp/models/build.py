@@ -6,18 +6,15 @@ import difflib
 import re
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 
 import torch
 from torch import nn
 
-from qexp.base.console import say
 from qexp.base.errors import UserError
 from qexp.models.cifar_resnet import CifarResNet
 from qexp.models.custom import build_custom
 from qexp.models.outputs import main_output
 from qexp.models.settings import ModelSettings
-from qexp.models.weights import load_weights
 from qexp.models.zoo import build_torchvision, torchvision_names
 
 NETWORKS: dict[str, Callable[..., nn.Module]] = {
@@ -35,8 +32,9 @@ def model_names() -> list[str]:
 
 
 def build_model(settings: ModelSettings, *, num_classes: int, image_shape: tuple[int, int, int], seed: int) -> nn.Module:
-    """Build the network, on the CPU, in training mode; load `settings.weights` if given, and say what did not fit.
+    """Build the network, on the CPU, in training mode.
 
+    `settings.weights=DEFAULT` gives torchvision's own weights; a file there is left to `qexp.models.weights.load_weights`.
     The initialization is a function of `seed`; torch's global generators are left as they were.
 
     Args:
@@ -46,11 +44,13 @@ def build_model(settings: ModelSettings, *, num_classes: int, image_shape: tuple
         seed: of the initialization.
 
     Raises:
-        UserError: unknown name, a factory or weights that do not fit, images that the network does not take, and logits that are
-            not [N, num_classes].
+        UserError: unknown name, a factory that fails, weights that cannot be fetched, images that the network does not take,
+            logits that are not [N, num_classes].
     """
     name, outputs = settings.name, settings.num_classes or num_classes
     check_name(name)
+    if settings.weights == "DEFAULT" and (name in NETWORKS or name == "custom"):
+        raise UserError("model.weights", "DEFAULT", allowed="a file", remedy=f"Only torchvision's networks have it, not {name}.")
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would also seed the accelerators, which are not forked here
         if name == "custom":
@@ -62,13 +62,6 @@ def build_model(settings: ModelSettings, *, num_classes: int, image_shape: tuple
             pretrained = settings.weights == "DEFAULT"
             model = build_torchvision(name, num_classes=outputs, image_shape=image_shape, pretrained=pretrained)
         _check_forward(model, settings, outputs, image_shape)
-    if settings.weights == "DEFAULT":
-        if name in NETWORKS or name == "custom":
-            raise UserError(
-                "model.weights", "DEFAULT", allowed="a file", remedy=f"Only torchvision's networks, not {name}, have it."
-            )
-    elif settings.weights is not None:
-        say(*load_weights(model, Path(settings.weights), key="model.weights"))
     return model.train()
 
 

@@ -39,7 +39,7 @@ def inventory(model: nn.Module, example: Tensor) -> tuple[TensorInfo, ...]:
 
     Runs one forward in eval mode without gradients; modes, buffers and generators are as before afterwards. Entries that are no
     tensors are left out. Projections of `nn.MultiheadAttention` are linear weights. `constant` describes the weights as they are
-    now: a fresh network's BN scales are constant, a trained one's are not (`with_state`).
+    now: a fresh network's BN scales are constant, a trained one's are not (`with_state`, `as_trained`).
 
     Args:
         model: any module.
@@ -82,6 +82,16 @@ def with_state(tensors: tuple[TensorInfo, ...], state: Mapping[str, Tensor]) -> 
         state: name -> tensor, for every name in `tensors`.
     """
     return tuple(replace(info, constant=is_constant(state[info.name])) for info in tensors)
+
+
+def as_trained(tensors: tuple[TensorInfo, ...]) -> tuple[TensorInfo, ...]:
+    """The inventory of a fresh network as it will be after training: weights and biases of several elements are not constant.
+
+    A plan made before training needs it, since every BN scale then is 1 and every shift 0.
+    """
+    return tuple(
+        replace(info, constant=False) if info.role in ("weight", "bias") and info.num_elements > 1 else info for info in tensors
+    )
 
 
 def is_constant(value: Tensor) -> bool:

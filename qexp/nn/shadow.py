@@ -5,8 +5,8 @@ quantized input, happens in its class's `forward`; no attribute of an instance i
 *instance* (`model.forward = patched`, as apex's amp did) survives `deepcopy` as a reference to the original network, so that the
 "copy" would run the original's weights. Such networks are refused.
 
-`half` is true fp16 on a GPU. On the CPU, whose fp16 convolutions take many times as long as float32, the parameters and buffers are
-rounded to fp16 and so is the result of every operation; see `qexp.nn.half`.
+`half` is true fp16 on a GPU. On the CPU, whose fp16 convolutions take many times as long as float32, the parameters and buffers
+are rounded to fp16 and so is the result of every operation; see `qexp.nn.half`.
 """
 
 from __future__ import annotations
@@ -115,7 +115,18 @@ class _ShadowForward:
         images = structure.prepare(images)
         with structure.arithmetic():
             logits = super().forward(images)
-        return logits.float() if structure.half and isinstance(logits, Tensor) else logits
+        return _to_float(logits) if structure.half else logits
+
+
+def _to_float(output: Any) -> Any:
+    """The output with its half-precision tensors as float32, in lists, tuples and mappings too."""
+    if isinstance(output, Tensor):
+        return output.float() if output.is_floating_point() else output
+    if isinstance(output, (list, tuple)):
+        return [_to_float(item) for item in output]
+    if isinstance(output, Mapping):
+        return {key: _to_float(item) for key, item in output.items()}
+    return output
 
 
 def _shadow_class(kind: type[nn.Module]) -> type[nn.Module]:

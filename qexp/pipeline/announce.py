@@ -32,7 +32,7 @@ def plan(prepared: Sequence[Prepared], *, num_jobs: int) -> None:
         for note in one.notes:
             say(f"note: {note}")
         for variant in one.variants[1:]:
-            text = format_plan(variant.plan)
+            text = format_plan(variant.plan, policy=variant.config.policy.name)
             header, _, body = text.partition("\n")
             same = shown.get(_without_bits(body))
             shown.setdefault(_without_bits(body), variant.label)
@@ -120,10 +120,11 @@ def failure(one: Prepared, error: Exception) -> None:
     complain(f"qexp: training {one.training} failed: {type(error).__name__}: {error}", f"  traceback: {path}")
 
 
-def report(config: Config) -> None:
-    """Write tables and figures, print the table, and say where everything is."""
-    written = write_report(config.name, runs_dir=Path(config.runs_dir), results_dir=Path(config.results_dir))
+def report(config: Config) -> list[Path]:
+    """Write tables and figures, print the table, say where everything is; returns the files."""
+    written = write_report(config.name, runs_dir=config.runs_dir, results_dir=config.results_dir)
     say("", written.table, "", f"tables and figures: {written.folder}/")
     if config.tracking.enabled:
         uri = config.tracking.uri or f"sqlite:///{(Path(config.runs_dir) / 'mlflow.db').resolve()}"
         say(f"MLflow UI: make ui   (or: mlflow ui --host 127.0.0.1 --backend-store-uri {uri})")
+    return [*written.figures, *written.tables]

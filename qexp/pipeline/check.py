@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from qexp.base.errors import UserError, UserErrors, nearest
-from qexp.schema import Config, all_keys, group_key, unknown_key, validate
+from qexp.schema import Config, UnknownKey, all_keys, group_key, validate
 
 GROUP_KEYS = ("experiment",)  # groups without settings of their own
 
@@ -46,7 +46,7 @@ def check_arguments(arguments: Sequence[str]) -> None:
         key = match[1].split("@")[0]
         if key.split(".")[0].split("/")[0] == "hydra" or key in known or _inside_list(key):
             continue
-        errors.append(unknown_key(key))
+        errors.append(UnknownKey(key, argument.partition("=")[2]))
     if errors:
         raise UserErrors(errors)
 
@@ -119,7 +119,7 @@ def hydra_error(error: Exception) -> UserError:
     if missing:
         folder, name = missing.groups()
         listed = re.search(r"Available options in '[^']*':\n((?:\s+\S+\n?)*)", text)
-        choices = listed[1].split() if listed else []
+        choices = [name for name in listed[1].split() if not name.startswith("_")] if listed else []
         shown = ", ".join(choices) if len(choices) < 30 else f"one of {len(choices)} (python -m qexp.train --help lists them)"
         return UserError(folder, name, allowed=shown or "an option of the group", remedy=nearest(name, choices))
     cause = error.__cause__

@@ -95,6 +95,9 @@ def _guarded(config_name: str, arguments: Sequence[str]) -> int:
     except JobsFailed as error:
         complain(f"qexp: {error}")
         return 1
+    except BrokenPipeError:  # `--help | head`: the reader has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except KeyboardInterrupt:
         complain("qexp: interrupted. The same command goes on where this one stopped.")
         return 1
@@ -107,11 +110,20 @@ def _guarded(config_name: str, arguments: Sequence[str]) -> int:
 def _run_hydra(config_name: str) -> None:
     import hydra
 
+    raised: list[BaseException] = []
+
     @hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=config_name)
     def task(values) -> None:  # noqa: ANN001
-        run_task(values)
+        try:
+            run_task(values)
+        except Exception as error:  # Hydra would print a line of its own; a merged job's launcher wants it raised
+            if "jobs" in values:
+                raise
+            raised.append(error)
 
     task()
+    if raised:
+        raise raised[0]
 
 
 def run_task(values) -> None:  # noqa: ANN001

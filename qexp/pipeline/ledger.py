@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
@@ -31,12 +31,12 @@ class Ledger:
 
     Args:
         prepared: the merged job. sweep: where it comes from. device: what it runs on, for the record.
+        poke: told whenever there are new rows.
     """
 
-    def __init__(self, prepared: Prepared, sweep: Sweep, device: str) -> None:
-        self.prepared, self.sweep, self.device = prepared, sweep, device
-        config = prepared.config
-        self.journal = Journal(Path(config.runs_dir) / "journal" / f"{config.name}.jsonl")
+    def __init__(self, prepared: Prepared, sweep: Sweep, device: str, poke: Callable[[], None] = lambda: None) -> None:
+        self.prepared, self.sweep, self.device, self._poke = prepared, sweep, device, poke
+        self.journal = Journal.of(prepared.config.runs_dir, prepared.config.name)
         self.versions = environment.versions()
         self._git = environment.git_revision()
         self._folder = prepared.folder / "variants"
@@ -83,6 +83,7 @@ class Ledger:
                 journal_rows.append(rows.record_row(record))
             records.append(record)
         self.journal.append(journal_rows)
+        self._poke()
         return records
 
     def training_metrics(self, epoch: int, values: dict[str, float]) -> None:
@@ -106,7 +107,7 @@ class Ledger:
             policy="" if is_float else config.policy.name,
             quant="" if is_float else "half" if config.mode == "half" else config.quant.name,
             granularity="" if is_float or config.mode == "half" else config.quant.weight.granularity,
-            input_quant="none" if is_float else config.quant.input,
+            input_quant=variant.plan.input_quant,
             seed=config.seed,
             epoch=epoch,
             prec1=metrics.prec1,
@@ -154,6 +155,8 @@ class Ledger:
             dials = {"bits": variant.bits, "mode": config.mode, "policy": asdict(config.policy), "quant": asdict(config.quant)}
             params |= rows.flatten(dials)
         params |= rows.flatten({"evaluate": asdict(config.evaluate)})
+        if config.checkpoint is not None:
+            params["checkpoint"] = config.checkpoint
         tags = {
             "qexp.sweep": self.sweep.sweep,
             "qexp.command": self.sweep.command,

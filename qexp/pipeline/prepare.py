@@ -13,21 +13,34 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from qexp.base import dist
 from qexp.base.errors import UserError, UserErrors
 from qexp.base.files import hash_file, hash_json
 from qexp.base.nouns import TensorInfo
 from qexp.data.load import load_data
+from qexp.engine.settings import check_precision
 from qexp.models.build import build_model
 from qexp.models.weights import load_weights
-from qexp.nn.inventory import inventory
+from qexp.nn.inventory import as_trained, inventory
 from qexp.pipeline.variants import Variant, make_variants
 from qexp.schema import Config, training_hash
 
 if TYPE_CHECKING:
     from qexp.data.bundle import DataBundle
 
-_BUNDLES: dict[str, "DataBundle"] = {}  # by hash of the data settings
-_PREPARED: dict[str, "Prepared"] = {}  # by hash of the jobs
+_BUNDLES: dict[str, DataBundle] = {}  # by hash of the data settings
+_PREPARED: dict[str, Prepared] = {}  # by hash of the jobs
+
+
+def pick_device(wanted: str) -> torch.device:
+    """The device of this rank: `auto` takes the GPU of its local rank where there is one."""
+    if wanted == "auto":
+        wanted = "cuda" if torch.cuda.is_available() else "cpu"
+    if wanted.startswith("cuda") and not torch.cuda.is_available():
+        raise UserError("device", wanted, allowed="cpu here", remedy="This torch sees no GPU.")
+    if wanted == "cuda":
+        wanted = f"cuda:{dist.local_rank() % torch.cuda.device_count()}"
+    return torch.device(wanted)
 
 
 @dataclass(frozen=True)
@@ -94,11 +107,14 @@ def prepare(configs: Sequence[Config]) -> Prepared:
     key = hash_json([asdict(config) for config in configs])
     if key not in _PREPARED:
         config = configs[0]
+        check_precision(config.train.precision, pick_device(config.device).type)
         bundle = data_of(config)
         _check_evaluation(config, bundle)
         model, notes = _network(config, bundle)
         channels, height, width = bundle.image_shape
         tensors = inventory(model, torch.zeros(2, channels, height, width))
+        if config.checkpoint is None:
+            tensors = as_trained(tensors)
         variants = make_variants(configs, tensors)
         _PREPARED[key] = Prepared(config, variants, tensors, _identity(config, bundle), tuple(notes))
     return _PREPARED[key]

@@ -13,7 +13,6 @@ import torch
 
 from qexp.base import dist
 from qexp.base.console import is_main_process, say
-from qexp.base.errors import UserError
 from qexp.base.nouns import Record
 from qexp.engine.fit import EpochEnd, FitState, fit
 from qexp.engine.seed import seed_everything
@@ -23,8 +22,13 @@ from qexp.pipeline.check import Sweep, check, group
 from qexp.pipeline.entry import JobsFailed
 from qexp.pipeline.evaluator import Evaluator
 from qexp.pipeline.ledger import Ledger
-from qexp.pipeline.prepare import Prepared, prepare, prepare_all
+from qexp.pipeline.prepare import Prepared, pick_device, prepare, prepare_all
+from qexp.schema import Config
 from qexp.tracking.feed import MlflowFeed
+from qexp.tracking.journal import Journal
+
+
+_FEEDS: dict[tuple[str, str], MlflowFeed] = {}  # of this sweep, by runs_dir and experiment
 
 
 def run_sweep(jobs: Sequence[dict[str, Any]], sweep: Sweep, launch: Callable[[Sequence[int]], None]) -> None:
@@ -44,19 +48,33 @@ def run_sweep(jobs: Sequence[dict[str, Any]], sweep: Sweep, launch: Callable[[Se
     if configs[0].plan_only:
         announce.estimate(prepared)
         return
-    failed = []
+    try:
+        failed = _launch_all(groups, prepared, launch)
+        for config in {(config.runs_dir, config.name): config for config in configs}.values():
+            files = announce.report(config)
+            if (config.runs_dir, config.name) in _FEEDS:
+                _FEEDS[config.runs_dir, config.name].log_files(None, files)
+    finally:
+        while _FEEDS:
+            behind = _FEEDS.popitem()[1].close()
+            if behind:
+                say(behind)
+    if failed:
+        raise JobsFailed(f"{failed} of {len(groups)} trainings failed; the same command tries them again")
+
+
+def _launch_all(groups: Sequence[Sequence[int]], prepared: Sequence[Prepared], launch: Callable[[Sequence[int]], None]) -> int:
+    """Launch every group whatever becomes of the others; returns how many failed."""
+    failed = 0
     for positions, one in zip(groups, prepared, strict=True):
         try:
             launch(positions)
         except ranks.RankFailed:
-            raise
+            raise  # the process group cannot be used again
         except Exception as error:
             announce.failure(one, error)
-            failed.append(one)
-    for name in dict.fromkeys(config.name for config in configs):
-        announce.report(next(config for config in configs if config.name == name))
-    if failed:
-        raise JobsFailed(f"{len(failed)} of {len(groups)} trainings failed; the same command tries them again")
+            failed += 1
+    return failed
 
 
 def run_group(jobs: Sequence[dict[str, Any]], sweep: Sweep) -> None:
@@ -73,9 +91,7 @@ def run_group_here(jobs: Sequence[dict[str, Any]], sweep: Sweep) -> None:
     if not is_main_process():
         _measure(prepared, device, ledger=None)
         return
-    ledger = Ledger(prepared, sweep, str(device))
-    feed = MlflowFeed(ledger.journal, experiment=config.name, settings=config.tracking, runs_dir=config.runs_dir)
-    feed.start()
+    ledger = Ledger(prepared, sweep, str(device), poke=_feed(config).poke)
     ledger.begin()
     status = "FAILED"
     try:
@@ -86,20 +102,16 @@ def run_group_here(jobs: Sequence[dict[str, Any]], sweep: Sweep) -> None:
         raise
     finally:
         ledger.end(status)
-        behind = feed.close()
-        if behind:
-            say(behind)
 
 
-def pick_device(wanted: str) -> torch.device:
-    """The device of this rank: `auto` takes the GPU of its local rank where there is one."""
-    if wanted == "auto":
-        wanted = "cuda" if torch.cuda.is_available() else "cpu"
-    if wanted.startswith("cuda") and not torch.cuda.is_available():
-        raise UserError("device", wanted, allowed="cpu here", remedy="This torch sees no GPU.")
-    if wanted == "cuda":
-        wanted = f"cuda:{dist.local_rank() % torch.cuda.device_count()}"
-    return torch.device(wanted)
+def _feed(config: Config) -> MlflowFeed:
+    """The thread that follows this experiment's journal; it lives until the sweep ends."""
+    key = (config.runs_dir, config.name)
+    if key not in _FEEDS:
+        journal = Journal.of(config.runs_dir, config.name)
+        _FEEDS[key] = MlflowFeed(journal, experiment=config.name, settings=config.tracking, runs_dir=config.runs_dir)
+        _FEEDS[key].start()
+    return _FEEDS[key]
 
 
 def _measure(prepared: Prepared, device: torch.device, ledger: Ledger | None) -> None:

@@ -97,5 +97,5 @@ def label(config: Config) -> str:
         parts += [weight.granularity] if weight.granularity != "per_tensor" else []
         parts += [weight.rounding] if weight.rounding != "half_even" and config.mode == "int" else []
         parts += [weight.arithmetic] if weight.arithmetic != "reciprocal" else []
-    parts += [f"input_{quant.input}"] if quant.input != "none" else []
+    parts += [f"input_{quant.input}"] if quant.input != "none" and config.mode != "float" else []
     return " ".join(parts)

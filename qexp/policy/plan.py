@@ -47,7 +47,9 @@ def make_plan(tensors: Sequence[TensorInfo], *, policy: PolicySettings, quant: Q
     if not any(row.spec for row in rows):
         raise _nothing(tensors, rows, policy)
     notes = [*unread_settings(policy), *_notes(rows, rules, chosen, quant, policy)]
-    return Plan(rows=rows, mode=mode, input_quant=quant.input, notes=tuple(notes))
+    # The control isolates rounding, and rounding is all that quant.input does.
+    input_quant = "none" if mode == "float" else quant.input
+    return Plan(rows=rows, mode=mode, input_quant=input_quant, notes=tuple(notes))
 
 
 def _row(info: TensorInfo, rule: Rule | None, quant: QuantSettings, mode: str, policy_name: str) -> PlanRow:

@@ -10,9 +10,9 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-# Elements per block and thread on the CPU, 256 KiB of float32 for each of source and target: two such fit a second-level cache of
-# 1 MiB. Smaller blocks cost more in operator calls than they save in cache misses.
-BLOCK = 1 << 16
+# Elements per block and thread on the CPU, 1 MiB of float32 for each of source and target: they stay in second and third level
+# cache. Smaller blocks cost more in operator calls and thread barriers than they save, above all while other programs run.
+BLOCK = 1 << 18
 
 
 def in_blocks(
@@ -34,17 +34,22 @@ def in_blocks(
         block: elements per block; by default `BLOCK` for each thread on the CPU, and everything at once on a GPU.
     """
     source = source.float()
-    order = memory_order(source)
-    if order is None:
-        source = source.contiguous()
-        order = tuple(range(source.dim()))
-    fits = target.dtype == torch.float32 and target.device == source.device and target.permute(order).is_contiguous()
+    if not (source.is_contiguous() and target.is_contiguous()):
+        order = memory_order(source)
+        if order is None:
+            source, order = source.contiguous(), tuple(range(source.dim()))
+        axis = None if axis is None else order.index(axis % source.dim())
+        # From here on in memory order: contiguous, the target too unless its layout differs.
+        source, target = source.permute(order), target.permute(order)
+    fits = target.is_contiguous() and target.dtype == torch.float32 and target.device == source.device
     work = target if fits else torch.empty_like(source)
-    size = block or (BLOCK * torch.get_num_threads() if source.device.type == "cpu" else source.numel())
-    position = None if axis is None or source.dim() == 0 else order.index(axis % source.dim())
-    _run(kernel, source.permute(order), work.permute(order), params, position, size)
+    _run(kernel, source, work, params, axis, block or _default_block(source))
     if not fits:
         target.copy_(work)
+
+
+def _default_block(x: Tensor) -> int:
+    return BLOCK * torch.get_num_threads() if x.device.type == "cpu" else x.numel()
 
 
 def _run(
@@ -52,24 +57,30 @@ def _run(
     source: Tensor,
     work: Tensor,
     params: Sequence[Tensor | float],
-    position: int | None,
+    axis: int | None,
     size: int,
 ) -> None:
-    """`in_blocks` for two contiguous tensors with the channels at dimension `position`: [A, C, B], or [C, B] cut along C."""
-    by_channel = [isinstance(param, Tensor) and param.dim() == 1 for param in params]
-    if position is None or not any(by_channel):
-        shape, along_channels = (-1,), False
-    else:
-        before, channels = source.shape[:position].numel(), source.shape[position]
-        along_channels = before == 1
-        shape = (channels, -1) if along_channels else (before, channels, -1)
+    """`in_blocks` for two contiguous tensors: seen as [A, C, B], or as [C, B] and cut along C where A is 1."""
+    if axis is None:
+        if source.numel() <= size:
+            kernel(source, work, *params)
+        else:
+            for x, out in zip(source.view(-1).split(size), work.view(-1).split(size), strict=True):
+                kernel(x, out, *params)
+        return
+    channels, before = source.shape[axis], source.shape[:axis].numel()
+    shape = (channels, -1) if before == 1 else (before, channels, -1)
     source, work = source.view(shape), work.view(shape)
     rows = max(1, size // source[0].numel())
-    columns = [param.reshape(-1, 1) if split else param for param, split in zip(params, by_channel, strict=True)]
-    for start in range(0, source.shape[0], rows):
-        cut = slice(start, start + rows)
-        args = [column[cut] if split and along_channels else column for column, split in zip(columns, by_channel, strict=True)]
-        kernel(source[cut], work[cut], *args)
+    starts = range(0, source.shape[0], rows)
+    columns = [param.reshape(-1, 1) if isinstance(param, Tensor) and param.dim() else param for param in params]
+    # Along C, each block takes its channels' rows of the columns; along A, every block takes all channels.
+    cuts = [
+        column.split(rows) if before == 1 and isinstance(column, Tensor) and column.dim() else [column] * len(starts)
+        for column in columns
+    ]
+    for x, out, *block_params in zip(source.split(rows), work.split(rows), *cuts, strict=True):
+        kernel(x, out, *block_params)
 
 
 def memory_order(x: Tensor) -> tuple[int, ...] | None:

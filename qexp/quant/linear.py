@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 from qexp.base.checks import check_bits
-from qexp.base.errors import UserError
-from qexp.quant.ranges import min_max, refuse_constant
+from qexp.quant.ranges import check_span, min_max
 
 
 def linear_quantize(tensor: Tensor, bits: int) -> Tensor:
@@ -48,9 +47,9 @@ def linear_dequantize(
 ) -> Tensor:
     """Invert `linear_quantize` on codes, rounded or not.
 
-    x = (code + 2^(bits-1)) * ((max - min) / (2^bits - 1)) + min
+    x = code * step + offset,  step = (max - min) / (2^bits - 1),  offset = min + 2^(bits-1) * step
 
-    in this order, in float32: the lowest code gives min exactly, every other value is within a few units in the last place.
+    in float32: `offset` is the value of code 0, and x is within a few units in the last place of max(|min|, |max|).
 
     Args:
         codes: any shape.
@@ -64,8 +63,7 @@ def linear_dequantize(
     """
     check_bits("bits", bits)
     minimum, maximum = (torch.as_tensor(end, dtype=torch.float32, device=codes.device) for end in (minimum, maximum))
-    levels, lowest = linear_constants(bits)
-    return linear_unmap(codes, minimum, (maximum - minimum) / levels, lowest, out=out)
+    return linear_unmap(codes, *linear_inverse(minimum, maximum, bits), out=out)
 
 
 def linear_constants(bits: int) -> tuple[float, float]:
@@ -79,11 +77,17 @@ def linear_span(minimum: Tensor, maximum: Tensor) -> Tensor:
     Raises:
         UserError: all elements are equal, or max - min overflows.
     """
-    refuse_constant(minimum, maximum)
-    span = maximum - minimum
-    if not bool(torch.isfinite(span).all()):
-        raise UserError("tensor", "max - min overflows", allowed=f"a range that {span.dtype} holds")
+    span = check_span(minimum, maximum)
     return torch.where(span == 0, torch.ones_like(span), span) if span.dim() else span
+
+
+def linear_inverse(minimum: Tensor, maximum: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+    """Step and offset of `linear_dequantize`; of a constant channel 0 and its constant, so that it comes back exactly."""
+    levels, lowest = linear_constants(bits)
+    span = maximum - minimum
+    # Divided by a tensor: by a number, CUDA multiplies with its reciprocal, one unit in the last place off.
+    step = span / torch.full_like(span, levels)
+    return step, minimum - lowest * step
 
 
 def linear_map(
@@ -94,6 +98,6 @@ def linear_map(
     return torch.add(torch.mul(unit.float(), levels, out=out), lowest, out=out)
 
 
-def linear_unmap(codes: Tensor, minimum: Tensor, step: Tensor, lowest: Tensor | float, out: Tensor | None = None) -> Tensor:
+def linear_unmap(codes: Tensor, step: Tensor, offset: Tensor, out: Tensor | None = None) -> Tensor:
     """Code -> value, in the order of `linear_dequantize`."""
-    return torch.add(torch.mul(torch.sub(codes, lowest, out=out), step, out=out), minimum, out=out)
+    return torch.add(torch.mul(codes, step, out=out), offset, out=out)

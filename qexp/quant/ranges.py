@@ -5,6 +5,8 @@ Axis None is per tensor: minimum and maximum are 0-d. Otherwise they are [channe
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -43,16 +45,26 @@ def min_max(x: Tensor, axis: int | None = None) -> tuple[Tensor, Tensor]:
 
 def check_finite(minimum: Tensor, maximum: Tensor) -> None:
     """Raise UserError unless both ends of the range are finite; NaN anywhere in a tensor reaches its range."""
-    if not bool(torch.isfinite(minimum).all() & torch.isfinite(maximum).all()):
+    if not (_all_finite(minimum) and _all_finite(maximum)):
         raise UserError("tensor", "holds NaN or infinity", allowed="finite elements")
 
 
-def refuse_constant(minimum: Tensor, maximum: Tensor) -> None:
-    """Raise UserError where all elements are equal, for a map that divides by maximum - minimum.
+def check_span(minimum: Tensor, maximum: Tensor) -> Tensor:
+    """Take max - min, for a map that divides by it.
 
-    A single constant channel among others passes; so does a tensor whose channels are constants that differ.
+    Raises:
+        UserError: all elements are equal, or the difference overflows. One constant channel among others passes, and so does a
+            tensor whose channels are constants that differ.
     """
-    low, high = float(minimum.min()), float(maximum.max())
+    span = maximum - minimum
+    low, high = (float(minimum), float(maximum)) if not span.dim() else (float(minimum.min()), float(maximum.max()))
     if low == high:
         remedy = "Leave the tensor unquantized."
         raise UserError("tensor", f"constant {low:g}", allowed="at least two different elements", remedy=remedy)
+    if not _all_finite(span):
+        raise UserError("tensor", "max - min overflows", allowed=f"a range that {span.dtype} holds")
+    return span
+
+
+def _all_finite(x: Tensor) -> bool:
+    return math.isfinite(x) if x.dim() == 0 else bool(torch.isfinite(x).all())

@@ -1,14 +1,16 @@
 """The quantizers by name, and `quantize_`, which overwrites a tensor with the quantized copy of another.
 
-`quantize_` allocates nothing of the size of the model: it takes the range (one read), then runs the scheme's few elementwise steps
-in place over blocks that stay in cache (one read, one write). The steps are those of the public functions in the same order, so
-the result is theirs, bit for bit. Rejected: a compiled kernel, which is faster still but needs a compiler where the sweep runs.
+`quantize_` allocates nothing of the size of the model: it takes the range (one read), then runs the scheme's few elementwise
+steps in place over blocks that stay in cache (one read, one write). The steps are those of the public functions in the same
+order, so the result is theirs, bit for bit. Rejected: a compiled kernel, which is faster still but needs a compiler where a sweep
+runs.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -16,12 +18,11 @@ from torch import Tensor
 from qexp.base.checks import check_bits
 from qexp.base.errors import UserError, choose
 from qexp.base.nouns import QuantSpec
-from qexp.quant.affine import fake_quantize_steps, step_limits
+from qexp.quant.affine import Operation, fake_quantize_steps, rounding_of, scaling, step_limits
 from qexp.quant.blocks import in_blocks
-from qexp.quant.linear import linear_constants, linear_map, linear_span, linear_unmap
+from qexp.quant.linear import linear_constants, linear_inverse, linear_map, linear_span, linear_unmap
 from qexp.quant.qparams import choose_qparams
 from qexp.quant.ranges import min_max
-from qexp.quant.rounding import ROUNDINGS
 
 QUANTIZER_VERSION = 1  # part of every record's key; raise it when the same spec comes to give other values
 
@@ -36,14 +37,12 @@ class Scheme:
         zero_representable: 0 maps to 0 exactly.
         needs_range: undefined on a constant tensor, whatever the constant.
         dequantizes: the copy holds values; otherwise the codes themselves.
-        min_bits: smallest width.
         prepare: (minimum, maximum, spec) -> kernel and the tensors it takes; None for the cast to fp16.
     """
 
     zero_representable: bool
     needs_range: bool
     dequantizes: bool = True
-    min_bits: int = 1
     prepare: Callable[[Tensor, Tensor, QuantSpec], tuple[Kernel, tuple[Tensor | float, ...]]] | None = None
 
 
@@ -51,34 +50,40 @@ def _prepare_linear(minimum: Tensor, maximum: Tensor, spec: QuantSpec) -> tuple[
     """linear_quantize, rounding, linear_dequantize; `linear_raw` leaves out the last."""
     span, rounding, raw = linear_span(minimum, maximum), _rounding(spec), spec.scheme == "linear_raw"
     # 0-d tensors: torch would wrap Python numbers anew in every call
-    levels, lowest = (torch.tensor(value) for value in linear_constants(spec.bits))
+    levels, lowest = _constant_tensors(spec.bits)
 
-    def kernel(x: Tensor, out: Tensor, minimum: Tensor, span: Tensor, step: Tensor) -> None:
+    def kernel(x: Tensor, out: Tensor, minimum: Tensor, span: Tensor, step: Tensor, offset: Tensor) -> None:
         linear_map(x, minimum, span, levels, lowest, out=out)
         if rounding is not None:
             rounding(out, out=out)
         if not raw:
-            linear_unmap(out, minimum, step, lowest, out=out)
+            linear_unmap(out, step, offset, out=out)
 
-    return kernel, (minimum, span, (maximum - minimum) / levels)
+    return kernel, (minimum, span, *linear_inverse(minimum, maximum, spec.bits))
+
+
+@cache
+def _constant_tensors(bits: int) -> tuple[Tensor, Tensor]:
+    return tuple(torch.tensor(value, device="cpu") for value in linear_constants(bits))
 
 
 def _prepare_affine(minimum: Tensor, maximum: Tensor, spec: QuantSpec) -> tuple[Kernel, tuple[Tensor | float, ...]]:
     """fake_quantize_affine, with scale and zero point from `choose_qparams`."""
     qparams = choose_qparams(minimum, maximum, spec.bits, symmetric=spec.scheme == "symmetric")
-    rounding = spec.rounding if spec.mode == "int" else None
+    operation, operand = scaling(qparams.scale, spec.arithmetic)
+    rounding = _rounding(spec)
 
-    def kernel(x: Tensor, out: Tensor, scale: Tensor, low: Tensor | float, high: Tensor | float) -> None:
-        fake_quantize_steps(x, scale, low, high, rounding=rounding, arithmetic=spec.arithmetic, out=out)
+    def kernel(x: Tensor, out: Tensor, operand: Tensor, low: Tensor | float, high: Tensor | float, scale: Tensor) -> None:
+        fake_quantize_steps(x, operation, operand, rounding, low, high, scale, out=out)
 
-    return kernel, (qparams.scale, *step_limits(qparams))
+    return kernel, (operand, *step_limits(qparams), qparams.scale)
 
 
 SCHEMES: dict[str, Scheme] = {
     "linear": Scheme(zero_representable=False, needs_range=True, prepare=_prepare_linear),
     "linear_raw": Scheme(zero_representable=False, needs_range=True, dequantizes=False, prepare=_prepare_linear),
     "affine": Scheme(zero_representable=True, needs_range=False, prepare=_prepare_affine),
-    "symmetric": Scheme(zero_representable=True, needs_range=False, min_bits=2, prepare=_prepare_affine),
+    "symmetric": Scheme(zero_representable=True, needs_range=False, prepare=_prepare_affine),
     "half": Scheme(zero_representable=True, needs_range=False),
 }
 
@@ -97,12 +102,13 @@ def quantize_(target: Tensor, source: Tensor, spec: QuantSpec) -> Tensor:
     of zeros by the others. Arithmetic is float32 whatever the dtypes.
 
     Args:
-        target, source: equal shape; any floating dtype, strides and device; may be one tensor.
+        target: any floating dtype, strides and device; may be `source`.
+        source: likewise, of equal shape.
         spec: scheme, bits, mode, granularity and axis, rounding, arithmetic.
 
     Raises:
-        UserError: source is empty, holds NaN or infinity, has no range (constant for the linear map, all zero for the others) or one
-            that overflows; a name or width that the scheme does not have. `target` is untouched then.
+        UserError: the source is empty, holds NaN or infinity, has no range (constant for the linear map, all zero for the others)
+            or one that overflows; or the spec asks for what its scheme does not have. `target` is untouched then.
     """
     if target.shape != source.shape:
         raise UserError("target", list(target.shape), allowed=f"the shape of the source, {list(source.shape)}")
@@ -132,7 +138,7 @@ def _cast_half_(target: Tensor, source: Tensor) -> Tensor:
     return target.copy_(source if target.dtype == torch.float16 else source.half())
 
 
-def _rounding(spec: QuantSpec) -> Callable[..., Tensor] | None:
+def _rounding(spec: QuantSpec) -> Operation | None:
     """The rounding of a spec; None for the control, which does not round."""
-    choose("quant.weight.rounding", spec.rounding, ROUNDINGS)
-    return ROUNDINGS[spec.rounding] if spec.mode == "int" else None
+    rounding = rounding_of(spec.rounding)
+    return rounding if spec.mode == "int" else None

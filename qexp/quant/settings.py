@@ -24,8 +24,8 @@ class QuantSettings:
 
     Args:
         name: scheme of the weights. weight: its grid.
-        input: what is done to normalized images before the first layer: `none`, or `int` (truncate to integers, as document 002 does
-            with `input.int().float()`), or `round` (the nearest integer).
+        input: what is done to normalized images before the first layer: `none`, or `int` (truncate to integers, as document 002
+            does with `input.int().float()`), or `round` (the nearest integer).
     """
 
     name: Literal[SCHEME_NAMES] = "linear"

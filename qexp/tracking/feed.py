@@ -13,6 +13,7 @@ from qexp.tracking.rows import files_row
 from qexp.tracking.send import Sender
 from qexp.tracking.settings import TrackingSettings
 
+POLL_S = 5.0  # between looks at the journal when nobody pokes: other processes write to it too
 RETRY_S = 15.0  # between attempts on a store that fails
 LAST_ATTEMPTS = 2  # after `close` was called
 
@@ -28,7 +29,7 @@ class MlflowFeed:
     """
 
     def __init__(self, journal: Journal, *, experiment: str, settings: TrackingSettings, runs_dir: str | Path) -> None:
-        self._journal, self._settings, self._experiment = journal, settings, experiment
+        self._journal, self._settings, self._experiment, self._runs_dir = journal, settings, experiment, runs_dir
         self._sender = Sender(journal, experiment=experiment, settings=settings, runs_dir=runs_dir)
         self._wake, self._closing, self._abandoned = threading.Event(), threading.Event(), threading.Event()
         self._failure = ""
@@ -41,7 +42,7 @@ class MlflowFeed:
             self._thread.start()
 
     def poke(self) -> None:
-        """Say that there are new rows; returns at once."""
+        """Say that there are new rows, so that they are sent now and not at the next look; returns at once."""
         self._wake.set()
 
     def log_files(self, run: str | None, paths: Iterable[str | Path]) -> None:
@@ -68,7 +69,14 @@ class MlflowFeed:
             return None
         reason = self._failure or (f"no answer within {self._settings.timeout_s:g} s" if late else "it was stopped")
         rows = "1 row" if count == 1 else f"{count} rows"
-        return f"MLflow is behind by {rows} ({reason}); python -m qexp.sync name={self._experiment} sends them"
+        return f"MLflow is behind by {rows} ({reason}); {self._sync_command()} sends them"
+
+    def _sync_command(self) -> str:
+        """What to type, with the settings that are not the defaults."""
+        words = ["python -m qexp.sync", f"name={self._experiment}"]
+        words += [f"uri={self._sender.shown_uri}"] if self._settings.uri is not None else []
+        words += [f"runs_dir={self._runs_dir}"] if Path(self._runs_dir) != Path("runs") else []
+        return " ".join(words)
 
     def _run(self) -> None:
         """The thread: send when poked, try again after a failure, end once closed."""
@@ -86,5 +94,5 @@ class MlflowFeed:
             if closing:
                 time.sleep(1.0)
             else:
-                self._wake.wait(RETRY_S if self._failure else None)
+                self._wake.wait(RETRY_S if self._failure else POLL_S)
                 self._wake.clear()

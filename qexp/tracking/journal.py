@@ -55,9 +55,9 @@ class Journal:
         """All complete rows, oldest first."""
         return iter(read_rows(self.path)[0])
 
-    def rows_from(self, offset: int, limit: int | None = None) -> tuple[list[Row], int]:
-        """The rows from byte `offset` on (at most `limit`), and the offset to go on from."""
-        return read_rows(self.path, offset, limit)
+    def rows_from(self, offset: int, *, limit: int | None = None, end: int | None = None) -> tuple[list[Row], int]:
+        """The rows from byte `offset` on (at most `limit`, none at `end` or after), and the offset to go on from."""
+        return read_rows(self.path, offset, limit=limit, end=end)
 
 
 def _mend(handle: BinaryIO) -> int:

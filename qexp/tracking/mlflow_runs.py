@@ -88,11 +88,12 @@ class MlflowRuns:
         return killed
 
     def _id(self, run: str) -> str:
-        """MLflow's id of a run; one whose `run` row is not in the journal gets a bare run."""
+        """MLflow's id of a run; one whose `run` row is not in the journal gets a bare run, which nobody would end."""
         found = self._find(run)
         if found is None:
             parent = run.partition("/")[0] if "/" in run else None
             self.open({"run": run, "parent": parent, "name": run, "params": {}, "tags": {}, "time_ms": now_ms()})
+            self.close(run, "FINISHED", now_ms())
         return self._ids[run]
 
     def _find(self, run: str) -> str | None:

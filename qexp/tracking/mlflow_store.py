@@ -26,6 +26,7 @@ ENVIRONMENT_DEFAULTS = {
     "DO_NOT_TRACK": "true",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # two lines per run, in the middle of a table
 }
 
 
@@ -58,7 +59,7 @@ def shown_uri(uri: str) -> str:
     >>> shown_uri("http://ann:secret@host:5000")
     'http://ann@host:5000'
     """
-    return re.sub(r"(?<=//)([^/@:]*):[^/@]*@", r"\1@", uri)
+    return re.sub(r"(?<=://)([^/@:]*):[^/@]*@", r"\1@", uri)
 
 
 @dataclass(frozen=True)

@@ -75,7 +75,7 @@ class Sender:
         count = 0
         self._skip_sent(store)
         while not stop():
-            rows, offset = self._journal.rows_from(self._offset, CHUNK_ROWS)
+            rows, offset = self._journal.rows_from(self._offset, limit=CHUNK_ROWS)
             if not rows:
                 if close_dead:
                     runs.close_dead(self._ledger.last_ms)
@@ -91,9 +91,8 @@ class Sender:
         target = progress.get("offset", 0) if progress.get("experiment") == store.identity else 0
         if target < self._offset:
             self._offset, self._ledger = 0, Ledger()
-        while self._offset < target:
-            rows, self._offset = self._journal.rows_from(self._offset, CHUNK_ROWS)
-            self._ledger.take(rows)
+        rows, self._offset = self._journal.rows_from(self._offset, end=target)
+        self._ledger.take(rows)
 
     def _head(self) -> str:
         """Names the journal by its first row: another file under the same name has another."""

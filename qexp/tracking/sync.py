@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from qexp.base.errors import UserError
-from qexp.base.journal_files import find_journal, journal_names, journal_path
+from qexp.base.journal_files import find_journal, journal_names
 from qexp.tracking.journal import Journal
 from qexp.tracking.mlflow_store import why
 from qexp.tracking.send import Sender
@@ -25,23 +25,17 @@ def sync(name: str | None, runs_dir: str | Path, settings: TrackingSettings) -> 
     Raises:
         UserError: no such experiment, or the store takes nothing; what did not arrive stays in the journal.
     """
-    paths = (
-        [find_journal(runs_dir, name)]
-        if name is not None
-        else [journal_path(runs_dir, known) for known in journal_names(runs_dir)]
-    )
     lines = []
-    for path in paths:
-        sender = Sender(Journal(path), experiment=path.stem, settings=settings, runs_dir=runs_dir)
+    for known in journal_names(runs_dir) if name is None else [name]:
+        path = find_journal(runs_dir, known)
+        sender = Sender(Journal(path), experiment=known, settings=settings, runs_dir=runs_dir)
         try:
             count = sender.catch_up(close_dead=True)
         except UserError:
             raise
         except Exception as error:
-            left = f"{sender.behind()} rows of {path.stem} are still to be sent; run the same command again."
-            raise UserError(
-                "tracking.uri", sender.shown_uri, allowed=f"a tracking store that answers ({why(error)})", remedy=left
-            ) from error
+            remedy = f"{why(error)}; {sender.behind()} rows of {known} are still to be sent."
+            raise UserError("tracking.uri", sender.shown_uri, allowed="a store that answers", remedy=remedy) from error
         rows = {0: "nothing was missing", 1: "1 row sent"}.get(count, f"{count} rows sent")
-        lines.append(f"{path.stem}: {rows} ({sender.shown_uri})")
+        lines.append(f"{known}: {rows} ({sender.shown_uri})")
     return lines or [f"There is no journal in {Path(runs_dir) / 'journal'}: nothing to send."]

@@ -95,6 +95,9 @@ def test_crop_uses_every_place_and_flip_half():
     mirrored = (flipped != plain).flatten(1).any(1)
     assert torch.equal(flipped[mirrored], plain[mirrored].flip(-1)) and torch.equal(flipped[~mirrored], plain[~mirrored])
     assert 0.46 < float(mirrored.double().mean()) < 0.54
+    next_epoch = Augmentation("crop_flip", 2).apply(batch, index)
+    mirrored_next = (next_epoch != Augmentation("crop", 2).apply(batch, index)).flatten(1).any(1)
+    assert 0.45 < float((mirrored == mirrored_next).double().mean()) < 0.55
 
 
 def test_resized_crop_boxes():
@@ -104,6 +107,8 @@ def test_resized_crop_boxes():
     area, ratio = height * width / 4800, width / height
     assert 0.07 < float(area.min()) < 0.1 and float(area.max()) > 0.9
     assert 0.7 < float(ratio.min()) and float(ratio.max()) < 1.4
+    places = torch.stack([top / (61 - height), left / (81 - width)])
+    assert abs(float(torch.corrcoef(places)[0, 1])) < 0.06
     assert resized_crop_box(9, torch.arange(3), 4, 400).tolist() == [[0, 197, 4, 5]] * 3  # nothing fits: the centre
 
 

@@ -1,5 +1,7 @@
 """Which image is in which batch, on which rank; and the hash that names a set."""
 
+import hashlib
+
 import pytest
 import torch
 
@@ -146,6 +148,14 @@ def test_fingerprint_covers_content_labels_splits_and_normalization():
         bundle(std=[0.4]),
     ]
     assert len({base, *(other.fingerprint for other in others)}) == len(others) + 1
+
+
+def test_content_covers_labels():
+    images = torch.zeros((2, 1, 3, 3), dtype=torch.uint8)
+    digests = [hashlib.sha256(), hashlib.sha256()]
+    for digest, labels in zip(digests, ([0, 1], [1, 0]), strict=True):
+        RamImages({"train": RamPart(images, torch.tensor(labels))}, ("a", "b")).hash_content(digest)
+    assert digests[0].digest() != digests[1].digest()
 
 
 def test_mean_and_std_are_measured_on_the_train_split():

@@ -171,7 +171,7 @@ def test_default_weights_mistakes(monkeypatch):
         build("resnet18", weights="DEFAULT")
     with pytest.raises(UserError, match="images of 1 channels"):
         build("resnet18", weights="DEFAULT", image_shape=(1, 28, 28))
-    with pytest.raises(UserError, match="Only torchvision's networks"):
+    with pytest.raises(UserError, match="Only torchvision's networks have it, not resnet20"):
         build("resnet20", weights="DEFAULT")
 
 

@@ -19,15 +19,13 @@ Outputs = namedtuple("Outputs", ["logits", "aux"])
         (LOGITS, None),
         [LOGITS],
         Outputs(LOGITS, torch.zeros(1)),
-        {"aux": torch.zeros(1), "logits": LOGITS},
-        {"out": LOGITS},
     ],
 )
 def test_main_output(output):
     assert main_output(output) is LOGITS
 
 
-@pytest.mark.parametrize("output", [None, (), {"features": LOGITS}, "logits", [[LOGITS]]])
+@pytest.mark.parametrize("output", [None, (), {"logits": LOGITS}, "logits", [[LOGITS]]])
 def test_no_logits(output):
     with pytest.raises(UserError, match=f"returned {type(output).__name__}"):
         main_output(output)

@@ -1,8 +1,5 @@
 """State dicts from elsewhere: what is mended, what is noted, what raises."""
 
-import os
-from pathlib import Path
-
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -138,11 +135,11 @@ def test_missing_file(tmp_path):
         load_weights(fresh(), tmp_path / "resnet2.pt")
 
 
-def test_published_resnet20():
-    """The file that akamaster published: wrapped, prefixed, older than the counters."""
-    path = Path(os.environ.get("QEXP_TEST_DATA", "")) / "resnet20-12fca82f.th"
+def test_published_resnet20(extra_data):
+    """The file that akamaster published: wrapped, prefixed, older than the counters, saved on a GPU."""
+    path = extra_data / "resnet20-12fca82f.th"
     if not path.is_file():
-        pytest.skip("set QEXP_TEST_DATA to a folder with resnet20-12fca82f.th")
+        pytest.skip(f"{path} is not there")
     model = fresh()
     assert len(load_weights(model, path)) == 3
     published = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from qexp.base.torchvision_door import torchvision
-from qexp.nn.inventory import inventory, is_constant, with_state
+from qexp.nn.inventory import as_trained, inventory, is_constant, with_state
 
 IMAGE = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 
@@ -180,3 +180,11 @@ def test_other_weights_of_the_same_network():
     assert trained == inventory(model, IMAGE)
     changed = [old.name for old, new in zip(fresh, trained, strict=True) if old != new]
     assert changed == ["0.weight", "1.weight"]
+
+
+def test_a_fresh_network_as_it_will_be():
+    model = nn.Sequential(nn.Conv2d(3, 2, 1), nn.BatchNorm2d(2), nn.Linear(32, 1))
+    nn.init.zeros_(model[2].weight)
+    model.register_buffer("mask", torch.ones(3))
+    constant = [info.name for info in as_trained(inventory(model, IMAGE)) if info.constant]
+    assert constant == ["mask", "1.running_mean", "1.running_var", "1.num_batches_tracked", "2.bias"]

@@ -246,7 +246,7 @@ def test_tied_weights_share_their_quantizer():
 
 def test_room_imports_no_torch():
     code = "import sys, qexp.policy.plan; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+    assert subprocess.run([sys.executable, "-c", code], cwd=CONF.parents[1], check=False).returncode == 0
 
 
 def test_every_policy_has_its_file():

@@ -1,4 +1,4 @@
-"""What a network returns: logits, or logits with auxiliary heads beside them."""
+"""The loss of a network that may have auxiliary heads."""
 
 from __future__ import annotations
 
@@ -7,18 +7,11 @@ from typing import Any
 
 from torch import Tensor
 
+from qexp.models.outputs import main_output
+
 # GoogLeNet's discount for its auxiliary classifiers; Inception v3's recipe is close enough to share it.
 # Source: Szegedy et al. 2015, Going Deeper with Convolutions, section 5.
 AUX_WEIGHT = 0.3
-
-
-def main_output(output: Any) -> Tensor:
-    """The logits [N, C] among what a network returned: the tensor itself, or the first entry of a (named) tuple or list."""
-    if isinstance(output, Tensor):
-        return output
-    if isinstance(output, tuple | list) and output and isinstance(output[0], Tensor):
-        return output[0]
-    raise TypeError(f"a network must return logits [N, C], or a tuple that begins with them, not {type(output).__name__}")
 
 
 def total_loss(output: Any, loss: Callable[[Tensor], Tensor]) -> Tensor:

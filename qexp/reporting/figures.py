@@ -1,0 +1,212 @@
+"""Prec@1 against epoch, one curve per variant, and Prec@1 against bits, one line per family.
+
+Where some variants end at chance level and others beside the float network, a panel has a second, magnified axis: on a shared one
+either the collapse or the fraction of a point that matters cannot be seen. Drawn on `Figure` objects, as pyplot keeps global
+state.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import matplotlib
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from qexp.base.nouns import FLOAT_VARIANT
+from qexp.reporting.style import LINES, MARKERS, RC, Look, looks, padded, percent_axis, spread_colors, title, zoom_limits
+from qexp.reporting.summary import family_keys, is_float, summarize
+
+PANELS_PER_ROW = 3
+BLACK = "#000000"
+Limits = tuple[float, float]
+
+
+def prec1_by_epoch(records: pd.DataFrame) -> Figure:
+    """Prec@1 of every variant after every epoch; a panel per training, the float network thick and black.
+
+    Args:
+        records: of `load_records`.
+    """
+    shown = _merged(records)
+    styles = looks(shown[~is_float(shown)])
+    panels = _panels(shown, "label")
+    zooms = [zoom_limits(*_curves(part)) for _, part in panels]
+
+    def draw(axes: Axes, part: pd.DataFrame, limits: Limits | None) -> None:
+        curves, reference = _curves(part)
+        for name, curve in curves.items():
+            look = styles[name]
+            style = {"color": look.color, "linestyle": look.line, "marker": look.marker}
+            axes.plot(curve.index, curve, **style, markersize=3.2, linewidth=1.5, markevery=max(1, len(curve) // 10))
+        axes.plot(reference.index, reference, color=BLACK, linewidth=2.6, zorder=1.9)
+        axes.set_xlabel("epoch")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=10, steps=[1, 2, 5, 10]))
+        axes.margins(x=0.03)
+        values = part["prec1"]
+        percent_axis(axes, limits or padded(values.min(), values.max(), least=2.0))
+
+    final = summarize(shown).drop_duplicates("variant").set_index("variant")["prec1"] if len(panels) == 1 else None
+    longest = max(map(len, shown["variant"]))
+    entries = [(FLOAT_VARIANT, Look(BLACK, "-", ""), 2.6), *((name, look, 1.5) for name, look in styles.items())]
+    handles = [
+        matplotlib.lines.Line2D(
+            [], [], color=look.color, linestyle=look.line, marker=look.marker, markersize=3.8, linewidth=width,
+            label=name if final is None else f"{name:<{longest}} {final[name]:6.2f}",
+        )
+        for name, look, width in entries
+    ]  # fmt: skip
+    heading = "Prec@1 of the quantized copies after every epoch"
+    return _figure(panels, zooms, draw, handles, title(shown, heading), monospace=final is not None)
+
+
+def prec1_by_bits(records: pd.DataFrame) -> Figure | None:
+    """Prec@1 at the last epoch against weight bits; a line per mode and family, the float network as a line across.
+
+    Repeated seeds are one panel: means, with a bar of one standard deviation. None where fewer than two widths were tried.
+
+    Args:
+        records: of `load_records`.
+    """
+    table = summarize(records)
+    variants = table[~is_float(table)]
+    widths = sorted(set(variants["bits"]))
+    if len(widths) < 2:
+        return None
+    lines = dict.fromkeys(zip(variants["mode"], family_keys(variants), strict=True))
+    families = list(dict.fromkeys(family for mode, family in lines if mode != "half"))
+    slots = {key: key[1] if len(families) > 1 and key[0] != "half" else key for key in lines}
+    numbers = {slot: number for number, slot in enumerate(dict.fromkeys(slots.values()))}
+    colors = spread_colors(len(numbers))
+    styles = {
+        key: Look(colors[numbers[slot]], LINES.get(key[0], "-"), MARKERS[numbers[slot] % len(MARKERS)])
+        for key, slot in slots.items()
+    }
+    panels = _panels(table, "group")
+    zooms = [_bits_zoom(part) for _, part in panels]
+    # Lines that lie on each other, as int and its control do at high widths, are set a little apart.
+    shift = {key: (number - (len(styles) - 1) / 2) * min(0.07, 0.4 / len(styles)) for number, key in enumerate(styles)}
+
+    def draw(axes: Axes, part: pd.DataFrame, limits: Limits | None) -> None:
+        axes.axhline(part[is_float(part)]["prec1"].mean(), color=BLACK, linewidth=2.0, zorder=1.9)
+        quantized = part[~is_float(part)]
+        keys = list(zip(quantized["mode"], family_keys(quantized), strict=True))
+        for key, look in styles.items():
+            _bits_line(axes, quantized[[found == key for found in keys]], look, widths, shift[key])
+        axes.set_xticks(range(len(widths)), [str(width) for width in widths])
+        axes.set_xlim(-0.35, len(widths) - 0.65)
+        axes.set_xlabel("weight bits")
+        percent_axis(axes, limits or padded(part["prec1"].min(), part["prec1"].max(), least=2.0))
+
+    handles = [matplotlib.lines.Line2D([], [], color=BLACK, linewidth=2.0, label=FLOAT_VARIANT)]
+    for (mode, family), look in styles.items():
+        label = _line_label(mode, family, families)
+        style = {"color": look.color, "linestyle": look.line, "marker": look.marker}
+        handles.append(matplotlib.lines.Line2D([], [], **style, markersize=5, linewidth=1.5, label=label))
+    heading = "Prec@1 against weight bits, last epoch" + (", mean and sd over seeds" if _repeated(table) else "")
+    return _figure(panels, zooms, draw, handles, title(table, heading))
+
+
+def _bits_line(axes: Axes, variants: pd.DataFrame, look: Look, widths: list[int], shift: float) -> None:
+    """One family's line, means over seeds; points without a line where several of its variants have the same bits."""
+    found = variants.groupby(["bits", "variant"])["prec1"].agg(["mean", "std"])
+    bits = found.index.get_level_values("bits")
+    axes.errorbar(
+        [widths.index(width) + shift for width in bits],
+        found["mean"],
+        yerr=found["std"].fillna(0.0) if found["std"].notna().any() else None,
+        color=look.color,
+        linestyle=look.line if bits.is_unique else "none",
+        marker=look.marker,
+        markersize=5,
+        linewidth=1.5,
+        capsize=3,
+    )
+
+
+def _merged(records: pd.DataFrame) -> pd.DataFrame:
+    """The records of the variants that the table lists: of equal ones, the first."""
+    table = summarize(records)
+    kept = set(zip(table["training"], table["variant_key"], table["split"], table["n"], strict=True))
+    rows = zip(records["training"], records["variant_key"], records["split"], records["n"], strict=True)
+    order = {name: number for number, name in enumerate(dict.fromkeys(table["variant"]))}
+    shown = records[[row in kept for row in rows]]
+    return shown.sort_values("variant", key=lambda names: names.map(order), kind="stable")
+
+
+def _panels(frame: pd.DataFrame, column: str) -> list[tuple[str, pd.DataFrame]]:
+    """What is drawn together: a training or a group of them, of one split and size."""
+    parts = []
+    measured = frame[["split", "n"]].drop_duplicates()
+    for (label, split, n), part in frame.groupby([column, "split", "n"], sort=False):
+        parts.append((label if len(measured) == 1 else f"{label}, {split} n={n}".lstrip(", "), part))
+    return parts
+
+
+def _curves(part: pd.DataFrame) -> tuple[dict[str, pd.Series], pd.Series]:
+    """Prec@1 by epoch of each variant, and of the float network."""
+    series = {name: rows.set_index("epoch")["prec1"].sort_index() for name, rows in part.groupby("variant", sort=False)}
+    reference = series.pop(FLOAT_VARIANT) if FLOAT_VARIANT in series else pd.Series(dtype=float)
+    return series, reference
+
+
+def _bits_zoom(part: pd.DataFrame) -> Limits | None:
+    """Limits for the variants near the float network, None where one axis is enough."""
+    quantized = part[~is_float(part)]
+    curves = {str(index): pd.Series([value]) for index, value in quantized["prec1"].items()}
+    plain = part[is_float(part)]["prec1"]
+    return zoom_limits(curves, pd.Series([plain.mean()])) if len(plain) else None
+
+
+def _repeated(table: pd.DataFrame) -> bool:
+    """True if some training was repeated with another seed."""
+    return bool((table.groupby("group")["seed"].nunique() > 1).any())
+
+
+def _line_label(mode: str, family: tuple, families: Sequence[tuple]) -> str:
+    """The mode, and of the family what tells it from the others."""
+    name = "float (control)" if mode == "float" else mode
+    places = [place for place in range(len(family)) if len({other[place] for other in families}) > 1]
+    # A half network has a policy and an input, no quantizer and no granularity.
+    return ", ".join([name, *(str(family[place]) for place in places if mode != "half" or place in (0, 3))])
+
+
+def _figure(
+    panels: list[tuple[str, pd.DataFrame]],
+    zooms: list[Limits | None],
+    draw: Callable[[Axes, pd.DataFrame, Limits | None], None],
+    handles: list,
+    heading: str,
+    *,
+    monospace: bool = False,
+) -> Figure:
+    """Lay panels out, each with a magnified axis above where any needs one; the legend beside them."""
+    columns = min(len(panels), PANELS_PER_ROW)
+    rows = math.ceil(len(panels) / columns)
+    magnified = any(zooms)
+    longest = max(len(handle.get_label()) for handle in handles)
+    width = (5.6 if columns == 1 else 4.0 * columns) + 0.07 * max(0, longest - 18)
+    height = max((5.4 if magnified else 3.8) * rows, 1.3 + 0.2 * len(handles))
+    with matplotlib.rc_context(RC):
+        figure = Figure(figsize=(width, height), layout="constrained")
+        outer = figure.add_gridspec(rows, columns)
+        for number, ((label, part), limits) in enumerate(zip(panels, zooms, strict=True)):
+            cell = outer[number // columns, number % columns]
+            if magnified:
+                upper, lower = cell.subgridspec(2, 1, height_ratios=(1.25, 1)).subplots(sharex=True)
+                draw(upper, part, limits)
+                upper.set_xlabel("")
+                upper.set_title((f"{label}: " if len(panels) > 1 else "") + f"near {FLOAT_VARIANT}, magnified", loc="left")
+                lower.set_title("all variants", loc="left")
+                draw(lower, part, None)
+            else:
+                axes = figure.add_subplot(cell)
+                axes.set_title(label if len(panels) > 1 else "", loc="left")
+                draw(axes, part, None)
+        figure.suptitle(heading, x=0.01, ha="left", fontsize=11)
+        fonts = {"family": "monospace", "size": 8} if monospace else {}
+        figure.legend(handles=handles, loc="outside right center", handlelength=3.4, prop=fonts)
+    return figure

@@ -1,0 +1,214 @@
+"""Tables: numbers for programs (CSV), and rounded for people (Markdown and the screen)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from qexp.base.files import write_text_atomic
+from qexp.base.nouns import FLOAT_VARIANT
+from qexp.reporting.summary import is_control, is_float, seed_table, summarize
+
+CSV_FLOAT = "%.10g"  # more digits than a percentage of ten million images has
+MIB = 1024 * 1024
+
+
+@dataclass(frozen=True)
+class Display:
+    """A rounded table: what all rows share is said once, in the caption; footnotes hold alarms and notes."""
+
+    caption: str
+    header: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    left: tuple[bool, ...]
+    footnotes: tuple[str, ...]
+
+
+def write_tables(name: str, records: pd.DataFrame, folder: Path, sweeps: Sequence[dict[str, Any]] = ()) -> dict[str, Path]:
+    """Write `table.csv`, `epochs.csv`, `table.md`, and `seeds.csv` where seeds were repeated; returns them by name.
+
+    Args:
+        name: experiment. records: of `load_records`. folder: `results/<name>`.
+        sweeps: of `load_sweeps`; commands, versions and revisions for `table.md`.
+    """
+    table = summarize(records)
+    seeds = seed_table(table)
+    epochs = records.assign(
+        alarms=["; ".join(alarms) for alarms in records["alarms"]],
+        versions=[" ".join(f"{key}={value}" for key, value in found.items()) for found in records["versions"]],
+    )
+    texts = {"table.csv": _csv(table), "epochs.csv": _csv(epochs), "table.md": markdown(name, table, seeds, sweeps)}
+    if len(seeds):
+        texts["seeds.csv"] = _csv(seeds)
+    else:
+        (folder / "seeds.csv").unlink(missing_ok=True)
+    for file, text in texts.items():
+        write_text_atomic(folder / file, text)
+    return {file: folder / file for file in texts}
+
+
+def format_table(table: pd.DataFrame) -> str:
+    """The table as fixed-width text: Prec@k in percent, delta in points, size in MiB, alarms as footnotes.
+
+    Args:
+        table: of `summarize`.
+    """
+    shown = display(table)
+    widths = [max(len(cell) for cell in column) for column in zip(shown.header, *shown.rows, strict=True)]
+
+    def line(cells: Sequence[str]) -> str:
+        aligned = [
+            cell.ljust(width) if left else cell.rjust(width) for cell, width, left in zip(cells, widths, shown.left, strict=True)
+        ]
+        return "  ".join(aligned).rstrip()
+
+    rule = "  ".join("-" * width for width in widths)
+    body = [line(shown.header), rule, *(line(row) for row in shown.rows)]
+    return "\n".join([shown.caption, "", *body, *([""] if shown.footnotes else []), *shown.footnotes])
+
+
+def markdown(name: str, table: pd.DataFrame, seeds: pd.DataFrame, sweeps: Sequence[dict[str, Any]] = ()) -> str:
+    """The whole of `table.md`."""
+    shown = display(table)
+    parts = [f"# {name}", shown.caption + ".", _pipes(shown.header, shown.rows, shown.left)]
+    if shown.footnotes:
+        parts.append("  \n".join(shown.footnotes))
+    parts.append("Prec@1 and Prec@5 in percent; delta in points of Prec@1 against the float network of the same epoch.")
+    if len(seeds):
+        parts += ["## Repeated seeds", "Mean +- standard deviation (ddof 1).", _seed_pipes(seeds)]
+    if sweeps:
+        parts += ["## How this was made", "\n".join(_sweep_line(sweep) for sweep in sweeps)]
+    return "\n\n".join(parts) + "\n"
+
+
+def display(table: pd.DataFrame) -> Display:
+    """Choose columns, round, and number the footnotes."""
+    variants = table[~is_float(table)]
+    marks, footnotes = _footnotes(table)
+    columns: list[tuple[str, bool, list[str]]] = []
+    shared: list[str] = [f"{row.data}, {row.model}" for row in table[["data", "model"]].drop_duplicates().itertuples()]
+    several = table["training"].nunique() > 1
+    if several:
+        columns.append(("training", True, list(table["label"])))
+    columns.append(
+        ("variant", True, [f"{variant} {mark}".strip() for variant, mark in zip(table["variant"], marks, strict=True)])
+    )
+    columns.append(("bits", False, [str(bits) for bits in table["bits"]]))
+    columns.append(("mode", True, _modes(table)))
+    gridded = variants[variants["mode"] != "half"] if (variants["mode"] != "half").any() else variants
+    for column, title in (("policy", "policy"), ("quant", "quant"), ("granularity", "granularity"), ("input_quant", "input")):
+        _split_or_share(gridded, table, column, title, columns, shared, blank_float=True)
+    seed_in_label = several and table["label"].str.contains("seed=").all()
+    for column in ("split", "n", "epoch") if seed_in_label else ("split", "n", "seed", "epoch"):
+        _split_or_share(table, table, column, column, columns, shared)
+    if (table["state"] != "done").any():
+        columns.append(("state", True, list(table["state"])))
+    float_row = is_float(table)
+    size = (table["size_bytes"] / MIB).map(f"{{:.{2 if table['size_bytes'].max() >= 10 * MIB else 3}f}}".format)
+    for title, cells in (
+        ("Prec@1", _numbers(table["prec1"], "{:.2f}".format)),
+        ("Prec@5", _numbers(table["prec5"], "{:.2f}".format)),
+        ("delta", _numbers(table["delta_prec1"].mask(float_row), "{:+.2f}".format)),
+        ("loss", _numbers(table["loss"], "{:.4f}".format)),
+        ("KL", _numbers(table["kl"], _small)),
+        ("SQNR dB", _numbers(table["logit_sqnr_db"], "{:.1f}".format)),
+        ("MiB", list(size)),
+    ):
+        if any(cells):
+            columns.append((title, False, cells))
+    return Display(
+        ", ".join(shared),
+        tuple(title for title, _, _ in columns),
+        tuple(zip(*(cells for _, _, cells in columns), strict=True)),
+        tuple(left for _, left, _ in columns),
+        tuple(footnotes),
+    )
+
+
+def _split_or_share(
+    looked_at: pd.DataFrame,
+    table: pd.DataFrame,
+    column: str,
+    title: str,
+    columns: list[tuple[str, bool, list[str]]],
+    shared: list[str],
+    *,
+    blank_float: bool = False,
+) -> None:
+    """Add a column where rows differ in it, a part of the caption where they do not."""
+    values = list(dict.fromkeys(looked_at[column]))
+    if len(values) > 1:
+        cells = [str(value) for value in table[column]]
+        if blank_float:
+            cells = ["" if plain else cell for plain, cell in zip(is_float(table), cells, strict=True)]
+        columns.append((title, isinstance(values[0], str), cells))
+    elif values and not (column == "input_quant" and values[0] == "none"):
+        shared.append(f"{title} {values[0]}" if column != "n" else f"n = {values[0]}")
+
+
+def _modes(table: pd.DataFrame) -> list[str]:
+    """The mode; controls are called so, and the float network has none."""
+    marked = table["mode"].mask(is_control(table), "float (control)")
+    return list(marked.mask(is_float(table), ""))
+
+
+def _footnotes(table: pd.DataFrame) -> tuple[list[str], list[str]]:
+    """A mark per row, and the texts: `[1] ALARM: ...` for alarms, `[2] ...` for notes; equal texts share a number."""
+    numbers: dict[str, int] = {}
+    marks = []
+    for alarms, notes, control in zip(table["alarms"], table["notes"], is_control(table), strict=True):
+        texts = [f"ALARM: {alarm}" for alarm in alarms.split("; ") if alarm]
+        # That a control is one is said in its mode.
+        texts += [note for note in notes.split("; ") if note and not (control and note.startswith("control"))]
+        marks.append("".join(f"[{numbers.setdefault(text, len(numbers) + 1)}]" for text in texts))
+    return marks, [f"[{number}] {text}" for text, number in numbers.items()]
+
+
+def _numbers(values: pd.Series, form: Callable[[float], str]) -> list[str]:
+    """Rounded numbers, nothing where there is none. A loss that is no number is shown as `nan`."""
+    keep_nan = values.name == "loss"
+    return ["" if value is None or (pd.isna(value) and not keep_nan) else form(float(value)) for value in values]
+
+
+def _small(value: float) -> str:
+    """A divergence: four decimals, or the power of ten where they would be zeros."""
+    return f"{value:.4f}" if value == 0 or abs(value) >= 1e-3 else f"{value:.1e}"
+
+
+def _csv(frame: pd.DataFrame) -> str:
+    """CSV with full precision."""
+    return frame.to_csv(index=False, float_format=CSV_FLOAT, na_rep="", lineterminator="\n")
+
+
+def _pipes(header: Sequence[str], rows: Sequence[Sequence[str]], left: Sequence[bool]) -> str:
+    """A Markdown table."""
+    marks = [":--" if is_left else "--:" for is_left in left]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in (header, marks, *rows))
+
+
+def _seed_pipes(seeds: pd.DataFrame) -> str:
+    """The means as a Markdown table."""
+    gridded = seeds[~is_float(seeds) & (seeds["mode"] != "half")]
+    shown = [column for column in ("policy", "quant", "granularity", "input_quant") if gridded[column].nunique() > 1]
+    groups = ["group"] if seeds["group"].nunique() > 1 else []
+    texts = [*groups, "variant", "bits", "mode", *shown, "num_seeds"]
+    titles = {"group": "training", "num_seeds": "seeds", "input_quant": "input"}
+    header = [titles.get(column, column) for column in texts] + ["Prec@1", "Prec@5", "delta"]
+    rows = []
+    for row in seeds.to_dict("records"):
+        cells = ["" if column == "mode" and row["variant"] == FLOAT_VARIANT else str(row[column]) for column in texts]
+        cells += [f"{row[f'{name}_mean']:.2f} +- {row[f'{name}_sd']:.2f}" for name in ("prec1", "prec5", "delta_prec1")]
+        rows.append(cells)
+    return _pipes(header, rows, [isinstance(seeds[column].iloc[0], str) for column in texts] + [False] * 3)
+
+
+def _sweep_line(sweep: dict[str, Any]) -> str:
+    """One sweep: command, revision, versions, machine."""
+    versions = ", ".join(f"{key} {value}" for key, value in sweep["versions"].items())
+    when = pd.Timestamp(sweep["time_ms"], unit="ms").strftime("%Y-%m-%d %H:%M UTC")
+    revision = f", revision {sweep['git']}" if sweep.get("git") else ""
+    return f"- `{sweep['command']}` ({when}, {sweep['host']}{revision}; {versions})"

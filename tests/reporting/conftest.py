@@ -1,0 +1,103 @@
+"""Synthetic sweeps as the pipeline journals them: rows of plain dicts, as reporting reads no other room."""
+
+import json
+import math
+import random
+
+import pytest
+
+from qexp.base.journal_files import journal_path
+
+EPOCHS = 8
+# Points of Prec@1 that int loses at these widths, as ResNets on small data sets do.
+LOSS_AT = {16: 0.0, 8: 0.02, 6: 0.15, 4: 2.1, 3: 14.0, 2: 84.0}
+
+
+def make_params(**changes):
+    """A training's parameters."""
+    return {
+        "name": "exp", "seed": 0, "data.name": "mnist5k", "data.num_calib": 500, "data.root": None, "model.name": "resnet20",
+        "train.lr": 0.1, "train.epochs": EPOCHS, "train.batch_size": 128, "train.momentum": 0.9, "evaluate.split": "test",
+    } | changes  # fmt: skip
+
+
+def make_record(variant="W8 int", epoch=1, *, training="a1b2c3d4e5f60718", **changes):
+    """One record row."""
+    plain = variant == "fp32"
+    bits, mode = (32, "float") if plain else (int(variant.split()[0][1:]), variant.split()[1])
+    values = {
+        "kind": "record", "run": training if plain else f"{training}/{variant}", "experiment": "exp", "training": training,
+        "variant": variant, "variant_key": f"key {variant}", "bits": bits, "mode": mode, "policy": "uniform", "quant": "linear",
+        "granularity": "per_tensor", "input_quant": "none", "seed": 0, "epoch": epoch, "prec1": 97.0, "prec5": 99.9, "loss": 0.1,
+        "delta_prec1": 0.0, "n": 1000, "kl": None if plain else 0.01, "logit_sqnr_db": None if plain else 6.0 * bits - 10,
+        "size_bytes": int(270_000 * min(bits, 32) / 8), "split": "test", "plan_hash": "plan " + variant, "data_hash": "d",
+        "state": "done", "alarms": [], "reused": False, "predictions": None, "world_size": 1, "device": "cpu",
+        "time_ms": 1_000 + epoch, "versions": {"torch": "2.13.0"},
+    }  # fmt: skip
+    if plain:
+        values |= {"mode": "fp32", "policy": "", "quant": "", "granularity": ""}
+    elif mode == "half":
+        values |= {"quant": "half", "granularity": ""}
+    return values | changes
+
+
+def make_training(variants, *, training="a1b2c3d4e5f60718", top=97.6, epochs=EPOCHS, params=None, **changes):
+    """A training's rows: a saturating curve, and below it those of its variants."""
+    noise = random.Random(training)
+    params = make_params() | (params or {})
+    rows = [_run(training, None, "resnet20", params, epochs)]
+    rows += [_run(f"{training}/{name}", training, name, params | {"bits": int(name.split()[0][1:])}, epochs) for name in variants]
+    for epoch in range(1, epochs + 1):
+        plain = round(top - 14 * math.exp(-0.75 * epoch) + noise.uniform(-0.15, 0.15), 1)
+        rows.append(make_record("fp32", epoch, training=training, prec1=plain, **changes))
+        for name in variants:
+            bits, mode = int(name.split()[0][1:]), name.split()[1]
+            lost = LOSS_AT[bits] * {"int": 1.0, "float": 0.01, "half": 0.0}[mode]
+            prec1 = max(10.1, round(plain - lost * noise.uniform(0.7, 1.2) + noise.uniform(-0.1, 0.1), 1))
+            numbers = {
+                "prec1": prec1,
+                "delta_prec1": prec1 - plain,
+                "kl": 1e-6 * 4 ** (11 - min(bits, 11)),
+                "loss": 2.3 - prec1 / 45,
+                "prec5": min(99.9, 50 + prec1 / 2),
+            }
+            rows.append(make_record(name, epoch, training=training, **(numbers | changes)))
+    return rows
+
+
+def _run(key, parent, name, params, epochs):
+    return {
+        "kind": "run", "run": key, "parent": parent, "name": name, "params": params, "tags": {}, "artifacts": {},
+        "planned_epochs": epochs, "time_ms": 0,
+    }  # fmt: skip
+
+
+SWEEP = {
+    "kind": "sweep", "sweep": "s1", "command": "python -m qexp.train bits=4,8 -m", "versions": {"torch": "2.13.0"},
+    "host": "box", "git": "0" * 40, "time_ms": 1_700_000_000_000,
+}  # fmt: skip
+
+
+@pytest.fixture
+def record():
+    return make_record
+
+
+@pytest.fixture
+def training():
+    return make_training
+
+
+@pytest.fixture
+def write(tmp_path):
+    """Write rows as the journal of `exp` in `tmp_path / 'runs'`; returns that folder."""
+
+    def write_rows(*parts, name="exp"):
+        runs_dir = tmp_path / "runs"
+        path = journal_path(runs_dir, name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        rows = [SWEEP, *(row for part in parts for row in part)]
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return runs_dir
+
+    return write_rows
