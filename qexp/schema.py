@@ -2,8 +2,8 @@
 
 YAML holds values, Hydra composes them, and here the resolved values meet their types once, at the door. pydantic is strict and
 reports all errors of a job together; ranges live in each settings' `__post_init__`. Imports no torch: a whole sweep is
-validated before the first heavy import. Rejected: OmegaConf structured configs, which accept `+quant.bit=4` in silence and stop at
-the first error.
+validated before the first heavy import. Rejected: OmegaConf structured configs, which accept `+quant.bit=4` in silence and
+stop at the first error.
 """
 
 from __future__ import annotations
@@ -110,11 +110,18 @@ def _as_user_error(item: Mapping[str, Any]) -> Exception:
         return UserError(key, value, allowed=choices, remedy=nearest(str(value), choices))
     if kind == "finite_number" or (isinstance(value, float) and not math.isfinite(value)):
         return UserError(key, value, allowed="a finite number")
-    return UserError(key, value, allowed=item["msg"].removeprefix("Input should be ").replace("valid integer", "integer").replace("a integer", "an integer"))
+    return UserError(
+        key,
+        value,
+        allowed=item["msg"]
+        .removeprefix("Input should be ")
+        .replace("valid integer", "integer")
+        .replace("a integer", "an integer"),
+    )
 
 
 def _choices(expected: str) -> list[str]:
-    """pydantic's "'int', 'float' or 'half'" as a list."""
+    """Pydantic's "'int', 'float' or 'half'" as a list."""
     return [part.strip().strip("'") for part in expected.replace(" or ", ", ").split(",")]
 
 

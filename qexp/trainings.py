@@ -1,6 +1,7 @@
-"""Stored trainings: python -m qexp.trainings            lists them
-python -m qexp.trainings remove=HASH[,HASH]             deletes these (any unique beginning of a hash will do)
-python -m qexp.trainings remove=incomplete|all          deletes what was left unfinished, or everything.
+"""Stored trainings: python -m qexp.trainings lists them.
+
+python -m qexp.trainings remove=HASH[,HASH]      deletes these (any unique beginning of a hash will do)
+python -m qexp.trainings remove=incomplete|all   deletes what was left unfinished, or everything
 
 Keys: remove, runs_dir=runs. Records in the journal stay: reports keep their numbers, but new variants need a new training.
 """

@@ -1,10 +1,11 @@
-"""What a sweep costs beyond the work it cannot avoid: one training, and one evaluation of the plain network per variant and epoch.
+"""What a sweep costs beyond what it cannot avoid: one training, and one pass of the plain network per variant and epoch.
 
     python scripts/bench_sweep.py [epochs=8] [rounds=2] [out=results/bench]
 
-In one warm process, alternating: (floor) qexp's training with 12 plain evaluations after each epoch, written here by hand, and (sweep) the
-whole of `qexp.train` for 12 variants: check, plan, journal, MLflow, quantization, probe, per-image statistics, report. Also stated: start-up of a
-fresh process, and 12 separate trainings with one evaluation per epoch each, from the same measurements.
+In one warm process, alternating: (floor) qexp's training with 12 plain evaluations after each epoch, written here by hand, and
+(sweep) the whole of `qexp.train` for 12 variants: check, plan, journal, MLflow, quantization, probe, per-image statistics,
+report. Also stated: start-up of a fresh process, and 12 separate trainings with one evaluation per epoch each, from the same
+measurements.
 """
 
 from __future__ import annotations
@@ -77,7 +78,9 @@ def sweep(epochs: int, folder: str) -> float:
     """Seconds of the same training and 12 variants through qexp, in a store of its own."""
     began = time.perf_counter()
     jobs = [
-        compose([f"bits={bits}", f"mode={mode}", f"train.epochs={epochs}", f"runs_dir={folder}/runs", f"results_dir={folder}/results"])
+        compose(
+            [f"bits={bits}", f"mode={mode}", f"train.epochs={epochs}", f"runs_dir={folder}/runs", f"results_dir={folder}/results"]
+        )
         for mode in MODES
         for bits in BITS
     ]
@@ -119,9 +122,14 @@ def main() -> None:
         "date": time.strftime("%Y-%m-%d"),
     }
     print(f"floor (training + 12 plain evaluations an epoch)  {whole:7.1f} s  1.000")
-    print(f"sweep of 12 variants                              {swept:7.1f} s  {ratio:.3f} of the floor (rounds: "
-          + ", ".join(f"{row[3] / row[2]:.3f}" for row in rows) + ")")
-    print(f"12 separate trainings                             {12 * (train + evaluate / 12):7.1f} s  {separate:.2f} times the sweep")
+    print(
+        f"sweep of 12 variants                              {swept:7.1f} s  {ratio:.3f} of the floor (rounds: "
+        + ", ".join(f"{row[3] / row[2]:.3f}" for row in rows)
+        + ")"
+    )
+    print(
+        f"12 separate trainings                             {12 * (train + evaluate / 12):7.1f} s  {separate:.2f} times the sweep"
+    )
     print(f"start-up of a fresh process                       {start_up:7.1f} s  not counted above")
     path = Path(options["out"]) / f"bench-sweep-cpu{os.cpu_count()}-torch{torch.__version__.split('+')[0]}.csv"
     path.parent.mkdir(parents=True, exist_ok=True)

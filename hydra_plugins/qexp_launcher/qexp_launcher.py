@@ -18,9 +18,8 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-
-# Hydra finds a launcher by this class path; the only `_target_` of the project. A plain dict: Hydra executes plugin modules without
-# registering them, where a dataclass cannot resolve its annotations.
+# Hydra finds a launcher by this class path; the only `_target_` of the project. A plain dict: Hydra executes plugin modules
+# without registering them, where a dataclass cannot resolve its annotations.
 _NODE = {"_target_": "hydra_plugins.qexp_launcher.qexp_launcher.QexpLauncher"}
 ConfigStore.instance().store(group="hydra/launcher", name="qexp", node=_NODE, provider="qexp")
 

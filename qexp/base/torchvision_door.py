@@ -1,7 +1,7 @@
 """The one door through which torchvision is imported.
 
 PyPI's torchvision wheel is built beside a CUDA torch. Beside a CPU-only torch its extension does not load, and the import
-then fails at `operator torchvision::nms does not exist`, data sets and models included, because `torchvision/_meta_registrations.py`
+then fails at `operator torchvision::nms does not exist`, data sets and models included: `torchvision/_meta_registrations.py`
 registers fake kernels for operators whose schemas the extension would have defined. We define the two missing schemas, and
 only where the extension is absent; detection ops then raise when called, which qexp never does.
 """

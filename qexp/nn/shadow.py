@@ -23,6 +23,7 @@ from qexp.base.errors import UserError, choose
 from qexp.base.nouns import Plan, QuantSpec
 from qexp.nn.half import RoundToHalf, round_to_half_
 from qexp.nn.input_quant import INPUT_QUANTS
+from qexp.quant.ranges import ConstantTensorError
 from qexp.quant.schemes import quantize_
 
 
@@ -64,14 +65,18 @@ class Shadow:
         return self._network
 
     @torch.no_grad()
-    def load(self, state_dict: Mapping[str, Tensor], plan: Plan) -> None:
+    def load(self, state_dict: Mapping[str, Tensor], plan: Plan) -> tuple[str, ...]:
         """Overwrite every parameter and buffer: the plan's tensors with their quantized copies, the others as they are.
 
-        Where names share memory (tied parameters), all of them get the quantizer of the first that has one.
+        Where names share memory (tied parameters), all of them get the quantizer of the first that has one. A planned tensor
+        that is constant by now has no range; it stays as it is and is named in the result.
 
         Args:
             state_dict: of the network; read only.
             plan: made for this structure.
+
+        Returns:
+            Names of constant tensors that were left unquantized.
 
         Raises:
             UserError: the state dict does not fit, or a tensor cannot be quantized; names the tensor.
@@ -80,14 +85,20 @@ class Shadow:
         assert (plan.mode == "half") == self.half, f"the plan's mode is {plan.mode}, the shadow has half={self.half}"
         targets, specs = self._network.state_dict(), plan.quantized
         _check_fits(targets, state_dict, specs)
+        constant = []
         for name in _one_name_each(targets, specs):
             target, source, spec = targets[name], state_dict[name], specs.get(name)
             if spec is None:
                 target.copy_(source)
             else:
-                _quantize_named(name, target, source, spec)
+                try:
+                    _quantize_named(name, target, source, spec)
+                except ConstantTensorError:
+                    target.copy_(source)
+                    constant.append(name)
             if self._emulated and target.is_floating_point():
                 round_to_half_(target)
+        return tuple(constant)
 
 
 class _Structure:
@@ -167,6 +178,8 @@ def _quantize_named(name: str, target: Tensor, source: Tensor, spec: QuantSpec) 
     """`quantize_`, with the tensor's name in its error."""
     try:
         quantize_(target, source, spec)
+    except ConstantTensorError:
+        raise
     except UserError as error:
         where = name if error.key == "tensor" else f"{name}: {error.key}"
         raise UserError(where, error.value, allowed=error.allowed, remedy=error.remedy) from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 import traceback
 from collections.abc import Sequence
@@ -12,7 +13,7 @@ from typing import Any
 import torch
 
 from qexp.base.console import complain, say
-from qexp.base.nouns import Record
+from qexp.base.nouns import Plan, Record
 from qexp.engine.trajectory import TrajectoryStore
 from qexp.pipeline.prepare import Prepared
 from qexp.policy.table import format_plan
@@ -23,27 +24,25 @@ from qexp.tracking import environment
 
 def plan(prepared: Sequence[Prepared], *, num_jobs: int) -> None:
     """Print what will run: jobs, trainings, variants, and which tensor is quantized how."""
-    num_variants = sum(len(one.variants) - 1 for one in prepared)
-    train = [one for one in prepared if one.config.checkpoint is None]
-    stored = sum(_is_stored(one) for one in train)
-    say(f"{_count(num_jobs, 'job')}: {_count(len(train), 'training')} ({stored} stored), {_count(num_variants, 'quantized variant')}")
+    trainings = [one for one in prepared if one.config.checkpoint is None]
+    parts = [f"{_count(len(trainings), 'training')} ({sum(map(_is_stored, trainings))} stored)"] if trainings else []
+    parts.append(_count(sum(len(one.variants) - 1 for one in prepared), "quantized variant"))
+    say(f"{_count(num_jobs, 'job')}: {', '.join(parts)}")
+    shown: dict[str, str] = {}
     for one in prepared:
-        shown: dict[str, str] = {}
-        for note in one.notes:
-            say(f"note: {note}")
+        say(*(f"note: {note}" for note in one.notes))
         for variant in one.variants[1:]:
-            text = format_plan(variant.plan, policy=variant.config.policy.name)
-            header, _, body = text.partition("\n")
-            same = shown.get(_without_bits(body))
-            shown.setdefault(_without_bits(body), variant.label)
-            say(f"[{variant.label}] {header}", *(["  same tensors as " + same] if same else body.splitlines()))
-            for note in variant.notes:
-                say(f"  note: {note}; listed once")
+            header, _, body = format_plan(variant.plan, policy=variant.config.policy.name).partition("\n")
+            gist = _gist(variant.plan, body)
+            same = shown.setdefault(gist, variant.label)
+            lines = body.splitlines() if same == variant.label else [f"  the tensors of [{same}]"]
+            say(f"[{variant.label}] {header}", *lines, *(f"  note: {note}; listed once" for note in variant.notes))
 
 
-def _without_bits(body: str) -> str:
-    """A plan's body with its numbers masked, so that plans that differ in width alone are printed once."""
-    return "".join("#" if char.isdigit() else char for char in body)
+def _gist(chosen: Plan, body: str) -> str:
+    """What tells two printed plans apart: all of it, or all but the width where one width serves all tensors."""
+    widths = {spec.bits for spec in chosen.quantized.values()}
+    return " ".join(re.sub(r"\d+", "#", body).split()) if len(widths) == 1 else body
 
 
 def _is_stored(one: Prepared) -> bool:
@@ -61,7 +60,8 @@ def estimate(prepared: Sequence[Prepared]) -> None:
         seconds, mib = _cost(one)
         total_s, total_mib = total_s + seconds, total_mib + mib
         say(f"{one.training}: about {seconds / 60:.1f} min and {mib:.1f} MiB here")
-    say(f"in all: {_count(len(prepared), 'training')}, about {total_s / 60:.1f} min and {total_mib:.1f} MiB; nothing was started (plan_only)")
+    whole = f"about {total_s / 60:.1f} min and {total_mib:.1f} MiB"
+    say(f"in all: {_count(len(prepared), 'training')}, {whole}; nothing was started (plan_only)")
 
 
 def _cost(one: Prepared) -> tuple[float, float]:

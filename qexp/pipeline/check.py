@@ -84,7 +84,9 @@ def _check_verb(config: Config, verb: str) -> None:
         if not Path(config.checkpoint).is_file():
             raise UserError("checkpoint", config.checkpoint, allowed="a file that exists")
     elif config.checkpoint is not None:
-        raise UserError("checkpoint", config.checkpoint, allowed="null in qexp.train", remedy="To start from it: model.weights=FILE.")
+        raise UserError(
+            "checkpoint", config.checkpoint, allowed="null in qexp.train", remedy="To start from it: model.weights=FILE."
+        )
     for key, text in (("data.root", config.data.root), ("model.weights", config.model.weights)):
         if text is not None and text != "DEFAULT" and not config.data.download and not Path(text).expanduser().exists():
             raise UserError(key, text, allowed="a path that exists")
@@ -124,5 +126,7 @@ def hydra_error(error: Exception) -> UserError:
         return UserError(folder, name, allowed=shown or "an option of the group", remedy=nearest(name, choices))
     cause = error.__cause__
     lines = [line.strip() for line in f"{text}\n{cause if cause else ''}".splitlines() if line.strip()]
-    kept = [line for line in dict.fromkeys(lines) if not line.startswith(("To append to your config", "full_key:", "object_type="))]
+    kept = [
+        line for line in dict.fromkeys(lines) if not line.startswith(("To append to your config", "full_key:", "object_type="))
+    ]
     return UserError("command line", "(not understood)", allowed="KEY=VALUE and -m", remedy=" ".join(kept))

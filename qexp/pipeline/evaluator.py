@@ -29,8 +29,8 @@ class Scored:
 class Evaluator:
     """Scores variants of states of one network.
 
-    One shadow per graph structure is allocated once and overwritten in place. A set in memory takes one pass per variant; a streamed set
-    is decoded once for as many shadows as the memory budget allows.
+    One shadow per graph structure is allocated once and overwritten in place. A set in memory takes one pass per variant; a
+    streamed set is decoded once for as many shadows as the memory budget allows.
 
     Args:
         prepared: the merged job. device: where the copies run.
@@ -43,6 +43,7 @@ class Evaluator:
         self._prototype = prepared.network().to(device)
         self._shadows: dict[tuple[bool, str], list[Shadow]] = {}
         self._probed: dict[str, tuple[str, ...]] = {}
+        self._constant: dict[str, tuple[str, ...]] = {}  # of the state scored last
 
     def score(self, state: Mapping[str, Tensor], wanted: Sequence[Variant]) -> list[Scored]:
         """Evaluate the float network and the wanted variants of one state dict; the float network comes first."""
@@ -91,7 +92,7 @@ class Evaluator:
             if number == len(pool):
                 half, input_quant = variant.structure
                 pool.append(Shadow(self._prototype, half=half, input_quant=input_quant, channels_last=self.channels_last))
-            pool[number].load(state, variant.plan)
+            self._constant[variant.key] = pool[number].load(state, variant.plan)
             models[variant.key] = pool[number].module
             used[variant.structure] = number + 1
         return models
@@ -107,16 +108,15 @@ class Evaluator:
         self._prototype.eval()
         images = next(iter(self._probe_batches())).images[:4]
         unused = check_in_use(self._prototype, copy, list(variant.plan.quantized), images)
-        alarm = f"weights not in use: {', '.join(unused[:3])}{' ...' if len(unused) > 3 else ''}" if unused else ""
-        self._probed[variant.key] = (alarm,) if alarm else ()
+        self._probed[variant.key] = (f"weights not in use: {_some(unused)}",) if unused else ()
 
     def _probe_batches(self) -> Iterator[Batch]:
         return self.prepared.bundle.eval_batches(self.settings.split, batch_size=4, device=self.device, num_images=4)
 
-    def _alarms(
-        self, variant: Variant, variants: Sequence[Variant], evaluations: Mapping[str, Evaluation]
-    ) -> tuple[str, ...]:
+    def _alarms(self, variant: Variant, variants: Sequence[Variant], evaluations: Mapping[str, Evaluation]) -> tuple[str, ...]:
         alarms = list(self._probed.get(variant.key, ()))
+        if self._constant.get(variant.key):
+            alarms.append(f"constant, left unquantized: {_some(self._constant[variant.key])}")
         mine = evaluations[variant.key]
         if not mine.metrics.finite:
             alarms.append("non-finite logits")
@@ -132,3 +132,8 @@ class Evaluator:
             if same:
                 alarms.append(f"bitwise the logits of {', '.join(same)}: no effect of the bit width")
         return tuple(alarms)
+
+
+def _some(names: Sequence[str]) -> str:
+    """The first few names, and how many there are."""
+    return ", ".join(names[:3]) + (f", ... ({len(names)})" if len(names) > 3 else "")

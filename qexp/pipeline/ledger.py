@@ -1,7 +1,8 @@
-"""What was measured, written down: per training (any experiment reuses it) and per experiment (its journal, which MLflow and reports follow).
+"""What was measured, written down: per training, so that any experiment reuses it, and in the experiment's journal.
 
 `<training folder>/variants/<key>.jsonl` holds every evaluation of a variant of that training. The experiment's journal at
-`<runs_dir>/journal/<name>.jsonl` says which of them belong to the experiment. Both are appended to and fsynced before a number is shown.
+`<runs_dir>/journal/<name>.jsonl` says which of them belong to the experiment; MLflow and the reports follow it. Both are
+appended to and fsynced before a number is shown.
 """
 
 from __future__ import annotations

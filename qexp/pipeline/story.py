@@ -27,7 +27,6 @@ from qexp.schema import Config
 from qexp.tracking.feed import MlflowFeed
 from qexp.tracking.journal import Journal
 
-
 _FEEDS: dict[tuple[str, str], MlflowFeed] = {}  # of this sweep, by runs_dir and experiment
 
 
@@ -131,9 +130,7 @@ def _measure(prepared: Prepared, device: torch.device, ledger: Ledger | None) ->
         _train(prepared, device, evaluator, training, ledger)
 
 
-def _train(
-    prepared: Prepared, device: torch.device, evaluator: Evaluator, training: Training, ledger: Ledger | None
-) -> None:
+def _train(prepared: Prepared, device: torch.device, evaluator: Evaluator, training: Training, ledger: Ledger | None) -> None:
     """Evaluate what is stored and not yet measured, then train on from there."""
     config, bundle = prepared.config, prepared.bundle
     complete, start, stored = dist.from_main(lambda: _found(training))

@@ -10,7 +10,7 @@ from qexp.base.nouns import Plan, PlanRow, QuantSpec, TensorInfo
 from qexp.policy.rules import LAYERS, NEVER, Rule, compile_rules, match_rules, unread_settings
 from qexp.policy.settings import PolicySettings
 from qexp.policy.table import format_plan, plan_rows, plan_size_bytes
-from qexp.quant.settings import QuantSettings
+from qexp.quant.settings import MIN_BITS, QuantSettings
 
 __all__ = ["format_plan", "make_plan", "plan_rows", "plan_size_bytes"]
 
@@ -88,6 +88,8 @@ def _reason(info: TensorInfo, rule: Rule | None, policy_name: str) -> str:
 
 def _spec(info: TensorInfo, bits: int, quant: QuantSettings, mode: str) -> QuantSpec:
     """The quantizer; a vector is one channel per element, so that it is always quantized per tensor."""
+    if bits < MIN_BITS.get(quant.name, 1):
+        raise UserError("bits", bits, allowed=f"at least {MIN_BITS[quant.name]} for quant={quant.name}")
     per_channel = quant.weight.granularity == "per_channel" and len(info.shape) > 1
     return QuantSpec(
         scheme=quant.name,

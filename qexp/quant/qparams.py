@@ -13,6 +13,7 @@ from torch import Tensor
 from qexp.base.checks import check_bits
 from qexp.base.errors import UserError
 from qexp.base.nouns import QParams
+from qexp.quant.ranges import ConstantTensorError
 
 # The smallest normal float32: below it 1 / scale would overflow. A range that small uses fewer of its codes.
 MIN_SCALE = torch.finfo(torch.float32).tiny
@@ -56,7 +57,7 @@ def choose_qparams(minimum: Tensor, maximum: Tensor, bits: int, *, symmetric: bo
         span, steps = maximum - minimum, quant_max - quant_min
     widest = float(span.max())
     if widest == 0:
-        raise UserError("tensor", "constant 0", allowed="an element other than zero", remedy="Leave the tensor unquantized.")
+        raise ConstantTensorError(0.0, allowed="an element other than zero")
     if widest / steps > torch.finfo(torch.float32).max:
         raise UserError("tensor", f"range {widest:g}", allowed="a range whose scale float32 holds")
     # Divided by a tensor: by a number, CUDA multiplies with its reciprocal.

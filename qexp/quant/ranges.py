@@ -13,6 +13,13 @@ from torch import Tensor
 from qexp.base.errors import UserError
 
 
+class ConstantTensorError(UserError):
+    """A tensor without a range: all elements equal, so that a quantizer that divides by the range is undefined on it."""
+
+    def __init__(self, value: float, *, allowed: str) -> None:
+        super().__init__("tensor", f"constant {value:g}", allowed=allowed, remedy="Leave the tensor unquantized.")
+
+
 def min_max(x: Tensor, axis: int | None = None) -> tuple[Tensor, Tensor]:
     """Smallest and largest element, per tensor or per channel.
 
@@ -53,14 +60,14 @@ def check_span(minimum: Tensor, maximum: Tensor) -> Tensor:
     """Take max - min, for a map that divides by it.
 
     Raises:
-        UserError: all elements are equal, or the difference overflows. One constant channel among others passes, and so does a
-            tensor whose channels are constants that differ.
+        ConstantTensorError: all elements are equal. One constant channel among others passes, and so does a tensor whose
+            channels are constants that differ.
+        UserError: the difference overflows.
     """
     span = maximum - minimum
     low, high = (float(minimum), float(maximum)) if not span.dim() else (float(minimum.min()), float(maximum.max()))
     if low == high:
-        remedy = "Leave the tensor unquantized."
-        raise UserError("tensor", f"constant {low:g}", allowed="at least two different elements", remedy=remedy)
+        raise ConstantTensorError(low, allowed="at least two different elements")
     if not _all_finite(span):
         raise UserError("tensor", "max - min overflows", allowed=f"a range that {span.dtype} holds")
     return span

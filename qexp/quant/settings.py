@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 SCHEME_NAMES = ("linear", "linear_raw", "affine", "symmetric")
+MIN_BITS = {"symmetric": 2}  # a restricted symmetric grid has 2^(bits-1) - 1 codes on each side of zero: none at one bit
 ROUNDING_NAMES = ("half_even", "half_up", "half_away", "floor", "ceil", "trunc")
 
 
