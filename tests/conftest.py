@@ -1,6 +1,11 @@
 """What every test stands on: one torch thread a process, no display, no telemetry, no rank left over from the shell."""
 
+import contextlib
+import io
 import os
+import sys
+import warnings
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -24,6 +29,72 @@ settings.load_profile("qexp")
 def _in_a_folder_of_its_own(tmp_path, monkeypatch):
     """Relative paths (`runs/`, `results/`) fall into the test's own folder, never into the checkout."""
     monkeypatch.chdir(tmp_path)
+
+
+@dataclass(frozen=True)
+class Done:
+    """A command that has run: its exit code and what it said."""
+
+    code: int
+    out: str
+    err: str
+
+
+def run_here(*arguments: str, verb: str = "train") -> Done:
+    """Run `python -m qexp.<verb> ...` in this process, which saves the seconds that a new one takes to import torch.
+
+    Only what the process holds in memory differs: what it knows of earlier commands is forgotten first.
+    """
+    from qexp.pipeline import entry, prepare
+
+    prepare._BUNDLES.clear()
+    prepare._PREPARED.clear()
+    out, err, kept = io.StringIO(), io.StringIO(), sys.argv
+    sys.argv = [f"qexp.{verb}", *arguments]
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "The ``noload``", DeprecationWarning)  # see pyproject.toml
+            code = entry.main(verb, {"train": "config", "evaluate": "evaluate"}[verb])
+    finally:
+        sys.argv = kept
+        os.environ.pop("HYDRA_FULL_ERROR", None)
+    return Done(code, out.getvalue(), err.getvalue())
+
+
+def compose_values(*overrides: str, verb: str = "train") -> dict:
+    """The resolved values of one job, as Hydra composes them from `conf/`."""
+    import hydra
+    from omegaconf import OmegaConf
+
+    from qexp.pipeline.entry import conf_dir
+
+    with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        config = hydra.compose({"train": "config", "evaluate": "evaluate"}[verb], list(overrides))
+    return OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+
+
+@pytest.fixture(scope="session")
+def cli():
+    """Run a command line in this process: `cli("bits=4,8", "-m")` -> code, out, err."""
+    return run_here
+
+
+@pytest.fixture(scope="session")
+def compose():
+    """Values of one job: `compose("data=digits", "bits=4")`."""
+    return compose_values
+
+
+NETWORKS = Path(__file__).with_name("networks.py")
+TINY = (
+    "data=digits", "train=smoke", "model=custom", f"model.factory={NETWORKS}:tiny", "device=cpu", "tracking.enabled=false",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def tiny() -> tuple[str, ...]:
+    """Overrides of a job that takes a fraction of a second: a small network, one epoch on the digits, no MLflow."""
+    return TINY
 
 
 @pytest.fixture(scope="session")

@@ -84,7 +84,7 @@ class EvaluateSettings:
 
     split: Literal["test", "select", "calib", "train"] = "test"
     num_images: int | None = None
-    batch_size: int = 250
+    batch_size: int = 100
     keep: Literal["last", "all", "none"] = "last"
     memory_mib: int = 4096
 

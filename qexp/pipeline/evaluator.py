@@ -45,8 +45,12 @@ class Evaluator:
         self._probed: dict[str, tuple[str, ...]] = {}
         self._constant: dict[str, tuple[str, ...]] = {}  # of the state scored last
 
-    def score(self, state: Mapping[str, Tensor], wanted: Sequence[Variant]) -> list[Scored]:
-        """Evaluate the float network and the wanted variants of one state dict; the float network comes first."""
+    def score(self, state: Mapping[str, Tensor], wanted: Sequence[Variant], known: Mapping[str, str]) -> list[Scored]:
+        """Evaluate the float network and the wanted variants of one state dict; the float network comes first.
+
+        Args:
+            known: variant key -> digest of its logits for this state, of variants that were evaluated before.
+        """
         float_variant = self.prepared.variants[0]
         variants = [float_variant, *(variant for variant in wanted if not variant.is_float)]
         reference: Tensor | str = float_variant.key
@@ -62,7 +66,8 @@ class Evaluator:
             for variant in chunk:
                 self._probe(variant, models[variant.key], state)
             evaluations |= found
-        return [Scored(v, evaluations[v.key], self._alarms(v, variants, evaluations)) for v in variants]
+        digests = dict(known) | {key: found.digest for key, found in evaluations.items()}
+        return [Scored(v, evaluations[v.key], self._alarms(v, evaluations[v.key], digests)) for v in variants]
 
     def _batches(self) -> Iterator[Batch]:
         return self.prepared.bundle.eval_batches(
@@ -113,25 +118,26 @@ class Evaluator:
     def _probe_batches(self) -> Iterator[Batch]:
         return self.prepared.bundle.eval_batches(self.settings.split, batch_size=4, device=self.device, num_images=4)
 
-    def _alarms(self, variant: Variant, variants: Sequence[Variant], evaluations: Mapping[str, Evaluation]) -> tuple[str, ...]:
+    def _alarms(self, variant: Variant, found: Evaluation, digests: Mapping[str, str]) -> tuple[str, ...]:
+        """What is suspicious: weights not in use, constant tensors, logits that are not finite or do not depend on the width."""
         alarms = list(self._probed.get(variant.key, ()))
         if self._constant.get(variant.key):
             alarms.append(f"constant, left unquantized: {_some(self._constant[variant.key])}")
-        mine = evaluations[variant.key]
-        if not mine.metrics.finite:
+        if not found.metrics.finite:
             alarms.append("non-finite logits")
-        if variant.config.mode == "int" and not variant.is_float:
+        if _is_int(variant):
             same = [
                 other.label
-                for other in variants
-                if other.config.mode == "int"
-                and not other.is_float
-                and other.bits != variant.bits
-                and evaluations[other.key].digest == mine.digest
+                for other in self.prepared.variants
+                if _is_int(other) and other.bits != variant.bits and digests.get(other.key) == found.digest
             ]
             if same:
-                alarms.append(f"bitwise the logits of {', '.join(same)}: no effect of the bit width")
+                alarms.append(f"bitwise the logits of {_some(same)}: no effect of the bit width")
         return tuple(alarms)
+
+
+def _is_int(variant: Variant) -> bool:
+    return variant.config.mode == "int" and not variant.is_float
 
 
 def _some(names: Sequence[str]) -> str:

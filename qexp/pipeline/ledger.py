@@ -65,9 +65,9 @@ class Ledger:
         """Variants without a number for this epoch; the float network counts as one."""
         return [variant for variant in self.prepared.variants if epoch not in self._stored[variant.key]]
 
-    def num_reused(self) -> int:
-        """Evaluations that were already on disk when the job began."""
-        return sum(len(found) for found in self._stored.values())
+    def digests(self, epoch: int) -> dict[str, str]:
+        """Variant key -> digest of its logits after this epoch, where it was evaluated before."""
+        return {key: found[epoch]["digest"] for key, found in self._stored.items() if epoch in found}
 
     def write(self, epoch: int, scored: Sequence[Scored], *, last: bool) -> list[Record]:
         """Record what was measured after `epoch`; returns the records, the float network's first."""

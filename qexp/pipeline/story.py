@@ -77,8 +77,21 @@ def _launch_all(groups: Sequence[Sequence[int]], prepared: Sequence[Prepared], l
 
 
 def run_group(jobs: Sequence[dict[str, Any]], sweep: Sweep) -> None:
-    """Run one merged job on all ranks."""
-    ranks.together(jobs, sweep, lambda: run_group_here(jobs, sweep))
+    """Run one merged job on all ranks, as the only process that works on its training."""
+    prepared = prepare(check(jobs, sweep.verb))
+    if prepared.config.checkpoint is not None:
+        ranks.together(jobs, sweep, lambda: run_group_here(jobs, sweep))
+        return
+    # Waited for here, not within the job, where the other ranks' collectives would time out.
+    training = _training(prepared)
+    with training.lock():
+        if prepared.config.fresh:
+            training.discard()
+        ranks.together(jobs, sweep, lambda: run_group_here(jobs, sweep))
+
+
+def _training(prepared: Prepared) -> Training:
+    return TrajectoryStore(Path(prepared.config.runs_dir)).open(prepared.training)
 
 
 def run_group_here(jobs: Sequence[dict[str, Any]], sweep: Sweep) -> None:
@@ -119,15 +132,7 @@ def _measure(prepared: Prepared, device: torch.device, ledger: Ledger | None) ->
         state = prepared.network().state_dict()
         _evaluate(evaluator, ledger, state, epoch=0, last=True)
         return
-    store = TrajectoryStore(Path(prepared.config.runs_dir))
-    training = store.open(prepared.training)
-    if ledger is None:
-        _train(prepared, device, evaluator, training, None)
-        return
-    with training.lock():
-        if prepared.config.fresh:
-            training.discard()
-        _train(prepared, device, evaluator, training, ledger)
+    _train(prepared, device, evaluator, _training(prepared), ledger)
 
 
 def _train(prepared: Prepared, device: torch.device, evaluator: Evaluator, training: Training, ledger: Ledger | None) -> None:
@@ -184,7 +189,7 @@ def _evaluate(evaluator: Evaluator, ledger: Ledger | None, state: dict, *, epoch
     wanted = [variant for variant in evaluator.prepared.variants if variant.key in keys]
     if not wanted:
         return []
-    scored = evaluator.score(state, wanted)
+    scored = evaluator.score(state, wanted, ledger.digests(epoch) if ledger is not None else {})
     if ledger is None:
         return []
     records = ledger.write(epoch, scored, last=last)
