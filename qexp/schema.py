@@ -140,10 +140,14 @@ class UnknownKey(UserError):
 
 
 def _nearest_key(key: str, known: list[str]) -> str:
-    """Suggest by the last part first: `quant.bit` is nearer to `bits` than to `quant.input`."""
-    last = {name.rpartition(".")[2]: name for name in reversed(known)}
-    found = difflib.get_close_matches(key.rpartition(".")[2], list(last), n=1, cutoff=0.75)
-    return f"Did you mean {last[found[0]]}?" if found else nearest(key, known)
+    """Suggest by the last part first, the same group before others: `quant.bit` is nearer to `bits` than to `quant.input`."""
+    group, _, part = key.rpartition(".")
+    for names in ([name for name in known if name.rpartition(".")[0] == group], known):
+        last = {name.rpartition(".")[2]: name for name in reversed(names)}
+        found = difflib.get_close_matches(part, list(last), n=1, cutoff=0.75)
+        if found:
+            return f"Did you mean {last[found[0]]}?"
+    return nearest(key, known)
 
 
 def all_keys(kind: type = Config, prefix: str = "") -> Iterator[str]:
@@ -184,6 +188,7 @@ def group_key(config: Config) -> str:
     return hash_json({"training": training_identity(config), "places": places, "shared": shared})
 
 
-def training_hash(config: Config, data_fingerprint: str, weights_hash: str | None = None) -> str:
-    """The content address of a training: its identity, the data it saw and the weights it began with."""
-    return hash_json({"identity": training_identity(config), "data": data_fingerprint, "weights": weights_hash})
+def training_hash(config: Config, data_fingerprint: str, weights_hash: str | None = None, source_hash: str | None = None) -> str:
+    """The content address of a training: its identity, the data it saw, the weights it began with, an own network's source."""
+    source = {} if source_hash is None else {"source": source_hash}
+    return hash_json({"identity": training_identity(config), "data": data_fingerprint, "weights": weights_hash, **source})

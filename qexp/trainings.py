@@ -48,12 +48,12 @@ def _choose(wanted: str, rows: list[dict]) -> list[dict]:
         return [row for row in rows if wanted == "all" or row["status"] != "done"]
     chosen = []
     for beginning in wanted.split(","):
-        found = [row for row in rows if row["hash"].startswith(beginning)]
+        found = [row for row in rows if beginning and row["hash"].startswith(beginning)]
         if len(found) != 1:
             hashes = [row["hash"] for row in rows]
             problem = "the beginning of exactly one stored hash" if found else "a stored hash, incomplete or all"
             raise UserError("remove", beginning, allowed=problem, remedy=nearest(beginning, hashes))
-        chosen += found
+        chosen += [row for row in found if row not in chosen]
     return chosen
 
 

@@ -49,6 +49,23 @@ def load_factory(key: str, text: str) -> Callable[..., Any]:
     return factory
 
 
+def source_hash(text: str) -> str | None:
+    """Hash of the file that holds the function which `text` names, None where there is no such file.
+
+    What that file imports is not covered.
+    """
+    place = text.rpartition(":")[0]
+    if place.endswith(".py"):
+        path: str | None = str(Path(place).expanduser())
+    else:
+        try:
+            spec = importlib.util.find_spec(place)
+        except (ImportError, ValueError):
+            return None
+        path = spec.origin if spec is not None else None
+    return hash_file(Path(path)) if path is not None and Path(path).is_file() else None
+
+
 def call_factory(key: str, text: str, *, offered: dict[str, Any]) -> Any:
     """Call the function that `text` names with those of the `offered` keyword arguments that it takes.
 

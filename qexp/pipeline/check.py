@@ -87,8 +87,10 @@ def _check_verb(config: Config, verb: str) -> None:
         raise UserError(
             "checkpoint", config.checkpoint, allowed="null in qexp.train", remedy="To start from it: model.weights=FILE."
         )
-    for key, text in (("data.root", config.data.root), ("model.weights", config.model.weights)):
-        if text is not None and text != "DEFAULT" and not config.data.download and not Path(text).expanduser().exists():
+    root = None if config.data.download else config.data.root
+    weights = None if config.model.weights == "DEFAULT" else config.model.weights
+    for key, text in (("data.root", root), ("model.weights", weights)):
+        if text is not None and not Path(text).expanduser().exists():
             raise UserError(key, text, allowed="a path that exists")
 
 
@@ -116,17 +118,16 @@ def group(configs: Sequence[Config]) -> list[list[int]]:
 
 def hydra_error(error: Exception) -> UserError:
     """Say one of Hydra's or OmegaConf's errors in our form."""
-    text = str(error)
-    missing = re.search(r"Could not (?:find|load) '([\w/]+)/([^/']+)'", text)
+    missing = getattr(error, "missing_cfg_file", None)
     if missing:
-        folder, name = missing.groups()
-        listed = re.search(r"Available options in '[^']*':\n((?:\s+\S+\n?)*)", text)
-        choices = [name for name in listed[1].split() if not name.startswith("_")] if listed else []
+        folder, _, name = missing.rpartition("/")
+        choices = [option for option in error.options or () if not option.startswith("_")]
         shown = ", ".join(choices) if len(choices) < 30 else f"one of {len(choices)} (python -m qexp.train --help lists them)"
         return UserError(folder, name, allowed=shown or "an option of the group", remedy=nearest(name, choices))
     cause = error.__cause__
-    lines = [line.strip() for line in f"{text}\n{cause if cause else ''}".splitlines() if line.strip()]
+    lines = [line.strip() for line in f"{error}\n{cause if cause else ''}".splitlines() if line.strip()]
     kept = [
         line for line in dict.fromkeys(lines) if not line.startswith(("To append to your config", "full_key:", "object_type="))
     ]
-    return UserError("command line", "(not understood)", allowed="KEY=VALUE and -m", remedy=" ".join(kept))
+    subject = getattr(error, "override", None) or getattr(error, "full_key", None) or "(not understood)"
+    return UserError("command line", subject, allowed="KEY=VALUE and -m", remedy=" ".join(kept))

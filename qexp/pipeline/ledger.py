@@ -52,12 +52,14 @@ class Ledger:
             self.sweep.sweep, command=self.sweep.command, versions=self.versions, host=environment.host(), git=self._git
         )
         self.journal.append([began, *(self._run_row(variant) for variant in self.prepared.variants)])
-        written = {(row["run"], row["epoch"]) for row in self.journal.rows() if row["kind"] == "record"}
+        # The time tells a training that was done afresh, maybe under another name, from the one that is written down here.
+        names = ("run", "variant_key", "epoch", "time_ms")
+        written = {tuple(row[name] for name in names) for row in self.journal.rows() if row["kind"] == "record"}
         known = [
             rows.record_row(self._known(variant, row))
             for variant in self.prepared.variants
             for epoch, row in self._stored[variant.key].items()
-            if (self._run_key(variant), epoch) not in written
+            if (self._run_key(variant), variant.key, epoch, row["time_ms"]) not in written
         ]
         self.journal.append(known)
 

@@ -15,6 +15,7 @@ import torch
 
 from qexp.base import dist
 from qexp.base.errors import UserError, UserErrors
+from qexp.base.factory import source_hash
 from qexp.base.files import hash_file, hash_json
 from qexp.base.nouns import TensorInfo
 from qexp.data.load import load_data
@@ -138,9 +139,12 @@ def prepare_all(groups: Sequence[Sequence[Config]]) -> list[Prepared]:
 def _identity(config: Config, bundle: DataBundle) -> str:
     weights = config.model.weights
     weights_hash = hash_file(Path(weights)) if weights not in (None, "DEFAULT") else None
+    source = source_hash(config.model.factory) if config.model.factory is not None else None
     if config.checkpoint is None:
-        return training_hash(config, bundle.fingerprint, weights_hash)
-    model = {key: value for key, value in asdict(config.model).items() if key != "weights"}
+        return training_hash(config, bundle.fingerprint, weights_hash, source)
+    model = {key: value for key, value in asdict(config.model).items() if key != "weights"} | (
+        {"source": source} if source else {}
+    )
     subject = {"checkpoint": hash_file(Path(config.checkpoint)), "model": model, "data": bundle.fingerprint}
     return hash_json(subject)
 

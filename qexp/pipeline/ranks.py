@@ -36,7 +36,8 @@ def _join(device: str) -> dist.ControlChannel:
     global _CHANNEL
     import torch
 
-    wants_gpu = device.startswith("cuda") or (device == "auto" and torch.cuda.is_available())
+    # A GPU that is not there is the leader's to complain about, once.
+    wants_gpu = torch.cuda.is_available() and (device == "auto" or device.startswith("cuda"))
     group = dist.init_from_env("cuda" if wants_gpu else "cpu")
     _CHANNEL = dist.ControlChannel(group.control, group.rank, group.world_size)
     return _CHANNEL

@@ -13,6 +13,7 @@ import torch
 
 from qexp.base import dist
 from qexp.base.console import is_main_process, say
+from qexp.base.errors import UserError
 from qexp.base.nouns import Record
 from qexp.engine.fit import EpochEnd, FitState, fit
 from qexp.engine.seed import seed_everything
@@ -50,9 +51,7 @@ def run_sweep(jobs: Sequence[dict[str, Any]], sweep: Sweep, launch: Callable[[Se
     try:
         failed = _launch_all(groups, prepared, launch)
         for config in {(config.runs_dir, config.name): config for config in configs}.values():
-            files = announce.report(config)
-            if (config.runs_dir, config.name) in _FEEDS:
-                _FEEDS[config.runs_dir, config.name].log_files(None, files)
+            _report(config, failed)
     finally:
         while _FEEDS:
             behind = _FEEDS.popitem()[1].close()
@@ -60,6 +59,17 @@ def run_sweep(jobs: Sequence[dict[str, Any]], sweep: Sweep, launch: Callable[[Se
                 say(behind)
     if failed:
         raise JobsFailed(f"{failed} of {len(groups)} trainings failed; the same command tries them again")
+
+
+def _report(config: Config, failed: int) -> None:
+    try:
+        files = announce.report(config)
+    except UserError:
+        if not failed:
+            raise
+        return  # nothing of this experiment got as far as an evaluation; each failure has been said
+    if (config.runs_dir, config.name) in _FEEDS:
+        _FEEDS[config.runs_dir, config.name].log_files(None, files)
 
 
 def _launch_all(groups: Sequence[Sequence[int]], prepared: Sequence[Prepared], launch: Callable[[Sequence[int]], None]) -> int:

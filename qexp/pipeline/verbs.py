@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import fields
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_type_hints
 
 from qexp.base.console import complain
 from qexp.base.errors import UserError, UserErrors, nearest
@@ -14,7 +13,7 @@ Settings = TypeVar("Settings")
 
 
 def parse(kind: type[Settings], arguments: Sequence[str]) -> Settings:
-    """Read KEY=VALUE into the settings dataclass `kind`; values are YAML, types are checked.
+    """Read KEY=VALUE into the settings dataclass `kind`; texts are taken as typed, other values are YAML; types are checked.
 
     Raises:
         UserErrors: unknown keys, missing keys and wrong types, all together.
@@ -22,14 +21,17 @@ def parse(kind: type[Settings], arguments: Sequence[str]) -> Settings:
     from omegaconf import OmegaConf
     from pydantic import TypeAdapter, ValidationError
 
-    names = [item.name for item in fields(kind)]
+    hints = get_type_hints(kind)
+    names = list(hints)
     values: dict[str, Any] = {}
     errors: list[Exception] = []
     for argument in arguments:
-        key, equals, _ = argument.partition("=")
+        key, equals, text = argument.partition("=")
         if not equals or key not in names:
             remedy = nearest(key, names) or "Write KEY=VALUE."
             errors.append(UserError(key, "(unknown key)", allowed=f"one of {', '.join(names)}", remedy=remedy))
+        elif hints[key] in (str, str | None):  # as YAML the hash 12345678 would be an integer, and 1e234567 infinite
+            values[key] = None if text in ("", "null") else text
         else:
             values |= OmegaConf.to_container(OmegaConf.from_dotlist([argument]))
     if errors:

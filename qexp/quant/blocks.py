@@ -10,9 +10,9 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-# Elements per block and thread on the CPU, 1 MiB of float32 for each of source and target: they stay in second and third level
+# Elements per block and thread on the CPU, 2 MiB of float32 for each of source and target: they stay in second and third level
 # cache. Smaller blocks cost more in operator calls and thread barriers than they save, above all while other programs run.
-BLOCK = 1 << 18
+BLOCK = 1 << 19
 
 
 def in_blocks(

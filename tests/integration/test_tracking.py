@@ -1,0 +1,114 @@
+"""What MLflow holds after a sweep, and what the small commands make of it; each command is a process of its own."""
+
+import json
+import os
+import shutil
+import sqlite3
+from pathlib import Path
+
+import pytest
+
+EPOCHS = 2
+
+
+class Runs:
+    """MLflow's store, read behind its back."""
+
+    def __init__(self):
+        with sqlite3.connect("runs/mlflow.db") as self.connection:
+            rows = self.connection.execute("select run_uuid, name, status from runs where lifecycle_stage = 'active'").fetchall()
+            self.ids = {name: run_id for run_id, name, _ in rows}
+            self.status = {name: status for _, name, status in rows}
+            assert len(self.ids) == len(rows)
+            self.experiments = [row[0] for row in self.connection.execute("select name from experiments")]
+
+    def points(self, name, metric):
+        query = "select step, value from metrics where run_uuid = ? and key = ? order by step"
+        return self.connection.execute(query, (self.ids[name], metric)).fetchall()
+
+    def pairs(self, table, name):
+        return dict(self.connection.execute(f"select key, value from {table} where run_uuid = ?", (self.ids[name],)))
+
+
+@pytest.fixture(scope="module")
+def tracked(process, tiny, tmp_path_factory):
+    """A folder where a sweep has run with tracking on, and its command line."""
+    folder, before = tmp_path_factory.mktemp("tracked"), os.getcwd()
+    os.chdir(folder)
+    command = ("qexp.train", *tiny, "tracking.enabled=true", f"train.epochs={EPOCHS}")
+    try:
+        done = process(*command, "bits=4,8", "-m")
+    finally:
+        os.chdir(before)
+    assert done.returncode == 0, done.stderr
+    assert "MLflow UI: make ui" in done.stdout and "behind" not in done.stdout + done.stderr
+    return folder, command
+
+
+@pytest.fixture
+def store(tracked):
+    """A copy of that folder as the working directory; its command line."""
+    for name in ("runs", "results"):
+        shutil.copytree(tracked[0] / name, name)
+    return tracked[1]
+
+
+def test_one_run_per_training_and_one_nested_per_variant(store):
+    runs = Runs()
+    (training,) = [path.name for path in Path("runs/trainings").iterdir()]
+    parent = f"custom {training[:6]}"
+    assert "digits" in runs.experiments
+    assert set(runs.status.items()) == {(parent, "FINISHED"), ("W4 int", "FINISHED"), ("W8 int", "FINISHED")}
+    for name in runs.ids:
+        for metric in ("prec1", "prec5", "loss"):
+            assert [step for step, _ in runs.points(name, metric)] == [1, 2]
+        tags = runs.pairs("tags", name)
+        assert tags.get("mlflow.parentRunId") == (None if name == parent else runs.ids[parent])
+        assert {"qexp.sweep", "qexp.git", "qexp.data_hash", "qexp.host", "qexp.device", "qexp.version.torch"} <= set(tags)
+    assert [step for step, _ in runs.points(parent, "train_loss")] == [1, 2]
+    mine, nested = runs.pairs("params", parent), runs.pairs("params", "W4 int")
+    assert mine.items() <= nested.items() and mine["train.lr"] == "0.05"
+    assert (nested["bits"], nested["mode"]) == ("4", "int")
+    rows = [json.loads(line) for line in Path("runs/journal/digits.jsonl").read_text().splitlines()]
+    recorded = [(row["epoch"], row["prec1"]) for row in rows if row["kind"] == "record" and row["variant"] == "W4 int"]
+    assert runs.points("W4 int", "prec1") == recorded
+
+
+@pytest.mark.slow
+def test_a_second_sweep_adds_no_run_but_the_new_variant(store, process):
+    before = Runs()
+    assert process(*store, "bits=2,4,8", "-m").returncode == 0
+    after = Runs()
+    assert set(after.ids) - set(before.ids) == {"W2 int"}
+    assert before.ids.items() <= after.ids.items()
+    assert after.points("W4 int", "prec1") == before.points("W4 int", "prec1")
+    assert len(after.points("W2 int", "prec1")) == EPOCHS
+
+
+def test_report_makes_the_tables_again(store, process):
+    before = Path("results/digits/table.csv").read_text()
+    shutil.rmtree("results")
+    done = process("qexp.report", "name=digits", "results_dir=out")
+    assert done.returncode == 0 and "Prec@1" in done.stdout and "out/digits/" in done.stdout
+    assert Path("out/digits/table.csv").read_text() == before
+    assert list(Path("out/digits/figures").iterdir())
+
+
+def test_sync_sends_what_a_lost_store_had(store, process):
+    before = Runs()
+    Path("runs/mlflow.db").unlink()
+    done = process("qexp.sync")
+    assert done.returncode == 0 and "digits: " in done.stdout and "rows sent" in done.stdout
+    after = Runs()
+    assert set(after.ids) == set(before.ids) and set(after.status.values()) == {"FINISHED"}
+    assert after.points("W4 int", "prec1") == before.points("W4 int", "prec1")
+
+
+def test_trainings_are_listed_and_removed(store, process):
+    (training,) = [path.name for path in Path("runs/trainings").iterdir()]
+    listed = process("qexp.trainings")
+    assert listed.returncode == 0
+    assert f"{training}  custom        digits" in listed.stdout and "2/2" in listed.stdout and "1 stored" in listed.stdout
+    removed = process("qexp.trainings", f"remove={training[:5]}")
+    assert removed.returncode == 0 and removed.stdout.startswith(f"removed {training}")
+    assert not list(Path("runs/trainings").iterdir())

@@ -1,0 +1,63 @@
+"""Bad input, as whole commands in this process: one line, exit code 2, nothing started."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+REFUSED = [
+    (("bitz=4",), ["bitz=4", "Did you mean bits?"]),
+    (("+quant.bit=4",), ["quant.bit=4", "Did you mean bits?"]),
+    (("bits=0",), ["bits=0", "an integer from 1 to 16"]),
+    (("bits=4,5,6,7,8,64", "-m"), ["bits=64", "an integer from 1 to 16", "job #5 of 6"]),
+    (("bits=four",), ["bits=four", "integer"]),
+    (("mode=integer",), ["mode=integer", "int, float, half", "Did you mean int?"]),
+    (("policy=rules", "policy.rules=[{match: nosuch, bits: 4}]"), ["policy.rules", "nosuch"]),
+    (("policy=rules",), ["policy.rules=None", "a list of rules"]),
+    (("data=imagefolder",), ["data.root=None", "data=imagefolder needs data.root=FOLDER"]),
+    (("data=imagefolder", "data.root=nowhere"), ["data.root=nowhere", "a path that exists"]),
+    (("data=cifer10",), ["data=cifer10", "Did you mean cifar10?"]),
+    (("model=resnet21", "model.factory=null"), ["model=resnet21", "Did you mean resnet"]),
+    (("train.lr=inf",), ["train.lr=inf", "a finite number"]),
+    (("train.lr=nan",), ["train.lr=nan", "a finite number"]),
+    (("train.precision=fp16",), ["train.precision=fp16", "device=cuda"]),
+    (("checkpoint=x.pt",), ["checkpoint=x.pt", "model.weights=FILE"]),
+    (("bits=[4",), ["bits=[4"]),
+    (("name=a/b",), ["name=a/b"]),
+]  # fmt: skip
+
+
+def said_and_nothing_started(done, parts):
+    assert done.code == 2
+    first, *rest = done.err.splitlines()
+    assert first == "qexp: nothing was started."
+    assert len(rest) == 1, rest
+    assert all(part in rest[0] for part in parts), rest
+    assert "Traceback" not in done.err + done.out
+    assert not Path("runs/trainings").exists() and not Path("runs/journal").exists() and not Path("results").exists()
+
+
+@pytest.mark.parametrize("arguments, parts", REFUSED, ids=[" ".join(arguments) for arguments, _ in REFUSED])
+def test_bad_input_is_refused_in_one_line(cli, tiny, arguments, parts):
+    said_and_nothing_started(cli(*tiny, *arguments), parts)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there_is_refused(cli, tiny):
+    said_and_nothing_started(cli(*tiny, "device=cuda"), ["device=cuda", "cpu here"])
+
+
+def test_a_truncated_checkpoint_is_refused(cli, tiny):
+    torch.save({"0.weight": torch.zeros(1000)}, "cut.pt")
+    Path("cut.pt").write_bytes(Path("cut.pt").read_bytes()[:700])
+    said_and_nothing_started(cli(*tiny, "checkpoint=cut.pt", verb="evaluate"), ["checkpoint=cut.pt", "truncated"])
+    assert not Path("runs/checkpoints").exists()
+
+
+def test_a_corrupt_image_is_refused(cli, tiny):
+    for number, folder in enumerate(("train/a", "train/b", "test/a", "test/b")):
+        Path("set", folder).mkdir(parents=True)
+        Image.new("RGB", (8, 8), (50 * number, 90, 10)).save(Path("set", folder, "1.png"))
+    Path("set/train/b/2.png").write_bytes(Path("set/train/b/1.png").read_bytes()[:45])
+    said_and_nothing_started(cli(*tiny, "data=imagefolder", "data.root=set"), ["2.png"])
