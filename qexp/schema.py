@@ -169,6 +169,9 @@ def training_identity(config: Config) -> dict[str, Any]:
     data = asdict(config.data)
     for key in ("root", "download", "workers", "storage"):
         data.pop(key)
+    model = asdict(config.model)
+    if config.model.weights not in (None, "DEFAULT"):
+        model["weights"] = "file"  # wherever it lies; its content is hashed beside this
     train = asdict(config.train)
     train["precision"] = PRECISION_ALIASES.get(config.train.precision, config.train.precision)
     return {
@@ -176,16 +179,14 @@ def training_identity(config: Config) -> dict[str, Any]:
         "seed": config.seed,
         "deterministic": config.deterministic,
         "data": data,
-        "model": asdict(config.model),
+        "model": model,
         "train": train,
     }
 
 
 def group_key(config: Config) -> str:
-    """Jobs with the same key share one training; also by places and freshness, so that a merged job is unambiguous."""
-    places = {"root": config.data.root, "runs_dir": config.runs_dir, "fresh": config.fresh, "checkpoint": config.checkpoint}
-    shared = {"device": config.device, "storage": config.data.storage, "evaluate": asdict(config.evaluate), "name": config.name}
-    return hash_json({"training": training_identity(config), "places": places, "shared": shared})
+    """Jobs with the same key are run as one: they differ in nothing but how they quantize."""
+    return hash_json({key: value for key, value in asdict(config).items() if key not in ("bits", "mode", "policy", "quant")})
 
 
 def training_hash(config: Config, data_fingerprint: str, weights_hash: str | None = None, source_hash: str | None = None) -> str:

@@ -21,7 +21,7 @@ def check_precision(precision: str, device_type: str) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainSettings:
-    """One training; everything here but `compile` and nothing else decides its numbers.
+    """One training; all of this is part of its hash.
 
     Args:
         epochs: passes over the train split. batch_size: images per optimizer step, over all ranks and accumulation steps.

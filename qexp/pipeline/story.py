@@ -45,7 +45,7 @@ def run_sweep(jobs: Sequence[dict[str, Any]], sweep: Sweep, launch: Callable[[Se
     groups = group(configs)
     prepared = prepare_all([[configs[position] for position in positions] for positions in groups])
     announce.plan(prepared, num_jobs=len(configs))
-    if configs[0].plan_only:
+    if any(config.plan_only for config in configs):
         announce.estimate(prepared)
         return
     try:
@@ -78,6 +78,7 @@ def _launch_all(groups: Sequence[Sequence[int]], prepared: Sequence[Prepared], l
     for positions, one in zip(groups, prepared, strict=True):
         try:
             launch(positions)
+            (one.folder / "traceback.txt").unlink(missing_ok=True)  # of an earlier try
         except ranks.RankFailed:
             raise  # the process group cannot be used again
         except Exception as error:
