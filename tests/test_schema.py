@@ -10,7 +10,7 @@ from qexp.base.errors import UserErrors
 from qexp.schema import Config, all_keys, group_key, training_hash, training_identity, validate
 
 NOT_OF_THE_WEIGHTS = {"data.root", "data.download", "data.workers", "data.storage"}
-DIALS = ("bits", "mode", "policy", "quant", "trajectory", "tracking", "results_dir", "plan_only")
+DIALS = ("bits", "mode", "policy", "quant")
 
 
 @pytest.fixture(scope="session")
@@ -84,10 +84,10 @@ def test_aliases_of_a_precision_are_one_training(values):
     assert of("O1") == of("O3") == of("fp16") != of("fp32")
 
 
-def test_dials_share_a_group_and_places_do_not(config):
+def test_only_the_dials_share_a_group(config):
     before = group_key(config)
     share = {key for key in leaves(config) if group_key(changed(config, key)) == before}
-    assert share == {key for key in leaves(config) if key.split(".")[0] in DIALS} | {"data.download", "data.workers"}
+    assert share == {key for key in leaves(config) if key.split(".")[0] in DIALS}
 
 
 def test_every_key_is_known_once(config):

@@ -21,7 +21,7 @@ IDENTITY = ["run", "variant_key", "epoch", "split", "n"]
 # What tells trainings apart; the other parameters are dials of the variants, or say where things lie.
 TRAINING_KEYS = ("data.", "model.", "train.", "qat.")
 TRAINING_NAMES = ("seed", "deterministic", "checkpoint")
-NOT_SETTINGS = ("data.root", "data.download", "data.workers", "data.storage", "train.compile")
+NOT_SETTINGS = ("data.root", "data.download", "data.workers", "data.storage")
 # Parameters that a record has under another name.
 IN_RECORD = ("name", "policy.name", "quant.name", "quant.weight.granularity", "quant.input", "evaluate.split", *RECORD_COLUMNS)
 MAX_LABEL_PARTS = 4
