@@ -220,7 +220,6 @@ def test_errors_name_the_tensor(net):
     shadow, plan, state = Shadow(net), plan_for(net, {"conv.weight": LINEAR4}), net.state_dict()
     for change, words in (
         ({"conv.weight": torch.full_like(state["conv.weight"], math.nan)}, "conv.weight=holds NaN"),
-        ({"conv.weight": torch.ones_like(state["conv.weight"])}, "conv.weight=constant 1"),
         ({"head.weight": torch.ones(3, 3)}, "head.weight=.*3, 3"),
         ({"extra": torch.ones(1)}, "extra"),
     ):
@@ -228,6 +227,15 @@ def test_errors_name_the_tensor(net):
             shadow.load({**state, **change}, plan)
     with pytest.raises(UserError, match="skip.bias"):
         shadow.load({name: tensor for name, tensor in state.items() if name != "skip.bias"}, plan)
+
+
+def test_a_constant_tensor_is_left_as_it_is_and_named(net):
+    """A plan is made before training; a tensor may be constant when its turn comes."""
+    shadow, plan, state = Shadow(net), plan_for(net, {"conv.weight": LINEAR4}), net.state_dict()
+    assert shadow.load(state, plan) == ()
+    constant = torch.full_like(state["conv.weight"], 0.3)
+    assert shadow.load({**state, "conv.weight": constant}, plan) == ("conv.weight",)
+    assert torch.equal(shadow.module.state_dict()["conv.weight"], constant)
 
 
 def test_a_plan_of_another_structure_is_our_own_mistake(net):
