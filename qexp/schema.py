@@ -8,6 +8,7 @@ stop at the first error.
 
 from __future__ import annotations
 
+import copy
 import difflib
 import json
 import math
@@ -89,13 +90,32 @@ def validate(values: Mapping[str, Any]) -> Config:
 
     Strict: "8" is no integer and 8.0 no width. Infinities and NaN are refused.
     """
-    try:
-        return _adapter().validate_json(json.dumps(values), strict=True)
-    except ValidationError as error:
-        raise UserErrors([_as_user_error(item) for item in error.errors()]) from None
+    remaining, found = copy.deepcopy(dict(values)), {}
+    while True:
+        try:
+            config = _adapter().validate_json(json.dumps(remaining), strict=True)
+            break
+        except ValidationError as error:
+            # pydantic checks no range of an object one of whose types is wrong, and our own checks stop at the first: take out
+            # what was found and look again.
+            new = {each.key: each for each in map(_as_user_error, error.errors()) if each.key not in found}
+            found |= new
+            if not any([_drop(remaining, key) for key in new]):
+                break
+    if found:
+        raise UserErrors(found.values())
+    return config
 
 
-def _as_user_error(item: Mapping[str, Any]) -> Exception:
+def _drop(values: dict[str, Any], key: str) -> bool:
+    """Remove a dotted key; False where it is not there."""
+    *path, last = key.split(".")
+    for part in path:
+        values = values.get(part) if isinstance(values, dict) else None
+    return isinstance(values, dict) and values.pop(last, values) is not values
+
+
+def _as_user_error(item: Mapping[str, Any]) -> UserError:
     """Say one of pydantic's findings as key, value, allowed, remedy."""
     cause = item.get("ctx", {}).get("error")
     if isinstance(cause, UserError):

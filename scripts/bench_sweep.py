@@ -97,7 +97,7 @@ def main() -> None:
     start_up = time.perf_counter() - began
     values = compose([f"train.epochs={epochs}"])
     with tempfile.TemporaryDirectory() as folder:
-        sweep(1, f"{folder}/warm")  # imports, MLflow's store, the allocator
+        sweep(2, f"{folder}/warm")  # imports, MLflow's store, the allocator
         rows = []
         for number in range(rounds):
             train, evaluate, whole = floor(values)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from os.path import commonprefix
 
 
 class UserError(ValueError):
@@ -47,8 +48,12 @@ def nearest(name: str, choices: Iterable[str]) -> str:
     >>> nearest("bitz", ["bits", "mode"])
     'Did you mean bits?'
     """
-    found = difflib.get_close_matches(name, list(choices), n=1, cutoff=0.6)
-    return f"Did you mean {found[0]}?" if found else ""
+    found = difflib.get_close_matches(name, list(choices), n=10, cutoff=0.6)
+    if not found:
+        return ""
+    # Of names equally close, the one that begins alike: resnet21 is meant to be resnet20 rather than resnet32.
+    best = max(found, key=lambda other: (difflib.SequenceMatcher(None, other, name).ratio(), len(commonprefix([name, other]))))
+    return f"Did you mean {best}?"
 
 
 def choose(key: str, name: str, table: Iterable[str]) -> str:

@@ -66,8 +66,8 @@ class TrainSettings:
         check_range("train.lr", self.lr, 0, open_low=True)
         if self.nesterov and self.momentum == 0:
             raise UserError("train.nesterov", True, allowed="false where train.momentum=0")
-        if self.warmup_epochs >= self.epochs:
-            raise UserError("train.warmup_epochs", self.warmup_epochs, allowed=f"less than train.epochs={self.epochs}")
+        if self.warmup_epochs > self.epochs:
+            raise UserError("train.warmup_epochs", self.warmup_epochs, allowed=f"at most train.epochs={self.epochs}")
         if self.schedule == "step" and not self.milestones:
             raise UserError("train.milestones", self.milestones, allowed="a list of epochs, for train.schedule=step")
 

@@ -58,7 +58,7 @@ def load_weights(model: nn.Module, path: Path | str, *, key: str = "model.weight
             _listed("wrong shape", misshapen),
         ]
         hint = nearest(unexpected[0], missing) if unexpected and missing else ""
-        remedy = "; ".join(part for part in found if part) + "." + (f" {hint}" if hint else "")
+        remedy = "; ".join(part for part in found if part) + "." + (f" {hint}" if hint else "") + " Is model= the right one?"
         raise UserError(key, path, allowed=f"a state dict that fits {type(model).__name__}", remedy=remedy)
     notes += _cast_notes(path, state, wanted)
     model.load_state_dict({**{name: wanted[name] for name in counters}, **state})

@@ -129,5 +129,9 @@ def hydra_error(error: Exception) -> UserError:
     kept = [
         line for line in dict.fromkeys(lines) if not line.startswith(("To append to your config", "full_key:", "object_type="))
     ]
+    ambiguous = re.search(r"Ambiguous value for argument '([^']*)'", str(error))
+    if ambiguous:
+        key, _, value = ambiguous[1].partition("=")
+        return UserError(key, value, allowed="one value", remedy="Several values are a sweep: add -m.")
     subject = getattr(error, "override", None) or getattr(error, "full_key", None) or "(not understood)"
     return UserError("command line", subject, allowed="KEY=VALUE and -m", remedy=" ".join(kept))

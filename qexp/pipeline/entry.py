@@ -8,12 +8,14 @@ Exit codes: 0 done, 1 some job failed, 2 bad input and nothing started.
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import shlex
 import sys
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from qexp.base.console import complain
@@ -121,9 +123,21 @@ def _run_hydra(config_name: str) -> None:
                 raise
             raised.append(error)
 
+    if any(argument in ("-h", "--help") for argument in sys.argv[1:]):
+        _print_help(task)
     task()
     if raised:
         raise raised[0]
+
+
+def _print_help(task: Callable[[], None]) -> None:
+    """Hydra's help without the `_base` files, which hold the common values of a group and are no choice."""
+    text = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(text):
+            task()
+    finally:
+        print(text.getvalue().replace("_base, ", ""), end="")
 
 
 def run_task(values) -> None:  # noqa: ANN001

@@ -41,6 +41,7 @@ class Ledger:
         self.versions = environment.versions()
         self._git = environment.git_revision()
         self._folder = prepared.folder / "variants"
+        self.num_measured = 0  # evaluations made by this job; the others were stored
         self._stored: dict[str, dict[int, dict[str, Any]]] = {}
         for variant in prepared.variants:
             found = Journal(self._folder / f"{variant.key}.jsonl").rows()
@@ -83,6 +84,7 @@ class Ledger:
                 row = {**asdict(record), "digest": item.evaluation.digest}
                 Journal(self._folder / f"{item.variant.key}.jsonl").append([row])
                 self._stored[item.variant.key][epoch] = row
+                self.num_measured += 1
                 journal_rows.append(rows.record_row(record))
             records.append(record)
         self.journal.append(journal_rows)

@@ -120,6 +120,8 @@ def run_group_here(jobs: Sequence[dict[str, Any]], sweep: Sweep) -> None:
     try:
         _measure(prepared, device, ledger)
         status = "FINISHED"
+        if ledger.num_measured == 0:
+            say(f"  {prepared.training}: nothing to do, every number is stored (fresh=true trains again)")
     except KeyboardInterrupt:
         status = "KILLED"
         raise

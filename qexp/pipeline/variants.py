@@ -57,7 +57,7 @@ def make_variants(configs: Sequence[Config], tensors: Sequence[TensorInfo]) -> t
     variants = [_variant(FLOAT_VARIANT, configs[0], untouched)]
     for config in configs:
         plan = make_plan(tensors, policy=config.policy, quant=config.quant, bits=config.bits, mode=config.mode)
-        found = _variant(label(config), config, plan)
+        found = _variant(label(config, plan), config, plan)
         twin = next((number for number, other in enumerate(variants) if other.key == found.key), None)
         if twin is None:
             variants.append(found)
@@ -82,9 +82,11 @@ def _distinct(variants: Sequence[Variant]) -> list[Variant]:
     return [replace(v, label=f"{v.label} {v.key[:4]}") if labels.count(v.label) > 1 else v for v in variants]
 
 
-def label(config: Config) -> str:
-    """The dials, then whatever differs from the defaults: `W4 int`, `W8 float`, `half`, `W4 int conv_linear c4 l8 symmetric`."""
-    parts = ["half"] if config.mode == "half" else [f"W{config.bits}", config.mode]
+def label(config: Config, plan: Plan) -> str:
+    """The dials, then whatever differs from the defaults: `W4 int`, `half`, `W4 int conv_linear c4 l8`, `W4/8 int rules`."""
+    # Rules may leave nothing at the width of the dial, so what they chose is said instead.
+    widths = {spec.bits for spec in plan.quantized.values()} if config.policy.name == "rules" else {config.bits}
+    parts = ["half"] if config.mode == "half" else [f"W{'/'.join(map(str, sorted(widths)))}", config.mode]
     policy, quant, weight = config.policy, config.quant, config.quant.weight
     if policy.name != "uniform" and config.mode != "half":
         parts.append(policy.name)
