@@ -42,7 +42,7 @@ class Evaluator:
         self.channels_last = prepared.config.train.channels_last
         self._prototype = prepared.network().to(device)
         self._shadows: dict[tuple[bool, str], list[Shadow]] = {}
-        self._probed: dict[str, tuple[str, ...]] = {}
+        self._probed: dict[tuple[object, ...], tuple[str, ...]] = {}
         self._constant: dict[str, tuple[str, ...]] = {}  # of the state scored last
 
     def score(self, state: Mapping[str, Tensor], wanted: Sequence[Variant], known: Mapping[str, str]) -> list[Scored]:
@@ -103,24 +103,29 @@ class Evaluator:
         return models
 
     def _probe(self, variant: Variant, copy: nn.Module, state: Mapping[str, Tensor]) -> None:
-        """Once per variant: is every quantized tensor that the float network's output depends on also used by the copy?
+        """Once per graph: is every quantized tensor that the float network's output depends on also used by the copy?
 
-        The published numbers this project began with seem to come from a copy that was never executed.
+        The published numbers this project began with seem to come from a copy that was never executed. Variants that quantize
+        the same tensors of the same graph share the answer.
         """
-        if variant.key in self._probed or variant.is_float:
+        if variant.is_float or self._graph(variant) in self._probed:
             return
         self._prototype.load_state_dict(state)
         self._prototype.eval()
         images = next(iter(self._probe_batches())).images[:4]
         unused = check_in_use(self._prototype, copy, list(variant.plan.quantized), images)
-        self._probed[variant.key] = (f"weights not in use: {_some(unused)}",) if unused else ()
+        self._probed[self._graph(variant)] = (f"weights not in use: {_some(unused)}",) if unused else ()
+
+    @staticmethod
+    def _graph(variant: Variant) -> tuple[object, ...]:
+        return (*variant.structure, *variant.plan.quantized)
 
     def _probe_batches(self) -> Iterator[Batch]:
         return self.prepared.bundle.eval_batches(self.settings.split, batch_size=4, device=self.device, num_images=4)
 
     def _alarms(self, variant: Variant, found: Evaluation, digests: Mapping[str, str]) -> tuple[str, ...]:
         """What is suspicious: weights not in use, constant tensors, logits that are not finite or do not depend on the width."""
-        alarms = list(self._probed.get(variant.key, ()))
+        alarms = list(self._probed.get(self._graph(variant), ()))
         if self._constant.get(variant.key):
             alarms.append(f"constant, left unquantized: {_some(self._constant[variant.key])}")
         if not found.metrics.finite:
