@@ -180,6 +180,10 @@ def all_keys(kind: type = Config, prefix: str = "") -> Iterator[str]:
                 yield from all_keys(candidate, f"{prefix}{item.name}.")
 
 
+# Training keys that came after the first trainings were stored, with the value that those had: at it a key stays out of the hash.
+ADDED = {"sync_bn": False}
+
+
 def training_identity(config: Config) -> dict[str, Any]:
     """What decides a training's weights: the part of the configuration that its hash covers.
 
@@ -193,6 +197,10 @@ def training_identity(config: Config) -> dict[str, Any]:
     if config.model.weights not in (None, "DEFAULT"):
         model["weights"] = "file"  # wherever it lies; its content is hashed beside this
     train = asdict(config.train)
+    del train["checkpoint_every_steps"]  # how often a state is stored does not change it
+    for key, was in ADDED.items():
+        if train[key] == was:
+            del train[key]
     train["precision"] = PRECISION_ALIASES.get(config.train.precision, config.train.precision)
     return {
         "format": TRAINING_FORMAT,

@@ -64,7 +64,7 @@ def floor(values: dict) -> tuple[float, float, float]:
     began = time.perf_counter()
     fit(
         model,
-        lambda epoch: bundle.train_batches(epoch=epoch, batch_size=config.train.batch_size, seed=0, device="cpu"),
+        lambda epoch, _: bundle.train_batches(epoch=epoch, batch_size=config.train.batch_size, seed=0, device="cpu"),
         config.train,
         steps_per_epoch=bundle.steps_per_epoch(config.train.batch_size),
         device=torch.device("cpu"),

@@ -19,18 +19,28 @@ def tiny(num_classes: int, in_channels: int) -> nn.Module:
 
 
 class Mortal(nn.Module):
-    """`tiny`, which kills its process at training step MORTAL_STEP (no clean-up, as kill -9), or raises on rank MORTAL_RANK."""
+    """`tiny` with dropout, to which something happens at training step MORTAL_STEP of this process, on rank MORTAL_RANK (0).
+
+    MORTAL_HOW is a signal to itself (SIGKILL, no clean-up, or SIGTERM), or `error`. A worker group that torchrun has started
+    again is spared.
+    """
 
     def __init__(self, num_classes: int, in_channels: int) -> None:
         super().__init__()
-        self.net, self.steps = tiny(num_classes, in_channels), 0
+        self.net, self.steps = nn.Sequential(nn.Dropout(0.2), tiny(num_classes, in_channels)), 0
 
     def forward(self, images):
         if self.training:
             self.steps += 1
-            if self.steps == int(os.environ.get("MORTAL_STEP", "0")):
-                if "MORTAL_RANK" not in os.environ:
-                    os.kill(os.getpid(), signal.SIGKILL)
-                if os.environ["RANK"] == os.environ["MORTAL_RANK"]:
-                    raise OSError("this rank has no disk")
+            if self.steps == int(os.environ.get("MORTAL_STEP", "0")) and os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0":
+                self._happen()
         return self.net(images)
+
+    @staticmethod
+    def _happen():
+        if os.environ.get("RANK", "0") != os.environ.get("MORTAL_RANK", "0"):
+            return
+        how = os.environ.get("MORTAL_HOW", "SIGKILL")
+        if how == "error":
+            raise OSError("this rank has no disk")
+        os.kill(os.getpid(), getattr(signal, how))

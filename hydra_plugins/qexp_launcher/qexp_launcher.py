@@ -2,7 +2,7 @@
 
 Hydra composes one job per combination of the swept values. Launched one by one they would train the same network again for
 every bit width. This launcher receives all of them, has them validated before anything starts, groups them by what they
-train, and launches one merged job per group.
+train, and launches one merged job per group, here or where `hydra.launcher.inner` says.
 """
 
 from __future__ import annotations
@@ -18,16 +18,22 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from qexp.pipeline.settings import DEFAULTS
+
 # Hydra finds a launcher by this class path; the only `_target_` of the project. A plain dict: Hydra executes plugin modules
 # without registering them, where a dataclass cannot resolve its annotations.
-_NODE = {"_target_": "hydra_plugins.qexp_launcher.qexp_launcher.QexpLauncher"}
+_NODE = {"_target_": "hydra_plugins.qexp_launcher.qexp_launcher.QexpLauncher", **DEFAULTS}
 ConfigStore.instance().store(group="hydra/launcher", name="qexp", node=_NODE, provider="qexp")
 
 
 class QexpLauncher(Launcher):
-    """Validate all jobs, group them by training, run one merged job per group in this process."""
+    """Validate all jobs, group them by training, run one merged job per group.
 
-    def __init__(self) -> None:
+    Args:
+        settings: `hydra.launcher`; `launch` validates it, as Hydra would wrap what is raised here.
+    """
+
+    def __init__(self, **settings: Any) -> None:
         self.config: DictConfig | None = None
         self.task_function: TaskFunction | None = None
         self.hydra_context: HydraContext | None = None
@@ -38,33 +44,47 @@ class QexpLauncher(Launcher):
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Compose every job, hand their values to the story, and run the groups that it asks for."""
-        from qexp.pipeline import entry, story
+        from qexp.pipeline import entry, launchers, prepare, story
 
+        settings = launchers.launcher_settings(OmegaConf.to_container(self.config.hydra.launcher, resolve=True))
+        if settings.inner == "submitit_slurm":
+            prepare.expect_other_machines()
         setup_globals()
         configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)
-        Path(str(self.config.hydra.sweep.dir)).mkdir(parents=True, exist_ok=True)
+        folder = Path(str(self.config.hydra.sweep.dir))
+        folder.mkdir(parents=True, exist_ok=True)
         composed = [self._compose(overrides, initial_job_idx + k) for k, overrides in enumerate(job_overrides)]
         values = [_values(config) for config in composed]
         returns: list[JobReturn | None] = [None] * len(composed)
 
-        def launch_group(positions: Sequence[int]) -> None:
-            merged = copy.deepcopy(composed[positions[0]])
-            with open_dict(merged):
-                merged.jobs = [values[position] for position in positions]
-            result = run_job(
-                hydra_context=self.hydra_context,
-                task_function=self.task_function,
-                config=merged,
-                job_dir_key="hydra.sweep.dir",
-                job_subdir_key="hydra.sweep.subdir",
-            )
+        def run_here(positions: Sequence[int]) -> None:
+            result = self._run_merged(composed[positions[0]], [values[position] for position in positions])
             for position in positions:
                 returns[position] = result
             if result.status == JobStatus.FAILED:
                 raise result._return_value  # the property would print Hydra's own line before it raises the same
 
-        story.run_sweep(values, entry.sweep(), launch=launch_group)
-        return [result if result is not None else _not_run() for result in returns]
+        def launch_groups(groups: Sequence[Sequence[int]]) -> launchers.Outcomes:
+            if settings.inner == "basic":
+                return launchers.in_turn(run_here, groups)
+            jobs = [[values[position] for position in positions] for positions in groups]
+            return launchers.side_by_side(jobs, entry.sweep(), settings, folder)
+
+        story.run_sweep(values, entry.sweep(), launch=launch_groups)
+        return [result if result is not None else _not_here() for result in returns]
+
+    def _run_merged(self, config: DictConfig, jobs: list[dict[str, Any]]) -> JobReturn:
+        """Run jobs that share a training as one of Hydra's, in this process."""
+        merged = copy.deepcopy(config)
+        with open_dict(merged):
+            merged.jobs = jobs
+        return run_job(
+            hydra_context=self.hydra_context,
+            task_function=self.task_function,
+            config=merged,
+            job_dir_key="hydra.sweep.dir",
+            job_subdir_key="hydra.sweep.subdir",
+        )
 
     def _compose(self, overrides: Sequence[str], number: int) -> DictConfig:
         config = self.hydra_context.config_loader.load_sweep_config(self.config, list(overrides))
@@ -82,8 +102,8 @@ def _values(config: DictConfig) -> dict[str, Any]:
     return OmegaConf.to_container(own, resolve=True, throw_on_missing=True)
 
 
-def _not_run() -> JobReturn:
-    """What Hydra is told of a job that `plan_only` kept from running."""
+def _not_here() -> JobReturn:
+    """What Hydra is told of a job that a worker ran, or that `plan_only` kept from running."""
     result = JobReturn()
     result.status = JobStatus.COMPLETED
     result.return_value = None

@@ -8,6 +8,7 @@ failed alone would pair its next collective with another job's, which gives wron
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import time
@@ -59,22 +60,57 @@ def all_reduce_min(tensor: Tensor) -> Tensor:
     return tensor
 
 
+def all_reduce_max(tensor: Tensor) -> Tensor:
+    """Largest `tensor` over the ranks, in place; returns it."""
+    if is_initialized():
+        dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
+    return tensor
+
+
+def all_reduce_max_async(tensor: Tensor) -> dist.Work:
+    """Begin to replace a CPU `tensor` by its largest over the ranks; its value holds after `wait()` of the result."""
+    return dist.all_reduce(tensor, op=dist.ReduceOp.MAX, async_op=True)
+
+
 def all_gather_object(value: Any) -> list[Any]:
-    """The values of all ranks, in rank order; they must pickle, and CPU tensors travel best."""
+    """The values of all ranks, in rank order: tensors, numbers, texts, None, and lists, tuples and dicts of them.
+
+    They travel in the form of a checkpoint and are read as one, by `torch.load(weights_only=True)`: nothing is unpickled.
+    """
     if not is_initialized():
         return [value]
-    gathered: list[Any] = [None] * world_size()
-    dist.all_gather_object(gathered, value)
-    return gathered
+    own = _pack(value)
+    sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(world_size())]
+    dist.all_gather(sizes, torch.tensor([own.numel()]))
+    longest = max(int(size) for size in sizes)
+    gathered = [torch.empty(longest, dtype=torch.uint8) for _ in sizes]
+    dist.all_gather(gathered, torch.cat([own, own.new_zeros(longest - own.numel())]))
+    return [_unpack(data[: int(size)]) for data, size in zip(gathered, sizes, strict=True)]
 
 
 def from_main(compute: Callable[[], Any]) -> Any:
-    """What `compute` returns on rank 0, on every rank; the others do not call it."""
+    """What `compute` returns on rank 0, on every rank; the others do not call it. Values as for `all_gather_object`."""
     if not is_initialized():
         return compute()
-    box = [compute() if rank() == 0 else None]
-    dist.broadcast_object_list(box, src=0)
-    return box[0]
+    value = compute() if rank() == 0 else None
+    data = _pack(value) if rank() == 0 else torch.empty(0, dtype=torch.uint8)
+    size = torch.tensor([data.numel()])
+    dist.broadcast(size, src=0)
+    if rank() > 0:
+        data = torch.empty(int(size), dtype=torch.uint8)
+    dist.broadcast(data, src=0)
+    return value if rank() == 0 else _unpack(data)
+
+
+def _pack(value: Any) -> Tensor:
+    """[bytes] uint8, the file that `torch.save` would write."""
+    buffer = io.BytesIO()
+    torch.save(value, buffer)
+    return torch.frombuffer(bytearray(buffer.getbuffer()), dtype=torch.uint8)
+
+
+def _unpack(data: Tensor) -> Any:
+    return torch.load(io.BytesIO(data.numpy().tobytes()), map_location="cpu", weights_only=True)
 
 
 def local_rank() -> int:
@@ -117,7 +153,7 @@ def launched() -> bool:
 
 
 def init_from_env(device_type: str) -> Group:
-    """Join the process group that the environment describes: gloo for `cpu`, nccl for `cuda`.
+    """Join the process group that the environment describes: gloo for CPU tensors, and nccl for those on a GPU.
 
     Reads RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT; makes cuda:LOCAL_RANK current. Call it once per process.
     """
@@ -129,7 +165,7 @@ def init_from_env(device_type: str) -> Group:
         options["device_id"] = torch.device("cuda", local_rank)
     store, own_rank, size = next(iter(dist.rendezvous("env://", timeout=COLLECTIVE_TIMEOUT)))
     dist.init_process_group(
-        "nccl" if device_type == "cuda" else "gloo",
+        "cpu:gloo,cuda:nccl" if device_type == "cuda" else "gloo",
         store=dist.PrefixStore("pg", store),
         rank=own_rank,
         world_size=size,
@@ -165,6 +201,17 @@ class ControlChannel:
             time.sleep(_POLL_S)
         return self.store.get(key).decode()
 
+    def leave(self) -> None:
+        """Above rank 0: say that nothing more will be read here."""
+        self.store.set(f"left/{self.rank}", "")
+
+    def wait_until_left(self, limit_s: float = 10) -> None:
+        """On rank 0, which may serve the store: stay until the others have read their last message, `limit_s` at most."""
+        keys = [f"left/{other}" for other in range(1, self.world_size)]
+        deadline = time.monotonic() + limit_s
+        while not all(self.store.check([key]) for key in keys) and time.monotonic() < deadline:
+            time.sleep(_POLL_S)
+
     def agree(
         self,
         number: int,
@@ -172,7 +219,7 @@ class ControlChannel:
         message: str = "",
         *,
         limit_s: float = COLLECTIVE_TIMEOUT.total_seconds(),
-        grace_s: float = 30,
+        grace_s: float = 5,
     ) -> list[str]:
         """Post how job `number` ended here, and learn how it ended everywhere.
 

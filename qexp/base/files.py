@@ -3,11 +3,48 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
+import io
 import json
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
+
+from qexp.base.faults import fault_point
+
+_REMEDIES = {
+    errno.ENOSPC: "Free space on that disk",
+    errno.EDQUOT: "Free space or have your quota raised",
+    errno.EFBIG: "Raise the limit on the size of a file (ulimit -f) or free space",
+    errno.EROFS: "Have that disk mounted for writing",
+    errno.EACCES: "Make that folder writable",
+}
+_PROBE_BYTES = 1 << 20
+
+
+class SaveError(OSError):
+    """A file that could not be saved, whatever the library that wrote it raised; what was there before still is.
+
+    Args:
+        path: the file. error: what the system said.
+
+    >>> print(SaveError(Path("last.pt"), OSError(errno.ENOSPC, "No space left on device")))
+    last.pt could not be saved: No space left on device. What was saved before is intact. Free space on that disk and run the \
+same command again: it goes on from there.
+    """
+
+    def __init__(self, path: Path, error: OSError) -> None:
+        super().__init__(error.errno, error.strerror or str(error), str(path))
+
+    def __str__(self) -> str:
+        remedy = _REMEDIES.get(self.errno, "Mend that")
+        again = "run the same command again: it goes on from there."
+        return f"{self.filename} could not be saved: {self.strerror}. What was saved before is intact. {remedy} and {again}"
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return SaveError, (Path(self.filename), OSError(self.errno, self.strerror))
 
 
 def canonical_json(value: object) -> str:
@@ -33,23 +70,62 @@ def write_atomic(path: Path, write: Callable[[Path], None]) -> None:
     """Let `write` fill a temporary file beside `path`, then fsync it and rename it into place.
 
     A reader sees the old file or the new one, never a part; after a crash the old one is still there.
+
+    Raises:
+        SaveError: the system refused (a full disk, a quota, no permission); no part of the new file is left.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         write(partial)
+        fault_point("file.written")
         with open(partial, "rb+") as handle:
             os.fsync(handle.fileno())
         os.replace(partial, path)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
+        fault_point("file.renamed")
+        fsync_folder(path.parent)
+    except BaseException as error:
+        refusal = _refusal(error, partial) if isinstance(error, Exception) else None
+        with contextlib.suppress(OSError):
             partial.unlink()
-        raise
-    folder = os.open(path.parent, os.O_RDONLY)
+        if refusal is None:
+            raise
+        raise SaveError(path, refusal) from error
+
+
+def _refusal(error: Exception, partial: Path) -> OSError | None:
+    """What the system said when writing failed, or None where it was not the system that failed.
+
+    safetensors has the reason in its text. torch raises a RuntimeError without it, so it is asked again, by writing on where the
+    file ends.
+    """
+    if isinstance(error, OSError):
+        return error
+    if match := re.search(r"\(os error (\d+)\)", str(error)):
+        return OSError(int(match[1]), os.strerror(int(match[1])))
     try:
-        os.fsync(folder)
+        with open(partial, "ab", buffering=0) as handle:
+            write_all(handle, bytes(_PROBE_BYTES))
+            os.fsync(handle.fileno())
+    except OSError as refusal:
+        return refusal
+    return None
+
+
+def write_all(handle: io.FileIO, data: bytes) -> None:
+    """Write all of `data` to an unbuffered file, which may take it in parts; a buffered one would try again when it is closed."""
+    rest = memoryview(data)
+    while rest:
+        rest = rest[handle.write(rest) :]
+
+
+def fsync_folder(folder: Path) -> None:
+    """Make the names in a folder durable."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
     finally:
-        os.close(folder)
+        os.close(handle)
 
 
 def write_text_atomic(path: Path, text: str) -> None:

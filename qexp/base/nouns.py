@@ -5,7 +5,7 @@ Shapes: N images, C classes (logits) or channels (images), H W pixels.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, NamedTuple
 
 from qexp.base.files import hash_json
@@ -40,10 +40,14 @@ class QuantSpec:
         scheme: name in `qexp.quant.schemes.SCHEMES` (`linear`, `linear_raw`, `affine`, `symmetric`, ...).
         bits: width of the codes, 1 to 16.
         mode: `int` rounds to the grid; `float` is the control, the same map and clamp without rounding; `half` casts to fp16.
-        granularity: `per_tensor` or `per_channel`.
-        axis: the output-channel axis where granularity is `per_channel` (0 for conv and linear, 1 for transposed conv).
+        granularity: `per_tensor`, `per_channel`, `per_group` or `per_in_out_channel`.
+        axis: the output-channel axis where granularity is `per_channel` or `per_group` (0 for conv and linear, 1 for transposed
+            conv).
         rounding: name in `qexp.quant.rounding.ROUNDINGS`.
         arithmetic: `reciprocal` multiplies by 1/scale as torch does, `divide` divides by scale as ONNX does.
+        group_size: elements of a group where granularity is `per_group`.
+        rounding_seed: of the generator where rounding is `stochastic`.
+        level, signed, fraction_bits, pow2_round, pin_zero: of single schemes, as in `qexp.quant.settings.WeightQuantSettings`.
     """
 
     scheme: str
@@ -53,6 +57,29 @@ class QuantSpec:
     axis: int = 0
     rounding: str = "half_even"
     arithmetic: str = "reciprocal"
+    group_size: int | None = None
+    rounding_seed: int = 0
+    level: str = "nearest"
+    signed: bool = True
+    fraction_bits: int | None = None
+    pow2_round: str = "ceil"
+    pin_zero: bool = False
+
+    @property
+    def identity(self) -> dict[str, object]:
+        """What a hash covers: the fields that every spec has had, and the later ones where they are not at their default.
+
+        So a field that is added leaves the hashes of the specs that do not use it, and with them stored evaluations, as they are.
+        """
+        values = asdict(self)
+        return {
+            item.name: values[item.name]
+            for item in fields(self)
+            if item.name in _FIRST_FIELDS or values[item.name] != item.default
+        }
+
+
+_FIRST_FIELDS = ("scheme", "bits", "mode", "granularity", "axis", "rounding", "arithmetic")
 
 
 @dataclass(frozen=True)
@@ -142,7 +169,7 @@ class Plan:
     @property
     def hash(self) -> str:
         """Names everything that decides the numbers: specs, mode, input; not rule names nor notes."""
-        specs = {name: asdict(spec) for name, spec in self.quantized.items()}
+        specs = {name: spec.identity for name, spec in self.quantized.items()}
         return hash_json({"specs": specs, "mode": self.mode, "input": self.input_quant})
 
 
@@ -173,6 +200,8 @@ class Record:
 
     `training` and `variant_key` are content hashes; `variant` is the label a person reads. `delta_prec1` is against the float
     network of the same epoch, in points. `size_bytes` counts packed codes, their scales and zero points, and the rest as stored.
+    `world_size` ranks measured; `trained_by` tells how many trained (`1 then 2` where it went on with another number, which
+    changes the order of sums).
     """
 
     experiment: str
@@ -203,6 +232,7 @@ class Record:
     reused: bool = False
     predictions: str | None = None
     world_size: int = 1
+    trained_by: str = ""
     device: str = "cpu"
     time_ms: int = 0
     versions: dict[str, str] = field(default_factory=dict)

@@ -22,14 +22,20 @@ def make_optimizer(model: nn.Module, settings: TrainSettings) -> torch.optim.Opt
     """
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     assert parameters, "a network without trainable parameters"
-    fused = all(parameter.device.type in _FUSED_DEVICES and parameter.is_floating_point() for parameter in parameters)
-    return torch.optim.SGD(
+    if settings.optimizer == "apex_fused_sgd":
+        from apex.optimizers import FusedSGD  # only NVIDIA's container has it
+
+        kind, more = FusedSGD, {}
+    else:
+        fused = all(parameter.device.type in _FUSED_DEVICES and parameter.is_floating_point() for parameter in parameters)
+        kind, more = torch.optim.SGD, {"fused": fused}
+    return kind(
         parameters,
         lr=settings.lr,
         momentum=settings.momentum,
         nesterov=settings.nesterov,
         weight_decay=settings.weight_decay,
-        fused=fused,
+        **more,
     )
 
 

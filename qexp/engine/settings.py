@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 from dataclasses import dataclass
 from typing import Literal
@@ -19,9 +20,22 @@ def check_precision(precision: str, device_type: str) -> None:
         raise UserError("train.precision", precision, allowed="fp32 or bf16 on the CPU", remedy="fp16 needs device=cuda.")
 
 
+def check_device(train: TrainSettings, device_type: str) -> None:
+    """Raise where a training asks for what a device (`cpu` or `cuda`) or this installation does not have."""
+    check_precision(train.precision, device_type)
+    if train.sync_bn and device_type == "cpu":
+        raise UserError("train.sync_bn", True, allowed="false on the CPU", remedy="torch's SyncBatchNorm runs on GPUs only.")
+    if train.optimizer == "apex_fused_sgd":
+        if device_type == "cpu":
+            raise UserError("train.optimizer", train.optimizer, allowed="sgd on the CPU", remedy="apex needs device=cuda.")
+        if importlib.util.find_spec("apex") is None:
+            remedy = "apex is not installed; NVIDIA's PyTorch container has it."
+            raise UserError("train.optimizer", train.optimizer, allowed="sgd here", remedy=remedy)
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrainSettings:
-    """One training; all of this is part of its hash.
+    """One training; all of this is part of its hash, but for `checkpoint_every_steps`.
 
     Args:
         epochs: passes over the train split. batch_size: images per optimizer step, over all ranks and accumulation steps.
@@ -29,13 +43,16 @@ class TrainSettings:
         warmup_epochs: linear rise from 0 at the start. milestones, gamma: epochs at which `step` multiplies lr by gamma.
         label_smoothing: 0 to 1. accumulate: forward-backward passes per optimizer step.
         precision: arithmetic of forward and backward under `torch.amp`; master weights stay fp32. `O0`..`O3` are aliases.
+        optimizer: `sgd`, or `apex_fused_sgd`, the same update in apex's kernel where apex is installed.
         channels_last: memory format of images and weights. compile: wrap the network in `torch.compile`.
+        sync_bn: batch statistics over the images of all ranks (GPUs only).
+        checkpoint_every_steps: store what a resume needs within an epoch too; None only at its end.
     """
 
     epochs: int
     lr: float
     batch_size: int
-    optimizer: Literal["sgd"] = "sgd"
+    optimizer: Literal["sgd", "apex_fused_sgd"] = "sgd"
     momentum: float = 0.9
     nesterov: bool = True
     weight_decay: float = 1e-4
@@ -48,6 +65,8 @@ class TrainSettings:
     precision: Literal["fp32", "bf16", "fp16", "O0", "O1", "O2", "O3"] = "fp32"
     channels_last: bool = False
     compile: bool = False
+    sync_bn: bool = False
+    checkpoint_every_steps: int | None = None
 
     def __post_init__(self) -> None:
         """Check the ranges and what belongs together."""
@@ -61,6 +80,7 @@ class TrainSettings:
                 ("train.gamma", self.gamma, 0, 1),
                 ("train.label_smoothing", self.label_smoothing, 0, 1),
                 ("train.accumulate", self.accumulate, 1, self.batch_size),
+                ("train.checkpoint_every_steps", self.checkpoint_every_steps, 1, None),
             )
         )
         check_range("train.lr", self.lr, 0, open_low=True)

@@ -3,18 +3,18 @@
     <runs_dir>/trainings/<hash>/training.json            identity, configuration, versions, status
                                /epochs/0001.safetensors  weights after each epoch that is kept
                                /last.pt, previous.pt     what a resume needs; gone once the training is done
+                               /PREEMPTED                when and where a signal stopped it; gone once it goes on
                                /train.jsonl              one line per epoch: loss, learning rate, seconds
     <runs_dir>/.locks/<hash>.lock
 
 Every file appears whole or not at all, so a crash at any moment leaves a state from which the same command goes on. The order
-of an epoch is: weights, resume state, log line. One process writes (rank 0).
+of an epoch is: weights, log line, resume state, so that an epoch that counts as done has all of it. One process writes (rank 0).
 """
 
 from __future__ import annotations
 
 import json
 import os
-import pickle
 import shutil
 import time
 from collections.abc import Iterator, Mapping
@@ -23,20 +23,19 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import torch
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from qexp.base.console import complain, say
+from qexp.base.console import say
 from qexp.base.errors import UserError, nearest
+from qexp.base.faults import fault_point
 from qexp.base.files import write_atomic, write_text_atomic
-from qexp.engine.fit import FitState
+from qexp.engine.resume import ResumeFiles
+from qexp.engine.state import FitState
 
 _MIB = 2**20
-# What torch.load says to a truncated, foreign or unreadable file.
-_UNREADABLE = (OSError, RuntimeError, EOFError, pickle.UnpicklingError, KeyError, TypeError, ValueError)
 
 
 class Training:
@@ -44,14 +43,44 @@ class Training:
 
     def __init__(self, folder: Path, lock_file: Path) -> None:
         self.folder, self.lock_file, self.hash = folder, lock_file, folder.name
-        self._last, self._previous, self._log = folder / "last.pt", folder / "previous.pt", folder / "train.jsonl"
+        self._resume, self._log, self._preempted = ResumeFiles(folder), folder / "train.jsonl", folder / "PREEMPTED"
 
-    def begin(self, *, identity: Mapping[str, Any], config: Mapping[str, Any], versions: Mapping[str, str], epochs: int) -> None:
-        """Write `training.json` unless it is there; a resume keeps the first one's `created`."""
-        if not self.info:
+    def begin(
+        self,
+        *,
+        identity: Mapping[str, Any],
+        config: Mapping[str, Any],
+        versions: Mapping[str, str],
+        epochs: int,
+        world_size: int = 1,
+        start: FitState | None = None,
+    ) -> None:
+        """Write `training.json`, of which a resume keeps the first one's `created`, and note how many ranks go on from where.
+
+        Args:
+            identity, config, versions: what is trained, for the list of trainings and for people. epochs: planned.
+            world_size: ranks from here on. start: where it goes on; None at the beginning.
+        """
+        for partial in self.folder.rglob(".*.tmp"):  # of processes that were killed while they wrote
+            partial.unlink()
+        info = self.info
+        if not info:
             created = datetime.now(UTC).isoformat(timespec="seconds")
             about = {"hash": self.hash, "created": created, "status": "running", "epochs": epochs}
-            self._write_info({**about, "identity": identity, "config": config, "versions": versions})
+            info = {**about, "identity": identity, "config": config, "versions": versions}
+        place = {"epoch": start.epoch, "step": start.step} if start is not None else {"epoch": 0, "step": 0}
+        # Stretches that began behind this place were lost, and done again.
+        before = [part for part in info.get("ranks", []) if (part["epoch"], part["step"]) < (place["epoch"], place["step"])]
+        if not before or before[-1]["world_size"] != world_size:
+            before.append({**place, "world_size": world_size})
+        if info.get("ranks") != before:
+            self._write_info({**info, "ranks": before})
+        self._preempted.unlink(missing_ok=True)
+
+    def world_sizes(self, epoch: int) -> tuple[int, ...]:
+        """Numbers of ranks that took part in the steps up to the end of `epoch`, in the order of time, without repetition."""
+        sizes = [part["world_size"] for part in self.info.get("ranks", []) if part["epoch"] < epoch]
+        return tuple(dict.fromkeys(sizes))
 
     @property
     def info(self) -> dict[str, Any]:
@@ -78,20 +107,28 @@ class Training:
         if keep:
             weights = _separate(state.model)
             write_atomic(self._epoch_file(state.epoch), lambda partial: save_file(weights, partial))
-        fresh = self.folder / "next.pt"
-        write_atomic(fresh, lambda partial: torch.save(state.as_dict(), partial))
-        if self._last.exists():
-            os.replace(self._last, self._previous)
-        os.replace(fresh, self._last)
+            fault_point("epoch.weights")
         lines = [line for line in self.log() if line["epoch"] < state.epoch] + [{"epoch": state.epoch, **log}]
         write_text_atomic(self._log, "".join(json.dumps(line) + "\n" for line in lines))
+        fault_point("epoch.log")
+        self._resume.save(state)
+
+    def save_state(self, state: FitState) -> None:
+        """Store what a resume needs, from within an epoch; raises as `save_epoch`."""
+        self._resume.save(state)
+
+    def mark_preempted(self, by: str) -> None:
+        """Write `PREEMPTED`: what stopped the training, when, and the place it goes on from."""
+        state = self.resume_state()
+        where = f"epoch {state.epoch}, step {state.step} of the next" if state is not None else "the beginning"
+        when = datetime.now(UTC).isoformat(timespec="seconds")
+        write_text_atomic(self._preempted, f"{by} at {when}; the same command goes on from {where}\n")
 
     def finish(self) -> None:
         """Mark the training as done, and drop the resume states, which nothing needs any more."""
         assert self._readable(self._epoch_file(self.info["epochs"])), "a training ends with its last epoch stored"
         self._write_info({**self.info, "status": "done"})
-        for path in (self._last, self._previous):
-            path.unlink(missing_ok=True)
+        self._resume.drop()
 
     @property
     def is_complete(self) -> bool:
@@ -112,10 +149,9 @@ class Training:
         path = self._epoch_file(epoch)
         if self._readable(path):
             return load_file(path)
-        for resume in (self._last, self._previous):
-            state = _load_state(resume)
-            if state is not None and state.epoch == epoch:
-                return state.model
+        state = self._resume.find(epoch)
+        if state is not None:
+            return state.model
         stored = ", ".join(map(str, self.epochs())) or "none"
         raise UserError("epoch", epoch, allowed=f"a stored epoch of training {self.hash}: {stored}")
 
@@ -127,13 +163,7 @@ class Training:
 
     def resume_state(self) -> FitState | None:
         """Where to go on: the last epoch's state, or the one before if that is damaged, or None for the beginning."""
-        for path in (self._last, self._previous):
-            state = _load_state(path)
-            if state is not None:
-                return state
-            if path.exists():
-                complain(f"{path} is damaged; going on from an earlier state")
-        return None
+        return self._resume.load()
 
     @contextmanager
     def lock(self) -> Iterator[None]:
@@ -157,6 +187,11 @@ class Training:
             trash.parent.mkdir(parents=True, exist_ok=True)
             os.replace(self.folder, trash)
             shutil.rmtree(trash)
+
+    @property
+    def is_preempted(self) -> bool:
+        """True if a signal stopped it and nobody went on since."""
+        return self._preempted.exists()
 
     @property
     def size_bytes(self) -> int:
@@ -216,7 +251,7 @@ class TrajectoryStore:
                     "epochs": info.get("epochs", 0),
                     "size_mib": training.size_bytes / _MIB,
                     "created": info.get("created", ""),
-                    "status": info.get("status", "damaged"),
+                    "status": "preempted" if training.is_preempted else info.get("status", "damaged"),
                 }
             )
         return sorted(rows, key=lambda row: row["created"])
@@ -243,14 +278,6 @@ class TrajectoryStore:
 def disk_bytes(weights_bytes: int, kept_epochs: int) -> int:
     """What a training takes on disk at most: its kept epochs, and up to three resume states of weights and momentum."""
     return weights_bytes * kept_epochs + 3 * 2 * weights_bytes
-
-
-def _load_state(path: Path) -> FitState | None:
-    """The resume state in a file, or None where it is missing or damaged."""
-    try:
-        return FitState(**torch.load(path, map_location="cpu", weights_only=True))
-    except _UNREADABLE:
-        return None
 
 
 def _separate(state: Mapping[str, Any]) -> dict[str, Tensor]:

@@ -14,6 +14,7 @@ import torch
 
 from qexp.base.console import complain, say
 from qexp.base.nouns import Plan, Record
+from qexp.engine.state import FitState
 from qexp.engine.trajectory import TrajectoryStore
 from qexp.pipeline.prepare import Prepared
 from qexp.policy.table import format_plan
@@ -103,6 +104,13 @@ def training_facts(one: Prepared) -> dict[str, Any]:
     }
 
 
+def going_on(training: str, start: FitState | None) -> None:
+    """Say where an interrupted training goes on."""
+    if start is not None:
+        place = f"epoch {start.epoch}" + (f", step {start.step} of the next" if start.step else "")
+        say(f"  {training}: going on from {place}")
+
+
 def epoch(records: Sequence[Record]) -> None:
     """One line per epoch: Prec@1 of the float network and of every copy."""
     parts = [f"{record.variant} {record.prec1:.2f}{' !' if record.alarms else ''}" for record in records]
@@ -112,12 +120,18 @@ def epoch(records: Sequence[Record]) -> None:
             say(f"  ! {record.variant}: {alarm}")
 
 
-def failure(one: Prepared, error: Exception) -> None:
-    """Say which training failed and why; the traceback goes to a file beside it."""
-    path = one.folder / "traceback.txt"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(traceback.format_exception(error)))
-    complain(f"qexp: training {one.training} failed: {type(error).__name__}: {error}", f"  traceback: {path}")
+def failure(one: Prepared, error: Exception) -> Path | None:
+    """Say which training failed and why; the traceback goes to a file beside it, which is returned, or to the screen."""
+    complain(f"qexp: training {one.training} failed: {type(error).__name__}: {error}")
+    text, path = "".join(traceback.format_exception(error)), one.folder / "traceback.txt"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    except OSError:  # the disk may be full, and that be the failure
+        complain(text)
+        return None
+    complain(f"  traceback: {path}")
+    return path
 
 
 def report(config: Config) -> list[Path]:

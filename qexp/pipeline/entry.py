@@ -3,7 +3,7 @@
 Only rank 0 runs Hydra; the other ranks wait for resolved configurations. Hydra on every rank was tried and rejected: sweep
 folders diverge, and a rank that fails alone pairs its next collective with another job's, which gives wrong numbers in silence.
 
-Exit codes: 0 done, 1 some job failed, 2 bad input and nothing started.
+Exit codes: 0 done, 1 some job failed, 2 bad input and nothing started, 143 stopped by SIGTERM, 130 by Ctrl-C.
 """
 
 from __future__ import annotations
@@ -11,15 +11,19 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import secrets
 import shlex
+import signal
 import sys
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 from qexp.base.console import complain
 from qexp.base.errors import UserError, UserErrors
+from qexp.base.preemption import Preempted, listening
 from qexp.pipeline.check import Sweep, check_arguments, hydra_error
 
 _SWEEP: Sweep | None = None  # of this process; one command is one sweep
@@ -59,7 +63,7 @@ def main(verb: str, config_name: str) -> int:
     """Run one command line; returns the exit code."""
     global _SWEEP
     arguments = clean_arguments(sys.argv[1:])
-    stamp = f"{time.strftime('%Y-%m-%d_%H-%M-%S')}_{os.getpid()}"
+    stamp = f"{time.strftime('%Y-%m-%d_%H-%M-%S')}_{secrets.token_hex(3)}"  # two machines may share a second and a process number
     command = shlex.join(["python", "-m", f"qexp.{verb}", *arguments])
     _SWEEP = Sweep(sweep=stamp, command=command, verb=verb)
     sys.argv[1:] = arguments
@@ -87,7 +91,8 @@ def _guarded(config_name: str, arguments: Sequence[str]) -> int:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises instead of printing and leaving with 1
     try:
         check_arguments(arguments)
-        _run_hydra(config_name)
+        with listening():
+            _run_hydra(config_name)
     except (UserErrors, UserError) as error:
         complain("qexp: nothing was started.", *(f"  {line}" for line in str(error).splitlines()))
         return 2
@@ -100,9 +105,10 @@ def _guarded(config_name: str, arguments: Sequence[str]) -> int:
     except BrokenPipeError:  # `--help | head`: the reader has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except KeyboardInterrupt:
-        complain("qexp: interrupted. The same command goes on where this one stopped.")
-        return 1
+    except (KeyboardInterrupt, Preempted) as stop:
+        asked = stop if isinstance(stop, Preempted) else Preempted(signal.SIGINT)
+        complain(f"qexp: {asked}. The same command goes on where this one stopped.")
+        return asked.exit_code
     except Exception:
         traceback.print_exc()
         return 1
@@ -142,12 +148,15 @@ def _print_help(task: Callable[[], None]) -> None:
 
 def run_task(values) -> None:  # noqa: ANN001
     """Hydra's task: one job, or a merged one whose `jobs` the launcher filled in."""
+    from hydra.core.hydra_config import HydraConfig
     from omegaconf import OmegaConf
 
-    from qexp.pipeline import story
+    from qexp.pipeline import launchers, story
 
     resolved = OmegaConf.to_container(values, resolve=True, throw_on_missing=True)
     if "jobs" in resolved:
         story.run_group(resolved["jobs"], sweep())
     else:
-        story.run_sweep([resolved], sweep(), launch=lambda positions: story.run_group([resolved], sweep()))
+        launchers.check_single(OmegaConf.to_container(HydraConfig.get().launcher, resolve=True))
+        run_here = partial(launchers.in_turn, lambda positions: story.run_group([resolved], sweep()))
+        story.run_sweep([resolved], sweep(), launch=run_here)

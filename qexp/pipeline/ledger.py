@@ -16,9 +16,12 @@ from typing import Any
 from qexp.base import dist
 from qexp.base.files import canonical_json
 from qexp.base.nouns import Record
+from qexp.base.process import host
 from qexp.engine import predictions
+from qexp.engine.trajectory import TrajectoryStore
 from qexp.pipeline.check import Sweep
 from qexp.pipeline.evaluator import Scored
+from qexp.pipeline.jobs import JobBook
 from qexp.pipeline.prepare import Prepared
 from qexp.pipeline.variants import Variant
 from qexp.policy.table import plan_rows
@@ -26,17 +29,28 @@ from qexp.schema import training_identity
 from qexp.tracking import environment, rows
 from qexp.tracking.journal import Journal
 
+JOB_STATES: dict[str, rows.JobState] = {"FINISHED": "done", "FAILED": "failed", "KILLED": "killed", "PREEMPTED": "preempted"}
+
 
 class Ledger:
     """The books of one merged job; on rank 0 only.
 
     Args:
         prepared: the merged job. sweep: where it comes from. device: what it runs on, for the record.
-        poke: told whenever there are new rows.
+        poke: told whenever there are new rows. book: of the jobs that were merged; without one their states are not noted.
+
+    Make it once nobody else works on the training: it reads what is stored, and does not look again.
     """
 
-    def __init__(self, prepared: Prepared, sweep: Sweep, device: str, poke: Callable[[], None] = lambda: None) -> None:
-        self.prepared, self.sweep, self.device, self._poke = prepared, sweep, device, poke
+    def __init__(
+        self,
+        prepared: Prepared,
+        sweep: Sweep,
+        device: str,
+        poke: Callable[[], None] = lambda: None,
+        book: JobBook | None = None,
+    ) -> None:
+        self.prepared, self.sweep, self.device, self._poke, self._book = prepared, sweep, device, poke, book
         self.journal = Journal.of(prepared.config.runs_dir, prepared.config.name)
         self.versions = environment.versions()
         self._git = environment.git_revision()
@@ -49,9 +63,9 @@ class Ledger:
 
     def begin(self) -> None:
         """Open the runs in the journal, and bring in what is already known of them."""
-        began = rows.sweep_row(
-            self.sweep.sweep, command=self.sweep.command, versions=self.versions, host=environment.host(), git=self._git
-        )
+        if self._book is not None:
+            self._book.note("running")
+        began = rows.sweep_row(self.sweep.sweep, command=self.sweep.command, versions=self.versions, host=host(), git=self._git)
         self.journal.append([began, *(self._run_row(variant) for variant in self.prepared.variants)])
         # The time tells a training that was done afresh, maybe under another name, from the one that is written down here.
         names = ("run", "variant_key", "epoch", "time_ms")
@@ -67,6 +81,12 @@ class Ledger:
     def missing(self, epoch: int) -> list[Variant]:
         """Variants without a number for this epoch; the float network counts as one."""
         return [variant for variant in self.prepared.variants if epoch not in self._stored[variant.key]]
+
+    def forget_after(self, epoch: int) -> None:
+        """The training goes on from `epoch`: what was measured of later states is measured again, of what they become."""
+        for found in self._stored.values():
+            for later in [stored for stored in found if stored > epoch]:
+                del found[later]
 
     def digests(self, epoch: int) -> dict[str, str]:
         """Variant key -> digest of its logits after this epoch, where it was evaluated before."""
@@ -95,9 +115,16 @@ class Ledger:
         """Write down the training's own curve."""
         self.journal.append([rows.metrics_row(self._run_key(self.prepared.variants[0]), step=epoch, values=values)])
 
-    def end(self, status: str) -> None:
-        """Close the runs: FINISHED, FAILED or KILLED."""
-        self.journal.append([rows.end_row(self._run_key(variant), status) for variant in self.prepared.variants])
+    def end(self, status: str, error: BaseException | None = None) -> None:
+        """Close the runs and note how the jobs ended: FINISHED, FAILED, KILLED or PREEMPTED.
+
+        MLflow has no word for preempted: such a run is KILLED there until it goes on. error: why it failed; the leader, which
+        keeps the traceback, notes its file, but may be gone by then.
+        """
+        known = "KILLED" if status == "PREEMPTED" else status
+        self.journal.append([rows.end_row(self._run_key(variant), known) for variant in self.prepared.variants])
+        if self._book is not None:
+            self._book.note(JOB_STATES[status], error=error if status == "FAILED" else None)
 
     def _record(self, epoch: int, item: Scored, float_prec1: float) -> Record:
         variant, metrics = item.variant, item.evaluation.metrics
@@ -128,10 +155,18 @@ class Ledger:
             data_hash=self.prepared.bundle.fingerprint,
             alarms=item.alarms,
             world_size=dist.world_size(),
+            trained_by=self._trained_by(epoch),
             device=self.device,
             time_ms=int(time.time() * 1000),
             versions=self.versions,
         )
+
+    def _trained_by(self, epoch: int) -> str:
+        """Numbers of ranks that trained the state, in the order of time."""
+        if self.prepared.config.checkpoint is not None:
+            return ""
+        training = TrajectoryStore(self.prepared.config.runs_dir).open(self.prepared.training)
+        return " then ".join(map(str, training.world_sizes(epoch)))
 
     def _keep_predictions(self, record: Record, item: Scored, *, last: bool) -> Record:
         keep = self.prepared.config.evaluate.keep
@@ -148,7 +183,10 @@ class Ledger:
         """A stored evaluation as a record of this experiment."""
         names = {item.name for item in fields(Record)}
         kept = {key: value for key, value in row.items() if key in names}
-        own = {"experiment": self.prepared.config.name, "variant": variant.label, "alarms": tuple(row["alarms"]), "reused": True}
+        name = self.prepared.config.name
+        # Of this experiment itself it is where a crash fell between the two books.
+        reused = row["reused"] or row["experiment"] != name
+        own = {"experiment": name, "variant": variant.label, "alarms": tuple(row["alarms"]), "reused": reused}
         return Record(**{**kept, **own})
 
     def _run_row(self, variant: Variant) -> dict[str, Any]:
@@ -170,7 +208,7 @@ class Ledger:
             "qexp.plan_hash": variant.plan.hash,
             "qexp.device": self.device,
             "qexp.world_size": str(dist.world_size()),
-            "qexp.host": environment.host(),
+            "qexp.host": host(),
             "qexp.cpu": environment.cpu_model(),
             "qexp.git": self._git or "none",
             **{f"qexp.version.{name}": text for name, text in self.versions.items()},

@@ -6,7 +6,7 @@ starts: a missing data set, a corrupt image, a checkpoint that does not fit, a p
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,7 +19,7 @@ from qexp.base.factory import source_hash
 from qexp.base.files import hash_file, hash_json
 from qexp.base.nouns import TensorInfo
 from qexp.data.load import load_data
-from qexp.engine.settings import check_precision
+from qexp.engine.settings import check_device
 from qexp.models.build import build_model
 from qexp.models.weights import load_weights
 from qexp.nn.inventory import as_trained, inventory
@@ -31,6 +31,13 @@ if TYPE_CHECKING:
 
 _BUNDLES: dict[str, DataBundle] = {}  # by hash of the data settings
 _PREPARED: dict[str, Prepared] = {}  # by hash of the jobs
+_ELSEWHERE = False  # the jobs run on other machines, of whose devices nothing is known here
+
+
+def expect_other_machines() -> None:
+    """Leave it to the jobs to check their device: the leader of Slurm jobs may sit on a login node without a GPU."""
+    global _ELSEWHERE
+    _ELSEWHERE = True
 
 
 def pick_device(wanted: str) -> torch.device:
@@ -108,7 +115,8 @@ def prepare(configs: Sequence[Config]) -> Prepared:
     key = hash_json([asdict(config) for config in configs])
     if key not in _PREPARED:
         config = configs[0]
-        check_precision(config.train.precision, pick_device(config.device).type)
+        if not _ELSEWHERE:
+            check_device(config.train, pick_device(config.device).type)
         bundle = data_of(config)
         _check_evaluation(config, bundle)
         model, notes = _network(config, bundle)
@@ -121,19 +129,42 @@ def prepare(configs: Sequence[Config]) -> Prepared:
     return _PREPARED[key]
 
 
+class Unprepared(UserErrors):
+    """What is wrong with some jobs of a sweep, each mistake once.
+
+    Args:
+        causes: (number of the group, place in it) of each job that cannot be prepared -> why.
+    """
+
+    def __init__(self, causes: Mapping[tuple[int, int], UserError | UserErrors]) -> None:
+        self.causes = dict(causes)
+        found = [item for cause in self.causes.values() for item in (cause.errors if isinstance(cause, UserErrors) else [cause])]
+        super().__init__({str(error): error for error in found}.values())
+
+
 def prepare_all(groups: Sequence[Sequence[Config]]) -> list[Prepared]:
-    """`prepare` for every group; raises one `UserErrors` for all that is wrong with any."""
-    prepared, errors = [], []
-    for configs in groups:
+    """`prepare` for every group; raises one `Unprepared` for all that is wrong with any."""
+    prepared, causes = [], {}
+    for number, configs in enumerate(groups):
         try:
             prepared.append(prepare(configs))
-        except UserErrors as error:
-            errors += error.errors
-        except UserError as error:
-            errors.append(error)
-    if errors:
-        raise UserErrors({str(error): error for error in errors}.values())
+        except (UserErrors, UserError) as error:
+            causes |= {(number, place): cause for place, cause in _blame(configs, error).items()}
+    if causes:
+        raise Unprepared(causes)
     return prepared
+
+
+def _blame(configs: Sequence[Config], error: UserError | UserErrors) -> dict[int, UserError | UserErrors]:
+    """Which jobs of a group are wrong: those that are wrong alone, or all of them where their data cannot be loaded."""
+    alone: dict[int, UserError | UserErrors] = {}
+    if len(configs) > 1 and hash_json(asdict(configs[0].data)) in _BUNDLES:
+        for place, config in enumerate(configs):
+            try:
+                prepare([config])
+            except (UserErrors, UserError) as own:
+                alone[place] = own
+    return alone or dict.fromkeys(range(len(configs)), error)
 
 
 def _identity(config: Config, bundle: DataBundle) -> str:

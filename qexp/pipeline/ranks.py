@@ -13,14 +13,16 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import Any, NoReturn
 
 from qexp.base import dist
 from qexp.base.console import complain
+from qexp.base.preemption import Preempted, listening
 from qexp.pipeline.check import Sweep
 
 _CHANNEL: dist.ControlChannel | None = None
 _NUMBER = 0  # of the last job sent or received
+_BROKEN = False  # some rank ended within a job: nobody reads messages any more
 
 
 class RankFailed(RuntimeError):
@@ -45,13 +47,15 @@ def _join(device: str) -> dist.ControlChannel:
 
 def together(values: Sequence[dict[str, Any]], sweep: Sweep, run: Callable[[], None]) -> None:
     """Leader: send the job to the followers, run it, and raise unless every rank succeeded."""
-    global _NUMBER
+    global _NUMBER, _BROKEN
     if _CHANNEL is None:
         run()
         return
     _NUMBER += 1
     _CHANNEL.send(_NUMBER, json.dumps({"jobs": list(values), "sweep": asdict(sweep)}))
+    _BROKEN = True
     _run_and_agree(_CHANNEL, _NUMBER, run)
+    _BROKEN = False
 
 
 def _run_and_agree(channel: dist.ControlChannel, number: int, run: Callable[[], None]) -> None:
@@ -73,24 +77,40 @@ def dismiss(code: int) -> None:
     if _CHANNEL is not None:
         _NUMBER += 1
         _CHANNEL.send(_NUMBER, json.dumps({"exit": code}))
+        if not _BROKEN:
+            _CHANNEL.wait_until_left()
 
 
 def follow(device: str) -> int:
     """Ranks above 0: run what the leader sends until it dismisses us; returns the exit code."""
+    from torch.distributed import DistError
+
     from qexp.pipeline import story
 
     channel = _join(device)
     number = 0
     while True:
         number += 1
-        message = json.loads(channel.receive(number))
+        try:
+            message = json.loads(channel.receive(number))
+        except DistError:
+            _leave("rank 0 is gone", 1)
         if "exit" in message:
+            channel.leave()
             return message["exit"]
         sweep = Sweep(**message["sweep"])
         try:
-            _run_and_agree(channel, number, lambda jobs=message["jobs"], sweep=sweep: story.run_group_here(jobs, sweep))
+            with listening():
+                _run_and_agree(channel, number, lambda jobs=message["jobs"], sweep=sweep: story.run_group_here(jobs, sweep))
+        except Preempted as stop:
+            _leave(f"rank {channel.rank} {stop}", stop.exit_code)
         except RankFailed as error:
-            complain(f"qexp: {error}")
-            # The group may hold half a collective: destroying it could hang, so leave at once.
-            sys.stderr.flush()
-            os._exit(1)
+            _leave(str(error), 1)
+
+
+def _leave(message: str, code: int) -> NoReturn:
+    """End this process at once: the group may hold half a collective, and destroying it could hang."""
+    complain(f"qexp: {message}")
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)

@@ -1,11 +1,13 @@
 """The story, top to bottom: check the jobs, prepare them, train once per group, evaluate every copy of every epoch, report.
 
-`run_sweep` leads; it hands each group of jobs that share a training to `launch`, which comes back to `run_group` on all ranks.
+`run_sweep` leads; it hands the groups of jobs that share a training to `launch`, which runs `run_group`, here or elsewhere.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,76 +15,91 @@ import torch
 
 from qexp.base import dist
 from qexp.base.console import is_main_process, say
-from qexp.base.errors import UserError
+from qexp.base.errors import UserErrors
 from qexp.base.nouns import Record
-from qexp.engine.fit import EpochEnd, FitState, fit
+from qexp.base.preemption import Preempted
+from qexp.engine.fit import EpochEnd, fit
 from qexp.engine.seed import seed_everything
+from qexp.engine.state import FitState
 from qexp.engine.trajectory import Training, TrajectoryStore
 from qexp.pipeline import announce, ranks
 from qexp.pipeline.check import Sweep, check, group
 from qexp.pipeline.entry import JobsFailed
 from qexp.pipeline.evaluator import Evaluator
+from qexp.pipeline.jobs import JobBook
+from qexp.pipeline.launchers import Launch
 from qexp.pipeline.ledger import Ledger
 from qexp.pipeline.prepare import Prepared, pick_device, prepare, prepare_all
 from qexp.schema import Config
 from qexp.tracking.feed import MlflowFeed
 from qexp.tracking.journal import Journal
 
+PREEMPTED_LIMIT_S = 5.0  # for MLflow, where a scheduler's grace period runs; `qexp.sync` or the next start sends the rest
 _FEEDS: dict[tuple[str, str], MlflowFeed] = {}  # of this sweep, by runs_dir and experiment
 
 
-def run_sweep(jobs: Sequence[dict[str, Any]], sweep: Sweep, launch: Callable[[Sequence[int]], None]) -> None:
+def run_sweep(jobs: Sequence[dict[str, Any]], sweep: Sweep, launch: Launch) -> None:
     """Check and prepare all jobs, launch them group by group, and report.
 
     Args:
-        jobs: resolved values, one mapping per job. launch: runs the jobs at these positions as one merged job.
+        jobs: resolved values, one mapping per job. launch: runs the jobs at the positions of each group as one merged job.
 
     Raises:
         UserErrors: something is wrong with some job; nothing was started.
         JobsFailed: some group failed; the others are done and reported.
     """
-    configs = check(jobs, sweep.verb)
-    groups = group(configs)
-    prepared = prepare_all([[configs[position] for position in positions] for positions in groups])
+    book = JobBook(jobs, sweep)
+    try:
+        configs = check(jobs, sweep.verb)
+        groups = group(configs)
+        prepared = prepare_all([[configs[position] for position in positions] for positions in groups])
+    except UserErrors as error:
+        with contextlib.suppress(OSError):  # a journal that cannot be written is not what the user has to hear of first
+            book.refused(error)
+        raise
     announce.plan(prepared, num_jobs=len(configs))
     if any(config.plan_only for config in configs):
         announce.estimate(prepared)
         return
+    book.planned(configs, groups, prepared)
     try:
-        failed = _launch_all(groups, prepared, launch)
+        failed = _launch_all(groups, prepared, launch, book)
         for config in {(config.runs_dir, config.name): config for config in configs}.values():
-            _report(config, failed)
+            _report(config)
     finally:
-        while _FEEDS:
-            behind = _FEEDS.popitem()[1].close()
-            if behind:
-                say(behind)
+        close_feeds()
     if failed:
         raise JobsFailed(f"{failed} of {len(groups)} trainings failed; the same command tries them again")
 
 
-def _report(config: Config, failed: int) -> None:
-    try:
-        files = announce.report(config)
-    except UserError:
-        if not failed:
-            raise
-        return  # nothing of this experiment got as far as an evaluation; each failure has been said
-    if (config.runs_dir, config.name) in _FEEDS:
-        _FEEDS[config.runs_dir, config.name].log_files(None, files)
+def _report(config: Config) -> None:
+    files = announce.report(config)
+    _feed(config).log_files(None, files)  # where workers ran the groups, this process has sent nothing yet
 
 
-def _launch_all(groups: Sequence[Sequence[int]], prepared: Sequence[Prepared], launch: Callable[[Sequence[int]], None]) -> int:
+def close_feeds() -> None:
+    """Wait until MLflow has what this process wrote, not for long if a signal stopped it, and say where it is behind."""
+    hurry = isinstance(sys.exception(), Preempted)
+    while _FEEDS:
+        behind = _FEEDS.popitem()[1].close(limit_s=PREEMPTED_LIMIT_S if hurry else None)
+        if behind:
+            say(behind)
+
+
+def _launch_all(groups: Sequence[Sequence[int]], prepared: Sequence[Prepared], launch: Launch, book: JobBook) -> int:
     """Launch every group whatever becomes of the others; returns how many failed."""
     failed = 0
-    for positions, one in zip(groups, prepared, strict=True):
-        try:
-            launch(positions)
-            (one.folder / "traceback.txt").unlink(missing_ok=True)  # of an earlier try
-        except ranks.RankFailed:
-            raise  # the process group cannot be used again
-        except Exception as error:
-            announce.failure(one, error)
+    with contextlib.closing(launch(groups)) as outcomes:
+        for number, error in outcomes:
+            one = prepared[number]
+            if error is None:
+                (one.folder / "traceback.txt").unlink(missing_ok=True)  # of an earlier try
+                continue
+            kept = announce.failure(one, error)
+            with contextlib.suppress(OSError):  # on a full disk, which has been said
+                book.note("failed", groups[number], error=error, traceback=kept)
+            if isinstance(error, ranks.RankFailed):
+                raise error  # the process group cannot be used again
             failed += 1
     return failed
 
@@ -90,13 +107,10 @@ def _launch_all(groups: Sequence[Sequence[int]], prepared: Sequence[Prepared], l
 def run_group(jobs: Sequence[dict[str, Any]], sweep: Sweep) -> None:
     """Run one merged job on all ranks, as the only process that works on its training."""
     prepared = prepare(check(jobs, sweep.verb))
-    if prepared.config.checkpoint is not None:
-        ranks.together(jobs, sweep, lambda: run_group_here(jobs, sweep))
-        return
     # Waited for here, not within the job, where the other ranks' collectives would time out.
     training = _training(prepared)
     with training.lock():
-        if prepared.config.fresh:
+        if prepared.config.fresh and prepared.config.checkpoint is None:
             training.discard()
         ranks.together(jobs, sweep, lambda: run_group_here(jobs, sweep))
 
@@ -114,7 +128,7 @@ def run_group_here(jobs: Sequence[dict[str, Any]], sweep: Sweep) -> None:
     if not is_main_process():
         _measure(prepared, device, ledger=None)
         return
-    ledger = Ledger(prepared, sweep, str(device), poke=_feed(config).poke)
+    ledger = Ledger(prepared, sweep, str(device), poke=_feed(config).poke, book=JobBook(jobs, sweep))
     ledger.begin()
     status = "FAILED"
     try:
@@ -122,11 +136,13 @@ def run_group_here(jobs: Sequence[dict[str, Any]], sweep: Sweep) -> None:
         status = "FINISHED"
         if ledger.num_measured == 0:
             say(f"  {prepared.training}: nothing to do, every number is stored (fresh=true trains again)")
-    except KeyboardInterrupt:
-        status = "KILLED"
+    except (KeyboardInterrupt, Preempted) as stop:
+        status = "KILLED" if isinstance(stop, KeyboardInterrupt) else "PREEMPTED"
+        if isinstance(stop, Preempted) and config.checkpoint is None:
+            _training(prepared).mark_preempted(stop.signum.name)
         raise
     finally:
-        ledger.end(status)
+        ledger.end(status, sys.exception())
 
 
 def _feed(config: Config) -> MlflowFeed:
@@ -151,50 +167,69 @@ def _measure(prepared: Prepared, device: torch.device, ledger: Ledger | None) ->
 def _train(prepared: Prepared, device: torch.device, evaluator: Evaluator, training: Training, ledger: Ledger | None) -> None:
     """Evaluate what is stored and not yet measured, then train on from there."""
     config, bundle = prepared.config, prepared.bundle
-    complete, start, stored = dist.from_main(lambda: _found(training))
-    for epoch in stored:
+    found = dist.from_main(lambda: _found(training))
+    start = None if found["start"] is None else FitState(**found["start"])
+    if ledger is not None and not found["complete"]:
+        ledger.forget_after(0 if start is None else start.epoch)
+    for epoch in found["stored"]:
         if dist.from_main(lambda epoch=epoch: bool(ledger.missing(epoch))):
             state = dist.from_main(lambda epoch=epoch: training.load_epoch(epoch))
             _evaluate(evaluator, ledger, state, epoch=epoch, last=epoch == config.train.epochs)
-    if complete:
+    if found["complete"]:
         return
     if ledger is not None:
-        training.begin(**announce.training_facts(prepared))
+        training.begin(**announce.training_facts(prepared), world_size=dist.world_size(), start=start)
+        announce.going_on(training.hash, start)
+
+    def on_checkpoint(state: FitState, end: EpochEnd | None) -> None:
+        if ledger is None:
+            return
+        if end is None:
+            training.save_state(state)
+            return
+        curve = {"train_loss": end.train_loss, "train_prec1": end.train_prec1, "lr": end.lr}
+        speed = {"seconds": end.seconds, "images_per_s": end.images_per_s}
+        # Before the state is stored: an epoch that counts as done has its line.
+        ledger.training_metrics(end.epoch, curve)
+        training.save_epoch(state, curve | speed, keep=config.trajectory.keeps(end.epoch, config.train.epochs))
 
     def on_epoch_end(end: EpochEnd) -> None:
-        if ledger is not None:
-            curve = {"train_loss": end.train_loss, "train_prec1": end.train_prec1, "lr": end.lr}
-            speed = {"seconds": end.seconds, "images_per_s": end.images_per_s}
-            training.save_epoch(end.state, curve | speed, keep=config.trajectory.keeps(end.epoch, config.train.epochs))
-            ledger.training_metrics(end.epoch, curve)
         _evaluate(evaluator, ledger, end.model_state, epoch=end.epoch, last=end.epoch == config.train.epochs)
 
     fit(
         prepared.network().to(device),
-        lambda epoch: bundle.train_batches(
+        lambda epoch, first: bundle.train_batches(
             epoch=epoch,
             batch_size=config.train.batch_size,
             seed=config.seed,
             device=device,
             rank=dist.rank(),
             world_size=dist.world_size(),
+            start_step=first,
         ),
         config.train,
         steps_per_epoch=bundle.steps_per_epoch(config.train.batch_size),
         device=device,
         start=start,
+        on_checkpoint=on_checkpoint,
         on_epoch_end=on_epoch_end,
     )
     if ledger is not None:
         training.finish()
 
 
-def _found(training: Training) -> tuple[bool, FitState | None, list[int]]:
+def _found(training: Training) -> dict[str, Any]:
     """What the store holds: whether nothing is left to train, where to go on, and the epochs that can be evaluated."""
     if training.is_complete:
-        return True, None, training.epochs()
+        return {"complete": True, "start": None, "stored": training.epochs()}
     start = training.resume_state()
-    return False, start, sorted({*training.epochs(), *([start.epoch] if start else [])})
+    if start is None:
+        return {"complete": False, "start": None, "stored": []}
+    # Weights of a later epoch were written just before a crash; the epoch is done again, and they with it.
+    stored = {epoch for epoch in training.epochs() if epoch <= start.epoch}
+    if start.step == 0:
+        stored.add(start.epoch)
+    return {"complete": False, "start": start.as_dict(), "stored": sorted(stored)}
 
 
 def _evaluate(evaluator: Evaluator, ledger: Ledger | None, state: dict, *, epoch: int, last: bool) -> list[Record]:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import pandas as pd
 
 from qexp.base.nouns import FLOAT_VARIANT
+from qexp.reporting.jobs import STATES
 
 TABLE_COLUMNS = (
     "training", "label", "variant", "bits", "mode", "policy", "quant", "granularity", "input_quant", "seed", "epoch",
     "prec1", "prec5", "loss", "delta_prec1", "kl", "logit_sqnr_db", "n", "size_bytes", "split", "state", "alarms", "notes",
-    "group", "data", "model", "planned_epochs", "plan_hash", "variant_key", "data_hash", "device", "world_size", "reused",
-    "time_ms",
+    "group", "data", "model", "planned_epochs", "plan_hash", "variant_key", "data_hash", "device", "world_size",
+    "trained_by", "reused", "time_ms",
 )  # fmt: skip
 MODE_ORDER = {"int": 0, "float": 1, "half": 2}
 MEASUREMENT = ["training", "variant_key", "split", "n"]
@@ -31,21 +34,23 @@ def is_control(frame: pd.DataFrame) -> pd.Series:
     return (frame["mode"] == "float") & ~is_float(frame)
 
 
-def summarize(records: pd.DataFrame) -> pd.DataFrame:
+def summarize(records: pd.DataFrame, states: Mapping[tuple[str, str], str] = MappingProxyType({})) -> pd.DataFrame:
     """One row per variant at its last epoch; per training the float network first, then by family, falling bits and mode.
 
-    `state` is `partial` where the training has later epochs. Variants that have the same plan, and hence the same numbers, are
-    one row with a note, controls excepted. `alarms` are those of all epochs.
+    `state` is that of the job that asks for the variant while it is not done; `partial` where no job is known and the training
+    has later epochs. Variants that have the same plan, and hence the same numbers, are one row with a note, controls excepted.
+    `alarms` are those of all epochs.
 
     Args:
-        records: what `load_records` returns.
+        records: what `load_records` returns. states: (training, variant_key) -> state of the jobs that are not done.
     """
     rows = [_last_row(part) for _, part in records.groupby(MEASUREMENT, sort=False)]
     table = pd.DataFrame(rows).reset_index(drop=True)
     reached = records[is_float(records)].groupby("training")["epoch"].max()
     planned = table["planned_epochs"].astype("Float64").fillna(table["training"].map(reached).astype("Float64"))
     table.loc[(table["epoch"] < planned).fillna(False), "state"] = "partial"
-    gaps = (table["num_epochs"] < planned).fillna(False) & (table["state"] != "partial")
+    _set_states(table, states)
+    gaps = (table["num_epochs"] < planned).fillna(False) & (table["state"] == "done")
     table["notes"] = [
         _join(CONTROL if control else "", f"{found} of {int(all_of)} epochs" if gap else "")
         for control, gap, found, all_of in zip(is_control(table), gaps, table["num_epochs"], planned.fillna(0), strict=True)
@@ -53,6 +58,18 @@ def summarize(records: pd.DataFrame) -> pd.DataFrame:
     table = _merge_equal(_in_order(table))
     more = [column for column in table.columns if column.startswith("param.")]
     return table[[*TABLE_COLUMNS, *more]].reset_index(drop=True)
+
+
+def _set_states(table: pd.DataFrame, states: Mapping[tuple[str, str], str]) -> None:
+    """Say what became of rows that are not done; the float network waits for whichever job is the furthest."""
+    of_training: dict[str, list[str]] = {}
+    for (training, _), state in states.items():
+        of_training.setdefault(training, []).append(state)
+    for index, row in table.iterrows():
+        state = states.get((row["training"], row["variant_key"]), row["state"])
+        if row["variant"] == FLOAT_VARIANT and state == "partial" and row["training"] in of_training:
+            state = min(of_training[row["training"]], key=STATES.index)
+        table.loc[index, "state"] = state
 
 
 def seed_table(table: pd.DataFrame) -> pd.DataFrame:

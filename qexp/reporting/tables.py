@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ import pandas as pd
 
 from qexp.base.files import write_text_atomic
 from qexp.base.nouns import FLOAT_VARIANT
+from qexp.reporting.jobs import variant_states
 from qexp.reporting.summary import is_control, is_float, seed_table, summarize
 
 CSV_FLOAT = "%.10g"  # more digits than a percentage of ten million images has
@@ -28,27 +29,43 @@ class Display:
     footnotes: tuple[str, ...]
 
 
-def write_tables(name: str, records: pd.DataFrame, folder: Path, sweeps: Sequence[dict[str, Any]] = ()) -> dict[str, Path]:
-    """Write `table.csv`, `epochs.csv`, `table.md`, and `seeds.csv` where seeds were repeated; returns them by name.
+def write_tables(
+    name: str,
+    records: pd.DataFrame,
+    folder: Path,
+    sweeps: Sequence[dict[str, Any]] = (),
+    jobs: pd.DataFrame | None = None,
+) -> dict[str, Path]:
+    """Write `table.csv`, `epochs.csv`, `table.md`, and `seeds.csv` where seeds were repeated, `jobs.csv` where jobs are known.
+
+    Tables of evaluations are written where there is one. Returns the files by name.
 
     Args:
         name: experiment. records: of `load_records`. folder: `results/<name>`.
-        sweeps: of `load_sweeps`; commands, versions and revisions for `table.md`.
+        sweeps: of `load_sweeps`; commands, versions and revisions for `table.md`. jobs: of `load_jobs`.
     """
-    table = summarize(records)
+    texts = {} if jobs is None or jobs.empty else {"jobs.csv": _csv(jobs)}
+    if not records.empty:
+        texts |= _texts(name, records, sweeps, {} if jobs is None else variant_states(jobs))
+    if "seeds.csv" not in texts:
+        (folder / "seeds.csv").unlink(missing_ok=True)
+    for file, text in texts.items():
+        write_text_atomic(folder / file, text)
+    return {file: folder / file for file in texts}
+
+
+def _texts(
+    name: str, records: pd.DataFrame, sweeps: Sequence[dict[str, Any]], states: Mapping[tuple[str, str], str]
+) -> dict[str, str]:
+    """The files made of evaluations, by name."""
+    table = summarize(records, states)
     seeds = seed_table(table)
     epochs = records.assign(
         alarms=["; ".join(alarms) for alarms in records["alarms"]],
         versions=[" ".join(f"{key}={value}" for key, value in found.items()) for found in records["versions"]],
     )
     texts = {"table.csv": _csv(table), "epochs.csv": _csv(epochs), "table.md": markdown(name, table, seeds, sweeps)}
-    if len(seeds):
-        texts["seeds.csv"] = _csv(seeds)
-    else:
-        (folder / "seeds.csv").unlink(missing_ok=True)
-    for file, text in texts.items():
-        write_text_atomic(folder / file, text)
-    return {file: folder / file for file in texts}
+    return texts | ({"seeds.csv": _csv(seeds)} if len(seeds) else {})
 
 
 def format_table(table: pd.DataFrame) -> str:

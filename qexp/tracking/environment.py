@@ -1,4 +1,4 @@
-"""What a number rests on besides its configuration: versions, revision, machine, and the process that wrote it.
+"""What a number rests on besides its configuration: versions, revision and machine.
 
 Asks `importlib.metadata`, not the packages: importing torch to learn its version would cost every command two seconds.
 """
@@ -7,10 +7,8 @@ from __future__ import annotations
 
 import os
 import platform
-import socket
 import subprocess
 import time
-from dataclasses import dataclass
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -66,12 +64,6 @@ def _git(folder: Path, *arguments: str) -> str | None:
 
 
 @cache
-def host() -> str:
-    """Name of this machine."""
-    return socket.gethostname()
-
-
-@cache
 def cpu_model() -> str:
     """The processor's name, or its architecture where the system does not tell."""
     try:
@@ -81,47 +73,3 @@ def cpu_model() -> str:
     except OSError:
         pass
     return platform.processor() or platform.machine()
-
-
-@dataclass(frozen=True)
-class Process:
-    """A process, told apart from a later one with the same number.
-
-    Args:
-        host: machine name. pid: process number. start: boot id and start tick on Linux, empty where the system does not tell.
-    """
-
-    host: str
-    pid: int
-    start: str
-
-    @classmethod
-    def current(cls) -> Process:
-        """This process."""
-        return cls(host(), os.getpid(), _start(os.getpid()) or "")
-
-    @property
-    def dead(self) -> bool:
-        """True if it ran on this machine and certainly runs no more; False where that cannot be told."""
-        if self.host != host():
-            return False
-        try:
-            os.kill(self.pid, 0)
-        except ProcessLookupError:
-            return True
-        except OSError:
-            return False  # it exists and belongs to someone else
-        now = _start(self.pid)
-        return bool(self.start) and now is not None and now != self.start
-
-
-def _start(pid: int) -> str | None:
-    """When a process started, as an opaque text; None where /proc does not tell."""
-    try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-        # The second field, the command, may hold spaces and parentheses: count from the last parenthesis.
-        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
-    except OSError:
-        return None
-    # fields[0] is stat's third field, the state; its 22nd is the start in clock ticks since boot. A zombie runs no more.
-    return f"{boot[:8]}-{fields[19]}" if fields[0] not in ("Z", "X") else "ended"

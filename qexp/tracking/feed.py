@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import threading
 import time
 from collections.abc import Iterable
@@ -50,8 +51,8 @@ class MlflowFeed:
         self._journal.append([files_row(run, paths)])
         self.poke()
 
-    def close(self) -> str | None:
-        """Wait up to `timeout_s` until MLflow has everything.
+    def close(self, limit_s: float | None = None) -> str | None:
+        """Wait up to `timeout_s`, or `limit_s` if that is less, until MLflow has everything.
 
         Returns:
             None, or the sentence for the user where it is behind.
@@ -61,7 +62,7 @@ class MlflowFeed:
         assert self._thread.ident is not None, "close before start"
         self._closing.set()
         self._wake.set()
-        self._thread.join(self._settings.timeout_s)
+        self._thread.join(self._settings.timeout_s if limit_s is None else min(limit_s, self._settings.timeout_s))
         late = self._thread.is_alive()
         self._abandoned.set()
         count = self._sender.behind()
@@ -73,10 +74,10 @@ class MlflowFeed:
 
     def _sync_command(self) -> str:
         """What to type, with the settings that are not the defaults."""
-        words = ["python -m qexp.sync", f"name={self._experiment}"]
+        words = ["python", "-m", "qexp.sync", f"name={self._experiment}"]
         words += [f"uri={self._sender.shown_uri}"] if self._settings.uri is not None else []
         words += [f"runs_dir={self._runs_dir}"] if Path(self._runs_dir) != Path("runs") else []
-        return " ".join(words)
+        return shlex.join(words)
 
     def _run(self) -> None:
         """The thread: send when poked, try again after a failure, end once closed."""

@@ -6,14 +6,17 @@ server blocks a training for minutes, asynchronous logging loses points), and SQ
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Iterable, Iterator
+from io import FileIO
 from pathlib import Path
-from typing import BinaryIO
 
 from filelock import FileLock
 
+from qexp.base.faults import fault_point
+from qexp.base.files import SaveError, fsync_folder, write_all
 from qexp.base.journal_files import journal_path, read_rows
 from qexp.tracking.rows import Row
 
@@ -38,18 +41,20 @@ class Journal:
 
         Raises:
             TypeError: a row holds what JSON has no form for; nothing is written.
+            SaveError: the system refused (a full disk); at most the first few rows are written, and no part of one.
         """
         data = b"".join(json.dumps(row, separators=(",", ":")).encode() + b"\n" for row in rows)
         if not data:
             return
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(self.path.with_name(f".{self.path.name}.lock")), open(self.path, "ab+") as handle:
-            is_new = _mend(handle) == 0
-            handle.write(data)
-            handle.flush()
-            os.fsync(handle.fileno())
-            if is_new:
-                _fsync_folder(self.path.parent)
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(self.path.with_name(f".{self.path.name}.lock"))
+            with lock, open(self.path, "ab+", buffering=0) as handle:
+                _append(handle, data)
+                if handle.tell() == len(data):
+                    fsync_folder(self.path.parent)
+        except OSError as error:
+            raise SaveError(self.path, error) from error
 
     def rows(self) -> Iterator[Row]:
         """All complete rows, oldest first."""
@@ -60,7 +65,23 @@ class Journal:
         return read_rows(self.path, offset, limit=limit, end=end)
 
 
-def _mend(handle: BinaryIO) -> int:
+def _append(handle: FileIO, data: bytes) -> None:
+    """Write `data` at the end and through to the disk. Where it does not fit, whole rows stay: a reader may have seen them."""
+    _mend(handle)
+    try:
+        half = len(data) // 2
+        write_all(handle, data[:half])
+        fault_point("journal.torn")
+        write_all(handle, data[half:])
+        fault_point("journal.written")
+        os.fsync(handle.fileno())
+    except OSError:
+        with contextlib.suppress(OSError):  # then the next append does it
+            _mend(handle)
+        raise
+
+
+def _mend(handle: FileIO) -> int:
     """Finish or cut off a last line that a crash left without its newline; returns the file's size.
 
     The line is finished where only the newline is missing. Otherwise its `append` never returned, so nobody was promised it.
@@ -86,12 +107,3 @@ def _mend(handle: BinaryIO) -> int:
     handle.truncate(size - len(torn))
     handle.seek(0, os.SEEK_END)
     return size - len(torn)
-
-
-def _fsync_folder(path: Path) -> None:
-    """Make a new file's name durable."""
-    folder = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)

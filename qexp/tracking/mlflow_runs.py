@@ -6,14 +6,19 @@ import getpass
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
-from qexp.tracking.environment import Process, now_ms
+from qexp.base.process import Process
+from qexp.tracking.environment import now_ms
 from qexp.tracking.ledger import Point
 from qexp.tracking.mlflow_store import Store, import_mlflow
 from qexp.tracking.rows import Row, Scalar
 
+if TYPE_CHECKING:
+    from mlflow.entities import Run
+
 RUN_TAG = "qexp.run"
+PROCESS_TAGS = ("qexp.host", "qexp.pid", "qexp.process_start")
 # What all of MLflow's own stores take, by its documentation.
 METRICS_PER_BATCH, PARAMS_PER_BATCH, TAGS_PER_BATCH = 1000, 100, 100
 PARAM_LENGTH, TAG_LENGTH = 6000, 5000
@@ -21,9 +26,14 @@ Item = TypeVar("Item")
 
 
 class MlflowRuns:
-    """Opens, feeds and closes the runs of one experiment; every call may raise what MLflow raises."""
+    """Opens, feeds and closes the runs of one experiment; every call may raise what MLflow raises.
+
+    `seconds` has MLflow's ids of runs that were found beside another of the same key. A slow server may make a run after its
+    client gave up and asked again. Points may lie in either, so before the seconds are deleted all must be due to be sent again.
+    """
 
     def __init__(self, store: Store) -> None:
+        self.seconds: set[str] = set()
         self._client, self._experiment = store.client, store.experiment_id
         self._mlflow = import_mlflow()
         self._ids: dict[str, str] = {}
@@ -33,9 +43,9 @@ class MlflowRuns:
         tags = self._tags(row)
         run_id = self._find(row["run"])
         if run_id is None:
-            created = self._client.create_run(
-                self._experiment, start_time=row["time_ms"], run_name=row["name"], tags={RUN_TAG: row["run"]}
-            )
+            # With its process's tags at once: a run without them is nobody's, and would stay RUNNING if we died here.
+            first = {key: tags[key] for key in (RUN_TAG, *PROCESS_TAGS) if key in tags}
+            created = self._client.create_run(self._experiment, start_time=row["time_ms"], run_name=row["name"], tags=first)
             run_id = self._ids[row["run"]] = created.info.run_id
             known = {}
         else:
@@ -69,23 +79,44 @@ class MlflowRuns:
         """End a run."""
         self._client.set_terminated(self._id(run), status=status, end_time=time_ms)
 
-    def close_dead(self, last_ms: Mapping[str, int]) -> list[str]:
+    def close_dead(self, last_ms: Mapping[str, int], others: Iterable[str] = ()) -> list[str]:
         """Set to KILLED the runs that this machine's dead processes left RUNNING; returns their keys.
 
         Args:
             last_ms: run key -> time of its last row, which is when such a run ended as far as anyone knows.
+            others: names of further experiments to look through; a run of theirs ended at its last point.
         """
         killed = []
         here = Process.current().host.replace("'", "")
         query = f"attributes.status = 'RUNNING' and tags.`qexp.host` = '{here}'"
-        for run in self._search(query):
-            tags = run.data.tags
+        for run in self._search(query, experiments=[self._experiment, *self._existing(others)]):
+            tags, own = run.data.tags, run.info.experiment_id == self._experiment
             process = Process(tags["qexp.host"], int(tags.get("qexp.pid", 0)), tags.get("qexp.process_start", ""))
-            if process.pid and process.dead:
-                key = tags.get(RUN_TAG, "")
-                self._client.set_terminated(run.info.run_id, status="KILLED", end_time=last_ms.get(key, now_ms()))
-                killed.append(key)
+            if not process.pid or not process.dead:
+                continue
+            key = tags.get(RUN_TAG, "")
+            if own and key and self._find(key) != run.info.run_id:
+                continue  # a second one, which is to be deleted
+            ended = last_ms.get(key) if own else None
+            self._client.set_terminated(run.info.run_id, status="KILLED", end_time=ended or self._last_point_ms(run))
+            killed.append(key)
         return killed
+
+    def delete_seconds(self) -> None:
+        """Delete what stands beside another run of the same key."""
+        for run_id in sorted(self.seconds):
+            self._client.delete_run(run_id)
+        self.seconds.clear()
+
+    def _existing(self, names: Iterable[str]) -> list[str]:
+        """MLflow's ids of those of the named experiments that it has, without this one."""
+        found = [self._client.get_experiment_by_name(name) for name in names]
+        return [one.experiment_id for one in found if one is not None and one.experiment_id != self._experiment]
+
+    def _last_point_ms(self, run: Run) -> int:
+        """When the last point of a run was measured, or when the run began."""
+        histories = [self._client.get_metric_history(run.info.run_id, name) for name in run.data.metrics]
+        return max((point.timestamp for points in histories for point in points), default=run.info.start_time)
 
     def _id(self, run: str) -> str:
         """MLflow's id of a run; one whose `run` row is not in the journal gets a bare run, which nobody would end."""
@@ -99,21 +130,23 @@ class MlflowRuns:
     def _find(self, run: str) -> str | None:
         """MLflow's id of the run with this key, None where there is none; a deleted one comes back."""
         if run not in self._ids:
-            found = next(iter(self._search(f"tags.`{RUN_TAG}` = '{run}'", deleted=True)), None)
-            if found is None:
+            found = self._search(f"tags.`{RUN_TAG}` = '{run}'", deleted=True)
+            if not found:
                 return None
-            if found.info.lifecycle_stage == "deleted":
-                self._client.restore_run(found.info.run_id)
-            self._ids[run] = found.info.run_id
+            living = [one for one in found if one.info.lifecycle_stage != "deleted"]
+            if not living:
+                self._client.restore_run(found[0].info.run_id)
+            self.seconds.update(one.info.run_id for one in living[1:])
+            self._ids[run] = (living or found)[0].info.run_id
         return self._ids[run]
 
-    def _search(self, query: str, *, deleted: bool = False) -> list:
-        """All runs of the experiment that a query matches, the oldest first."""
+    def _search(self, query: str, *, deleted: bool = False, experiments: Sequence[str] = ()) -> list[Run]:
+        """All runs that a query matches, of this experiment or of those given, the oldest first."""
         view = self._mlflow.entities.ViewType
         found, token = [], None
         while True:
             page = self._client.search_runs(
-                [self._experiment],
+                list(experiments) or [self._experiment],
                 query,
                 run_view_type=view.ALL if deleted else view.ACTIVE_ONLY,
                 order_by=["attributes.start_time ASC"],
@@ -130,7 +163,7 @@ class MlflowRuns:
         tags[RUN_TAG] = row["run"]
         tags["mlflow.user"] = _user()
         if process := row.get("process"):
-            tags |= {"qexp.host": process["host"], "qexp.pid": str(process["pid"]), "qexp.process_start": process["start"]}
+            tags |= dict(zip(PROCESS_TAGS, (process["host"], str(process["pid"]), process["start"]), strict=True))
         if row["parent"] is not None:
             tags["mlflow.parentRunId"] = self._id(row["parent"])
         return tags

@@ -3,6 +3,9 @@
 A run is a training (its key is the training's hash) or one variant of it (`<training hash>/<variant key>`). Running a sweep again
 appends the same runs again; whoever reads a journal keeps the last row of each (run, epoch), and the time of the first one where
 a later one was only reused.
+
+A job is one line of a sweep, told by the hash of what was asked for. Its rows say what became of it; they are read by reports
+and mean nothing to MLflow.
 """
 
 from __future__ import annotations
@@ -11,13 +14,16 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from qexp.base.nouns import FLOAT_VARIANT, Record
-from qexp.tracking.environment import Process, now_ms
+from qexp.base.process import Process
+from qexp.tracking.environment import now_ms
 
 Row = dict[str, Any]
 Scalar = str | int | float | bool | None
+JobState = Literal["planned", "running", "done", "failed", "invalid", "preempted", "killed"]
+NOT_SENT = ("sweep", "job")  # kinds of rows that change nothing in MLflow
 
 
 def run_key(training: str, variant_key: str | None = None) -> str:
@@ -125,3 +131,45 @@ def files_row(run: str | None, paths: Iterable[str | Path], *, time_ms: int | No
     """Files to keep with a run, or with every training's run where `run` is None."""
     absolute = [str(Path(path).absolute()) for path in paths]
     return {"kind": "files", "run": run, "paths": absolute, "time_ms": now_ms() if time_ms is None else time_ms}
+
+
+def job_row(
+    sweep: str,
+    key: str,
+    state: JobState,
+    *,
+    job: int | None = None,
+    asked: str | None = None,
+    training: str | None = None,
+    variant_key: str | None = None,
+    variant: str | None = None,
+    fresh: bool = False,
+    reason: str | None = None,
+    traceback: str | Path | None = None,
+    time_ms: int | None = None,
+) -> Row:
+    """What became of a job. What is None says nothing: an earlier row of the same (sweep, key) has it.
+
+    Args:
+        sweep: id. key: hash of what was asked for, equal when it is asked for again. job: number in the sweep.
+        asked: the values in which it differs from the sweep's other jobs, as typed. variant: label.
+        training, variant_key: as in `Record`. fresh: numbers from before do not count.
+        reason: why it is invalid or failed, in one line. traceback: a file.
+    """
+    assert state in get_args(JobState), state
+    return {
+        "kind": "job",
+        "sweep": sweep,
+        "key": key,
+        "job": job,
+        "asked": asked,
+        "training": training,
+        "variant_key": variant_key,
+        "variant": variant,
+        "fresh": fresh,
+        "state": state,
+        "reason": reason,
+        "traceback": None if traceback is None else str(Path(traceback).absolute()),
+        "process": asdict(Process.current()),
+        "time_ms": now_ms() if time_ms is None else time_ms,
+    }

@@ -15,10 +15,12 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from qexp.base.files import hash_json, write_text_atomic
+from qexp.base.journal_files import journal_names
 from qexp.tracking.journal import Journal
 from qexp.tracking.ledger import Changes, Ledger
 from qexp.tracking.mlflow_runs import MlflowRuns
 from qexp.tracking.mlflow_store import Store, open_store, shown_uri, store_uri
+from qexp.tracking.rows import NOT_SENT
 from qexp.tracking.settings import TrackingSettings
 
 CHUNK_ROWS = 500
@@ -43,7 +45,7 @@ class Sender:
     def behind(self) -> int:
         """How many rows MLflow has not been sent."""
         rows, _ = self._journal.rows_from(self._progress().get("offset", 0))
-        return sum(row["kind"] != "sweep" for row in rows)
+        return sum(row["kind"] not in NOT_SENT for row in rows)
 
     def catch_up(self, stop: Callable[[], bool] = lambda: False, *, close_dead: bool = False) -> int:
         """Send what MLflow has not been sent; returns the number of rows.
@@ -78,10 +80,17 @@ class Sender:
             rows, offset = self._journal.rows_from(self._offset, limit=CHUNK_ROWS)
             if not rows:
                 if close_dead:
-                    runs.close_dead(self._ledger.last_ms)
-                break
+                    runs.close_dead(self._ledger.last_ms, journal_names(self._runs_dir))
+                if not runs.seconds:
+                    break
+                self._offset, self._ledger = 0, Ledger()
+                self._save_progress(
+                    store
+                )  # before the deletion: whoever goes on from here sends all points to the run that stays
+                runs.delete_seconds()
+                continue
             _apply(self._ledger.take(rows), runs)
-            self._offset, count = offset, count + sum(row["kind"] != "sweep" for row in rows)
+            self._offset, count = offset, count + sum(row["kind"] not in NOT_SENT for row in rows)
             self._save_progress(store)
         return count
 

@@ -19,9 +19,9 @@ class Problem:
         self.images = pattern.repeat_interleave(4, 2).repeat_interleave(4, 3) + 0.3 * noise
         self.steps_per_epoch = 4
 
-    def train_batches(self, epoch: int):
+    def train_batches(self, epoch: int, first: int = 0):
         order = torch.randperm(NUM_IMAGES, generator=torch.Generator().manual_seed(epoch))
-        for index in order.split(32):
+        for index in order.split(32)[first:]:
             yield Batch(self.images[index], self.labels[index], index, len(index))
 
     def eval_batches(self, size: int = 50):

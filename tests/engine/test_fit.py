@@ -1,6 +1,7 @@
 import io
 import math
 import random
+import signal
 from typing import NamedTuple
 
 import numpy as np
@@ -8,10 +9,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from qexp.base import preemption
 from qexp.base.errors import UserError
 from qexp.base.nouns import Batch
-from qexp.engine.fit import DivergenceError, FitState, fit
+from qexp.engine.fit import fit
 from qexp.engine.seed import seed_everything
+from qexp.engine.state import FitState
+from qexp.engine.trainer import DivergenceError
 
 CPU = torch.device("cpu")
 
@@ -20,7 +24,9 @@ CPU = torch.device("cpu")
 def train(problem):
     """Fit a network of the problem; returns it with its end-of-epoch reports."""
 
-    def run(model=None, *, start=None, on_epoch_end=None, until=None, batches=problem.train_batches, **changes):
+    def run(
+        model=None, *, start=None, on_epoch_end=None, until=None, batches=problem.train_batches, on_checkpoint=None, **changes
+    ):
         seed_everything(0)
         model = problem.network() if model is None else model
         ends = []
@@ -33,6 +39,8 @@ def train(problem):
                 raise KeyboardInterrupt
 
         options = {"steps_per_epoch": problem.steps_per_epoch, "device": CPU, "start": start, "progress": False}
+        if on_checkpoint:
+            options["on_checkpoint"] = on_checkpoint
         try:
             fit(model, batches, problem.settings(**changes), on_epoch_end=keep, **options)
         except KeyboardInterrupt:
@@ -66,7 +74,7 @@ def test_it_learns(train):
 def test_the_same_seed_gives_the_same_weights_and_another_order_does_not(train, problem):
     first, _ = train()
     assert equal(first, train()[0])
-    assert not equal(first, train(batches=lambda epoch: problem.train_batches(epoch + 1))[0])
+    assert not equal(first, train(batches=lambda epoch, first: problem.train_batches(epoch + 1))[0])
 
 
 @pytest.mark.parametrize("changes", [{}, {"channels_last": True}, {"precision": "bf16"}, {"schedule": "step", "milestones": [3]}])
@@ -78,6 +86,59 @@ def test_a_resume_is_bit_exact(train, problem, changes):
     resumed, ends = train(problem.network(dropout=0.5, seed=9), start=saved[-1], **changes)
     assert [end.epoch for end in ends] == [3, 4]
     assert equal(whole, resumed)
+
+
+@pytest.mark.parametrize("changes", [{}, {"accumulate": 3}, {"precision": "bf16"}])
+def test_a_resume_within_an_epoch_is_bit_exact(train, problem, changes):
+    states = []
+
+    def keep(state, end):
+        if end is None:
+            states.append(stored(state))
+
+    whole, ends = train(problem.network(dropout=0.5), checkpoint_every_steps=3, on_checkpoint=keep, **changes)
+    assert [(state.epoch, state.step, state.images) for state in states] == [(epoch, 3, 96) for epoch in range(4)]
+    assert equal(whole, train(problem.network(dropout=0.5), **changes)[0])
+    for state in states[1:3]:
+        resumed, rest = train(problem.network(dropout=0.5, seed=9), start=state, **changes)
+        assert equal(whole, resumed)
+        told = [[(end.epoch, end.train_loss, end.train_prec1, end.lr) for end in some] for some in (ends[state.epoch :], rest)]
+        assert told[0] == told[1]
+
+
+@pytest.mark.parametrize("signum", preemption.SIGNALS)
+@pytest.mark.parametrize("step", [1, 3, 4])
+def test_a_signal_saves_at_the_next_step_and_the_training_goes_on_exactly(train, problem, signum, step):
+    whole, _ = train(problem.network(dropout=0.5))
+    states, sent = [], []
+
+    def batches(epoch, first):
+        for number, batch in enumerate(problem.train_batches(epoch, first), first + 1):
+            if (epoch, number) == (2, step) and not sent:
+                sent.append(signum)
+                signal.raise_signal(signum)
+            yield batch
+
+    def keep(state, end):
+        states.append(stored(state))
+
+    with preemption.listening(), pytest.raises(preemption.Preempted) as raised:
+        train(problem.network(dropout=0.5), batches=batches, on_checkpoint=keep)
+    assert raised.value.exit_code == 128 + signum
+    assert (states[-1].epoch, states[-1].step) == ((1, step) if step < 4 else (2, 0))
+    assert equal(whole, train(problem.network(dropout=0.5, seed=9), start=states[-1])[0])
+
+
+def test_a_second_interrupt_does_not_wait(train, problem):
+    def batches(epoch, first):
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+        yield from problem.train_batches(epoch, first)
+
+    saved = []
+    with preemption.listening(), pytest.raises(preemption.Preempted):
+        train(batches=batches, on_checkpoint=lambda state, end: saved.append(state))
+    assert saved == []
 
 
 def test_what_the_callback_draws_does_not_change_the_training(train, problem):
@@ -115,7 +176,7 @@ def test_one_step_is_torchs_own(train, problem):
     nn.functional.cross_entropy(oracle(batch.images), batch.labels, label_smoothing=0.1).backward()
     optimizer.step()
     options = {"steps_per_epoch": 1, "device": CPU, "progress": False}
-    fit(model, lambda epoch: [batch], problem.settings(epochs=1, **changes), **options)
+    fit(model, lambda epoch, first: [batch], problem.settings(epochs=1, **changes), **options)
     for name, value in oracle.state_dict().items():
         torch.testing.assert_close(model.state_dict()[name], value)
 
@@ -144,7 +205,7 @@ def test_auxiliary_heads_add_three_tenths_of_their_loss(train, problem):
 
 
 def test_divergence_names_epoch_and_step(train, problem):
-    def batches(epoch):
+    def batches(epoch, first):
         for step, batch in enumerate(problem.train_batches(epoch)):
             poisoned = epoch == 2 and step == 1
             yield batch._replace(images=batch.images * math.inf) if poisoned else batch
@@ -172,7 +233,7 @@ def test_a_line_per_epoch_where_there_is_no_terminal(problem, capsys):
 
 def test_a_missing_batch_is_our_own_fault(train, problem):
     with pytest.raises(AssertionError, match="epoch 1 had 3 batches, not 4"):
-        train(batches=lambda epoch: list(problem.train_batches(epoch))[:3])
+        train(batches=lambda epoch, first: list(problem.train_batches(epoch))[:3])
 
 
 def test_an_empty_slice_leaves_no_trace(problem):
@@ -182,7 +243,7 @@ def test_an_empty_slice_leaves_no_trace(problem):
     nothing = torch.empty(0, dtype=torch.int64)
     batch = Batch(torch.empty(0, 1, 8, 8), nothing, nothing, 1)
     settings = problem.settings(epochs=1, weight_decay=0.0)
-    fit(model, lambda epoch: [batch], settings, steps_per_epoch=1, device=CPU, progress=False)
+    fit(model, lambda epoch, first: [batch], settings, steps_per_epoch=1, device=CPU, progress=False)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 

@@ -1,14 +1,16 @@
 import errno
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
 
 from qexp.base.errors import UserError
 from qexp.engine import trajectory
-from qexp.engine.fit import FitState, fit
+from qexp.engine.fit import fit
 from qexp.engine.settings import TrajectorySettings
+from qexp.engine.state import FitState
 from qexp.engine.trajectory import TrajectoryStore
 
 CPU = torch.device("cpu")
@@ -92,6 +94,36 @@ def test_a_truncated_last_falls_back_to_previous(begun, length, capsys):
     assert begun.resume_state() is None
 
 
+def test_a_state_within_an_epoch_is_no_epoch(begun):
+    save(begun, 1, 2, keep=False)
+    begun.save_state(replace(state(2), step=7))
+    assert (begun.resume_state().epoch, begun.resume_state().step) == (2, 7)
+    assert begun.load_epoch(2)["w"][0, 0] == 2  # of previous.pt
+    begun.save_state(replace(state(2), step=8))
+    with pytest.raises(UserError, match="epoch=2"):
+        begun.load_epoch(2)
+
+
+def test_ranks_are_noted_as_they_change(begun):
+    go_on = {"identity": {}, "config": CONFIG, "versions": {}, "epochs": 3}
+    assert begun.world_sizes(1) == (1,)
+    begun.begin(**go_on, world_size=1, start=state(1))
+    assert begun.info["ranks"] == [{"epoch": 0, "step": 0, "world_size": 1}]
+    begun.begin(**go_on, world_size=2, start=replace(state(1), step=5))
+    assert (begun.world_sizes(1), begun.world_sizes(2)) == ((1,), (1, 2))
+    begun.begin(**go_on, world_size=4, start=state(1))  # what the two had done was lost
+    assert begun.world_sizes(2) == (1, 4)
+
+
+def test_a_preempted_training_says_so_until_it_goes_on(begun, store):
+    save(begun, 1)
+    begun.mark_preempted("SIGTERM")
+    assert "epoch 1, step 0" in (begun.folder / "PREEMPTED").read_text()
+    assert store.list()[0]["status"] == "preempted"
+    begun.begin(identity={}, config=CONFIG, versions={}, epochs=3, start=state(1))
+    assert store.list()[0]["status"] == "running"
+
+
 def test_a_truncated_epoch_is_not_stored(begun):
     save(begun, 1, 2)
     path = begun.folder / "epochs" / "0001.safetensors"
@@ -118,7 +150,7 @@ def test_a_full_disk_leaves_the_last_checkpoint(begun, monkeypatch, writer):
         save(begun, 3)
     monkeypatch.undo()
     assert begun.resume_state().epoch == 2
-    assert [line["epoch"] for line in begun.log()] == [1, 2]
+    assert begun.log()[:2] == [{"epoch": 1, "loss": 1.0}, {"epoch": 2, "loss": 0.5}]
     assert not list(begun.folder.rglob("*.tmp"))
     save(begun, 3)
     assert begun.resume_state().epoch == 3
@@ -187,6 +219,7 @@ def test_a_training_at_work_is_not_removed(begun, store):
 
 HOLDER = """
 import sys, time
+from qexp.engine.state import FitState
 from qexp.engine.trajectory import TrajectoryStore
 with TrajectoryStore(sys.argv[1]).open("abc123").lock():
     print("held", flush=True)

@@ -24,10 +24,10 @@ def images(count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
     return pattern.repeat(1, 1, 4, 4) + 0.3 * torch.randn(count, 1, 8, 8, generator=generator), labels
 
 
-def train_batches(epoch: int):
+def train_batches(epoch: int, first: int = 0):
     """Uneven slices: rank 0 takes the first 11 of 16 images."""
     x, y = images(NUM_TRAIN, 0)
-    for chosen in torch.randperm(NUM_TRAIN, generator=torch.Generator().manual_seed(epoch)).split(BATCH):
+    for chosen in torch.randperm(NUM_TRAIN, generator=torch.Generator().manual_seed(epoch)).split(BATCH)[first:]:
         mine = chosen
         if dist.world_size() == 2:
             mine = chosen[:11] if dist.rank() == 0 else chosen[11:]

@@ -1,9 +1,13 @@
 """Real processes, as a user starts them."""
 
+import hashlib
+import importlib.util
+import json
 import os
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -26,3 +30,35 @@ def port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
+
+
+@pytest.fixture(scope="session")
+def warm():
+    """Starts commands in processes that need not import torch first: see warm.py."""
+    spec = importlib.util.spec_from_file_location("warm", Path(__file__).with_name("warm.py"))
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    server = module.Warm()
+    yield server
+    server.close()
+
+
+def all_numbers(runs):
+    """Whatever a training has left behind, without times: its curve, every measurement, the bytes of weights and predictions."""
+    (folder,) = Path(runs, "trainings").iterdir()
+    rows = [json.loads(line) for path in sorted(folder.glob("variants/*.jsonl")) for line in path.read_text().splitlines()]
+    kept = ("prec1", "prec5", "loss", "kl", "digest", "predictions")
+    log = [json.loads(line) for line in (folder / "train.jsonl").read_text().splitlines()]
+    return {
+        "curve": [(line["epoch"], line["train_loss"], line["train_prec1"], line["lr"]) for line in log],
+        "measured": {(row["variant_key"], row["epoch"]): [row[key] for key in kept] for row in rows},
+        "files": {
+            str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+            for path in sorted(folder.rglob("*.safetensors"))
+        },
+    }
+
+
+@pytest.fixture(scope="session")
+def numbers():
+    return all_numbers

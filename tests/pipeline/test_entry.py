@@ -242,7 +242,7 @@ def test_the_other_trainings_of_a_sweep_go_on(cli, tiny):
 def test_an_interrupted_training_goes_on(cli, tiny, monkeypatch, counted):
     arguments = (*tiny, "bits=4", "train.epochs=3", "deterministic=true")
     assert cli(*arguments, "name=whole", "runs_dir=elsewhere").code == 0
-    epoch, done = fit_module._Trainer.epoch, []
+    epoch, done = fit_module._Loop.epoch, []
 
     def interrupted(self, number, *rest):
         if number == 3:
@@ -251,9 +251,9 @@ def test_an_interrupted_training_goes_on(cli, tiny, monkeypatch, counted):
         return epoch(self, number, *rest)
 
     with monkeypatch.context() as patch:
-        patch.setattr(fit_module._Trainer, "epoch", interrupted)
+        patch.setattr(fit_module._Loop, "epoch", interrupted)
         stopped = cli(*arguments)
-        assert stopped.code == 1 and "The same command goes on where this one stopped." in stopped.err
+        assert stopped.code == 130 and "The same command goes on where this one stopped." in stopped.err
         assert done == [1, 2]
     counted["scored"].clear()
     resumed = cli(*arguments)

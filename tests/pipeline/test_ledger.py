@@ -7,6 +7,7 @@ import torch
 
 from qexp.engine import predictions
 from qexp.pipeline.evaluator import Evaluator
+from qexp.pipeline.jobs import JobBook
 from qexp.pipeline.ledger import Ledger
 
 
@@ -151,3 +152,23 @@ def test_runs_end(merged, open_ledger):
     metrics, *ends = list(ledger.journal.rows())[-4:]
     assert metrics["run"] == merged.training and metrics["values"] == {"train_loss": 2.0}
     assert [row["status"] for row in ends] == ["FAILED"] * 3
+
+
+@pytest.mark.parametrize(
+    "status, state, known",
+    [
+        ("FINISHED", "done", "FINISHED"),
+        ("FAILED", "failed", "FAILED"),
+        ("KILLED", "killed", "KILLED"),
+        ("PREEMPTED", "preempted", "KILLED"),
+    ],
+)
+def test_jobs_end_as_their_runs_do(merged, job, sweep, status, state, known):
+    ledger = Ledger(merged, sweep, "cpu", book=JobBook([job({"bits": 4}), job({"bits": 8})], sweep))
+    ledger.begin()
+    ledger.end(status, OSError("no space"))
+    rows = list(ledger.journal.rows())
+    assert [row["status"] for row in rows if row["kind"] == "end"] == [known] * 3
+    reason = "OSError: no space" if status == "FAILED" else None
+    told = [(row["state"], row["reason"]) for row in rows if row["kind"] == "job"]
+    assert told == [("running", None)] * 2 + [(state, reason)] * 2

@@ -17,6 +17,12 @@ class Channel:
     def receive(self, number):
         return json.dumps(self.messages[number - 1])
 
+    def leave(self):
+        self.sent["left"] = True
+
+    def wait_until_left(self):
+        self.waited = True
+
     def agree(self, number, ok, message=""):
         return ["" if ok else message, "no disk" if number == self.fails_at else ""]
 
@@ -26,6 +32,7 @@ def lead(monkeypatch):
     def make(channel):
         monkeypatch.setattr(ranks, "_CHANNEL", channel)
         monkeypatch.setattr(ranks, "_NUMBER", 0)
+        monkeypatch.setattr(ranks, "_BROKEN", False)
         return channel
 
     return make
@@ -49,16 +56,18 @@ def test_jobs_are_numbered_and_the_dismissal_comes_last(lead, sweep):
     ranks.dismiss(1)
     assert [channel.sent[number].get("jobs") for number in (1, 2, 3)] == [[{"bits": 0}], [{"bits": 1}], None]
     assert channel.sent[1]["sweep"]["verb"] == "train"
-    assert channel.sent[3] == {"exit": 1}
+    assert channel.sent[3] == {"exit": 1} and channel.waited
 
 
 def test_a_rank_that_failed_stops_all(lead, sweep, capsys):
     lead(Channel(fails_at=1))
     with pytest.raises(ranks.RankFailed, match="rank 1: no disk"):
         ranks.together([{}], sweep, lambda: None)
-    lead(Channel())
+    channel = lead(Channel())
     with pytest.raises(ranks.RankFailed, match="rank 0: ValueError: mine"):
         ranks.together([{}], sweep, fail)
+    ranks.dismiss(1)
+    assert not hasattr(channel, "waited")  # nobody is left to answer
 
 
 def test_a_follower_runs_what_it_is_sent(monkeypatch, sweep):

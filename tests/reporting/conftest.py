@@ -31,7 +31,7 @@ def make_record(variant="W8 int", epoch=1, *, training="a1b2c3d4e5f60718", **cha
         "granularity": "per_tensor", "input_quant": "none", "seed": 0, "epoch": epoch, "prec1": 97.0, "prec5": 99.9, "loss": 0.1,
         "delta_prec1": 0.0, "n": 1000, "kl": None if plain else 0.01, "logit_sqnr_db": None if plain else 6.0 * bits - 10,
         "size_bytes": int(270_000 * min(bits, 32) / 8), "split": "test", "plan_hash": "plan " + variant, "data_hash": "d",
-        "state": "done", "alarms": [], "reused": False, "predictions": None, "world_size": 1, "device": "cpu",
+        "state": "done", "alarms": [], "reused": False, "predictions": None, "world_size": 1, "trained_by": "1", "device": "cpu",
         "time_ms": 1_000 + epoch, "versions": {"torch": "2.13.0"},
     }  # fmt: skip
     if plain:

@@ -78,3 +78,11 @@ def test_the_same_rows_in_parts_give_the_same_points(sweep):
         for run, points in ledger.take([row]).points.items():
             parts.setdefault(run, []).extend(points)
     assert parts == whole
+
+
+def test_the_states_of_jobs_mean_nothing_to_mlflow(sweep):
+    job = rows.job_row("s1", "key", "failed", reason="no", time_ms=99)
+    ledger = Ledger()
+    assert ledger.take([job]) == Ledger().take([])
+    ledger.take([*sweep(), job])
+    assert 99 not in ledger.last_ms.values()

@@ -21,7 +21,7 @@ def _feed(journal, store, **changes):
 def _write_in_another_process(journal_rows, journal, hold=False):
     """Append rows as another process, which then lives on or not."""
     code = (
-        "import sys, json; from qexp.tracking.journal import Journal; from qexp.tracking.environment import Process;"
+        "import sys, json; from qexp.tracking.journal import Journal; from qexp.base.process import Process;"
         "from dataclasses import asdict; me = asdict(Process.current());"
         "rows = json.loads(sys.argv[1]);"
         "Journal(sys.argv[2]).append([r | {'process': me} if r['kind'] == 'run' else r for r in rows]);"

@@ -1,0 +1,37 @@
+"""All that an exact resume needs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitState:
+    """A training after `epoch` whole epochs and `step` optimizer steps of the next.
+
+    Plain dicts, which `torch.load(weights_only=True)` reads. `fit` hands out references to live tensors: store them before the
+    callback returns.
+
+    Args:
+        epoch: whole epochs done. step: optimizer steps of the epoch after them; 0 between epochs.
+        model: state dict of the bare network. Within an epoch its buffers are rank 0's, which is what every rank's next forward
+            pass begins with. optimizer, scaler: their state dicts.
+        rng: one entry per rank, the generators' states.
+        totals: one entry per rank, the unfinished epoch's summed loss and correct predictions. images: of that epoch so far, over
+            all ranks. seconds: spent on it.
+    """
+
+    epoch: int
+    model: dict[str, Any]
+    optimizer: dict[str, Any]
+    scaler: dict[str, Any]
+    rng: list[dict[str, Any]]
+    step: int = 0
+    totals: list[list[float]] = field(default_factory=list)
+    images: int = 0
+    seconds: float = 0.0
+
+    def as_dict(self) -> dict[str, Any]:
+        """The fields by name, not copied."""
+        return {item.name: getattr(self, item.name) for item in fields(self)}

@@ -1,0 +1,130 @@
+"""Processes that start warm: a server that has imported everything forks one process per command.
+
+A child is a process like any other: it has its own files, signals and exit code, and is killed for real. What it does not do
+again is to import torch, Hydra and pandas, which takes 4 seconds. Tests that look at start-up itself use real commands.
+
+    python warm.py      reads JSON lines ({"arguments", "verb", "folder", ...}), answers with pids and exit codes
+"""
+
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+
+class Warm:
+    """The server, seen from the tests."""
+
+    def __init__(self):
+        environment = {key: text for key, text in os.environ.items() if not key.startswith("PYTEST")}
+        command = [sys.executable, str(Path(__file__))]
+        self._count = 0
+        self._server = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
+
+    def start(self, *arguments, verb="train", **environment):
+        """Start `python -m qexp.<verb> <arguments>` in the working directory."""
+        self._count += 1
+        log = Path(f"process-{self._count}.log").resolve()
+        job = {"arguments": arguments, "verb": verb, "folder": os.getcwd(), "environment": environment, "log": str(log)}
+        return Child(self._ask(job), log, self)
+
+    def _ask(self, job):
+        self._server.stdin.write(json.dumps(job) + "\n")
+        self._server.stdin.flush()
+        return json.loads(self._server.stdout.readline())
+
+    def close(self):
+        with self._server:
+            self._server.stdin.close()
+
+
+class Child:
+    """A started command."""
+
+    def __init__(self, pid, log, server):
+        self.pid, self.log, self._server = pid, log, server
+
+    def wait(self, timeout_s=120):
+        """Its exit code as subprocess has it: negative for a signal. Kills it and fails if it takes too long."""
+        code = self._server._ask({"wait": self.pid, "timeout_s": timeout_s})
+        assert code is not None, f"no end within {timeout_s} s:\n{self.text}"
+        return code
+
+    def kill(self, signum):
+        """Send a signal; False if it is gone."""
+        return self._server._ask({"kill": self.pid, "signal": int(signum)})
+
+    @property
+    def text(self):
+        """What it has printed so far."""
+        return self.log.read_text()
+
+
+def serve():
+    from qexp.pipeline import entry, story  # noqa: F401 story imports torch and pandas
+
+    running = set()
+    for line in sys.stdin:
+        job = json.loads(line)
+        if "wait" in job:
+            answer = reap(job["wait"], job["timeout_s"])
+            running.discard(job["wait"])
+        elif "kill" in job:
+            answer = signalled(job["kill"], job["signal"])
+        else:
+            answer = os.fork()
+            if answer == 0:
+                child(job)
+            running.add(answer)
+        print(json.dumps(answer), flush=True)
+    for pid in running:  # of tests that failed
+        os.kill(pid, signal.SIGKILL)
+
+
+def signalled(pid, signum):
+    if os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None:
+        return False
+    os.kill(pid, signum)
+    return True
+
+
+def reap(pid, timeout_s):
+    descriptor = os.pidfd_open(pid)
+    ended, _, _ = select.select([descriptor], [], [], timeout_s)
+    os.close(descriptor)
+    if not ended:
+        os.kill(pid, signal.SIGKILL)
+    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    return code if ended else None
+
+
+def child(job):
+    code = 70
+    try:
+        os.setsid()
+        os.chdir(job["folder"])
+        os.environ.update(job["environment"])
+        out = os.open(job["log"], os.O_CREAT | os.O_WRONLY | os.O_APPEND)
+        nothing = os.open(os.devnull, os.O_RDONLY)
+        for target, source in ((0, nothing), (1, out), (2, out)):
+            os.dup2(source, target)
+        sys.stdout = open(1, "w", buffering=1, closefd=False)
+        sys.stderr = open(2, "w", buffering=1, closefd=False)
+        from qexp.pipeline import entry
+
+        sys.argv = [f"qexp.{job['verb']}", *job["arguments"]]
+        code = entry.main(job["verb"], {"train": "config", "evaluate": "evaluate"}[job["verb"]])
+        sys.stdout.flush()
+    except BaseException:
+        import traceback
+
+        traceback.print_exc()
+    finally:
+        os._exit(code)
+
+
+if __name__ == "__main__":
+    serve()
