@@ -59,8 +59,10 @@ def _note(signum: int, frame: FrameType | None) -> None:
             signal.signal(signum, signal.SIG_DFL)
             os.kill(os.getpid(), signum)
         return
+    if _requested is not None and signum != signal.SIGINT:
+        return  # a scheduler signals the launcher and its ranks, and the launcher its ranks again
     again, _requested = _requested is not None, signal.Signals(signum)
-    if not _deferred or (again and signum == signal.SIGINT):
+    if again or not _deferred:
         raise Preempted(_requested)
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from qexp.base.console import complain, say
+from qexp.base.files import SaveError
 from qexp.base.nouns import Plan, Record
 from qexp.engine.state import FitState
 from qexp.engine.trajectory import TrajectoryStore
@@ -128,7 +129,8 @@ def failure(one: Prepared, error: Exception) -> Path | None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
     except OSError:  # the disk may be full, and that be the failure
-        complain(text)
+        if not isinstance(error, SaveError):
+            complain(text)
         return None
     complain(f"  traceback: {path}")
     return path

@@ -23,6 +23,7 @@ from pathlib import Path
 
 from qexp.base.console import complain
 from qexp.base.errors import UserError, UserErrors
+from qexp.base.files import SaveError
 from qexp.base.preemption import Preempted, listening
 from qexp.pipeline.check import Sweep, check_arguments, hydra_error
 
@@ -100,6 +101,9 @@ def _guarded(config_name: str, arguments: Sequence[str]) -> int:
         complain("qexp: nothing was started.", f"  {hydra_error(error)}")
         return 2
     except JobsFailed as error:
+        complain(f"qexp: {error}")
+        return 1
+    except SaveError as error:
         complain(f"qexp: {error}")
         return 1
     except BrokenPipeError:  # `--help | head`: the reader has seen enough

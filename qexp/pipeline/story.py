@@ -16,6 +16,7 @@ import torch
 from qexp.base import dist
 from qexp.base.console import is_main_process, say
 from qexp.base.errors import UserErrors
+from qexp.base.files import SaveError
 from qexp.base.nouns import Record
 from qexp.base.preemption import Preempted
 from qexp.engine.fit import EpochEnd, fit
@@ -138,11 +139,13 @@ def run_group_here(jobs: Sequence[dict[str, Any]], sweep: Sweep) -> None:
             say(f"  {prepared.training}: nothing to do, every number is stored (fresh=true trains again)")
     except (KeyboardInterrupt, Preempted) as stop:
         status = "KILLED" if isinstance(stop, KeyboardInterrupt) else "PREEMPTED"
-        if isinstance(stop, Preempted) and config.checkpoint is None:
+        if isinstance(stop, Preempted) and config.checkpoint is None and _training(prepared).info:
             _training(prepared).mark_preempted(stop.signum.name)
         raise
     finally:
-        ledger.end(status, sys.exception())
+        # On a full disk the books cannot be closed either; what is said is why.
+        with contextlib.suppress(SaveError) if isinstance(sys.exception(), SaveError) else contextlib.nullcontext():
+            ledger.end(status, sys.exception())
 
 
 def _feed(config: Config) -> MlflowFeed:

@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from qexp.base.errors import UserError
+from qexp.base.files import hash_json
 from qexp.base.nouns import Plan, PlanRow, QuantSpec, TensorInfo
 from qexp.policy.rules import LAYERS, NEVER, Rule, compile_rules, match_rules, unread_settings
 from qexp.policy.settings import PolicySettings
 from qexp.policy.table import format_plan, plan_rows, plan_size_bytes
-from qexp.quant.settings import MIN_BITS, QuantSettings
+from qexp.quant.settings import READS, UNSIGNED, QuantSettings, WeightQuantSettings, check_control, check_width
 
 __all__ = ["format_plan", "make_plan", "plan_rows", "plan_size_bytes"]
 
@@ -87,19 +88,33 @@ def _reason(info: TensorInfo, rule: Rule | None, policy_name: str) -> str:
 
 
 def _spec(info: TensorInfo, bits: int, quant: QuantSettings, mode: str) -> QuantSpec:
-    """The quantizer; a vector is one channel per element, so that it is always quantized per tensor."""
-    if bits < MIN_BITS.get(quant.name, 1):
-        raise UserError("bits", bits, allowed=f"at least {MIN_BITS[quant.name]} for quant={quant.name}")
-    per_channel = quant.weight.granularity == "per_channel" and len(info.shape) > 1
+    """The quantizer, with the settings that its scheme reads: one without effect makes no other plan."""
+    check_width(quant.name, bits)
+    check_control(quant.name, mode, bits)
+    weight, granularity = quant.weight, _granularity(info, quant)
+    own = {key: getattr(weight, key) for key, schemes in READS.items() if quant.name in schemes}
+    if weight.rounding == "stochastic" and mode == "int":
+        # Tied tensors share what is drawn, as they share their memory.
+        own["rounding_seed"] = int(hash_json({"seed": weight.rounding_seed, "tensor": info.tied_to or info.name}, 15), 16)
     return QuantSpec(
         scheme=quant.name,
         bits=bits,
         mode=mode,
-        granularity="per_channel" if per_channel else "per_tensor",
-        axis=info.channel_axis if per_channel else 0,
-        rounding=quant.weight.rounding,
-        arithmetic=quant.weight.arithmetic,
+        granularity=granularity,
+        axis=info.channel_axis if granularity in ("per_channel", "per_group") else 0,
+        rounding=weight.rounding,
+        arithmetic=weight.arithmetic,
+        group_size=weight.group_size if granularity == "per_group" else None,
+        **own,
     )
+
+
+def _granularity(info: TensorInfo, quant: QuantSettings) -> str:
+    """What shares a range; a vector has one element per channel, a matrix one per (Cin, Cout) pair: they take a coarser one."""
+    granularity = quant.weight.granularity
+    if len(info.shape) < 2:
+        return "per_tensor"
+    return "per_channel" if granularity == "per_in_out_channel" and len(info.shape) < 3 else granularity
 
 
 def _half_plan(tensors: Sequence[TensorInfo], policy: PolicySettings, quant: QuantSettings) -> Plan:
@@ -162,8 +177,25 @@ def _notes(
     if policy.name == "conv_linear":
         notes += [f"the network has no {label}" for label in idle]
     vectors = [row.info.name for row in rows if row.spec and len(row.info.shape) < 2]
-    if vectors and quant.weight.granularity == "per_channel":
+    if vectors and quant.weight.granularity != "per_tensor":
         notes.append(f"{len(vectors)} vectors are quantized per tensor, having one element per channel: {_some(vectors)}")
+    matrices = [row.info.name for row in rows if row.spec and len(row.info.shape) == 2]
+    if matrices and quant.weight.granularity == "per_in_out_channel":
+        notes.append(
+            f"{len(matrices)} matrices are quantized per_channel, having one element per (Cin, Cout) pair: {_some(matrices)}"
+        )
+    return notes + _quant_notes(quant)
+
+
+def _quant_notes(quant: QuantSettings) -> list[str]:
+    """What the scheme does not read, and what it does to negative values."""
+    notes = [
+        f"quant.weight.{key} is not used by quant={quant.name}"
+        for key, schemes in READS.items()
+        if quant.name not in schemes and getattr(quant.weight, key) != getattr(WeightQuantSettings(), key)
+    ]
+    if quant.name in UNSIGNED or (quant.name == "scale_factor" and not quant.weight.signed):
+        notes.append(f"quant={quant.name} is unsigned: negative values become 0")
     return notes
 
 

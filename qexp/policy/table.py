@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
-from qexp.base.nouns import Plan, PlanRow
+from qexp.base.nouns import Plan, PlanRow, QuantSpec
 from qexp.policy.rules import NEVER
+from qexp.quant.storage import stored_bytes
 
 _NUM_BYTES = {
     "float64": 8,
@@ -19,14 +19,13 @@ _NUM_BYTES = {
     "bfloat16": 2,
     "int16": 2,
 }
-_QPARAMS_BYTES = 8  # scale and zero point, or minimum and maximum, four bytes each
 _HEADINGS = ("tensor", "shape", "bits", "scheme", "rule", "params %")
 
 
 def plan_size_bytes(plan: Plan) -> int:
-    """Bytes of the state dict under the plan: packed codes, their scales and zero points, and the rest as stored.
+    """Bytes of the state dict under the plan: packed codes, their scales, zero points and codebooks, and the rest as stored.
 
-    ceil(elements * bits / 8) + 8 per tensor or per channel; two bytes an element under `half`; a `float` control has no codes
+    `qexp.quant.storage.stored_bytes` for integer codes; two bytes an element under `half`; a `float` control has no codes
     and counts as stored. A storage with several names counts once.
     """
     return sum(_row_bytes(row) for row in plan.rows if row.info.tied_to is None)
@@ -50,7 +49,8 @@ def plan_rows(plan: Plan) -> list[dict[str, Any]]:
                 "mode": spec.mode if spec else None,
                 "scheme": spec.scheme if spec else None,
                 "granularity": spec.granularity if spec else None,
-                "axis": spec.axis if spec and spec.granularity == "per_channel" else None,
+                "axis": spec.axis if spec and spec.granularity in ("per_channel", "per_group") else None,
+                "group_size": spec.group_size if spec else None,
                 "rule": row.rule,
                 "reason": row.reason,
                 "num_elements": info.num_elements,
@@ -108,9 +108,17 @@ def _cells(row: PlanRow, total: int) -> tuple[str, ...]:
     spec = row.spec
     assert spec is not None
     shape = "x".join(str(size) for size in row.info.shape) or "scalar"
-    scheme = spec.scheme if spec.granularity == "per_tensor" else f"{spec.scheme} per_channel axis {spec.axis}"
     share = f"{100 * row.info.num_elements / max(total, 1):.2f}" if _is_parameter(row) else "-"
-    return (row.info.name, shape, str(spec.bits), scheme, row.rule, share)
+    return (row.info.name, shape, str(spec.bits), _grid(spec), row.rule, share)
+
+
+def _grid(spec: QuantSpec) -> str:
+    """`linear`, `linear per_channel axis 0`, `affine per_group 64 axis 0`."""
+    if spec.granularity == "per_tensor":
+        return spec.scheme
+    size = f" {spec.group_size}" if spec.granularity == "per_group" else ""
+    axis = "" if spec.granularity == "per_in_out_channel" else f" axis {spec.axis}"
+    return f"{spec.scheme} {spec.granularity}{size}{axis}"
 
 
 def _is_parameter(row: PlanRow) -> bool:
@@ -126,5 +134,4 @@ def _row_bytes(row: PlanRow) -> int:
         return stored
     if spec.mode == "half":
         return min(stored, 2 * info.num_elements)
-    channels = info.shape[spec.axis] if spec.granularity == "per_channel" else 1
-    return math.ceil(info.num_elements * spec.bits / 8) + _QPARAMS_BYTES * channels
+    return stored_bytes(info.shape, spec)

@@ -13,6 +13,7 @@ They differ by one code at some exact ties and practically nowhere else. All ari
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -118,9 +119,12 @@ def scaling(scale: Tensor, arithmetic: str) -> tuple[Operation, Tensor]:
     return (torch.mul, scale.reciprocal()) if arithmetic == "reciprocal" else (torch.div, scale)
 
 
-def rounding_of(name: str | None) -> Operation | None:
-    """The rounding of that name; None stays None."""
-    return None if name is None else ROUNDINGS[choose("quant.weight.rounding", name, ROUNDINGS)]
+def rounding_of(name: str | None, seed: int = 0) -> Operation | None:
+    """The rounding of that name, `stochastic` with a generator of that seed; None stays None."""
+    if name is None:
+        return None
+    operation = ROUNDINGS[choose("quant.weight.rounding", name, ROUNDINGS)]
+    return partial(operation, generator=torch.Generator().manual_seed(seed)) if name == "stochastic" else operation
 
 
 def step_limits(qparams: QParams) -> tuple[Tensor | float, Tensor | float]:
@@ -130,8 +134,8 @@ def step_limits(qparams: QParams) -> tuple[Tensor | float, Tensor | float]:
     """
     if qparams.quant_min == -qparams.quant_max:
         return float(qparams.quant_min), float(qparams.quant_max)
-    if qparams.zero_point.dim() == 0:
-        zero_point = float(qparams.zero_point)
+    if qparams.zero_point.dim() == 0 or not qparams.zero_point.any():
+        zero_point = float(qparams.zero_point) if qparams.zero_point.dim() == 0 else 0.0
         return qparams.quant_min - zero_point, qparams.quant_max - zero_point
     return qparams.quant_min - qparams.zero_point, qparams.quant_max - qparams.zero_point
 

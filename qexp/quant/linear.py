@@ -98,6 +98,12 @@ def linear_map(
     return torch.add(torch.mul(unit.float(), levels, out=out), lowest, out=out)
 
 
+def linear_clamp(codes: Tensor, bits: int, out: Tensor | None = None) -> Tensor:
+    """Codes that a range given from outside has put beyond [-2^(bits-1), 2^(bits-1) - 1], brought back to its ends."""
+    levels, lowest = linear_constants(bits)
+    return torch.clamp(codes, lowest, lowest + levels, out=out)
+
+
 def linear_unmap(codes: Tensor, step: Tensor, offset: Tensor, out: Tensor | None = None) -> Tensor:
     """Code -> value, in the order of `linear_dequantize`."""
     return torch.add(torch.mul(codes, step, out=out), offset, out=out)

@@ -50,6 +50,30 @@ def min_max(x: Tensor, axis: int | None = None) -> tuple[Tensor, Tensor]:
     return minimum, maximum
 
 
+def check_not_zero(minimum: Tensor, maximum: Tensor) -> None:
+    """Raise ConstantTensorError where the whole range is zero, so that nothing is left to scale by."""
+    if not (minimum.any() or maximum.any()):
+        raise ConstantTensorError(0.0, allowed="an element other than zero")
+
+
+def check_limits(limits: tuple[Tensor, Tensor], num_groups: int, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Limits given from outside as float32 on x's device: 0-d for one group, [num_groups] for several.
+
+    Raises:
+        UserError: another number of them, NaN or infinity, or a minimum above its maximum.
+    """
+    ends = [torch.as_tensor(end, dtype=torch.float32, device=x.device) for end in limits]
+    for end in ends:
+        if end.numel() != num_groups or end.dim() > 1:
+            raise UserError("limits", list(end.shape), allowed=f"one number for each of the tensor's {num_groups} groups")
+    minimum, maximum = ends if num_groups > 1 else [end.reshape(()) for end in ends]
+    if not (_all_finite(minimum) and _all_finite(maximum)):
+        raise UserError("limits", "hold NaN or infinity", allowed="finite numbers")
+    if bool((minimum > maximum).any()):
+        raise UserError("limits", "minimum above maximum", allowed="a minimum that is at most the maximum")
+    return minimum, maximum
+
+
 def check_finite(minimum: Tensor, maximum: Tensor) -> None:
     """Raise UserError unless both ends of the range are finite; NaN anywhere in a tensor reaches its range."""
     if not (_all_finite(minimum) and _all_finite(maximum)):

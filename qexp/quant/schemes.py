@@ -1,32 +1,33 @@
 """The quantizers by name, and `quantize_`, which overwrites a tensor with the quantized copy of another.
 
-`quantize_` allocates nothing of the size of the model: it takes the range (one read), then runs the scheme's few elementwise
-steps in place over blocks that stay in cache (one read, one write). The steps are those of the public functions in the same
-order, so the result is theirs, bit for bit. Rejected: a compiled kernel, which is faster still but needs a compiler where a sweep
-runs.
+For the schemes with a kernel `quantize_` allocates nothing of the size of the model: it takes the range (one read), then runs the
+scheme's few elementwise steps in place over blocks that stay in cache (one read, one write). The steps are those of the public
+functions in the same order, so the result is theirs, bit for bit. The others, and stochastic rounding, whose draws have an order,
+are encoded and decoded whole.
+Rejected: a compiled kernel, which is faster still but needs a compiler where a sweep runs.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from qexp.base.checks import check_bits
 from qexp.base.errors import UserError, choose
 from qexp.base.nouns import QuantSpec
-from qexp.quant.affine import Operation, fake_quantize_steps, rounding_of, scaling, step_limits
+from qexp.quant.affine import Operation, rounding_of
 from qexp.quant.blocks import in_blocks
-from qexp.quant.linear import linear_constants, linear_inverse, linear_map, linear_span, linear_unmap
-from qexp.quant.qparams import choose_qparams
-from qexp.quant.ranges import min_max
+from qexp.quant.layout import Layout, layout_of
+from qexp.quant.quantizers import Affine, Binary, Codebook, Dorefa, Levels, Linear, Params, ScaleFactor, Ternary
+from qexp.quant.ranges import check_limits, check_not_zero, min_max
+from qexp.quant.settings import CLIPPED, check_control, check_rounding, check_width
 
-QUANTIZER_VERSION = 1  # part of every record's key; raise it when the same spec comes to give other values
+QUANTIZER_VERSION = 2  # part of every record's key; raise it when the same spec comes to give other values
 
-Kernel = Callable[..., None]  # (x, out, *params): float32 blocks, params broadcast along the channels
+Limits = tuple[Tensor, Tensor]
 
 
 @dataclass(frozen=True)
@@ -34,77 +35,78 @@ class Scheme:
     """What a reader and a policy may ask of a quantizer, and how it is made.
 
     Args:
-        zero_representable: 0 maps to 0 exactly.
+        zero_representable: 0 maps to 0 exactly (`represents_zero` says it of a spec).
         needs_range: undefined on a constant tensor, whatever the constant.
         dequantizes: the copy holds values; otherwise the codes themselves.
-        prepare: (minimum, maximum, spec) -> kernel and the tensors it takes; None for the cast to fp16.
+        quantizer: its fit, encode and decode, and a kernel or control where it has them; None for the cast to fp16.
     """
 
     zero_representable: bool
-    needs_range: bool
+    needs_range: bool = False
     dequantizes: bool = True
-    prepare: Callable[[Tensor, Tensor, QuantSpec], tuple[Kernel, tuple[Tensor | float, ...]]] | None = None
+    quantizer: Any = None
 
-
-def _prepare_linear(minimum: Tensor, maximum: Tensor, spec: QuantSpec) -> tuple[Kernel, tuple[Tensor | float, ...]]:
-    """linear_quantize, rounding, linear_dequantize; `linear_raw` leaves out the last."""
-    span, rounding, raw = linear_span(minimum, maximum), _rounding(spec), spec.scheme == "linear_raw"
-    # 0-d tensors: torch would wrap Python numbers anew in every call
-    levels, lowest = _constant_tensors(spec.bits)
-
-    def kernel(x: Tensor, out: Tensor, minimum: Tensor, span: Tensor, step: Tensor, offset: Tensor) -> None:
-        linear_map(x, minimum, span, levels, lowest, out=out)
-        if rounding is not None:
-            rounding(out, out=out)
-        if not raw:
-            linear_unmap(out, step, offset, out=out)
-
-    return kernel, (minimum, span, *linear_inverse(minimum, maximum, spec.bits))
-
-
-@cache
-def _constant_tensors(bits: int) -> tuple[Tensor, Tensor]:
-    return tuple(torch.tensor(value, device="cpu") for value in linear_constants(bits))
-
-
-def _prepare_affine(minimum: Tensor, maximum: Tensor, spec: QuantSpec) -> tuple[Kernel, tuple[Tensor | float, ...]]:
-    """fake_quantize_affine, with scale and zero point from `choose_qparams`."""
-    qparams = choose_qparams(minimum, maximum, spec.bits, symmetric=spec.scheme == "symmetric")
-    operation, operand = scaling(qparams.scale, spec.arithmetic)
-    rounding = _rounding(spec)
-
-    def kernel(x: Tensor, out: Tensor, operand: Tensor, low: Tensor | float, high: Tensor | float, scale: Tensor) -> None:
-        fake_quantize_steps(x, operation, operand, rounding, low, high, scale, out=out)
-
-    return kernel, (operand, *step_limits(qparams), qparams.scale)
+    @property
+    def kernel(self) -> Callable[..., Any] | None:
+        """The fused steps for blocks; None where there are none."""
+        return getattr(self.quantizer, "kernel", None)
 
 
 SCHEMES: dict[str, Scheme] = {
-    "linear": Scheme(zero_representable=False, needs_range=True, prepare=_prepare_linear),
-    "linear_raw": Scheme(zero_representable=False, needs_range=True, dequantizes=False, prepare=_prepare_linear),
-    "affine": Scheme(zero_representable=True, needs_range=False, prepare=_prepare_affine),
-    "symmetric": Scheme(zero_representable=True, needs_range=False, prepare=_prepare_affine),
-    "half": Scheme(zero_representable=True, needs_range=False),
+    "linear": Scheme(zero_representable=False, needs_range=True, quantizer=Linear),
+    "linear_raw": Scheme(zero_representable=False, needs_range=True, dequantizes=False, quantizer=Linear),
+    "affine": Scheme(zero_representable=True, quantizer=Affine),
+    "symmetric": Scheme(zero_representable=True, quantizer=Affine),
+    "symmetric_restricted": Scheme(zero_representable=True, quantizer=Affine),
+    "unsigned_symmetric": Scheme(zero_representable=True, quantizer=Affine),
+    "scale_factor": Scheme(zero_representable=True, quantizer=ScaleFactor),
+    "pow2_scale": Scheme(zero_representable=True, quantizer=Affine),
+    "fixed_point": Scheme(zero_representable=True, quantizer=Affine),
+    "dorefa": Scheme(zero_representable=False, quantizer=Dorefa),
+    "log2": Scheme(zero_representable=True, quantizer=Levels),
+    "apot": Scheme(zero_representable=True, quantizer=Levels),
+    "quadratic": Scheme(zero_representable=True, quantizer=Levels),
+    "lut_quantile": Scheme(zero_representable=False, quantizer=Codebook),
+    "lut_kmeans": Scheme(zero_representable=False, quantizer=Codebook),
+    "binary": Scheme(zero_representable=False, quantizer=Binary),
+    "ternary": Scheme(zero_representable=True, quantizer=Ternary),
+    "half": Scheme(zero_representable=True),
 }
 
 
+def represents_zero(spec: QuantSpec) -> bool:
+    """True where 0 is a value of every grid that the spec makes, so that zeros stay zeros.
+
+    >>> represents_zero(QuantSpec(scheme="lut_kmeans", bits=4, pin_zero=True))
+    True
+    """
+    return SCHEMES[spec.scheme].zero_representable or (SCHEMES[spec.scheme].quantizer is Codebook and spec.pin_zero)
+
+
 @torch.no_grad()
-def quantize_(target: Tensor, source: Tensor, spec: QuantSpec) -> Tensor:
+def quantize_(target: Tensor, source: Tensor, spec: QuantSpec, limits: Limits | None = None) -> Tensor:
     """Overwrite `target` with the quantized copy of `source`, and return it.
 
     `linear`:     linear_dequantize(R(linear_quantize(x)))
     `linear_raw`: R(linear_quantize(x)), the codes
-    `affine`, `symmetric`: fake_quantize_affine(x, choose_qparams(min x, max x))
+    `affine`, `symmetric`, `symmetric_restricted`, `unsigned_symmetric`, `pow2_scale`:
+                  fake_quantize_affine(x, choose_qparams(min x, max x, scheme=...)); `fixed_point` with fixed_point_qparams
+    `scale_factor`: R(clamp(x f, quant_min, quant_max)) / f, f = scale_factors(min x, max x)
+    `log2`, `apot`, `quadratic`: the nearest of unit_levels times max|x|
+    `lut_quantile`, `lut_kmeans`: the nearest centroid of fit_codebook; `binary`, `ternary`: their means and signs
+    `dorefa`:     decode_dorefa(R(encode_dorefa(x))), which lies between -1 and 1 whatever x
     `half`, or spec.mode `half`: x rounded to fp16
 
-    R is `spec.rounding` in mode `int`; in mode `float`, the control, nothing is rounded. Per channel, each index along
-    `spec.axis` has its own range; a channel of equal elements (a pruned one) is reproduced exactly by the linear map, as is one
-    of zeros by the others. Arithmetic is float32 whatever the dtypes.
+    R is `spec.rounding` in mode `int`; in mode `float`, the control, nothing is rounded. Each group of the granularity has its
+    own range; one of equal elements (a pruned channel) is reproduced exactly by the linear map, as is one of zeros by the others
+    that represent zero. Arithmetic is float32 whatever the dtypes.
 
     Args:
         target: any floating dtype, strides and device; may be `source`.
         source: likewise, of equal shape.
-        spec: scheme, bits, mode, granularity and axis, rounding, arithmetic.
+        spec: scheme, bits, mode, granularity, rounding and what else the scheme reads.
+        limits: minimum and maximum to use instead of the source's own, 0-d or [1] per tensor, else [num_groups] in the order of
+            `qexp.quant.layout`; what lies outside goes to the grid's end. Only for schemes with a clipping range (`CLIPPED`).
 
     Raises:
         UserError: the source is empty, holds NaN or infinity, has no range (constant for the linear map, all zero for the others)
@@ -112,19 +114,102 @@ def quantize_(target: Tensor, source: Tensor, spec: QuantSpec) -> Tensor:
     """
     if target.shape != source.shape:
         raise UserError("target", list(target.shape), allowed=f"the shape of the source, {list(source.shape)}")
+    scheme = check_spec(spec, limits)
+    if scheme.quantizer is None or spec.mode == "half":
+        return _cast_half_(target, source)
+    fitted = fit(source, spec, limits)
+    # Stochastic rounding draws in the order of the rows, which encode must share.
+    if scheme.kernel is None or (spec.rounding == "stochastic" and spec.mode == "int"):
+        return target.copy_(fitted.layout.fold(_copy_rows(scheme, fitted, spec, source)))
+    kernel, params = scheme.kernel(fitted.params, spec, _rounding(spec), limits is not None)
+    layout = fitted.layout
+    if spec.granularity in ("per_tensor", "per_channel"):
+        in_blocks(kernel, source, target, params, layout.axis if spec.granularity == "per_channel" and source.dim() else None)
+        return target
+    rows = layout.rows(source)
+    in_place = not layout.tail and not layout.axis and target.is_contiguous()
+    outs = [target.view(-1, layout.group)] if in_place else [torch.empty_like(part, dtype=torch.float32) for part in rows]
+    cuts = [layout.cut(param) if isinstance(param, Tensor) else [param] * len(rows) for param in params]
+    for part, out, *part_params in zip(rows, outs, *cuts, strict=True):
+        in_blocks(kernel, part, out, part_params, 0)
+    return target if in_place else target.copy_(layout.fold(outs))
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """The parameters of one tensor's grid: name -> 0-d, [num_groups] or [num_groups, levels], and the groups they belong to."""
+
+    layout: Layout
+    params: Params
+
+    def parts(self) -> list[Params]:
+        """The parameters of each part of `layout.rows`."""
+        cuts = {name: self.layout.cut(param) for name, param in self.params.items()}
+        return [{name: cut[number] for name, cut in cuts.items()} for number in range(1 + bool(self.layout.tail))]
+
+
+@torch.no_grad()
+def fit(source: Tensor, spec: QuantSpec, limits: Limits | None = None) -> Fitted:
+    """The parameters that `quantize_` uses, for modes `int` and `float`; arguments and errors as there."""
+    quantizer = check_spec(spec, limits).quantizer
+    assert quantizer is not None and spec.mode != "half"
+    layout = layout_of(source.shape, spec)
+    whole = spec.granularity in ("per_tensor", "per_channel") or not source.numel()
+    if whole:
+        minimum, maximum = min_max(source, layout.axis if spec.granularity == "per_channel" and source.dim() else None)
+    else:
+        ends = [min_max(part, 0) for part in layout.rows(source)]
+        minimum, maximum = (layout.join([pair[side] for pair in ends]) for side in (0, 1))
+    minimum, maximum = minimum.float(), maximum.float()
+    if limits is not None:
+        minimum, maximum = check_limits(limits, layout.num_groups, source)
+    if quantizer not in (Linear, Affine, ScaleFactor):
+        check_not_zero(minimum, maximum)
+    if hasattr(quantizer, "kernel"):
+        return Fitted(layout, quantizer.fit((), minimum, maximum, spec))
+    found = [
+        quantizer.fit((rows,), low.reshape(-1), high.reshape(-1), spec)
+        for rows, low, high in zip(layout.rows(source.float()), layout.cut(minimum), layout.cut(maximum), strict=True)
+    ]
+    return Fitted(layout, {name: layout.join([params[name] for params in found]) for name in found[0]})
+
+
+def encode_rows(source: Tensor, spec: QuantSpec, fitted: Fitted) -> list[Tensor]:
+    """The codes of each part of `layout.rows`, float32."""
+    quantizer, rounding = SCHEMES[spec.scheme].quantizer, _rounding(spec)
+    rows = fitted.layout.rows(source.float())
+    return [quantizer.encode(part, params, spec, rounding) for part, params in zip(rows, fitted.parts(), strict=True)]
+
+
+def decode_rows(codes: list[Tensor], spec: QuantSpec, fitted: Fitted) -> list[Tensor]:
+    """The values of each part."""
+    quantizer = SCHEMES[spec.scheme].quantizer
+    return [quantizer.decode(part, params, spec) for part, params in zip(codes, fitted.parts(), strict=True)]
+
+
+def _copy_rows(scheme: Scheme, fitted: Fitted, spec: QuantSpec, source: Tensor) -> list[Tensor]:
+    """The copy of each part, without a kernel."""
+    if spec.mode == "int":
+        return decode_rows(encode_rows(source, spec, fitted), spec, fitted)
+    rows = fitted.layout.rows(source.float())
+    return [scheme.quantizer.control(part, params, spec) for part, params in zip(rows, fitted.parts(), strict=True)]
+
+
+def check_spec(spec: QuantSpec, limits: Limits | None = None) -> Scheme:
+    """The scheme of a spec, or UserError where the spec asks for what its scheme does not have."""
     scheme = SCHEMES[choose("quant.name", spec.scheme, SCHEMES)]
     choose("mode", spec.mode, ("int", "float", "half"))
-    if scheme.prepare is None or spec.mode == "half":
-        return _cast_half_(target, source)
-    check_bits("bits", spec.bits)
-    choose("quant.weight.granularity", spec.granularity, ("per_tensor", "per_channel"))
-    axis = spec.axis if spec.granularity == "per_channel" and source.dim() else None
-    if axis is not None and not -source.dim() <= axis < source.dim():
-        raise UserError("axis", axis, allowed=f"an axis of a tensor of shape {list(source.shape)}")
-    minimum, maximum = (end.float() for end in min_max(source, axis))
-    kernel, params = scheme.prepare(minimum, maximum, spec)
-    in_blocks(kernel, source, target, params, axis)
-    return target
+    if scheme.quantizer is None or spec.mode == "half":
+        clipped = False
+    else:
+        check_width(spec.scheme, spec.bits)
+        check_control(spec.scheme, spec.mode, spec.bits)
+        check_rounding(spec.scheme, spec.rounding, spec.level)
+        clipped = spec.scheme in CLIPPED
+    if limits is not None and not clipped:
+        where = spec.scheme if spec.mode != "half" else "half"
+        raise UserError("limits", "given", allowed=CLIPPED, remedy=f"{where} has no clipping range.")
+    return scheme
 
 
 def _cast_half_(target: Tensor, source: Tensor) -> Tensor:
@@ -140,5 +225,5 @@ def _cast_half_(target: Tensor, source: Tensor) -> Tensor:
 
 def _rounding(spec: QuantSpec) -> Operation | None:
     """The rounding of a spec; None for the control, which does not round."""
-    rounding = rounding_of(spec.rounding)
+    rounding = rounding_of(spec.rounding, spec.rounding_seed)
     return rounding if spec.mode == "int" else None

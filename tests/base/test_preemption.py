@@ -39,3 +39,12 @@ def test_a_forked_worker_dies_of_sigterm_and_leaves_ctrl_c_to_its_parent():
             os._exit(0)
         _, status = os.waitpid(child, 0)
     assert os.WTERMSIG(status) == signal.SIGTERM
+
+
+def test_the_same_order_twice_is_one():
+    with preemption.listening():
+        with pytest.raises(preemption.Preempted):
+            signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
+        with pytest.raises(preemption.Preempted):
+            signal.raise_signal(signal.SIGINT)

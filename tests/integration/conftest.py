@@ -24,12 +24,16 @@ def process():
     return run_process
 
 
-@pytest.fixture
-def port() -> int:
-    """A free port."""
+def free_port() -> int:
+    """A port that nobody listens on."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
+
+
+@pytest.fixture
+def port() -> int:
+    return free_port()
 
 
 @pytest.fixture(scope="session")
@@ -41,6 +45,19 @@ def warm():
     server = module.Warm()
     yield server
     server.close()
+
+
+@pytest.fixture(scope="session")
+def ranks(warm):
+    """Starts the processes of one command, with the environment that torchrun gives them."""
+
+    def start(count, *arguments, **environment):
+        if count == 1:
+            return [warm.start(*arguments, **environment)]
+        shared = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+        return [warm.start(*arguments, **environment, **shared, RANK=str(k), LOCAL_RANK=str(k)) for k in range(count)]
+
+    return start
 
 
 def all_numbers(runs):

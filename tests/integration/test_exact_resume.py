@@ -43,26 +43,13 @@ def command(tiny, images):
     return (*options, network, *data, *train, "bits=4,8", "-m")
 
 
-def ranks(warm, count, *arguments, **environment):
-    """The processes of a command, as torchrun would start them."""
-    if count == 1:
-        return [warm.start(*arguments, **environment)]
-    import socket
-
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    several = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    return [warm.start(*arguments, **environment, **several, RANK=str(rank), LOCAL_RANK=str(rank)) for rank in range(count)]
-
-
 @pytest.fixture(scope="module")
-def undisturbed(warm, command, numbers, tmp_path_factory):
+def undisturbed(ranks, command, numbers, tmp_path_factory):
     """Number of ranks -> what the training leaves behind when nothing happens."""
     found, before = {}, os.getcwd()
     for count in (1, 2):
         os.chdir(tmp_path_factory.mktemp("undisturbed"))
-        assert [child.wait() for child in ranks(warm, count, *command)] == [0] * count
+        assert [child.wait() for child in ranks(count, *command)] == [0] * count
         found[count] = numbers("runs")
         found[count]["table"] = table()
     os.chdir(before)
@@ -98,10 +85,10 @@ def assert_same(numbers, expected):
         (2, 0, 5, STEPS + 3, "SIGTERM"),
     ],
 )
-def test_the_same_command_again(warm, command, numbers, undisturbed, count, workers, every, step, how):
+def test_the_same_command_again(ranks, command, numbers, undisturbed, count, workers, every, step, how):
     arguments = (*command, f"data.workers={workers}", *([f"train.checkpoint_every_steps={every}"] if every else []))
     hurt = str(count - 1)
-    stopped = ranks(warm, count, *arguments, MORTAL_STEP=str(step), MORTAL_HOW=how, MORTAL_RANK=hurt)
+    stopped = ranks(count, *arguments, MORTAL_STEP=str(step), MORTAL_HOW=how, MORTAL_RANK=hurt)
     codes = [child.wait() for child in stopped]
     (folder,) = Path("runs/trainings").iterdir()
     if how == "SIGTERM":
@@ -111,7 +98,7 @@ def test_the_same_command_again(warm, command, numbers, undisturbed, count, work
     else:
         assert codes[-1] == -signal.SIGKILL and 0 not in codes
     assert not Path("results").exists()
-    again = ranks(warm, count, *arguments)
+    again = ranks(count, *arguments)
     assert [child.wait() for child in again] == [0] * count, again[0].text
     assert ("going on from" in again[0].text) == (step > STEPS or every is not None or how == "SIGTERM")
     assert_same(numbers, undisturbed[count])
@@ -138,10 +125,10 @@ def test_a_truncated_last_falls_back_to_previous(warm, command, numbers, undistu
     assert_same(numbers, undisturbed[1])
 
 
-def test_another_number_of_ranks_goes_on_and_is_marked(warm, command, numbers, undisturbed):
+def test_another_number_of_ranks_goes_on_and_is_marked(warm, ranks, command, numbers, undisturbed):
     stopped = warm.start(*command, MORTAL_STEP=str(STEPS + 3), MORTAL_HOW="SIGTERM")
     assert stopped.wait() == 143
-    again = ranks(warm, 2, *command)
+    again = ranks(2, *command)
     assert [child.wait() for child in again] == [0, 0], again[0].text
     found = {(row["variant"], row["trained_by"]) for row in table()}
     assert found == {("fp32", "1 then 2"), ("W4 int", "1 then 2"), ("W8 int", "1 then 2")}

@@ -238,9 +238,11 @@ def test_runs_of_a_killed_training_are_closed_and_then_reopened(training, held, 
 
 
 @pytest.mark.slow
-def test_another_sweep_closes_the_runs_of_a_killed_one(training, held, process):
+def test_another_sweep_closes_the_runs_of_a_killed_one(training, held, process, empty_store):
+    Path("runs").mkdir()
+    shutil.copy(empty_store, "runs/mlflow.db")
     one = held(*training, "train.epochs=2")
-    wait_for("the runs", lambda: Path("runs/mlflow.db").exists() and len(Store("runs/mlflow.db").runs) == 2)
+    wait_for("the runs", lambda: len(Store("runs/mlflow.db").runs) == 2)
     one.kill()
     other = process("qexp.train", *training, "seed=1", "name=another")
     assert other.returncode == 0 and "behind" not in other.stdout, other.stderr

@@ -64,15 +64,3 @@ def test_bad_input_ends_both_ranks_at_once(process, tiny, port, arguments, messa
     assert "qexp/pipeline" not in done.stderr  # no traceback of ours
     assert not Path("runs/trainings").exists()
     assert time.monotonic() - begin < 120  # not one of the process group's timeouts
-
-
-@pytest.mark.slow
-def test_a_rank_that_fails_alone_ends_the_command(process, tiny, port):
-    network = next(text for text in tiny if text.startswith("model.factory=")).replace(":tiny", ":Mortal")
-    arguments = [*(text for text in tiny if not text.startswith("model.factory=")), network, "bits=4"]
-    done = process(
-        *RUN, f"--master_port={port}", "-m", "qexp.train", *arguments, MORTAL_STEP="5", MORTAL_RANK="1", MORTAL_HOW="error"
-    )
-    assert done.returncode != 0
-    assert "this rank has no disk" in done.stderr
-    assert not Path("results").exists()

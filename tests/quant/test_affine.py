@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from qexp.base.errors import UserError
-from qexp.base.nouns import QParams
+from qexp.base.nouns import QParams, QuantSpec
 from qexp.quant.affine import dequantize_affine, fake_quantize_affine, quantize_affine
-from qexp.quant.qparams import choose_qparams
+from qexp.quant.qparams import GRIDS, choose_qparams
+from qexp.quant.ranges import min_max
 from qexp.quant.rounding import ROUNDINGS
+from qexp.quant.schemes import quantize_
 
+DETERMINISTIC = [name for name in ROUNDINGS if name != "stochastic"]
 SCALES = (0.1, 0.0371, 1.0, 0.5, 1e-4, 3.7e-3)
 
 
@@ -49,46 +51,20 @@ def test_reciprocal_is_torch_per_channel(axis):
     assert torch.equal(fake_quantize_affine(x, QParams(scale, zero_point.float(), -8, 7, axis)), expected)
 
 
-def message(*fields: tuple[int, int | str | bytes]) -> bytes:
-    """A protobuf message of (field number, value), each field number and length below 2^14."""
-
-    def varint(value: int) -> bytes:
-        return bytes([value]) if value < 128 else bytes([value & 127 | 128, value >> 7])
-
-    text = b""
-    for number, value in fields:
-        if isinstance(value, int):
-            text += varint(number << 3) + varint(value)
-        else:
-            content = value.encode() if isinstance(value, str) else value
-            text += varint(number << 3 | 2) + varint(len(content)) + content
-    return text
-
-
-def onnx_quantize_linear(kind: int) -> bytes:
-    """An ONNX model of one QuantizeLinear node, spelled by hand in onnx.proto's field numbers; needs no onnx."""
-
-    def value(name: str, element: int, *dims: bytes) -> bytes:
-        return message((1, name), (2, message((1, message((1, element), (2, b"".join(dims)))))))
-
-    vector = message((1, message((2, "n"))))
-    node = message((1, "x"), (1, "scale"), (1, "zero_point"), (2, "codes"), (4, "QuantizeLinear"))
-    inputs = [(11, value("x", 1, vector)), (11, value("scale", 1)), (11, value("zero_point", kind))]
-    graph = message((1, node), (2, "quantize"), *inputs, (12, value("codes", kind, vector)))
-    return message((1, 8), (7, graph), (8, message((1, ""), (2, 19))))
-
-
-@pytest.mark.parametrize(("dtype", "kind", "quant_min", "quant_max"), [("int8", 3, -128, 127), ("uint8", 2, 0, 255)])
-@pytest.mark.parametrize("scale", SCALES)
-def test_divide_is_onnx_quantize_linear(scale, dtype, kind, quant_min, quant_max):
-    runtime = pytest.importorskip("onnxruntime")
-    session = runtime.InferenceSession(onnx_quantize_linear(kind), providers=["CPUExecutionProvider"])
-    x = hard_values(scale)
-    x = x[x.abs() < 1e9]
-    feed = {"x": x.numpy(), "scale": np.array(scale, "float32"), "zero_point": np.array(3, dtype)}
-    expected = torch.from_numpy(session.run(None, feed)[0]).float()
-    codes = quantize_affine(x, per_tensor(scale, 3, quant_min, quant_max), arithmetic="divide")
-    assert torch.equal(codes, expected)
+@pytest.mark.parametrize("scheme", [name for name in GRIDS if name != "unsigned_symmetric"])
+@pytest.mark.parametrize("bits", [2, 4, 8])
+@pytest.mark.parametrize("axis", [None, 0, 1])
+def test_quantize_is_torchs_fake_quantize(scheme, bits, axis):
+    x = torch.randn(12, 7, 3, 3, generator=torch.Generator().manual_seed(0))
+    granularity = {"granularity": "per_tensor"} if axis is None else {"granularity": "per_channel", "axis": axis}
+    found = quantize_(torch.empty_like(x), x, QuantSpec(scheme=scheme, bits=bits, **granularity))
+    qparams = choose_qparams(*min_max(x, axis), bits, scheme=scheme)
+    low, high, zero_point = qparams.quant_min, qparams.quant_max, qparams.zero_point.int()
+    if axis is None:
+        expected = torch.fake_quantize_per_tensor_affine(x, float(qparams.scale), int(zero_point), low, high)
+    else:
+        expected = torch.fake_quantize_per_channel_affine(x, qparams.scale, zero_point, axis, low, high)
+    assert torch.equal(found, expected)
 
 
 def test_the_two_arithmetics_differ_at_ties_only():
@@ -127,10 +103,10 @@ def test_unknown_names_list_the_choices(argument, value):
 VALUES = st.lists(st.floats(-1000, 1000, width=32), min_size=2, max_size=50).filter(lambda v: max(map(abs, v)) > 1e-3)
 
 
-@given(values=VALUES, bits=st.integers(2, 12), symmetric=st.booleans(), rounding=st.sampled_from(list(ROUNDINGS)))
+@given(values=VALUES, bits=st.integers(2, 12), symmetric=st.booleans(), rounding=st.sampled_from(DETERMINISTIC))
 def test_properties(values, bits, symmetric, rounding):
     x = torch.tensor(values).sort().values
-    qparams = choose_qparams(x.min(), x.max(), bits, symmetric=symmetric)
+    qparams = choose_qparams(x.min(), x.max(), bits, scheme="symmetric_restricted" if symmetric else "affine")
     codes = quantize_affine(x, qparams, rounding=rounding)
     fake = fake_quantize_affine(x, qparams, rounding=rounding)
     assert torch.equal(codes, codes.round()) and codes.min() >= qparams.quant_min and codes.max() <= qparams.quant_max
@@ -145,7 +121,7 @@ def test_properties(values, bits, symmetric, rounding):
 @given(values=VALUES, bits=st.integers(2, 12), symmetric=st.booleans())
 def test_idempotent_at_fixed_parameters(values, bits, symmetric):
     x = torch.tensor(values)
-    qparams = choose_qparams(x.min(), x.max(), bits, symmetric=symmetric)
+    qparams = choose_qparams(x.min(), x.max(), bits, scheme="symmetric_restricted" if symmetric else "affine")
     once = fake_quantize_affine(x, qparams)
     assert torch.equal(fake_quantize_affine(once, qparams), once)
 
@@ -154,7 +130,10 @@ def test_idempotent_at_fixed_parameters(values, bits, symmetric):
 def test_scale_equivariant_in_powers_of_two(values, bits, symmetric, power):
     x, factor = torch.tensor(values), 2.0**power
     small, large = (
-        fake_quantize_affine(each, choose_qparams(each.min(), each.max(), bits, symmetric=symmetric)) for each in (x, x * factor)
+        fake_quantize_affine(
+            each, choose_qparams(each.min(), each.max(), bits, scheme="symmetric_restricted" if symmetric else "affine")
+        )
+        for each in (x, x * factor)
     )
     assert torch.equal(small * factor, large)
 
@@ -162,5 +141,5 @@ def test_scale_equivariant_in_powers_of_two(values, bits, symmetric, power):
 @given(values=VALUES, bits=st.integers(2, 12))
 def test_symmetric_is_odd(values, bits):
     x = torch.tensor(values)
-    qparams = choose_qparams(x.min(), x.max(), bits, symmetric=True)
+    qparams = choose_qparams(x.min(), x.max(), bits, scheme="symmetric_restricted")
     assert torch.equal(fake_quantize_affine(-x, qparams), -fake_quantize_affine(x, qparams))

@@ -1,4 +1,4 @@
-"""`quantize_` against the composition of the public functions, bit for bit, and at every edge."""
+"""`quantize_` against the composition of the public functions, bit for bit, and at every edge, for every scheme."""
 
 from __future__ import annotations
 
@@ -13,13 +13,24 @@ from qexp.base.nouns import QuantSpec
 from qexp.quant import blocks
 from qexp.quant.affine import fake_quantize_affine
 from qexp.quant.linear import linear_dequantize, linear_quantize
-from qexp.quant.qparams import choose_qparams
+from qexp.quant.qparams import choose_qparams, fixed_point_qparams, scale_factors
 from qexp.quant.ranges import min_max
 from qexp.quant.rounding import ROUNDINGS
-from qexp.quant.schemes import SCHEMES, quantize_
-from qexp.quant.settings import SCHEME_NAMES
+from qexp.quant.schemes import SCHEMES, quantize_, represents_zero
+from qexp.quant.settings import MAX_BITS, MIN_BITS, NO_CONTROL, SCHEME_NAMES
 
 GRIDS = [name for name in SCHEMES if name != "half"]
+FUSED = [name for name in GRIDS if SCHEMES[name].kernel]  # schemes that run in blocks
+DETERMINISTIC = [name for name in ROUNDINGS if name != "stochastic"]
+# On the scale of what they quantize, with a range from end to end, both signs kept.
+COVERING = [
+    name for name in GRIDS if name not in ("linear_raw", "unsigned_symmetric", "fixed_point", "dorefa", "binary", "ternary")
+]
+
+
+def width(scheme: str, bits: int) -> int:
+    """The nearest width that the scheme has."""
+    return min(max(bits, MIN_BITS.get(scheme, 1)), MAX_BITS.get(scheme, 16))
 
 
 def reference(source: Tensor, spec: QuantSpec) -> Tensor:
@@ -32,13 +43,23 @@ def reference(source: Tensor, spec: QuantSpec) -> Tensor:
     if spec.scheme.startswith("linear"):
         codes = rounding(linear_quantize(source, spec.bits))
         return codes if spec.scheme == "linear_raw" else linear_dequantize(codes, spec.bits, *min_max(source))
-    qparams = choose_qparams(*min_max(source), spec.bits, symmetric=spec.scheme == "symmetric")
+    if spec.scheme == "scale_factor":
+        factor = scale_factors(*min_max(source), spec.bits, signed=spec.signed)
+        low, high = (-(2 ** (spec.bits - 1)), 2 ** (spec.bits - 1) - 1) if spec.signed else (0, 2**spec.bits - 1)
+        return rounding((source * factor).clamp(low, high)) / factor
+    if spec.scheme not in FUSED:
+        return quantize_(torch.empty_like(source), source, spec)  # alone; the numbers are tested beside their functions
+    if spec.scheme == "fixed_point":
+        qparams = fixed_point_qparams(spec.bits, spec.fraction_bits)
+    else:
+        qparams = choose_qparams(*min_max(source), spec.bits, scheme=spec.scheme, pow2_round=spec.pow2_round)
     name = spec.rounding if spec.mode == "int" else None
     return fake_quantize_affine(source, qparams, rounding=name, arithmetic=spec.arithmetic)
 
 
 def quantized(source: Tensor, **spec) -> Tensor:
     spec = {"scheme": "linear", "bits": 4, **spec}
+    spec["bits"] = width(spec["scheme"], spec["bits"])
     return quantize_(torch.full_like(source, math.nan), source, QuantSpec(**spec))
 
 
@@ -50,11 +71,11 @@ def test_settings_name_the_schemes():
     assert tuple(GRIDS) == SCHEME_NAMES
 
 
-@pytest.mark.parametrize("rounding", ROUNDINGS)
+@pytest.mark.parametrize("rounding", DETERMINISTIC)
 @pytest.mark.parametrize("arithmetic", ["reciprocal", "divide"])
 @pytest.mark.parametrize("mode", ["int", "float"])
 @pytest.mark.parametrize("axis", [None, 0, 1])
-@pytest.mark.parametrize("scheme", GRIDS)
+@pytest.mark.parametrize("scheme", FUSED)
 def test_blocks_give_the_bits_of_the_definition(scheme, axis, mode, arithmetic, rounding, monkeypatch):
     monkeypatch.setattr(blocks, "BLOCK", 100)
     x = torch.randn(13, 7, 3, 3, generator=torch.Generator().manual_seed(0)) * 0.05 + 0.01
@@ -66,7 +87,7 @@ def test_blocks_give_the_bits_of_the_definition(scheme, axis, mode, arithmetic, 
         assert same_bits(out, reference(x, spec))
 
 
-@pytest.mark.parametrize("scheme", GRIDS)
+@pytest.mark.parametrize("scheme", FUSED)
 def test_default_blocks_on_a_large_tensor(scheme):
     x = torch.randn(3 * blocks.BLOCK * torch.get_num_threads() + 5, generator=torch.Generator().manual_seed(0))
     assert same_bits(quantized(x, scheme=scheme), reference(x, QuantSpec(scheme=scheme, bits=4)))
@@ -90,7 +111,11 @@ def test_default_blocks_on_a_large_tensor(scheme):
 )
 def test_layouts_and_dtypes(scheme, granularity, view):
     x = view(torch.randn(8, 6, 3, 3, generator=torch.Generator().manual_seed(0)))
-    spec = QuantSpec(scheme=scheme, bits=6, granularity=granularity)
+    spec = QuantSpec(scheme=scheme, bits=width(scheme, 6), granularity=granularity)
+    if scheme == "unsigned_symmetric" and x.max() <= 0:
+        with pytest.raises(UserError, match="no element above zero"):
+            quantize_(torch.empty(x.shape), x, spec)
+        return
     for target in (torch.empty(x.shape), torch.empty(x.shape).to(memory_format=torch.channels_last), torch.empty_like(x)):
         quantize_(target, x, spec)
         assert torch.equal(target, reference(x, spec).to(target.dtype))
@@ -100,7 +125,7 @@ def test_layouts_and_dtypes(scheme, granularity, view):
 def test_target_may_be_the_source(scheme):
     x = torch.randn(50, 4, generator=torch.Generator().manual_seed(0))
     expected = quantized(x, scheme=scheme)
-    quantize_(x, x, QuantSpec(scheme=scheme, bits=4))
+    quantize_(x, x, QuantSpec(scheme=scheme, bits=width(scheme, 4)))
     assert torch.equal(x, expected)
 
 
@@ -111,16 +136,28 @@ def test_parameters_are_overwritten_without_a_graph():
 
 
 @pytest.mark.parametrize("granularity", ["per_tensor", "per_channel"])
-@pytest.mark.parametrize("scheme", [name for name in GRIDS if SCHEMES[name].dequantizes])
+@pytest.mark.parametrize("scheme", [name for name in COVERING if name not in NO_CONTROL])
 def test_control_is_close_to_the_identity(scheme, granularity):
-    """`float` maps and inverts without rounding: within float32 for a clamp that touches no weight, within s/2 for affine's."""
+    """`float` maps and inverts without rounding: within float32, or within s/2 where the grid ends inside."""
     x = torch.randn(32, 16, 3, 3, generator=torch.Generator().manual_seed(0))
     control = quantized(x, scheme=scheme, granularity=granularity, bits=8, mode="float")
     span = x.max() - x.min()
-    # affine's zero point is an integer, so its grid may end up to half a step inside the range
-    tolerance = span / 255 / 2 * 1.001 if scheme == "affine" else 8 * 2.0**-23 * span
+    # affine's zero point is an integer, so its grid may end up to half a step inside the range; symmetric's last code always does
+    tolerance = 2 * x.abs().max() / 255 / 2 * 1.001 if scheme in ("affine", "symmetric") else 8 * 2.0**-23 * span
     assert (control - x).abs().max() <= tolerance
     assert len(control.unique()) > 1000
+
+
+@pytest.mark.parametrize("scheme", GRIDS)
+def test_control_exists_or_is_refused(scheme):
+    x = torch.rand(50, generator=torch.Generator().manual_seed(0)) + 0.01
+    if scheme in NO_CONTROL:
+        with pytest.raises(UserError, match=f"mode=float: allowed is int for quant={scheme}.*exists on codes only"):
+            quantized(x, scheme=scheme, mode="float")
+    else:
+        assert len(quantized(x, scheme=scheme, mode="float").unique()) > 40
+    with pytest.raises(UserError, match="quant=dorefa at 1 bit"):
+        quantized(x, scheme="dorefa", bits=1, mode="float")
 
 
 @pytest.mark.parametrize("granularity", ["per_tensor", "per_channel"])
@@ -128,24 +165,31 @@ def test_control_is_close_to_the_identity(scheme, granularity):
 @pytest.mark.parametrize("scheme", GRIDS)
 def test_level_count_and_error(scheme, bits, granularity):
     x = torch.randn(4, 5000, generator=torch.Generator().manual_seed(0))
+    bits = width(scheme, bits)
     copy = quantized(x, scheme=scheme, bits=bits, granularity=granularity)
     rows = copy if granularity == "per_channel" else copy.reshape(1, -1)
     assert all(len(row.unique()) <= 2**bits for row in rows)
-    if SCHEMES[scheme].dequantizes:
-        steps = 2**bits - 2 if scheme == "symmetric" else 2**bits - 1
-        step = 2 * x.abs().max() / steps if scheme == "symmetric" else (x.max() - x.min()) / steps
+    if scheme in ("linear", "affine", "symmetric", "symmetric_restricted", "scale_factor", "pow2_scale"):
+        largest, steps = x.abs().max(), 2**bits - 2
+        step = {
+            "linear": (x.max() - x.min()) / (steps + 1),
+            "affine": (x.max() - x.min()) / (steps + 1),
+            "symmetric": 2 * largest / (steps + 1),
+            "pow2_scale": 4 * largest / steps,
+        }.get(scheme, 2 * largest / steps)
         assert (copy - x).abs().max() <= step / 2 * 1.001
-    else:
+    if scheme == "linear_raw":
         assert copy.min() == -(2 ** (bits - 1)) and copy.max() == 2 ** (bits - 1) - 1
 
 
 @pytest.mark.parametrize("granularity", ["per_tensor", "per_channel"])
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_zero_is_exact_where_the_scheme_says_so(scheme, granularity):
-    x = torch.rand(8, 100, generator=torch.Generator().manual_seed(0)) - 0.3
-    x[:, ::3] = 0
-    kept = bool((quantized(x, scheme=scheme, bits=3, granularity=granularity)[:, ::3] == 0).all())
-    assert kept == SCHEMES[scheme].zero_representable
+    x = torch.rand(8, 100, generator=torch.Generator().manual_seed(0)) - 0.35
+    x[:, 0] = 0
+    for extra in ({}, {"pin_zero": True}) if scheme.startswith("lut") else ({},):
+        kept = bool((quantized(x, scheme=scheme, bits=3, granularity=granularity, **extra)[:, 0] == 0).all())
+        assert kept == represents_zero(QuantSpec(scheme=scheme, bits=width(scheme, 3), **extra))
 
 
 @pytest.mark.parametrize("scheme", GRIDS)
@@ -155,30 +199,37 @@ def test_constant_tensors(scheme):
         for granularity in ("per_tensor", "per_channel"):
             with pytest.raises(UserError, match="constant 0.7"):
                 quantized(constant, scheme=scheme, granularity=granularity)
-    else:
+    elif scheme in ("symmetric", "pow2_scale", "fixed_point"):
+        assert (quantized(constant, scheme=scheme, bits=8) - constant).abs().max() <= 1 / 255
+    elif scheme != "dorefa":
         torch.testing.assert_close(quantized(constant, scheme=scheme), constant)
-    with pytest.raises(UserError, match="constant 0"):
-        quantized(torch.zeros(4, 3), scheme=scheme)
+    if scheme == "fixed_point":
+        assert (quantized(torch.zeros(4, 3), scheme=scheme) == 0).all(), "a format needs no range"
+    else:
+        with pytest.raises(UserError, match="constant 0"):
+            quantized(torch.zeros(4, 3), scheme=scheme)
 
 
-@pytest.mark.parametrize("scheme", [name for name in GRIDS if SCHEMES[name].dequantizes])
+@pytest.mark.parametrize("scheme", [name for name in GRIDS if SCHEMES[name].dequantizes and name != "dorefa"])
 def test_constant_channels_are_reproduced(scheme):
     x = torch.randn(4, 30, generator=torch.Generator().manual_seed(0))
     x[1], x[2] = 0, 0.7
-    copy = quantized(x, scheme=scheme, granularity="per_channel")
+    copy = quantized(x, scheme=scheme, granularity="per_channel", bits=8)
     assert (copy[1] == 0).all()
-    torch.testing.assert_close(copy[2], x[2])
-    assert torch.equal(copy[[0, 3]], quantized(x[[0, 3]], scheme=scheme, granularity="per_channel"))
+    torch.testing.assert_close(copy[2], x[2], atol=1 / 255, rtol=0)
+    assert torch.equal(copy[[0, 3]], quantized(x[[0, 3]], scheme=scheme, granularity="per_channel", bits=8))
 
 
-def test_scalars():
+@pytest.mark.parametrize("granularity", ["per_tensor", "per_channel"])
+def test_scalars(granularity):
     value = torch.tensor(0.7)
-    for scheme in ("affine", "symmetric"):
-        for granularity in ("per_tensor", "per_channel"):
-            copy = quantized(value, scheme=scheme, granularity=granularity)
-            assert copy.shape == () and copy == pytest.approx(0.7)
-    with pytest.raises(UserError, match="constant"):
-        quantized(value, scheme="linear")
+    for scheme in GRIDS:
+        if SCHEMES[scheme].needs_range:
+            with pytest.raises(UserError, match="constant"):
+                quantized(value, scheme=scheme, granularity=granularity)
+        elif scheme != "dorefa":
+            copy = quantized(value, scheme=scheme, granularity=granularity, bits=8)
+            assert copy.shape == () and copy == pytest.approx(0.7, abs=1 / 255)
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
@@ -188,7 +239,7 @@ def test_bad_elements_raise_and_leave_the_target(scheme, granularity, bad):
     x, target = torch.randn(5, 40), torch.ones(5, 40)
     x[3, 17] = bad
     with pytest.raises(UserError, match="NaN or infinity"):
-        quantize_(target, x, QuantSpec(scheme=scheme, bits=8, granularity=granularity))
+        quantize_(target, x, QuantSpec(scheme=scheme, bits=width(scheme, 8), granularity=granularity))
     assert (target == 1).all()
 
 
@@ -215,16 +266,33 @@ def test_half():
         ({"mode": "integer"}, "one of float, half, int"),
         ({"rounding": "nearest"}, "half_even"),
         ({"scheme": "affine", "arithmetic": "multiply"}, "reciprocal"),
-        ({"granularity": "per_group"}, "per_channel"),
+        ({"granularity": "per_row"}, "per_channel"),
+        ({"granularity": "per_group"}, "group_size=None"),
+        ({"granularity": "per_in_out_channel"}, "at least 3 dimensions"),
+        ({"scheme": "log2", "rounding": "floor"}, "half_even for quant=log2.*companded rounds"),
+        ({"scheme": "apot", "rounding": "floor"}, "half_even for quant=apot"),
+        ({"scheme": "log2", "level": "nearby"}, "nearest"),
+        ({"scheme": "pow2_scale", "pow2_round": "floor"}, "ceil"),
         ({"granularity": "per_channel", "axis": 2}, "axis of a tensor"),
         ({"bits": 0}, "1 to 16"),
         ({"bits": 17}, "1 to 16"),
-        ({"scheme": "symmetric", "bits": 1}, "2 to 16"),
     ],
 )
 def test_what_a_spec_may_not_ask(spec, words):
     with pytest.raises(UserError, match=words):
-        quantized(torch.randn(4, 4), **spec)
+        quantize_(torch.empty(4, 4), torch.randn(4, 4), QuantSpec(**{"scheme": "linear", "bits": 4, **spec}))
+
+
+@pytest.mark.parametrize("scheme", GRIDS)
+def test_widths(scheme):
+    x = torch.randn(30, 9, generator=torch.Generator().manual_seed(0))
+    for bits in range(1, 17):
+        spec = QuantSpec(scheme=scheme, bits=bits)
+        if bits == width(scheme, bits):
+            assert len(quantize_(torch.empty_like(x), x, spec).unique()) <= 2**bits
+        else:
+            with pytest.raises(UserError, match=rf"bits={bits}: allowed is (at least|at most|exactly) \d+ for quant={scheme}"):
+                quantize_(torch.empty_like(x), x, spec)
 
 
 def test_shapes_must_agree():
