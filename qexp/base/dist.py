@@ -11,6 +11,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import threading
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -159,20 +160,40 @@ def init_from_env(device_type: str) -> Group:
     """
     assert not is_initialized(), "one process group per process"
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
-    options: dict[str, Any] = {}
+    attempt, options = _attempt(), {}
     if device_type == "cuda":
         torch.cuda.set_device(local_rank)
         options["device_id"] = torch.device("cuda", local_rank)
     store, own_rank, size = next(iter(dist.rendezvous("env://", timeout=COLLECTIVE_TIMEOUT)))
     dist.init_process_group(
         "cpu:gloo,cuda:nccl" if device_type == "cuda" else "gloo",
-        store=dist.PrefixStore("pg", store),
+        store=dist.PrefixStore(f"pg/{attempt}", store),
         rank=own_rank,
         world_size=size,
         timeout=COLLECTIVE_TIMEOUT,
         **options,
     )
-    return Group(own_rank, size, local_rank, dist.PrefixStore("qexp", store))
+    return Group(own_rank, size, local_rank, dist.PrefixStore(f"qexp/{attempt}", store))
+
+
+def _attempt() -> str:
+    """Which start of the workers this is, where torchrun keeps its store for all of them.
+
+    On one machine it does, and counts. Over several machines, whose counts may differ, only its c10d rendezvous can restart
+    workers; it makes a store for each start.
+    """
+    return os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") if os.environ.get("GROUP_WORLD_SIZE", "1") == "1" else "0"
+
+
+def abandon(limit_s: float = 2) -> None:
+    """Close this rank's connections after an error, so that the others' collectives end now and not when this process does.
+
+    Destroying a group that holds half a collective may hang: it is tried in a thread that nobody waits for longer than `limit_s`.
+    """
+    if is_initialized():
+        closing = threading.Thread(target=dist.destroy_process_group, daemon=True)
+        closing.start()
+        closing.join(limit_s)
 
 
 class ControlChannel:
@@ -212,6 +233,10 @@ class ControlChannel:
         while not all(self.store.check([key]) for key in keys) and time.monotonic() < deadline:
             time.sleep(_POLL_S)
 
+    def post(self, number: int, text: str) -> None:
+        """Say how job `number` ended here: empty for well, else what went wrong."""
+        self.store.set(f"outcome/{number}/{self.rank}", json.dumps(text))
+
     def agree(
         self,
         number: int,
@@ -234,7 +259,7 @@ class ControlChannel:
             One text per rank: empty where it succeeded, else what went wrong, silence included.
         """
         text = "" if ok else (message or "failed")
-        self.store.set(f"outcome/{number}/{self.rank}", json.dumps(text))
+        self.post(number, text)
         outcomes: dict[int, str] = {self.rank: text}
         began = time.monotonic()
         deadline = began + (limit_s if ok else min(grace_s, limit_s))

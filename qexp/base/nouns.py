@@ -48,6 +48,7 @@ class QuantSpec:
         group_size: elements of a group where granularity is `per_group`.
         rounding_seed: of the generator where rounding is `stochastic`.
         level, signed, fraction_bits, pow2_round, pin_zero: of single schemes, as in `qexp.quant.settings.WeightQuantSettings`.
+        dynamic: of an activation: its range is taken from each batch as it comes.
     """
 
     scheme: str
@@ -64,6 +65,7 @@ class QuantSpec:
     fraction_bits: int | None = None
     pow2_round: str = "ceil"
     pin_zero: bool = False
+    dynamic: bool = False
 
     @property
     def identity(self) -> dict[str, object]:
@@ -146,6 +148,50 @@ class PlanRow:
     reason: str = ""
 
 
+@dataclass(frozen=True, kw_only=True)
+class ActivationInfo:
+    """One place where activations become codes, as a policy sees it: a value of the network, or several that share a scale.
+
+    Args:
+        name: path of the module or function whose value it is (`layer1.0.relu`, `layer1.0.add`), of a concatenation that joins
+            several (`inception3a.cat`), or `input`, the images.
+        producers: names of all values that get the codes. operator: what makes them (`conv+norm+relu`, `add`, `concat`, `image`).
+        consumers: names of the operators that read the codes. kinds: theirs (`conv`, `linear`, `matmul`, `attention`, `add`,
+            `multiply`, `concat`, `pool`).
+        layers: state-dict names of the weights that the codes are multiplied with.
+        shape: of one image's value. channel_axis: of the batch's.
+        non_negative: no value is below zero, whatever the images.
+        norm: the batch norm that, followed by at most a ReLU, makes the value; None where there is none.
+        order: position in the order of execution; -1 where the layer that it names is not executed.
+        executed: false for a layer that the forward never calls. entered: false for the products inside an operator that is not
+            looked into, as attention.
+    """
+
+    name: str
+    producers: tuple[str, ...] = ()
+    operator: str = ""
+    consumers: tuple[str, ...] = ()
+    kinds: tuple[str, ...] = ()
+    layers: tuple[str, ...] = ()
+    shape: tuple[int, ...] = ()
+    channel_axis: int = 1
+    non_negative: bool = False
+    norm: str | None = None
+    order: int = 0
+    executed: bool = True
+    entered: bool = True
+
+
+@dataclass(frozen=True)
+class ActivationRow:
+    """What happens to one activation: its quantizer, or None with the reason it is left float."""
+
+    info: ActivationInfo
+    spec: QuantSpec | None
+    rule: str
+    reason: str = ""
+
+
 @dataclass(frozen=True)
 class Plan:
     """Tensor name -> quantizer and the rule that chose it, for a whole state dict.
@@ -154,12 +200,14 @@ class Plan:
         rows: one per state-dict entry, in its order.
         input_quant: what is done to the network's input: `none`, `int`, ...
         notes: sentences for the reader (settings that were not used, tensors that would have been destroyed).
+        activations: one row per place of the network's graph; none where activations stay float.
     """
 
     rows: tuple[PlanRow, ...]
     mode: str = "int"
     input_quant: str = "none"
     notes: tuple[str, ...] = ()
+    activations: tuple[ActivationRow, ...] = ()
 
     @property
     def quantized(self) -> dict[str, QuantSpec]:
@@ -167,10 +215,17 @@ class Plan:
         return {row.info.name: row.spec for row in self.rows if row.spec is not None}
 
     @property
+    def quantized_activations(self) -> dict[str, QuantSpec]:
+        """Name -> spec of the activations that are quantized."""
+        return {row.info.name: row.spec for row in self.activations if row.spec is not None}
+
+    @property
     def hash(self) -> str:
-        """Names everything that decides the numbers: specs, mode, input; not rule names nor notes."""
+        """Names everything that decides the numbers: specs, mode, input, activations; not rule names nor notes."""
         specs = {name: spec.identity for name, spec in self.quantized.items()}
-        return hash_json({"specs": specs, "mode": self.mode, "input": self.input_quant})
+        places = {row.info.name: [row.spec.identity, row.info.producers] for row in self.activations if row.spec}
+        more = {"activations": places} if places else {}  # a plan without them keeps the hash that it has always had
+        return hash_json({"specs": specs, "mode": self.mode, "input": self.input_quant, **more})
 
 
 @dataclass(frozen=True, kw_only=True)

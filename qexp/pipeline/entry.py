@@ -34,6 +34,10 @@ class JobsFailed(RuntimeError):
     """Some jobs of a sweep failed; each has said why."""
 
 
+class RankFailed(RuntimeError):
+    """A rank failed in a job; the process group cannot be used again."""
+
+
 def conf_dir() -> Path:
     """The folder of YAML values: inside the installed package, or at the top of a checkout."""
     package = Path(__file__).resolve().parents[1]
@@ -100,7 +104,7 @@ def _guarded(config_name: str, arguments: Sequence[str]) -> int:
     except (HydraException, OmegaConfBaseException) as error:
         complain("qexp: nothing was started.", f"  {hydra_error(error)}")
         return 2
-    except JobsFailed as error:
+    except (JobsFailed, RankFailed) as error:
         complain(f"qexp: {error}")
         return 1
     except SaveError as error:

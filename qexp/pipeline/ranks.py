@@ -19,14 +19,11 @@ from qexp.base import dist
 from qexp.base.console import complain
 from qexp.base.preemption import Preempted, listening
 from qexp.pipeline.check import Sweep
+from qexp.pipeline.entry import RankFailed
 
 _CHANNEL: dist.ControlChannel | None = None
 _NUMBER = 0  # of the last job sent or received
 _BROKEN = False  # some rank ended within a job: nobody reads messages any more
-
-
-class RankFailed(RuntimeError):
-    """A rank failed in a job; the group cannot be used again."""
 
 
 def lead(device: str) -> None:
@@ -65,6 +62,8 @@ def _run_and_agree(channel: dist.ControlChannel, number: int, run: Callable[[], 
     except Exception as error:
         message = f"{type(error).__name__}: {error}"
         traceback.print_exc()
+        channel.post(number, message)
+        dist.abandon()
     outcomes = channel.agree(number, not message, message)
     failed = [f"rank {rank}: {text}" for rank, text in enumerate(outcomes) if text]
     if failed:

@@ -25,7 +25,7 @@ from qexp.engine.state import FitState
 from qexp.engine.trajectory import Training, TrajectoryStore
 from qexp.pipeline import announce, ranks
 from qexp.pipeline.check import Sweep, check, group
-from qexp.pipeline.entry import JobsFailed
+from qexp.pipeline.entry import JobsFailed, RankFailed
 from qexp.pipeline.evaluator import Evaluator
 from qexp.pipeline.jobs import JobBook
 from qexp.pipeline.launchers import Launch
@@ -99,7 +99,7 @@ def _launch_all(groups: Sequence[Sequence[int]], prepared: Sequence[Prepared], l
             kept = announce.failure(one, error)
             with contextlib.suppress(OSError):  # on a full disk, which has been said
                 book.note("failed", groups[number], error=error, traceback=kept)
-            if isinstance(error, ranks.RankFailed):
+            if isinstance(error, RankFailed):
                 raise error  # the process group cannot be used again
             failed += 1
     return failed

@@ -3,6 +3,7 @@ import json
 import pytest
 
 from qexp.pipeline import ranks, story
+from qexp.pipeline.entry import RankFailed
 
 
 class Channel:
@@ -22,6 +23,9 @@ class Channel:
 
     def wait_until_left(self):
         self.waited = True
+
+    def post(self, number, text):
+        self.sent["posted"] = text
 
     def agree(self, number, ok, message=""):
         return ["" if ok else message, "no disk" if number == self.fails_at else ""]
@@ -61,10 +65,10 @@ def test_jobs_are_numbered_and_the_dismissal_comes_last(lead, sweep):
 
 def test_a_rank_that_failed_stops_all(lead, sweep, capsys):
     lead(Channel(fails_at=1))
-    with pytest.raises(ranks.RankFailed, match="rank 1: no disk"):
+    with pytest.raises(RankFailed, match="rank 1: no disk"):
         ranks.together([{}], sweep, lambda: None)
     channel = lead(Channel())
-    with pytest.raises(ranks.RankFailed, match="rank 0: ValueError: mine"):
+    with pytest.raises(RankFailed, match="rank 0: ValueError: mine"):
         ranks.together([{}], sweep, fail)
     ranks.dismiss(1)
     assert not hasattr(channel, "waited")  # nobody is left to answer
