@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-LAUNCH = ("torch.distributed.launch", "--nproc_per_node=2")
+LAUNCH = ("torch.distributed.launch", "--use-env", "--nproc_per_node=2")
 RUN = ("torch.distributed.run", "--nproc_per_node=2")
 
 
@@ -19,7 +19,7 @@ def rows(name="digits"):
 
 def digests(folder):
     found = [json.loads(path.read_text().splitlines()[-1]) for path in Path(folder).rglob("variants/*.jsonl")]
-    return {row["variant"]: [row[key] for key in ("digest", "prec1", "prec5", "loss", "kl", "n")] for row in found}
+    return {(row["training"], row["variant"]): [row[key] for key in ("digest", "prec1", "prec5", "loss", "kl", "n")] for row in found}
 
 
 def test_a_sweep_over_two_trainings_and_the_evaluation_of_one(process, cli, tiny, port):
@@ -33,6 +33,11 @@ def test_a_sweep_over_two_trainings_and_the_evaluation_of_one(process, cli, tiny
     table = rows()
     assert [row["variant"] for row in table] == ["fp32", "W8 int", "W4 int"] * 2
     assert {row["world_size"] for row in table} == {"2"} and {row["n"] for row in table} == {"360"}
+
+    again = process(*RUN, f"--master_port={port}", "-m", "qexp.train", *sweep, "runs_dir=by_torchrun")
+    assert again.returncode == 0, again.stderr
+    assert len(list(Path("by_torchrun/jobs").iterdir())) == 1
+    assert digests("by_torchrun/trainings") == digests("runs/trainings")
 
     alone = cli(*sweep)  # the same trainings, though done by two
     assert alone.code == 0 and "2 trainings (2 stored)" in alone.out
