@@ -22,15 +22,18 @@ from pydantic import TypeAdapter, ValidationError
 from qexp.base.checks import check_bits, check_range
 from qexp.base.errors import UserError, UserErrors, nearest
 from qexp.base.files import hash_json
+from qexp.calibrate.settings import CalibrateSettings
 from qexp.data.settings import DataSettings
 from qexp.engine.settings import PRECISION_ALIASES, EvaluateSettings, TrainSettings, TrajectorySettings
 from qexp.models.settings import ModelSettings
+from qexp.nn.settings import CorrectSettings
 from qexp.policy.settings import PolicySettings
 from qexp.quant.settings import QuantSettings
 from qexp.tracking.settings import TrackingSettings
 
 TRAINING_FORMAT = 1  # part of every training hash; raise it when the same settings come to give other weights
 MODES = ("int", "float", "half")
+DIALS = ("bits", "mode", "policy", "quant", "calibrate", "correct")  # of a variant: they never change a training
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +63,8 @@ class Config:
     mode: Literal[MODES] = "int"
     policy: PolicySettings = field(default_factory=PolicySettings)
     quant: QuantSettings = field(default_factory=QuantSettings)
+    calibrate: CalibrateSettings = field(default_factory=CalibrateSettings)
+    correct: CorrectSettings = field(default_factory=CorrectSettings)
     evaluate: EvaluateSettings = field(default_factory=EvaluateSettings)
     trajectory: TrajectorySettings = field(default_factory=TrajectorySettings)
     tracking: TrackingSettings = field(default_factory=TrackingSettings)
@@ -78,6 +83,9 @@ class Config:
             raise UserError("device", self.device, allowed="auto, cpu, cuda or cuda:N")
         if not self.name or not all(char.isalnum() or char in "-_." for char in self.name) or self.name[0] == ".":
             raise UserError("name", self.name, allowed="letters, digits, '-', '_' and '.', as it names a folder")
+        if self.calibrate.name == "bn" and self.correct.equalize:
+            remedy = "Equalization moves the ranges that batch norm tells."
+            raise UserError("calibrate", "bn", allowed="another method with correct.equalize=true", remedy=remedy)
 
 
 @cache
@@ -214,7 +222,7 @@ def training_identity(config: Config) -> dict[str, Any]:
 
 def group_key(config: Config) -> str:
     """Jobs with the same key are run as one: they differ in nothing but how they quantize."""
-    return hash_json({key: value for key, value in asdict(config).items() if key not in ("bits", "mode", "policy", "quant")})
+    return hash_json({key: value for key, value in asdict(config).items() if key not in DIALS})
 
 
 def training_hash(config: Config, data_fingerprint: str, weights_hash: str | None = None, source_hash: str | None = None) -> str:

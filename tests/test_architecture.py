@@ -20,7 +20,7 @@ STEPS = (
     ("F0", ("base",)),
     ("F0", ("quant",)),
     ("F1", ("nn", "policy")),
-    ("F2", ("data", "models")),
+    ("F2", ("calibrate", "data", "models")),
     ("F3", ("engine",)),
     ("F4", ("tracking", "reporting")),
     ("F5", ("schema",)),

@@ -10,7 +10,7 @@ from qexp.base.errors import UserErrors
 from qexp.schema import Config, all_keys, group_key, training_hash, training_identity, validate
 
 NOT_OF_THE_WEIGHTS = {"train.checkpoint_every_steps", "data.root", "data.download", "data.workers", "data.storage"}
-DIALS = ("bits", "mode", "policy", "quant")
+DIALS = ("bits", "mode", "policy", "quant", "calibrate", "correct")
 
 
 @pytest.fixture(scope="session")

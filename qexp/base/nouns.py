@@ -158,7 +158,7 @@ class ActivationInfo:
         producers: names of all values that get the codes. operator: what makes them (`conv+norm+relu`, `add`, `concat`, `image`).
         consumers: names of the operators that read the codes. kinds: theirs (`conv`, `linear`, `matmul`, `attention`, `add`,
             `multiply`, `concat`, `pool`).
-        layers: state-dict names of the weights that the codes are multiplied with.
+        layers: state-dict names of the weights that the codes are multiplied with, or that lie in what is not entered.
         shape: of one image's value. channel_axis: of the batch's.
         non_negative: no value is below zero, whatever the images.
         norm: the batch norm that, followed by at most a ReLU, makes the value; None where there is none.
@@ -255,6 +255,8 @@ class Record:
 
     `training` and `variant_key` are content hashes; `variant` is the label a person reads. `delta_prec1` is against the float
     network of the same epoch, in points. `size_bytes` counts packed codes, their scales and zero points, and the rest as stored.
+    `activation_bits` is None where activations are float, the widest where they differ. `ranges` names the methods that found the
+    limits of weights and activations, `corrections` what was done beside rounding, `calibration` the file of activation ranges.
     `world_size` ranks measured; `trained_by` tells how many trained (`1 then 2` where it went on with another number, which
     changes the order of sums).
     """
@@ -288,6 +290,11 @@ class Record:
     predictions: str | None = None
     world_size: int = 1
     trained_by: str = ""
+    activation_bits: int | None = None
+    activation_scheme: str = ""
+    ranges: str = ""
+    corrections: str = ""
+    calibration: str | None = None
     device: str = "cpu"
     time_ms: int = 0
     versions: dict[str, str] = field(default_factory=dict)

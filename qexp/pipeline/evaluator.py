@@ -10,9 +10,11 @@ from torch import Tensor, nn
 
 from qexp.base import dist
 from qexp.base.nouns import Batch
+from qexp.calibrate.result import Calibration
 from qexp.engine.evaluate import Evaluation, evaluate
 from qexp.engine.probe import check_in_use
 from qexp.nn.shadow import Shadow
+from qexp.pipeline.build import Builder, Built, calibration_alarm
 from qexp.pipeline.prepare import Prepared
 from qexp.pipeline.variants import Variant
 
@@ -24,6 +26,8 @@ class Scored:
     variant: Variant
     evaluation: Evaluation
     alarms: tuple[str, ...]
+    calibration: Calibration | None = None
+    notes: tuple[str, ...] = ()
 
 
 class Evaluator:
@@ -43,6 +47,8 @@ class Evaluator:
         self._prototype = prepared.network().to(device)
         self._shadows: dict[tuple[bool, str], list[Shadow]] = {}
         self._probed: dict[tuple[object, ...], tuple[str, ...]] = {}
+        self._builder = Builder(prepared, self._prototype)
+        self._built: dict[str, Built] = {}  # of the state scored last
         self._constant: dict[str, tuple[str, ...]] = {}  # of the state scored last
 
     def score(self, state: Mapping[str, Tensor], wanted: Sequence[Variant], known: Mapping[str, str]) -> list[Scored]:
@@ -67,7 +73,7 @@ class Evaluator:
                 self._probe(variant, models[variant.key], state)
             evaluations |= found
         digests = dict(known) | {key: found.digest for key, found in evaluations.items()}
-        return [Scored(v, evaluations[v.key], self._alarms(v, evaluations[v.key], digests)) for v in variants]
+        return [self._scored(variant, evaluations[variant.key], digests) for variant in variants]
 
     def _batches(self) -> Iterator[Batch]:
         return self.prepared.bundle.eval_batches(
@@ -92,6 +98,9 @@ class Evaluator:
         used: dict[tuple[bool, str], int] = {}
         models = {}
         for variant in chunk:
+            if variant.is_built:
+                models[variant.key] = self._build(state, variant)
+                continue
             pool = self._shadows.setdefault(variant.structure, [])
             number = used.get(variant.structure, 0)
             if number == len(pool):
@@ -101,6 +110,14 @@ class Evaluator:
             models[variant.key] = pool[number].module
             used[variant.structure] = number + 1
         return models
+
+    def _build(self, state: Mapping[str, Tensor], variant: Variant) -> nn.Module:
+        """A copy that is made anew. What it draws, AdaRound's samples, is a function of the seed."""
+        self._prototype.load_state_dict(state)
+        self._prototype.eval()
+        self._built[variant.key] = built = self._builder.build(variant)
+        self._constant[variant.key] = built.constant
+        return built.module.to(memory_format=torch.channels_last) if self.channels_last else built.module
 
     def _probe(self, variant: Variant, copy: nn.Module, state: Mapping[str, Tensor]) -> None:
         """Once per graph: is every quantized tensor that the float network's output depends on also used by the copy?
@@ -123,6 +140,12 @@ class Evaluator:
     def _probe_batches(self) -> Iterator[Batch]:
         return self.prepared.bundle.eval_batches(self.settings.split, batch_size=4, device=self.device, num_images=4)
 
+    def _scored(self, variant: Variant, found: Evaluation, digests: Mapping[str, str]) -> Scored:
+        alarms, built = self._alarms(variant, found, digests), self._built.get(variant.key)
+        if built is None:
+            return Scored(variant, found, alarms)
+        return Scored(variant, found, alarms, built.calibration, built.notes)
+
     def _alarms(self, variant: Variant, found: Evaluation, digests: Mapping[str, str]) -> tuple[str, ...]:
         """What is suspicious: weights not in use, constant tensors, logits that are not finite or do not depend on the width."""
         alarms = list(self._probed.get(self._graph(variant), ()))
@@ -130,6 +153,8 @@ class Evaluator:
             alarms.append(f"constant, left unquantized: {_some(self._constant[variant.key])}")
         if not found.metrics.finite:
             alarms.append("non-finite logits")
+        if variant.is_built and (waived := calibration_alarm(self._built[variant.key].calibration)):
+            alarms.append(waived)
         if _is_int(variant):
             same = [
                 other.label

@@ -100,7 +100,7 @@ class Ledger:
         for item in scored:
             record = self._record(epoch, item, float_prec1)
             if item.variant.key in missing:
-                record = self._keep_predictions(record, item, last=last)
+                record = self._keep_calibration(self._keep_predictions(record, item, last=last), item)
                 row = {**asdict(record), "digest": item.evaluation.digest}
                 Journal(self._folder / f"{item.variant.key}.jsonl").append([row])
                 self._stored[item.variant.key][epoch] = row
@@ -156,6 +156,7 @@ class Ledger:
             alarms=item.alarms,
             world_size=dist.world_size(),
             trained_by=self._trained_by(epoch),
+            **_beside_weights(variant),
             device=self.device,
             time_ms=int(time.time() * 1000),
             versions=self.versions,
@@ -175,6 +176,13 @@ class Ledger:
         relative = Path("predictions") / record.variant_key / f"{record.epoch:04d}.safetensors"
         predictions.save(self.prepared.folder / relative, item.evaluation.predictions)
         return replace(record, predictions=str(relative))
+
+    def _keep_calibration(self, record: Record, item: Scored) -> Record:
+        if item.calibration is None:
+            return record
+        relative = Path("calibrations") / record.variant_key / f"{record.epoch:04d}.safetensors"
+        item.calibration.save(self.prepared.folder / relative)
+        return replace(record, calibration=str(relative))
 
     def _run_key(self, variant: Variant) -> str:
         return rows.run_key(self.prepared.training, None if variant.is_float else variant.key)
@@ -226,3 +234,17 @@ class Ledger:
             artifacts=artifacts,
             planned_epochs=epochs,
         )
+
+
+def _beside_weights(variant: Variant) -> dict[str, Any]:
+    """What a record says of activations, ranges and corrections."""
+    if not variant.is_built:
+        return {}
+    calibrate, specs = variant.config.calibrate, list(variant.plan.quantized_activations.values())
+    static = calibrate.name if specs and not specs[0].dynamic else "dynamic" if specs else ""
+    return {
+        "activation_bits": max((spec.bits for spec in specs), default=None),
+        "activation_scheme": specs[0].scheme if specs else "",
+        "ranges": f"weights {calibrate.weights}" + (f", activations {static}" if static else ""),
+        "corrections": ", ".join(variant.config.correct.names),
+    }

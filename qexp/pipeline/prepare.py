@@ -6,8 +6,9 @@ starts: a missing data set, a corrupt image, a checkpoint that does not fit, a p
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,12 +18,14 @@ from qexp.base import dist
 from qexp.base.errors import UserError, UserErrors
 from qexp.base.factory import source_hash
 from qexp.base.files import hash_file, hash_json
-from qexp.base.nouns import TensorInfo
+from qexp.base.nouns import ActivationInfo, TensorInfo
 from qexp.data.load import load_data
 from qexp.engine.settings import check_device
 from qexp.models.build import build_model
 from qexp.models.weights import load_weights
+from qexp.nn.graph import trace
 from qexp.nn.inventory import as_trained, inventory
+from qexp.nn.places import activations
 from qexp.pipeline.variants import Variant, make_variants
 from qexp.schema import Config, training_hash
 
@@ -58,7 +61,7 @@ class Prepared:
     Args:
         config: of the first job; what trains is the same in all. variants: distinct ways to quantize, as asked for.
         tensors: the inventory of the network. training: hash of the training, or of the checkpoint.
-        notes: what loading weights has to say.
+        notes: what loading weights has to say. places: of its activations, static or (True) dynamic; found when first asked for.
     """
 
     config: Config
@@ -66,6 +69,7 @@ class Prepared:
     tensors: tuple[TensorInfo, ...]
     training: str
     notes: tuple[str, ...] = ()
+    places: Callable[[bool], Sequence[ActivationInfo]] = lambda dynamic: ()
 
     @property
     def bundle(self) -> DataBundle:
@@ -124,8 +128,11 @@ def prepare(configs: Sequence[Config]) -> Prepared:
         tensors = inventory(model, torch.zeros(2, channels, height, width))
         if config.checkpoint is None:
             tensors = as_trained(tensors)
-        variants = make_variants(configs, tensors)
-        _PREPARED[key] = Prepared(config, variants, tensors, _identity(config, bundle), tuple(notes))
+        places = cache(lambda dynamic: _places(model, bundle, dynamic))
+        variants = make_variants(configs, tensors, places)
+        for variant in variants:
+            _check_calibration(variant, bundle)
+        _PREPARED[key] = Prepared(config, variants, tensors, _identity(config, bundle), tuple(notes), places)
     return _PREPARED[key]
 
 
@@ -178,6 +185,25 @@ def _identity(config: Config, bundle: DataBundle) -> str:
     )
     subject = {"checkpoint": hash_file(Path(config.checkpoint)), "model": model, "data": bundle.fingerprint}
     return hash_json(subject)
+
+
+def _places(model: torch.nn.Module, bundle: DataBundle, dynamic: bool) -> tuple[ActivationInfo, ...]:
+    return activations(trace(model, torch.zeros(1, *bundle.image_shape)), dynamic=dynamic)
+
+
+def _check_calibration(variant: Variant, bundle: DataBundle) -> None:
+    """Raise UserError where a variant needs calibration images that the data set does not have."""
+    settings = variant.config.calibrate
+    static = any(not spec.dynamic for spec in variant.plan.quantized_activations.values())
+    if not variant.is_built or not (static or variant.config.correct.needs_images):
+        return
+    size = bundle.split_sizes.get(settings.split, 0)
+    if size == 0:
+        remedy = f"Set data.num_{settings.split}=N." if settings.split in ("calib", "select") else ""
+        raise UserError("calibrate.split", settings.split, allowed="a split that holds images", remedy=remedy)
+    if settings.num_images is not None and settings.num_images > size:
+        allowed = f"at most {size}, the size of the {settings.split} split"
+        raise UserError("calibrate.num_images", settings.num_images, allowed=allowed)
 
 
 def _check_evaluation(config: Config, bundle: DataBundle) -> None:

@@ -7,7 +7,8 @@ from dataclasses import replace
 
 from qexp.base.errors import UserError
 from qexp.base.files import hash_json
-from qexp.base.nouns import Plan, PlanRow, QuantSpec, TensorInfo
+from qexp.base.nouns import ActivationInfo, Plan, PlanRow, QuantSpec, TensorInfo
+from qexp.policy.activations import NOT_EXECUTED, plan_activations
 from qexp.policy.rules import LAYERS, NEVER, Rule, compile_rules, match_rules, unread_settings
 from qexp.policy.settings import PolicySettings
 from qexp.policy.table import format_plan, plan_rows, plan_size_bytes
@@ -18,11 +19,18 @@ __all__ = ["format_plan", "make_plan", "plan_rows", "plan_size_bytes"]
 CONSTANT = "constant tensor: a range quantizer is undefined"
 COUNTER = "counter"
 STATISTIC = "BN statistic"
-NOT_EXECUTED = "not executed by a forward pass"
 _SHOWN = 8
 
 
-def make_plan(tensors: Sequence[TensorInfo], *, policy: PolicySettings, quant: QuantSettings, bits: int, mode: str) -> Plan:
+def make_plan(
+    tensors: Sequence[TensorInfo],
+    *,
+    policy: PolicySettings,
+    quant: QuantSettings,
+    bits: int,
+    mode: str,
+    activations: Sequence[ActivationInfo] = (),
+) -> Plan:
     """Choose a quantizer for each tensor, or the reason to leave it alone.
 
     Statistics, counters, constant tensors and those that no forward reads are left alone whatever the rules say. Under
@@ -34,6 +42,7 @@ def make_plan(tensors: Sequence[TensorInfo], *, policy: PolicySettings, quant: Q
         quant: scheme and grid.
         bits: width where the policy names none, 1 to 16.
         mode: `int`, `float` or `half`.
+        activations: the places of the network's graph, static or dynamic; read where activations are quantized.
 
     Raises:
         UserError: nothing to quantize, a rule that matches nothing or is shadowed, or one storage with two quantizers.
@@ -45,12 +54,13 @@ def make_plan(tensors: Sequence[TensorInfo], *, policy: PolicySettings, quant: Q
     chosen = match_rules(rules, tensors, strict=policy.name == "rules")
     rows = tuple(_row(info, chosen.get(info.name), quant, mode, policy.name) for info in tensors)
     rows = _unify_ties(rows, policy)
-    if not any(row.spec for row in rows):
+    places, more = plan_activations(activations, tensors, policy=policy, quant=quant, bits=bits, mode=mode)
+    if not any(row.spec for row in (*rows, *places)):
         raise _nothing(tensors, rows, policy)
-    notes = [*unread_settings(policy), *_notes(rows, rules, chosen, quant, policy)]
+    notes = [*unread_settings(policy), *_notes(rows, rules, chosen, quant, policy), *more]
     # The control isolates rounding, and rounding is all that quant.input does.
     input_quant = "none" if mode == "float" else quant.input
-    return Plan(rows=rows, mode=mode, input_quant=input_quant, notes=tuple(notes))
+    return Plan(rows=rows, mode=mode, input_quant=input_quant, notes=tuple(notes), activations=places)
 
 
 def _row(info: TensorInfo, rule: Rule | None, quant: QuantSettings, mode: str, policy_name: str) -> PlanRow:
@@ -131,7 +141,8 @@ def _half_plan(tensors: Sequence[TensorInfo], policy: PolicySettings, quant: Qua
     if not any(row.spec for row in rows):
         raise _nothing(tensors, tuple(rows), policy)
     note = f"mode=half casts every floating-point tensor to fp16, and the activations; bits and policy={policy.name} are not used"
-    return Plan(rows=tuple(rows), mode="half", input_quant=quant.input, notes=(note,))
+    notes = [note] if quant.activation.bits is None else [note, "quant.activation.bits is not used by mode=half"]
+    return Plan(rows=tuple(rows), mode="half", input_quant=quant.input, notes=tuple(notes))
 
 
 def _unify_ties(rows: tuple[PlanRow, ...], policy: PolicySettings) -> tuple[PlanRow, ...]:

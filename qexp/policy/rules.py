@@ -14,6 +14,7 @@ from qexp.policy.settings import PolicySettings, RuleSettings
 LAYERS = ("conv", "linear")
 _ALL_BUT_NORM = (*LAYERS, "embedding", "other")  # what a rule without a kind is about
 NEVER = ("statistic", "counter")  # roles that no policy quantizes
+ACTIVATION = "activation"  # the role of rules that `qexp.policy.activations` reads
 _READ = {  # which settings each policy reads
     "uniform": (),
     "conv_linear": ("conv_bits", "linear_bits"),
@@ -32,7 +33,7 @@ class Rule:
         pattern: shell pattern over the state-dict key or the module's name.
         kinds: of the modules. roles: of the tensors. Empty where any will do; statistics and counters are never matched.
         names: only these keys; None any.
-        bits: width. keep: leave the tensor as it is.
+        bits: width; None, of an activation, the settings' own. keep: leave the tensor as it is.
     """
 
     label: str
@@ -40,7 +41,7 @@ class Rule:
     kinds: tuple[str, ...] = ()
     roles: tuple[str, ...] = ()
     names: frozenset[str] | None = None
-    bits: int = 8
+    bits: int | None = 8
     keep: bool = False
 
     def matches(self, info: TensorInfo) -> bool:
@@ -73,7 +74,7 @@ def compile_rules(policy: PolicySettings, tensors: Sequence[TensorInfo], bits: i
         widths = {"conv": policy.conv_bits or bits, "linear": policy.linear_bits or bits}
         return [Rule(label=f"{kind} weights", kinds=(kind,), roles=("weight",), bits=width) for kind, width in widths.items()]
     if policy.name == "first_last":
-        return [Rule(label="first and last layer", names=_edges(tensors), bits=policy.edge_bits), layers]
+        return [Rule(label="first and last layer", names=edge_weights(tensors), bits=policy.edge_bits), layers]
     if policy.name == "document_002":
         names = frozenset(info.name for info in tensors if "running" not in info.name)
         return [Rule(label="no running in the key", names=names, bits=policy.linear_bits or bits)]
@@ -94,6 +95,8 @@ def match_rules(rules: Sequence[Rule], tensors: Sequence[TensorInfo], *, strict:
     """
     taken: dict[str, Rule] = {}
     for number, rule in enumerate(rules, start=1):
+        if ACTIVATION in rule.roles:
+            continue
         matched = [info.name for info in tensors if rule.matches(info)]
         fresh = [name for name in matched if name not in taken]
         if strict and not matched:
@@ -131,12 +134,12 @@ def _compile_rule(number: int, rule: RuleSettings, bits: int) -> Rule:
         pattern=rule.match,
         kinds=kinds,
         roles=() if rule.role == "any" else (rule.role,),
-        bits=rule.bits or bits,
+        bits=rule.bits or (bits if rule.role != ACTIVATION else None),
         keep=rule.keep,
     )
 
 
-def _edges(tensors: Iterable[TensorInfo]) -> frozenset[str]:
+def edge_weights(tensors: Iterable[TensorInfo]) -> frozenset[str]:
     """The first and the last conv or linear weight that is executed, with every name of theirs."""
     layers = [info for info in tensors if info.kind in LAYERS and info.role == "weight" and info.order >= 0]
     if not layers:

@@ -19,13 +19,14 @@ class RuleSettings:
         match: shell pattern over the state-dict key or the module's name (`layer1.*`, `*.conv2.weight`).
         kind: only tensors of such modules; None any but `norm`, whose scale and shift must be asked for by `kind: norm` or
             `role: any`.
-        role: only such tensors; `any` covers all but statistics and counters, which no rule reaches.
-        bits: width; None takes the root `bits`. keep: leave the tensor as it is.
+        role: only such tensors; `any` covers all but statistics and counters, which no rule reaches. `activation` is about the
+            network's activations: `match` fits the place's name or that of an operator that reads it, `kind` is a reader's.
+        bits: width; None takes the root `bits`, of an activation `quant.activation.bits`. keep: leave the tensor as it is.
     """
 
     match: str = "*"
     kind: Literal["conv", "linear", "norm", "embedding", "other"] | None = None
-    role: Literal["weight", "bias", "any"] = "weight"
+    role: Literal["weight", "bias", "any", "activation"] = "weight"
     bits: int | None = None
     keep: bool = False
 
@@ -34,6 +35,8 @@ class RuleSettings:
         check_bits("policy.rules.bits", self.bits)
         if self.keep and self.bits is not None:
             raise UserError("policy.rules.bits", self.bits, allowed="null in a rule with keep=true")
+        if self.role == "activation" and self.kind not in (None, "conv", "linear"):
+            raise UserError("policy.rules.kind", self.kind, allowed="null, conv or linear in a rule with role=activation")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
-from qexp.base.nouns import Plan, PlanRow, QuantSpec
+from qexp.base.nouns import ActivationRow, Plan, PlanRow, QuantSpec
 from qexp.policy.rules import NEVER
 from qexp.quant.storage import stored_bytes
 
@@ -20,6 +21,7 @@ _NUM_BYTES = {
     "int16": 2,
 }
 _HEADINGS = ("tensor", "shape", "bits", "scheme", "rule", "params %")
+_ACTIVATION_HEADINGS = ("activation", "made by", "read by", "shape", "bits", "scheme", "rule")
 
 
 def plan_size_bytes(plan: Plan) -> int:
@@ -60,6 +62,33 @@ def plan_rows(plan: Plan) -> list[dict[str, Any]]:
     return rows
 
 
+def activation_rows(plan: Plan) -> list[dict[str, Any]]:
+    """One flat dictionary per activation, for JSON; what its quantizer would say is None where it is left float."""
+    rows = []
+    for row in plan.activations:
+        info, spec = row.info, row.spec
+        rows.append(
+            {
+                "name": info.name,
+                "producers": list(info.producers),
+                "operator": info.operator,
+                "consumers": list(info.consumers),
+                "layers": list(info.layers),
+                "shape": list(info.shape),
+                "order": info.order,
+                "bits": spec.bits if spec else None,
+                "mode": spec.mode if spec else None,
+                "scheme": spec.scheme if spec else None,
+                "granularity": spec.granularity if spec else None,
+                "axis": spec.axis if spec and spec.granularity == "per_channel" else None,
+                "dynamic": spec.dynamic if spec else None,
+                "rule": row.rule,
+                "reason": row.reason,
+            }
+        )
+    return rows
+
+
 def format_plan(plan: Plan, *, policy: str = "") -> str:
     """The plan as printed: a summary, a table of what is quantized, what is left alone by reason, and the notes.
 
@@ -69,16 +98,15 @@ def format_plan(plan: Plan, *, policy: str = "") -> str:
     """
     total = sum(row.info.num_elements for row in plan.rows if _is_parameter(row))
     chosen = [row for row in plan.rows if row.spec]
-    cells = [_HEADINGS, *(_cells(row, total) for row in chosen)]
-    widths = [max(len(line[column]) for line in cells) for column in range(len(_HEADINGS))]
-    lines = [_summary(plan, policy, total)]
-    for line in cells:
-        left = [line[column].ljust(widths[column]) for column in range(len(_HEADINGS) - 1)]
-        lines.append("  " + "  ".join([*left, line[-1].rjust(widths[-1])]))
+    lines = [_summary(plan, policy, total), *_table([_HEADINGS, *(_cells(row, total) for row in chosen)])]
+    places = [row for row in plan.activations if row.spec]
+    if places:
+        lines += _table([_ACTIVATION_HEADINGS, *map(_activation_cells, places)])
     kept: dict[str, list[str]] = {}
-    for row in plan.rows:
+    for row in (*plan.rows, *plan.activations):
         if row.spec is None:
-            kept.setdefault(row.reason, []).append(row.info.name)
+            reason = row.reason if isinstance(row, PlanRow) else f"activations: {row.reason}"
+            kept.setdefault(reason, []).append(row.info.name)
     if kept:
         lines.append("left alone:")
         lines += [f"  {len(names)} x {reason} ({names[0]}{', ...' if len(names) > 1 else ''})" for reason, names in kept.items()]
@@ -95,12 +123,43 @@ def _summary(plan: Plan, policy: str, total: int) -> str:
     else:
         schemes = sorted({f"{spec.scheme} {spec.granularity}" for spec in specs})
         control = " (a control: not rounded)" if plan.mode == "float" else ""
-        parts = [f"W{bits}A32 (activations fp32)", f"mode {plan.mode}{control}", f"scheme {' and '.join(schemes)}"]
+        parts = [_widths(plan, bits), f"mode {plan.mode}{control}"]
+        parts += [f"scheme {' and '.join(schemes)}"] if schemes else []
         parts += [f"policy {policy}"] if policy else []
     parts += [f"input {plan.input_quant}"] if plan.input_quant != "none" else []
     share = 100 * sum(row.info.num_elements for row in plan.rows if row.spec and _is_parameter(row)) / max(total, 1)
     size = plan_size_bytes(plan) / 1e6
     return f"{', '.join(parts)}: {len(specs)} of {len(plan.rows)} tensors, {share:.1f} % of parameters, {size:.3g} MB stored"
+
+
+def _widths(plan: Plan, bits: str) -> str:
+    """`W8A32 (activations fp32)`, `W4A8 (activations static affine per_tensor)`."""
+    specs = list(plan.quantized_activations.values())
+    if not specs:
+        return f"W{bits}A32 (activations fp32)"
+    widths = "/".join(str(width) for width in sorted({spec.bits for spec in specs}))
+    ways = sorted({f"{'dynamic' if spec.dynamic else 'static'} {spec.scheme} {spec.granularity}" for spec in specs})
+    return f"W{bits or 32}A{widths} (activations {' and '.join(ways)})"
+
+
+def _table(cells: Sequence[tuple[str, ...]]) -> list[str]:
+    """Lines of a table, its last column flush right."""
+    widths = [max(len(line[column]) for line in cells) for column in range(len(cells[0]))]
+    lines = []
+    for line in cells:
+        left = [line[column].ljust(widths[column]) for column in range(len(line) - 1)]
+        lines.append("  " + "  ".join([*left, line[-1].rjust(widths[-1])]))
+    return lines
+
+
+def _activation_cells(row: ActivationRow) -> tuple[str, ...]:
+    """One line of the table of activations."""
+    info, spec = row.info, row.spec
+    assert spec is not None
+    readers = ", ".join(info.consumers[:2]) + (f", {len(info.consumers) - 2} more" if len(info.consumers) > 2 else "")
+    made = f"{info.operator} x {len(info.producers)}" if len(info.producers) > 1 else info.operator
+    shape = "x".join(str(size) for size in info.shape)
+    return (info.name, made, readers, shape, str(spec.bits), _grid(spec), row.rule)
 
 
 def _cells(row: PlanRow, total: int) -> tuple[str, ...]:

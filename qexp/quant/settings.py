@@ -102,17 +102,43 @@ class WeightQuantSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ActivationQuantSettings:
+    """The grid of an activation.
+
+    Args:
+        bits: width; None leaves activations float, but for those that a rule gives a width.
+        scheme: a uniform grid. `unsigned_symmetric` takes `symmetric_restricted` where values may be negative.
+        granularity: what shares a range: the tensor, or a channel, which no integer runtime multiplies.
+        dynamic: the range is each batch's, found where a layer reads the value; else it is calibrated.
+        rounding: to codes.
+        arithmetic: `reciprocal` multiplies by 1/scale as torch does, `divide` divides by scale as ONNX does.
+    """
+
+    bits: int | None = None
+    scheme: Literal["affine", "symmetric", "symmetric_restricted", "unsigned_symmetric", "pow2_scale"] = "affine"
+    granularity: Literal["per_tensor", "per_channel"] = "per_tensor"
+    dynamic: bool = False
+    rounding: Literal["half_even", "half_up", "half_away", "floor", "ceil", "trunc"] = "half_even"
+    arithmetic: Literal["reciprocal", "divide"] = "reciprocal"
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        check_range("quant.activation.bits", self.bits, MIN_BITS.get(self.scheme, 1), 16)
+
+
+@dataclass(frozen=True, kw_only=True)
 class QuantSettings:
     """The quantizer.
 
     Args:
-        name: scheme of the weights. weight: its grid.
+        name: scheme of the weights. weight: its grid. activation: bits, scheme and grid of the activations.
         input: what is done to normalized images before the first layer: `none`, or `int` (truncate to integers, as document 002
             does with `input.int().float()`), or `round` (the nearest integer).
     """
 
     name: Literal[SCHEME_NAMES] = "linear"
     weight: WeightQuantSettings = field(default_factory=WeightQuantSettings)
+    activation: ActivationQuantSettings = field(default_factory=ActivationQuantSettings)
     input: Literal["none", "int", "round"] = "none"
 
     def __post_init__(self) -> None:

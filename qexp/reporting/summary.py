@@ -14,6 +14,7 @@ from qexp.reporting.jobs import STATES
 TABLE_COLUMNS = (
     "training", "label", "variant", "bits", "mode", "policy", "quant", "granularity", "input_quant", "seed", "epoch",
     "prec1", "prec5", "loss", "delta_prec1", "kl", "logit_sqnr_db", "n", "size_bytes", "split", "state", "alarms", "notes",
+    "activation_bits", "activation_scheme", "ranges", "corrections", "calibration",
     "group", "data", "model", "planned_epochs", "plan_hash", "variant_key", "data_hash", "device", "world_size",
     "trained_by", "reused", "time_ms",
 )  # fmt: skip

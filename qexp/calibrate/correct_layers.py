@@ -1,0 +1,69 @@
+"""Looking into one layer after another of a network that runs: what the corrections that read images share."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+
+from qexp.nn.channels import is_layer
+
+Hook = Callable[[str, nn.Module, Tensor, Tensor], Tensor | None]  # (name, layer, input, output) -> another output, or None
+
+
+class _Reached(Exception):
+    """Unwinds a forward whose last layer of interest has run."""
+
+
+def layers_in_order(model: nn.Module, images: Tensor) -> tuple[list[str], tuple[str, ...]]:
+    """Convolutions and linear layers by name, in the order in which one forward calls them, and notes on those it calls twice.
+
+    Layers that are called more than once are left out: their rounding errors meet several inputs.
+    """
+    calls: list[str] = []
+    names = {name: module for name, module in model.named_modules() if is_layer(module)}
+    with looking(names, lambda name, layer, x, y: calls.append(name)):
+        model(images)
+    counts = Counter(calls)
+    notes = tuple(f"{name}: left alone, it is called {count} times" for name, count in counts.items() if count > 1)
+    return [name for name in counts if counts[name] == 1], notes
+
+
+@contextmanager
+def looking(layers: Mapping[str, nn.Module], hook: Hook) -> Iterator[None]:
+    """Within, `hook` sees input and output of each of these layers, and may replace the output; hooks are gone afterwards."""
+
+    def adapter(name: str) -> Callable[..., Any]:
+        return lambda layer, args, output: hook(name, layer, args[0], output)
+
+    with ExitStack() as stack:
+        for name, layer in layers.items():
+            stack.callback(layer.register_forward_hook(adapter(name)).remove)
+        yield
+
+
+def run_until(model: nn.Module, images: Tensor, layers: Sequence[str], hook: Hook) -> None:
+    """Run the network until the last of `layers` has been called; `hook` sees them all.
+
+    Args:
+        model: in eval mode.
+        images: [N, C, H, W].
+        layers: in order of execution, each called once in a forward.
+        hook: as for `looking`.
+    """
+    modules = {name: model.get_submodule(name) for name in layers}
+
+    def stop(name: str, layer: nn.Module, x: Tensor, y: Tensor) -> Tensor | None:
+        found = hook(name, layer, x, y)
+        if name == layers[-1]:
+            raise _Reached
+        return found
+
+    with looking(modules, stop):
+        try:
+            model(images)
+        except _Reached:
+            pass

@@ -1,0 +1,103 @@
+"""The weights of convolutions and linear layers by output and input channel, whatever the layer's layout and groups.
+
+Legend: G groups, O I output and input channels of a group, K... kernel. A weight is seen as [G, O, I, K...]: a view of the
+parameter, so that writing to it writes the layer. A transposed convolution stores [I, O, K...] for each group, a linear layer has
+one group and no kernel.
+"""
+
+from __future__ import annotations
+
+from math import prod
+
+import torch
+from torch import Tensor, nn
+
+TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, *TRANSPOSED)
+LAYERS = (*CONVS, nn.Linear)
+NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+
+
+def is_layer(module: nn.Module) -> bool:
+    """True for torch's own convolutions and linear layers; a class derived from one may compute something else."""
+    return type(module) in LAYERS
+
+
+def num_outputs(layer: nn.Module) -> int:
+    """Output channels of a layer."""
+    return layer.out_features if type(layer) is nn.Linear else layer.out_channels
+
+
+def num_inputs(layer: nn.Module) -> int:
+    """Input channels of a layer."""
+    return layer.in_features if type(layer) is nn.Linear else layer.in_channels
+
+
+def output_dim(layer: nn.Module) -> int:
+    """The dimension of the layer's output that counts channels: 1, of a linear layer the last."""
+    return -1 if type(layer) is nn.Linear else 1
+
+
+def by_channel(layer: nn.Module, weight: Tensor) -> Tensor:
+    """A tensor of the weight's shape as [G, O, I, K...], a view.
+
+    >>> by_channel(nn.ConvTranspose2d(4, 6, 3, groups=2), torch.zeros(4, 3, 3, 3)).shape
+    torch.Size([2, 3, 2, 3, 3])
+    """
+    if type(layer) is nn.Linear:
+        return weight.unsqueeze(0)
+    grouped = weight.unflatten(0, (layer.groups, -1))
+    return grouped.transpose(1, 2) if type(layer) in TRANSPOSED else grouped
+
+
+def scale_outputs_(layer: nn.Module, weight: Tensor, scale: Tensor) -> None:
+    """Multiply what leads to output channel o by scale[o], in place."""
+    view = by_channel(layer, weight)
+    view.mul_(scale.to(view).reshape(*view.shape[:2], *[1] * (view.dim() - 2)))
+
+
+def scale_inputs_(layer: nn.Module, weight: Tensor, scale: Tensor) -> None:
+    """Multiply what reads input channel i by scale[i], in place."""
+    view = by_channel(layer, weight)
+    view.mul_(scale.to(view).reshape(view.shape[0], 1, view.shape[2], *[1] * (view.dim() - 3)))
+
+
+def output_ranges(layer: nn.Module, size: Tensor) -> Tensor:
+    """Largest of the weight's magnitudes that leads to each output channel, [out]."""
+    view = by_channel(layer, size)
+    return view.amax(dim=tuple(range(2, view.dim()))).flatten()
+
+
+def input_ranges(layer: nn.Module, size: Tensor) -> Tensor:
+    """Largest of the weight's magnitudes that reads each input channel, [in]."""
+    view = by_channel(layer, size)
+    return view.amax(dim=(1, *range(3, view.dim()))).flatten()
+
+
+def mean_response(layer: nn.Module, weight: Tensor, mean: Tensor) -> Tensor:
+    """What `weight` makes of an input with these channel means, on average over positions: sum_i mean[i] sum_k weight[o, i, k].
+
+    Zero padding is left out of account, so it is exact without padding. Each output of a transposed convolution meets one in
+    prod(stride) of the kernel's elements.
+
+    Args:
+        layer: whose weight has this shape.
+        weight: as the layer's, float64 for exactness.
+        mean: [in].
+
+    Returns:
+        [out], of weight's dtype.
+    """
+    view = by_channel(layer, weight)
+    sums = view.flatten(3).sum(-1) if view.dim() > 3 else view
+    response = torch.einsum("goi,gi->go", sums, mean.to(sums).reshape(view.shape[0], view.shape[2])).flatten()
+    return response / prod(layer.stride) if type(layer) in TRANSPOSED else response
+
+
+def add_to_bias_(layer: nn.Module, shift: Tensor) -> None:
+    """Add shift[o] to the layer's bias in place; a layer without one gets it."""
+    if layer.bias is None:
+        layer.bias = nn.Parameter(torch.zeros(num_outputs(layer), dtype=layer.weight.dtype, device=layer.weight.device))
+        layer.bias.requires_grad_(layer.weight.requires_grad)
+    with torch.no_grad():
+        layer.bias.copy_(layer.bias.double() + shift.to(layer.bias.device).double())

@@ -1,0 +1,131 @@
+"""Batch norm folded into the layer before it, so that what is quantized is what an integer network multiplies by."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, fx, nn
+
+from qexp.nn.channels import add_to_bias_, num_outputs, scale_outputs_
+from qexp.nn.links import Wiring, source_of
+
+
+@dataclass(frozen=True)
+class ChannelStatistics:
+    """Mean and standard deviation of each channel of a layer's output over the training data, as its batch norm knew them.
+
+    Args:
+        mean: [C] float64, batch norm's shift beta. std: [C] float64, its scale gamma, whose sign says nothing.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+
+@dataclass(frozen=True)
+class Folded:
+    """A network without the batch norms that could be folded.
+
+    Args:
+        model: a new network; a folded batch norm is an `nn.Identity`, its layer has a bias, all other names are as they were.
+        layers: name of each folded batch norm -> name of the layer that took it.
+        tensors: every name in the old state dict that lives on -> its name in the new one: a folded batch norm's scale and
+            variance are in the layer's weight, its shift and mean in the layer's bias. Counters of folded batch norms are gone.
+        statistics: name of each layer that took one -> its output's statistics, which later corrections read.
+        notes: batch norms that stay, and why.
+    """
+
+    model: nn.Module
+    layers: Mapping[str, str]
+    tensors: Mapping[str, str]
+    statistics: Mapping[str, ChannelStatistics]
+    notes: tuple[str, ...]
+
+
+def fold_batch_norm(model: nn.Module) -> Folded:
+    """Fold every batch norm whose input is the output of one convolution or linear layer that nothing else reads.
+
+    W'[o] = W[o] gamma[o] / sqrt(var[o] + eps),  b'[o] = beta[o] + (b[o] - mean[o]) gamma[o] / sqrt(var[o] + eps)
+
+    Computed in float64, stored in the layer's dtype. The function of the network in eval mode stays, but for rounding; its
+    training mode is another afterwards. A linear layer's output is taken to be [N, C].
+
+    Args:
+        model: in eval mode; not changed.
+
+    Raises:
+        UserError: a network in training mode, or one that torch.fx cannot trace.
+
+    Source: Jacob et al. 2018, arXiv:1712.05877, section 3.2.
+
+    >>> net = nn.Sequential(nn.Conv2d(3, 4, 3, bias=False), nn.BatchNorm2d(4), nn.ReLU()).eval()
+    >>> fold_batch_norm(net).layers
+    {'1': '0'}
+    """
+    wiring = Wiring(model)
+    norms = {node.target: node for node in wiring.nodes if wiring.kind(node) == "norm"}
+    folded = copy.deepcopy(model)
+    modules = dict(folded.named_modules(remove_duplicate=False))
+    layers, statistics, notes = {}, {}, []
+    for name, module in wiring.modules.items():
+        if not isinstance(module, nn.modules.batchnorm._BatchNorm):
+            continue
+        reason = _obstacle(wiring, norms[name]) if name in norms else "the network does not execute it, or not as a module"
+        if reason:
+            notes.append(f"{name}: not folded, {reason}")
+            continue
+        layers[name] = source_of(norms[name]).target
+        statistics[layers[name]] = _fold_one(modules[layers[name]], module)
+    for name in layers:
+        parent, _, leaf = name.rpartition(".")
+        setattr(modules[parent], leaf, nn.Identity().eval())
+    return Folded(folded, layers, _renamed(model, layers), statistics, tuple(notes))
+
+
+def _obstacle(wiring: Wiring, node: fx.Node) -> str:
+    """Why a batch norm cannot be folded; empty where it can."""
+    module, before = wiring.modules[node.target], source_of(node)
+    if module.running_mean is None:
+        return "it keeps no running statistics"
+    if wiring.kind(before) != "layer":
+        return "its input is not the output of a convolution or linear layer"
+    if len(wiring.readers(before)) > 1:
+        return f"something else reads the output of {before.target}"
+    if not (wiring.single(node) and wiring.single(before)):
+        return f"it or {before.target} is called more than once or shares parameters"
+    if num_outputs(wiring.modules[before.target]) != module.num_features:
+        return f"it does not count the channels of {before.target}"
+    return ""
+
+
+@torch.no_grad()
+def _fold_one(layer: nn.Module, norm: nn.Module) -> ChannelStatistics:
+    """Fold `norm` into `layer`, in place."""
+    mean, var = norm.running_mean.double(), norm.running_var.double()
+    gamma = torch.ones_like(var) if norm.weight is None else norm.weight.double()
+    beta = torch.zeros_like(var) if norm.bias is None else norm.bias.double()
+    gain = gamma / torch.sqrt(var + norm.eps)
+    weight = layer.weight.double()
+    scale_outputs_(layer, weight, gain)
+    layer.weight.copy_(weight)
+    bias = torch.zeros_like(mean) if layer.bias is None else layer.bias.double()
+    if layer.bias is not None:
+        layer.bias.zero_()
+    add_to_bias_(layer, beta + (bias - mean) * gain)
+    return ChannelStatistics(beta.clone(), gamma.abs())
+
+
+def _renamed(model: nn.Module, layers: Mapping[str, str]) -> dict[str, str]:
+    """Old name -> new name of every tensor of the state dict that lives on."""
+    homes = {"weight": "weight", "running_var": "weight", "bias": "bias", "running_mean": "bias"}
+    names = {}
+    for name in model.state_dict():
+        path, _, leaf = name.rpartition(".")
+        if path not in layers:
+            names[name] = name
+        elif leaf in homes:
+            names[name] = f"{layers[path]}.{homes[leaf]}"
+    return names

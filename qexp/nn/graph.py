@@ -1,0 +1,290 @@
+"""A network as a graph of operators that computes the same, with the same state-dict names, into which modules can be inserted.
+
+`torch.fx` runs the network's own forward on symbols and writes down what it calls; modules of torch.nn are nodes, everything
+else is entered. The graph is checked against the network on an example, since what a forward decides by Python values is decided
+once, at tracing: eval mode's branches.
+
+Rejected: `torch.export`, whose graph holds aten operators on lifted parameters, so that modules, their names and what is shared
+with the network are lost; hooks, which cannot see adds and concatenations.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from qexp.base.errors import UserError
+from qexp.nn.operators import function_name, operator_of, tensors_of
+from qexp.nn.shadow import refuse_instance_forward
+
+
+@dataclass(frozen=True)
+class Insertion:
+    """A module to call on a node's value.
+
+    Args:
+        node: whose value. name: dotted path of the module in the network. module: may serve several nodes.
+        users: which readers get `module(value)` instead; None all. options: further arguments of the call.
+    """
+
+    node: fx.Node
+    name: str
+    module: nn.Module
+    users: frozenset[fx.Node] | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+class GraphNetwork(fx.GraphModule):
+    """A graph over modules that it shares with the network it was traced from, all of them, those that never run included.
+
+    torch's own GraphModule drops modules that the graph does not call, from the state dict and at every `deepcopy`.
+    """
+
+    def __init__(self, root: nn.Module, graph: fx.Graph) -> None:
+        super().__init__(root, graph, "GraphNetwork")
+        # Tensors that are attributes of the network or made by its forward came as buffers; they stay out of the state dict.
+        made = {name: value for name, value in self._buffers.items() if name not in root._buffers}
+        self._modules = dict(root._modules)
+        self._parameters = dict(root._parameters)
+        self._buffers = {**root._buffers, **made}
+        self._non_persistent_buffers_set = {*root._non_persistent_buffers_set, *made}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> GraphNetwork:
+        root = nn.Module()
+        kept = {name: value for name, value in self.__dict__.items() if name not in ("_graph", "_code", "meta")}
+        root.__dict__.update(copy.deepcopy(kept, memo))
+        twin = GraphNetwork(root, copy.deepcopy(self.graph))
+        memo[id(self)] = twin
+        return twin
+
+
+@dataclass(frozen=True)
+class Value:
+    """What a node gave on the example.
+
+    Args:
+        shape: of its tensor; None for a tuple of tensors.
+        storages: where its floating-point tensors lie, to tell views and in-place operators.
+        constant: made of parameters and numbers alone.
+    """
+
+    shape: tuple[int, ...] | None
+    storages: frozenset[int]
+    constant: bool
+
+
+@dataclass(frozen=True)
+class Traced:
+    """A network and its graph.
+
+    Args:
+        root: the network, or a bare module that holds what it holds and the graph's constants.
+        graph: of one forward in eval mode.
+        values: of the nodes that give floating-point tensors.
+        names: node -> path of the module that it calls, or of the module around it and the function's name (`layer1.0.add`).
+        owned: storages of parameters and buffers.
+    """
+
+    root: nn.Module
+    graph: fx.Graph
+    values: Mapping[fx.Node, Value]
+    names: Mapping[fx.Node, str]
+    owned: frozenset[int]
+
+    def module_of(self, node: fx.Node) -> nn.Module | None:
+        """The module that a `call_module` node calls."""
+        return self.root.get_submodule(str(node.target)) if node.op == "call_module" else None
+
+    def operands(self, node: fx.Node) -> list[fx.Node]:
+        """The activations that a node reads: tensors that depend on the images."""
+        return [each for each in node.all_input_nodes if each in self.values and not self.values[each].constant]
+
+    def kind(self, node: fx.Node) -> str:
+        """`operator_of`, with an add or multiply of one activation and a constant as `other`, like a norm's scale and shift."""
+        kind = operator_of(node, self.module_of(node))
+        operands = self.operands(node)
+        if kind in ("add", "multiply") and len(operands) < 2 and not _doubles(node):
+            return "other"
+        if kind == "other" and any(self._is_matrix(each) for each in node.all_input_nodes):
+            return "attention"  # a function that is not entered and takes a weight, as torchvision's shifted windows
+        takes_part = node.op == "call_function" and function_name(node) == "getitem"
+        if kind == "keep" and takes_part and self.values[operands[0]].shape is None and self.kind(operands[0]) != "keep":
+            return "other"  # one result of an operator that has several
+        return kind
+
+    def _is_matrix(self, node: fx.Node) -> bool:
+        value = self.values.get(node)
+        return value is not None and value.constant and value.shape is not None and len(value.shape) > 1 and node.op == "get_attr"
+
+    def build(self, insertions: Sequence[Insertion] = (), network: nn.Module | None = None) -> GraphNetwork:
+        """The graph as a module, with modules inserted.
+
+        Parameters, buffers and modules are shared with the network, modes included; use `copy.deepcopy` for a copy.
+
+        Args:
+            insertions: equal names are one module.
+            network: other weights to share than the traced network's: a copy of it, folded or not.
+        """
+        source = network if network is not None else self.root
+        root = _bare(source)
+        root.__dict__.update({name: value for name, value in self.root.__dict__.items() if name.startswith(_MADE)})
+        graph, twins = fx.Graph(), {}
+        graph.output(graph.graph_copy(self.graph, twins))
+        first = next(node for node in graph.nodes if node.op != "placeholder")
+        for item in insertions:
+            _attach(root, item.name, item.module)
+            twin = twins[item.node]
+            chosen = None if item.users is None else {twins[user] for user in item.users}
+            with graph.inserting_before(first) if twin.op == "placeholder" else graph.inserting_after(twin):
+                call = graph.call_module(item.name, (twin,), dict(item.options))
+            for user in list(twin.users):
+                if user is not call and (chosen is None or user in chosen):
+                    user.replace_input_with(twin, call)
+        graph.lint()
+        return GraphNetwork(root, graph)
+
+
+_MADE = "_tensor_constant"  # torch.fx's name for tensors that a forward makes
+_HELD = ("_modules", "_parameters", "_buffers", "_non_persistent_buffers_set")
+
+
+def trace(model: nn.Module, example: Tensor) -> Traced:
+    """Trace a network in eval mode, and check the graph against it on the example.
+
+    Modes and buffers are as before afterwards.
+
+    Args:
+        model: any network of one image tensor.
+        example: [N, C, H, W] images as the network takes them, on its device; N = 1 suffices.
+
+    Raises:
+        UserError: the network decides by the values of tensors, which no trace can follow, or computes other numbers than its
+            trace; names the module.
+    """
+    refuse_instance_forward(model)
+    with evaluating(model), torch.no_grad(), torch.random.fork_rng(devices=[example.device] if example.is_cuda else []):
+        before = set(model.__dict__)
+        try:
+            graph = _Tracer().trace(model)
+        finally:
+            # torch.fx puts tensors that a forward makes on the network as attributes; they belong to the graph.
+            made = {name: model.__dict__.pop(name) for name in list(model.__dict__) if name not in before}
+        root = _bare(model)
+        root.__dict__.update(made)
+        recorder = _Recorder(root, garbage_collect_values=False, graph=graph)
+        state = torch.random.get_rng_state()
+        found = recorder.run(example)
+        torch.random.set_rng_state(state)
+        expected = model(example)
+    if not all(torch.equal(a, b) for a, b in zip(tensors_of(found), tensors_of(expected), strict=True)):
+        remedy = "Its graph gives other numbers: something in its forward depends on more than the images."
+        raise UserError("model", type(model).__name__, allowed="a network that torch.fx can trace", remedy=remedy)
+    owned = frozenset(tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers()))
+    return Traced(root, graph, recorder.values(), _names(graph), owned)
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Eval mode for a while; every module's mode is as before afterwards."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+class _Tracer(fx.Tracer):
+    """torch.fx's tracer, which says in which module it got stuck."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.path = [""]
+        self.stuck: str | None = None
+
+    def call_module(self, m: nn.Module, forward: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        self.path.append(self.path_of_module(m))
+        try:
+            return super().call_module(m, forward, args, kwargs)
+        except Exception:
+            self.stuck = self.stuck or self.path[-1]
+            raise
+        finally:
+            self.path.pop()
+
+    def trace(self, root: nn.Module, concrete_args: dict[str, Any] | None = None) -> fx.Graph:
+        try:
+            return super().trace(root, concrete_args)
+        except Exception as error:  # whatever a forward raises on symbols
+            where = self.stuck or type(root).__name__
+            text = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            remedy = (
+                f"Tracing stopped in module {where}: {text} Branches and loops on the values of tensors cannot be followed: take "
+                "them out of its forward, or into a function marked with torch.fx.wrap, which is then not entered."
+            )
+            raise UserError("model", type(root).__name__, allowed="a network that torch.fx can trace", remedy=remedy) from error
+
+
+class _Recorder(fx.Interpreter):
+    """Runs the graph and notes what each node gave; results stay alive, so that no memory is used twice."""
+
+    def values(self) -> dict[fx.Node, Value]:
+        found: dict[fx.Node, Value] = {}
+        for node in self.graph.nodes:
+            tensors = list(tensors_of(self.env.get(node)))
+            if not tensors or node.op == "output":
+                continue
+            value = self.env[node]
+            storages = frozenset(tensor.untyped_storage().data_ptr() for tensor in tensors)
+            constant = node.op != "placeholder" and all(found[each].constant for each in node.all_input_nodes if each in found)
+            found[node] = Value(tuple(value.shape) if isinstance(value, Tensor) else None, storages, constant)
+        return found
+
+
+def _names(graph: fx.Graph) -> dict[fx.Node, str]:
+    """Node -> a path that a person can find in the source; the second of a name gets `_1`."""
+    names: dict[fx.Node, str] = {}
+    counts: dict[str, int] = {}
+    for node in graph.nodes:
+        if node.op in ("call_module", "get_attr"):
+            name = str(node.target)
+        elif node.op == "placeholder":
+            name = "input"
+        else:
+            scope = next(reversed((node.meta.get("nn_module_stack") or {"": ("",)}).values()))[0]
+            name = f"{scope}.{function_name(node)}".lstrip(".")
+        number = counts.get(name, 0)
+        counts[name] = number + 1
+        names[node] = f"{name}_{number}" if number else name
+    return names
+
+
+def _doubles(node: fx.Node) -> bool:
+    """True for x + x and x * x."""
+    return len(node.args) > 1 and node.args[0] is node.args[1]
+
+
+def _bare(model: nn.Module) -> nn.Module:
+    """A module without a forward that holds what another holds, in dictionaries of its own."""
+    root = nn.Module()
+    root.__dict__.update({name: copy.copy(value) for name, value in model.__dict__.items() if name in _HELD})
+    root.__dict__.update({name: value for name, value in model.__dict__.items() if isinstance(value, Tensor)})
+    root.training = model.training
+    return root
+
+
+def _attach(root: nn.Module, path: str, module: nn.Module) -> None:
+    """Put a module at a dotted path, with bare modules on the way."""
+    *way, last = path.split(".")
+    for part in way:
+        if part not in root._modules:
+            root.add_module(part, nn.Module())
+        root = root.get_submodule(part)
+    root._modules[last] = module

@@ -1,0 +1,76 @@
+"""Settings of the corrections of a quantized network; torch-free."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from qexp.base.checks import check_all, check_range
+from qexp.base.errors import UserError
+
+BIAS_CORRECTIONS = ("none", "empirical", "analytic")
+ADVISED_IMAGES = 1000  # fewer leave BN's re-estimated statistics noisy
+
+
+@dataclass(frozen=True, kw_only=True)
+class CorrectSettings:
+    """What is done to a network before, while and after its weights are rounded; each is one switch.
+
+    Args:
+        fold_bn: batch norm into the layer before it. equalize: channel ranges of neighbouring layers. absorb_bias: high biases
+            into the next layer.
+        bias: of each layer, by the mean that quantization shifted: `empirical` on calibration images, `analytic` from batch norm.
+        reestimate_bn: statistics of the batch norms that are left, on calibration images of the quantized network.
+        adaround: weights rounded up or down as the layer's output asks, not to the nearest code.
+        adaround_iterations: of Adam, for each layer. adaround_lr: its learning rate. adaround_lambda: weight of the regularizer.
+        adaround_warmup: share of the iterations without it. adaround_beta_start, adaround_beta_end: its annealed exponent.
+        adaround_relu: compare behind the ReLU where a layer has one; on samples, which takes longer.
+        adaround_batch_size: output positions drawn for an iteration, where samples are drawn.
+    """
+
+    fold_bn: bool = False
+    equalize: bool = False
+    absorb_bias: bool = False
+    bias: Literal[BIAS_CORRECTIONS] = "none"
+    reestimate_bn: bool = False
+    adaround: bool = False
+    adaround_iterations: int = 2000
+    adaround_lr: float = 0.01
+    adaround_lambda: float = 0.01
+    adaround_warmup: float = 0.2
+    adaround_beta_start: float = 20.0
+    adaround_beta_end: float = 2.0
+    adaround_relu: bool = False
+    adaround_batch_size: int = 1024
+
+    def __post_init__(self) -> None:
+        """Check the ranges and what belongs together."""
+        check_all(
+            (
+                ("correct.adaround_iterations", self.adaround_iterations, 0, None),
+                ("correct.adaround_lambda", self.adaround_lambda, 0.0, None),
+                ("correct.adaround_warmup", self.adaround_warmup, 0.0, 1.0),
+                ("correct.adaround_beta_end", self.adaround_beta_end, 1.0, None),
+                ("correct.adaround_batch_size", self.adaround_batch_size, 1, None),
+            )
+        )
+        check_range("correct.adaround_lr", self.adaround_lr, 0.0, open_low=True)
+        if self.adaround_beta_start < self.adaround_beta_end:
+            allowed = f"at least correct.adaround_beta_end={self.adaround_beta_end:g}"
+            raise UserError("correct.adaround_beta_start", self.adaround_beta_start, allowed=allowed)
+        for key in ("equalize", "absorb_bias"):
+            if getattr(self, key) and not self.fold_bn:
+                remedy = "Between a layer and the next ReLU there must be no batch norm: set correct.fold_bn=true."
+                raise UserError(f"correct.{key}", True, allowed="true only with correct.fold_bn=true", remedy=remedy)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What is done beside rounding to the nearest code, in order: `fold_bn`, `bias_empirical`, ..."""
+        switches = [name for name in ("fold_bn", "equalize", "absorb_bias", "adaround") if getattr(self, name)]
+        switches += [f"bias_{self.bias}"] if self.bias != "none" else []
+        return (*switches, *(["reestimate_bn"] if self.reestimate_bn else []))
+
+    @property
+    def needs_images(self) -> bool:
+        """True where a correction reads calibration images."""
+        return self.bias == "empirical" or self.reestimate_bn or self.adaround

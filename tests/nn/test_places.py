@@ -1,0 +1,129 @@
+"""The places of networks that are small enough to count by hand, and of ResNet-20."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from qexp.models.cifar_resnet import CifarResNet
+from qexp.nn.graph import trace
+from qexp.nn.places import activations, find_places
+
+
+def infos(net, graphs, **options):
+    return {info.name: info for info in activations(trace(net.eval(), graphs.images(1)), **options)}
+
+
+def test_residual(graphs):
+    found = infos(graphs.Residual(), graphs)
+    assert list(found) == ["input", "relu", "bn2", "relu_1", "mean", "unused"]
+    assert found["input"].operator == "image" and found["input"].layers == ("conv1.weight",)
+    # One place behind conv, norm and ReLU; max pooling passes the codes on to the convolution and to the add.
+    assert found["relu"].operator == "conv+norm+relu" and found["relu"].consumers == ("conv2", "add")
+    assert found["relu"].norm == "bn1" and found["relu"].non_negative and found["relu"].shape == (8, 16, 16)
+    # Before the add; the add's result behind its ReLU; the average, which dropout passes on.
+    assert found["bn2"].operator == "conv+norm" and found["bn2"].consumers == ("add",) and not found["bn2"].non_negative
+    assert found["relu_1"].operator == "add+relu" and found["relu_1"].kinds == ("pool",) and found["relu_1"].norm is None
+    assert found["mean"].layers == ("head.weight",) and found["mean"].non_negative
+    assert not found["unused"].executed and found["unused"].layers == ("unused.weight",) and found["unused"].order == -1
+
+
+def test_inception(graphs):
+    found = infos(graphs.Inception(), graphs)
+    # The stem's max pooling joins the concatenation, so that the stem's codes share its scale.
+    joined = found["cat"]
+    assert joined.operator == "concat" and joined.producers == ("relu6", "one.1", "two.2") and not joined.non_negative
+    assert joined.consumers == ("one.0", "two.0", "cat", "adaptive_avg_pool2d", "mul")
+    assert found["two.1"].operator == "conv+hardswish"
+    assert found["sigmoid"].operator == "conv+sigmoid" and found["sigmoid"].non_negative
+    assert found["mul"].operator == "multiply" and found["mul"].consumers == ("adaptive_avg_pool2d_1",)
+    assert list(found) == [
+        *("input", "cat", "two.1", "adaptive_avg_pool2d", "relu", "sigmoid", "mul", "adaptive_avg_pool2d_1")
+    ]  # fmt: skip
+
+
+def test_functions_products_and_attention(graphs):
+    found = infos(graphs.Functional(), graphs)
+    assert found["input"].layers == ("kernel",)
+    assert found["mean"].layers == ("weight",) and found["mean"].kinds == ("linear",)
+    assert found["norm"].consumers == ("attention",) and found["norm"].kinds == ("attention",)
+    assert not found["attention.*"].entered
+    # A constant is added on the accumulator: one place with the convolution, read by the residual add; flatten passes it.
+    assert found["add"].operator == "conv+add" and found["add"].channel_axis == 2
+    assert found["add_1"].consumers == ("matmul", "matmul_1") and found["softmax"].consumers == ("matmul_1",)
+    assert found["softmax"].operator == "matmul+softmax" and found["softmax"].non_negative
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_resnet20(graphs, dynamic):
+    found = infos(CifarResNet(20), graphs, dynamic=dynamic)
+    # 19 convolutions and a linear layer read 20 values. Static, the 9 blocks add a place before each add, and the average reads
+    # one that no layer does.
+    assert len(found) == (20 if dynamic else 20 + 9 + 1)
+    layers = [layer for info in found.values() for layer in info.layers]
+    assert sorted(layers) == sorted(name for name in CifarResNet(20).state_dict() if name.endswith("weight") and "bn" not in name)
+
+
+def test_dynamic_places_lie_where_layers_read(graphs):
+    found = infos(graphs.Residual(), graphs, dynamic=True)
+    assert [name for name, info in found.items() if info.executed] == ["input", "pool", "dropout"]
+    assert found["pool"].consumers == ("conv2",)
+
+
+class Aliases(nn.Module):
+    """A view of an activation that is read after it, and a value that is its own input."""
+
+    def __init__(self):
+        super().__init__()
+        self.one, self.two = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1)
+
+    def forward(self, x):
+        before = self.one(x)
+        after = F.relu(before, inplace=True)
+        return self.two(after) + before[:, :, :1, :1].exp()
+
+
+def test_memory_that_is_read_again_is_not_overwritten(graphs):
+    places = {place.info.name: place for place in find_places(trace(Aliases().eval(), graphs.images(1)))}
+    assert places["relu"].overwritable == (False,) and places["input"].overwritable == (False,)
+    assert places["two"].overwritable == (True,)
+
+
+def test_a_relu_of_codes_shares_their_place(graphs):
+    class Shared(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one, self.two, self.three = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1)
+
+        def forward(self, x):
+            x = self.one(x)
+            return self.two(x.relu()) + self.three(x)
+
+    found = infos(Shared(), graphs)
+    assert list(found) == ["input", "one", "two", "three"]
+    assert found["one"].consumers == ("two", "three") and not found["one"].non_negative
+
+
+def test_padding_with_zeros_passes_codes_and_other_padding_does_not(graphs):
+    def padded(value):
+        class Padded(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.one, self.two = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1)
+
+            def forward(self, x):
+                return self.two(F.pad(self.one(x), (1, 1, 1, 1), value=value))
+
+        return list(infos(Padded(), graphs))
+
+    assert padded(0.0) == ["input", "one"]
+    assert padded(1.0) == ["input", "pad"]
+
+
+def test_nothing_but_the_graph_decides(graphs):
+    net = graphs.Inception().eval()
+    once = activations(trace(net, graphs.images(1)))
+    with torch.no_grad():
+        for value in net.parameters():
+            value.mul_(0.1)
+    assert activations(trace(net, graphs.images(1, seed=5))) == once
