@@ -46,6 +46,7 @@ class Config:
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
         bits: width of quantized weights, 1 to 16. mode: `int`, `float` (the control) or `half`.
         checkpoint: state-dict file, for `qexp.evaluate` only.
+        cases: of a sweep: sets of overrides that are run one after the other, where a product of values would not do.
         plan_only: print plan and estimates, and stop. fresh: train again although stored.
         runs_dir, results_dir: where trainings, journal and MLflow's store lie, and where reports go.
     """
@@ -69,6 +70,7 @@ class Config:
     trajectory: TrajectorySettings = field(default_factory=TrajectorySettings)
     tracking: TrackingSettings = field(default_factory=TrackingSettings)
     checkpoint: str | None = None
+    cases: list[list[str]] | None = None
     plan_only: bool = False
     fresh: bool = False
     runs_dir: str = "runs"

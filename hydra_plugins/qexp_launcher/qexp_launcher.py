@@ -8,11 +8,13 @@ train, and launches one merged job per group, here or where `hydra.launcher.inne
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import JobReturn, JobStatus, configure_log, run_job, setup_globals
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
@@ -53,7 +55,8 @@ class QexpLauncher(Launcher):
         configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)
         folder = Path(str(self.config.hydra.sweep.dir))
         folder.mkdir(parents=True, exist_ok=True)
-        composed = [self._compose(overrides, initial_job_idx + k) for k, overrides in enumerate(job_overrides)]
+        asked = [[*case, *overrides] for overrides in job_overrides for case in self._cases()]
+        composed = [self._compose(overrides, initial_job_idx + k) for k, overrides in enumerate(asked)]
         values = [_values(config) for config in composed]
         returns: list[JobReturn | None] = [None] * len(composed)
 
@@ -86,12 +89,29 @@ class QexpLauncher(Launcher):
             job_subdir_key="hydra.sweep.subdir",
         )
 
+    def _cases(self) -> list[list[str]]:
+        """The sets of overrides of `cases`, several values swept within each; what was typed comes after them and wins."""
+        return [job for case in self.config.cases or [[]] for job in _expand(list(case))]
+
     def _compose(self, overrides: Sequence[str], number: int) -> DictConfig:
         config = self.hydra_context.config_loader.load_sweep_config(self.config, list(overrides))
         with open_dict(config):
+            config.cases = None
             config.hydra.job.id = number
             config.hydra.job.num = number
         return config
+
+
+def _expand(overrides: list[str]) -> list[list[str]]:
+    """Every combination of the values of some overrides, as Hydra's own sweeper makes them."""
+    parsed = OverridesParser.create().parse_overrides(overrides)
+    choices = [
+        [f"{each.get_key_element()}={value}" for value in each.sweep_string_iterator()]
+        if each.is_sweep_override()
+        else [str(each.input_line)]
+        for each in parsed
+    ]
+    return [list(job) for job in itertools.product(*choices)]
 
 
 def _values(config: DictConfig) -> dict[str, Any]:

@@ -161,7 +161,7 @@ class ActivationInfo:
         layers: state-dict names of the weights that the codes are multiplied with, or that lie in what is not entered.
         shape: of one image's value. channel_axis: of the batch's.
         non_negative: no value is below zero, whatever the images.
-        norm: the batch norm that, followed by at most a ReLU, makes the value; None where there is none.
+        norm: the batch norm that, followed by at most a ReLU or ReLU6, makes the value; None where there is none.
         order: position in the order of execution; -1 where the layer that it names is not executed.
         executed: false for a layer that the forward never calls. entered: false for the products inside an operator that is not
             looked into, as attention.

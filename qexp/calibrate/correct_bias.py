@@ -180,7 +180,7 @@ def mean_input(link: Link, model: nn.Module, before: ChannelStatistics) -> Tenso
         return rectified + model.get_submodule(link.activation_module).weight.double() * (mean - rectified)
     if link.activation == "relu":
         return rectified
-    cap = RELU6_CAP if link.activation == "relu6" else model.get_submodule(link.activation_module).cap.double()
+    cap = RELU6_CAP if link.activation == "relu6" else model.get_submodule(link.activation_module).cap.double().flatten()
     return rectified - _mean_above_zero(mean - cap, std)
 
 

@@ -179,11 +179,12 @@ def _apply_scale(network: nn.Module, link: Link, scale: Tensor, statistics: dict
         statistics[link.source] = ChannelStatistics(known.mean / scale, known.std / scale)
     if link.activation == "relu6":
         parent, _, leaf = link.activation_module.rpartition(".")
-        cap = (RELU6_CAP / scale).to(first.weight)
+        spatial = [1] * (first.weight.dim() - 2)  # none behind a linear layer
+        cap = (RELU6_CAP / scale).to(first.weight).reshape(-1, *spatial)
         setattr(network.get_submodule(parent), leaf, ChannelClip(cap).train(network.training))
     elif link.activation == "clip":
         clip = network.get_submodule(link.activation_module)
-        clip.cap.copy_(clip.cap.double() / scale)
+        clip.cap.copy_(clip.cap.double() / scale.reshape(clip.cap.shape))
 
 
 @torch.no_grad()
@@ -224,7 +225,7 @@ def absorb_high_biases(model: nn.Module, statistics: Mapping[str, ChannelStatist
         shifted[link.source] = replace(known, mean=known.mean - shift)
         if link.activation == "clip":
             clip = network.get_submodule(link.activation_module)
-            clip.cap.copy_(clip.cap.double() - shift)
+            clip.cap.copy_(clip.cap.double() - shift.reshape(clip.cap.shape))
         pairs.append(AbsorbedPair(link.source, link.target, shift))
     return Absorbed(network, tuple(pairs), shifted, tuple(notes))
 

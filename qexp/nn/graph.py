@@ -60,6 +60,7 @@ class GraphNetwork(fx.GraphModule):
         kept = {name: value for name, value in self.__dict__.items() if name not in ("_graph", "_code", "meta")}
         root.__dict__.update(copy.deepcopy(kept, memo))
         twin = GraphNetwork(root, copy.deepcopy(self.graph))
+        twin.__dict__.update({name: value for name, value in root.__dict__.items() if "hooks" in name})
         memo[id(self)] = twin
         return twin
 

@@ -21,7 +21,7 @@ class ChannelClip(nn.Module):
     """A ReLU with a cap of its own for each channel: min(max(x, 0), cap), what equalization makes of a ReLU6.
 
     Args:
-        cap: [C]; C is dimension 1 of the input.
+        cap: [C, 1, ...], shaped to broadcast against the input: any tracer can enter the forward.
     """
 
     def __init__(self, cap: Tensor) -> None:
@@ -30,7 +30,7 @@ class ChannelClip(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, C, ...] -> the same."""
-        return torch.minimum(F.relu(x), self.cap.reshape(-1, *[1] * (x.dim() - 2)))
+        return torch.minimum(F.relu(x), self.cap)
 
 
 RELU6_CAP = 6.0

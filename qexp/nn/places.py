@@ -159,7 +159,7 @@ class _Graph:
         chain = self._chain(nodes[0], taken)
         shape = traced.values[nodes[0]].shape
         assert shape is not None, f"{name}: quantized where it is a tuple"
-        norm = next((node for node in reversed(chain) if self.kinds[node] not in ("relu", "keep")), chain[0])
+        norm = next((node for node in reversed(chain) if not self._clips(node)), chain[0])
         batch_norm = isinstance(traced.module_of(norm), nn.modules.batchnorm._BatchNorm)
         words = [operator_name(node, traced.module_of(node)) for node in chain]
         return ActivationInfo(
@@ -185,6 +185,10 @@ class _Graph:
                 break
             chain.insert(0, before)
         return chain
+
+    def _clips(self, node: fx.Node) -> bool:
+        """True for ReLU, ReLU6 and what passes values on."""
+        return self.kinds[node] in ("relu", "keep") or operator_name(node, self.traced.module_of(node)) == "relu6"
 
     def _non_negative(self, node: fx.Node) -> bool:
         """True where the operator's result has no value below zero, by what it computes or because its operands have none."""

@@ -34,7 +34,7 @@ class CorrectSettings:
     bias: Literal[BIAS_CORRECTIONS] = "none"
     reestimate_bn: bool = False
     adaround: bool = False
-    adaround_iterations: int = 2000
+    adaround_iterations: int = 1000
     adaround_lr: float = 0.01
     adaround_lambda: float = 0.01
     adaround_warmup: float = 0.2

@@ -87,6 +87,8 @@ def _check_verb(config: Config, verb: str) -> None:
         raise UserError(
             "checkpoint", config.checkpoint, allowed="null in qexp.train", remedy="To start from it: model.weights=FILE."
         )
+    if config.cases is not None:
+        raise UserError("cases", config.cases, allowed="null in a single job", remedy="Several cases are a sweep: add -m.")
     root = None if config.data.download else config.data.root
     weights = None if config.model.weights == "DEFAULT" else config.model.weights
     for key, text in (("data.root", root), ("model.weights", weights)):

@@ -77,6 +77,7 @@ def test_better_than_nearest_which_is_better_than_floor_and_ceil(relu):
     found = adaround_(copied, model, specs, batches(), CorrectSettings(adaround_iterations=300, adaround_relu=relu))
     assert [row.name for row in found.rows] == list(specs) and not found.notes
     assert all(row.mse <= row.nearest_mse for row in found.rows)
+    assert found.rows[-1].mse == pytest.approx(logit_mse(copied, model), rel=1e-3)  # on inputs quantized so far, as they are
     assert found.rows[0].mse < 0.7 * found.rows[0].nearest_mse and found.rows[0].flipped > 0
     assert logit_mse(copied, model) < 0.7 * errors["half_even"] < 0.35 * min(errors["floor"], errors["ceil"])
 

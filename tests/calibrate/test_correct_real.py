@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 from torch import nn
-from torchvision.transforms.functional import normalize, pil_to_tensor
 
 from qexp.base.nouns import Batch, QuantSpec
 from qexp.calibrate.correct_adaround import adaround_
@@ -28,26 +28,28 @@ def read(folder, count):
     files = sorted(folder.glob("*/*.jpg"))
     classes = sorted({path.parent.name for path in files})
     chosen = [files[index] for index in torch.randperm(len(files), generator=torch.Generator().manual_seed(0))[:count]]
-    images = torch.stack([pil_to_tensor(Image.open(path).convert("RGB")) for path in chosen]).float() / 255
+    pixels = torch.from_numpy(np.stack([np.asarray(Image.open(path).convert("RGB")) for path in chosen]))
     labels = torch.tensor([classes.index(path.parent.name) for path in chosen])
-    return normalize(images, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]), labels
+    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+    return ((pixels / 255 - mean) / std).permute(0, 3, 1, 2).contiguous(), labels
 
 
 @pytest.fixture(scope="module")
 def trained(extra_data):
-    """The folded network, what scores a network, and 512 images for calibration."""
+    """The folded network, what scores a network, and 256 images for calibration."""
+    if not ((extra_data / "cifar10-jpeg").is_dir() and (extra_data / "resnet20-12fca82f.th").is_file()):
+        pytest.skip(f"{extra_data} lacks cifar10-jpeg/ or resnet20-12fca82f.th")
     model = CifarResNet(20)
     load_weights(model, extra_data / "resnet20-12fca82f.th")
     images, labels = read(extra_data / "cifar10-jpeg" / "test", 2000)
-    calib, _ = read(extra_data / "cifar10-jpeg" / "train", 512)
+    calib, _ = read(extra_data / "cifar10-jpeg" / "train", 256)
 
     @torch.no_grad()
     def prec1(network):
         found = torch.cat([network(part).argmax(1) for part in images.split(500)])
         return 100 * float((found == labels).float().mean())
 
-    batches = [Batch(part, torch.zeros(256), torch.arange(256), 256) for part in calib.split(256)]
-    return fold_batch_norm(model.eval()), prec1, batches
+    return fold_batch_norm(model.eval()), prec1, [Batch(calib, torch.zeros(256), torch.arange(256), 256)]
 
 
 def at_4_bits(model, granularity):

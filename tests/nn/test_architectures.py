@@ -17,9 +17,9 @@ from qexp.nn.places import activations
 from qexp.policy.plan import NOT_EXECUTED
 
 # Places of the static plan, counted from the blocks: the image; one behind each conv+BN(+activation function); the add behind
-# each shortcut; the average before the classifier. GoogLeNet's nine modules join four branches each to one scale. DenseNet has one
-# for each block, two for each of its 58 layers, two for each of three transitions (what its convolution and its average read),
-# and what the last average reads.
+# each shortcut; the average before the classifier. GoogLeNet's nine modules join four branches each to one scale. DenseNet has
+# one for each block, two for each of its 58 layers, two for each of three transitions (what its convolution and its average
+# read), and what the last average reads.
 # EfficientNet's 16 blocks have an average and a product for squeeze-excite.
 NUM_PLACES = {
     "resnet18": 1 + 20 + 8 + 1,
@@ -96,8 +96,8 @@ def test_sixteen_bits_reproduce_the_logits_and_eight_each_place(name, graphs):
     """16 bits: logits within 35 dB, and the same class wherever the first two logits are not nearly equal.
 
     Measured 42 (MobileNetV2) to 66 dB (ResNet-18): a random network amplifies errors on their way, each place by itself lies
-    above 75 dB. 8 bits: each place by itself above 25 dB; the lowest measured are 27 dB, behind a product of EfficientNet's, and 32 dB,
-    where a block of DenseNet's shares one scale.
+    above 75 dB. 8 bits: each place by itself above 25 dB; the lowest measured are 27 dB, behind a product of EfficientNet's, and
+    32 dB, where a block of DenseNet's shares one scale.
     """
     model, x = network(name)
     traced, reference = trace(model, x[:1]), model(x)

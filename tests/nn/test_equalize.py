@@ -11,6 +11,7 @@ from torch import nn
 from qexp.base.nouns import QuantSpec
 from qexp.nn.equalize import absorb_high_biases, equalize
 from qexp.nn.fold import ChannelStatistics, fold_batch_norm
+from qexp.nn.graph import trace
 from qexp.nn.links import ChannelClip
 from qexp.quant.schemes import quantize_
 
@@ -84,6 +85,8 @@ def test_the_function_stays_and_ranges_become_equal(activation):
     ranges = torch.stack([first.amax((1, 2, 3)), middle.amax((1, 2, 3)), last.amax((0, 2, 3))])
     assert torch.allclose(ranges, ranges[:1].expand_as(ranges), rtol=5e-3)
     assert [(pair.first, pair.second) for pair in found.pairs] == [("0", "2"), ("2", "4"), ("4", "8")]
+    traced = trace(found.model, IMAGES[:1]).build()
+    assert torch.equal(traced(IMAGES), found.model(IMAGES))
     assert isinstance(found.model[1], ChannelClip) == (activation is nn.ReLU6)
     assert torch.allclose(equalize(found.model).model(IMAGES), model(IMAGES), rtol=1e-4, atol=1e-5)  # caps again
 
@@ -152,3 +155,12 @@ def test_absorption_at_padded_borders():
     left = absorb_high_biases(net, statistics, padded=False)
     assert not left.pairs and "pads" in left.notes[0] and torch.equal(left.model(IMAGES), net(IMAGES))
     assert "no batch norm" in absorb_high_biases(net, {}).notes[0]
+
+
+@torch.no_grad()
+def test_absorption_lowers_the_cap_too():
+    net, statistics = absorbable(padding=0)
+    net[1] = ChannelClip(torch.tensor([6.0, 4.0, 1.0, 1.0]).reshape(-1, 1, 1)).eval()
+    found = absorb_high_biases(net, statistics)
+    assert torch.equal(found.model[1].cap.flatten(), torch.tensor([4.0, 1.5, 1.0, 1.0]))
+    assert sqnr_db(found.model(IMAGES), net(IMAGES)) > 40

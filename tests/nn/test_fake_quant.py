@@ -76,6 +76,7 @@ def test_dynamic_is_static_with_the_batchs_range(granularity):
         ends = (x.min(), x.max()) if granularity == "per_tensor" else (x.amin((0, 2, 3)), x.amax((0, 2, 3)))
         static.set_range(*ends)
         assert torch.equal(dynamic(x), static(x))
+        assert torch.equal(dynamic(x.to(memory_format=torch.channels_last)), static(x))
     assert not dynamic.state_dict()
 
 
@@ -203,3 +204,17 @@ def test_what_is_joined_shares_one_scale(graphs):
     joined = torch.cat([value.flatten() for value in graphs.values_at(traced, x)["cat"]])
     found = fake_quants(network)["cat"]
     assert torch.equal(found.scale, range_qparams(joined.min(), joined.max(), found.spec).scale)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("granularity", ["per_tensor", "per_channel"])
+def test_a_gpu_gives_the_same_values(granularity):
+    fields = {"granularity": granularity, "axis": 1 if granularity == "per_channel" else 0}
+    x = values()
+    for dynamic in (False, True):
+        found = FakeQuantize("place", spec(dynamic=dynamic, **fields), 4)
+        if not dynamic:
+            ends = (x.min(), x.max()) if granularity == "per_tensor" else (x.amin((0, 2, 3)), x.amax((0, 2, 3)))
+            found.set_range(*ends)
+        expected = found(x)
+        assert torch.equal(found.cuda()(x.cuda()).cpu(), expected)

@@ -38,6 +38,14 @@ def test_a_deep_copy_is_whole_and_its_own(net, graphs):
     assert "forward" not in twin.__dict__
 
 
+@torch.no_grad()
+def test_a_deep_copy_keeps_what_runs_before(graphs):
+    net, x = graphs.Residual().eval(), graphs.images()
+    network = trace(net, x[:1]).build()
+    network.register_forward_pre_hook(lambda module, args: (args[0].round(),))
+    assert torch.equal(copy.deepcopy(network)(x), net(x.round())) and not torch.equal(net(x), net(x.round()))
+
+
 def test_tracing_leaves_modes_and_buffers(graphs):
     net = graphs.Residual().train()
     net.bn2.eval()

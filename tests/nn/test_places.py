@@ -120,6 +120,14 @@ def test_padding_with_zeros_passes_codes_and_other_padding_does_not(graphs):
     assert padded(1.0) == ["input", "pad"]
 
 
+def test_the_batch_norm_before_a_place(graphs):
+    def norm(last):
+        net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), last, nn.Conv2d(4, 4, 1))
+        return infos(net, graphs)[f"{2 if type(last) is not nn.Dropout else 1}"].norm
+
+    assert [norm(last) for last in (nn.ReLU(), nn.ReLU6(), nn.SiLU(), nn.Dropout())] == ["1", "1", None, "1"]
+
+
 def test_nothing_but_the_graph_decides(graphs):
     net = graphs.Inception().eval()
     once = activations(trace(net, graphs.images(1)))
