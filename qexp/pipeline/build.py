@@ -26,7 +26,7 @@ from qexp.calibrate.methods import Limits, weight_range
 from qexp.calibrate.result import Calibration
 from qexp.calibrate.run import BehindNorm, calibrate
 from qexp.calibrate.settings import CALIB
-from qexp.nn.equalize import absorb_high_biases, equalize
+from qexp.nn.equalize import absorb_high_biases, equalize, rescale_channels
 from qexp.nn.fake_quant import CONTAINER, fake_quants, insert, observed
 from qexp.nn.fold import ChannelStatistics, fold_batch_norm
 from qexp.nn.graph import Traced, trace
@@ -85,6 +85,7 @@ class Builder:
             notes += correct_bias_analytic_(quantized, reference, statistics).notes
         if correct.reestimate_bn:
             notes += reestimate_batch_norm_(quantized, self._all(variant))
+        dist.broadcast_state(quantized)  # sums on a GPU may differ in their last bit from rank to rank
         module, calibration = self._with_activations(variant, quantized)
         return Built(self._with_input(variant, module), calibration, constant, tuple(notes))
 
@@ -95,6 +96,10 @@ class Builder:
         if correct.fold_bn:
             folded = fold_batch_norm(model)
             model, statistics = folded.model, dict(folded.statistics)
+        if correct.rescale_log10:
+            rescaled = rescale_channels(model, statistics, log10=correct.rescale_log10, seed=correct.rescale_seed)
+            model, statistics = rescaled.model, dict(rescaled.statistics)
+            notes += rescaled.notes
         if correct.equalize:
             equalized = equalize(model, statistics)
             model, statistics = equalized.model, dict(equalized.statistics)

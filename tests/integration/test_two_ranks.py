@@ -43,12 +43,15 @@ def test_a_sweep_over_two_trainings_and_the_evaluation_of_one(process, cli, tiny
     assert alone.code == 0 and "2 trainings (2 stored)" in alone.out
 
     file = next(Path("runs/trainings").glob("*/epochs/0001.safetensors"))
-    evaluate = (*tiny, f"checkpoint={file}", "bits=4", "mode=int,half", "evaluate.batch_size=100", "-m")
+    prepared = ("quant=affine", "quant.activation.bits=null,8", "calibrate=mse", "calibrate.batch_size=16")
+    corrected = ("correct.bias=none,empirical", "correct.fold_bn=true")
+    options = ("bits=4", "mode=int,half", "evaluate.batch_size=100", "-m")
+    evaluate = (*tiny, f"checkpoint={file}", *prepared, *corrected, *options)
     assert cli(*evaluate, "runs_dir=alone", verb="evaluate").code == 0
     both = process(*RUN, f"--master_port={port}", "-m", "qexp.evaluate", *evaluate, "runs_dir=both")
     assert both.returncode == 0, both.stderr
     assert digests("both") == digests("alone")
-    assert len(digests("both")) == 3
+    assert len(digests("both")) == 6
 
 
 NO_GPU = pytest.param(
