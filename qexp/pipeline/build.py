@@ -26,7 +26,7 @@ from qexp.calibrate.methods import Limits, weight_range
 from qexp.calibrate.result import Calibration
 from qexp.calibrate.run import BehindNorm, calibrate
 from qexp.calibrate.settings import CALIB
-from qexp.nn.equalize import absorb_high_biases, equalize, rescale_channels
+from qexp.nn.equalize import absorb_high_biases, equalize
 from qexp.nn.fake_quant import CONTAINER, fake_quants, insert, observed
 from qexp.nn.fold import ChannelStatistics, fold_batch_norm
 from qexp.nn.graph import Traced, trace
@@ -96,10 +96,6 @@ class Builder:
         if correct.fold_bn:
             folded = fold_batch_norm(model)
             model, statistics = folded.model, dict(folded.statistics)
-        if correct.rescale_log10:
-            rescaled = rescale_channels(model, statistics, log10=correct.rescale_log10, seed=correct.rescale_seed)
-            model, statistics = rescaled.model, dict(rescaled.statistics)
-            notes += rescaled.notes
         if correct.equalize:
             equalized = equalize(model, statistics)
             model, statistics = equalized.model, dict(equalized.statistics)
