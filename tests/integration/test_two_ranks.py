@@ -19,7 +19,8 @@ def rows(name="digits"):
 
 def digests(folder):
     found = [json.loads(path.read_text().splitlines()[-1]) for path in Path(folder).rglob("variants/*.jsonl")]
-    return {(row["training"], row["variant"]): [row[key] for key in ("digest", "prec1", "prec5", "loss", "kl", "n")] for row in found}
+    kept = ("digest", "prec1", "prec5", "loss", "kl", "n")
+    return {(row["training"], row["variant"]): [row[key] for key in kept] for row in found}
 
 
 def test_a_sweep_over_two_trainings_and_the_evaluation_of_one(process, cli, tiny, port):
