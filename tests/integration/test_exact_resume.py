@@ -98,6 +98,8 @@ def test_the_same_command_again(ranks, command, numbers, undisturbed, count, wor
     else:
         assert codes[-1] == -signal.SIGKILL and 0 not in codes
     assert not Path("results").exists()
+    for path in folder.glob("*.pt"):
+        assert torch.load(path, weights_only=True)["epoch"] <= 1
     again = ranks(count, *arguments)
     assert [child.wait() for child in again] == [0] * count, again[0].text
     assert ("going on from" in again[0].text) == (step > STEPS or every is not None or how == "SIGTERM")
