@@ -33,6 +33,7 @@ from qexp.tracking.settings import TrackingSettings
 
 TRAINING_FORMAT = 1  # part of every training hash; raise it when the same settings come to give other weights
 MODES = ("int", "float", "half")
+TASKS = ("profile",)  # of qexp.analyze
 DIALS = ("bits", "mode", "policy", "quant", "calibrate", "correct")  # of a variant: they never change a training
 
 
@@ -45,7 +46,8 @@ class Config:
         seed: of initialization, order and augmentation. deterministic: bit-reproducible kernels, at some cost in speed.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
         bits: width of quantized weights, 1 to 16. mode: `int`, `float` (the control) or `half`.
-        checkpoint: state-dict file, for `qexp.evaluate` only.
+        checkpoint: state-dict file, for `qexp.evaluate` and `qexp.analyze` only.
+        task: of `qexp.analyze`: `profile` measures every quantized tensor. image: a file whose classes it scores too.
         cases: of a sweep: sets of overrides that are run one after the other, where a product of values would not do.
         plan_only: print plan and estimates, and stop. fresh: train again although stored.
         runs_dir, results_dir: where trainings, journal and MLflow's store lie, and where reports go.
@@ -70,6 +72,8 @@ class Config:
     trajectory: TrajectorySettings = field(default_factory=TrajectorySettings)
     tracking: TrackingSettings = field(default_factory=TrackingSettings)
     checkpoint: str | None = None
+    task: Literal[TASKS] | None = None
+    image: str | None = None
     cases: list[list[str]] | None = None
     plan_only: bool = False
     fresh: bool = False
@@ -85,9 +89,10 @@ class Config:
             raise UserError("device", self.device, allowed="auto, cpu, cuda or cuda:N")
         if not self.name or not all(char.isalnum() or char in "-_." for char in self.name) or self.name[0] == ".":
             raise UserError("name", self.name, allowed="letters, digits, '-', '_' and '.', as it names a folder")
-        if self.calibrate.name == "bn" and self.correct.equalize:
-            remedy = "Equalization moves the ranges that batch norm tells."
-            raise UserError("calibrate", "bn", allowed="another method with correct.equalize=true", remedy=remedy)
+        if self.calibrate.name == "bn" and (self.correct.equalize or self.correct.rescale_log10):
+            key = "correct.equalize=true" if self.correct.equalize else "correct.rescale_log10"
+            remedy = "Scaled channels have other ranges than batch norm tells."
+            raise UserError("calibrate", "bn", allowed=f"another method with {key}", remedy=remedy)
 
 
 @cache

@@ -54,7 +54,7 @@ def run_here(*arguments: str, verb: str = "train") -> Done:
     try:
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), warnings.catch_warnings():
             warnings.filterwarnings("ignore", "The ``noload``", DeprecationWarning)  # see pyproject.toml
-            code = entry.main(verb, {"train": "config", "evaluate": "evaluate"}[verb])
+            code = entry.main(verb, {"train": "config"}.get(verb, verb))
     finally:
         sys.argv = kept
         os.environ.pop("HYDRA_FULL_ERROR", None)
@@ -69,7 +69,7 @@ def compose_values(*overrides: str, verb: str = "train") -> dict:
     from qexp.pipeline.entry import conf_dir
 
     with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        config = hydra.compose({"train": "config", "evaluate": "evaluate"}[verb], list(overrides))
+        config = hydra.compose({"train": "config"}.get(verb, verb), list(overrides))
     return OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
 
 

@@ -22,10 +22,10 @@ STEPS = (
     ("F1", ("nn", "policy")),
     ("F2", ("calibrate", "data", "models")),
     ("F3", ("engine",)),
-    ("F4", ("tracking", "reporting")),
+    ("F4", ("analysis", "tracking", "reporting")),
     ("F5", ("schema",)),
-    ("F6", ("pipeline",)),
-    ("F7", ("train", "evaluate", "report", "sync", "trainings", "qexp_launcher")),
+    ("F6", ("pipeline", "studies")),
+    ("F7", ("train", "evaluate", "analyze", "report", "study", "sync", "trainings", "qexp_launcher")),
 )
 STEP = {room: step for step, (_, rooms) in enumerate(STEPS) for room in rooms}
 TOP = STEPS[-1][1]
@@ -40,7 +40,7 @@ OWNERS = {
 }
 # What `--help` and the validation of a whole sweep must not load.
 HEAVY = {"torch", "torchvision", "mlflow", "pandas", "matplotlib", "scipy", "sklearn", "mlxtend"}
-LIGHT_ROOMS = ("policy", "schema", "train", "evaluate", "qexp_launcher")
+LIGHT_ROOMS = ("policy", "schema", "train", "evaluate", "analyze", "qexp_launcher")
 
 MAX_FILE_LINES = 300
 MAX_FUNCTION_LINES = 60

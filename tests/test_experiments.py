@@ -1,10 +1,16 @@
 """Every conf/experiment/*.yaml: says what it is, composes, and runs a step at the size of a test."""
 
 import csv
+import json
 import re
 from pathlib import Path
 
 import pytest
+import torch
+import yaml
+
+from hydra_plugins.qexp_launcher.qexp_launcher import _expand
+from qexp.models.cifar_resnet import CifarResNet
 
 EXPERIMENTS = sorted((Path(__file__).parents[1] / "conf" / "experiment").glob("*.yaml"))
 SMALL = (
@@ -13,11 +19,32 @@ SMALL = (
     "data.image_size=16", "data.mean=[0.5]", "data.std=[0.2]", "model=resnet20", "model.weights=null", "train.epochs=1",
     "train.warmup_epochs=0",
     "train.batch_size=32", "train.precision=fp32", "evaluate.num_images=16", "device=cpu", "tracking.enabled=false",
+    "calibrate.num_images=8", "correct.adaround_iterations=20",
 )  # fmt: skip
 
 
 def test_there_are_experiments():
-    assert {"document_002", "document_002_small", "cifar10_jpeg"} <= {path.stem for path in EXPERIMENTS}
+    studies = {"ptq_weights", "ptq_ranges", "rounding", "dfq_recovery", "bn_study", "input_bits"}
+    assert {"document_002", "document_002_small", "cifar10_jpeg", *studies} <= {path.stem for path in EXPERIMENTS}
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    """A ResNet-20 whose batch norms are not as new: none of its tensors is constant."""
+    generator = torch.Generator().manual_seed(0)
+    model = CifarResNet(20, num_classes=10, in_channels=3)
+    with torch.no_grad():
+        for values in (*model.parameters(), *(each for each in model.buffers() if each.is_floating_point())):
+            values += 0.1 * torch.rand(values.shape, generator=generator)
+    path = tmp_path_factory.mktemp("checkpoint") / "resnet20.pth"
+    torch.save(model.state_dict(), path)
+    return path
+
+
+def thinned(cases):
+    """Of each case the first job and the last, as one override."""
+    jobs = [job for case in cases for found in [_expand(case)] for job in (found[0], found[-1])]
+    return f"cases={json.dumps(jobs)}"
 
 
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
@@ -32,13 +59,31 @@ def test_it_opens_with_its_command_and_the_number_to_expect(path):
 
 
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
-def test_it_runs_a_step(path, cli):
-    done = cli(f"experiment={path.stem}", *SMALL, "results_dir=results", "name=smoke")
+def test_it_runs_a_step(path, cli, checkpoint):
+    text = path.read_text(encoding="utf-8")
+    verb, cases = re.search(r"-m qexp\.(\w+)", text)[1], yaml.safe_load(text).get("cases")
+    own = [f"checkpoint={checkpoint}"] if verb == "evaluate" else []
+    own += [thinned(cases)] if cases else []
+    done = cli(f"experiment={path.stem}", *SMALL, *own, "results_dir=results", "name=smoke", verb=verb)
     assert done.code == 0, done.err
     with open("results/smoke/table.csv") as handle:
         variants = [row["variant"] for row in csv.DictReader(handle)]
-    text = path.read_text(encoding="utf-8")
     assert len(variants) >= 2 and variants[0] == "fp32"
-    if "sweeper" in text:  # a sweeping one must say so: without hydra.mode its params run one job in silence
+    if "sweeper" in text or cases:  # a sweeping one must say so: without hydra.mode its params run one job in silence
         assert "mode: MULTIRUN" in text and len(variants) > 2
-    assert len(list(Path("runs/trainings").iterdir())) == 1
+    if verb == "train":
+        assert len(list(Path("runs/trainings").iterdir())) == 1
+
+
+STUDIES = [path for path in EXPERIMENTS if "\ncases:" in path.read_text(encoding="utf-8")]
+
+
+@pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
+def test_all_jobs_of_a_study_are_valid_and_no_two_read_alike(path, cli, checkpoint):
+    images = [item for item in SMALL if not item.startswith(("calibrate.num_images", "data.num_calib"))]
+    arguments = (f"experiment={path.stem}", *images, "data.num_calib=512", f"checkpoint={checkpoint}", "plan_only=true")
+    done = cli(*arguments, verb="evaluate")
+    assert done.code == 0, done.err
+    labels = re.findall(r"^\[([^\]]+)\] ", done.out, re.MULTILINE)
+    assert len(labels) >= 20
+    assert not [label for label in labels if re.search(r" [0-9a-f]{4}$", label)]  # the digits of a key tell alike ones apart

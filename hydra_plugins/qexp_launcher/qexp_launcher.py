@@ -46,8 +46,9 @@ class QexpLauncher(Launcher):
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Compose every job, hand their values to the story, and run the groups that it asks for."""
-        from qexp.pipeline import entry, launchers, prepare, story
+        from qexp.pipeline import check, entry, launchers, prepare, story
 
+        check.refuse_sweep(entry.sweep().verb)
         settings = launchers.launcher_settings(OmegaConf.to_container(self.config.hydra.launcher, resolve=True))
         if settings.inner == "submitit_slurm":
             prepare.expect_other_machines()

@@ -27,7 +27,7 @@ class UserError(ValueError):
     def __init__(self, key: str, value: object, *, allowed: str | Iterable[str] = "", remedy: str = "") -> None:
         self.key, self.value, self.remedy = key, value, remedy
         self.allowed = allowed if isinstance(allowed, str) else "one of " + ", ".join(allowed)
-        parts = [f"{key}={value}"]
+        parts = [f"{key}={str(value).lower() if isinstance(value, bool) else value}"]  # as it was typed
         if self.allowed:
             parts.append(f"allowed is {self.allowed}")
         text = ": ".join(parts)

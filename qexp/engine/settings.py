@@ -17,7 +17,8 @@ PRECISION_ALIASES = {"O0": "fp32", "O1": "fp16", "O2": "fp16", "O3": "fp16"}
 def check_precision(precision: str, device_type: str) -> None:
     """Raise where `train.precision` cannot run on a device (`cpu` or `cuda`)."""
     if PRECISION_ALIASES.get(precision, precision) == "fp16" and device_type == "cpu":
-        raise UserError("train.precision", precision, allowed="fp32 or bf16 on the CPU", remedy="fp16 needs device=cuda.")
+        what = "fp16" if precision == "fp16" else f"{precision} is fp16, which"
+        raise UserError("train.precision", precision, allowed="fp32 or bf16 on the CPU", remedy=f"{what} needs device=cuda.")
 
 
 def check_device(train: TrainSettings, device_type: str) -> None:

@@ -60,6 +60,15 @@ class Equalized:
 
 
 @dataclass(frozen=True)
+class Rescaled:
+    """A new network of the same function, statistics of its scaled outputs, and what was left alone."""
+
+    model: nn.Module
+    statistics: Mapping[str, ChannelStatistics]
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class AbsorbedPair:
     """What absorption did: the first layer's biases fell by `shift` [C], float64, and the second's took it up."""
 
@@ -107,13 +116,7 @@ def equalize(
 
     Source: Nagel et al. 2019, arXiv:1906.04721, section 4.1 and appendix A.
     """
-    network, links, notes = copy.deepcopy(model), [], []
-    for link in find_links(model):
-        if _usable(link, model):
-            if link.activation == "relu6" and link.activation_module is None:
-                notes.append(f"{link.source}, {link.target}: not equalized, the ReLU6 between them is no module of its own")
-            else:
-                links.append(link)
+    network, (links, notes) = copy.deepcopy(model), _scalable(model)
     modules = dict(network.named_modules())
     sizes = {name: modules[name].weight.float().abs() for link in links for name in (link.source, link.target)}
     total = {link: torch.ones(num_outputs(modules[link.source]), dtype=torch.float64) for link in links}
@@ -131,6 +134,45 @@ def equalize(
         _apply_scale(network, link, total[link], scaled)
     pairs = [_pair(link, model, total[link]) for link in links]
     return Equalized(network, tuple(pairs), scaled, iterations, tuple(notes))
+
+
+@torch.no_grad()
+def rescale_channels(
+    model: nn.Module, statistics: Mapping[str, ChannelStatistics] | None = None, *, log10: float, seed: int = 0
+) -> Rescaled:
+    """Scale the channels between every pair that equalization would take, which spoils ranges and leaves the function.
+
+    s_i = 10^U(-r, r),  W1[i] /= s_i,  b1_i /= s_i,  W2[:, i] *= s_i
+
+    Random channels stand for the networks whose batch norms leave them so uneven that one range for a tensor fits none.
+
+    Args:
+        model: in eval mode, batch norms folded; not changed.
+        statistics: of layers' outputs, from `fold_batch_norm`.
+        log10: r. seed: of the factors.
+
+    Raises:
+        UserError: a network in training mode, or one that torch.fx cannot trace.
+    """
+    network, (links, notes) = copy.deepcopy(model), _scalable(model)
+    generator, scaled = torch.Generator().manual_seed(seed), dict(statistics or {})
+    for link in links:
+        first = network.get_submodule(link.source)
+        drawn = torch.rand(num_outputs(first), dtype=torch.float64, generator=generator)
+        _apply_scale(network, link, (10 ** (log10 * (2 * drawn - 1))).to(first.weight.device), scaled)
+    return Rescaled(network, scaled, tuple(notes))
+
+
+def _scalable(model: nn.Module) -> tuple[list[Link], list[str]]:
+    """The pairs between which a positive scale passes, and why others are left out."""
+    links, notes = [], []
+    for link in find_links(model):
+        if _usable(link, model):
+            if link.activation == "relu6" and link.activation_module is None:
+                notes.append(f"{link.source}, {link.target}: not equalized, the ReLU6 between them is no module of its own")
+            else:
+                links.append(link)
+    return links, notes
 
 
 def _usable(link: Link, model: nn.Module) -> bool:

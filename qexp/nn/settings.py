@@ -19,6 +19,8 @@ class CorrectSettings:
     Args:
         fold_bn: batch norm into the layer before it. equalize: channel ranges of neighbouring layers. absorb_bias: high biases
             into the next layer.
+        rescale_log10: no correction but what one undoes: channels are first scaled by 10^U(-r, r), which leaves the float
+            function as it is. rescale_seed: of these factors.
         bias: of each layer, by the mean that quantization shifted: `empirical` on calibration images, `analytic` from batch norm.
         reestimate_bn: statistics of the batch norms that are left, on calibration images of the quantized network.
         adaround: weights rounded up or down as the layer's output asks, not to the nearest code.
@@ -31,6 +33,8 @@ class CorrectSettings:
     fold_bn: bool = False
     equalize: bool = False
     absorb_bias: bool = False
+    rescale_log10: float = 0.0
+    rescale_seed: int = 0
     bias: Literal[BIAS_CORRECTIONS] = "none"
     reestimate_bn: bool = False
     adaround: bool = False
@@ -47,6 +51,8 @@ class CorrectSettings:
         """Check the ranges and what belongs together."""
         check_all(
             (
+                ("correct.rescale_log10", self.rescale_log10, 0.0, 6.0),
+                ("correct.rescale_seed", self.rescale_seed, 0, 2**63 - 1),
                 ("correct.adaround_iterations", self.adaround_iterations, 0, None),
                 ("correct.adaround_lambda", self.adaround_lambda, 0.0, None),
                 ("correct.adaround_warmup", self.adaround_warmup, 0.0, 1.0),
@@ -58,15 +64,19 @@ class CorrectSettings:
         if self.adaround_beta_start < self.adaround_beta_end:
             allowed = f"at least correct.adaround_beta_end={self.adaround_beta_end:g}"
             raise UserError("correct.adaround_beta_start", self.adaround_beta_start, allowed=allowed)
-        for key in ("equalize", "absorb_bias"):
+        for key in ("equalize", "absorb_bias", "rescale_log10"):
             if getattr(self, key) and not self.fold_bn:
                 remedy = "Between a layer and the next ReLU there must be no batch norm: set correct.fold_bn=true."
-                raise UserError(f"correct.{key}", True, allowed="true only with correct.fold_bn=true", remedy=remedy)
+                allowed = "0 without correct.fold_bn=true" if key == "rescale_log10" else "true only with correct.fold_bn=true"
+                raise UserError(f"correct.{key}", getattr(self, key), allowed=allowed, remedy=remedy)
 
     @property
     def names(self) -> tuple[str, ...]:
-        """What is done beside rounding to the nearest code, in order: `fold_bn`, `bias_empirical`, ..."""
-        switches = [name for name in ("fold_bn", "equalize", "absorb_bias", "adaround") if getattr(self, name)]
+        """What is done beside rounding to the nearest code, in order: `fold_bn`, `rescale_2`, `bias_empirical`, ..."""
+        switches = ["fold_bn"] if self.fold_bn else []
+        if self.rescale_log10:
+            switches.append(f"rescale_{self.rescale_log10:g}" + (f"_seed{self.rescale_seed}" if self.rescale_seed else ""))
+        switches += [name for name in ("equalize", "absorb_bias", "adaround") if getattr(self, name)]
         switches += [f"bias_{self.bias}"] if self.bias != "none" else []
         return (*switches, *(["reestimate_bn"] if self.reestimate_bn else []))
 

@@ -26,7 +26,7 @@ from qexp.calibrate.methods import Limits, weight_range
 from qexp.calibrate.result import Calibration
 from qexp.calibrate.run import BehindNorm, calibrate
 from qexp.calibrate.settings import CALIB
-from qexp.nn.equalize import absorb_high_biases, equalize
+from qexp.nn.equalize import absorb_high_biases, equalize, rescale_channels
 from qexp.nn.fake_quant import CONTAINER, fake_quants, insert, observed
 from qexp.nn.fold import ChannelStatistics, fold_batch_norm
 from qexp.nn.graph import Traced, trace
@@ -89,6 +89,11 @@ class Builder:
         module, calibration = self._with_activations(variant, quantized)
         return Built(self._with_input(variant, module), calibration, constant, tuple(notes))
 
+    def before(self, variant: Variant) -> tuple[nn.Module, dict[str, Limits]]:
+        """What a copy is made from: the float network as it is quantized, and the limits that its weights are clipped to."""
+        reference = self._reference(variant)[0]
+        return reference, self._limits(variant, reference)
+
     def _reference(self, variant: Variant) -> tuple[nn.Module, dict[str, ChannelStatistics], list[str]]:
         """The float network as it is quantized: the same function, folded and equalized as asked."""
         correct, model, notes = variant.config.correct, self.network, []
@@ -96,6 +101,10 @@ class Builder:
         if correct.fold_bn:
             folded = fold_batch_norm(model)
             model, statistics = folded.model, dict(folded.statistics)
+        if correct.rescale_log10:
+            rescaled = rescale_channels(model, statistics, log10=correct.rescale_log10, seed=correct.rescale_seed)
+            model, statistics = rescaled.model, dict(rescaled.statistics)
+            notes += rescaled.notes
         if correct.equalize:
             equalized = equalize(model, statistics)
             model, statistics = equalized.model, dict(equalized.statistics)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from qexp.base.errors import UserError, UserErrors, nearest
-from qexp.schema import Config, UnknownKey, all_keys, group_key, validate
+from qexp.schema import TASKS, Config, UnknownKey, all_keys, group_key, validate
 
 GROUP_KEYS = ("experiment",)  # groups without settings of their own
 
@@ -24,7 +24,7 @@ class Sweep:
     """Where the jobs come from: recorded with every run.
 
     Args:
-        sweep: id, the time it began and a few random digits. command: as typed. verb: `train` or `evaluate`.
+        sweep: id, the time it began and a few random digits. command: as typed. verb: `train`, `evaluate` or `analyze`.
     """
 
     sweep: str
@@ -60,7 +60,7 @@ def check(jobs: Sequence[Mapping[str, Any]], verb: str) -> list[Config]:
     """Validate every job; raise one `UserErrors` for all mistakes of all jobs.
 
     Args:
-        jobs: resolved values, one mapping per job. verb: `train` or `evaluate`.
+        jobs: resolved values, one mapping per job. verb: `train`, `evaluate` or `analyze`.
     """
     configs, errors = [], []
     for number, values in enumerate(jobs):
@@ -78,9 +78,14 @@ def check(jobs: Sequence[Mapping[str, Any]], verb: str) -> list[Config]:
 
 
 def _check_verb(config: Config, verb: str) -> None:
-    if verb == "evaluate":
+    if verb == "analyze":
+        _check_analysis(config)
+    elif (asked := config.task or config.image) is not None:
+        key = "task" if config.task else "image"
+        raise UserError(key, asked, allowed=f"null in qexp.{verb}", remedy="It belongs to python -m qexp.analyze.")
+    if verb in ("evaluate", "analyze"):
         if config.checkpoint is None:
-            raise UserError("checkpoint", None, allowed="a state-dict file", remedy="qexp.evaluate needs checkpoint=FILE.")
+            raise UserError("checkpoint", None, allowed="a state-dict file", remedy=f"qexp.{verb} needs checkpoint=FILE.")
         if not Path(config.checkpoint).is_file():
             raise UserError("checkpoint", config.checkpoint, allowed="a file that exists")
     elif config.checkpoint is not None:
@@ -94,6 +99,19 @@ def _check_verb(config: Config, verb: str) -> None:
     for key, text in (("data.root", root), ("model.weights", weights)):
         if text is not None and not Path(text).expanduser().exists():
             raise UserError(key, text, allowed="a path that exists")
+
+
+def _check_analysis(config: Config) -> None:
+    if config.task is None:
+        raise UserError("task", None, allowed=TASKS, remedy="qexp.analyze needs task=TASK.")
+    if config.image is not None and not Path(config.image).is_file():
+        raise UserError("image", config.image, allowed="a file that exists")
+
+
+def refuse_sweep(verb: str) -> None:
+    """Raise for the verb that looks at one checkpoint and one way to quantize it at a time."""
+    if verb == "analyze":
+        raise UserError("-m", "given", allowed="a single job for qexp.analyze", remedy="Give each key one value, without -m.")
 
 
 def _merge(errors: Sequence[tuple[int, str]], num_jobs: int) -> list[str]:

@@ -1,4 +1,4 @@
-"""The way in: `python -m qexp.train` and `qexp.evaluate`, alone or under torchrun; torch-free until a job runs.
+"""The way in: `python -m qexp.train`, `qexp.evaluate` and `qexp.analyze`, alone or under torchrun; torch-free until a job runs.
 
 Only rank 0 runs Hydra; the other ranks wait for resolved configurations. Hydra on every rank was tried and rejected: sweep
 folders diverge, and a rank that fails alone pairs its next collective with another job's, which gives wrong numbers in silence.
@@ -74,6 +74,9 @@ def main(verb: str, config_name: str) -> int:
     sys.argv[1:] = arguments
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return _guarded(config_name, arguments)
+    if verb == "analyze":
+        complain("qexp: nothing was started.", "  qexp.analyze runs in one process: leave torchrun away.")
+        return 2
     from qexp.pipeline import ranks
 
     device = next((text.partition("=")[2] for text in arguments if text.startswith("device=")), "auto")
@@ -162,7 +165,11 @@ def run_task(values) -> None:  # noqa: ANN001
     from qexp.pipeline import launchers, story
 
     resolved = OmegaConf.to_container(values, resolve=True, throw_on_missing=True)
-    if "jobs" in resolved:
+    if sweep().verb == "analyze":
+        from qexp.pipeline import profile
+
+        profile.run(resolved, sweep())
+    elif "jobs" in resolved:
         story.run_group(resolved["jobs"], sweep())
     else:
         launchers.check_single(OmegaConf.to_container(HydraConfig.get().launcher, resolve=True))

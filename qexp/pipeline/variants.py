@@ -123,7 +123,8 @@ def _preparation(config: Config, plan: Plan) -> dict[str, Any]:
     found: dict[str, Any] = {"version": CALIBRATION_VERSION, **methods, **{key: calibrate[key] for key in sorted(read)}}
     if correct.names:
         values = asdict(correct)
-        found |= {key: value for key, value in values.items() if correct.adaround or not key.startswith("adaround_")}
+        unread = (() if correct.adaround else ("adaround_",)) + (() if correct.rescale_log10 else ("rescale_",))
+        found |= {key: value for key, value in values.items() if not key.startswith(unread)}
         found |= {"seed": config.seed} if correct.adaround else {}
     return {"preparation": found}
 
@@ -151,7 +152,9 @@ def label(config: Config, plan: Plan) -> str:
     if config.mode != "half":
         parts += [quant.name] if quant.name != "linear" else []
         parts += [weight.granularity] if weight.granularity != "per_tensor" else []
-        parts += [weight.rounding] if weight.rounding != "half_even" and config.mode == "int" else []
+        if weight.rounding != "half_even" and config.mode == "int":
+            drawn = weight.rounding == "stochastic" and weight.rounding_seed
+            parts.append(f"{weight.rounding}_{weight.rounding_seed}" if drawn else weight.rounding)
         parts += [weight.arithmetic] if weight.arithmetic != "reciprocal" else []
         parts += _preparation_words(config, plan)
     parts += [f"input_{quant.input}"] if quant.input != "none" and config.mode != "float" else []
@@ -159,10 +162,11 @@ def label(config: Config, plan: Plan) -> str:
 
 
 def _preparation_words(config: Config, plan: Plan) -> list[str]:
-    """Ranges and corrections that are not the defaults: `w_mse dynamic fold bias_empirical`."""
+    """Ranges and corrections that are not the defaults: `w_mse dynamic fold_bn bias_empirical n256`."""
     calibrate, correct, specs = config.calibrate, config.correct, plan.quantized_activations.values()
     words = [f"w_{calibrate.weights}"] if calibrate.weights != "minmax" else []
     if specs:
         words += ["dynamic"] if any(spec.dynamic for spec in specs) else [calibrate.name] if calibrate.name != "minmax" else []
         words += [f"a_{config.quant.activation.scheme}"] if config.quant.activation.scheme != "affine" else []
-    return [*words, *correct.names]
+    images = calibrate.num_images is not None and (correct.needs_images or any(not spec.dynamic for spec in specs))
+    return [*words, *correct.names, *([f"n{calibrate.num_images}"] if images else [])]

@@ -1,9 +1,10 @@
-"""The small commands, which take KEY=VALUE and need no Hydra: report, sync, trainings."""
+"""The small commands, which take KEY=VALUE and need no Hydra: report, study, sync, trainings."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import is_dataclass
 from typing import Any, TypeVar, get_type_hints
 
 from qexp.base.console import complain
@@ -15,13 +16,15 @@ Settings = TypeVar("Settings")
 def parse(kind: type[Settings], arguments: Sequence[str]) -> Settings:
     """Read KEY=VALUE into the settings dataclass `kind`; texts are taken as typed, other values are YAML; types are checked.
 
+    Fields of a dataclass within it are dotted keys.
+
     Raises:
         UserErrors: unknown keys, missing keys and wrong types, all together.
     """
     from omegaconf import OmegaConf
     from pydantic import TypeAdapter, ValidationError
 
-    hints = get_type_hints(kind)
+    hints = dict(_hints(kind))
     names = list(hints)
     values: dict[str, Any] = {}
     errors: list[Exception] = []
@@ -31,15 +34,32 @@ def parse(kind: type[Settings], arguments: Sequence[str]) -> Settings:
             remedy = nearest(key, names) or "Write KEY=VALUE."
             errors.append(UserError(key, "(unknown key)", allowed=f"one of {', '.join(names)}", remedy=remedy))
         elif hints[key] in (str, str | None):  # as YAML the hash 12345678 would be an integer, and 1e234567 infinite
-            values[key] = None if text in ("", "null") else text
+            _put(values, key, None if text in ("", "null") else text)
         else:
-            values |= OmegaConf.to_container(OmegaConf.from_dotlist([argument]))
+            _put(values, key, OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]))["value"])
     if errors:
         raise UserErrors(errors)
     try:
         return TypeAdapter(kind).validate_python(values)
     except ValidationError as error:
         raise UserErrors(_as_user_errors(error)) from None
+
+
+def _hints(kind: type, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted key -> type of every field."""
+    for name, hint in get_type_hints(kind).items():
+        if is_dataclass(hint):
+            yield from _hints(hint, f"{prefix}{name}.")
+        else:
+            yield prefix + name, hint
+
+
+def _put(values: dict[str, Any], key: str, value: Any) -> None:
+    """Set a dotted key in nested mappings."""
+    *path, last = key.split(".")
+    for part in path:
+        values = values.setdefault(part, {})
+    values[last] = value
 
 
 def _as_user_errors(error: Any) -> list[UserError]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -130,14 +130,15 @@ def title(records: pd.DataFrame, what: str) -> str:
     return f"{what}\n{shown}, {sizes}"
 
 
-def save(figure: Figure, stem: Path) -> list[Path]:
-    """Write `<stem>.png` and `<stem>.svg`; the same numbers give the same bytes."""
+def save(figure: Figure, stem: Path, kinds: Sequence[str] = ("png", "svg")) -> list[Path]:
+    """Write `<stem>.png` and `<stem>.svg`, or those of `kinds`; the same numbers give the same bytes."""
+    formats = {"png": {"dpi": 150}, "svg": {"metadata": {"Date": None}}}
     paths = []
     with matplotlib.rc_context(RC):
-        for kind, options in (("png", {"dpi": 150}), ("svg", {"metadata": {"Date": None}})):
+        for kind in kinds:
             buffer = io.BytesIO()
             FigureCanvasAgg(figure)
-            figure.savefig(buffer, format=kind, bbox_inches="tight", pad_inches=0.12, facecolor="white", **options)
+            figure.savefig(buffer, format=kind, bbox_inches="tight", pad_inches=0.12, facecolor="white", **formats[kind])
             path = stem.with_suffix(f".{kind}")
             write_atomic(path, partial(_write, buffer.getvalue()))
             paths.append(path)

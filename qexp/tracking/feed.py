@@ -62,13 +62,14 @@ class MlflowFeed:
         assert self._thread.ident is not None, "close before start"
         self._closing.set()
         self._wake.set()
-        self._thread.join(self._settings.timeout_s if limit_s is None else min(limit_s, self._settings.timeout_s))
+        limit_s = self._settings.timeout_s if limit_s is None else min(limit_s, self._settings.timeout_s)
+        self._thread.join(limit_s)
         late = self._thread.is_alive()
         self._abandoned.set()
         count = self._sender.behind()
         if not count:
             return None
-        reason = self._failure or (f"no answer within {self._settings.timeout_s:g} s" if late else "it was stopped")
+        reason = self._failure or (f"no answer within {limit_s:g} s" if late else "it was stopped")
         rows = "1 row" if count == 1 else f"{count} rows"
         return f"MLflow is behind by {rows} ({reason}); {self._sync_command()} sends them"
 

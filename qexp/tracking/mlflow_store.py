@@ -81,7 +81,9 @@ def open_store(uri: str, *, runs_dir: str | Path, experiment: str) -> Store:
     mlflow = import_mlflow()
     local = uri.startswith("sqlite:")
     artifacts = (Path(runs_dir).absolute() / "mlartifacts" / experiment).as_uri() if local else None
-    with _opening(uri):
+    with _opening(uri) as database:
+        if database is not None and not database.exists():
+            _make_database(database)
         client = mlflow.MlflowClient(tracking_uri=uri)
         found = client.get_experiment_by_name(experiment)
         if found is None:
@@ -97,16 +99,28 @@ def open_store(uri: str, *, runs_dir: str | Path, experiment: str) -> Store:
 
 
 @contextlib.contextmanager
-def _opening(uri: str) -> Iterator[None]:
-    """Hold the lock beside a SQLite file; nothing for other stores."""
+def _opening(uri: str) -> Iterator[Path | None]:
+    """Hold the lock beside a SQLite file, which is given; nothing for other stores."""
     path = uri.removeprefix("sqlite:///")
     if path == uri or path in ("", ":memory:"):
-        yield
+        yield None
         return
     database = Path(path.partition("?")[0])
     database.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(database.with_name(f".{database.name}.lock")):
-        yield
+        yield database
+
+
+def _make_database(database: Path) -> None:
+    """Make MLflow's tables in a file beside it and rename that: a process killed amid the migrations would leave half a store."""
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+    for left in database.parent.glob(f".{database.name}.*.tmp*"):
+        left.unlink()
+    partial = database.with_name(f".{database.name}.{os.getpid()}.tmp")
+    store = SqlAlchemyStore(f"sqlite:///{partial}", (database.absolute().parent / "mlartifacts" / "Default").as_uri())
+    store.engine.dispose()
+    os.replace(partial, database)
 
 
 def why(error: BaseException) -> str:
@@ -116,6 +130,8 @@ def why(error: BaseException) -> str:
     'server not reachable: Connection refused'
     """
     text = " ".join(str(error).split())
+    if "_alembic_tmp" in text:
+        return "the store is half-made; delete its file, the journal holds all of it"
     if isinstance(error, ModuleNotFoundError):
         return f"{error.name} is not installed"
     if match := re.search(r"\[Errno -?\d+\] ([^'\")]+)", text):

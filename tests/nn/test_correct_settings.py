@@ -11,6 +11,8 @@ from qexp.nn.settings import CorrectSettings
     [
         ({"equalize": True}, "correct.fold_bn=true"),
         ({"absorb_bias": True}, "correct.fold_bn=true"),
+        ({"rescale_log10": 1.0}, "0 without correct.fold_bn=true"),
+        ({"fold_bn": True, "rescale_log10": -1.0}, "correct.rescale_log10"),
         ({"adaround_lr": 0.0}, "correct.adaround_lr"),
         ({"adaround_iterations": -1}, "correct.adaround_iterations"),
         ({"adaround_warmup": 1.5}, "correct.adaround_warmup"),

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from qexp.base.nouns import QuantSpec
-from qexp.nn.equalize import absorb_high_biases, equalize
+from qexp.nn.equalize import absorb_high_biases, equalize, rescale_channels
 from qexp.nn.fold import ChannelStatistics, fold_batch_norm
 from qexp.nn.graph import trace
 from qexp.nn.links import ChannelClip
@@ -164,3 +164,24 @@ def test_absorption_lowers_the_cap_too():
     found = absorb_high_biases(net, statistics)
     assert torch.equal(found.model[1].cap.flatten(), torch.tensor([4.0, 1.5, 1.0, 1.0]))
     assert sqnr_db(found.model(IMAGES), net(IMAGES)) > 40
+
+
+@torch.no_grad()
+def test_rescaled_channels_keep_the_function_and_equalization_undoes_them():
+    folded = seeded(depthwise)
+    statistics = {"0": ChannelStatistics(torch.ones(16, dtype=torch.float64), torch.ones(16, dtype=torch.float64))}
+    found = rescale_channels(folded, statistics, log10=2, seed=1)
+    factor = found.model[0].bias / folded[0].bias
+    assert 1e-2 <= factor.min() < 0.2 and 20 < factor.max() <= 1e2
+    torch.testing.assert_close(found.statistics["0"].std, factor.double(), rtol=1e-5, atol=0)
+    assert sqnr_db(found.model(IMAGES), folded(IMAGES)) > 100
+    assert sqnr_db(quantized(found.model)(IMAGES), folded(IMAGES)) < sqnr_db(quantized(folded)(IMAGES), folded(IMAGES)) - 10
+    for name, values in equalize(found.model).model.state_dict().items():
+        torch.testing.assert_close(values, equalize(folded).model.state_dict()[name], rtol=2e-2, atol=1e-4)
+
+
+def test_the_factors_are_a_function_of_the_seed():
+    folded = seeded(depthwise)
+    one, again, other = (rescale_channels(folded, log10=1, seed=seed).model[0].weight for seed in (0, 0, 1))
+    assert torch.equal(one, again) and not torch.equal(one, other)
+    assert torch.equal(rescale_channels(folded, log10=0).model[0].weight, folded[0].weight)

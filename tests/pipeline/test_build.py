@@ -78,7 +78,7 @@ def test_calibrating_on_the_test_split_is_stamped_on_the_number(cli, tiny):
     [
         (["quant.activation.bits=8", "data.num_calib=0"], "calibrate.split=calib: allowed is a split that holds images"),
         (["correct.adaround=true", "calibrate.num_images=5000"], "calibrate.num_images=5000: allowed is at most 100"),
-        (["correct.equalize=true"], "correct.equalize=True: allowed is true only with correct.fold_bn=true"),
+        (["correct.equalize=true"], "correct.equalize=true: allowed is true only with correct.fold_bn=true"),
         (["calibrate=bn", "correct.fold_bn=true", "correct.equalize=true"], "calibrate=bn: allowed is another method"),
         (["calibrate=entropy"], "calibrate=entropy: allowed is"),
         (["quant.activation.bits=17"], "quant.activation.bits=17"),
@@ -112,3 +112,19 @@ def test_cases_are_run_one_after_the_other(cli, tiny):
     assert {"W2 int", "W2 int affine"} < set(rows())
     alone = cli(*tiny, cases)
     assert alone.code == 2 and "add -m" in alone.err
+
+
+def test_rescaled_channels_are_the_same_network_until_it_is_rounded(cli, tiny):
+    grid = ("quant=symmetric_restricted", "correct.fold_bn=true", "correct.rescale_log10=2")
+    model = ("model=resnet20", "model.factory=null", "data.num_train=64", "evaluate.num_images=50")  # `tiny` has no pairs
+    done = cli(*tiny, *model, *grid, "cases=[['mode=float'],['correct.rescale_seed=0,1'],['correct.equalize=true']]", "-m")
+    assert done.code == 0, done.err
+    sqnr = {name: float(row["logit_sqnr_db"]) for name, row in rows().items() if row["logit_sqnr_db"]}
+    grid = "W8 int symmetric_restricted fold_bn rescale_2"
+    scaled, other, equalized = (sqnr[f"{grid}{end}"] for end in ("", "_seed1", " equalize"))
+    assert sqnr["W8 float symmetric_restricted fold_bn rescale_2"] > 80 and scaled < equalized - 5 and scaled != other
+
+
+def test_batch_norm_does_not_tell_the_range_of_a_rescaled_channel(cli, tiny):
+    done = cli(*tiny, "correct.fold_bn=true", "correct.rescale_log10=1", "calibrate=bn")
+    assert done.code == 2 and "calibrate=bn: allowed is another method with correct.rescale_log10" in done.err

@@ -103,6 +103,15 @@ def test_every_setting_of_the_copy_makes_another_key_and_label(values, tensors):
     assert "W4 int conv_linear c4 l8" in labels(found)
 
 
+def test_draws_and_numbers_of_images_are_told_apart(values, tensors):
+    grid = {"bits": 4, "correct.reestimate_bn": True}
+    drawn = {"bits": 4, "quant.weight.rounding": "stochastic"}
+    found = make_variants(
+        jobs(values, drawn, drawn | {"quant.weight.rounding_seed": 3}, grid, grid | {"calibrate.num_images": 32}), tensors
+    )
+    assert labels(found)[1:] == ["W4 int stochastic", "W4 int stochastic_3", "W4 int reestimate_bn", "W4 int reestimate_bn n32"]
+
+
 @pytest.mark.parametrize("change", [{"evaluate.split": "select"}, {"evaluate.num_images": 9}])
 def test_the_key_covers_what_is_scored(values, tensors, change):
     plain, other = (make_variants(jobs(values, extra), tensors) for extra in ({}, change))

@@ -1,0 +1,135 @@
+"""Distances between a tensor and its quantized copy, its histogram, and the grid that lies under both."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from qexp.base.nouns import QuantSpec
+from qexp.base.profile_nouns import Histogram
+from qexp.quant.schemes import SCHEMES, Limits, decode_rows, fit
+from qexp.quant.settings import code_range
+
+NUM_BINS = 128
+DRAWN_BITS = 8  # up to this width a grid's levels are listed
+_TOLERANCE = 1e-6  # of the outermost level: the end of a range may lie half a step beyond it, up to float32's rounding
+
+
+def sqnr_db(signal: float, noise: float) -> float | None:
+    """Signal to quantization noise, 10 log10(signal / noise), from sums of squares; None where there is no noise (or no signal).
+
+    >>> sqnr_db(5.0, 0.05)
+    20.0
+    """
+    return 10 * math.log10(signal / noise) if signal > 0 and noise > 0 else None
+
+
+class Errors:
+    """Sums over pairs of values and their copies, float64."""
+
+    def __init__(self) -> None:
+        self.n, self.signal, self.noise, self.clipped = 0, 0.0, 0.0, 0
+
+    def add(self, values: Tensor, copies: Tensor, clipped: int = 0) -> None:
+        """Count more pairs in; `clipped` of them lie beyond their grid."""
+        self.n += values.numel()
+        self.signal += float(values.double().square().sum())
+        self.noise += float((copies.double() - values.double()).square().sum())
+        self.clipped += clipped
+
+    @property
+    def sqnr_db(self) -> float | None:
+        """Of all pairs, dB."""
+        return sqnr_db(self.signal, self.noise)
+
+    @property
+    def mse(self) -> float:
+        """Mean squared error."""
+        return self.noise / max(self.n, 1)
+
+    @property
+    def saturation(self) -> float:
+        """Share of values beyond their grid."""
+        return self.clipped / max(self.n, 1)
+
+
+def count_clipped(values: Tensor, low: Tensor, high: Tensor, low_step: Tensor, high_step: Tensor) -> int:
+    """How many values lie beyond the outermost levels by more than half a step, so that clamping moved them and not rounding.
+
+    Args:
+        values: any shape. low, high: outermost levels, and the steps next to them; broadcast to the values.
+
+    >>> levels, step = (torch.tensor(-1.0), torch.tensor(1.0)), torch.tensor(0.5)
+    >>> count_clipped(torch.tensor([-1.3, -1.2, 0.0, 1.25, 9.0]), *levels, step, step)
+    2
+    """
+    slack = _TOLERANCE * torch.maximum(low.abs(), high.abs())
+    beyond = (values < low - low_step / 2 - slack) | (values > high + high_step / 2 + slack)
+    return int(beyond.sum())
+
+
+def histogram(values: Tensor, levels: tuple[float, ...] = (), num_bins: int = NUM_BINS) -> Histogram:
+    """Counts in even bins from the smallest to the largest value.
+
+    >>> histogram(torch.tensor([0.0, 0.2, 0.9, 1.0]), num_bins=2).counts
+    (2, 2)
+    """
+    flat = values.detach().flatten().double()
+    low, high = (float(end) for end in torch.aminmax(flat))
+    if low == high:
+        low, high = low - (abs(low) or 1.0) / 2, high + (abs(high) or 1.0) / 2
+    counts = torch.histc(flat, num_bins, low, high)
+    return Histogram(tuple(int(count) for count in counts), low, high, levels)
+
+
+@dataclass(frozen=True, eq=False)
+class WeightGrid:
+    """The grids of one tensor, one per group.
+
+    Args:
+        low, high: outermost levels, float64 [G]. scales: [G], None where the scheme has none. levels: of the widest group.
+        clipped: how many values lie beyond theirs.
+    """
+
+    low: Tensor
+    high: Tensor
+    scales: Tensor | None
+    levels: tuple[float, ...]
+    clipped: int
+
+
+def weight_grid(source: Tensor, spec: QuantSpec, limits: Limits | None = None) -> WeightGrid | None:
+    """The grids that `quantize_(..., source, spec, limits)` rounds to; None for `half`, and for codes that stand for no values.
+
+    Raises:
+        ConstantTensorError: the tensor has no range. UserError: as `quantize_`.
+    """
+    scheme = SCHEMES[spec.scheme]
+    if scheme.quantizer is None or spec.mode == "half" or not scheme.dequantizes:
+        return None
+    fitted = fit(source, spec, limits)
+    low_code, high_code = code_range(spec.scheme, spec.bits, spec.signed)
+    outer = [low_code, min(low_code + 1, high_code), max(high_code - 1, low_code), high_code]
+    rows = [part.double() for part in fitted.layout.rows(source.float())]
+    codes = [torch.tensor(outer, dtype=torch.float32, device=source.device).expand(len(part), 4).clone() for part in rows]
+    decoded = [part.double().sort(1).values for part in decode_rows(codes, spec, fitted)]
+    clipped = sum(
+        count_clipped(x, ends[:, :1], ends[:, 3:], ends[:, 1:2] - ends[:, :1], ends[:, 3:] - ends[:, 2:3])
+        for x, ends in zip(rows, decoded, strict=True)
+    )
+    ends = torch.cat(decoded)
+    levels: tuple[float, ...] = ()
+    if spec.bits <= DRAWN_BITS:
+        spans = [part[:, 3] - part[:, 0] for part in decoded]
+        part = max(range(len(spans)), key=lambda number: float(spans[number].max()))
+        row = int(spans[part].argmax())
+        params = {name: each[row : row + 1] if each.dim() else each for name, each in fitted.parts()[part].items()}
+        all_codes = torch.arange(low_code, high_code + 1, dtype=torch.float32, device=source.device)[None]
+        levels = tuple(sorted(scheme.quantizer.decode(all_codes, params, spec).flatten().tolist()))
+    scales = fitted.params.get("scale")
+    if "factor" in fitted.params:
+        scales = fitted.params["factor"].reciprocal()
+    return WeightGrid(ends[:, 0], ends[:, 3], None if scales is None else scales.double().reshape(-1), levels, clipped)

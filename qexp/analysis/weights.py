@@ -1,0 +1,97 @@
+"""What quantizing each weight cost: the tensor before and after, held against its grid."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from qexp.analysis.measures import Errors, WeightGrid, histogram, weight_grid
+from qexp.base.nouns import Plan, PlanRow
+from qexp.base.profile_nouns import TensorProfile
+from qexp.quant.ranges import ConstantTensorError
+from qexp.quant.schemes import Limits
+
+
+@torch.no_grad()
+def profile_weights(
+    before: Mapping[str, Tensor],
+    after: Mapping[str, Tensor],
+    plan: Plan,
+    limits: Mapping[str, Limits],
+    *,
+    ranges: str,
+    sizes: Mapping[str, int],
+    size_bytes: int,
+) -> tuple[TensorProfile, ...]:
+    """One profile for each quantized tensor of a state dict, in the order of the network.
+
+    Args:
+        before: the float network as it was quantized (folded, equalized), by name. after: its quantized copy.
+        plan: made for it. limits: of the weights that `calibrate.weights` clipped. ranges: name of that method.
+        sizes: name -> bytes as stored. size_bytes: of the whole state dict.
+    """
+    rows = sorted((row for row in plan.rows if row.spec is not None), key=lambda row: row.info.order)
+    return tuple(
+        _profile(
+            row,
+            before[row.info.name].detach(),
+            after[row.info.name].detach(),
+            limits.get(row.info.name),
+            ranges=ranges,
+            size_bytes=sizes[row.info.name],
+            size_share=sizes[row.info.name] / size_bytes,
+        )
+        for row in rows
+    )
+
+
+def _profile(row: PlanRow, source: Tensor, copied: Tensor, limits: Limits | None, *, ranges: str, **size: Any) -> TensorProfile:
+    info, spec = row.info, row.spec
+    try:
+        grid, note = weight_grid(source, spec, limits), ""
+    except ConstantTensorError:
+        grid, note = None, "constant, left unquantized"
+    errors = Errors()
+    errors.add(source, copied, 0 if grid is None else grid.clipped)
+    minimum, maximum = (float(end) for end in torch.aminmax(source))
+    return TensorProfile(
+        name=info.name,
+        role=info.role,
+        made_by=info.module_type,
+        shape=info.shape,
+        bits=spec.bits,
+        mode=spec.mode,
+        scheme=spec.scheme,
+        granularity=spec.granularity,
+        rule=row.rule,
+        ranges=ranges if spec.mode != "half" else "",
+        num_values=source.numel(),
+        minimum=minimum,
+        maximum=maximum,
+        zero_share=float((source == 0).double().mean()),
+        sqnr_db=errors.sqnr_db,
+        mse=errors.mse,
+        loss=errors.noise,
+        note=note,
+        histogram=histogram(source, () if grid is None else grid.levels),
+        **_of_grid(grid, errors),
+        **size,
+    )
+
+
+def _of_grid(grid: WeightGrid | None, errors: Errors) -> dict[str, Any]:
+    """What the grid says; nothing where there is none."""
+    if grid is None:
+        return {}
+    found = {
+        "grid_min": float(grid.low.min()),
+        "grid_max": float(grid.high.max()),
+        "num_groups": len(grid.low),
+        "saturation": errors.saturation,
+    }
+    if grid.scales is not None:
+        found |= {"scale_min": float(grid.scales.min()), "scale_max": float(grid.scales.max())}
+    return found

@@ -1,0 +1,130 @@
+"""A profile of a quantized network: `qexp.analysis` measures it, `qexp.reporting` writes it; neither knows the other."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Histogram:
+    """Counts of values in even bins, and the grid that they are brought to.
+
+    Args:
+        counts: one per bin. minimum, maximum: the outer ends of the bins.
+        levels: of the grid, increasing; of the widest where groups have their own; empty above 8 bits and where there is none.
+    """
+
+    counts: tuple[int, ...]
+    minimum: float
+    maximum: float
+    levels: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class TensorProfile:
+    """One quantized tensor: what was done to it, and what that cost.
+
+    Args:
+        name: of the weight or of the activations' place. role: `weight`, `bias`, ... or `activation`.
+        made_by: module type, or for activations what computes them. shape: of the tensor, or of one image's activations.
+        bits, mode, scheme, granularity: of the quantizer. rule: of the policy that chose it. ranges: method of the limits.
+        num_values: that were measured. minimum, maximum: of them. zero_share: of exact zeros, 0 to 1.
+        grid_min, grid_max: outermost levels over all groups. num_groups: grids of this tensor.
+        scale_min, scale_max: smallest and largest scale over the groups: the step of a uniform grid, the largest level of others.
+        sqnr_db: 10 log10(sum x^2 / sum (x - x^)^2); None where the copy is exact. mse: mean (x - x^)^2.
+        loss: sum (x - x^)^2, document 003's quantization loss; None for activations, whose sum grows with the images.
+        saturation: share of values, 0 to 1, further than half a step beyond the outermost level; None where there is no grid.
+        size_bytes: stored. size_share: of the whole state dict as stored, 0 to 1; None for activations, which are not stored.
+        distribution: that fits activations best. suggestion: a range method for them, and why. note: what else to know.
+    """
+
+    name: str
+    role: str
+    made_by: str
+    shape: tuple[int, ...]
+    bits: int
+    mode: str
+    scheme: str
+    granularity: str
+    rule: str
+    ranges: str
+    num_values: int
+    minimum: float
+    maximum: float
+    zero_share: float
+    grid_min: float | None = None
+    grid_max: float | None = None
+    num_groups: int = 1
+    scale_min: float | None = None
+    scale_max: float | None = None
+    sqnr_db: float | None = None
+    mse: float = 0.0
+    loss: float | None = None
+    saturation: float | None = None
+    size_bytes: int | None = None
+    size_share: float | None = None
+    distribution: str = ""
+    suggestion: str = ""
+    note: str = ""
+    histogram: Histogram
+
+    @property
+    def is_activation(self) -> bool:
+        """True for the values at a place of the network's graph."""
+        return self.role == "activation"
+
+
+@dataclass(frozen=True)
+class ClassScore:
+    """What two networks say of one class for one image.
+
+    Args:
+        index, name: of the class. before, after: softmax of the float and of the quantized network, 0 to 1.
+        rank_before, rank_after: 1 for the highest score.
+    """
+
+    index: int
+    name: str
+    before: float
+    after: float
+    rank_before: int
+    rank_after: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Profile:
+    """A quantized network, tensor by tensor.
+
+    Args:
+        label: of the variant. subject: data set and network. checkpoint: its file. command: as typed.
+        tensors: weights, then activations, each in the order of the network. images: what activations were measured on; empty
+            where none were.
+        size_bytes: of the quantized state dict. notes: what a reader has to know.
+        image: file whose classes were scored. scores: the first classes of either network, by the float network's rank.
+    """
+
+    label: str
+    subject: str
+    checkpoint: str
+    command: str
+    tensors: tuple[TensorProfile, ...]
+    size_bytes: int
+    images: str = ""
+    notes: tuple[str, ...] = ()
+    image: str = ""
+    scores: tuple[ClassScore, ...] = ()
+
+    @property
+    def weights(self) -> tuple[TensorProfile, ...]:
+        """All but the activations."""
+        return tuple(each for each in self.tensors if not each.is_activation)
+
+    @property
+    def activations(self) -> tuple[TensorProfile, ...]:
+        """The activations."""
+        return tuple(each for each in self.tensors if each.is_activation)
+
+    @property
+    def total_loss(self) -> float:
+        """Sum of (w - w^)^2 over all quantized tensors of the state dict: document 003's total loss."""
+        return sum(each.loss or 0.0 for each in self.weights)

@@ -1,0 +1,176 @@
+"""`python -m qexp.analyze task=profile`: one checkpoint, one way to quantize it, tensor by tensor."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from qexp.analysis.activations import profile_activations
+from qexp.analysis.scores import class_scores
+from qexp.analysis.weights import profile_weights
+from qexp.base.console import say
+from qexp.base.errors import UserError
+from qexp.base.profile_nouns import ClassScore, Profile, TensorProfile
+from qexp.data.folder import DECODE_ERRORS, corrupt, open_rgb
+from qexp.engine.seed import seed_everything
+from qexp.models.outputs import main_output
+from qexp.nn.fake_quant import CONTAINER, fake_quants, observed
+from qexp.nn.graph import trace
+from qexp.nn.input_quant import INPUT_QUANTS
+from qexp.nn.shadow import Shadow
+from qexp.pipeline import announce
+from qexp.pipeline.build import Builder, Built, calibration_alarm
+from qexp.pipeline.check import Sweep, check
+from qexp.pipeline.prepare import Prepared, pick_device, prepare
+from qexp.pipeline.variants import Variant
+from qexp.policy.table import plan_rows
+from qexp.reporting.profile import summary, write_profile
+
+
+def run(values: dict[str, Any], sweep: Sweep) -> None:
+    """Quantize the checkpoint, measure every quantized tensor, write `results/<name>/profile/<variant>/` and say what was found.
+
+    Raises:
+        UserErrors, UserError: something is wrong with the job; nothing was written.
+    """
+    config = check([values], sweep.verb)[0]
+    prepared = prepare([config])
+    announce.plan([prepared], num_jobs=1)
+    if config.plan_only:
+        return
+    device = pick_device(config.device)
+    seed_everything(config.seed, config.deterministic)
+    image = None if config.image is None else read_image(Path(config.image), prepared).to(device)
+    found = measure(prepared, prepared.variants[-1], device, image)
+    found = replace(found, command=sweep.command)
+    folder = Path(config.results_dir) / config.name / "profile" / file_name(found.label)
+    files = write_profile(found, folder)
+    say(summary(found), "", f"written: {len(files)} files in {folder}/ (tensors.md, tensors.csv, figures/)")
+
+
+def measure(prepared: Prepared, variant: Variant, device: torch.device, image: Tensor | None = None) -> Profile:
+    """Profile one variant of a checkpoint.
+
+    Args:
+        prepared: a job with a checkpoint. variant: of it. device: where the networks run.
+        image: [1, C, H, W] normalized, whose classes are scored.
+    """
+    config = prepared.config
+    network = prepared.network().to(device).eval()
+    builder = Builder(prepared, network)
+    built = _copy(variant, network, builder)
+    reference, limits = builder.before(variant) if variant.is_built else (network, {})
+    sizes = {row["name"]: row["size_bytes"] for row in plan_rows(variant.plan)}
+    weights = profile_weights(
+        reference.state_dict(),
+        built.module.state_dict(),
+        variant.plan,
+        limits,
+        ranges=config.calibrate.weights,
+        sizes=sizes,
+        size_bytes=variant.size_bytes,
+    )
+    places, images = _activations(prepared, variant, reference, built, device)
+    alarms = [f"ALARM: {alarm}" for alarm in [calibration_alarm(built.calibration)] if alarm]
+    return Profile(
+        label=variant.label,
+        subject=f"{config.data.name}, {config.model.name}",
+        checkpoint=str(config.checkpoint),
+        command="",
+        tensors=(*weights, *places),
+        size_bytes=variant.size_bytes,
+        images=images,
+        notes=(*alarms, *prepared.notes, *built.notes),
+        image="" if image is None else str(config.image),
+        scores=() if image is None else _scores(prepared, network, built.module, image),
+    )
+
+
+def _copy(variant: Variant, network: nn.Module, builder: Builder) -> Built:
+    """The quantized copy, made as an evaluation makes it."""
+    if variant.is_built:
+        return builder.build(variant)
+    half, input_quant = variant.structure
+    shadow = Shadow(network, half=half, input_quant=input_quant)
+    return Built(shadow.module, constant=shadow.load(network.state_dict(), variant.plan))
+
+
+def _activations(
+    prepared: Prepared, variant: Variant, reference: nn.Module, built: Built, device: torch.device
+) -> tuple[tuple[TensorProfile, ...], str]:
+    """Profiles of the places, and the images that they were measured on."""
+    rows = [row for row in variant.plan.activations if row.spec is not None]
+    if not rows:
+        return (), ""
+    bundle, settings = prepared.bundle, variant.config.calibrate
+    split = settings.split
+    if not bundle.split_sizes.get(split, 0):  # ranges of each batch need no images set aside
+        split = prepared.config.evaluate.split
+    count = min(settings.num_images or bundle.split_sizes[split], bundle.split_sizes[split])
+    quantized = copy.deepcopy(reference)
+    weights = {name: each for name, each in built.module.state_dict().items() if not name.startswith(f"{CONTAINER}.")}
+    quantized.load_state_dict(weights)
+    traced = trace(prepared.network().to(device), torch.zeros(1, *bundle.image_shape, device=device))
+    dynamic = rows[0].spec.dynamic
+
+    def images() -> Iterator[Tensor]:
+        batches = bundle.eval_batches(split, batch_size=settings.batch_size, num_images=count, device=device)
+        return (INPUT_QUANTS[variant.plan.input_quant](batch.images) for batch in batches)
+
+    ranges = dict.fromkeys((row.info.name for row in rows), "dynamic")
+    if built.calibration is not None:
+        ranges = {name.removeprefix(f"{CONTAINER}."): method for name, method in built.calibration.methods.items()}
+    network = observed(traced, dynamic=dynamic, network=quantized).eval()
+    found = profile_activations(network, images, rows, fake_quants(built.module), ranges)
+    return found, f"{count} {split} images"
+
+
+@torch.no_grad()
+def _scores(prepared: Prepared, network: nn.Module, quantized: nn.Module, image: Tensor) -> tuple[ClassScore, ...]:
+    before, after = (main_output(each(image))[0].float().cpu() for each in (network, quantized))
+    return class_scores(before, after, prepared.bundle.class_names)
+
+
+def read_image(path: Path, prepared: Prepared) -> Tensor:
+    """A file as the network takes it: [1, C, H, W] float32, resized, its centre cut for ImageNet, and normalized.
+
+    Raises:
+        UserError: the file is no image, or the network takes neither one channel nor three.
+    """
+    bundle = prepared.bundle
+    channels, height, width = bundle.image_shape
+    if channels not in (1, 3):
+        raise UserError("image", path, allowed=f"null for a network of {channels} channels", remedy="A file has one or three.")
+    try:
+        picture = open_rgb(path)
+    except DECODE_ERRORS as error:
+        raise corrupt(path, error) from error
+    if prepared.config.data.name == "imagenet":  # as its test images: the short side to 256 for 224, then the centre
+        side = 256 / 224 * height
+        ratio = side / min(picture.size)
+        picture = picture.resize((round(picture.width * ratio), round(picture.height * ratio)), resample=2)
+        left, top = (picture.width - width) // 2, (picture.height - height) // 2
+        picture = picture.crop((left, top, left + width, top + height))
+    elif picture.size != (width, height):
+        picture = picture.resize((width, height), resample=2)
+    pixels = torch.from_numpy(np.array(picture if channels == 3 else picture.convert("L"), dtype=np.float32))
+    pixels = pixels.permute(2, 0, 1) if channels == 3 else pixels[None]
+    mean, std = (torch.tensor(each).view(-1, 1, 1) for each in (bundle.mean, bundle.std))
+    return ((pixels / 255 - mean) / std)[None]
+
+
+def file_name(label: str) -> str:
+    """A label as the name of a folder.
+
+    >>> file_name("W4/8A8 int rules")
+    'W4-8A8_int_rules'
+    """
+    kept = label.replace("/", "-")
+    return "".join(char if char.isalnum() or char in "-_." else "_" for char in kept)

@@ -1,0 +1,154 @@
+"""What must hold in `seed_puzzle`: identities, which follow from batch norm's invariance to scale, and expected numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from qexp.engine.evaluate import Evaluation
+from qexp.reporting.study_nouns import Check
+from qexp.studies import seed_maps as maps
+
+SAME_PERCENT = 99.0  # of predictions; float32 and batch norm's eps leave a few images on the fence
+SAME_POINTS = 0.5
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Evaluations by the variant's name."""
+
+    found: Mapping[str, Evaluation]
+    num_classes: int
+
+    def of(self, key: str) -> Evaluation:
+        """One of them."""
+        return self.found[key]
+
+    def prec1(self, key: str) -> float:
+        """Prec@1, percent."""
+        return self.found[key].metrics.prec1
+
+    def agreement(self, one: str, other: str) -> float:
+        """Share of images that both predict alike, percent."""
+        first, second = (self.found[key].predictions.top5[:, 0] for key in (one, other))
+        return 100 * float((first == second).float().mean())
+
+
+def all_checks(
+    scores: Scores,
+    widths: Sequence[int],
+    *,
+    unused: Mapping[int, float],
+    refused: bool,
+    zero_share: float,
+    bundled: bool,
+) -> tuple[Check, ...]:
+    """Identities, then numbers; the latter only of a network of the user's.
+
+    Args:
+        scores: of every variant. widths: bits. unused: share of the never executed weights that the probe flags.
+        refused: a shadow refuses such a network. zero_share: of pixels after `int()`. bundled: the small network.
+    """
+    checks = [check for bits in widths for check in _same(scores, bits)]
+    checks += _never_executed(scores, widths, unused, refused)
+    passed = all(maps.refuses_constant(bits) for bits in widths)
+    checks.append(Check(name="a constant tensor", expected="an error, not NaN", measured=_yes(passed), passed=passed))
+    return tuple(checks if bundled else checks + _numbers(scores, widths, zero_share))
+
+
+def _same(scores: Scores, bits: int) -> list[Check]:
+    """Pairs that predict alike at one width."""
+    again = ", BN re-estimated"
+    pairs = [
+        (f"raw codes, W{bits}{again}", f"offset only, W{bits}{again}"),
+        (f"scale only, W{bits}{again}", f"float{again}"),
+        (f"symmetric codes, W{bits}{again}", f"symmetric dequantized, W{bits}{again}"),
+        (f"symmetric_restricted, scale in BN, W{bits}", f"symmetric_restricted, dequantized, W{bits}"),
+    ]
+    checks = []
+    for one, other in pairs:
+        share, points = scores.agreement(one, other), abs(scores.prec1(one) - scores.prec1(other))
+        checks.append(
+            Check(
+                name=f"[{one}] = [{other}]",
+                expected=f"at least {SAME_PERCENT:g} percent of predictions alike, Prec@1 within {SAME_POINTS:g}",
+                measured=f"{share:.2f} percent alike, {points:.2f} points apart",
+                passed=share >= SAME_PERCENT and points <= SAME_POINTS,
+            )
+        )
+    one, other = f"pow2_scale, scale in BN, W{bits}", f"pow2_scale, dequantized, W{bits}"
+    equal = scores.of(one).digest == scores.of(other).digest
+    checks.append(Check(name=f"[{one}] = [{other}]", expected="logits equal bit for bit", measured=_yes(equal), passed=equal))
+    return checks
+
+
+def _never_executed(scores: Scores, widths: Sequence[int], unused: Mapping[int, float], refused: bool) -> list[Check]:
+    """The copy that runs another network: the same at all widths, and found out."""
+    checks = []
+    for tail in ("", ", input.int()"):
+        keys = [f"never executed, W{bits}{tail}" for bits in widths]
+        batch = f"float{tail}, BN of the batch"
+        equal = len({scores.of(key).digest for key in keys}) == 1
+        measured = ", ".join(f"{scores.prec1(key):.2f}" for key in keys)
+        checks.append(
+            Check(
+                name=f"never executed{tail}: the same at every width",
+                expected="equal logits, bit for bit",
+                measured=f"{_yes(equal)} ({measured})",
+                passed=equal,
+            )
+        )
+        share = min(scores.agreement(key, batch) for key in keys)
+        checks.append(
+            Check(
+                name=f"never executed{tail} = [{batch}]",
+                expected=f"at least {SAME_PERCENT:g} percent of predictions alike",
+                measured=f"{share:.2f} percent",
+                passed=share >= SAME_PERCENT,
+            )
+        )
+    low = min(unused.values())
+    checks.append(
+        Check(
+            name="the probe flags the never executed copy",
+            expected="all quantized weights, at every width",
+            measured=f"{100 * low:.0f} percent of them",
+            passed=low == 1,
+        )
+    )
+    checks.append(Check(name="a shadow of such a network", expected="refused", measured=_yes(refused), passed=refused))
+    return checks
+
+
+def _numbers(scores: Scores, widths: Sequence[int], zero_share: float) -> list[Check]:
+    """What a network of the user's is expected to show."""
+    checks = []
+    raw = [key for key in scores.found if "raw codes" in key]
+    worst = max(raw, key=scores.prec1)
+    checks.append(
+        _number(
+            f"raw codes really run ({len(raw)} variants): chance",
+            "at most 15 percent",
+            f"at most {scores.prec1(worst):.2f} ({worst})",
+            scores.prec1(worst) <= 15,
+        )
+    )
+    for bits in widths:
+        drop = scores.prec1("float") - scores.prec1(f"zero point subtracted, W{bits}, BN re-estimated")
+        measured = f"{drop:.2f} points below float"
+        checks.append(_number(f"zero point subtracted, W{bits}", "at most 4 points below float", measured, drop <= 4))
+    drop = scores.prec1("float, BN of the batch") - scores.prec1("float, input.int(), BN of the batch")
+    checks.append(
+        _number("input.int() alone, BN of the batch", "costs about 30 points (20 to 40)", f"{drop:.2f}", 20 <= drop <= 40)
+    )
+    share = 100 * zero_share
+    checks.append(_number("pixels that input.int() turns into 0", "about 60 percent", f"{share:.1f}", abs(share - 60) <= 3))
+    return checks
+
+
+def _number(name: str, expected: str, measured: str, passed: bool) -> Check:
+    return Check(name=name, expected=expected, measured=measured, passed=passed, identity=False)
+
+
+def _yes(value: bool) -> str:
+    return "yes" if value else "no"

@@ -1,0 +1,69 @@
+"""Profiles of activations, on values that are put in by hand."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from qexp.analysis.activations import profile_activations
+from qexp.base.nouns import Plan, QuantSpec
+from qexp.nn.fake_quant import fake_quants, insert, observed
+from qexp.nn.graph import trace
+from qexp.nn.inventory import inventory
+from qexp.nn.places import activations
+from qexp.policy.plan import make_plan
+from qexp.policy.settings import PolicySettings
+from qexp.quant.settings import ActivationQuantSettings, QuantSettings
+
+IMAGES = torch.tensor([-1.0, 0.4, 1.2, 2.0]).reshape(1, 1, 2, 2)
+
+
+@pytest.fixture(scope="module")
+def network():
+    return nn.Sequential(nn.Flatten(), nn.Linear(4, 3)).eval()
+
+
+def plan_of(network, **activation) -> Plan:
+    places = activations(trace(network, IMAGES), dynamic=activation.get("dynamic", False))
+    quant = QuantSettings(name="affine", activation=ActivationQuantSettings(bits=2, **activation))
+    return make_plan(inventory(network, IMAGES), policy=PolicySettings(), quant=quant, bits=8, mode="int", activations=places)
+
+
+def profiled(network, plan, ends=None):
+    traced = trace(network, IMAGES)
+    places = fake_quants(insert(traced, plan))
+    for place in places.values():
+        if ends is not None:
+            place.set_range(*ends)
+    dynamic = any(spec.dynamic for spec in plan.quantized_activations.values())
+    ranges = dict.fromkeys(places, "by hand")
+    found = profile_activations(observed(traced, dynamic=dynamic), lambda: [IMAGES, IMAGES], plan.activations, places, ranges)
+    return found[0]
+
+
+def test_a_place_quantized_by_hand(network):
+    """[-1, 2] at two bits has the levels -1, 0, 1, 2: errors 0.4 and 0.2."""
+    found = profiled(network, plan_of(network), (-1.0, 2.0))
+    assert found.num_values == 8 and found.is_activation and found.loss is None
+    assert found.sqnr_db == pytest.approx(10 * math.log10((1 + 0.16 + 1.44 + 4) / 0.2), abs=1e-5)
+    assert found.mse == pytest.approx(0.05)
+    assert found.histogram.levels == (-1.0, 0.0, 1.0, 2.0)
+    assert (found.grid_min, found.grid_max, found.saturation, found.ranges) == (-1.0, 2.0, 0.0, "by hand")
+
+
+def test_values_beyond_the_range_are_counted(network):
+    """Levels -1/3 to 2/3 in thirds: -1, 1.2 and 2 lie more than a sixth beyond, 0.4 within."""
+    found = profiled(network, plan_of(network), (-1 / 3, 2 / 3))
+    assert found.saturation == 0.75
+    assert found.suggestion
+
+
+def test_dynamic_ranges_hold_each_batch(network):
+    found = profiled(network, plan_of(network, dynamic=True))
+    assert found.saturation == 0.0 and found.grid_min is None and found.suggestion == ""
+    assert found.mse == pytest.approx(0.05)
+
+
+def test_the_spec_says_what_was_asked(network):
+    assert plan_of(network).quantized_activations["input"] == QuantSpec(scheme="affine", bits=2)
