@@ -62,7 +62,7 @@ def test_download_that_fails(tmp_path, monkeypatch):
         raise RuntimeError("no route to host")
 
     monkeypatch.setattr(kind, "download", unreachable)
-    with pytest.raises(UserError, match=r"data.download=True.*no route to host.*by hand"):
+    with pytest.raises(UserError, match=r"data.download=true.*no route to host.*by hand"):
         load_torchvision(DataSettings(name="cifar10", root=str(tmp_path / "new"), download=True))
 
 
