@@ -21,7 +21,6 @@ import argparse
 import csv
 import json
 import os
-import platform
 import socket
 import statistics
 import subprocess
@@ -30,6 +29,8 @@ import tempfile
 from datetime import date
 from importlib import metadata
 from pathlib import Path
+
+from bench_quantize import processor
 
 JOB = ("model=resnet20", "data=mnist5k", "bits=4,8,16", "device=cpu", "seed=0")
 
@@ -82,18 +83,6 @@ def compare(times: list[list[float]], off: list[list[float]]) -> dict[str, float
     }
 
 
-def processor() -> str:
-    """The CPU's name with its family and model where the name alone is vague."""
-    fields: dict[str, str] = {}
-    info = Path("/proc/cpuinfo")
-    for line in info.read_text(encoding="utf-8").split("\n\n")[0].splitlines() if info.exists() else ():
-        key, _, value = line.partition(":")
-        fields[key.strip()] = value.strip()
-    if "model name" not in fields:
-        return platform.processor() or platform.machine()
-    return f"{fields['model name']} family {fields.get('cpu family', '?')} model {fields.get('model', '?')}"
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
@@ -106,7 +95,7 @@ def main() -> None:
         parser.error("--rounds: at least 2, for quartiles")
     common = [*JOB, f"train.epochs={args.epochs}", *args.settings]
     environment = {
-        "processor": processor(),
+        "processor": processor("cpu"),
         "cores": len(os.sched_getaffinity(0)),
         "threads": args.threads,
         "torch": metadata.version("torch"),

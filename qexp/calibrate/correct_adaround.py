@@ -17,7 +17,7 @@ from qexp.base.errors import UserError
 from qexp.base.nouns import Batch, QuantSpec
 from qexp.calibrate.adaround_loss import SUPPORTED, Quadratic, Samples, kernel_rows, make_loss
 from qexp.calibrate.correct_layers import layers_in_order, run_until
-from qexp.calibrate.scope import in_eval_mode
+from qexp.nn.graph import evaluating
 from qexp.nn.links import activations_after
 from qexp.nn.settings import CorrectSettings
 from qexp.quant.ranges import ConstantTensorError
@@ -100,7 +100,7 @@ def adaround_(
     if not images:
         raise UserError("correct.adaround", True, allowed="at least one batch of calibration images")
     rows, notes = [], []
-    with in_eval_mode(quantized), in_eval_mode(reference):
+    with evaluating(quantized), evaluating(reference):
         activations = activations_after(reference) if settings.adaround_relu else {}
         order, twice = layers_in_order(quantized, images[0][:1])
         notes += [note for note in twice if f"{note.split(':')[0]}.weight" in specs]

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from qexp.base.errors import UserError
 from qexp.base.nouns import Batch
 from qexp.calibrate.correct_layers import layers_in_order, run_until
-from qexp.calibrate.scope import in_eval_mode
 from qexp.nn.channels import LAYERS, add_to_bias_, mean_response, output_dim
 from qexp.nn.fold import ChannelStatistics
+from qexp.nn.graph import evaluating
 from qexp.nn.links import RELU6_CAP, Link, find_links
 
 
@@ -52,7 +52,7 @@ def correct_bias_(quantized: nn.Module, reference: nn.Module, batches: Iterable[
     images = [batch.images for batch in batches]
     if not images:
         raise UserError("correct.bias", "empirical", allowed="at least one batch of calibration images")
-    with in_eval_mode(quantized), in_eval_mode(reference):
+    with evaluating(quantized), evaluating(reference):
         layers, notes = layers_in_order(quantized, images[0][:1])
         _check_names(layers, reference)
         wanted = {name: _Mean() for name in layers}

@@ -9,7 +9,7 @@ from torch import nn
 
 from qexp.base.errors import UserError
 from qexp.base.nouns import Batch
-from qexp.calibrate.scope import in_eval_mode
+from qexp.nn.graph import evaluating
 from qexp.nn.settings import ADVISED_IMAGES
 
 
@@ -43,7 +43,7 @@ def reestimate_batch_norm_(model: nn.Module, batches: Iterable[Batch]) -> tuple[
         for norm in norms
     ]
     num_images = 0
-    with in_eval_mode(model):
+    with evaluating(model):
         try:
             for norm in norms:
                 norm.train()

@@ -21,8 +21,9 @@ from qexp.calibrate.grids import check_clipped
 from qexp.calibrate.methods import METHODS, Limits, bn_range
 from qexp.calibrate.observers import EndsObserver, HistogramObserver, Observer
 from qexp.calibrate.result import Calibration, grid_of, hash_tensors
-from qexp.calibrate.scope import in_eval_mode, observing
+from qexp.calibrate.scope import observing
 from qexp.calibrate.settings import CALIB, CalibrateSettings
+from qexp.nn.graph import evaluating
 
 Gather = Callable[[Any], list[Any]]
 
@@ -138,7 +139,7 @@ def _run(
 ) -> int:
     """One pass: the observers then hold what all ranks saw; returns the number of images."""
     num_images = 0
-    with in_eval_mode(model), observing(model, observers, side=side):
+    with evaluating(model), observing(model, observers, side=side):
         for batch in batches():
             model(batch.images)
             num_images += len(batch.images)

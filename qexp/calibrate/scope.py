@@ -72,15 +72,3 @@ class _Hook:
             raise UserError("place", what, allowed="a module where one floating-point tensor passes")
         with torch.no_grad():
             self.observer.observe(value)
-
-
-@contextmanager
-def in_eval_mode(model: nn.Module) -> Iterator[None]:
-    """Every module in eval mode within, and in its own after."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training

@@ -14,7 +14,7 @@ from qexp.calibrate.result import Calibration
 from qexp.engine.evaluate import Evaluation, evaluate
 from qexp.engine.probe import check_in_use
 from qexp.nn.shadow import Shadow
-from qexp.pipeline.build import Builder, Built, calibration_alarm
+from qexp.pipeline.build import Builder, calibration_alarm
 from qexp.pipeline.prepare import Prepared
 from qexp.pipeline.variants import Variant
 
@@ -27,7 +27,6 @@ class Scored:
     evaluation: Evaluation
     alarms: tuple[str, ...]
     calibration: Calibration | None = None
-    notes: tuple[str, ...] = ()
 
 
 class Evaluator:
@@ -48,7 +47,8 @@ class Evaluator:
         self._shadows: dict[tuple[bool, str], list[Shadow]] = {}
         self._probed: dict[tuple[object, ...], tuple[str, ...]] = {}
         self._builder = Builder(prepared, self._prototype)
-        self._built: dict[str, Built] = {}  # of the state scored last
+        # Of the state scored last; the built networks themselves are not kept.
+        self._calibrations: dict[str, Calibration | None] = {}
         self._constant: dict[str, tuple[str, ...]] = {}  # of the state scored last
 
     def score(self, state: Mapping[str, Tensor], wanted: Sequence[Variant], known: Mapping[str, str]) -> list[Scored]:
@@ -73,7 +73,8 @@ class Evaluator:
                 self._probe(variant, models[variant.key], state)
             evaluations |= found
         digests = dict(known) | {key: found.digest for key, found in evaluations.items()}
-        return [self._scored(variant, evaluations[variant.key], digests) for variant in variants]
+        found = [(variant, evaluations[variant.key]) for variant in variants]
+        return [Scored(v, each, self._alarms(v, each, digests), self._calibrations.get(v.key)) for v, each in found]
 
     def _batches(self) -> Iterator[Batch]:
         return self.prepared.bundle.eval_batches(
@@ -115,8 +116,8 @@ class Evaluator:
         """A copy that is made anew. What it draws, AdaRound's samples, is a function of the seed."""
         self._prototype.load_state_dict(state)
         self._prototype.eval()
-        self._built[variant.key] = built = self._builder.build(variant)
-        self._constant[variant.key] = built.constant
+        built = self._builder.build(variant)
+        self._calibrations[variant.key], self._constant[variant.key] = built.calibration, built.constant
         return built.module.to(memory_format=torch.channels_last) if self.channels_last else built.module
 
     def _probe(self, variant: Variant, copy: nn.Module, state: Mapping[str, Tensor]) -> None:
@@ -140,12 +141,6 @@ class Evaluator:
     def _probe_batches(self) -> Iterator[Batch]:
         return self.prepared.bundle.eval_batches(self.settings.split, batch_size=4, device=self.device, num_images=4)
 
-    def _scored(self, variant: Variant, found: Evaluation, digests: Mapping[str, str]) -> Scored:
-        alarms, built = self._alarms(variant, found, digests), self._built.get(variant.key)
-        if built is None:
-            return Scored(variant, found, alarms)
-        return Scored(variant, found, alarms, built.calibration, built.notes)
-
     def _alarms(self, variant: Variant, found: Evaluation, digests: Mapping[str, str]) -> tuple[str, ...]:
         """What is suspicious: weights not in use, constant tensors, logits that are not finite or do not depend on the width."""
         alarms = list(self._probed.get(self._graph(variant), ()))
@@ -153,7 +148,7 @@ class Evaluator:
             alarms.append(f"constant, left unquantized: {_some(self._constant[variant.key])}")
         if not found.metrics.finite:
             alarms.append("non-finite logits")
-        if variant.is_built and (waived := calibration_alarm(self._built[variant.key].calibration)):
+        if variant.is_built and (waived := calibration_alarm(self._calibrations[variant.key])):
             alarms.append(waived)
         if _is_int(variant):
             same = [

@@ -10,8 +10,9 @@ from torch import nn
 
 from qexp.base.errors import UserError
 from qexp.calibrate.observers import EndsObserver
-from qexp.calibrate.scope import in_eval_mode, observing
+from qexp.calibrate.scope import observing
 from qexp.calibrate.settings import CalibrateSettings
+from qexp.nn.graph import evaluating
 
 
 def network() -> nn.Sequential:
@@ -86,7 +87,7 @@ def test_eval_mode_is_taken_back_module_by_module():
     model = network().train()
     model[1].eval()
     modes = [module.training for module in model.modules()]
-    with pytest.raises(ZeroDivisionError), in_eval_mode(model):
+    with pytest.raises(ZeroDivisionError), evaluating(model):
         assert not any(module.training for module in model.modules())
         raise ZeroDivisionError
     assert [module.training for module in model.modules()] == modes

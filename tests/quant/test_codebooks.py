@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from sklearn import cluster
 
 from qexp.base.nouns import QuantSpec
 from qexp.quant.codebooks import fit_codebook
@@ -30,7 +31,6 @@ def test_quantiles_are_numpys():
 
 @pytest.mark.parametrize("bits", [1, 2, 4, 6])
 def test_kmeans_is_no_worse_than_sklearns(bits):
-    cluster = pytest.importorskip("sklearn.cluster")
     x = normal(3000)
     other = cluster.KMeans(2**bits, n_init=1, random_state=0).fit(x.numpy()[:, None])
     error = (quantized(x, scheme="lut_kmeans", bits=bits) - x).square().sum().item()

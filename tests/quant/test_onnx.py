@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import onnxruntime as runtime
 import pytest
 import torch
 
@@ -54,7 +55,6 @@ def session(
     kind: int, scale: np.ndarray, zero_point: bytes, *, axis: int | None = None, block: int = 0, codes: bytes | None = None
 ):
     """x -> QuantizeLinear -> DequantizeLinear -> y; or from stored codes, where they are given, of shape [3, 5]."""
-    runtime = pytest.importorskip("onnxruntime")
     options = [] if axis is None else [(5, message((1, "axis"), (3, axis), (20, 2)))]
     options += [(5, message((1, "block_size"), (3, block), (20, 2)))] if block else []
     back = message((1, "codes"), (1, "scale"), (1, "zero_point"), (2, "y"), (4, "DequantizeLinear"), *options)
