@@ -16,12 +16,13 @@ from torch import Tensor, nn
 from qexp.base import dist, preemption
 from qexp.base.console import say
 from qexp.base.nouns import Batch
+from qexp.engine.hooks import NO_HOOKS, TrainHooks
 from qexp.engine.optim import lr_at
 from qexp.engine.progress import track
 from qexp.engine.seed import restore_rank_rng
 from qexp.engine.settings import TrainSettings
 from qexp.engine.state import FitState
-from qexp.engine.trainer import Trainer
+from qexp.engine.trainer import Trainer, memory_format
 
 CHECK_EVERY_STEPS = 50  # how often the device is asked whether the loss is still finite; each time costs a synchronization
 
@@ -33,7 +34,7 @@ class EpochEnd:
     Args:
         epoch: 1 to `settings.epochs`. model_state: state dict of the bare network, references to live tensors, rank 0's on
             every rank.
-        train_loss: mean training loss over the epoch's images, smoothing and auxiliary heads included, nats.
+        train_loss: mean training loss over the epoch's images, smoothing, auxiliary heads and distillation included, nats.
         train_prec1: Prec@1 on the images as trained on, percent. seconds: of training. images_per_s: over all ranks.
         lr: of the epoch's last step. state: what a resume needs.
     """
@@ -58,6 +59,7 @@ def fit(
     start: FitState | None = None,
     on_epoch_end: Callable[[EpochEnd], None] = lambda end: None,
     on_checkpoint: Callable[[FitState, EpochEnd | None], None] = lambda state, end: None,
+    hooks: TrainHooks = NO_HOOKS,
     progress: bool = True,
 ) -> FitState:
     """Train `model` in place, from the beginning or from any state of an earlier run; bit-exact on the CPU either way.
@@ -75,6 +77,7 @@ def fit(
         on_checkpoint: called on every rank to store a state: every `settings.checkpoint_every_steps` steps and before `Preempted`
             without, at the end of an epoch with what is told of it. Signals wait until it returns.
         on_epoch_end: called on every rank after that. It may evaluate `model`, but not change it.
+        hooks: what this training does besides; a resume needs the same.
         progress: show where it is, and a line per epoch.
 
     Raises:
@@ -82,8 +85,8 @@ def fit(
         Preempted: a signal came, to any rank; all ranks have done the same number of steps.
         UserError: the settings ask for what does not exist on this device.
     """
-    model.to(device=device, memory_format=torch.channels_last if settings.channels_last else torch.preserve_format)
-    loop = _Loop(Trainer(model, settings, device, start), steps_per_epoch, on_checkpoint)
+    model.to(device=device, memory_format=memory_format(settings))
+    loop = _Loop(Trainer(model, settings, device, start, hooks), steps_per_epoch, on_checkpoint)
     state = start or loop.trainer.state(0)
     for epoch in range(state.epoch + 1, settings.epochs + 1):
         label = f"epoch {epoch}/{settings.epochs}"
@@ -117,6 +120,7 @@ class _Loop:
         """What is left of one pass over the training data; leaves rank 0's state on every rank."""
         trainer = self.trainer
         trainer.model.train()
+        trainer.hooks.on_epoch_start(epoch)
         began = time.perf_counter() - start.seconds
         images, steps, lr = start.images, start.step, 0.0
         for batch in batches:

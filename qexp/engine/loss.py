@@ -1,4 +1,4 @@
-"""The loss of a network that may have auxiliary heads."""
+"""The loss of a network that may have auxiliary heads, and may learn from another."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
+from torch.nn import functional as F
 
 from qexp.models.outputs import main_output
 
@@ -22,3 +23,16 @@ def total_loss(output: Any, loss: Callable[[Tensor], Tensor]) -> Tensor:
             if isinstance(aux, Tensor):
                 value = value + AUX_WEIGHT * loss(aux)
     return value
+
+
+def distillation_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """T^2 sum_i KL(softmax(teacher_i / T) || softmax(student_i / T)), nats; T^2 keeps its gradients' size whatever T is.
+
+    Args:
+        student, teacher: logits [N, C].
+        temperature: T.
+
+    Source: Hinton, Vinyals and Dean 2015, section 2 (arXiv:1503.02531).
+    """
+    told, wanted = (F.log_softmax(logits.float() / temperature, 1) for logits in (student, teacher))
+    return temperature**2 * F.kl_div(told, wanted, reduction="sum", log_target=True)

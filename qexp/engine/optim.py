@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import nn
@@ -12,16 +14,23 @@ from qexp.engine.settings import TrainSettings
 _FUSED_DEVICES = ("cpu", "cuda")
 
 
-def make_optimizer(model: nn.Module, settings: TrainSettings) -> torch.optim.Optimizer:
+def make_optimizer(
+    model: nn.Module, settings: TrainSettings, own_decay: Mapping[str, float] | None = None
+) -> torch.optim.Optimizer:
     """SGD with momentum over the parameters that want gradients, in one fused kernel where the device has one.
 
     Weight decay applies to all of them, biases and BN's scale and shift included: the recipe of the ResNet paper and of
     torchvision's reference trainings, whose numbers are compared with.
 
+    Args:
+        model: on its device. settings: the recipe.
+        own_decay: parameter name -> its own weight decay. With any, there is one group per decay, in the order of the network.
+
     Source: He et al. 2016, Deep Residual Learning for Image Recognition, section 3.4.
     """
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     assert parameters, "a network without trainable parameters"
+    groups = _by_decay(model, settings.weight_decay, own_decay) if own_decay else parameters
     if settings.optimizer == "apex_fused_sgd":
         from apex.optimizers import FusedSGD  # only NVIDIA's container has it
 
@@ -30,13 +39,25 @@ def make_optimizer(model: nn.Module, settings: TrainSettings) -> torch.optim.Opt
         fused = all(parameter.device.type in _FUSED_DEVICES and parameter.is_floating_point() for parameter in parameters)
         kind, more = torch.optim.SGD, {"fused": fused}
     return kind(
-        parameters,
+        groups,
         lr=settings.lr,
         momentum=settings.momentum,
         nesterov=settings.nesterov,
         weight_decay=settings.weight_decay,
         **more,
     )
+
+
+def _by_decay(model: nn.Module, usual: float, own: Mapping[str, float]) -> list[dict[str, Any]]:
+    """Parameter groups; a parameter with several names may be meant by any of them."""
+    names = dict(model.named_parameters(remove_duplicate=False))
+    assert own.keys() <= names.keys(), f"weight decay for unknown parameters {sorted(own.keys() - names.keys())}"
+    decays = {id(names[name]): decay for name, decay in own.items()}
+    groups: dict[float, list[nn.Parameter]] = {}
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            groups.setdefault(decays.get(id(parameter), usual), []).append(parameter)
+    return [{"params": members, "weight_decay": decay} for decay, members in groups.items()]
 
 
 def lr_at(step: int, steps_per_epoch: int, settings: TrainSettings) -> float:

@@ -14,7 +14,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from qexp.base import dist
 from qexp.base.nouns import Batch
-from qexp.engine.loss import total_loss
+from qexp.engine.hooks import NO_HOOKS, TrainHooks
+from qexp.engine.loss import distillation_loss, total_loss
 from qexp.engine.optim import make_optimizer, set_lr
 from qexp.engine.precision import amp
 from qexp.engine.seed import capture_rng, restore_rank_rng
@@ -23,6 +24,11 @@ from qexp.engine.state import FitState
 from qexp.models.outputs import main_output
 
 _NEVER = 2**62
+
+
+def memory_format(settings: TrainSettings) -> torch.memory_format:
+    """How networks lie in memory."""
+    return torch.channels_last if settings.channels_last else torch.preserve_format
 
 
 class DivergenceError(RuntimeError):
@@ -35,18 +41,26 @@ class Trainer:
     Args:
         model: the bare network, on `device`; wrapped in DistributedDataParallel where a process group exists.
         settings: the recipe. device: where to train. start: where to go on; its tensors are taken over.
+        hooks: additions to the steps.
 
     Raises:
         UserError: `train.precision`, `train.optimizer` or `train.sync_bn` does not exist here.
     """
 
-    def __init__(self, model: nn.Module, settings: TrainSettings, device: torch.device, start: FitState | None) -> None:
-        self.model, self.settings, self.device = model, settings, device
+    def __init__(
+        self,
+        model: nn.Module,
+        settings: TrainSettings,
+        device: torch.device,
+        start: FitState | None,
+        hooks: TrainHooks = NO_HOOKS,
+    ) -> None:
+        self.model, self.settings, self.device, self.hooks = model, settings, device, hooks
         check_device(settings, device.type)
         self.autocast, self.scaler = amp(settings.precision, device)
         if settings.sync_bn and dist.world_size() > 1:
             self.model = model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
-        self.optimizer = make_optimizer(model, settings)
+        self.optimizer = make_optimizer(model, settings, hooks.weight_decay)
         self.reset()
         if start is not None:
             self._restore(start)
@@ -56,6 +70,16 @@ class Trainer:
             ids = [device] if device.type == "cuda" else None
             net = self.ddp = DistributedDataParallel(model, device_ids=ids, gradient_as_bucket_view=True)
         self.net = torch.compile(net) if settings.compile else net
+        self.teacher = self._teacher()
+
+    def _teacher(self) -> Callable[[Tensor], Any] | None:
+        """The network to distill from, made ready; None where its weight is 0."""
+        teacher = self.hooks.teacher
+        if teacher is None or self.hooks.distill_weight == 0:
+            return None
+        assert not {*self.model.modules()} & {*teacher.modules()}, "a teacher that is trained itself"
+        teacher.to(device=self.device, memory_format=memory_format(self.settings)).eval()
+        return torch.compile(teacher) if self.settings.compile else teacher
 
     def _restore(self, start: FitState) -> None:
         """Take over a state; where the number of ranks has changed, rank 0 takes over all totals."""
@@ -85,6 +109,7 @@ class Trainer:
             self._join_without_images(batch, number)
         self.scaler.step(self.optimizer)
         self.scaler.update()
+        self.hooks.after_step()
 
     def _forward_backward(self, images: Tensor, labels: Tensor, num_global: int, number: int, weight: float = 1.0) -> None:
         """Add this slice's share of the gradient, one micro-batch at a time; the ranks sum theirs during the last."""
@@ -97,13 +122,23 @@ class Trainer:
             with self.ddp.no_sync() if self.ddp is not None and part < parts else nullcontext():
                 with self.autocast():
                     output = self.net(x)
-                    loss = total_loss(output, lambda logits, y=y: self._loss(logits, y))
+                    loss = self._loss(output, x, y)
                 self.scaler.scale(loss * scale).backward()
             if weight > 0:
                 self._count(loss.detach(), main_output(output).detach(), y, number)
 
-    def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Cross-entropy summed over the images, nats."""
+    def _loss(self, output: Any, images: Tensor, labels: Tensor) -> Tensor:
+        """Summed over the images, nats: cross-entropy of all heads, mixed with the main head's distance to a teacher."""
+        loss = total_loss(output, lambda logits: self._cross_entropy(logits, labels))
+        if self.teacher is None:
+            return loss
+        with torch.no_grad():
+            wanted = main_output(self.teacher(images))
+        share = self.hooks.distill_weight
+        distance = distillation_loss(main_output(output), wanted, self.hooks.distill_temperature)
+        return (1 - share) * loss + share * distance
+
+    def _cross_entropy(self, logits: Tensor, labels: Tensor) -> Tensor:
         return F.cross_entropy(logits.float(), labels, reduction="sum", label_smoothing=self.settings.label_smoothing)
 
     def _count(self, loss: Tensor, logits: Tensor, labels: Tensor, number: int) -> None:

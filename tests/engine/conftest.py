@@ -1,9 +1,17 @@
+import importlib.util
+import io
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
 
 from qexp.base.nouns import Batch
+from qexp.engine.fit import fit
+from qexp.engine.hooks import NO_HOOKS
+from qexp.engine.seed import seed_everything
 from qexp.engine.settings import TrainSettings
+from qexp.engine.state import FitState
 
 NUM_IMAGES, NUM_CLASSES = 120, 4
 
@@ -38,7 +46,68 @@ class Problem:
     def settings(**changes) -> TrainSettings:
         return TrainSettings(**{"epochs": 4, "lr": 0.1, "batch_size": 32, **changes})
 
+    @staticmethod
+    def stored(state: FitState) -> FitState:
+        """Through a file and back, as a resume does."""
+        buffer = io.BytesIO()
+        torch.save(state.as_dict(), buffer)
+        buffer.seek(0)
+        return FitState(**torch.load(buffer, weights_only=True))
+
+    @staticmethod
+    def equal(a: nn.Module, b: nn.Module) -> bool:
+        other = b.state_dict()
+        return all(torch.equal(value, other[name]) for name, value in a.state_dict().items())
+
 
 @pytest.fixture(scope="session")
 def problem() -> Problem:
     return Problem()
+
+
+@pytest.fixture
+def train(problem):
+    """Fit a network of the problem; returns it with its end-of-epoch reports."""
+
+    def run(
+        model=None,
+        *,
+        start=None,
+        on_epoch_end=None,
+        until=None,
+        batches=problem.train_batches,
+        on_checkpoint=None,
+        hooks=NO_HOOKS,
+        **changes,
+    ):
+        seed_everything(0)
+        model = problem.network() if model is None else model
+        ends = []
+
+        def keep(end):
+            ends.append(end)
+            if on_epoch_end:
+                on_epoch_end(end)
+            if end.epoch == until:
+                raise KeyboardInterrupt
+
+        options = {"steps_per_epoch": problem.steps_per_epoch, "device": torch.device("cpu"), "start": start, "progress": False}
+        options["hooks"] = hooks
+        if on_checkpoint:
+            options["on_checkpoint"] = on_checkpoint
+        try:
+            fit(model, batches, problem.settings(**changes), on_epoch_end=keep, **options)
+        except KeyboardInterrupt:
+            pass
+        return model, ends
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def parametrized():
+    """The module `parametrized.py`, which the ranks run too."""
+    spec = importlib.util.spec_from_file_location("tests_engine_parametrized", Path(__file__).with_name("parametrized.py"))
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

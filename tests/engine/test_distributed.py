@@ -34,7 +34,7 @@ def results(tmp_path_factory):
     return {name: torch.load(out / f"{name}.pt", weights_only=True) for name in ("1.0", "2.0", "2.1")}
 
 
-@pytest.mark.parametrize("name", ["plain", "accumulate"])
+@pytest.mark.parametrize("name", ["plain", "accumulate", "hooks", "parametrized"])
 def test_two_ranks_with_uneven_slices_train_as_one_process(results, name):
     alone, both = results["1.0"][name], results["2.0"][name]
     assert both["losses"] == pytest.approx(alone["losses"], rel=1e-5)
@@ -42,7 +42,7 @@ def test_two_ranks_with_uneven_slices_train_as_one_process(results, name):
         torch.testing.assert_close(both["state"][key], value, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["plain", "accumulate", "norm"])
+@pytest.mark.parametrize("name", ["plain", "accumulate", "norm", "hooks", "parametrized"])
 def test_ranks_end_with_the_same_state(results, name):
     first, second = results["2.0"][name], results["2.1"][name]
     assert all(torch.equal(value, second["state"][key]) for key, value in first["state"].items())

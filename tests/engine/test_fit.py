@@ -1,4 +1,3 @@
-import io
 import math
 import random
 import signal
@@ -13,54 +12,9 @@ from qexp.base import preemption
 from qexp.base.errors import UserError
 from qexp.base.nouns import Batch
 from qexp.engine.fit import fit
-from qexp.engine.seed import seed_everything
-from qexp.engine.state import FitState
 from qexp.engine.trainer import DivergenceError
 
 CPU = torch.device("cpu")
-
-
-@pytest.fixture
-def train(problem):
-    """Fit a network of the problem; returns it with its end-of-epoch reports."""
-
-    def run(
-        model=None, *, start=None, on_epoch_end=None, until=None, batches=problem.train_batches, on_checkpoint=None, **changes
-    ):
-        seed_everything(0)
-        model = problem.network() if model is None else model
-        ends = []
-
-        def keep(end):
-            ends.append(end)
-            if on_epoch_end:
-                on_epoch_end(end)
-            if end.epoch == until:
-                raise KeyboardInterrupt
-
-        options = {"steps_per_epoch": problem.steps_per_epoch, "device": CPU, "start": start, "progress": False}
-        if on_checkpoint:
-            options["on_checkpoint"] = on_checkpoint
-        try:
-            fit(model, batches, problem.settings(**changes), on_epoch_end=keep, **options)
-        except KeyboardInterrupt:
-            pass
-        return model, ends
-
-    return run
-
-
-def stored(state: FitState) -> FitState:
-    """Through a file and back, as a resume does."""
-    buffer = io.BytesIO()
-    torch.save(state.as_dict(), buffer)
-    buffer.seek(0)
-    return FitState(**torch.load(buffer, weights_only=True))
-
-
-def equal(a: nn.Module, b: nn.Module) -> bool:
-    other = b.state_dict()
-    return all(torch.equal(value, other[name]) for name, value in a.state_dict().items())
 
 
 def test_it_learns(train):
@@ -73,19 +27,19 @@ def test_it_learns(train):
 
 def test_the_same_seed_gives_the_same_weights_and_another_order_does_not(train, problem):
     first, _ = train()
-    assert equal(first, train()[0])
-    assert not equal(first, train(batches=lambda epoch, first: problem.train_batches(epoch + 1))[0])
+    assert problem.equal(first, train()[0])
+    assert not problem.equal(first, train(batches=lambda epoch, first: problem.train_batches(epoch + 1))[0])
 
 
 @pytest.mark.parametrize("changes", [{}, {"channels_last": True}, {"precision": "bf16"}, {"schedule": "step", "milestones": [3]}])
 def test_a_resume_is_bit_exact(train, problem, changes):
     whole, _ = train(problem.network(dropout=0.5), **changes)
     saved = []
-    train(problem.network(dropout=0.5), until=2, on_epoch_end=lambda end: saved.append(stored(end.state)), **changes)
+    train(problem.network(dropout=0.5), until=2, on_epoch_end=lambda end: saved.append(problem.stored(end.state)), **changes)
     assert saved[-1].epoch == 2
     resumed, ends = train(problem.network(dropout=0.5, seed=9), start=saved[-1], **changes)
     assert [end.epoch for end in ends] == [3, 4]
-    assert equal(whole, resumed)
+    assert problem.equal(whole, resumed)
 
 
 @pytest.mark.parametrize("changes", [{}, {"accumulate": 3}, {"precision": "bf16"}])
@@ -94,14 +48,14 @@ def test_a_resume_within_an_epoch_is_bit_exact(train, problem, changes):
 
     def keep(state, end):
         if end is None:
-            states.append(stored(state))
+            states.append(problem.stored(state))
 
     whole, ends = train(problem.network(dropout=0.5), checkpoint_every_steps=3, on_checkpoint=keep, **changes)
     assert [(state.epoch, state.step, state.images) for state in states] == [(epoch, 3, 96) for epoch in range(4)]
-    assert equal(whole, train(problem.network(dropout=0.5), **changes)[0])
+    assert problem.equal(whole, train(problem.network(dropout=0.5), **changes)[0])
     for state in states[1:3]:
         resumed, rest = train(problem.network(dropout=0.5, seed=9), start=state, **changes)
-        assert equal(whole, resumed)
+        assert problem.equal(whole, resumed)
         told = [[(end.epoch, end.train_loss, end.train_prec1, end.lr) for end in some] for some in (ends[state.epoch :], rest)]
         assert told[0] == told[1]
 
@@ -120,13 +74,13 @@ def test_a_signal_saves_at_the_next_step_and_the_training_goes_on_exactly(train,
             yield batch
 
     def keep(state, end):
-        states.append(stored(state))
+        states.append(problem.stored(state))
 
     with preemption.listening(), pytest.raises(preemption.Preempted) as raised:
         train(problem.network(dropout=0.5), batches=batches, on_checkpoint=keep)
     assert raised.value.exit_code == 128 + signum
     assert (states[-1].epoch, states[-1].step) == ((1, step) if step < 4 else (2, 0))
-    assert equal(whole, train(problem.network(dropout=0.5, seed=9), start=states[-1])[0])
+    assert problem.equal(whole, train(problem.network(dropout=0.5, seed=9), start=states[-1])[0])
 
 
 def test_a_second_interrupt_does_not_wait(train, problem):
@@ -148,14 +102,14 @@ def test_what_the_callback_draws_does_not_change_the_training(train, problem):
 
     model = problem.network(dropout=0.5)
     train(model, on_epoch_end=disturb)
-    assert equal(model, train(problem.network(dropout=0.5))[0])
+    assert problem.equal(model, train(problem.network(dropout=0.5))[0])
 
 
 def test_a_finished_training_is_left_alone(train, problem):
     model, ends = train()
-    again, none = train(problem.network(seed=5), start=stored(ends[-1].state))
+    again, none = train(problem.network(seed=5), start=problem.stored(ends[-1].state))
     assert none == []
-    assert equal(model, again)
+    assert problem.equal(model, again)
 
 
 @pytest.mark.parametrize("accumulate", [2, 5])

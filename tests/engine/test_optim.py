@@ -55,3 +55,23 @@ def test_optimizer_takes_what_is_trainable():
     assert chosen == {"lr": 0.3, "momentum": 0.8, "nesterov": True, "weight_decay": 0.02, "fused": True}
     set_lr(optimizer, 0.5)
     assert group["lr"] == 0.5
+
+
+def test_parameters_with_a_decay_of_their_own_form_groups_in_the_order_of_the_network():
+    net = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2), nn.Linear(2, 2))
+    net[2].weight = net[0].weight  # two names, either will do
+    net[2].bias.requires_grad_(False)
+    settings = TrainSettings(epochs=1, lr=0.3, batch_size=1, weight_decay=0.02)
+    optimizer = make_optimizer(net, settings, {"1.weight": 0.0, "2.weight": 0.0, "1.bias": 0.5})
+    names = {id(parameter): name for name, parameter in net.named_parameters()}
+    groups = [(group["weight_decay"], [names[id(one)] for one in group["params"]]) for group in optimizer.param_groups]
+    assert groups == [(0.0, ["0.weight", "1.weight"]), (0.02, ["0.bias"]), (0.5, ["1.bias"])]
+    assert {group["fused"] for group in optimizer.param_groups} == {True}
+    set_lr(optimizer, 0.5)
+    assert {group["lr"] for group in optimizer.param_groups} == {0.5}
+
+
+def test_a_decay_for_a_parameter_that_does_not_exist_is_our_own_fault():
+    settings = TrainSettings(epochs=1, lr=0.3, batch_size=1)
+    with pytest.raises(AssertionError, match=r"unknown parameters \['scale'\]"):
+        make_optimizer(nn.Linear(2, 2), settings, {"bias": 0.0, "scale": 0.0})

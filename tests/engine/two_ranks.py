@@ -10,6 +10,7 @@ from qexp.base import dist
 from qexp.base.nouns import Batch
 from qexp.engine.evaluate import evaluate
 from qexp.engine.fit import fit
+from qexp.engine.hooks import NO_HOOKS, TrainHooks
 from qexp.engine.seed import seed_everything
 from qexp.engine.settings import TrainSettings
 
@@ -48,6 +49,41 @@ def network(norm: bool) -> nn.Module:
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(96, 4))
 
 
+def quantized_like() -> nn.Module:
+    from parametrized import scaled  # beside this file, which pytest imports from elsewhere
+
+    return scaled(network(True))
+
+
+def every_hook(model: nn.Module) -> TrainHooks:
+    """With batch norm frozen, ranks whose slices differ compute what one process does."""
+
+    @torch.no_grad()
+    def clamp():
+        for parameter in model.parameters():
+            parameter.clamp_(-0.25, 0.25)
+
+    decay = {name: 0.0 for name, _ in model.named_parameters() if "scale" in name} | {"1.bias": 0.1}
+    teacher = nn.Sequential(nn.AdaptiveAvgPool2d(2), nn.Flatten())  # the pattern itself
+    return TrainHooks(
+        weight_decay=decay,
+        on_epoch_start=lambda epoch: model.get_submodule("1").eval(),
+        after_step=clamp,
+        teacher=teacher,
+        distill_weight=0.5,
+        distill_temperature=2.0,
+    )
+
+
+CASES = {
+    "plain": (lambda: network(False), 1, lambda model: NO_HOOKS),
+    "accumulate": (lambda: network(False), 3, lambda model: NO_HOOKS),
+    "norm": (lambda: network(True), 2, lambda model: NO_HOOKS),
+    "hooks": (lambda: network(True), 1, every_hook),
+    "parametrized": (quantized_like, 1, every_hook),
+}
+
+
 def settings(**changes) -> TrainSettings:
     return TrainSettings(**{"epochs": 2, "lr": 0.1, "batch_size": BATCH, **changes})
 
@@ -55,9 +91,9 @@ def settings(**changes) -> TrainSettings:
 def run(out: Path) -> None:
     group = dist.init_from_env("cpu") if dist.launched() else None
     result = {}
-    for name, norm, accumulate in (("plain", False, 1), ("accumulate", False, 3), ("norm", True, 2)):
+    for name, (make, accumulate, hooks) in CASES.items():
         seed_everything(0)
-        model, losses = network(norm), []
+        model, losses = make(), []
         fit(
             model,
             train_batches,
@@ -65,10 +101,11 @@ def run(out: Path) -> None:
             steps_per_epoch=5,
             device=CPU,
             on_epoch_end=lambda end, losses=losses: losses.append(end.train_loss),
+            hooks=hooks(model),
             progress=False,
         )
         found = evaluate({name: model.eval()}, eval_batches(), class_count=4, keep_logits=True)[name]
-        plain = evaluate({name: network(norm).eval()}, eval_batches(), class_count=4)[name]
+        plain = evaluate({name: make().eval()}, eval_batches(), class_count=4)[name]
         result[name] = {
             "state": dict(model.state_dict()),
             "losses": losses,
