@@ -1,4 +1,4 @@
-"""The root configuration, composed of the rooms' settings; its validation; the hashes that name trainings.
+"""The root configuration, composed of the rooms' settings, and its validation.
 
 YAML holds values, Hydra composes them, and here the resolved values meet their types once, at the door. pydantic is strict and
 reports all errors of a job together; ranges live in each settings' `__post_init__`. Imports no torch: a whole sweep is
@@ -13,7 +13,7 @@ import difflib
 import json
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from functools import cache
 from typing import Any, ClassVar, Literal, get_args, get_type_hints
 
@@ -21,20 +21,18 @@ from pydantic import TypeAdapter, ValidationError
 
 from qexp.base.checks import check_bits, check_range
 from qexp.base.errors import UserError, UserErrors, nearest
-from qexp.base.files import hash_json
 from qexp.calibrate.settings import CalibrateSettings
 from qexp.data.settings import DataSettings
-from qexp.engine.settings import PRECISION_ALIASES, EvaluateSettings, TrainSettings, TrajectorySettings
+from qexp.engine.settings import EvaluateSettings, TrainSettings, TrajectorySettings
 from qexp.models.settings import ModelSettings
 from qexp.nn.settings import CorrectSettings
 from qexp.policy.settings import PolicySettings
+from qexp.qat.settings import QatSettings
 from qexp.quant.settings import QuantSettings
 from qexp.tracking.settings import TrackingSettings
 
-TRAINING_FORMAT = 1  # part of every training hash; raise it when the same settings come to give other weights
 MODES = ("int", "float", "half")
 TASKS = ("profile",)  # of qexp.analyze
-DIALS = ("bits", "mode", "policy", "quant", "calibrate", "correct")  # of a variant: they never change a training
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +44,7 @@ class Config:
         seed: of initialization, order and augmentation. deterministic: bit-reproducible kernels, at some cost in speed.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
         bits: width of quantized weights, 1 to 16. mode: `int`, `float` (the control) or `half`.
+        float_only: evaluate the float network alone, as a control of other trainings.
         checkpoint: state-dict file, for `qexp.evaluate` and `qexp.analyze` only.
         task: of `qexp.analyze`: `profile` measures every quantized tensor. image: a file whose classes it scores too.
         cases: of a sweep: sets of overrides that are run one after the other, where a product of values would not do.
@@ -68,10 +67,12 @@ class Config:
     quant: QuantSettings = field(default_factory=QuantSettings)
     calibrate: CalibrateSettings = field(default_factory=CalibrateSettings)
     correct: CorrectSettings = field(default_factory=CorrectSettings)
+    qat: QatSettings = field(default_factory=QatSettings)
     evaluate: EvaluateSettings = field(default_factory=EvaluateSettings)
     trajectory: TrajectorySettings = field(default_factory=TrajectorySettings)
     tracking: TrackingSettings = field(default_factory=TrackingSettings)
     checkpoint: str | None = None
+    float_only: bool = False
     task: Literal[TASKS] | None = None
     image: str | None = None
     cases: list[list[str]] | None = None
@@ -93,6 +94,48 @@ class Config:
             key = "correct.equalize=true" if self.correct.equalize else "correct.rescale_log10"
             remedy = "Scaled channels have other ranges than batch norm tells."
             raise UserError("calibrate", "bn", allowed=f"another method with {key}", remedy=remedy)
+        if self.qat.is_on:
+            self._check_qat()
+
+    def _check_qat(self) -> None:
+        """Refuse what a quantization-aware training does not read, and what it lacks."""
+        where = f"with qat={self.qat.name}"
+        if self.mode != "int":
+            remedy = "Its control is the float training: qat=none float_only=true."
+            raise UserError("mode", self.mode, allowed=f"int {where}", remedy=remedy)
+        if self.correct.names:
+            remedy = "Corrections follow training; qat.batch_norm=folded and qat.reestimate_bn=true belong to it."
+            raise UserError("correct", ", ".join(self.correct.names), allowed=f"none {where}", remedy=remedy)
+        for key in ("weights", "file"):
+            if getattr(self.calibrate, key) not in ("minmax", None):
+                remedy = "Weights begin as the method says, activations by calibrate=METHOD."
+                raise UserError(f"calibrate.{key}", getattr(self.calibrate, key), allowed=f"its default {where}", remedy=remedy)
+        if self.float_only:
+            raise UserError("float_only", True, allowed="false with qat", remedy="Its quantizers are part of the training.")
+        if self.qat.init == "checkpoint" and self.model.weights is None:
+            remedy = "Give model.weights=FILE, or qat.init=training."
+            raise UserError("qat.init", "checkpoint", allowed="a network with model.weights", remedy=remedy)
+        if self.qat.init == "none" and self.model.weights is not None:
+            remedy = "qat.init=checkpoint begins from model.weights."
+            raise UserError("qat.init", "none", allowed="random weights: model.weights=null", remedy=remedy)
+        _ = self.grids, self.recipe  # which check what they put together
+
+    @property
+    def recipe(self) -> TrainSettings:
+        """The recipe of this job's training: `train`, or what `qat` makes of it."""
+        return self.qat.recipe(self.train)
+
+    @property
+    def grids(self) -> QuantSettings:
+        """The quantizers of weights and activations: `quant`, or what `qat` makes of it."""
+        return self.qat.quantizers(self.quant, self.bits)
+
+    @property
+    def float_start(self) -> Config | None:
+        """The float training that a quantization-aware one begins from; None where it begins otherwise."""
+        if not self.qat.is_on or self.qat.init != "training":
+            return None
+        return replace(self, qat=QatSettings(), float_only=True, fresh=False)
 
 
 @cache
@@ -193,46 +236,3 @@ def all_keys(kind: type = Config, prefix: str = "") -> Iterator[str]:
         for candidate in (hints[item.name], *get_args(hints[item.name])):
             if is_dataclass(candidate):
                 yield from all_keys(candidate, f"{prefix}{item.name}.")
-
-
-# Training keys that came after the first trainings were stored, with the value that those had: at it a key stays out of the hash.
-ADDED = {"sync_bn": False}
-
-
-def training_identity(config: Config) -> dict[str, Any]:
-    """What decides a training's weights: the part of the configuration that its hash covers.
-
-    Left out are the dials `bits mode policy`, quant, evaluation, tracking, names, places, and the settings that do not change
-    numbers (`data.root`, download, workers, storage: the data's own hash stands for those).
-    """
-    data = asdict(config.data)
-    for key in ("root", "download", "workers", "storage"):
-        data.pop(key)
-    model = asdict(config.model)
-    if config.model.weights not in (None, "DEFAULT"):
-        model["weights"] = "file"  # wherever it lies; its content is hashed beside this
-    train = asdict(config.train)
-    del train["checkpoint_every_steps"]  # how often a state is stored does not change it
-    for key, was in ADDED.items():
-        if train[key] == was:
-            del train[key]
-    train["precision"] = PRECISION_ALIASES.get(config.train.precision, config.train.precision)
-    return {
-        "format": TRAINING_FORMAT,
-        "seed": config.seed,
-        "deterministic": config.deterministic,
-        "data": data,
-        "model": model,
-        "train": train,
-    }
-
-
-def group_key(config: Config) -> str:
-    """Jobs with the same key are run as one: they differ in nothing but how they quantize."""
-    return hash_json({key: value for key, value in asdict(config).items() if key not in DIALS})
-
-
-def training_hash(config: Config, data_fingerprint: str, weights_hash: str | None = None, source_hash: str | None = None) -> str:
-    """The content address of a training: its identity, the data it saw, the weights it began with, an own network's source."""
-    source = {} if source_hash is None else {"source": source_hash}
-    return hash_json({"identity": training_identity(config), "data": data_fingerprint, "weights": weights_hash, **source})

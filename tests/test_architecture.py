@@ -22,7 +22,7 @@ STEPS = (
     ("F1", ("nn", "policy")),
     ("F2", ("calibrate", "data", "models")),
     ("F3", ("engine",)),
-    ("F4", ("analysis", "tracking", "reporting")),
+    ("F4", ("qat", "analysis", "tracking", "reporting")),
     ("F5", ("schema",)),
     ("F6", ("pipeline", "studies")),
     ("F7", ("train", "evaluate", "analyze", "report", "study", "sync", "trainings", "qexp_launcher")),

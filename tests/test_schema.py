@@ -7,10 +7,11 @@ import math
 import pytest
 
 from qexp.base.errors import UserErrors
-from qexp.schema import Config, all_keys, group_key, training_hash, training_identity, validate
+from qexp.pipeline.identity import DIALS, group_key, training_hash, training_identity
+from qexp.qat.settings import IN_RECIPE
+from qexp.schema import Config, all_keys, validate
 
 NOT_OF_THE_WEIGHTS = {"train.checkpoint_every_steps", "data.root", "data.download", "data.workers", "data.storage"}
-DIALS = ("bits", "mode", "policy", "quant", "calibrate", "correct")
 
 
 @pytest.fixture(scope="session")
@@ -60,9 +61,36 @@ def test_exactly_the_training_keys_decide_the_hash(config):
     before = training_hash(config, "data")
     decide = {key for key in leaves(config) if training_hash(changed(config, key), "data") != before}
     groups = ("data.", "model.", "train.")
-    expected = {key for key in leaves(config) if key.startswith(groups) or key in ("seed", "deterministic")}
+    expected = {key for key in leaves(config) if key.startswith(groups) or key in ("seed", "deterministic", "qat.name")}
     assert decide == expected - NOT_OF_THE_WEIGHTS
     assert len(expected) > 30
+
+
+def test_under_qat_its_settings_decide_the_hash_too(values):
+    config = validate({**values, "qat": {"name": "lsq"}})
+    before = training_hash(config, "data", qat={"plan": "p", "start": "s"})
+    # Keys of the recipe are put through its own checks, which other values here would fail.
+    keys = [key for key in leaves(config) if not key.startswith("train.") and key.rpartition(".")[2] not in IN_RECIPE]
+    begun = {"plan": "p", "start": "s"}
+    decide = {key for key in keys if training_hash(changed(config, key), "data", qat=begun) != before}
+    # Policy and quant decide through the plan's hash.
+    assert {key for key in keys if key.startswith(("qat.", "calibrate.")) or key == "bits"} <= decide
+    assert not decide & {"evaluate.batch_size", "float_only", "name", "mode", "policy.name", "quant.name"}
+    slower = validate({**values, "qat": {"name": "lsq", "lr": 1e-4}})
+    assert training_hash(slower, "data", qat={"plan": "p", "start": "s"}) != before
+    assert training_hash(config, "data", qat={"plan": "q", "start": "s"}) != before
+    assert training_hash(config, "data", qat={"plan": "p", "start": None}) != before
+    assert config.float_start == validate({**values, "float_only": True})
+
+
+def test_quantization_aware_jobs_of_different_quantizers_are_groups_of_their_own(values):
+    def key(**more):
+        return group_key(validate({**values, "qat": {"name": "lsq"}, **more}))
+
+    assert key() == key()
+    assert (
+        len({key(), key(bits=4), key(policy={"name": "first_last"}), key(quant={"weight": {"granularity": "per_channel"}})}) == 4
+    )
 
 
 def test_the_hash_covers_data_and_initial_weights(config):

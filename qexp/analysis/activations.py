@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qexp.analysis.measures import DRAWN_BITS, Errors, count_clipped, histogram
+from qexp.analysis.measures import DRAWN_BITS, Errors, count_clipped, histogram, tensor_profile
 from qexp.base.nouns import ActivationRow
 from qexp.base.profile_nouns import TensorProfile
 from qexp.nn.fake_quant import FakeQuantize, observing
@@ -70,23 +70,16 @@ def _profile(row: ActivationRow, stats: ActivationStats, errors: Errors, place: 
         found = suggest(stats, fits, spec)
         suggestion = f"{found.method}: {found.reason}"
     grid = _grid(place)
-    return TensorProfile(
-        name=info.name,
+    return tensor_profile(
+        row,
+        errors,
         role="activation",
         made_by=info.operator,
-        shape=info.shape,
-        bits=spec.bits,
-        mode=spec.mode,
-        scheme=spec.scheme,
-        granularity=spec.granularity,
-        rule=row.rule,
         ranges=ranges,
         num_values=stats.n,
         minimum=stats.minimum,
         maximum=stats.maximum,
         zero_share=stats.zero_share,
-        sqnr_db=errors.sqnr_db,
-        mse=errors.mse,
         saturation=errors.saturation,
         distribution=f"{fits[0].name} (KS {fits[0].ks:.3f})" if fits else "",
         suggestion=suggestion,

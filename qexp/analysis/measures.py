@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from qexp.base.nouns import QuantSpec
-from qexp.base.profile_nouns import Histogram
+from qexp.base.nouns import ActivationRow, PlanRow, QuantSpec
+from qexp.base.profile_nouns import Histogram, TensorProfile
 from qexp.quant.schemes import SCHEMES, Limits, decode_rows, fit
 from qexp.quant.settings import code_range
 
@@ -54,6 +55,27 @@ class Errors:
     def saturation(self) -> float:
         """Share of values beyond their grid."""
         return self.clipped / max(self.n, 1)
+
+
+def tensor_profile(row: PlanRow | ActivationRow, errors: Errors, **measured: Any) -> TensorProfile:
+    """The profile of a quantized tensor: what its row of the plan says, its errors, and what else was measured.
+
+    Args:
+        row: with a spec. errors: of its values. measured: the other fields of `TensorProfile`, by name.
+    """
+    info, spec = row.info, row.spec
+    return TensorProfile(
+        name=info.name,
+        shape=info.shape,
+        bits=spec.bits,
+        mode=spec.mode,
+        scheme=spec.scheme,
+        granularity=spec.granularity,
+        rule=row.rule,
+        sqnr_db=errors.sqnr_db,
+        mse=errors.mse,
+        **measured,
+    )
 
 
 def count_clipped(values: Tensor, low: Tensor, high: Tensor, low_step: Tensor, high_step: Tensor) -> int:

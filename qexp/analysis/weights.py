@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qexp.analysis.measures import Errors, WeightGrid, histogram, weight_grid
+from qexp.analysis.measures import Errors, WeightGrid, histogram, tensor_profile, weight_grid
 from qexp.base.nouns import Plan, PlanRow
 from qexp.base.profile_nouns import TensorProfile
 from qexp.quant.ranges import ConstantTensorError
@@ -57,23 +57,16 @@ def _profile(row: PlanRow, source: Tensor, copied: Tensor, limits: Limits | None
     errors = Errors()
     errors.add(source, copied, 0 if grid is None else grid.clipped)
     minimum, maximum = (float(end) for end in torch.aminmax(source))
-    return TensorProfile(
-        name=info.name,
+    return tensor_profile(
+        row,
+        errors,
         role=info.role,
         made_by=info.module_type,
-        shape=info.shape,
-        bits=spec.bits,
-        mode=spec.mode,
-        scheme=spec.scheme,
-        granularity=spec.granularity,
-        rule=row.rule,
         ranges=ranges if spec.mode != "half" else "",
         num_values=source.numel(),
         minimum=minimum,
         maximum=maximum,
         zero_share=float((source == 0).double().mean()),
-        sqnr_db=errors.sqnr_db,
-        mse=errors.mse,
         loss=errors.noise,
         note=note,
         histogram=histogram(source, () if grid is None else grid.levels),

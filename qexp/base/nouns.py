@@ -37,8 +37,7 @@ class QuantSpec:
     """How one tensor is quantized.
 
     Args:
-        scheme: name in `qexp.quant.schemes.SCHEMES` (`linear`, `linear_raw`, `affine`, `symmetric`, ...).
-        bits: width of the codes, 1 to 16.
+        scheme: name in `qexp.quant.schemes.SCHEMES` (`linear`, `affine`, `symmetric`, ...). bits: width of the codes, 1 to 16.
         mode: `int` rounds to the grid; `float` is the control, the same map and clamp without rounding; `half` casts to fp16.
         granularity: `per_tensor`, `per_channel`, `per_group` or `per_in_out_channel`.
         axis: the output-channel axis where granularity is `per_channel` or `per_group` (0 for conv and linear, 1 for transposed
@@ -48,7 +47,7 @@ class QuantSpec:
         group_size: elements of a group where granularity is `per_group`.
         rounding_seed: of the generator where rounding is `stochastic`.
         level, signed, fraction_bits, pow2_round, pin_zero: of single schemes, as in `qexp.quant.settings.WeightQuantSettings`.
-        dynamic: of an activation: its range is taken from each batch as it comes.
+        dynamic: of an activation: its range is each batch's as it comes. layers_only: only what layers read is quantized.
     """
 
     scheme: str
@@ -66,6 +65,7 @@ class QuantSpec:
     pow2_round: str = "ceil"
     pin_zero: bool = False
     dynamic: bool = False
+    layers_only: bool = False
 
     @property
     def identity(self) -> dict[str, object]:

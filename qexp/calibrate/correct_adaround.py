@@ -17,23 +17,15 @@ from qexp.base.errors import UserError
 from qexp.base.nouns import Batch, QuantSpec
 from qexp.calibrate.adaround_loss import SUPPORTED, Quadratic, Samples, kernel_rows, make_loss
 from qexp.calibrate.correct_layers import layers_in_order, run_until
+from qexp.calibrate.grids import EVEN
 from qexp.nn.graph import evaluating
 from qexp.nn.links import activations_after
 from qexp.nn.settings import CorrectSettings
 from qexp.quant.ranges import ConstantTensorError
-from qexp.quant.schemes import Fitted, Limits, decode_rows, encode_rows, fit
+from qexp.quant.schemes import SCHEMES, Fitted, Limits, decode_rows, encode_rows, fit
 from qexp.quant.settings import code_range
 
-EVEN_SCHEMES = (
-    "linear",
-    "affine",
-    "symmetric",
-    "symmetric_restricted",
-    "unsigned_symmetric",
-    "scale_factor",
-    "pow2_scale",
-    "fixed_point",
-)
+EVEN_SCHEMES = tuple(name for name in EVEN if SCHEMES[name].dequantizes)
 _ZETA, _GAMMA = 1.1, -0.1  # the sigmoid is stretched to these, so that 0 and 1 are reached
 
 

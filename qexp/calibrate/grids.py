@@ -9,10 +9,10 @@ import torch
 from qexp.base.errors import UserError
 from qexp.base.nouns import QuantSpec
 from qexp.quant.schemes import SCHEMES, check_spec
-from qexp.quant.settings import UNSIGNED, code_range
+from qexp.quant.settings import CLIPPED, NEAREST_LEVEL, SCHEME_NAMES, UNSIGNED, code_range
 
 _TWO_ENDS = ("affine", "linear", "linear_raw")  # both ends of the range count, each for itself
-_EVEN = (*_TWO_ENDS, "symmetric", "symmetric_restricted", "unsigned_symmetric", "scale_factor", "pow2_scale")
+EVEN = tuple(name for name in SCHEME_NAMES if name not in (*NEAREST_LEVEL, "dorefa"))  # whose steps all have one width
 
 
 def is_unsigned(spec: QuantSpec) -> bool:
@@ -43,7 +43,7 @@ def check_clipped(spec: QuantSpec) -> None:
 
 def check_even(spec: QuantSpec, method: str) -> None:
     """Raise UserError for a grid of uneven steps, with a method that reckons with even ones."""
-    if spec.scheme not in _EVEN:
+    if spec.scheme not in EVEN or spec.scheme not in CLIPPED:
         remedy = "calibrate=mse searches the range of any of them."
         raise UserError("calibrate", method, allowed=f"minmax, percentile or mse for quant={spec.scheme}", remedy=remedy)
 

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,8 @@ from qexp.base.errors import UserError, nearest
 from qexp.base.files import canonical_json, hash_json, write_atomic
 from qexp.base.nouns import QuantSpec
 from qexp.calibrate.methods import METHODS, Limits
-from qexp.calibrate.settings import CALIB, METHOD_NAMES, READS
+from qexp.calibrate.settings import CALIB
+from qexp.nn.fake_quant import CONTAINER
 
 CALIBRATION_VERSION = 1  # raise it when the same settings come to give other ranges
 _HEADER = "calibration"
@@ -54,6 +55,17 @@ class Calibration:
         """True where the images were not those set aside for calibration: to be stamped on every number."""
         return self.num_images > 0 and self.split != CALIB
 
+    def alarms(self, data_fingerprint: str) -> tuple[str, ...]:
+        """What to stamp on every number: images that were not set aside for calibration, or those of another data set.
+
+        Args:
+            data_fingerprint: of the data that the number is measured on.
+        """
+        found = [f"calibrated on {self.split} images, which are not the {CALIB} split"] if self.waived else []
+        if self.num_images > 0 and self.data_fingerprint != data_fingerprint:
+            found.append(f"calibrated on other data ({self.data_fingerprint}, not {data_fingerprint})")
+        return tuple(found)
+
     @property
     def about(self) -> dict[str, Any]:
         """Everything but the ranges, as JSON values."""
@@ -85,56 +97,55 @@ class Calibration:
         Raises:
             UserError: there is no such file, it is none of ours, damaged, or of another version of the methods.
         """
-        remedy = "Calibrate again."
+        remedy = "Calibrate again: without calibrate.file the same command finds ranges and saves them."
+        ours, key = "a file of calibrated ranges", "calibrate.file"
         try:
             with safe_open(path, framework="pt") as file:
                 header = json.loads((file.metadata() or {}).get(_HEADER, "null"))
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, it is no dict
         except FileNotFoundError:
-            raise UserError("calibration", path, allowed="a file that exists", remedy=remedy) from None
-        except (SafetensorError, ValueError) as error:
-            raise UserError("calibration", path, allowed="a file of calibrated ranges", remedy=f"{error}. {remedy}") from None
+            raise UserError(key, path, allowed="a file that exists", remedy=remedy) from None
+        except (SafetensorError, ValueError, OSError) as error:
+            raise UserError(key, path, allowed=ours, remedy=f"{error}. {remedy}") from None
         if not isinstance(header, dict):
-            raise UserError("calibration", path, allowed="a file of calibrated ranges", remedy=remedy)
+            raise UserError(key, path, allowed=ours, remedy=remedy)
         if header.get("version") != CALIBRATION_VERSION:
-            what = f"version {header.get('version')} in {path}"
-            raise UserError("calibration", what, allowed=f"version {CALIBRATION_VERSION}", remedy=remedy)
-        expected = header.pop("hash", None)
-        ranges = {place: (tensors.get(f"minimum/{place}"), tensors.get(f"maximum/{place}")) for place in header["methods"]}
-        if any(end is None for ends in ranges.values() for end in ends):
-            raise UserError("calibration", path, allowed="an undamaged file", remedy=remedy)
+            what = f"{path} of version {header.get('version')}"
+            raise UserError(key, what, allowed=f"version {CALIBRATION_VERSION}", remedy=remedy)
+        expected, places = header.pop("hash", None), header.get("methods")
+        ranges = {place: (tensors.get(f"minimum/{place}"), tensors.get(f"maximum/{place}")) for place in places or ()}
+        whole = set(header) == {item.name for item in fields(cls)} - {"ranges"}
+        if not whole or any(end is None for ends in ranges.values() for end in ends):
+            raise UserError(key, path, allowed="an undamaged file", remedy=remedy)
         found = cls(ranges=ranges, **header)
         if found.hash != expected:
-            raise UserError("calibration", path, allowed=f"an undamaged file, of hash {expected}", remedy=remedy)
+            raise UserError(key, path, allowed=f"an undamaged file, of hash {expected}", remedy=remedy)
         return found
 
-    def check(
-        self, places: Mapping[str, QuantSpec], *, data_fingerprint: str, weights_hash: str, settings: Mapping[str, Any]
-    ) -> None:
-        """Raise UserError unless these ranges are the ones that calibrating so would give.
+    def check(self, places: Mapping[str, QuantSpec], shapes: Mapping[str, Sequence[int]]) -> None:
+        """Raise UserError unless there is a range for every place, found for what its grid is now.
+
+        Which data and weights the ranges rest on is not asked here: `data_fingerprint` and `weights_hash` tell.
 
         Args:
-            places: place -> spec, all that are wanted. data_fingerprint, weights_hash, settings: as the fields.
+            places: place -> spec, all that are wanted. shapes: place -> shape of a batch there, without its first size.
         """
-        remedy = "Calibrate again."
-        for key, own, wanted in (
-            ("weights", self.weights_hash, weights_hash),
-            ("data", self.data_fingerprint, data_fingerprint),
-        ):
-            if own != wanted:
-                raise UserError("calibration", f"{key} {own}", allowed=f"{key} {wanted}, those of this job", remedy=remedy)
-        for name in ("name", *sorted(set(self.settings) | set(settings))):
-            read = name != "weights" and self.settings.get("name") in READS.get(name, METHOD_NAMES)
-            if read and self.settings.get(name) != settings.get(name):
-                was = f"calibrate.{name}={self.settings.get(name)}"
-                raise UserError("calibration", was, allowed=f"{settings.get(name)}, that of this job", remedy=remedy)
         for place, spec in places.items():
+            name = place.removeprefix(f"{CONTAINER}.")
             if place not in self.ranges:
-                raise UserError(
-                    "calibration", f"no {place}", allowed="a range for it", remedy=nearest(place, self.ranges) or remedy
-                )
-            if self.grids[place] != grid_of(spec, self.methods[place]):
-                raise UserError("calibration", f"another grid at {place}", allowed=f"{spec}", remedy=remedy)
+                known = [known.removeprefix(f"{CONTAINER}.") for known in self.ranges]
+                remedy = nearest(name, known) or f"It has {', '.join(known[:3])}, ... ({len(known)})."
+                raise UserError("calibrate.file", f"no {name}", allowed="a range for every place of the plan", remedy=remedy)
+            method, count = self.methods[place], self.ranges[place][0].numel()
+            channels = shapes[place][spec.axis - 1] if spec.granularity == "per_channel" else 1
+            if self.grids[place] != grid_of(spec, method) or count != channels:
+                was = f"{name}: {count} {method} range{'s' if count > 1 else ''}, found for {_words(self.grids[place])}"
+                allowed = f"{channels}, for {_words(grid_of(spec, method))}"
+                raise UserError("calibrate.file", was, allowed=allowed, remedy="Calibrate again for this grid.")
+
+
+def _words(grid: Mapping[str, Any]) -> str:
+    return " ".join(f"{key}={value}" for key, value in grid.items())
 
 
 def grid_of(spec: QuantSpec, method: str) -> dict[str, Any]:

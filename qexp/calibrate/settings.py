@@ -29,6 +29,8 @@ class CalibrateSettings:
 
     Args:
         name: the method for activations. weights: the method for weights.
+        file: ranges of activations that an earlier run found and saved beside its records; they are taken as they are, so that
+            `name` and its settings are not read.
         split: where the images come from. Anything but `calib` is recorded with the ranges: what is calibrated on the images that
             score it looks better than it is.
         num_images: only so many images of the split; None takes all. batch_size: of its batches; `ema_minmax` depends on it.
@@ -41,6 +43,7 @@ class CalibrateSettings:
 
     name: Literal[METHOD_NAMES] = "minmax"
     weights: Literal[WEIGHT_METHOD_NAMES] = "minmax"
+    file: str | None = None
     split: Literal[SPLITS] = CALIB
     num_images: int | None = None
     batch_size: int = 64

@@ -8,7 +8,7 @@ turns NaN into the lowest code, so that no alarm would see it; here NaN stays.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -159,12 +159,10 @@ def insert(traced: Traced, plan: Plan, network: nn.Module | None = None) -> Grap
         UserError: the plan names a place that the network does not have.
     """
     specs = plan.quantized_activations
-    dynamic = any(spec.dynamic for spec in specs.values())
-    assert dynamic == all(spec.dynamic for spec in specs.values()) or not specs, "static and dynamic places in one plan"
     insertions = []
     source = traced.root if network is None else network
     device = next((tensor.device for tensor in source.state_dict().values()), torch.device("cpu"))
-    for name, place in _places(traced, specs, dynamic=dynamic).items():
+    for name, place in planned_places(traced, specs).items():
         info, spec = place.info, specs[name]
         channels = (1, *info.shape)[info.channel_axis] if spec.granularity == "per_channel" else None
         module = FakeQuantize(name, spec, channels).to(device)
@@ -174,10 +172,12 @@ def insert(traced: Traced, plan: Plan, network: nn.Module | None = None) -> Grap
     return traced.build(insertions, network)
 
 
-def observed(traced: Traced, *, dynamic: bool = False, network: nn.Module | None = None) -> GraphNetwork:
-    """The network with an `Observed` at every place, for `observing`; weights shared as by `insert`."""
-    insertions = []
-    for place in find_places(traced, dynamic=dynamic):
+def observed(
+    traced: Traced, *, layers_only: bool = False, network: nn.Module | None = None, more: Sequence[Insertion] = ()
+) -> GraphNetwork:
+    """The network with an `Observed` at every place, for `observing`, and what `more` inserts; weights shared as by `insert`."""
+    insertions = list(more)
+    for place in find_places(traced, layers_only=layers_only):
         module = Observed(place.info.name)
         insertions += [Insertion(node, f"{CONTAINER}.{module.name}", module, place.users) for node in place.nodes]
     return traced.build(insertions, network)
@@ -201,10 +201,16 @@ def fake_quants(model: nn.Module) -> dict[str, FakeQuantize]:
     return {module.name: module for module in model.modules() if isinstance(module, FakeQuantize)}
 
 
-def _places(traced: Traced, names: Mapping[str, Any], *, dynamic: bool) -> dict[str, Place]:
-    """The places of these names, or UserError."""
-    places = {place.info.name: place for place in find_places(traced, dynamic=dynamic)}
-    for name in names:
+def planned_places(traced: Traced, specs: Mapping[str, QuantSpec]) -> dict[str, Place]:
+    """The places of these names, in order of execution.
+
+    Raises:
+        UserError: the network has no place of a name.
+    """
+    layers_only = any(spec.layers_only or spec.dynamic for spec in specs.values())
+    assert layers_only == all(spec.layers_only or spec.dynamic for spec in specs.values()) or not specs, "two kinds of places"
+    places = {place.info.name: place for place in find_places(traced, layers_only=layers_only)}
+    for name in specs:
         if name not in places:
             raise UserError("activation", name, allowed="a place of the network's graph", remedy=nearest(name, places))
-    return {name: place for name, place in places.items() if name in names}
+    return {name: place for name, place in places.items() if name in specs}

@@ -156,9 +156,7 @@ _HELD = ("_modules", "_parameters", "_buffers", "_non_persistent_buffers_set")
 
 
 def trace(model: nn.Module, example: Tensor) -> Traced:
-    """Trace a network in eval mode, and check the graph against it on the example.
-
-    Modes and buffers are as before afterwards.
+    """Trace a network in eval mode, and check the graph against it on the example; modes and buffers are as before afterwards.
 
     Args:
         model: any network of one image tensor.
@@ -168,14 +166,8 @@ def trace(model: nn.Module, example: Tensor) -> Traced:
         UserError: the network decides by the values of tensors, which no trace can follow, or computes other numbers than its
             trace; names the module.
     """
-    refuse_instance_forward(model)
     with evaluating(model), torch.no_grad(), torch.random.fork_rng(devices=[example.device] if example.is_cuda else []):
-        before = set(model.__dict__)
-        try:
-            graph = _Tracer().trace(model)
-        finally:
-            # torch.fx puts tensors that a forward makes on the network as attributes; they belong to the graph.
-            made = {name: model.__dict__.pop(name) for name in list(model.__dict__) if name not in before}
+        graph, made = follow(model)
         root = _bare(model)
         root.__dict__.update(made)
         recorder = _Recorder(root, garbage_collect_values=False, graph=graph)
@@ -188,6 +180,21 @@ def trace(model: nn.Module, example: Tensor) -> Traced:
         raise UserError("model", type(model).__name__, allowed="a network that torch.fx can trace", remedy=remedy)
     owned = frozenset(tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers()))
     return Traced(root, graph, recorder.values(), _names(graph), owned)
+
+
+def follow(model: nn.Module, leaves: tuple[type[nn.Module], ...] = ()) -> tuple[fx.Graph, dict[str, Tensor]]:
+    """torch.fx's graph of a network in the mode that it is in, and the tensors that its forward makes; raises as `trace` does.
+
+    Args:
+        model: as before afterwards. leaves: own modules that are not entered, beside torch's.
+    """
+    refuse_instance_forward(model)
+    before, made = set(model.__dict__), {}
+    try:
+        return _Tracer(leaves).trace(model), made
+    finally:
+        # torch.fx puts tensors that a forward makes on the network as attributes; they belong to the graph.
+        made |= {name: model.__dict__.pop(name) for name in list(model.__dict__) if name not in before}
 
 
 @contextmanager
@@ -205,10 +212,12 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 class _Tracer(fx.Tracer):
     """torch.fx's tracer, which says in which module it got stuck."""
 
-    def __init__(self) -> None:
+    def __init__(self, leaves: tuple[type[nn.Module], ...]) -> None:
         super().__init__()
-        self.path = [""]
-        self.stuck: str | None = None
+        self.leaves, self.path, self.stuck = leaves, [""], None
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return isinstance(m, self.leaves) or super().is_leaf_module(m, module_qualified_name)
 
     def call_module(self, m: nn.Module, forward: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         self.path.append(self.path_of_module(m))

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from qexp.base.errors import UserError
 from qexp.nn.channels import NORMS, is_layer, num_inputs, num_outputs
+from qexp.nn.graph import follow
 
 
 class ChannelClip(nn.Module):
@@ -82,11 +83,6 @@ class Link:
     max_pooled: bool
 
 
-class _Tracer(fx.Tracer):
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return isinstance(m, ChannelClip) or super().is_leaf_module(m, module_qualified_name)
-
-
 class Wiring:
     """The graph of a network in eval mode, with what each node is.
 
@@ -94,7 +90,7 @@ class Wiring:
         model: not changed.
 
     Raises:
-        UserError: a module in training mode, or a network that torch.fx cannot trace.
+        UserError: a module in training mode, or a network that torch.fx cannot trace; names the module where it got stuck.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -103,12 +99,7 @@ class Wiring:
             raise UserError(
                 "model", f"{training} in training mode", allowed="a network in eval mode", remedy="Call model.eval()."
             )
-        try:
-            self.nodes = list(_Tracer().trace(model).nodes)
-        except Exception as error:  # whatever the network's own forward raises when it meets a proxy
-            raise UserError(
-                "model", type(model).__name__, allowed="a network that torch.fx can trace", remedy=str(error)
-            ) from error
+        self.nodes = list(follow(model, leaves=(ChannelClip,))[0].nodes)
         self.modules = dict(model.named_modules(remove_duplicate=False))
         self._calls = Counter(id(self.modules[node.target]) for node in self.nodes if node.op == "call_module")
         owners = Counter(id(value) for _, value in model.named_parameters(remove_duplicate=False))

@@ -1,14 +1,15 @@
 """The places of a traced network: which of its values an integer runtime holds as codes, and which of them share a scale.
 
-*Static*, as ONNX Runtime, OpenVINO, TensorRT and torch's own flow run a quantized network: a value that a convolution, linear
+*Everywhere*, as ONNX Runtime, OpenVINO, TensorRT and torch's own flow run a quantized network: a value that a convolution, linear
 layer, matrix product, add, multiply, concatenation or average reads is quantized once, where it is made, after everything that is
 computed on the accumulator (batch norm, activation function). So conv+BN+ReLU is one place, after the ReLU; conv+BN before a
 residual add is one, before the add; the add's result after its ReLU is one. Each operand of an add or a multiply has a scale of
 its own, as these requantize. What a concatenation joins shares one scale, since codes are copied there; so does what max pooling,
 reshaping, padding with zeros and a ReLU of codes give back. The logits stay float.
 
-*Dynamic*, as ONNX Runtime's DynamicQuantizeLinear: the range is the batch's, found where a layer reads the value; adds,
-concatenations and averages stay float.
+*Layers only*, as papers on quantization-aware training count, and as ONNX Runtime's DynamicQuantizeLinear does with each batch's
+range: a value is quantized where a convolution, linear layer or matrix product reads it; adds, concatenations and averages stay
+float.
 """
 
 from __future__ import annotations
@@ -43,32 +44,32 @@ class Place:
     overwritable: tuple[bool, ...]
 
 
-def find_places(traced: Traced, *, dynamic: bool = False) -> tuple[Place, ...]:
+def find_places(traced: Traced, *, layers_only: bool = False) -> tuple[Place, ...]:
     """The places in order of execution; see the module's text.
 
     Args:
         traced: of `qexp.nn.graph.trace`.
-        dynamic: ranges of each batch, so that only what layers and matrix products read is quantized.
+        layers_only: quantize only what layers and matrix products read.
     """
     graph = _Graph(traced)
-    groups, shared = graph.dynamic() if dynamic else graph.static()
+    groups, shared = graph.at_layers() if layers_only else graph.everywhere()
     taken = {node for nodes in groups.values() for node in nodes}
     places = []
     for key, nodes in groups.items():
-        users = frozenset(graph.readers[key]) if dynamic else None
+        users = frozenset(graph.readers[key]) if layers_only else None
         name = traced.names[shared.get(key, nodes[0])]
         info = graph.describe(name, nodes, graph.readers[key], taken, concat=key in shared)
         places.append(Place(info, tuple(nodes), users, tuple(graph.overwritable(node, users) for node in nodes)))
     return tuple(places)
 
 
-def activations(traced: Traced, *, dynamic: bool = False) -> tuple[ActivationInfo, ...]:
+def activations(traced: Traced, *, layers_only: bool = False) -> tuple[ActivationInfo, ...]:
     """The inventory of activations that a plan is made from: every place, and what is none.
 
     Listed as not entered: the products inside attention and recurrent modules, whose inputs are places. Listed as not executed:
     conv and linear layers that the forward never calls (auxiliary heads).
     """
-    found = [place.info for place in find_places(traced, dynamic=dynamic)]
+    found = [place.info for place in find_places(traced, layers_only=layers_only)]
     calls = [node for node in traced.graph.nodes if node in traced.values and not traced.values[node].constant]
     for order, node in enumerate(calls):
         if traced.kind(node) == "attention":
@@ -96,7 +97,7 @@ class _Graph:
         self.position = {node: number for number, node in enumerate(traced.graph.nodes)}
         self.readers: dict[fx.Node, list[fx.Node]] = {}
 
-    def dynamic(self) -> tuple[dict[fx.Node, list[fx.Node]], dict[fx.Node, fx.Node]]:
+    def at_layers(self) -> tuple[dict[fx.Node, list[fx.Node]], dict[fx.Node, fx.Node]]:
         """Every value that a matrix product reads."""
         for node in self.nodes:
             if self.kinds[node] in MATRIX:
@@ -104,7 +105,7 @@ class _Graph:
                     self.readers.setdefault(operand, []).append(node)
         return {node: [node] for node in sorted(self.readers, key=self.position.__getitem__)}, {}
 
-    def static(self) -> tuple[dict[fx.Node, list[fx.Node]], dict[fx.Node, fx.Node]]:
+    def everywhere(self) -> tuple[dict[fx.Node, list[fx.Node]], dict[fx.Node, fx.Node]]:
         """Groups of nodes that share a scale, by the first of each, and of those that a concatenation joins its node."""
         needed = self._needed()
         parent = {node: node for node in self.nodes}

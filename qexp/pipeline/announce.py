@@ -17,10 +17,11 @@ from qexp.base.files import SaveError
 from qexp.base.nouns import Plan, Record
 from qexp.engine.state import FitState
 from qexp.engine.trajectory import TrajectoryStore
+from qexp.pipeline.identity import training_identity
 from qexp.pipeline.prepare import Prepared
 from qexp.policy.table import format_plan
 from qexp.reporting.report import write_report
-from qexp.schema import Config, training_identity
+from qexp.schema import Config
 from qexp.tracking import environment
 
 
@@ -28,6 +29,10 @@ def plan(prepared: Sequence[Prepared], *, num_jobs: int) -> None:
     """Print what will run: jobs, trainings, variants, and which tensor is quantized how."""
     trainings = [one for one in prepared if one.config.checkpoint is None]
     parts = [f"{_count(len(trainings), 'training')} ({sum(map(_is_stored, trainings))} stored)"] if trainings else []
+    own = {one.training for one in trainings}
+    starts = {one.start.training: one.start for one in trainings if one.start is not None and one.start.training not in own}
+    if starts:
+        parts.append(f"{_count(len(starts), 'float training')} to begin from ({sum(map(_is_stored, starts.values()))} stored)")
     parts.append(_count(sum(len(one.variants) - 1 for one in prepared), "quantized variant"))
     say(f"{_count(num_jobs, 'job')}: {', '.join(parts)}")
     shown: dict[str, str] = {}
@@ -71,7 +76,7 @@ def _cost(one: Prepared) -> tuple[float, float]:
     config, bundle = one.config, one.bundle
     model = one.network()
     channels, height, width = bundle.image_shape
-    images = torch.randn(min(32, config.train.batch_size), channels, height, width)
+    images = torch.randn(min(32, config.recipe.batch_size), channels, height, width)
 
     def step(train: bool) -> float:
         model.train(train)
@@ -88,7 +93,7 @@ def _cost(one: Prepared) -> tuple[float, float]:
     state_mib = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values()) / 2**20
     if config.checkpoint is not None:
         return eval_s * num_eval * len(one.variants), 0.0
-    epochs = config.train.epochs
+    epochs = config.recipe.epochs
     kept = sum(config.trajectory.keeps(epoch, epochs) for epoch in range(1, epochs + 1))
     num_train = 0 if _is_stored(one) else bundle.split_sizes["train"]
     return epochs * (train_s * num_train + eval_s * num_eval * len(one.variants)), state_mib * (kept + 4)
@@ -101,7 +106,7 @@ def training_facts(one: Prepared) -> dict[str, Any]:
         "identity": identity,
         "config": asdict(one.config),
         "versions": environment.versions(),
-        "epochs": one.config.train.epochs,
+        "epochs": one.config.recipe.epochs,
     }
 
 
@@ -119,6 +124,17 @@ def epoch(records: Sequence[Record]) -> None:
     for record in records:
         for alarm in record.alarms:
             say(f"  ! {record.variant}: {alarm}")
+
+
+def left_alone(label: str, notes: Sequence[str]) -> None:
+    """What the corrections of a copy left alone; those for one reason in one line."""
+    reasons: dict[str, list[str]] = {}
+    for note in notes:
+        names, colon, reason = note.partition(": ")
+        reasons.setdefault(reason if colon else note, []).extend([names] if colon else [])
+    for reason, names in reasons.items():
+        listed = "; ".join(names[:3]) + (f"; ... {len(names)} in all" if len(names) > 3 else "")
+        say(f"  note: [{label}] {reason}{f' ({listed})' if names else ''}")
 
 
 def failure(one: Prepared, error: Exception) -> Path | None:

@@ -2,16 +2,16 @@
 
 In this order, each step a switch of the user's: batch norm is folded, channels are equalized, high biases absorbed; weights are
 rounded within limits that `calibrate.weights` finds, to the nearest code or as AdaRound learns; biases are corrected, the
-batch norms that are left re-estimated; last the ranges of the activations are found on the network as it is by then, and fake
-quantization goes to the places that the plan names. Calibration images are seen by all ranks alike where a correction
-learns from them, and in shares where only ranges are found.
+batch norms that are left re-estimated; last the ranges of the activations are found on the network as it is by then, or taken
+from `calibrate.file`, and fake quantization goes to the places that the plan names. Calibration images are seen by all ranks
+alike where a correction learns from them, and in shares where only ranges are found.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -23,9 +23,8 @@ from qexp.calibrate.correct_adaround import adaround_
 from qexp.calibrate.correct_bias import correct_bias_, correct_bias_analytic_
 from qexp.calibrate.correct_norm import reestimate_batch_norm_
 from qexp.calibrate.methods import Limits, weight_range
-from qexp.calibrate.result import Calibration
+from qexp.calibrate.result import Calibration, hash_tensors
 from qexp.calibrate.run import BehindNorm, calibrate
-from qexp.calibrate.settings import CALIB
 from qexp.nn.equalize import absorb_high_biases, equalize, rescale_channels
 from qexp.nn.fake_quant import CONTAINER, fake_quants, insert, observed
 from qexp.nn.fold import ChannelStatistics, fold_batch_norm
@@ -42,11 +41,14 @@ class Built:
     """A quantized copy: float32 images -> float32 logits.
 
     Args:
-        module: in eval mode. calibration: of its activations, None where none are static.
+        module: in eval mode. reference: the float network that it was made from, folded and equalized as asked.
+        limits: weight -> what `calibrate.weights` clipped it to. calibration: of its activations, None where none are static.
         constant: planned weights without a range. notes: what corrections left alone, and why.
     """
 
     module: nn.Module
+    reference: nn.Module
+    limits: Mapping[str, Limits] = field(default_factory=dict)
     calibration: Calibration | None = None
     constant: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
@@ -87,12 +89,10 @@ class Builder:
             notes += reestimate_batch_norm_(quantized, self._all(variant))
         dist.broadcast_state(quantized)  # sums on a GPU may differ in their last bit from rank to rank
         module, calibration = self._with_activations(variant, quantized)
-        return Built(self._with_input(variant, module), calibration, constant, tuple(notes))
-
-    def before(self, variant: Variant) -> tuple[nn.Module, dict[str, Limits]]:
-        """What a copy is made from: the float network as it is quantized, and the limits that its weights are clipped to."""
-        reference = self._reference(variant)[0]
-        return reference, self._limits(variant, reference)
+        if variant.calibration is not None and calibration.weights_hash != hash_tensors(quantized.state_dict()):
+            notes.append("the ranges of calibrate.file were found with other weights than these")
+        module = self._with_input(variant, module)
+        return Built(module, reference, limits, calibration, constant, tuple(dict.fromkeys(notes)))
 
     def _reference(self, variant: Variant) -> tuple[nn.Module, dict[str, ChannelStatistics], list[str]]:
         """The float network as it is quantized: the same function, folded and equalized as asked."""
@@ -101,6 +101,7 @@ class Builder:
         if correct.fold_bn:
             folded = fold_batch_norm(model)
             model, statistics = folded.model, dict(folded.statistics)
+            notes += folded.notes
         if correct.rescale_log10:
             rescaled = rescale_channels(model, statistics, log10=correct.rescale_log10, seed=correct.rescale_seed)
             model, statistics = rescaled.model, dict(rescaled.statistics)
@@ -136,9 +137,18 @@ class Builder:
         module = insert(self._traced, variant.plan, quantized).eval()
         if rows[0].spec.dynamic:
             return module, None
+        calibration = variant.calibration or self._calibrate(variant, rows, quantized)
+        places = fake_quants(module)
+        for row in rows:
+            low, high = calibration.ranges[f"{CONTAINER}.{row.info.name}"]
+            places[row.info.name].set_range(low.to(self.device), high.to(self.device))
+        return module, calibration
+
+    def _calibrate(self, variant: Variant, rows: Sequence[ActivationRow], quantized: nn.Module) -> Calibration:
+        """The ranges of the places, found on calibration images."""
         settings = variant.config.calibrate
-        calibration = calibrate(
-            observed(self._traced, network=quantized).eval(),
+        return calibrate(
+            observed(self._traced, layers_only=rows[0].spec.layers_only, network=quantized).eval(),
             lambda: self._images(variant, rank=dist.rank(), world_size=dist.world_size()),
             {f"{CONTAINER}.{row.info.name}": row.spec for row in rows},
             settings,
@@ -146,11 +156,6 @@ class Builder:
             data_fingerprint=self.prepared.bundle.fingerprint,
             norms=self._norms(rows) if settings.name == "bn" else None,
         )
-        places = fake_quants(module)
-        for row in rows:
-            low, high = calibration.ranges[f"{CONTAINER}.{row.info.name}"]
-            places[row.info.name].set_range(low.to(self.device), high.to(self.device))
-        return module, calibration
 
     def _norms(self, rows: Iterable[ActivationRow]) -> dict[str, BehindNorm]:
         """Place -> the batch norm before it, as trained."""
@@ -199,10 +204,3 @@ def _round_weights(quantized: nn.Module, variant: Variant, limits: Mapping[str, 
                 quantize_(tensors[name], tensors[name], spec, limits.get(name))
             except ConstantTensorError:
                 yield name
-
-
-def calibration_alarm(calibration: Calibration | None) -> str:
-    """What to say of images that were not set aside for calibration; empty where they were."""
-    if calibration is None or not calibration.waived:
-        return ""
-    return f"calibrated on {calibration.split} images, which are not the {CALIB} split"

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from qexp.base.errors import UserError, UserErrors, nearest
-from qexp.schema import TASKS, Config, UnknownKey, all_keys, group_key, validate
+from qexp.pipeline.identity import group_key
+from qexp.schema import TASKS, Config, UnknownKey, all_keys, validate
 
 GROUP_KEYS = ("experiment",)  # groups without settings of their own
 
@@ -24,7 +25,8 @@ class Sweep:
     """Where the jobs come from: recorded with every run.
 
     Args:
-        sweep: id, the time it began and a few random digits. command: as typed. verb: `train`, `evaluate` or `analyze`.
+        sweep: id, the time it began and a few random digits. command: as typed. verb: `train`, `evaluate`, `analyze`, or
+            `start`, for a float training that others begin from.
     """
 
     sweep: str
@@ -88,10 +90,15 @@ def _check_verb(config: Config, verb: str) -> None:
             raise UserError("checkpoint", None, allowed="a state-dict file", remedy=f"qexp.{verb} needs checkpoint=FILE.")
         if not Path(config.checkpoint).is_file():
             raise UserError("checkpoint", config.checkpoint, allowed="a file that exists")
+        if config.qat.is_on:
+            remedy = "It trains: python -m qexp.train model.weights=FILE qat.init=checkpoint begins from a file."
+            raise UserError("qat", config.qat.name, allowed=f"none in qexp.{verb}", remedy=remedy)
     elif config.checkpoint is not None:
         raise UserError(
             "checkpoint", config.checkpoint, allowed="null in qexp.train", remedy="To start from it: model.weights=FILE."
         )
+    if config.calibrate.file is not None and not Path(config.calibrate.file).is_file():
+        raise UserError("calibrate.file", config.calibrate.file, allowed="a file that exists")
     if config.cases is not None:
         raise UserError("cases", config.cases, allowed="null in a single job", remedy="Several cases are a sweep: add -m.")
     root = None if config.data.download else config.data.root

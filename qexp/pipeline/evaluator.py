@@ -14,9 +14,12 @@ from qexp.calibrate.result import Calibration
 from qexp.engine.evaluate import Evaluation, evaluate
 from qexp.engine.probe import check_in_use
 from qexp.nn.shadow import Shadow
-from qexp.pipeline.build import Builder, calibration_alarm
+from qexp.pipeline import announce
+from qexp.pipeline.build import Builder
 from qexp.pipeline.prepare import Prepared
+from qexp.pipeline.qat import QatTraining
 from qexp.pipeline.variants import Variant
+from qexp.qat.convert import assemble
 
 
 @dataclass(frozen=True)
@@ -36,11 +39,11 @@ class Evaluator:
     streamed set is decoded once for as many shadows as the memory budget allows.
 
     Args:
-        prepared: the merged job. device: where the copies run.
+        prepared: the merged job. device: where the copies run. qat: of a quantization-aware training.
     """
 
-    def __init__(self, prepared: Prepared, device: torch.device) -> None:
-        self.prepared, self.device = prepared, device
+    def __init__(self, prepared: Prepared, device: torch.device, qat: QatTraining | None = None) -> None:
+        self.prepared, self.device, self._qat = prepared, device, qat
         self.settings = prepared.config.evaluate
         self.channels_last = prepared.config.train.channels_last
         self._prototype = prepared.network().to(device)
@@ -50,6 +53,7 @@ class Evaluator:
         # Of the state scored last; the built networks themselves are not kept.
         self._calibrations: dict[str, Calibration | None] = {}
         self._constant: dict[str, tuple[str, ...]] = {}  # of the state scored last
+        self._told: set[str] = set()  # variants whose corrections have said what they left alone
 
     def score(self, state: Mapping[str, Tensor], wanted: Sequence[Variant], known: Mapping[str, str]) -> list[Scored]:
         """Evaluate the float network and the wanted variants of one state dict; the float network comes first.
@@ -107,18 +111,36 @@ class Evaluator:
             if number == len(pool):
                 half, input_quant = variant.structure
                 pool.append(Shadow(self._prototype, half=half, input_quant=input_quant, channels_last=self.channels_last))
-            self._constant[variant.key] = pool[number].load(state, variant.plan)
+            reference = variant.is_float and self._qat is not None
+            values = self._qat.reference(state) if reference else state
+            self._constant[variant.key] = pool[number].load(values, variant.plan)
             models[variant.key] = pool[number].module
             used[variant.structure] = number + 1
         return models
 
     def _build(self, state: Mapping[str, Tensor], variant: Variant) -> nn.Module:
-        """A copy that is made anew. What it draws, AdaRound's samples, is a function of the seed."""
+        """A copy that is made anew."""
+        trained = self._qat is not None or self.prepared.converted is not None
+        module = self._trained(state) if trained else self._after_training(state, variant)
+        return module.to(memory_format=torch.channels_last) if self.channels_last else module
+
+    def _trained(self, state: Mapping[str, Tensor]) -> nn.Module:
+        """The copy of a network that was trained with its quantization."""
+        if self._qat is not None:
+            return self._qat.build(state)
+        example = torch.zeros(1, *self.prepared.bundle.image_shape, device=self.device)
+        return assemble(self.prepared.untrained().to(self.device), self.prepared.converted, example)
+
+    def _after_training(self, state: Mapping[str, Tensor], variant: Variant) -> nn.Module:
+        """The copy of a float network. What it draws, AdaRound's samples, is a function of the seed."""
         self._prototype.load_state_dict(state)
         self._prototype.eval()
         built = self._builder.build(variant)
         self._calibrations[variant.key], self._constant[variant.key] = built.calibration, built.constant
-        return built.module.to(memory_format=torch.channels_last) if self.channels_last else built.module
+        if variant.key not in self._told:
+            self._told.add(variant.key)
+            announce.left_alone(variant.label, built.notes)
+        return built.module
 
     def _probe(self, variant: Variant, copy: nn.Module, state: Mapping[str, Tensor]) -> None:
         """Once per graph: is every quantized tensor that the float network's output depends on also used by the copy?
@@ -128,7 +150,7 @@ class Evaluator:
         """
         if variant.is_float or self._graph(variant) in self._probed:
             return
-        self._prototype.load_state_dict(state)
+        self._prototype.load_state_dict(self._qat.masters(state) if self._qat is not None else state)
         self._prototype.eval()
         images = next(iter(self._probe_batches())).images[:4]
         unused = check_in_use(self._prototype, copy, list(variant.plan.quantized), images)
@@ -148,8 +170,8 @@ class Evaluator:
             alarms.append(f"constant, left unquantized: {_some(self._constant[variant.key])}")
         if not found.metrics.finite:
             alarms.append("non-finite logits")
-        if variant.is_built and (waived := calibration_alarm(self._calibrations[variant.key])):
-            alarms.append(waived)
+        if (calibration := self._calibrations.get(variant.key)) is not None:
+            alarms += calibration.alarms(self.prepared.bundle.fingerprint)
         if _is_int(variant):
             same = [
                 other.label

@@ -44,7 +44,8 @@ class JobBook:
         for positions, one in zip(groups, prepared, strict=True):
             labels = {variant.key: variant.label for variant in one.variants}
             for position in positions:
-                key = make_variants([configs[position]], one.tensors, one.places)[-1].key
+                found = one.variants if one.converted else make_variants([configs[position]], one.tensors, one.places)
+                key = found[-1].key
                 known[position] = {"training": one.training, "variant_key": key, "variant": labels[key]}
         self._append({number: self._row(number, "planned", job=number, asked=asked[number], **known[number]) for number in known})
 

@@ -21,11 +21,11 @@ from qexp.engine import predictions
 from qexp.engine.trajectory import TrajectoryStore
 from qexp.pipeline.check import Sweep
 from qexp.pipeline.evaluator import Scored
+from qexp.pipeline.identity import training_identity
 from qexp.pipeline.jobs import JobBook
 from qexp.pipeline.prepare import Prepared
 from qexp.pipeline.variants import Variant
 from qexp.policy.table import plan_rows
-from qexp.schema import training_identity
 from qexp.tracking import environment, rows
 from qexp.tracking.journal import Journal
 
@@ -137,7 +137,7 @@ class Ledger:
             bits=variant.bits,
             mode="fp32" if is_float else config.mode,
             policy="" if is_float else config.policy.name,
-            quant="" if is_float else "half" if config.mode == "half" else config.quant.name,
+            quant=self._method(variant),
             granularity="" if is_float or config.mode == "half" else config.quant.weight.granularity,
             input_quant=variant.plan.input_quant,
             seed=config.seed,
@@ -161,6 +161,15 @@ class Ledger:
             time_ms=int(time.time() * 1000),
             versions=self.versions,
         )
+
+    def _method(self, variant: Variant) -> str:
+        """The scheme of the weights, or the method that they were trained with."""
+        config = variant.config
+        if variant.is_float or config.mode == "half":
+            return "" if variant.is_float else "half"
+        if self.prepared.converted is not None:
+            return str(self.prepared.converted.about["qat"])
+        return config.qat.name if config.qat.is_on else config.quant.name
 
     def _trained_by(self, epoch: int) -> str:
         """Numbers of ranks that trained the state, in the order of time."""
@@ -224,7 +233,7 @@ class Ledger:
         artifacts = {"config.json": canonical_json(asdict(config))}
         if not variant.is_float:
             artifacts["plan.json"] = canonical_json(plan_rows(variant.plan))
-        epochs = config.train.epochs if config.checkpoint is None else None
+        epochs = config.recipe.epochs if config.checkpoint is None else None
         return rows.run_row(
             self._run_key(variant),
             parent=parent,
@@ -241,10 +250,15 @@ def _beside_weights(variant: Variant) -> dict[str, Any]:
     if not variant.is_built:
         return {}
     calibrate, specs = variant.config.calibrate, list(variant.plan.quantized_activations.values())
-    static = calibrate.name if specs and not specs[0].dynamic else "dynamic" if specs else ""
+    trained = variant.config.qat.is_on or variant.trained_bits is not None
+    if variant.calibration is not None:
+        found = sorted(set(variant.calibration.methods.values()))
+        static = f"{'/'.join(found)} of file {variant.calibration.hash}"
+    else:
+        static = calibrate.name if specs and not specs[0].dynamic else "dynamic" if specs else ""
     return {
         "activation_bits": max((spec.bits for spec in specs), default=None),
         "activation_scheme": specs[0].scheme if specs else "",
-        "ranges": f"weights {calibrate.weights}" + (f", activations {static}" if static else ""),
+        "ranges": "as trained" if trained else f"weights {calibrate.weights}" + (f", activations {static}" if static else ""),
         "corrections": ", ".join(variant.config.correct.names),
     }

@@ -26,8 +26,10 @@ from qexp.models.weights import load_weights
 from qexp.nn.graph import trace
 from qexp.nn.inventory import as_trained, inventory
 from qexp.nn.places import activations
-from qexp.pipeline.variants import Variant, make_variants
-from qexp.schema import Config, training_hash
+from qexp.pipeline.identity import training_hash
+from qexp.pipeline.variants import Variant, converted_variants, make_variants
+from qexp.qat.convert import Converted, load_converted, plain_network
+from qexp.schema import Config
 
 if TYPE_CHECKING:
     from qexp.data.bundle import DataBundle
@@ -61,7 +63,9 @@ class Prepared:
     Args:
         config: of the first job; what trains is the same in all. variants: distinct ways to quantize, as asked for.
         tensors: the inventory of the network. training: hash of the training, or of the checkpoint.
-        notes: what loading weights has to say. places: of its activations, static or (True) dynamic; found when first asked for.
+        notes: what loading weights has to say. places: of its activations, everywhere or (True) at layers only; found when first
+            asked for. start: the float training that a quantization-aware one begins from. converted: the checkpoint, where such
+            a training made it.
     """
 
     config: Config
@@ -69,7 +73,9 @@ class Prepared:
     tensors: tuple[TensorInfo, ...]
     training: str
     notes: tuple[str, ...] = ()
-    places: Callable[[bool], Sequence[ActivationInfo]] = lambda dynamic: ()
+    places: Callable[[bool], Sequence[ActivationInfo]] = lambda layers_only: ()
+    start: Prepared | None = None
+    converted: Converted | None = None
 
     @property
     def bundle(self) -> DataBundle:
@@ -89,7 +95,11 @@ class Prepared:
 
     def network(self) -> torch.nn.Module:
         """The network as training begins, or with the checkpoint's weights; on the CPU."""
-        return _network(self.config, self.bundle)[0]
+        return _network(self.config, self.bundle, self.converted)[0]
+
+    def untrained(self) -> torch.nn.Module:
+        """The network before any file is read into it; on the CPU."""
+        return _untrained(self.config, self.bundle)
 
 
 def data_of(config: Config) -> DataBundle:
@@ -102,12 +112,17 @@ def data_of(config: Config) -> DataBundle:
     return _BUNDLES[key]
 
 
-def _network(config: Config, bundle: DataBundle) -> tuple[torch.nn.Module, list[str]]:
+def _untrained(config: Config, bundle: DataBundle) -> torch.nn.Module:
     num_classes = config.model.num_classes or bundle.num_classes
     if num_classes < bundle.num_classes:
         raise UserError("model.num_classes", num_classes, allowed=f"at least the data set's {bundle.num_classes}")
-    model = build_model(config.model, num_classes=num_classes, image_shape=bundle.image_shape, seed=config.seed)
-    notes = []
+    return build_model(config.model, num_classes=num_classes, image_shape=bundle.image_shape, seed=config.seed)
+
+
+def _network(config: Config, bundle: DataBundle, converted: Converted | None) -> tuple[torch.nn.Module, list[str]]:
+    model, notes = _untrained(config, bundle), []
+    if converted is not None:
+        return plain_network(model, converted), []
     for key, path in (("model.weights", config.model.weights), ("checkpoint", config.checkpoint)):
         if path is not None and path != "DEFAULT":
             notes += load_weights(model, path, key=key)
@@ -120,19 +135,26 @@ def prepare(configs: Sequence[Config]) -> Prepared:
     if key not in _PREPARED:
         config = configs[0]
         if not _ELSEWHERE:
-            check_device(config.train, pick_device(config.device).type)
+            check_device(config.recipe, pick_device(config.device).type)
         bundle = data_of(config)
         _check_evaluation(config, bundle)
-        model, notes = _network(config, bundle)
+        converted = None if config.checkpoint is None else load_converted(config.checkpoint)
+        model, notes = _network(config, bundle, converted)
         channels, height, width = bundle.image_shape
         tensors = inventory(model, torch.zeros(2, channels, height, width))
         if config.checkpoint is None:
             tensors = as_trained(tensors)
-        places = cache(lambda dynamic: _places(model, bundle, dynamic))
-        variants = make_variants(configs, tensors, places)
-        for variant in variants:
-            _check_calibration(variant, bundle)
-        _PREPARED[key] = Prepared(config, variants, tensors, _identity(config, bundle), tuple(notes), places)
+        traced = _untrained(config, bundle) if converted is not None else model
+        places = cache(lambda layers_only: _places(traced, bundle, layers_only))
+        if converted is not None:
+            variants = converted_variants(configs, converted, tensors, places)
+        else:
+            variants = make_variants(configs, tensors, places)
+            for variant in variants:
+                _check_calibration(variant, bundle)
+        start = None if config.float_start is None else prepare([config.float_start])
+        training = _identity(config, bundle, variants, start)
+        _PREPARED[key] = Prepared(config, variants, tensors, training, tuple(notes), places, start, converted)
     return _PREPARED[key]
 
 
@@ -174,12 +196,15 @@ def _blame(configs: Sequence[Config], error: UserError | UserErrors) -> dict[int
     return alone or dict.fromkeys(range(len(configs)), error)
 
 
-def _identity(config: Config, bundle: DataBundle) -> str:
+def _identity(config: Config, bundle: DataBundle, variants: Sequence[Variant], start: Prepared | None) -> str:
     weights = config.model.weights
     weights_hash = hash_file(Path(weights)) if weights not in (None, "DEFAULT") else None
     source = source_hash(config.model.factory) if config.model.factory is not None else None
     if config.checkpoint is None:
-        return training_hash(config, bundle.fingerprint, weights_hash, source)
+        begun = None
+        if config.qat.is_on:
+            begun = {"plan": variants[1].plan.hash, "start": start.training if start is not None else None}
+        return training_hash(config, bundle.fingerprint, weights_hash, source, begun)
     model = {key: value for key, value in asdict(config.model).items() if key != "weights"} | (
         {"source": source} if source else {}
     )
@@ -187,15 +212,15 @@ def _identity(config: Config, bundle: DataBundle) -> str:
     return hash_json(subject)
 
 
-def _places(model: torch.nn.Module, bundle: DataBundle, dynamic: bool) -> tuple[ActivationInfo, ...]:
-    return activations(trace(model, torch.zeros(1, *bundle.image_shape)), dynamic=dynamic)
+def _places(model: torch.nn.Module, bundle: DataBundle, layers_only: bool) -> tuple[ActivationInfo, ...]:
+    return activations(trace(model, torch.zeros(1, *bundle.image_shape)), layers_only=layers_only)
 
 
 def _check_calibration(variant: Variant, bundle: DataBundle) -> None:
     """Raise UserError where a variant needs calibration images that the data set does not have."""
     settings = variant.config.calibrate
-    static = any(not spec.dynamic for spec in variant.plan.quantized_activations.values())
-    if not variant.is_built or not (static or variant.config.correct.needs_images):
+    static = variant.calibration is None and any(not spec.dynamic for spec in variant.plan.quantized_activations.values())
+    if not variant.is_built or not (static or variant.config.correct.needs_images or variant.config.qat.reestimate_bn):
         return
     size = bundle.split_sizes.get(settings.split, 0)
     if size == 0:

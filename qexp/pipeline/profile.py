@@ -26,7 +26,7 @@ from qexp.nn.graph import trace
 from qexp.nn.input_quant import INPUT_QUANTS
 from qexp.nn.shadow import Shadow
 from qexp.pipeline import announce
-from qexp.pipeline.build import Builder, Built, calibration_alarm
+from qexp.pipeline.build import Builder, Built
 from qexp.pipeline.check import Sweep, check
 from qexp.pipeline.prepare import Prepared, pick_device, prepare
 from qexp.pipeline.variants import Variant
@@ -64,21 +64,19 @@ def measure(prepared: Prepared, variant: Variant, device: torch.device, image: T
     """
     config = prepared.config
     network = prepared.network().to(device).eval()
-    builder = Builder(prepared, network)
-    built = _copy(variant, network, builder)
-    reference, limits = builder.before(variant) if variant.is_built else (network, {})
+    built = _copy(variant, network, prepared)
     sizes = {row["name"]: row["size_bytes"] for row in plan_rows(variant.plan)}
     weights = profile_weights(
-        reference.state_dict(),
+        built.reference.state_dict(),
         built.module.state_dict(),
         variant.plan,
-        limits,
+        built.limits,
         ranges=config.calibrate.weights,
         sizes=sizes,
         size_bytes=variant.size_bytes,
     )
-    places, images = _activations(prepared, variant, reference, built, device)
-    alarms = [f"ALARM: {alarm}" for alarm in [calibration_alarm(built.calibration)] if alarm]
+    places, images = _activations(prepared, variant, built, device)
+    alarms = built.calibration.alarms(prepared.bundle.fingerprint) if built.calibration is not None else ()
     return Profile(
         label=variant.label,
         subject=f"{config.data.name}, {config.model.name}",
@@ -87,23 +85,23 @@ def measure(prepared: Prepared, variant: Variant, device: torch.device, image: T
         tensors=(*weights, *places),
         size_bytes=variant.size_bytes,
         images=images,
-        notes=(*alarms, *prepared.notes, *built.notes),
+        notes=(*(f"ALARM: {alarm}" for alarm in alarms), *prepared.notes, *built.notes),
         image="" if image is None else str(config.image),
         scores=() if image is None else _scores(prepared, network, built.module, image),
     )
 
 
-def _copy(variant: Variant, network: nn.Module, builder: Builder) -> Built:
+def _copy(variant: Variant, network: nn.Module, prepared: Prepared) -> Built:
     """The quantized copy, made as an evaluation makes it."""
     if variant.is_built:
-        return builder.build(variant)
+        return Builder(prepared, network).build(variant)
     half, input_quant = variant.structure
     shadow = Shadow(network, half=half, input_quant=input_quant)
-    return Built(shadow.module, constant=shadow.load(network.state_dict(), variant.plan))
+    return Built(shadow.module, network, constant=shadow.load(network.state_dict(), variant.plan))
 
 
 def _activations(
-    prepared: Prepared, variant: Variant, reference: nn.Module, built: Built, device: torch.device
+    prepared: Prepared, variant: Variant, built: Built, device: torch.device
 ) -> tuple[tuple[TensorProfile, ...], str]:
     """Profiles of the places, and the images that they were measured on."""
     rows = [row for row in variant.plan.activations if row.spec is not None]
@@ -114,11 +112,11 @@ def _activations(
     if not bundle.split_sizes.get(split, 0):  # ranges of each batch need no images set aside
         split = prepared.config.evaluate.split
     count = min(settings.num_images or bundle.split_sizes[split], bundle.split_sizes[split])
-    quantized = copy.deepcopy(reference)
+    quantized = copy.deepcopy(built.reference)
     weights = {name: each for name, each in built.module.state_dict().items() if not name.startswith(f"{CONTAINER}.")}
     quantized.load_state_dict(weights)
     traced = trace(prepared.network().to(device), torch.zeros(1, *bundle.image_shape, device=device))
-    dynamic = rows[0].spec.dynamic
+    dynamic, layers_only = rows[0].spec.dynamic, rows[0].spec.layers_only
 
     def images() -> Iterator[Tensor]:
         batches = bundle.eval_batches(split, batch_size=settings.batch_size, num_images=count, device=device)
@@ -127,7 +125,7 @@ def _activations(
     ranges = dict.fromkeys((row.info.name for row in rows), "dynamic")
     if built.calibration is not None:
         ranges = {name.removeprefix(f"{CONTAINER}."): method for name, method in built.calibration.methods.items()}
-    network = observed(traced, dynamic=dynamic, network=quantized).eval()
+    network = observed(traced, layers_only=dynamic or layers_only, network=quantized).eval()
     found = profile_activations(network, images, rows, fake_quants(built.module), ranges)
     return found, f"{count} {split} images"
 

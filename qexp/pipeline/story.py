@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,10 @@ from qexp.base import dist
 from qexp.base.console import is_main_process, say
 from qexp.base.errors import UserErrors
 from qexp.base.files import SaveError
-from qexp.base.nouns import Record
+from qexp.base.nouns import Batch, Record
 from qexp.base.preemption import Preempted
 from qexp.engine.fit import EpochEnd, fit
+from qexp.engine.hooks import NO_HOOKS
 from qexp.engine.seed import seed_everything
 from qexp.engine.state import FitState
 from qexp.engine.trajectory import Training, TrajectoryStore
@@ -31,10 +33,13 @@ from qexp.pipeline.jobs import JobBook
 from qexp.pipeline.launchers import Launch
 from qexp.pipeline.ledger import Ledger
 from qexp.pipeline.prepare import Prepared, pick_device, prepare, prepare_all
+from qexp.pipeline.qat import QatTraining
 from qexp.schema import Config
 from qexp.tracking.feed import MlflowFeed
 from qexp.tracking.journal import Journal
 
+START = "start"  # the verb of a float training that others begin from
+CONVERTED = "converted.safetensors"  # what becomes of a quantization-aware training, beside its epochs
 PREEMPTED_LIMIT_S = 5.0  # for MLflow, where a scheduler's grace period runs; `qexp.sync` or the next start sends the rest
 _FEEDS: dict[tuple[str, str], MlflowFeed] = {}  # of this sweep, by runs_dir and experiment
 
@@ -108,12 +113,19 @@ def _launch_all(groups: Sequence[Sequence[int]], prepared: Sequence[Prepared], l
 def run_group(jobs: Sequence[dict[str, Any]], sweep: Sweep) -> None:
     """Run one merged job on all ranks, as the only process that works on its training."""
     prepared = prepare(check(jobs, sweep.verb))
+    if prepared.start is not None:
+        run_group([_start_values(jobs[0])], replace(sweep, verb=START))
     # Waited for here, not within the job, where the other ranks' collectives would time out.
     training = _training(prepared)
     with training.lock():
         if prepared.config.fresh and prepared.config.checkpoint is None:
             training.discard()
         ranks.together(jobs, sweep, lambda: run_group_here(jobs, sweep))
+
+
+def _start_values(job: dict[str, Any]) -> dict[str, Any]:
+    """The job of the float training that a quantization-aware one begins from: the same, in float."""
+    return {**job, "qat": {"name": "none"}, "float_only": True, "fresh": False}
 
 
 def _training(prepared: Prepared) -> Training:
@@ -129,13 +141,14 @@ def run_group_here(jobs: Sequence[dict[str, Any]], sweep: Sweep) -> None:
     if not is_main_process():
         _measure(prepared, device, ledger=None)
         return
-    ledger = Ledger(prepared, sweep, str(device), poke=_feed(config).poke, book=JobBook(jobs, sweep))
+    book = None if sweep.verb == START else JobBook(jobs, sweep)  # nobody asked for that training by itself
+    ledger = Ledger(prepared, sweep, str(device), poke=_feed(config).poke, book=book)
     ledger.begin()
     status = "FAILED"
     try:
         _measure(prepared, device, ledger)
         status = "FINISHED"
-        if ledger.num_measured == 0:
+        if ledger.num_measured == 0 and sweep.verb != START:
             say(f"  {prepared.training}: nothing to do, every number is stored (fresh=true trains again)")
     except (KeyboardInterrupt, Preempted) as stop:
         status = "KILLED" if isinstance(stop, KeyboardInterrupt) else "PREEMPTED"
@@ -159,17 +172,20 @@ def _feed(config: Config) -> MlflowFeed:
 
 
 def _measure(prepared: Prepared, device: torch.device, ledger: Ledger | None) -> None:
-    evaluator = Evaluator(prepared, device)
+    qat = QatTraining(prepared, device) if prepared.config.qat.is_on else None
+    evaluator = Evaluator(prepared, device, qat)
     if prepared.config.checkpoint is not None:
         state = prepared.network().state_dict()
         _evaluate(evaluator, ledger, state, epoch=0, last=True)
         return
-    _train(prepared, device, evaluator, _training(prepared), ledger)
+    _train(prepared, device, evaluator, qat, ledger)
 
 
-def _train(prepared: Prepared, device: torch.device, evaluator: Evaluator, training: Training, ledger: Ledger | None) -> None:
+def _train(
+    prepared: Prepared, device: torch.device, evaluator: Evaluator, qat: QatTraining | None, ledger: Ledger | None
+) -> None:
     """Evaluate what is stored and not yet measured, then train on from there."""
-    config, bundle = prepared.config, prepared.bundle
+    config, recipe, training = prepared.config, prepared.config.recipe, _training(prepared)
     found = dist.from_main(lambda: _found(training))
     start = None if found["start"] is None else FitState(**found["start"])
     if ledger is not None and not found["complete"]:
@@ -177,7 +193,7 @@ def _train(prepared: Prepared, device: torch.device, evaluator: Evaluator, train
     for epoch in found["stored"]:
         if dist.from_main(lambda epoch=epoch: bool(ledger.missing(epoch))):
             state = dist.from_main(lambda epoch=epoch: training.load_epoch(epoch))
-            _evaluate(evaluator, ledger, state, epoch=epoch, last=epoch == config.train.epochs)
+            _evaluate(evaluator, ledger, state, epoch=epoch, last=epoch == recipe.epochs)
     if found["complete"]:
         return
     if ledger is not None:
@@ -194,31 +210,41 @@ def _train(prepared: Prepared, device: torch.device, evaluator: Evaluator, train
         speed = {"seconds": end.seconds, "images_per_s": end.images_per_s}
         # Before the state is stored: an epoch that counts as done has its line.
         ledger.training_metrics(end.epoch, curve)
-        training.save_epoch(state, curve | speed, keep=config.trajectory.keeps(end.epoch, config.train.epochs))
+        training.save_epoch(state, curve | speed, keep=config.trajectory.keeps(end.epoch, recipe.epochs))
 
     def on_epoch_end(end: EpochEnd) -> None:
-        _evaluate(evaluator, ledger, end.model_state, epoch=end.epoch, last=end.epoch == config.train.epochs)
+        _evaluate(evaluator, ledger, end.model_state, epoch=end.epoch, last=end.epoch == recipe.epochs)
 
-    fit(
-        prepared.network().to(device),
-        lambda epoch, first: bundle.train_batches(
-            epoch=epoch,
-            batch_size=config.train.batch_size,
-            seed=config.seed,
-            device=device,
-            rank=dist.rank(),
-            world_size=dist.world_size(),
-            start_step=first,
-        ),
-        config.train,
-        steps_per_epoch=bundle.steps_per_epoch(config.train.batch_size),
+    model, hooks = (prepared.network().to(device), NO_HOOKS) if qat is None else qat.begin(calibrate=start is None)
+    end = fit(
+        model,
+        _train_batches(prepared, device),
+        recipe,
+        steps_per_epoch=prepared.bundle.steps_per_epoch(recipe.batch_size),
         device=device,
         start=start,
+        hooks=hooks,
         on_checkpoint=on_checkpoint,
         on_epoch_end=on_epoch_end,
     )
+    if qat is not None:
+        qat.save(end.model, training.folder / CONVERTED)
     if ledger is not None:
         training.finish()
+
+
+def _train_batches(prepared: Prepared, device: torch.device) -> Callable[[int, int], Iterable[Batch]]:
+    """(epoch, first step) -> this rank's batches from there on."""
+    config = prepared.config
+    return lambda epoch, first: prepared.bundle.train_batches(
+        epoch=epoch,
+        batch_size=config.recipe.batch_size,
+        seed=config.seed,
+        device=device,
+        rank=dist.rank(),
+        world_size=dist.world_size(),
+        start_step=first,
+    )
 
 
 def _found(training: Training) -> dict[str, Any]:

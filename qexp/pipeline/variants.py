@@ -4,15 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
+from qexp.base.errors import UserError
 from qexp.base.files import hash_json
 from qexp.base.nouns import FLOAT_VARIANT, ActivationInfo, Plan, PlanRow, TensorInfo
-from qexp.calibrate.result import CALIBRATION_VERSION
+from qexp.calibrate.result import CALIBRATION_VERSION, Calibration
 from qexp.calibrate.settings import READS
 from qexp.engine.evaluate import EVALUATOR_VERSION
+from qexp.nn.fake_quant import CONTAINER
+from qexp.pipeline.labels import label
 from qexp.policy.plan import make_plan
 from qexp.policy.table import plan_size_bytes
+from qexp.qat.convert import Converted
 from qexp.quant.schemes import QUANTIZER_VERSION
 from qexp.schema import Config
 
@@ -24,7 +29,8 @@ class Variant:
     Args:
         label: what a person reads. key: hash of all that decides its numbers, the versions of quantizer and evaluator included.
         config: of the first job that asked for it. plan: which tensor gets which quantizer. size_bytes: packed.
-        notes: other jobs that ask for the same numbers.
+        notes: other jobs that ask for the same numbers. calibration: of `calibrate.file`, where the plan has static places.
+        trained_bits: of a converted network, which is quantized as it was trained.
     """
 
     label: str
@@ -33,6 +39,8 @@ class Variant:
     plan: Plan
     size_bytes: int
     notes: tuple[str, ...] = ()
+    calibration: Calibration | None = None
+    trained_bits: int | None = None
 
     @property
     def is_float(self) -> bool:
@@ -42,12 +50,14 @@ class Variant:
     @property
     def bits(self) -> int:
         """Width of the weights: 32 as trained, 16 cast to half, else as asked."""
+        if self.trained_bits is not None:
+            return self.trained_bits
         return 32 if self.is_float else 16 if self.config.mode == "half" else self.config.bits
 
     @property
     def is_built(self) -> bool:
         """True where the plain shadow cannot hold it."""
-        return not self.is_float and is_built(self.config, self.plan)
+        return not self.is_float and (self.trained_bits is not None or is_built(self.config, self.plan))
 
     @property
     def structure(self) -> tuple[bool, str]:
@@ -58,7 +68,7 @@ class Variant:
 def make_variants(
     configs: Sequence[Config],
     tensors: Sequence[TensorInfo],
-    activations: Callable[[bool], Sequence[ActivationInfo]] = lambda dynamic: (),
+    activations: Callable[[bool], Sequence[ActivationInfo]] = lambda layers_only: (),
 ) -> tuple[Variant, ...]:
     """The float network first, then one variant per distinct plan, in the order asked for.
 
@@ -67,16 +77,21 @@ def make_variants(
 
     Args:
         configs: of jobs that share a training. tensors: inventory of the network.
-        activations: the places of its activations, static or (True) dynamic; asked only where a job quantizes activations.
+        activations: the places of its activations, everywhere or (True) at layers only; asked only where a job quantizes them.
+
+    Raises:
+        UserError: a policy that does not fit, or a `calibrate.file` that is damaged or was not made for the plan.
     """
     untouched = Plan(rows=tuple(PlanRow(info, None, "", "float network") for info in tensors), mode="float32")
     variants = [_variant(FLOAT_VARIANT, configs[0], untouched)]
     for config in configs:
-        places = activations(config.quant.activation.dynamic) if asks_for_activations(config) else ()
-        plan = make_plan(
-            tensors, policy=config.policy, quant=config.quant, bits=config.bits, mode=config.mode, activations=places
-        )
-        found = _variant(label(config, plan), config, plan)
+        if config.float_only:
+            continue
+        grids = config.grids
+        places = activations(grids.activation.layers_only) if asks_for_activations(config) else ()
+        plan = make_plan(tensors, policy=config.policy, quant=grids, bits=config.bits, mode=config.mode, activations=places)
+        reused = _reused(config, plan)
+        found = _variant(label(config, plan, reused), config, plan, reused)
         twin = next((number for number, other in enumerate(variants) if other.key == found.key), None)
         if twin is None:
             variants.append(found)
@@ -88,18 +103,57 @@ def make_variants(
     return tuple(_distinct(variants))
 
 
-def _variant(name: str, config: Config, plan: Plan) -> Variant:
+def converted_variants(
+    configs: Sequence[Config],
+    converted: Converted,
+    tensors: Sequence[TensorInfo],
+    activations: Callable[[bool], Sequence[ActivationInfo]],
+) -> tuple[Variant, ...]:
+    """What a converted file holds: its weights with float activations, and quantized as it was trained.
+
+    Args:
+        configs: jobs that look at it; their dials have no say. tensors: inventory of the network with the file's weights.
+        activations: the places of the network's activations, everywhere or (True) at layers only.
+
+    Raises:
+        UserError: several jobs, whose dials would differ; a place that the network does not have.
+    """
+    config = configs[0]
+    if len(configs) > 1:
+        remedy = "Its quantizers were trained with it: give no sweep over bits, mode, policy, quant, calibrate or correct."
+        raise UserError("checkpoint", config.checkpoint, allowed="one job for a converted network", remedy=remedy)
+    layers_only = any(spec.layers_only for spec, _ in converted.activations.values())
+    places = {info.name: info for info in activations(layers_only)} if converted.activations else {}
+    plan = converted.plan(tuple(tensors), places)
+    untouched = Plan(rows=tuple(PlanRow(info, None, "", "as in the file") for info in tensors), mode="float32")
+    trained = replace(_variant(str(converted.about["label"]), config, plan), trained_bits=int(converted.about["bits"]))
+    note = "the file's own quantizers: bits, mode, policy, quant, calibrate and correct have no say"
+    return _variant(FLOAT_VARIANT, config, untouched), replace(trained, notes=(note,))
+
+
+def _reused(config: Config, plan: Plan) -> Calibration | None:
+    """The ranges of `calibrate.file`; None where none are asked for, or none are static."""
+    rows = [row for row in plan.activations if row.spec is not None and not row.spec.dynamic]
+    if config.calibrate.file is None or not rows:
+        return None
+    found = Calibration.load(Path(config.calibrate.file))
+    places = {f"{CONTAINER}.{row.info.name}": row for row in rows}
+    found.check({name: row.spec for name, row in places.items()}, {name: row.info.shape for name, row in places.items()})
+    return found
+
+
+def _variant(name: str, config: Config, plan: Plan, reused: Calibration | None = None) -> Variant:
     evaluate = {"split": config.evaluate.split, "num_images": config.evaluate.num_images}
     versions = {"quantizer": QUANTIZER_VERSION, "evaluator": EVALUATOR_VERSION}
-    key = hash_json({"plan": plan.hash, "evaluate": evaluate, "versions": versions, **_preparation(config, plan)})
-    return Variant(name, key, config, plan, plan_size_bytes(plan))
+    key = hash_json({"plan": plan.hash, "evaluate": evaluate, "versions": versions, **_preparation(config, plan, reused)})
+    return Variant(name, key, config, plan, plan_size_bytes(plan), calibration=reused)
 
 
 def asks_for_activations(config: Config) -> bool:
     """True where a job gives activations a width."""
     rules = config.policy.rules or () if config.policy.name == "rules" else ()
     return config.mode != "half" and (
-        config.quant.activation.bits is not None or any(rule.role == "activation" for rule in rules)
+        config.grids.activation.bits is not None or any(rule.role == "activation" for rule in rules)
     )
 
 
@@ -107,20 +161,24 @@ def is_built(config: Config, plan: Plan) -> bool:
     """True where a copy takes more than rounding each weight to the nearest code of its whole range."""
     if plan.mode not in ("int", "float"):
         return False
-    return bool(config.correct.names) or config.calibrate.weights != "minmax" or bool(plan.quantized_activations)
+    return (
+        config.qat.is_on or bool(config.correct.names) or config.calibrate.weights != "minmax" or bool(plan.quantized_activations)
+    )
 
 
-def _preparation(config: Config, plan: Plan) -> dict[str, Any]:
+def _preparation(config: Config, plan: Plan, reused: Calibration | None) -> dict[str, Any]:
     """What decides the numbers of a built copy beside its plan; settings that are not read stay out."""
     if not is_built(config, plan):
         return {}
-    static = any(not spec.dynamic for spec in plan.quantized_activations.values())
+    static = reused is None and any(not spec.dynamic for spec in plan.quantized_activations.values())
     calibrate, correct = asdict(config.calibrate), config.correct
     methods = {"weights": calibrate.pop("weights"), "activations": calibrate.pop("name") if static else None}
     read = {key for key, readers in READS.items() if set(methods.values()) & set(readers)}
     if static or correct.needs_images:
         read |= {"split", "num_images", "batch_size"}
     found: dict[str, Any] = {"version": CALIBRATION_VERSION, **methods, **{key: calibrate[key] for key in sorted(read)}}
+    if reused is not None:
+        found["activations"] = {"file": reused.hash}  # of the content, wherever the file lies
     if correct.names:
         values = asdict(correct)
         unread = (() if correct.adaround else ("adaround_",)) + (() if correct.rescale_log10 else ("rescale_",))
@@ -133,40 +191,3 @@ def _distinct(variants: Sequence[Variant]) -> list[Variant]:
     """Labels made unique: two variants that read alike get their key's first digits."""
     labels = [variant.label for variant in variants]
     return [replace(v, label=f"{v.label} {v.key[:4]}") if labels.count(v.label) > 1 else v for v in variants]
-
-
-def label(config: Config, plan: Plan) -> str:
-    """The dials, then whatever differs from the defaults: `W4 int`, `half`, `W4 int conv_linear c4 l8`, `W4/8 int rules`."""
-    # Rules may leave nothing at the width of the dial, so what they chose is said instead.
-    widths = {spec.bits for spec in plan.quantized.values()} if config.policy.name == "rules" else {config.bits}
-    places = sorted({spec.bits for spec in plan.quantized_activations.values()})
-    activations = f"A{'/'.join(map(str, places))}" if places else ""
-    parts = ["half"] if config.mode == "half" else [f"W{'/'.join(map(str, sorted(widths)))}{activations}", config.mode]
-    policy, quant, weight = config.policy, config.quant, config.quant.weight
-    if policy.name != "uniform" and config.mode != "half":
-        parts.append(policy.name)
-        if policy.name == "conv_linear":
-            parts += [f"c{policy.conv_bits or config.bits}", f"l{policy.linear_bits or config.bits}"]
-        if policy.name == "first_last":
-            parts.append(f"e{policy.edge_bits}")
-    if config.mode != "half":
-        parts += [quant.name] if quant.name != "linear" else []
-        parts += [weight.granularity] if weight.granularity != "per_tensor" else []
-        if weight.rounding != "half_even" and config.mode == "int":
-            drawn = weight.rounding == "stochastic" and weight.rounding_seed
-            parts.append(f"{weight.rounding}_{weight.rounding_seed}" if drawn else weight.rounding)
-        parts += [weight.arithmetic] if weight.arithmetic != "reciprocal" else []
-        parts += _preparation_words(config, plan)
-    parts += [f"input_{quant.input}"] if quant.input != "none" and config.mode != "float" else []
-    return " ".join(parts)
-
-
-def _preparation_words(config: Config, plan: Plan) -> list[str]:
-    """Ranges and corrections that are not the defaults: `w_mse dynamic fold_bn bias_empirical n256`."""
-    calibrate, correct, specs = config.calibrate, config.correct, plan.quantized_activations.values()
-    words = [f"w_{calibrate.weights}"] if calibrate.weights != "minmax" else []
-    if specs:
-        words += ["dynamic"] if any(spec.dynamic for spec in specs) else [calibrate.name] if calibrate.name != "minmax" else []
-        words += [f"a_{config.quant.activation.scheme}"] if config.quant.activation.scheme != "affine" else []
-    images = calibrate.num_images is not None and (correct.needs_images or any(not spec.dynamic for spec in specs))
-    return [*words, *correct.names, *([f"n{calibrate.num_images}"] if images else [])]

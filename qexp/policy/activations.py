@@ -31,7 +31,7 @@ def plan_activations(
     """A row for each activation, and notes; no rows where neither the settings nor a rule give activations a width.
 
     Args:
-        activations: of `qexp.nn.places.activations`, static or dynamic as `quant.activation.dynamic` says.
+        activations: of `qexp.nn.places.activations`, everywhere or at layers only as `quant.activation` says.
         tensors: the inventory, which says what is first and last.
         policy, quant, bits: as for `make_plan`. mode: `int` or `float`, where values are clamped and not rounded.
 
@@ -122,6 +122,7 @@ def activation_spec(info: ActivationInfo, settings: ActivationQuantSettings, bit
         rounding=settings.rounding,
         arithmetic=settings.arithmetic,
         dynamic=settings.dynamic,
+        layers_only=settings.layers_only and not settings.dynamic,
     )
 
 

@@ -42,7 +42,7 @@ def make_plan(
         quant: scheme and grid.
         bits: width where the policy names none, 1 to 16.
         mode: `int`, `float` or `half`.
-        activations: the places of the network's graph, static or dynamic; read where activations are quantized.
+        activations: the places of the network's graph, everywhere or at layers only; read where activations are quantized.
 
     Raises:
         UserError: nothing to quantize, a rule that matches nothing or is shadowed, or one storage with two quantizers.

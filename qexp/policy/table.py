@@ -138,7 +138,13 @@ def _widths(plan: Plan, bits: str) -> str:
     if not specs:
         return f"W{bits}A32 (activations fp32)"
     widths = "/".join(str(width) for width in sorted({spec.bits for spec in specs}))
-    ways = sorted({f"{'dynamic' if spec.dynamic else 'static'} {spec.scheme} {spec.granularity}" for spec in specs})
+    ways = sorted(
+        {
+            f"{'dynamic' if spec.dynamic else 'static'} {spec.scheme} {spec.granularity}"
+            + (" at layers" if spec.layers_only else "")
+            for spec in specs
+        }
+    )
     return f"W{bits or 32}A{widths} (activations {' and '.join(ways)})"
 
 

@@ -110,6 +110,8 @@ class ActivationQuantSettings:
         scheme: a uniform grid. `unsigned_symmetric` takes `symmetric_restricted` where values may be negative.
         granularity: what shares a range: the tensor, or a channel, which no integer runtime multiplies.
         dynamic: the range is each batch's, found where a layer reads the value; else it is calibrated.
+        places: `all` quantizes what an integer runtime holds as codes, operands of adds and concatenations too; `layers` what
+            convolutions, linear layers and matrix products read. None is `layers` where `dynamic` or `qat` is on, else `all`.
         rounding: to codes.
         arithmetic: `reciprocal` multiplies by 1/scale as torch does, `divide` divides by scale as ONNX does.
     """
@@ -118,12 +120,21 @@ class ActivationQuantSettings:
     scheme: Literal["affine", "symmetric", "symmetric_restricted", "unsigned_symmetric", "pow2_scale"] = "affine"
     granularity: Literal["per_tensor", "per_channel"] = "per_tensor"
     dynamic: bool = False
+    places: Literal["all", "layers"] | None = None
     rounding: Literal["half_even", "half_up", "half_away", "floor", "ceil", "trunc"] = "half_even"
     arithmetic: Literal["reciprocal", "divide"] = "reciprocal"
 
     def __post_init__(self) -> None:
         """Check the ranges."""
         check_range("quant.activation.bits", self.bits, MIN_BITS.get(self.scheme, 1), 16)
+        if self.dynamic and self.places == "all":
+            remedy = "A batch's own range is found where a layer reads the value."
+            raise UserError("quant.activation.places", "all", allowed="layers with quant.activation.dynamic=true", remedy=remedy)
+
+    @property
+    def layers_only(self) -> bool:
+        """True where only what layers read is quantized."""
+        return self.dynamic or self.places == "layers"
 
 
 @dataclass(frozen=True, kw_only=True)

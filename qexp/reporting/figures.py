@@ -95,7 +95,7 @@ def prec1_by_bits(records: pd.DataFrame) -> Figure | None:
         quantized = part[~is_float(part)]
         keys = list(zip(quantized["mode"], family_keys(quantized), strict=True))
         for key, look in styles.items():
-            _bits_line(axes, quantized[[found == key for found in keys]], look, widths, shift[key])
+            _bits_line(axes, quantized.loc[[found == key for found in keys]], look, widths, shift[key])
         axes.set_xticks(range(len(widths)), [str(width) for width in widths])
         axes.set_xlim(-0.35, len(widths) - 0.65)
         axes.set_xlabel("weight bits")

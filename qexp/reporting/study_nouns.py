@@ -16,6 +16,7 @@ class Check:
         passed: whether the claim holds.
         identity: it follows from mathematics and holds for any network; otherwise it was measured on one network, and another
             may differ.
+        n: images that were scored for it; None where none were.
     """
 
     name: str
@@ -23,6 +24,7 @@ class Check:
     measured: str
     passed: bool
     identity: bool = True
+    n: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

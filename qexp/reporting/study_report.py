@@ -61,14 +61,16 @@ def draw_bars(bars: Bars) -> Figure:
         axes = figure.subplots()
         labels, values = list(bars.values), list(bars.values.values())
         drawn = axes.barh(range(len(labels)), values, color=spread_colors(1)[0], height=0.7)
-        axes.bar_label(drawn, fmt="%.1f", padding=3, fontsize=7)
+        behind = {"facecolor": "#ffffff", "edgecolor": "none", "pad": 0.5}  # marked lines go on behind a number
+        axes.bar_label(drawn, fmt="%.1f", padding=3, fontsize=7, bbox=behind)
         axes.set_yticks(range(len(labels)), labels, fontsize=8)
+        axes.margins(y=0.01)
         axes.invert_yaxis()
         axes.grid(axis="y", visible=False)
         _mark(axes, bars.marked)
         axes.set(title=bars.title, xlabel=bars.x_label)
         if bars.marked:
-            axes.legend(loc="lower right")
+            figure.legend(loc="outside lower right", ncols=len(bars.marked))
     return figure
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 from qexp.engine.evaluate import Evaluation
 from qexp.reporting.study_nouns import Check
@@ -19,6 +21,11 @@ class Scores:
 
     found: Mapping[str, Evaluation]
     num_classes: int
+
+    @property
+    def num_images(self) -> int:
+        """That every variant was scored on."""
+        return next(iter(self.found.values())).metrics.n
 
     def of(self, key: str) -> Evaluation:
         """One of them."""
@@ -74,11 +81,13 @@ def _same(scores: Scores, bits: int) -> list[Check]:
                 expected=f"at least {SAME_PERCENT:g} percent of predictions alike, Prec@1 within {SAME_POINTS:g}",
                 measured=f"{share:.2f} percent alike, {points:.2f} points apart",
                 passed=share >= SAME_PERCENT and points <= SAME_POINTS,
+                n=scores.num_images,
             )
         )
     one, other = f"pow2_scale, scale in BN, W{bits}", f"pow2_scale, dequantized, W{bits}"
     equal = scores.of(one).digest == scores.of(other).digest
-    checks.append(Check(name=f"[{one}] = [{other}]", expected="logits equal bit for bit", measured=_yes(equal), passed=equal))
+    name, expected = f"[{one}] = [{other}]", "logits equal bit for bit"
+    checks.append(Check(name=name, expected=expected, measured=_yes(equal), passed=equal, n=scores.num_images))
     return checks
 
 
@@ -96,6 +105,7 @@ def _never_executed(scores: Scores, widths: Sequence[int], unused: Mapping[int, 
                 expected="equal logits, bit for bit",
                 measured=f"{_yes(equal)} ({measured})",
                 passed=equal,
+                n=scores.num_images,
             )
         )
         share = min(scores.agreement(key, batch) for key in keys)
@@ -105,6 +115,7 @@ def _never_executed(scores: Scores, widths: Sequence[int], unused: Mapping[int, 
                 expected=f"at least {SAME_PERCENT:g} percent of predictions alike",
                 measured=f"{share:.2f} percent",
                 passed=share >= SAME_PERCENT,
+                n=scores.num_images,
             )
         )
     low = min(unused.values())
@@ -122,32 +133,46 @@ def _never_executed(scores: Scores, widths: Sequence[int], unused: Mapping[int, 
 
 def _numbers(scores: Scores, widths: Sequence[int], zero_share: float) -> list[Check]:
     """What a network of the user's is expected to show."""
-    checks = []
+    checks, number = [], partial(Check, identity=False, n=scores.num_images)
     raw = [key for key in scores.found if "raw codes" in key]
     worst = max(raw, key=scores.prec1)
     checks.append(
-        _number(
-            f"raw codes really run ({len(raw)} variants): chance",
-            "at most 15 percent",
-            f"at most {scores.prec1(worst):.2f} ({worst})",
-            scores.prec1(worst) <= 15,
+        number(
+            name=f"raw codes really run ({len(raw)} variants): chance",
+            expected="at most 15 percent",
+            measured=f"at most {scores.prec1(worst):.2f} ({worst})",
+            passed=scores.prec1(worst) <= 15,
         )
     )
     for bits in widths:
         drop = scores.prec1("float") - scores.prec1(f"zero point subtracted, W{bits}, BN re-estimated")
-        measured = f"{drop:.2f} points below float"
-        checks.append(_number(f"zero point subtracted, W{bits}", "at most 4 points below float", measured, drop <= 4))
+        name, measured = f"zero point subtracted, W{bits}", f"{drop:.2f} points below float"
+        checks.append(number(name=name, expected="at most 4 points below float", measured=measured, passed=drop <= 4))
+    checks.append(number(**_zero_point_rounded(scores, min(widths))))
     drop = scores.prec1("float, BN of the batch") - scores.prec1("float, input.int(), BN of the batch")
-    checks.append(
-        _number("input.int() alone, BN of the batch", "costs about 30 points (20 to 40)", f"{drop:.2f}", 20 <= drop <= 40)
-    )
-    share = 100 * zero_share
-    checks.append(_number("pixels that input.int() turns into 0", "about 60 percent", f"{share:.1f}", abs(share - 60) <= 3))
+    name, expected = "input.int() alone, BN of the batch", "costs about 30 points (20 to 40)"
+    checks.append(number(name=name, expected=expected, measured=f"{drop:.2f}", passed=20 <= drop <= 40))
+    name, share = "pixels that input.int() turns into 0", 100 * zero_share
+    checks.append(number(name=name, expected="about 60 percent", measured=f"{share:.1f}", passed=abs(share - 60) <= 3))
     return checks
 
 
-def _number(name: str, expected: str, measured: str, passed: bool) -> Check:
-    return Check(name=name, expected=expected, measured=measured, passed=passed, identity=False)
+def _zero_point_rounded(scores: Scores, bits: int) -> dict[str, Any]:
+    """What rounding the zero point costs, with rounded codes and without."""
+    again = f"W{bits}, BN re-estimated"
+    rounded, unrounded = (
+        scores.prec1(before) - scores.prec1(f"{after}, {again}")
+        for before, after in (
+            (f"zero point subtracted, {again}", "rounded zero point subtracted"),
+            ("float, BN re-estimated", "rounded zero point, unrounded codes"),
+        )
+    )
+    return {
+        "name": f"rounding the zero point, W{bits}",
+        "expected": "costs over 10 points, with codes rounded or not",
+        "measured": f"{rounded:.2f} with, {unrounded:.2f} without",
+        "passed": min(rounded, unrounded) > 10,
+    }
 
 
 def _yes(value: bool) -> str:

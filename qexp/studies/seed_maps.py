@@ -53,11 +53,25 @@ def offset_only(weight: Tensor, bits: int) -> Tensor:
     return (weight.double() - (minimum + maximum) / 2 - 0.5 / gain(weight, bits)).float()
 
 
-def zero_subtracted(weight: Tensor, bits: int) -> Tensor:
-    """Rounded codes less the code nearest to zero: what an integer convolution does with its zero point."""
+def zero_point(weight: Tensor, bits: int) -> float:
+    """Where the map sends zero, a (-mid - D/2) = -a mid - 1/2: an integer only by accident, and of a symmetric range never."""
     minimum, maximum = (float(end) for end in min_max(weight))
-    zero = round(gain(weight, bits) * (-(minimum + maximum) / 2) - 0.5)
-    return linear_quantize(weight, bits).round() - zero
+    return -gain(weight, bits) * (minimum + maximum) / 2 - 0.5
+
+
+def zero_subtracted(weight: Tensor, bits: int) -> Tensor:
+    """Rounded codes less the zero point as it is: a w and an error of half a step at most, without an offset."""
+    return linear_quantize(weight, bits).round() - zero_point(weight, bits)
+
+
+def rounded_zero_subtracted(weight: Tensor, bits: int) -> Tensor:
+    """Rounded codes less the code nearest to zero, as an integer convolution would: up to half a step of offset stays."""
+    return linear_quantize(weight, bits).round() - round(zero_point(weight, bits))
+
+
+def rounded_zero_alone(weight: Tensor, bits: int) -> Tensor:
+    """Unrounded codes less the code nearest to zero: that offset alone."""
+    return linear_quantize(weight, bits) - round(zero_point(weight, bits))
 
 
 def symmetric_codes(weight: Tensor, bits: int) -> Tensor:

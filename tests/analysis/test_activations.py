@@ -25,7 +25,7 @@ def network():
 
 
 def plan_of(network, **activation) -> Plan:
-    places = activations(trace(network, IMAGES), dynamic=activation.get("dynamic", False))
+    places = activations(trace(network, IMAGES), layers_only=activation.get("dynamic", False))
     quant = QuantSettings(name="affine", activation=ActivationQuantSettings(bits=2, **activation))
     return make_plan(inventory(network, IMAGES), policy=PolicySettings(), quant=quant, bits=8, mode="int", activations=places)
 
@@ -38,7 +38,7 @@ def profiled(network, plan, ends=None):
             place.set_range(*ends)
     dynamic = any(spec.dynamic for spec in plan.quantized_activations.values())
     ranges = dict.fromkeys(places, "by hand")
-    found = profile_activations(observed(traced, dynamic=dynamic), lambda: [IMAGES, IMAGES], plan.activations, places, ranges)
+    found = profile_activations(observed(traced, layers_only=dynamic), lambda: [IMAGES, IMAGES], plan.activations, places, ranges)
     return found[0]
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+import json
 import threading
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 
@@ -166,27 +168,33 @@ def test_what_is_saved_is_what_is_loaded(saved):
         assert all(torch.equal(*pair) for pair in zip(ends, again.ranges[place], strict=True))
     model = network()
     assert again.weights_hash == hash_tensors(model.state_dict()) == run().weights_hash
-    again.check(PLACES, data_fingerprint="data", weights_hash=again.weights_hash, settings=found.settings)
+    again.check(PLACES, SHAPES)
+    assert again.alarms("data") == ()
 
 
-def test_ranges_of_something_else_are_refused(saved):
+SHAPES = {"0": (4, 4, 4), "2": (4, 4, 4), "4": (3,)}
+
+
+def test_ranges_for_something_else_are_refused(saved):
     found = Calibration.load(saved[0])
-    right = {"data_fingerprint": "data", "weights_hash": found.weights_hash, "settings": found.settings}
-    wider = {**PLACES, "0": replace(PLACES["0"], bits=6)}
-    for change, words in (
-        ({"data_fingerprint": "other"}, "data data: allowed is data other"),
-        ({"weights_hash": "other"}, "allowed is weights other"),
-        ({"settings": asdict(CalibrateSettings(name="kl"))}, "calibrate.name=mse"),
-        ({"settings": {**found.settings, "norm": 2.4}}, "calibrate.norm=2.0: allowed is 2.4"),
-        ({"places": {**PLACES, "1": PLACES["0"]}}, "no 1"),
-        ({"places": wider}, "another grid at 0"),
+    six = {**PLACES, "0": replace(PLACES["0"], bits=6)}
+    for places, shapes, words in (
+        ({**PLACES, "1": PLACES["0"]}, {**SHAPES, "1": (4,)}, r"no 1: allowed is a range for every place .* It has 0, 2, 4"),
+        ({"22": PLACES["0"]}, {"22": (4,)}, "Did you mean 2"),
+        (six, SHAPES, "0: 1 mse range, found for .* bits=8 .*: allowed is 1, for .* bits=6 "),
+        (PLACES, {**SHAPES, "2": (5, 4, 4)}, "2: 4 mse ranges, .*: allowed is 5"),
     ):
         with pytest.raises(UserError, match=words):
-            found.check(change.pop("places", PLACES), **{**right, **change})
-    # minmax depends neither on the width nor on the norm, nor activations' ranges on the method for weights
-    plain = run("minmax")
-    other = {**plain.settings, "weights": "mse", "norm": 2.4}
-    plain.check(wider, data_fingerprint="data", weights_hash=plain.weights_hash, settings=other)
+            found.check(places, shapes)
+    run("minmax").check(six, SHAPES)  # which does not depend on the width
+
+
+def test_what_is_stamped_on_numbers():
+    assert run().alarms("other") == ("calibrated on other data (data, not other)",)
+    waived = run(split="test", images_of="test")
+    assert waived.alarms("data") == ("calibrated on test images, which are not the calib split",)
+    assert len(waived.alarms("other")) == 2
+    assert replace(waived, num_images=0).alarms("other") == ()  # ranges of batch norms rest on no images
 
 
 def test_the_hash_is_of_the_content():
@@ -210,11 +218,17 @@ def test_files_that_are_not_ours_or_damaged(saved, tmp_path):
     for name in ("text", "weights"):
         with pytest.raises(UserError, match="a file of calibrated ranges"):
             Calibration.load(tmp_path / name)
-    data = bytearray(path.read_bytes())
+    path.with_name("whole").write_bytes(data := bytearray(path.read_bytes()))
     data[-1] ^= 1
     path.write_bytes(data)
     with pytest.raises(UserError, match="undamaged"):
         Calibration.load(path)
+    with safe_open(saved[0].with_name("whole"), "pt") as file:
+        header, ends = json.loads(file.metadata()["calibration"]), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    for change, left in (({"methods": None}, ends), ({"more": 1}, ends), ({"split": "test"}, ends), ({}, {})):
+        save_file(left, path, metadata={"calibration": json.dumps(header | change)})
+        with pytest.raises(UserError, match="undamaged"):
+            Calibration.load(path)
     replace(found, version=CALIBRATION_VERSION + 1).save(path)
     with pytest.raises(UserError, match=f"allowed is version {CALIBRATION_VERSION}"):
         Calibration.load(path)

@@ -82,15 +82,15 @@ def plan_for(model, traced, *, bits=8, example=None, **settings) -> Plan:
         quant=quant,
         bits=8,
         mode="int",
-        activations=activations(traced, dynamic=quant.activation.dynamic),
+        activations=activations(traced, layers_only=quant.activation.layers_only),
     )
 
 
 @torch.no_grad()
-def values_at(traced, x):
+def values_at(traced, x, layers_only=False):
     """Place name -> what passes there."""
     found: dict[str, list[torch.Tensor]] = {}
-    network = observed(traced)
+    network = observed(traced, layers_only=layers_only)
     with observing(network, lambda name, value: found.setdefault(name, []).append(value.clone())):
         network(x)
     return found

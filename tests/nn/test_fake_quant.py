@@ -9,6 +9,7 @@ from qexp.base.errors import UserError
 from qexp.base.nouns import QParams, QuantSpec
 from qexp.nn.fake_quant import CONTAINER, FakeQuantize, Observed, fake_quants, insert, observed, observing, range_qparams
 from qexp.nn.graph import trace
+from qexp.nn.places import activations
 from qexp.nn.shadow import Shadow
 from qexp.quant.affine import fake_quantize_affine
 
@@ -218,3 +219,16 @@ def test_a_gpu_gives_the_same_values(granularity):
             found.set_range(*ends)
         expected = found(x)
         assert torch.equal(found.cuda()(x.cuda()).cpu(), expected)
+
+
+def test_static_places_at_layers_leave_adds_float(graphs):
+    net, x = graphs.Residual().eval(), graphs.images()
+    traced = trace(net, x)
+    plan = graphs.plan_for(net, traced, bits=3, places="layers")
+    assert {row.info.name for row in plan.activations} == {info.name for info in activations(traced, layers_only=True)}
+    assert all(spec.layers_only and not spec.dynamic for spec in plan.quantized_activations.values())
+    network = graphs.calibrated(traced, plan, x)
+    static = graphs.calibrated(traced, graphs.plan_for(net, traced, bits=3), x)
+    assert len(fake_quants(network)) < len(fake_quants(static))
+    with torch.no_grad():
+        assert not torch.equal(network(x), static(x))

@@ -141,8 +141,23 @@ def test_refusals():
         def forward(self, x):
             return x if x.sum() > 0 else -x
 
-    with pytest.raises(UserError, match=r"torch\.fx can trace"):
-        fold_batch_norm(Branching().eval())
+    with pytest.raises(UserError, match=r"torch\.fx can trace\. Tracing stopped in module 1:"):
+        fold_batch_norm(nn.Sequential(nn.Conv2d(3, 4, 3), Branching()).eval())
+    patched = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).eval()
+    patched.forward = lambda x: x
+    with pytest.raises(UserError, match="forward"):
+        fold_batch_norm(patched)
+
+
+def test_the_network_is_left_as_it_was():
+    class Shifted(nn.Sequential):
+        def forward(self, x):
+            return super().forward(x + torch.tensor(1.0))
+
+    net = Shifted(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).eval()
+    names = set(net.__dict__)
+    folded = fold_batch_norm(net)
+    assert folded.layers == {"1": "0"} and set(net.__dict__) == set(folded.model.__dict__) == names
 
 
 class Ways(nn.Module):

@@ -54,18 +54,18 @@ def test_functions_products_and_attention(graphs):
     assert found["softmax"].operator == "matmul+softmax" and found["softmax"].non_negative
 
 
-@pytest.mark.parametrize("dynamic", [False, True])
-def test_resnet20(graphs, dynamic):
-    found = infos(CifarResNet(20), graphs, dynamic=dynamic)
+@pytest.mark.parametrize("layers_only", [False, True])
+def test_resnet20(graphs, layers_only):
+    found = infos(CifarResNet(20), graphs, layers_only=layers_only)
     # 19 convolutions and a linear layer read 20 values. Static, the 9 blocks add a place before each add, and the average reads
     # one that no layer does.
-    assert len(found) == (20 if dynamic else 20 + 9 + 1)
+    assert len(found) == (20 if layers_only else 20 + 9 + 1)
     layers = [layer for info in found.values() for layer in info.layers]
     assert sorted(layers) == sorted(name for name in CifarResNet(20).state_dict() if name.endswith("weight") and "bn" not in name)
 
 
-def test_dynamic_places_lie_where_layers_read(graphs):
-    found = infos(graphs.Residual(), graphs, dynamic=True)
+def test_places_at_layers_lie_where_layers_read(graphs):
+    found = infos(graphs.Residual(), graphs, layers_only=True)
     assert [name for name, info in found.items() if info.executed] == ["input", "pool", "dropout"]
     assert found["pool"].consumers == ("conv2",)
 

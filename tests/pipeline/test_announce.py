@@ -40,6 +40,16 @@ def test_the_estimate_knows_what_is_kept(prepared, keep, kept):
     assert kept * state_mib <= mib <= (kept + 8) * state_mib
 
 
+def test_what_corrections_left_alone_is_said_by_reason(capsys):
+    found = [f"bn{number}: not folded, it is alone" for number in range(5)]
+    announce.left_alone("W4 int", [*found, "a, b: not equalized, no pair", "nothing converged"])
+    assert capsys.readouterr().out.splitlines() == [
+        "  note: [W4 int] not folded, it is alone (bn0; bn1; bn2; ... 5 in all)",
+        "  note: [W4 int] not equalized, no pair (a, b)",
+        "  note: [W4 int] nothing converged",
+    ]
+
+
 def test_a_failure_leaves_its_traceback_in_a_file(prepared, capsys):
     one = prepared({})
     try:

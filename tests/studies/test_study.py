@@ -33,7 +33,7 @@ def outcome(passed: bool) -> Outcome:
         subject="nothing",
         rows=({"a": 1, "b": 0.5, "c": None}, {"a": 2, "b": 1.0, "c": "x|y"}),
         shown=("a", "c"),
-        checks=(Check(name="claim", expected="two", measured="one", passed=passed),),
+        checks=(Check(name="claim", expected="two", measured="one", passed=passed, n=12),),
         figures=(Bars(stem="bars", title="t", x_label="x", values={"p": 1.0, "q": 2.0}, marked={"m": 1.5}),),
         notes=("A note.",),
     )
@@ -46,7 +46,8 @@ def test_files_and_exit_code(verb, monkeypatch, passed):
     folder = Path("results/scalar")
     assert code == (0 if passed else 1) and ("pass" if passed else "FAIL") in out and "One is two." in out
     assert [row["c"] for row in read(folder / "table.csv")] == ["", "x|y"]
-    assert read(folder / "checks.csv")[0]["expected"] == "two"
+    (check,) = read(folder / "checks.csv")
+    assert check["expected"] == "two" and check["n"] == "12"
     text = (folder / "table.md").read_text()
     assert "x\\|y" in text and "- A note." in text and "checkpoint=net.pt" in text and "far/away" not in text
     assert (folder / "figures" / "bars.png").stat().st_size > 1000 and (folder / "figures" / "bars.svg").exists()

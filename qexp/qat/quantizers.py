@@ -1,0 +1,251 @@
+"""The quantizers that a network is trained with: modules that hold what is learned or observed, one per weight or activation.
+
+All that a resume needs lies in parameters and buffers; they are NaN until `initialise`, and a resumed network gets them from its
+state dict instead, so that nothing is calibrated twice.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from qexp.base.nouns import QParams, QuantSpec
+from qexp.nn.channels import scale_outputs_
+from qexp.nn.fake_quant import range_qparams
+from qexp.qat.moments import Moments
+from qexp.quant.gradients import (
+    fake_quantize_learned,
+    fake_quantize_ste,
+    gradient_factor,
+    initial_scale,
+    initial_weight_scale,
+    offset_zero_point,
+    quantize_clipped,
+)
+from qexp.quant.gradients_dorefa import quantize_dorefa_weight
+from qexp.quant.qparams import MIN_SCALE
+from qexp.quant.ranges import min_max
+from qexp.quant.settings import code_range
+
+
+class Quantizer(nn.Module):
+    """x -> the values that its codes stand for, with a gradient; shape, dtype and memory format stay.
+
+    Args:
+        spec: the grid. mask: which values pass their gradient, `paper` or `rounded`.
+    """
+
+    def __init__(self, spec: QuantSpec, mask: str) -> None:
+        super().__init__()
+        self.spec, self.mask = spec, mask
+        self.axis = spec.axis if spec.granularity == "per_channel" else None
+        self.quant_min, self.quant_max = code_range(spec.scheme, spec.bits)
+
+    def initialise(self, moments: Moments) -> None:
+        """Take first values from what was observed."""
+
+    @property
+    def qparams(self) -> QParams:
+        """What maps the codes to the values that `forward` gives in eval mode."""
+        raise AssertionError(type(self).__name__)
+
+    def _qparams(self, scale: Tensor, zero_point: Tensor | None = None) -> QParams:
+        zeros = torch.zeros_like(scale) if zero_point is None else zero_point
+        return QParams(scale.detach().clone(), zeros.detach().clone(), self.quant_min, self.quant_max, self.axis)
+
+    def extra_repr(self) -> str:
+        """What `print(model)` shows."""
+        return f"{self.spec.scheme}, bits={self.spec.bits}, {self.spec.granularity}"
+
+
+class WeightRange(Quantizer):
+    """`ste` of a weight: its own range at each step, straight through."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The quantized weight."""
+        found = self.at(x)
+        return fake_quantize_ste(
+            x, found.scale, found.zero_point, found.quant_min, found.quant_max, axis=self.axis, mask=self.mask
+        )
+
+    def at(self, x: Tensor) -> QParams:
+        """The grid of a weight."""
+        low, high = min_max(x.detach(), self.axis)
+        return range_qparams(low.float(), high.float(), self.spec)
+
+
+class ObservedRange(Quantizer):
+    """`ste` of an activation: an average of the batches' ranges, which eval mode leaves as it is.
+
+    Under several ranks each averages its own batches, and all begin each step with rank 0's average, as batch norm does.
+    """
+
+    def __init__(self, spec: QuantSpec, mask: str, momentum: float) -> None:
+        super().__init__(spec, mask)
+        self.momentum = momentum
+        self.register_buffer("minimum", torch.full((), torch.nan))
+        self.register_buffer("maximum", torch.full((), torch.nan))
+
+    def initialise(self, moments: Moments) -> None:
+        """Begin with the calibrated range."""
+        self.minimum.copy_(moments.minimum)
+        self.maximum.copy_(moments.maximum)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The quantized activation; the range moves first."""
+        if self.training:
+            low, high = torch.aminmax(x.detach())
+            self.minimum.lerp_(low.to(self.minimum), 1 - self.momentum)
+            self.maximum.lerp_(high.to(self.maximum), 1 - self.momentum)
+        found = self.qparams
+        return fake_quantize_ste(x, found.scale, found.zero_point, self.quant_min, self.quant_max, mask=self.mask)
+
+    @property
+    def qparams(self) -> QParams:
+        """The grid of the average range."""
+        return range_qparams(self.minimum, self.maximum, self.spec)
+
+
+class LearnedStep(Quantizer):
+    """`lsq`, and with an offset `lsq_plus`: the step size is a parameter.
+
+    Args:
+        num_elements: of a step: weights, or values of one image. num_channels: steps, where they are per channel.
+        with_offset: learn the value of code 0 too.
+    """
+
+    def __init__(
+        self, spec: QuantSpec, mask: str, num_elements: int, num_channels: int | None = None, *, with_offset: bool = False
+    ) -> None:
+        super().__init__(spec, mask)
+        shape = () if num_channels is None else (num_channels,)
+        self.scale = nn.Parameter(torch.full(shape, torch.nan))
+        self.offset = nn.Parameter(torch.full(shape, torch.nan)) if with_offset else None
+        # The codes of an affine grid are signed: counted from its lower end they are the paper's 0 to p.
+        self.positive = self.quant_max - self.quant_min if with_offset else self.quant_max
+        self.factor = gradient_factor(num_elements, self.positive)
+
+    @torch.no_grad()
+    def initialise(self, moments: Moments) -> None:
+        """2 E|x| / sqrt(p); with an offset the calibrated range, of a weight three standard deviations on both sides."""
+        if self.offset is not None:
+            found = range_qparams(moments.minimum, moments.maximum, self.spec)
+            self.scale.copy_(found.scale)
+            self.offset.copy_(-found.zero_point * found.scale)
+        elif moments.of_weight and moments.three_sigma:
+            self.scale.copy_(initial_weight_scale(moments.mean, moments.std, self.spec.bits))
+        else:
+            self.scale.copy_(initial_scale(moments.mean_abs, self.positive))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The quantized tensor."""
+        return fake_quantize_learned(
+            x,
+            self.step,
+            quant_min=self.quant_min,
+            quant_max=self.quant_max,
+            gradient_factor=self.factor,
+            axis=self.axis,
+            mask=self.mask,
+            offset=self.offset,
+        )
+
+    @property
+    def step(self) -> Tensor:
+        """The step size as used: an update that carries it across zero does not turn the grid around."""
+        return self.scale.abs().clamp_min(MIN_SCALE)
+
+    @property
+    def qparams(self) -> QParams:
+        """Step and offset as scale and zero point."""
+        step = self.step.detach()
+        zero = None if self.offset is None else offset_zero_point(self.offset, step, self.quant_min, self.quant_max)
+        return self._qparams(step, zero)
+
+
+class ClippedRange(Quantizer):
+    """`pact`: the activation's end alpha is a parameter; of `dorefa` it is fixed, at 1 but for the images.
+
+    Args:
+        learned: alpha is a parameter.
+        end: where alpha begins; None takes the calibrated range.
+    """
+
+    def __init__(self, spec: QuantSpec, mask: str, *, learned: bool, end: float | None = None) -> None:
+        super().__init__(spec, mask)
+        self.signed, self.end = spec.scheme != "unsigned_symmetric", end
+        alpha = torch.full((), torch.nan)
+        if learned:
+            self.alpha = nn.Parameter(alpha)
+        else:
+            self.register_buffer("alpha", alpha)
+
+    @torch.no_grad()
+    def initialise(self, moments: Moments) -> None:
+        """The end that was given, else of the calibrated range."""
+        self.alpha.copy_(torch.maximum(moments.maximum, -moments.minimum) if self.end is None else torch.tensor(self.end))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The quantized activation."""
+        return quantize_clipped(x, self._end(), self.spec.bits, signed=self.signed, mask=self.mask)
+
+    def _end(self) -> Tensor:
+        return self.alpha.abs().clamp_min(MIN_SCALE * self.quant_max)
+
+    @property
+    def qparams(self) -> QParams:
+        """The grid that ends at alpha."""
+        end = self._end().detach()
+        return self._qparams(end / torch.full_like(end, self.quant_max))
+
+
+class DorefaWeight(Quantizer):
+    """`dorefa` and `pact` of a weight: even levels of its squashed values, -1 to 1."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The quantized weight."""
+        return quantize_dorefa_weight(x, self.spec.bits)
+
+    def at(self, x: Tensor) -> QParams:
+        """Its levels as odd multiples of half their distance; at one bit both signs of the mean magnitude."""
+        ends = 2**self.spec.bits - 1
+        scale = x.detach().abs().mean() if self.spec.bits == 1 else torch.tensor(1 / ends, device=x.device)
+        return QParams(scale.float(), torch.zeros_like(scale), -ends, ends)
+
+
+class FoldedWeight(nn.Module):
+    """A weight quantized as it will be once batch norm is folded into it: Q(W f) / f, f = gamma / sqrt(running_var + eps).
+
+    The batch norm behind the layer goes on to normalize with the batch's statistics, and with its running ones once it is frozen,
+    when both together are the folded layer.
+
+    Args:
+        quantizer: of the folded weight. layer: that holds the weight. norm: the batch norm behind it.
+
+    Source: Jacob et al. 2018, arXiv:1712.05877, section 3.2; Krishnamoorthi 2018, arXiv:1806.08342, section 3.2.2.
+    """
+
+    def __init__(self, quantizer: Quantizer, layer: nn.Module, norm: nn.Module) -> None:
+        super().__init__()
+        self.quantizer = quantizer
+        # In a tuple: as submodules they would be listed twice in the state dict.
+        self.neighbours = (layer, norm)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The weight that the layer uses."""
+        layer, factor = self.neighbours[0], self.factor()
+        found = self.quantizer(self.folded(x, factor)).clone()
+        scale_outputs_(layer, found, torch.where(factor == 0, factor, 1 / factor))
+        return found
+
+    def factor(self) -> Tensor:
+        """f, [channels]."""
+        norm = self.neighbours[1]
+        gain = torch.rsqrt(norm.running_var + norm.eps)
+        return gain if norm.weight is None else gain * norm.weight
+
+    def folded(self, x: Tensor, factor: Tensor | None = None) -> Tensor:
+        """W f."""
+        scaled = x.clone()
+        scale_outputs_(self.neighbours[0], scaled, self.factor() if factor is None else factor)
+        return scaled

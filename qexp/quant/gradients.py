@@ -1,0 +1,286 @@
+"""Quantizers that gradients pass: straight-through, LSQ and LSQ+, PACT; `qexp.quant.gradients_dorefa` has DoReFa-Net's.
+
+Forward they are `qexp.quant.affine.fake_quantize_affine` (`reciprocal`, ties to even), bit for bit, so that what was trained is
+what a converted network computes. Backward each is what its paper says. v = x / scale; R rounds.
+
+One autograd function per tensor, which keeps x and nothing of its size besides: a weight is alive as long as its network, and the
+ReLU before a quantizer keeps its result for itself. Rejected: a mask of one byte per element, which adds to what is alive where x
+is, and from which the scale's gradient does not follow. All is computed in float32 (float64 for float64) and comes back in the
+dtype and layout of x.
+
+`mask` names where the gradient passes: `rounded`, quant_min <= R(v) + zero_point <= quant_max, as torch's; `paper`,
+quant_min < v + zero_point < quant_max, as LSQ's. They differ in the half step around each end of the range.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+from torch.autograd.function import FunctionCtx, once_differentiable
+
+from qexp.base.errors import choose
+from qexp.quant.gradient_blocks import (
+    as_number,
+    backward_in_blocks,
+    clipped_kernel,
+    compute_dtype,
+    eager_cpu,
+    learned_kernel,
+    quantize_in_blocks,
+    rounded_limits,
+)
+from qexp.quant.settings import code_range
+
+MASKS = ("rounded", "paper")
+
+
+def fake_quantize_ste(
+    x: Tensor,
+    scale: Tensor,
+    zero_point: Tensor | float,
+    quant_min: int,
+    quant_max: int,
+    *,
+    axis: int | None = None,
+    mask: str = "rounded",
+) -> Tensor:
+    """The affine quantizer, straight through its rounding.
+
+    x^ = clamp(R(x * (1/scale)), quant_min - zero_point, quant_max - zero_point) * scale
+    dx^/dx = 1 inside the mask, else 0
+
+    Args:
+        x: any shape, floating.
+        scale: float32, positive, 0-d or [channels]; gets no gradient.
+        zero_point: integral, float32 of the shape of scale, or a number for all channels (on a GPU the faster).
+        quant_min: smallest code. quant_max: largest code.
+        axis: channel axis of scale and zero_point, None per tensor.
+        mask: `rounded` (torch) or `paper`.
+
+    Raises:
+        UserError: an unknown mask.
+
+    Source: Bengio et al. 2013, arXiv:1308.3432; torch `fake_quantize_per_tensor_affine`.
+
+    >>> x = torch.tensor([-2.0, 0.3, 1.2], requires_grad=True)
+    >>> fake_quantize_ste(x, torch.tensor(0.5), 0, -2, 1).sum().backward()
+    >>> x.grad
+    tensor([0., 1., 0.])
+    """
+    return _FakeQuantize.apply(x, scale.detach(), None, zero_point, quant_min, quant_max, axis, choose("mask", mask, MASKS), 1.0)
+
+
+def fake_quantize_learned(
+    x: Tensor,
+    scale: Tensor,
+    *,
+    quant_min: int,
+    quant_max: int,
+    gradient_factor: float,
+    axis: int | None = None,
+    mask: str = "paper",
+    offset: Tensor | None = None,
+) -> Tensor:
+    """LSQ, the affine quantizer with a learned scale; with an offset LSQ+.
+
+    x^ = clamp(R(x * (1/scale)), quant_min - z, quant_max - z) * scale
+    z = 0, with an offset clamp(R(-offset * (1/scale)), quant_min, quant_max)
+
+    dx^/dx = 1 inside the mask, else 0
+    dx^/dscale = {R(v) - v inside; quant_min below; quant_max above} * gradient_factor
+    dx^/doffset = {0 inside; 1 outside} * gradient_factor
+
+    LSQ+ writes x^ = R(clamp((x - offset) / scale, quant_min, quant_max)) scale + offset: the offset is the value of code 0. Here
+    that value is a whole number of steps, -z scale, so that zero is represented exactly, as padding needs it, and integer
+    runtimes, whose zero points are codes, compute the same. The gradients are the paper's: straight through that rounding too.
+
+    Args:
+        x: any shape, floating.
+        scale: float32, 0-d or [channels]. The caller keeps it positive.
+        quant_min: smallest code. quant_max: largest code.
+        gradient_factor: of the gradients of scale and offset; see `gradient_factor`.
+        axis: channel axis of scale and offset, None per tensor.
+        mask: `paper` or `rounded`.
+        offset: float32, of the shape of scale.
+
+    Raises:
+        UserError: an unknown mask.
+
+    Source: Esser et al. 2020, arXiv:1902.08153, section 2.1; Bhalgat et al. 2020, arXiv:2004.09576, section 3.
+
+    >>> x, scale = torch.tensor([-2.0, 0.3, 1.2]), torch.tensor(0.5, requires_grad=True)
+    >>> fake_quantize_learned(x, scale, quant_min=-2, quant_max=1, gradient_factor=1.0).sum().backward()
+    >>> scale.grad  # -2 + (1 - 0.6) + 1
+    tensor(-0.6000)
+    """
+    zero_point = 0.0 if offset is None else offset_zero_point(offset, scale, quant_min, quant_max)
+    return _FakeQuantize.apply(
+        x, scale, offset, zero_point, quant_min, quant_max, axis, choose("mask", mask, MASKS), gradient_factor
+    )
+
+
+def offset_zero_point(offset: Tensor, scale: Tensor, quant_min: int, quant_max: int) -> Tensor:
+    """The zero point of LSQ+: clamp(R(-offset * (1/scale)), quant_min, quant_max), float32 of the shape of scale."""
+    offset, scale = offset.detach(), scale.detach()
+    return torch.clamp(torch.round(-offset * scale.reciprocal()), quant_min, quant_max)
+
+
+def gradient_factor(num_elements: int, quant_max: int) -> float:
+    """LSQ's factor of the scale's gradient, 1 / sqrt(N p): the step then learns about as fast as the weights.
+
+    Args:
+        num_elements: N, weights of a scale, or elements of an activation (without the batch) of a scale.
+        quant_max: p, largest code.
+
+    Source: Esser et al. 2020, arXiv:1902.08153, section 2.2.
+    """
+    return 1 / math.sqrt(num_elements * quant_max)
+
+
+def initial_scale(mean_abs: Tensor, quant_max: int) -> Tensor:
+    """LSQ's first scale, 2 E|x| / sqrt(p).
+
+    Args:
+        mean_abs: E|x|, 0-d or [channels].
+        quant_max: p, largest code.
+
+    Source: Esser et al. 2020, arXiv:1902.08153, section 2.1.
+    """
+    return 2 * mean_abs / math.sqrt(quant_max)
+
+
+def initial_weight_scale(mean: Tensor, std: Tensor, bits: int) -> Tensor:
+    """LSQ+'s first scale of a weight, max(|mean - 3 std|, |mean + 3 std|) / 2^(b-1).
+
+    Args:
+        mean: of the weights, 0-d or [channels]. std: their standard deviation, likewise.
+        bits: width.
+
+    Source: Bhalgat et al. 2020, arXiv:2004.09576, section 3.
+    """
+    return torch.maximum((mean - 3 * std).abs(), (mean + 3 * std).abs()) / 2 ** (bits - 1)
+
+
+def quantize_clipped(x: Tensor, alpha: Tensor, bits: int, *, signed: bool = False, mask: str = "paper") -> Tensor:
+    """PACT: the range [0, alpha], or [-alpha, alpha], is learned.
+
+    x^ = clamp(R(x * (1/s)), 0, p) * s,  s = alpha / p, p = 2^b - 1                        (the grid `unsigned_symmetric`)
+    signed: clamp(R(x * (1/s)), -p, p) * s, p = 2^(b-1) - 1                               (the grid `symmetric_restricted`)
+
+    dx^/dx = 1 where 0 <= x < alpha, else 0                                               (signed: -alpha < x < alpha)
+    dx^/dalpha = 1 where x >= alpha, else 0                                               (signed: and -1 where x <= -alpha)
+
+    Args:
+        x: any shape, floating.
+        alpha: float32, one number. The caller keeps it positive.
+        bits: 1 to 16, signed 2 to 16.
+        signed: whether values may be negative.
+        mask: `paper`, as above; `rounded` takes what rounds to a code as inside.
+
+    Raises:
+        UserError: an unknown mask.
+
+    Source: Choi et al. 2018, arXiv:1805.06085, eqs. 1 to 3; the signed form is its usual extension.
+
+    >>> x, alpha = torch.tensor([-1.0, 0.3, 2.0, 3.0]), torch.tensor(1.5, requires_grad=True)
+    >>> quantize_clipped(x, alpha, 2).sum().backward()
+    >>> alpha.grad
+    tensor(2.)
+    """
+    return Clipped.apply(x, alpha, bits, signed, choose("mask", mask, MASKS))
+
+
+class _FakeQuantize(Function):
+    """Straight-through, LSQ and LSQ+: they differ in who asks for a gradient."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, x, scale, offset, zero_point, quant_min, quant_max, axis, mask, factor) -> Tensor:
+        ctx.dtypes = scale.dtype, None if offset is None else offset.dtype
+        ctx.shapes = scale.shape, None if offset is None else offset.shape
+        axis = None if scale.dim() == 0 else axis
+        dtype = compute_dtype(x)
+        scale = scale.to(dtype) if axis is not None else scale.to(dtype).reshape(())
+        zero_point = as_number(zero_point, x)
+        if isinstance(zero_point, Tensor):
+            zero_point = zero_point.to(dtype) if axis is not None else zero_point.to(dtype).reshape(())
+        low, high = quant_min - zero_point, quant_max - zero_point
+        tensors = (x, scale, zero_point) if isinstance(zero_point, Tensor) else (x, scale)
+        ctx.save_for_backward(*tensors)
+        ctx.settings = quant_min, quant_max, axis, mask, factor, None if isinstance(zero_point, Tensor) else zero_point
+        return quantize_in_blocks(x, scale, low, high, axis)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
+        quant_min, quant_max, axis, mask, factor, zero_point = ctx.settings
+        x, scale, *rest = ctx.saved_tensors
+        zero_point = rest[0] if rest else zero_point
+        wants_x, wants_scale, wants_offset = ctx.needs_input_grad[:3]
+        low, high = quant_min - zero_point, quant_max - zero_point
+        ends = rounded_limits(low, high, scale.dtype) if mask == "rounded" else (low, high)
+        # With an offset the ends are codes, not steps from zero: z more of the part that was clamped.
+        shifted = wants_scale and ctx.shapes[1] is not None
+        kernel = partial(learned_kernel, wants_scale=wants_scale, wants_outside=wants_offset or shifted, wants_x=wants_x)
+        found, sums = backward_in_blocks(kernel, x, grad, (scale.reciprocal(), low, high, *ends), axis, wants_x=wants_x)
+        grad_scale = grad_offset = None
+        if wants_scale:
+            steps = sums[0] + zero_point * sums[1] if shifted else sums[0]
+            grad_scale = (steps * factor).to(ctx.dtypes[0]).reshape(ctx.shapes[0])
+        if wants_offset:
+            grad_offset = (sums[-1] * factor).to(ctx.dtypes[1]).reshape(ctx.shapes[1])
+        return found, grad_scale, grad_offset, None, None, None, None, None, None
+
+
+class Clipped(Function):
+    """PACT, and DoReFa-Net's activations."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, x, alpha, bits, signed, mask) -> Tensor:
+        """Values on the grid; mask is `closed` besides `paper` and `rounded`."""
+        ctx.save_for_backward(x, alpha)
+        ctx.settings = bits, signed, mask
+        low, high = _clipped_range(bits, signed)
+        return quantize_in_blocks(x, _clipped_scale(alpha, high, x), low, high, None)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients of x and alpha."""
+        bits, signed, mask = ctx.settings
+        x, alpha = ctx.saved_tensors
+        wants_x, wants_alpha = ctx.needs_input_grad[:2]
+        low, high = _clipped_range(bits, signed)
+        dtype = compute_dtype(x)
+        inverse = None
+        if mask == "rounded":
+            inverse = _clipped_scale(alpha, high, x).reciprocal()
+            ends = rounded_limits(low, high, dtype)
+        else:
+            end = alpha.to(dtype).reshape(())
+            if mask == "closed":
+                end = torch.nextafter(end, torch.full_like(end, math.inf))
+            end = float(end) if eager_cpu(x) else end
+            ends = (-end if signed else -_smallest(dtype)), end
+        kernel = partial(clipped_kernel, signed=signed, wants_alpha=wants_alpha)
+        found, sums = backward_in_blocks(kernel, x, grad, (inverse, *ends), None, wants_x=wants_x)
+        grad_alpha = sums[0].to(alpha.dtype).reshape(alpha.shape) if wants_alpha else None
+        return found, grad_alpha, None, None, None
+
+
+def _clipped_range(bits: int, signed: bool) -> tuple[float, float]:
+    low, high = code_range("symmetric_restricted" if signed else "unsigned_symmetric", bits)
+    return float(low), float(high)
+
+
+def _clipped_scale(alpha: Tensor, high: float, x: Tensor) -> Tensor:
+    # Divided by a tensor: by a number, CUDA multiplies with its reciprocal, one unit in the last place off.
+    alpha = alpha.detach().to(compute_dtype(x)).reshape(())
+    return alpha / torch.full_like(alpha, high)
+
+
+def _smallest(dtype: torch.dtype) -> float:
+    return math.ldexp(1.0, -1074 if dtype == torch.float64 else -149)

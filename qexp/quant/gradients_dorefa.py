@@ -1,0 +1,103 @@
+"""DoReFa-Net's quantizers, which gradients pass: weights by way of tanh, activations clipped to [0, 1].
+
+Forward, weights are the scheme `dorefa`, bit for bit, and activations `fake_quantize_affine` with a scale of 1 / (2^b - 1).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+from torch.autograd.function import FunctionCtx, once_differentiable
+
+from qexp.quant.blocks import in_blocks
+from qexp.quant.codebooks import decode_binary, decode_dorefa, encode_binary, encode_dorefa, fit_binary
+from qexp.quant.gradient_blocks import backward_in_blocks, block_size, blocked, compute_dtype, inner_product
+from qexp.quant.gradients import Clipped
+from qexp.quant.levels import level_scale
+from qexp.quant.rounding import half_even
+
+
+def quantize_dorefa_activation(x: Tensor, bits: int, *, signed: bool = False) -> Tensor:
+    """DoReFa-Net's activations: Q_b(clip(x, 0, 1)), signed Q_b(clip(x, -1, 1)), straight through inside.
+
+    `quantize_clipped` with a fixed alpha of 1, but for the end: dx^/dx = 1 where 0 <= x <= 1, as clip's.
+
+    Source: Zhou et al. 2016, arXiv:1606.06160, section 2.4.
+    """
+    one = torch.ones((), dtype=torch.float32, device=x.device)
+    return Clipped.apply(x, one, bits, signed, "closed")
+
+
+def quantize_dorefa_weight(w: Tensor, bits: int) -> Tensor:
+    """DoReFa-Net's weights: even levels of tanh(w) / max|tanh w|; at one bit sign(w) mean|w|.
+
+    w^ = 2 Q_b(tanh(w) / (2 m) + 1/2) - 1,  m = max|tanh w|,  Q_b(r) = R((2^b - 1) r) / (2^b - 1)
+
+    Straight through R; all the rest is differentiated as it stands, the maximum too, as automatic differentiation of this formula
+    does. With t = tanh(w) and k weights of the largest magnitude,
+
+    dL/dw_i = (1 - t_i^2) / m * (g_i - [|t_i| = m] sign(t_i) sum_j(g_j t_j) / (k m))
+
+    so that a largest weight, which always has an end of the range, is moved by the others only. At one bit dL/dw = g.
+
+    Args:
+        w: any shape, floating.
+        bits: 1 to 16.
+
+    Source: Zhou et al. 2016, arXiv:1606.06160, eqs. 7 to 9.
+
+    >>> quantize_dorefa_weight(torch.tensor([-1.0, 0.1, 0.5]), 2)
+    tensor([-1.0000,  0.3333,  0.3333])
+    """
+    return _DorefaWeight.apply(w, bits)
+
+
+class _DorefaWeight(Function):
+    """DoReFa-Net's weights; w and three numbers are kept, and tanh is computed anew."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, w, bits) -> Tensor:
+        ctx.binary = bits == 1
+        if ctx.binary:
+            scale = fit_binary(w.to(compute_dtype(w)).reshape(1, -1)).reshape(())
+            return _in_blocks(w, lambda x: decode_binary(encode_binary(x), scale))
+        top = level_scale(*(end.to(compute_dtype(w)) for end in torch.aminmax(w)))
+        peak = torch.tanh(top)
+        ctx.save_for_backward(w, top, peak)
+        return _in_blocks(w, lambda x: decode_dorefa(encode_dorefa(x, peak, bits, half_even), bits))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, None]:
+        if ctx.binary:
+            return grad, None
+        w, top, peak = ctx.saved_tensors
+        _, (moment, count) = backward_in_blocks(_moment_kernel, w, grad, (top,), None, wants_x=False)
+        pull = moment / (peak * count.clamp(min=1))  # none where all is zero, whose level is a constant
+        found, _ = backward_in_blocks(_slope_kernel, w, grad, (top, peak, pull), None, wants_x=True)
+        return found, None
+
+
+def _in_blocks(w: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
+    """A function of one argument on w in blocks, in its dtype and layout."""
+    if not blocked(w):
+        return function(w.to(compute_dtype(w))).to(w.dtype)
+    target = torch.empty_like(w)
+    in_blocks(lambda x, out: out.copy_(function(x)), w, target, (), None, block_size())
+    return target
+
+
+def _moment_kernel(x, grad, top, *, axis, out, buffers):
+    """No gradient, but sum(grad tanh(x)) and the number of largest weights."""
+    count = (x.abs() == top).sum()
+    return None, (inner_product(grad, torch.tanh(x, out=buffers[0]), axis), count)
+
+
+def _slope_kernel(x, grad, top, peak, pull, *, axis, out, buffers):
+    """(grad - [|x| = top] sign(x) pull) (1 - tanh(x)^2) / peak."""
+    slope = torch.tanh(x, out=buffers[0]).square_().neg_().add_(1).div_(peak)
+    free = torch.where(x.abs() == top, grad - torch.sign(x) * pull, grad)
+    return torch.mul(free, slope, out=out), ()

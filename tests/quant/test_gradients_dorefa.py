@@ -1,0 +1,142 @@
+"""DoReFa-Net's quantizers against the scheme, plain autograd and finite differences."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from qexp.base.nouns import QParams, QuantSpec
+from qexp.quant import gradient_blocks
+from qexp.quant.affine import fake_quantize_affine
+from qexp.quant.gradients_dorefa import quantize_dorefa_activation, quantize_dorefa_weight
+from qexp.quant.schemes import quantize_
+from qexp.quant.settings import code_range
+
+
+def normal(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+
+
+def leaf(value: torch.Tensor) -> torch.Tensor:
+    return value.clone().requires_grad_()
+
+
+def reference(w: torch.Tensor, bits: int) -> torch.Tensor:
+    """The formula, with its rounding detached."""
+    tanh, levels = torch.tanh(w), 2**bits - 1
+    unit = tanh / (2 * tanh.abs().amax()) + 0.5
+    return 2 * (unit + ((unit * levels).round() / levels - unit).detach()) - 1
+
+
+@pytest.mark.parametrize("block", [7, 1 << 16])
+@pytest.mark.parametrize("bits", [1, 2, 3, 4, 8, 16])
+@pytest.mark.parametrize("shape", [(16, 3, 3, 3), (1001,), (1, 1)])
+def test_weights_are_the_scheme(shape, bits, block, monkeypatch):
+    monkeypatch.setattr(gradient_blocks, "BLOCK", block)
+    for w in (normal(*shape) * 0.3, normal(*shape, seed=1) * 20, normal(*shape, dtype=torch.bfloat16)):
+        expected = quantize_(torch.empty_like(w), w, QuantSpec(scheme="dorefa", bits=bits))
+        assert torch.equal(quantize_dorefa_weight(w, bits), expected)
+    w = normal(4, 6, 5, 3).to(memory_format=torch.channels_last)
+    found = quantize_dorefa_weight(w, bits)
+    assert found.stride() == w.stride() and torch.equal(found, quantize_dorefa_weight(w.contiguous(), bits))
+
+
+@pytest.mark.parametrize("block", [7, 1 << 16])
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_gradient_of_weights_is_plain_autograd(bits, block, monkeypatch):
+    monkeypatch.setattr(gradient_blocks, "BLOCK", block)
+    for w in (normal(8, 4, 3, 3), normal(8, 4, 3, 3).to(memory_format=torch.channels_last), normal(4, 8, 3, 3).transpose(0, 1)):
+        mine, theirs, grad = leaf(w), leaf(w), normal(8, 4, 3, 3, seed=1)
+        quantize_dorefa_weight(mine, bits).backward(grad)
+        reference(theirs, bits).backward(grad)
+        torch.testing.assert_close(mine.grad, theirs.grad, rtol=1e-4, atol=1e-5)
+
+
+def test_largest_weights_share_the_gradient_of_the_maximum():
+    w, grad = torch.tensor([0.7, -0.7, 0.2, 0.7, 0.0]), torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0])
+    mine, theirs = leaf(w), leaf(w)
+    quantize_dorefa_weight(mine, 4).backward(grad)
+    reference(theirs, 4).backward(grad)
+    torch.testing.assert_close(mine.grad, theirs.grad)
+    alone = leaf(torch.tensor([0.7, 0.2]))
+    quantize_dorefa_weight(alone, 4).backward(torch.tensor([1.0, 0.0]))
+    assert alone.grad.abs().max() < 1e-6, "an end of the range stays where it is"
+
+
+def test_finite_differences_of_the_weights_surrogate():
+    """Without its rounding, which is straight through, the quantizer is tanh(w) / max|tanh w|."""
+    w, grad, h = normal(30, dtype=torch.float64), normal(30, seed=1, dtype=torch.float64), 1e-6
+    mine = leaf(w)
+    quantize_dorefa_weight(mine, 4).backward(grad)
+
+    def loss(w):
+        return (grad * torch.tanh(w) / torch.tanh(w).abs().max()).sum()
+
+    steps = torch.eye(30, dtype=torch.float64) * h
+    expected = torch.stack([(loss(w + step) - loss(w - step)) / (2 * h) for step in steps])
+    torch.testing.assert_close(mine.grad, expected, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_computed_in_float32(dtype):
+    w, grad = normal(500, dtype=dtype), normal(500, seed=1, dtype=dtype)
+    for bits in (1, 3):
+        mine, single = leaf(w), leaf(w.float())
+        found, expected = quantize_dorefa_weight(mine, bits), quantize_dorefa_weight(single, bits)
+        found.backward(grad)
+        expected.backward(grad.float())
+        assert found.dtype == mine.grad.dtype == dtype
+        assert torch.equal(found, expected.to(dtype)) and torch.equal(mine.grad, single.grad.to(dtype))
+
+
+def test_gradients_at_one_bit_and_at_zero():
+    for w, bits in ((normal(20), 1), (torch.zeros(20), 1)):
+        mine, grad = leaf(w), normal(20, seed=1)
+        quantize_dorefa_weight(mine, bits).backward(grad)
+        assert torch.equal(mine.grad, grad)
+    zero = leaf(torch.zeros(20))
+    quantize_dorefa_weight(zero, 2).sum().backward()
+    assert zero.grad.isfinite().all()
+
+
+def test_only_the_weights_are_kept():
+    w, kept = leaf(normal(8, 4, 3, 3)), []
+    with torch.autograd.graph.saved_tensors_hooks(lambda saved: kept.append(saved) or saved, lambda saved: saved):
+        quantize_dorefa_weight(w, 4)
+    large = [saved for saved in kept if saved.numel() > 1]
+    assert len(large) == 1 and large[0].data_ptr() == w.data_ptr()
+
+
+VALUES = st.lists(st.one_of(st.floats(-3, 3, width=32), st.sampled_from([0.0, -0.0, 1.0, -1.0])), min_size=0, max_size=40)
+
+
+@given(values=VALUES, bits=st.integers(1, 16), signed=st.booleans())
+def test_activations(values, bits, signed):
+    bits = bits + 1 if signed and bits == 1 else bits
+    low, high = code_range("symmetric_restricted" if signed else "unsigned_symmetric", bits)
+    x = leaf(torch.tensor(values, dtype=torch.float32))
+    found = quantize_dorefa_activation(x, bits, signed=signed)
+    qparams = QParams(torch.tensor(1.0) / high, torch.tensor(0.0), low, high)
+    assert torch.equal(found, fake_quantize_affine(x.detach(), qparams))
+    found.sum().backward()
+    inside = (x >= (-1 if signed else 0)) & (x <= 1)
+    assert torch.equal(x.grad, inside.float())
+
+
+# torch's compiler uses what torch deprecates: instances of autograd.Function.
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("bits", [1, 3])
+def test_compiles_whole(bits):
+    torch._dynamo.reset()
+
+    def function(w):
+        return quantize_dorefa_weight(w, bits) * quantize_dorefa_activation(w, bits)
+
+    mine, theirs = leaf(normal(4, 3, 3, 3)), leaf(normal(4, 3, 3, 3))
+    found, expected = torch.compile(function, backend="aot_eager", fullgraph=True)(mine), function(theirs)
+    assert torch.equal(found, expected)
+    found.sum().backward()
+    expected.sum().backward()
+    torch.testing.assert_close(mine.grad, theirs.grad)
