@@ -18,6 +18,7 @@ from qexp.models.settings import ModelSettings
 from qexp.models.zoo import build_torchvision, torchvision_names
 
 NETWORKS: dict[str, Callable[..., nn.Module]] = {
+    "resnet8": partial(CifarResNet, 8),
     "resnet20": partial(CifarResNet, 20),
     "resnet32": partial(CifarResNet, 32),
     "resnet44": partial(CifarResNet, 44),

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-DEPTHS = (20, 32, 44, 56, 110)
+DEPTHS = (8, 20, 32, 44, 56, 110)
 
 
 class PadShortcut(nn.Module):
@@ -57,7 +57,7 @@ class CifarResNet(nn.Module):
     Convolutions and the classifier start from Kaiming's normal distribution, std = sqrt(2 / fan_in); the bias from 0.
 
     Args:
-        depth: 20, 32, 44, 56 or 110.
+        depth: 8 (MLPerf Tiny's size), 20, 32, 44, 56 or 110.
         num_classes: outputs.
         in_channels: channels of the images.
 

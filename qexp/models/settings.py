@@ -13,7 +13,7 @@ class ModelSettings:
     """Which network.
 
     Args:
-        name: a CIFAR ResNet (`resnet20` `32` `44` `56` `110`), a torchvision classification network, or `custom`.
+        name: a CIFAR ResNet (`resnet8` `20` `32` `44` `56` `110`), a torchvision classification network, or `custom`.
         factory: `package.module:function` or `file.py:function` for `custom`; called with `num_classes` and `in_channels`
             as far as it takes them, returns a `torch.nn.Module`.
         weights: a state-dict file to start from (or `DEFAULT` for torchvision's own where there is a network).

@@ -19,6 +19,7 @@ from qexp.engine.state import FitState
 from qexp.engine.trajectory import TrajectoryStore
 from qexp.pipeline.identity import training_identity
 from qexp.pipeline.prepare import Prepared
+from qexp.pipeline.qat import QatTraining
 from qexp.policy.table import format_plan
 from qexp.reporting.report import write_report
 from qexp.schema import Config
@@ -29,10 +30,8 @@ def plan(prepared: Sequence[Prepared], *, num_jobs: int) -> None:
     """Print what will run: jobs, trainings, variants, and which tensor is quantized how."""
     trainings = [one for one in prepared if one.config.checkpoint is None]
     parts = [f"{_count(len(trainings), 'training')} ({sum(map(_is_stored, trainings))} stored)"] if trainings else []
-    own = {one.training for one in trainings}
-    starts = {one.start.training: one.start for one in trainings if one.start is not None and one.start.training not in own}
-    if starts:
-        parts.append(f"{_count(len(starts), 'float training')} to begin from ({sum(map(_is_stored, starts.values()))} stored)")
+    if starts := _starts(prepared):
+        parts.append(f"{_count(len(starts), 'float training')} to begin from ({sum(map(_is_stored, starts))} stored)")
     parts.append(_count(sum(len(one.variants) - 1 for one in prepared), "quantized variant"))
     say(f"{_count(num_jobs, 'job')}: {', '.join(parts)}")
     shown: dict[str, str] = {}
@@ -44,6 +43,12 @@ def plan(prepared: Sequence[Prepared], *, num_jobs: int) -> None:
             same = shown.setdefault(gist, variant.label)
             lines = body.splitlines() if same == variant.label else [f"  the tensors of [{same}]"]
             say(f"[{variant.label}] {header}", *lines, *(f"  note: {note}; listed once" for note in variant.notes))
+
+
+def _starts(prepared: Sequence[Prepared]) -> list[Prepared]:
+    """The float trainings that others begin from and that no job asks for itself, each once."""
+    own = {one.training for one in prepared}
+    return list({one.start.training: one.start for one in prepared if one.start and one.start.training not in own}.values())
 
 
 def _gist(chosen: Plan, body: str) -> str:
@@ -62,19 +67,21 @@ def _count(number: int, noun: str) -> str:
 
 def estimate(prepared: Sequence[Prepared]) -> None:
     """Print time and disk that the sweep would take, from a few measured steps."""
-    total_s, total_mib = 0.0, 0.0
-    for one in prepared:
+    total_s, total_mib, starts = 0.0, 0.0, _starts(prepared)
+    for one in [*starts, *prepared]:
         seconds, mib = _cost(one)
         total_s, total_mib = total_s + seconds, total_mib + mib
-        say(f"{one.training}: about {seconds / 60:.1f} min and {mib:.1f} MiB here")
+        what = " for the float training to begin from" if one in starts else ""
+        say(f"{one.training}: about {seconds / 60:.1f} min and {mib:.1f} MiB here{what}")
+    begun = f" and {_count(len(starts), 'float training')} to begin from" if starts else ""
     whole = f"about {total_s / 60:.1f} min and {total_mib:.1f} MiB"
-    say(f"in all: {_count(len(prepared), 'training')}, {whole}; nothing was started (plan_only)")
+    say(f"in all: {_count(len(prepared), 'training')}{begun}, {whole}; nothing was started (plan_only)")
 
 
 def _cost(one: Prepared) -> tuple[float, float]:
     """Seconds and MiB of one merged job: measured seconds per image, times images and epochs."""
     config, bundle = one.config, one.bundle
-    model = one.network()
+    model = QatTraining(one, torch.device("cpu")).blank() if config.qat.is_on else one.network()
     channels, height, width = bundle.image_shape
     images = torch.randn(min(32, config.recipe.batch_size), channels, height, width)
 
@@ -127,14 +134,25 @@ def epoch(records: Sequence[Record]) -> None:
 
 
 def left_alone(label: str, notes: Sequence[str]) -> None:
-    """What the corrections of a copy left alone; those for one reason in one line."""
+    """What the corrections of a copy left alone, and why."""
+    say(*(f"  note: [{label}] {line}" for line in by_reason(notes, most=3)))
+
+
+def by_reason(notes: Sequence[str], most: int | None = None) -> list[str]:
+    """Notes of the form `layer: reason`, those for one reason together, of which `most` layers are named.
+
+    >>> by_reason(["bn1: not folded, it is alone", "bn2: not folded, it is alone"])
+    ['not folded, it is alone (bn1; bn2)']
+    """
     reasons: dict[str, list[str]] = {}
     for note in notes:
         names, colon, reason = note.partition(": ")
         reasons.setdefault(reason if colon else note, []).extend([names] if colon else [])
+    lines = []
     for reason, names in reasons.items():
-        listed = "; ".join(names[:3]) + (f"; ... {len(names)} in all" if len(names) > 3 else "")
-        say(f"  note: [{label}] {reason}{f' ({listed})' if names else ''}")
+        rest = f"; ... {len(names)} in all" if most is not None and len(names) > most else ""
+        lines.append(f"{reason} ({'; '.join(names[:most])}{rest})" if names else reason)
+    return lines
 
 
 def failure(one: Prepared, error: Exception) -> Path | None:

@@ -85,7 +85,7 @@ def measure(prepared: Prepared, variant: Variant, device: torch.device, image: T
         tensors=(*weights, *places),
         size_bytes=variant.size_bytes,
         images=images,
-        notes=(*(f"ALARM: {alarm}" for alarm in alarms), *prepared.notes, *built.notes),
+        notes=(*(f"ALARM: {alarm}" for alarm in alarms), *prepared.notes, *announce.by_reason(built.notes)),
         image="" if image is None else str(config.image),
         scores=() if image is None else _scores(prepared, network, built.module, image),
     )

@@ -99,7 +99,7 @@ def values_at(traced, x, layers_only=False):
 def calibrated(traced, plan, x, network=None):
     """The network with fake quantization, each place at its range on x."""
     result = insert(traced, plan, network)
-    found = values_at(traced, x)
+    found = values_at(traced, x, layers_only=any(spec.layers_only for spec in plan.quantized_activations.values()))
     for name, module in fake_quants(result).items():
         if not module.spec.dynamic:
             values = torch.cat([value.flatten() for value in found[name]])

@@ -128,3 +128,20 @@ def test_rescaled_channels_are_the_same_network_until_it_is_rounded(cli, tiny):
 def test_batch_norm_does_not_tell_the_range_of_a_rescaled_channel(cli, tiny):
     done = cli(*tiny, "correct.fold_bn=true", "correct.rescale_log10=1", "calibrate=bn")
     assert done.code == 2 and "calibrate=bn: allowed is another method with correct.rescale_log10" in done.err
+
+
+def test_what_a_correction_leaves_alone_is_said_once_for_a_copy(cli, tiny):
+    Path("net.py").write_text(
+        "from torch import nn\n"
+        "def make(num_classes, in_channels):\n"
+        "    layers = nn.BatchNorm2d(in_channels), nn.Conv2d(in_channels, 8, 3, 2), nn.BatchNorm2d(8), nn.ReLU()\n"
+        "    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, num_classes))\n"
+    )
+    options = (*tiny, "model.factory=net.py:make", "correct.fold_bn=true")
+    done = cli(*options, "train.epochs=2", "bits=8,4", "-m")
+    assert done.code == 0, done.err
+    said = [line for line in done.out.splitlines() if "not folded, its input is not the output" in line]
+    assert len(said) == 2 and "[W8 int fold_bn]" in said[0] and said[0].endswith("(0)") and "[W4 int fold_bn]" in said[1]
+    (checkpoint,) = Path("runs/trainings").glob("*/epochs/0002.safetensors")
+    profile = cli(*options, "task=profile", f"checkpoint={checkpoint}", verb="analyze")
+    assert profile.code == 0 and profile.out.count("not folded, its input is not the output") == 1, profile.err
