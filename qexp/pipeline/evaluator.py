@@ -55,17 +55,26 @@ class Evaluator:
         self._constant: dict[str, tuple[str, ...]] = {}  # of the state scored last
         self._told: set[str] = set()  # variants whose corrections have said what they left alone
 
-    def score(self, state: Mapping[str, Tensor], wanted: Sequence[Variant], known: Mapping[str, str]) -> list[Scored]:
+    def score(
+        self,
+        state: Mapping[str, Tensor],
+        wanted: Sequence[Variant],
+        known: Mapping[str, str],
+        float_network: Evaluation | None = None,
+    ) -> list[Scored]:
         """Evaluate the float network and the wanted variants of one state dict; the float network comes first.
 
         Args:
             known: variant key -> digest of its logits for this state, of variants that were evaluated before.
+            float_network: its evaluation by an earlier call with this state, which is not done again.
         """
         float_variant = self.prepared.variants[0]
         variants = [float_variant, *(variant for variant in wanted if not variant.is_float)]
         reference: Tensor | str = float_variant.key
         evaluations: dict[str, Evaluation] = {}
-        for chunk in self._chunks(variants):
+        if float_network is not None:
+            evaluations[float_variant.key], reference = float_network, float_network.logits
+        for chunk in self._chunks([variant for variant in variants if variant.key not in evaluations]):
             models = self._load(state, chunk)
             with_float = float_variant in chunk
             found = evaluate(

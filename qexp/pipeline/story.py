@@ -38,6 +38,7 @@ from qexp.schema import Config
 from qexp.tracking.feed import MlflowFeed
 from qexp.tracking.journal import Journal
 
+WRITE_EVERY = 8  # variants of an epoch that are scored before their numbers are written: what a killed sweep of many loses
 START = "start"  # the verb of a float training that others begin from
 CONVERTED = "converted.safetensors"  # what becomes of a quantization-aware training, beside its epochs
 PREEMPTED_LIMIT_S = 5.0  # for MLflow, where a scheduler's grace period runs; `qexp.sync` or the next start sends the rest
@@ -195,6 +196,8 @@ def _train(
             state = dist.from_main(lambda epoch=epoch: training.load_epoch(epoch))
             _evaluate(evaluator, ledger, state, epoch=epoch, last=epoch == recipe.epochs)
     if found["complete"]:
+        if qat is not None and dist.from_main(lambda: not (training.folder / CONVERTED).exists()):
+            qat.save(dist.from_main(lambda: training.load_epoch(recipe.epochs)), training.folder / CONVERTED)
         return
     if ledger is not None:
         training.begin(**announce.training_facts(prepared), world_size=dist.world_size(), start=start)
@@ -266,9 +269,14 @@ def _evaluate(evaluator: Evaluator, ledger: Ledger | None, state: dict, *, epoch
     wanted = [variant for variant in evaluator.prepared.variants if variant.key in keys]
     if not wanted:
         return []
-    scored = evaluator.score(state, wanted, ledger.digests(epoch) if ledger is not None else {})
-    if ledger is None:
-        return []
-    records = ledger.write(epoch, scored, last=last)
-    announce.epoch(records)
+    records: list[Record] = []
+    float_network = None
+    for first in range(0, len(wanted), WRITE_EVERY):
+        digests = ledger.digests(epoch) if ledger is not None else {}
+        scored = evaluator.score(state, wanted[first : first + WRITE_EVERY], digests, float_network)
+        float_network = scored[0].evaluation
+        if ledger is not None:
+            found = ledger.write(epoch, scored, last=last)
+            announce.epoch(found)
+            records += found[1:] if records else found
     return records
