@@ -17,11 +17,15 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from qexp.base.nouns import FLOAT_VARIANT
+from qexp.reporting.comparison import has_qat
+from qexp.reporting.curves import OWN, curve_looks, deviations, epoch_curves, is_reference, last_points
+from qexp.reporting.qat_labels import START
 from qexp.reporting.style import LINES, MARKERS, RC, Look, looks, padded, percent_axis, spread_colors, title, zoom_limits
-from qexp.reporting.summary import family_keys, is_float, summarize
+from qexp.reporting.summary import family_keys, summarize
 
 PANELS_PER_ROW = 3
 BLACK = "#000000"
+REFERENCE_LINES, START_LINE = ("-", (0, (5, 1.5)), (0, (2, 1))), (0, (6, 3))
 Limits = tuple[float, float]
 
 
@@ -32,26 +36,30 @@ def prec1_by_epoch(records: pd.DataFrame) -> Figure:
         records: of `load_records`.
     """
     shown = _merged(records)
-    styles = looks(shown[~is_float(shown)])
+    styles = (curve_looks if has_qat(shown) else looks)(shown[~is_reference(shown)])
+    references = _reference_looks(shown)
     panels = _panels(shown, "label")
-    zooms = [zoom_limits(*_curves(part)) for _, part in panels]
+    zooms = [_epoch_zoom(part) for _, part in panels]
 
     def draw(axes: Axes, part: pd.DataFrame, limits: Limits | None) -> None:
-        curves, reference = _curves(part)
+        curves, plain = _curves(part)
         for name, curve in curves.items():
             look = styles[name]
             style = {"color": look.color, "linestyle": look.line, "marker": look.marker}
             axes.plot(curve.index, curve, **style, markersize=3.2, linewidth=1.5, markevery=max(1, len(curve) // 10))
-        axes.plot(reference.index, reference, color=BLACK, linewidth=2.6, zorder=1.9)
+        for name, reference in plain.items():
+            look = references[name]
+            axes.plot(reference.index, reference, color=BLACK, linestyle=look.line, linewidth=_width(name), zorder=1.9)
         axes.set_xlabel("epoch")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=10, steps=[1, 2, 5, 10]))
         axes.margins(x=0.03)
         values = part["prec1"]
         percent_axis(axes, limits or padded(values.min(), values.max(), least=2.0))
 
-    final = summarize(shown).drop_duplicates("variant").set_index("variant")["prec1"] if len(panels) == 1 else None
+    final = shown.sort_values("epoch", kind="stable").groupby("variant")["prec1"].last() if len(panels) == 1 else None
     longest = max(map(len, shown["variant"]))
-    entries = [(FLOAT_VARIANT, Look(BLACK, "-", ""), 2.6), *((name, look, 1.5) for name, look in styles.items())]
+    entries = [(name, look, _width(name)) for name, look in references.items()]
+    entries += [(name, look, 1.5) for name, look in styles.items()]
     handles = [
         matplotlib.lines.Line2D(
             [], [], color=look.color, linestyle=look.line, marker=look.marker, markersize=3.8, linewidth=width,
@@ -59,7 +67,8 @@ def prec1_by_epoch(records: pd.DataFrame) -> Figure:
         )
         for name, look, width in entries
     ]  # fmt: skip
-    heading = "Prec@1 of the quantized copies after every epoch"
+    averaged = has_qat(shown) and shown["sd"].notna().any()
+    heading = "Prec@1 of the quantized copies after every epoch" + (", mean over seeds" if averaged else "")
     return _figure(panels, zooms, draw, handles, title(shown, heading), monospace=final is not None)
 
 
@@ -72,38 +81,48 @@ def prec1_by_bits(records: pd.DataFrame) -> Figure | None:
         records: of `load_records`.
     """
     table = summarize(records)
-    variants = table[~is_float(table)]
+    if has_qat(table):
+        table = last_points(table)
+    variants = table[~is_reference(table)]
     widths = sorted(set(variants["bits"]))
     if len(widths) < 2:
         return None
     lines = dict.fromkeys(zip(variants["mode"], family_keys(variants), strict=True))
-    families = list(dict.fromkeys(family for mode, family in lines if mode != "half"))
-    slots = {key: key[1] if len(families) > 1 and key[0] != "half" else key for key in lines}
+    families = list(dict.fromkeys(family for mode, family in lines if mode not in ("half", OWN)))
+    slots = {key: key[1] if len(families) > 1 and key[0] not in ("half", OWN) else key for key in lines}
     numbers = {slot: number for number, slot in enumerate(dict.fromkeys(slots.values()))}
     colors = spread_colors(len(numbers))
     styles = {
         key: Look(colors[numbers[slot]], LINES.get(key[0], "-"), MARKERS[numbers[slot] % len(MARKERS)])
         for key, slot in slots.items()
     }
+    references = _reference_looks(table)
     panels = _panels(table, "group")
     zooms = [_bits_zoom(part) for _, part in panels]
     # Lines that lie on each other, as int and its control do at high widths, are set a little apart.
     shift = {key: (number - (len(styles) - 1) / 2) * min(0.07, 0.4 / len(styles)) for number, key in enumerate(styles)}
 
     def draw(axes: Axes, part: pd.DataFrame, limits: Limits | None) -> None:
-        axes.axhline(part[is_float(part)]["prec1"].mean(), color=BLACK, linewidth=2.0, zorder=1.9)
-        quantized = part[~is_float(part)]
+        for name, rows in part[is_reference(part)].groupby("variant", sort=False):
+            style = {"linestyle": references[name].line, "linewidth": min(_width(name), 2.0)}
+            axes.axhline(rows["prec1"].mean(), color=BLACK, zorder=1.9, **style)
+        quantized = part[~is_reference(part)]
         keys = list(zip(quantized["mode"], family_keys(quantized), strict=True))
         for key, look in styles.items():
             _bits_line(axes, quantized.loc[[found == key for found in keys]], look, widths, shift[key])
         axes.set_xticks(range(len(widths)), [str(width) for width in widths])
         axes.set_xlim(-0.35, len(widths) - 0.65)
         axes.set_xlabel("weight bits")
-        percent_axis(axes, limits or padded(part["prec1"].min(), part["prec1"].max(), least=2.0))
+        ends = deviations(part) if has_qat(part) else part["prec1"]
+        percent_axis(axes, limits or padded(ends.min(), ends.max(), least=2.0))
 
-    handles = [matplotlib.lines.Line2D([], [], color=BLACK, linewidth=2.0, label=FLOAT_VARIANT)]
+    trained = any(mode == OWN for mode, _ in styles)
+    handles = [
+        matplotlib.lines.Line2D([], [], color=BLACK, linestyle=look.line, linewidth=min(_width(name), 2.0), label=name)
+        for name, look in references.items()
+    ]
     for (mode, family), look in styles.items():
-        label = _line_label(mode, family, families)
+        label = _line_label(mode, family, families) + (" after training" if trained and mode != OWN else "")
         style = {"color": look.color, "linestyle": look.line, "marker": look.marker}
         handles.append(matplotlib.lines.Line2D([], [], **style, markersize=5, linewidth=1.5, label=label))
     heading = "Prec@1 against weight bits, last epoch" + (", mean and sd over seeds" if _repeated(table) else "")
@@ -134,6 +153,8 @@ def _merged(records: pd.DataFrame) -> pd.DataFrame:
     rows = zip(records["training"], records["variant_key"], records["split"], records["n"], strict=True)
     order = {name: number for number, name in enumerate(dict.fromkeys(table["variant"]))}
     shown = records[[row in kept for row in rows]]
+    if has_qat(table):
+        return epoch_curves(shown, table)
     return shown.sort_values("variant", key=lambda names: names.map(order), kind="stable")
 
 
@@ -146,19 +167,51 @@ def _panels(frame: pd.DataFrame, column: str) -> list[tuple[str, pd.DataFrame]]:
     return parts
 
 
-def _curves(part: pd.DataFrame) -> tuple[dict[str, pd.Series], pd.Series]:
-    """Prec@1 by epoch of each variant, and of the float network."""
+def _curves(part: pd.DataFrame) -> tuple[dict[str, pd.Series], dict[str, pd.Series]]:
+    """Prec@1 by epoch of each variant, and of the float networks."""
+    references = set(part["variant"][is_reference(part)])
     series = {name: rows.set_index("epoch")["prec1"].sort_index() for name, rows in part.groupby("variant", sort=False)}
-    reference = series.pop(FLOAT_VARIANT) if FLOAT_VARIANT in series else pd.Series(dtype=float)
-    return series, reference
+    return (
+        {name: curve for name, curve in series.items() if name not in references},
+        {name: curve for name, curve in series.items() if name in references},
+    )
+
+
+def _reference_looks(frame: pd.DataFrame) -> dict[str, Look]:
+    """A start is dashed, the first of the others solid."""
+    names = list(dict.fromkeys(frame["variant"][is_reference(frame)]))
+    solid = [name for name in names if not name.startswith(START)]
+    lines = {name: REFERENCE_LINES[min(number, len(REFERENCE_LINES) - 1)] for number, name in enumerate(solid)}
+    return {name: Look(BLACK, lines.get(name, START_LINE), "") for name in names}
+
+
+def _width(reference: str) -> float:
+    """Of a float network's line: thin for a start, thick for the rest."""
+    return 1.2 if reference.startswith(START) else 2.6
+
+
+def _epoch_zoom(part: pd.DataFrame) -> Limits | None:
+    """Limits for the variants that end near the float network, None where one axis is enough."""
+    curves, references = _curves(part)
+    return zoom_limits(curves, next(iter(references.values()))) if references else None
 
 
 def _bits_zoom(part: pd.DataFrame) -> Limits | None:
     """Limits for the variants near the float network, None where one axis is enough."""
-    quantized = part[~is_float(part)]
+    quantized = part[~is_reference(part)]
     curves = {str(index): pd.Series([value]) for index, value in quantized["prec1"].items()}
-    plain = part[is_float(part)]["prec1"]
+    plain = part[is_reference(part)]["prec1"]
     return zoom_limits(curves, pd.Series([plain.mean()])) if len(plain) else None
+
+
+def _near(part: pd.DataFrame) -> str:
+    """What the magnified axis shows: the neighbourhood of the panel's first float network."""
+    return f"near {next(iter(part['variant'][is_reference(part)]), FLOAT_VARIANT)}, magnified"
+
+
+def _magnified_title(label: str, part: pd.DataFrame) -> str:
+    """Short where labels are long."""
+    return f"{label}: magnified" if has_qat(part) else f"{label}: {_near(part)}"
 
 
 def _repeated(table: pd.DataFrame) -> bool:
@@ -168,6 +221,8 @@ def _repeated(table: pd.DataFrame) -> bool:
 
 def _line_label(mode: str, family: tuple, families: Sequence[tuple]) -> str:
     """The mode, and of the family what tells it from the others."""
+    if mode == OWN:
+        return family[1]
     name = "float (control)" if mode == "float" else mode
     places = [place for place in range(len(family)) if len({other[place] for other in families}) > 1]
     # A half network has a policy and an input, no quantizer and no granularity.
@@ -199,7 +254,7 @@ def _figure(
                 upper, lower = cell.subgridspec(2, 1, height_ratios=(1.25, 1)).subplots(sharex=True)
                 draw(upper, part, limits)
                 upper.set_xlabel("")
-                upper.set_title((f"{label}: " if len(panels) > 1 else "") + f"near {FLOAT_VARIANT}, magnified", loc="left")
+                upper.set_title(_magnified_title(label, part) if len(panels) > 1 else _near(part), loc="left")
                 lower.set_title("all variants", loc="left")
                 draw(lower, part, None)
             else:

@@ -14,17 +14,17 @@ from typing import Any
 import pandas as pd
 
 from qexp.base.journal_files import find_journal, read_rows
-from qexp.base.nouns import Record
+from qexp.base.nouns import FLOAT_VARIANT, Record
+from qexp.reporting.labels import training_labels
+from qexp.reporting.lineage import read_training
+from qexp.reporting.qat_labels import Named, name_trainings
 
 RECORD_COLUMNS = tuple(item.name for item in fields(Record))
 IDENTITY = ["run", "variant_key", "epoch", "split", "n"]
-# What tells trainings apart; the other parameters are dials of the variants, or say where things lie.
-TRAINING_KEYS = ("data.", "model.", "train.", "qat.")
-TRAINING_NAMES = ("seed", "deterministic", "checkpoint")
-NOT_SETTINGS = ("data.root", "data.download", "data.workers", "data.storage")
+TRAINED = "as trained"  # the ranges of a network that was trained with its quantization
+LINEAGE = tuple(item.name for item in fields(Named) if item.name not in ("label", "group"))
 # Parameters that a record has under another name.
 IN_RECORD = ("name", "policy.name", "quant.name", "quant.weight.granularity", "quant.input", "evaluate.split", *RECORD_COLUMNS)
-MAX_LABEL_PARTS = 4
 
 
 def load_records(name: str, runs_dir: str | Path) -> pd.DataFrame:
@@ -34,6 +34,7 @@ def load_records(name: str, runs_dir: str | Path) -> pd.DataFrame:
     `run`: its key; `data`, `model`: names; `planned_epochs`: epochs of the training (None where there was none);
     `label`: what tells the training from the experiment's others (`lr=0.01`), its hash where it is the only one;
     `group`: the label without the seed, equal for the repetitions of a training;
+    where quantization-aware trainings are among them, `LINEAGE` too: the fields of `Named`;
     `param.<key>`: each parameter in which runs differ and that no other column has.
 
     Raises:
@@ -46,9 +47,7 @@ def load_records(name: str, runs_dir: str | Path) -> pd.DataFrame:
     if not records:
         return pd.DataFrame(columns=[*RECORD_COLUMNS, "run", "data", "model", "planned_epochs", "label", "group"])
     frame = _one_name_each(pd.DataFrame(records))
-    labels = training_labels({key: _params(runs, key) for key in dict.fromkeys(frame["training"])})
-    frame["label"] = frame["training"].map({key: label for key, (label, _) in labels.items()})
-    frame["group"] = frame["training"].map({key: group for key, (_, group) in labels.items()})
+    frame = _labelled(frame, runs)
     for column in ("data", "model"):
         frame[column] = [_params(runs, training).get(f"{column}.name", "") for training in frame["training"]]
     planned = [(runs.get(training) or {}).get("planned_epochs") for training in frame["training"]]
@@ -60,40 +59,6 @@ def load_sweeps(name: str, runs_dir: str | Path) -> list[dict[str, Any]]:
     """What was typed for this experiment and where it ran, oldest first; each sweep once."""
     rows = read_rows(find_journal(runs_dir, name))[0]
     return list({row["sweep"]: row for row in rows if row["kind"] == "sweep"}.values())
-
-
-def training_labels(params: Mapping[str, Mapping[str, Any]]) -> dict[str, tuple[str, str]]:
-    """Training hash -> (label, label without the seed), short texts made of the settings in which the trainings differ.
-
-    Where the data sets differ their further settings go without saying. Trainings that no setting tells apart (other data under
-    the same name, other weights to start from) have the first digits of their hash.
-
-    >>> training_labels({"aa11": {"train.lr": 0.1, "seed": 0}, "bb22": {"train.lr": 0.01, "seed": 0}})
-    {'aa11': ('lr=0.1', 'lr=0.1'), 'bb22': ('lr=0.01', 'lr=0.01')}
-    """
-    keys = sorted({key for values in params.values() for key in values if _is_training_key(key)})
-    differ = [key for key in keys if len({repr(values.get(key)) for values in params.values()}) > 1]
-    if "data.name" in differ:
-        differ = [key for key in differ if not key.startswith("data.") or key == "data.name"]
-    # First what and which network, last the seed.
-    differ.sort(key=lambda key: (key == "seed", not key.endswith(".name"), key))
-    no_seed = [key for key in differ if key != "seed"][:MAX_LABEL_PARTS]
-    with_seed = no_seed + [key for key in differ if key == "seed"]
-
-    def text(values: Mapping[str, Any], chosen: list[str]) -> str:
-        return " ".join(f"{_short(key, differ)}={_plain(values.get(key))}" for key in chosen)
-
-    labels = {training: text(values, with_seed) for training, values in params.items()}
-    groups = {training: text(values, no_seed) for training, values in params.items()}
-    alike = list(labels.values())
-    found = {}
-    for training, label in labels.items():
-        if alike.count(label) > 1 or not label:
-            mark = training[:6]
-            found[training] = (f"{label} {mark}".strip(), f"{groups[training]} {mark}".strip())
-        else:
-            found[training] = (label, groups[training])
-    return found
 
 
 def _latest(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -122,14 +87,23 @@ def _one_name_each(frame: pd.DataFrame) -> pd.DataFrame:
     return frame.assign(variant=frame["variant"].where(plans == 1, marked))
 
 
+def _labelled(frame: pd.DataFrame, runs: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
+    """Add what trainings are called and, where some quantize, how they belong together."""
+    trainings = {key: read_training(key, runs.get(key)) for key in dict.fromkeys(frame["training"])}
+    trained = frame[(frame["ranges"] == TRAINED) & (frame["variant"] != FLOAT_VARIANT)].drop_duplicates("training")
+    if trained.empty and not any(each.is_qat for each in trainings.values()):
+        labels = training_labels({key: _params(runs, key) for key in trainings})
+        names = {"label": {key: pair[0] for key, pair in labels.items()}, "group": {key: pair[1] for key, pair in labels.items()}}
+    else:
+        rows = zip(trained["training"], trained["variant"], trained["run"], strict=True)
+        named = name_trainings(trainings, {key: (variant, _params(runs, run)) for key, variant, run in rows})
+        names = {item.name: {key: getattr(each, item.name) for key, each in named.items()} for item in fields(Named)}
+    return frame.assign(**{column: frame["training"].map(values) for column, values in names.items()})
+
+
 def _params(runs: Mapping[str, Mapping[str, Any]], run: str) -> Mapping[str, Any]:
     """The parameters of a run; none where it was never opened."""
     return (runs.get(run) or {}).get("params", {})
-
-
-def _is_training_key(key: str) -> bool:
-    """True for a parameter that decides what a training is."""
-    return (key.startswith(TRAINING_KEYS) or key in TRAINING_NAMES) and key not in NOT_SETTINGS
 
 
 def _differing_params(run_of_row: pd.Series, runs: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
@@ -143,22 +117,3 @@ def _differing_params(run_of_row: pd.Series, runs: Mapping[str, Mapping[str, Any
         if len(values) > 1 and key not in IN_RECORD:
             columns[f"param.{key}"] = [used[run].get(key) for run in run_of_row]
     return pd.DataFrame(columns, index=run_of_row.index)
-
-
-def _short(key: str, among: Iterable[str]) -> str:
-    """A key without its group where that leaves no doubt; `model.name` is `model`.
-
-    >>> _short("train.lr", ["train.lr"]), _short("model.name", [])
-    ('lr', 'model')
-    """
-    group, _, last = key.rpartition(".")
-    if last == "name":
-        return group
-    return key if sum(other.rpartition(".")[2] == last for other in among) > 1 else last
-
-
-def _plain(value: Any) -> str:
-    """A parameter's value as it is typed; a file's name without its folder."""
-    if value is None or isinstance(value, bool):
-        return {None: "null", True: "true", False: "false"}[value]
-    return Path(value).name if isinstance(value, str) and "/" in value else str(value)

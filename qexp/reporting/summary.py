@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 
 from qexp.base.nouns import FLOAT_VARIANT
+from qexp.reporting.comparison import LINEAGE, has_qat, one_start_each, points_against_control, training_order
 from qexp.reporting.jobs import STATES
 
 TABLE_COLUMNS = (
@@ -40,7 +41,8 @@ def summarize(records: pd.DataFrame, states: Mapping[tuple[str, str], str] = Map
 
     `state` is that of the job that asks for the variant while it is not done; `partial` where no job is known and the training
     has later epochs. Variants that have the same plan, and hence the same numbers, are one row with a note, controls excepted.
-    `alarms` are those of all epochs.
+    `alarms` are those of all epochs. Beside quantization-aware trainings a float start is listed once, trainings stand in the
+    order of `training_order`, and `vs_control` holds the points against the float control, where there is one.
 
     Args:
         records: what `load_records` returns. states: (training, variant_key) -> state of the jobs that are not done.
@@ -56,9 +58,15 @@ def summarize(records: pd.DataFrame, states: Mapping[tuple[str, str], str] = Map
         _join(CONTROL if control else "", f"{found} of {int(all_of)} epochs" if gap else "")
         for control, gap, found, all_of in zip(is_control(table), gaps, table["num_epochs"], planned.fillna(0), strict=True)
     ]
+    columns = list(TABLE_COLUMNS)
+    if has_qat(table):
+        table = one_start_each(table)
+        table["vs_control"] = points_against_control(table, records)
+        columns.insert(columns.index("delta_prec1") + 1, "vs_control")
+        columns += LINEAGE
     table = _merge_equal(_in_order(table))
     more = [column for column in table.columns if column.startswith("param.")]
-    return table[[*TABLE_COLUMNS, *more]].reset_index(drop=True)
+    return table[[*columns, *more]].reset_index(drop=True)
 
 
 def _set_states(table: pd.DataFrame, states: Mapping[tuple[str, str], str]) -> None:
@@ -79,15 +87,15 @@ def seed_table(table: pd.DataFrame) -> pd.DataFrame:
     Args:
         table: what `summarize` returns.
     """
-    rows = []
+    rows, averaged = [], [*AVERAGED, *(["vs_control"] if has_qat(table) and table["vs_control"].notna().any() else [])]
     for values, part in table.groupby(REPEATED, sort=False, dropna=False):
         if part["seed"].nunique() < 2:
             continue
         row = dict(zip(REPEATED, values, strict=True)) | {"num_seeds": part["seed"].nunique()}
-        for name in AVERAGED:
+        for name in averaged:
             row |= {f"{name}_mean": part[name].mean(), f"{name}_sd": part[name].std(ddof=1)}
         rows.append(row)
-    columns = [f"{name}_{kind}" for name in AVERAGED for kind in ("mean", "sd")]
+    columns = [f"{name}_{kind}" for name in averaged for kind in ("mean", "sd")]
     return pd.DataFrame(rows, columns=[*REPEATED, "num_seeds", *columns])
 
 
@@ -114,10 +122,11 @@ def _in_order(table: pd.DataFrame) -> pd.DataFrame:
     for key in {key for key, mode in zip(keys, table["mode"], strict=True) if mode == "half"}:
         # Without a quantizer it stands beside the first family of the same policy and input.
         families[key] = min(number for other, number in families.items() if (other[0], other[3]) == (key[0], key[3]))
-    trainings = {key: number for number, key in enumerate(dict.fromkeys(table["training"]))}
+    places = training_order(table) if has_qat(table) else table["training"]
+    trainings = {place: number for number, place in enumerate(sorted(set(places)) if has_qat(table) else dict.fromkeys(places))}
     order = pd.DataFrame(
         {
-            "training": table["training"].map(trainings),
+            "training": places.map(trainings),
             "split": table["split"] + table["n"].astype(str),
             "quantized": ~is_float(table),
             "family": [families[key] for key in keys],

@@ -11,11 +11,17 @@ import pandas as pd
 
 from qexp.base.files import write_text_atomic
 from qexp.base.nouns import FLOAT_VARIANT
+from qexp.reporting.comparison import has_qat, shared_words, without_words
 from qexp.reporting.jobs import variant_states
 from qexp.reporting.summary import is_control, is_float, seed_table, summarize
 
 CSV_FLOAT = "%.10g"  # more digits than a percentage of ten million images has
 MIB = 1024 * 1024
+VS_CONTROL = (
+    "vs control in points against the float control: trained in float from the same weights with the same recipe and seed, "
+    "after the same epoch"
+)
+LARGE = 1e4  # losses from here on are as broad as the table
 
 
 @dataclass(frozen=True)
@@ -94,12 +100,21 @@ def markdown(name: str, table: pd.DataFrame, seeds: pd.DataFrame, sweeps: Sequen
     parts = [f"# {name}", shown.caption + ".", _pipes(shown.header, shown.rows, shown.left)]
     if shown.footnotes:
         parts.append("  \n".join(shown.footnotes))
-    parts.append("Prec@1 and Prec@5 in percent; delta in points of Prec@1 against the float network of the same epoch.")
+    parts.append(_explained(table))
     if len(seeds):
-        parts += ["## Repeated seeds", "Mean +- standard deviation (ddof 1).", _seed_pipes(seeds)]
+        parts += ["## Repeated seeds", "Mean +- standard deviation (ddof 1).", _seed_pipes(seeds, _shared(table))]
     if sweeps:
         parts += ["## How this was made", "\n".join(_sweep_line(sweep) for sweep in sweeps)]
     return "\n\n".join(parts) + "\n"
+
+
+def _explained(table: pd.DataFrame) -> str:
+    """What the numbers are."""
+    if not has_qat(table):
+        return "Prec@1 and Prec@5 in percent; delta in points of Prec@1 against the float network of the same epoch."
+    against = "the float network that a quantization-aware training began from, and of others against that of the same epoch"
+    text = f"Prec@1 and Prec@5 in percent; delta in points of Prec@1 against {against}."
+    return f"{text} {VS_CONTROL}." if table["vs_control"].notna().any() else text
 
 
 def display(table: pd.DataFrame) -> Display:
@@ -108,18 +123,19 @@ def display(table: pd.DataFrame) -> Display:
     marks, footnotes = _footnotes(table)
     columns: list[tuple[str, bool, list[str]]] = []
     shared: list[str] = [f"{row.data}, {row.model}" for row in table[["data", "model"]].drop_duplicates().itertuples()]
+    words = _shared(table)
+    names = [without_words(variant, words) if words else variant for variant in table["variant"]]
     several = table["training"].nunique() > 1
     if several:
         columns.append(("training", True, list(table["label"])))
-    columns.append(
-        ("variant", True, [f"{variant} {mark}".strip() for variant, mark in zip(table["variant"], marks, strict=True)])
-    )
+    columns.append(("variant", True, [f"{name} {mark}".strip() for name, mark in zip(names, marks, strict=True)]))
     columns.append(("bits", False, [str(bits) for bits in table["bits"]]))
     columns.append(("mode", True, _modes(table)))
     gridded = variants[variants["mode"] != "half"] if (variants["mode"] != "half").any() else variants
     for column, title in (("policy", "policy"), ("quant", "quant"), ("granularity", "granularity"), ("input_quant", "input")):
         _split_or_share(gridded, table, column, title, columns, shared, blank_float=True)
-    seed_in_label = several and table["label"].str.contains("seed=").all()
+    # The start from a file, which all seeds share, has none.
+    seed_in_label = several and table["label"].str.contains("seed=").any()
     for column in ("split", "n", "epoch") if seed_in_label else ("split", "n", "seed", "epoch"):
         _split_or_share(table, table, column, column, columns, shared)
     if (table["state"] != "done").any():
@@ -130,13 +146,15 @@ def display(table: pd.DataFrame) -> Display:
         ("Prec@1", _numbers(table["prec1"], "{:.2f}".format)),
         ("Prec@5", _numbers(table["prec5"], "{:.2f}".format)),
         ("delta", _numbers(table["delta_prec1"].mask(float_row), "{:+.2f}".format)),
-        ("loss", _numbers(table["loss"], "{:.4f}".format)),
+        ("vs control", _numbers(table["vs_control"], "{:+.2f}".format) if has_qat(table) else []),
+        ("loss", _numbers(table["loss"], _loss)),
         ("KL", _numbers(table["kl"], _small)),
         ("SQNR dB", _numbers(table["logit_sqnr_db"], "{:.1f}".format)),
         ("MiB", list(size)),
     ):
         if any(cells):
             columns.append((title, False, cells))
+    shared += [f"all copies {' '.join(words)}"] if words else []
     return Display(
         ", ".join(shared),
         tuple(title for title, _, _ in columns),
@@ -144,6 +162,11 @@ def display(table: pd.DataFrame) -> Display:
         tuple(left for _, left, _ in columns),
         tuple(footnotes),
     )
+
+
+def _shared(table: pd.DataFrame) -> list[str]:
+    """Words of labels that are said once, in the caption."""
+    return shared_words(table) if has_qat(table) else []
 
 
 def _split_or_share(
@@ -191,9 +214,14 @@ def _numbers(values: pd.Series, form: Callable[[float], str]) -> list[str]:
     return ["" if value is None or (pd.isna(value) and not keep_nan) else form(float(value)) for value in values]
 
 
+def _loss(value: float) -> str:
+    """Four decimals, or three digits of a number that is none of a working network."""
+    return f"{value:.3g}" if abs(value) >= LARGE else f"{value:.4f}"
+
+
 def _small(value: float) -> str:
-    """A divergence: four decimals, or the power of ten where they would be zeros."""
-    return f"{value:.4f}" if value == 0 or abs(value) >= 1e-3 else f"{value:.1e}"
+    """A divergence: as a loss, or the power of ten where four decimals would be zeros."""
+    return _loss(value) if value == 0 or abs(value) >= 1e-3 else f"{value:.1e}"
 
 
 def _csv(frame: pd.DataFrame) -> str:
@@ -207,20 +235,29 @@ def _pipes(header: Sequence[str], rows: Sequence[Sequence[str]], left: Sequence[
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in (header, marks, *rows))
 
 
-def _seed_pipes(seeds: pd.DataFrame) -> str:
+def _seed_pipes(seeds: pd.DataFrame, words: Sequence[str]) -> str:
     """The means as a Markdown table."""
     gridded = seeds[~is_float(seeds) & (seeds["mode"] != "half")]
     shown = [column for column in ("policy", "quant", "granularity", "input_quant") if gridded[column].nunique() > 1]
     groups = ["group"] if seeds["group"].nunique() > 1 else []
     texts = [*groups, "variant", "bits", "mode", *shown, "num_seeds"]
     titles = {"group": "training", "num_seeds": "seeds", "input_quant": "input"}
-    header = [titles.get(column, column) for column in texts] + ["Prec@1", "Prec@5", "delta"]
+    numbers = {"prec1": "Prec@1", "prec5": "Prec@5", "delta_prec1": "delta", "vs_control": "vs control"}
+    numbers = {name: title for name, title in numbers.items() if f"{name}_mean" in seeds}
+    header = [titles.get(column, column) for column in texts] + list(numbers.values())
     rows = []
+    if words:
+        seeds = seeds.assign(variant=[without_words(variant, words) for variant in seeds["variant"]])
     for row in seeds.to_dict("records"):
         cells = ["" if column == "mode" and row["variant"] == FLOAT_VARIANT else str(row[column]) for column in texts]
-        cells += [f"{row[f'{name}_mean']:.2f} +- {row[f'{name}_sd']:.2f}" for name in ("prec1", "prec5", "delta_prec1")]
+        cells += [_mean_and_sd(row[f"{name}_mean"], row[f"{name}_sd"]) for name in numbers]
         rows.append(cells)
-    return _pipes(header, rows, [isinstance(seeds[column].iloc[0], str) for column in texts] + [False] * 3)
+    return _pipes(header, rows, [isinstance(seeds[column].iloc[0], str) for column in texts] + [False] * len(numbers))
+
+
+def _mean_and_sd(mean: float, sd: float) -> str:
+    """Two decimals each, nothing where there is no mean."""
+    return "" if pd.isna(mean) else f"{mean:.2f} +- {sd:.2f}"
 
 
 def _sweep_line(sweep: dict[str, Any]) -> str:

@@ -72,6 +72,45 @@ def _run(key, parent, name, params, epochs):
     }  # fmt: skip
 
 
+TRAIN = {"lr": 0.1, "epochs": EPOCHS, "batch_size": 128, "momentum": 0.9}
+
+
+def make_float(key, *, seed=0, weights=None, lr=0.1, top=97.6, variants=(), data="mnist5k", model="resnet20"):
+    """A float training with its configuration: a start, or with `weights` and another `lr` a control."""
+    params = {"seed": seed, "train.lr": lr, "model.weights": weights and "file", "data.name": data, "model.name": model}
+    rows = make_training(list(variants), training=key, top=top, params=params, seed=seed)
+    return _configured(rows, TRAIN | {"lr": lr}, weights)
+
+
+def make_qat(key, method="lsq", bits=4, *, seed=0, weights=None, init="training", lr=0.1, start=97.5, top=96.0, **more):
+    """A quantization-aware training: `start` is its float network's Prec@1 (none: its masters), `lr` that of the float recipe."""
+    settings = {f"qat.{name}": value for name, value in more.pop("qat", {}).items()}
+    tuned = lr * 0.1 if init == "training" else lr
+    settings = {"qat.name": method, "qat.bits": bits, "qat.init": init, "qat.version": 1, "qat.mask": "paper"} | settings
+    params = make_params(seed=seed, **{"train.lr": tuned, "model.weights": weights and "file"}) | settings
+    params |= {"data.name": more.pop("data", "mnist5k"), "model.name": more.pop("model", "resnet20")}
+    words = " ".join([f"W{bits}A{bits} {method}", *more.pop("words", ())])
+    rows = [_run(key, None, "resnet20", params, EPOCHS), _run(f"{key}/q", key, words, params | {"bits": bits}, EPOCHS)]
+    for epoch in range(1, EPOCHS + 1):
+        prec1 = top - 10 / epoch
+        plain = {"training": key, "seed": seed, "prec1": start if init != "none" else prec1 + 1.0} | more
+        copy = {"run": f"{key}/q", "variant": words, "quant": method, "ranges": "as trained", "prec1": prec1, "plan_hash": words}
+        rows.append(make_record("fp32", epoch, **plain))
+        copy |= {"variant_key": "q", "delta_prec1": prec1 - plain["prec1"]}
+        rows.append(make_record(f"W{bits} int", epoch, **plain) | copy)
+    return _configured(rows, TRAIN | {"lr": lr}, weights)
+
+
+def _configured(rows, train, weights):
+    text = json.dumps({"train": train | {"checkpoint_every_steps": None}, "model": {"weights": weights}})
+    return [row | {"artifacts": {"config.json": text}} if row["kind"] == "run" else row for row in rows]
+
+
+def last_prec1(rows):
+    """The float network's Prec@1 after the last epoch of a training."""
+    return [row["prec1"] for row in rows if row["kind"] == "record" and row["variant"] == "fp32"][-1]
+
+
 SWEEP = {
     "kind": "sweep", "sweep": "s1", "command": "python -m qexp.train bits=4,8 -m", "versions": {"torch": "2.13.0"},
     "host": "box", "git": "0" * 40, "time_ms": 1_700_000_000_000,
@@ -86,6 +125,37 @@ def record():
 @pytest.fixture
 def training():
     return make_training
+
+
+@pytest.fixture
+def comparison():
+    """The rows of a comparison: per seed a float start, its control, and lsq and pact at 4 and 2 bits."""
+
+    def make(seeds=(0,), *, control=True, methods=("lsq", "pact"), bits=(2, 4)):
+        parts = []
+        for seed in seeds:
+            start = make_float(f"5{seed}" * 8, seed=seed, top=97.0 + seed)
+            weights = f"/runs/trainings/{start[0]['run']}/epochs/000{EPOCHS}.safetensors"
+            parts.append(start)
+            for number, method in enumerate(methods):
+                for width in bits:
+                    key = f"{number}{width}{seed}a" * 4
+                    parts.append(make_qat(key, method, width, seed=seed, start=last_prec1(start), top=90.0 + width + seed))
+            # As it is typed: a tenth of the start's, which is not the same float.
+            parts += [make_float(f"c{seed}" * 8, seed=seed, weights=weights, lr=0.01, top=98.0 + seed)] if control else []
+        return [row for part in parts for row in part]
+
+    return make
+
+
+@pytest.fixture
+def float_training():
+    return make_float
+
+
+@pytest.fixture
+def qat_training():
+    return make_qat
 
 
 @pytest.fixture

@@ -1,0 +1,145 @@
+"""Which float training a quantization-aware one began from, and which one is its control.
+
+A journal says of each training what was asked for. The start is the float training with the same settings but for `qat`. The
+control has the recipe that the quantization-aware training had in the end (`train.*`), the same seed, and begins from the same
+weights.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from qexp.base.files import hash_json
+
+WEIGHTS = "model.weights"
+NO_DECISION = ("data.root", "data.download", "data.workers", "data.storage", "checkpoint_every_steps")  # of a training's weights
+
+
+@dataclass(frozen=True)
+class Training:
+    """A training as the journal tells of it.
+
+    Args:
+        key: its hash, or a checkpoint's. params: of its run; `model.weights` is the file as it was typed.
+        asked: `train` as it was typed, before `qat` replaced some of it. epochs: planned; None where there was no training.
+    """
+
+    key: str
+    params: Mapping[str, Any]
+    asked: Mapping[str, Any]
+    epochs: int | None
+
+    @property
+    def is_qat(self) -> bool:
+        """True for a quantization-aware training."""
+        return "qat.name" in self.params
+
+    @property
+    def is_float(self) -> bool:
+        """True for a training that knows no quantization; a checkpoint is none."""
+        return not self.is_qat and "checkpoint" not in self.params
+
+    @property
+    def recipe(self) -> dict[str, Any]:
+        """What it was trained with: `train.*`."""
+        return {key: value for key, value in self.params.items() if key.startswith("train.")}
+
+    @property
+    def network(self) -> dict[str, Any]:
+        """Data and network, without the weights."""
+        kept = {key: value for key, value in self.params.items() if key.startswith(("data.", "model."))}
+        return {key: value for key, value in kept.items() if key not in (WEIGHTS, *NO_DECISION)}
+
+
+@dataclass(frozen=True)
+class Lineage:
+    """Where a quantization-aware training stands among the others.
+
+    Args:
+        start: hash of the float training that it began from, or the file; None with random weights.
+        control: hash of its float control; None where the experiment has none.
+        comparison: equal for trainings that may be compared: same data, network and float start, whatever the seed.
+        facts: what `comparison` is the hash of.
+    """
+
+    start: str | None
+    control: str | None
+    comparison: str
+    facts: Mapping[str, Any]
+
+
+def read_training(key: str, run: Mapping[str, Any] | None) -> Training:
+    """A training from its row in the journal; an empty one where it was never opened."""
+    run = run or {}
+    config = json.loads(run.get("artifacts", {}).get("config.json", "{}"))
+    params = dict(run.get("params", {}))
+    if config.get("model", {}).get("weights") is not None:
+        params[WEIGHTS] = config["model"]["weights"]
+    recipe = {name.removeprefix("train."): value for name, value in params.items() if name.startswith("train.")}
+    asked = {name: value for name, value in config.get("train", recipe).items() if name not in NO_DECISION}
+    return Training(key, params, asked, run.get("planned_epochs"))
+
+
+def lineages(trainings: Mapping[str, Training]) -> dict[str, Lineage]:
+    """The lineage of each quantization-aware training, by its hash."""
+    floats = [each for each in trainings.values() if each.is_float]
+    found = {}
+    for each in trainings.values():
+        if not each.is_qat:
+            continue
+        init = each.params.get("qat.init")
+        start = next((other.key for other in floats if _is_start(other, each)), None) if init == "training" else None
+        facts = each.network | {WEIGHTS: each.params.get(WEIGHTS), "qat.init": init}
+        facts |= {f"train.{key}": value for key, value in each.asked.items()} if init == "training" else {}
+        origin = ("training", start) if init == "training" else _origin(each, trainings)
+        control = next((other.key for other in floats if _is_control(other, each, origin, trainings)), None)
+        if start is None and init != "none":
+            start = str(each.params.get(WEIGHTS)) if init == "checkpoint" else "float training"
+        found[each.key] = Lineage(start, control, hash_json(facts), facts)
+    return found
+
+
+def _is_start(candidate: Training, qat: Training) -> bool:
+    same = candidate.network == qat.network and _same_seed(candidate, qat) and same_values(candidate.asked, qat.asked)
+    return same and candidate.params.get(WEIGHTS) == qat.params.get(WEIGHTS)
+
+
+def _is_control(candidate: Training, qat: Training, origin: tuple, trainings: Mapping[str, Training]) -> bool:
+    same = candidate.network == qat.network and _same_seed(candidate, qat) and same_values(candidate.recipe, qat.recipe)
+    return same and _origin(candidate, trainings) == origin
+
+
+def _same_seed(one: Training, other: Training) -> bool:
+    return one.params.get("seed") == other.params.get("seed")
+
+
+def _origin(training: Training, trainings: Mapping[str, Training]) -> tuple:
+    """The weights that a training begins with: random ones, a file, or the last epoch of another training of the experiment."""
+    weights = training.params.get(WEIGHTS)
+    if weights is None:
+        return ("random",)
+    *_, folder, epochs, file = ("", "", *Path(weights).parts)
+    stored = trainings.get(folder)
+    if stored is not None and epochs == "epochs" and Path(file).stem == f"{stored.epochs or 0:04d}":
+        return ("training", folder)
+    return ("file", str(Path(weights)))
+
+
+def same_values(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """True where both have the same values; a tenth of 0.05 is 0.005, whatever the last bit says.
+
+    >>> same_values({"lr": 0.1 * 0.05}, {"lr": 0.005})
+    True
+    """
+    return one.keys() == other.keys() and all(_same(value, other[key]) for key, value in one.items())
+
+
+def _same(one: Any, other: Any) -> bool:
+    if isinstance(one, float) and isinstance(other, float):
+        return math.isclose(one, other, rel_tol=1e-9)
+    return bool(one == other)
