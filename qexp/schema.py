@@ -118,7 +118,10 @@ class Config:
         if self.qat.init == "none" and self.model.weights is not None:
             remedy = "qat.init=checkpoint begins from model.weights."
             raise UserError("qat.init", "none", allowed="random weights: model.weights=null", remedy=remedy)
-        _ = self.grids, self.recipe  # which check what they put together
+        epochs, frozen = self.recipe.epochs, self.qat.freeze_bn_epoch
+        if frozen is not None and frozen > epochs:
+            raise UserError("qat.freeze_bn_epoch", frozen, allowed=f"at most {epochs}, the epochs of this training")
+        _ = self.grids  # which checks what it puts together
 
     @property
     def recipe(self) -> TrainSettings:

@@ -33,11 +33,11 @@ def run(settings: TrainingsSettings) -> None:
             store.remove(chosen["hash"])
             print(f"removed {chosen['hash']}  {chosen['size_mib']:.1f} MiB")
         return
-    print(f"{'training':16}  {'model':12}  {'data':13}  {'epochs':>9}  {'MiB':>8}  {'created':19}  status")
+    print(f"{'training':16}  {'model':12}  {'data':13}  {'method':17}  {'epochs':>9}  {'MiB':>8}  {'created':19}  status")
     for row in rows:
         done = f"{row['epochs_done']}/{row['epochs']}"
         print(
-            f"{row['hash']:16}  {row['model']:12}  {row['data']:13}  {done:>9}  {row['size_mib']:8.1f}  "
+            f"{row['hash']:16}  {row['model']:12}  {row['data']:13}  {row['method']:17}  {done:>9}  {row['size_mib']:8.1f}  "
             f"{row['created']:19}  {row['status']}"
         )
     print(f"{len(rows)} stored in {store.root}")

@@ -236,17 +236,18 @@ class TrajectoryStore:
         return self.open(found[0])
 
     def list(self) -> list[dict[str, Any]]:
-        """One row per stored training, oldest first: hash, model, data, epochs_done, epochs, size_mib, created, status."""
+        """One row per stored training, oldest first: hash, model, data, method (`lsq 4 bits`), epochs_done, epochs, ..."""
         rows = []
         for name in self._hashes():
             training = self.open(name)
             info, log = training.info, training.log()
-            config = info.get("config", {})
+            config, qat = info.get("config", {}), info.get("identity", {}).get("qat")
             rows.append(
                 {
                     "hash": name,
                     "model": config.get("model", {}).get("name", ""),
                     "data": config.get("data", {}).get("name", ""),
+                    "method": f"{qat['name']} {qat['bits']} bits" if qat else "float",
                     "epochs_done": log[-1]["epoch"] if log else 0,
                     "epochs": info.get("epochs", 0),
                     "size_mib": training.size_bytes / _MIB,

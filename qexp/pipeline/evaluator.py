@@ -48,6 +48,7 @@ class Evaluator:
         self.channels_last = prepared.config.train.channels_last
         self._prototype = prepared.network().to(device)
         self._shadows: dict[tuple[bool, str], list[Shadow]] = {}
+        self._start: Evaluation | None = None  # of the float network that a training began from, which stays as it is
         self._probed: dict[tuple[object, ...], tuple[str, ...]] = {}
         self._builder = Builder(prepared, self._prototype)
         # Of the state scored last; the built networks themselves are not kept.
@@ -72,6 +73,7 @@ class Evaluator:
         variants = [float_variant, *(variant for variant in wanted if not variant.is_float)]
         reference: Tensor | str = float_variant.key
         evaluations: dict[str, Evaluation] = {}
+        float_network = float_network or self._start
         if float_network is not None:
             evaluations[float_variant.key], reference = float_network, float_network.logits
         for chunk in self._chunks([variant for variant in variants if variant.key not in evaluations]):
@@ -82,6 +84,8 @@ class Evaluator:
             )
             if with_float:
                 reference = found[float_variant.key].logits
+                if self._qat is not None and self._qat.begins_trained:
+                    self._start = found[float_variant.key]
             for variant in chunk:
                 self._probe(variant, models[variant.key], state)
             evaluations |= found

@@ -34,6 +34,7 @@ from qexp.schema import Config
 if TYPE_CHECKING:
     from qexp.data.bundle import DataBundle
 
+CONVERTED = "converted.safetensors"  # what becomes of a quantization-aware training, beside its epochs
 _BUNDLES: dict[str, DataBundle] = {}  # by hash of the data settings
 _PREPARED: dict[str, Prepared] = {}  # by hash of the jobs
 _ELSEWHERE = False  # the jobs run on other machines, of whose devices nothing is known here
@@ -125,7 +126,14 @@ def _network(config: Config, bundle: DataBundle, converted: Converted | None) ->
         return plain_network(model, converted), []
     for key, path in (("model.weights", config.model.weights), ("checkpoint", config.checkpoint)):
         if path is not None and path != "DEFAULT":
-            notes += load_weights(model, path, key=key)
+            try:
+                notes += load_weights(model, path, key=key)
+            except UserError as error:
+                beside = Path(path).parent.parent / CONVERTED
+                if not beside.is_file():
+                    raise
+                remedy = f"It was trained with its quantization; what became of it is in {beside}, for qexp.evaluate."
+                raise UserError(key, path, allowed=error.allowed, remedy=remedy) from None
     return model, notes
 
 

@@ -34,6 +34,7 @@ class QatTraining:
         self.variant: Variant = prepared.variants[1]
         self._start: dict[str, Tensor] | None = None
         self._copy: QatNetwork | None = None  # that states are loaded into, to be converted
+        self._plain: nn.Module | None = None  # the float network that they are converted to, never changed
 
     def begin(self, *, calibrate: bool) -> tuple[nn.Module, TrainHooks]:
         """The module to train and what the loop is to do besides; a collective.
@@ -53,6 +54,10 @@ class QatTraining:
             teacher.load_state_dict(self.start_state())
         return qat.module.train(), train_hooks(qat, self.config.recipe, teacher)
 
+    def blank(self) -> nn.Module:
+        """The module to train before anything in it has values: to be measured, not to be trained."""
+        return self._prepare(self._float_network()).module
+
     def start_state(self) -> dict[str, Tensor]:
         """The float network's weights as the training begins; a collective the first time."""
         if self._start is None:
@@ -64,9 +69,14 @@ class QatTraining:
                 self._start = dist.from_main(lambda: training.load_epoch(start.config.recipe.epochs))
         return self._start
 
+    @property
+    def begins_trained(self) -> bool:
+        """True where it begins from a trained float network, with which all epochs are compared."""
+        return self.config.qat.init != "none"
+
     def reference(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The float network that a copy is compared with: what it began from; begun with random weights, its own masters."""
-        return self._loaded(state).masters() if self.config.qat.init == "none" else self.start_state()
+        return self.start_state() if self.begins_trained else self._loaded(state).masters()
 
     def masters(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The float weights that a state holds."""
@@ -87,11 +97,11 @@ class QatTraining:
             "bits": config.bits,
             "training": self.prepared.training,
         }
-        return convert(qat, self._float_network(), about, refine)
+        return convert(qat, self._plain_network(), about, refine)
 
     def build(self, state: Mapping[str, Tensor]) -> nn.Module:
         """The quantized network of a state, in eval mode."""
-        return assemble(self._float_network(), self.convert(state), self._example())
+        return assemble(self._plain_network(), self.convert(state), self._example())
 
     def save(self, state: Mapping[str, Tensor], path: Path) -> None:
         """Write the converted file; a collective, which rank 0 writes."""
@@ -110,6 +120,11 @@ class QatTraining:
 
     def _float_network(self) -> nn.Module:
         return self.prepared.network().to(self.device)
+
+    def _plain_network(self) -> nn.Module:
+        if self._plain is None:
+            self._plain = self._float_network()
+        return self._plain
 
     def _example(self) -> Tensor:
         return torch.zeros(1, *self.prepared.bundle.image_shape, device=self.device)

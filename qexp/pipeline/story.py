@@ -32,7 +32,7 @@ from qexp.pipeline.evaluator import Evaluator
 from qexp.pipeline.jobs import JobBook
 from qexp.pipeline.launchers import Launch
 from qexp.pipeline.ledger import Ledger
-from qexp.pipeline.prepare import Prepared, pick_device, prepare, prepare_all
+from qexp.pipeline.prepare import CONVERTED, Prepared, pick_device, prepare, prepare_all
 from qexp.pipeline.qat import QatTraining
 from qexp.schema import Config
 from qexp.tracking.feed import MlflowFeed
@@ -40,7 +40,6 @@ from qexp.tracking.journal import Journal
 
 WRITE_EVERY = 8  # variants of an epoch that are scored before their numbers are written: what a killed sweep of many loses
 START = "start"  # the verb of a float training that others begin from
-CONVERTED = "converted.safetensors"  # what becomes of a quantization-aware training, beside its epochs
 PREEMPTED_LIMIT_S = 5.0  # for MLflow, where a scheduler's grace period runs; `qexp.sync` or the next start sends the rest
 _FEEDS: dict[tuple[str, str], MlflowFeed] = {}  # of this sweep, by runs_dir and experiment
 
@@ -115,13 +114,25 @@ def run_group(jobs: Sequence[dict[str, Any]], sweep: Sweep) -> None:
     """Run one merged job on all ranks, as the only process that works on its training."""
     prepared = prepare(check(jobs, sweep.verb))
     if prepared.start is not None:
-        run_group([_start_values(jobs[0])], replace(sweep, verb=START))
+        _run_start(jobs, sweep, stored=_training(prepared.start).is_complete)
     # Waited for here, not within the job, where the other ranks' collectives would time out.
     training = _training(prepared)
     with training.lock():
         if prepared.config.fresh and prepared.config.checkpoint is None:
             training.discard()
         ranks.together(jobs, sweep, lambda: run_group_here(jobs, sweep))
+
+
+def _run_start(jobs: Sequence[dict[str, Any]], sweep: Sweep, *, stored: bool) -> None:
+    """Train the float network that jobs begin from, if nobody has; what stops it stops them."""
+    book = JobBook(jobs, sweep)
+    if not stored:
+        book.note("running")
+    try:
+        run_group([_start_values(jobs[0])], replace(sweep, verb=START))
+    except (KeyboardInterrupt, Preempted) as stop:
+        book.note("preempted" if isinstance(stop, Preempted) else "killed")
+        raise
 
 
 def _start_values(job: dict[str, Any]) -> dict[str, Any]:

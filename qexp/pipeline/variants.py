@@ -87,9 +87,7 @@ def make_variants(
     for config in configs:
         if config.float_only:
             continue
-        grids = config.grids
-        places = activations(grids.activation.layers_only) if asks_for_activations(config) else ()
-        plan = make_plan(tensors, policy=config.policy, quant=grids, bits=config.bits, mode=config.mode, activations=places)
+        plan = _plan(config, tensors, activations)
         reused = _reused(config, plan)
         found = _variant(label(config, plan, reused), config, plan, reused)
         twin = next((number for number, other in enumerate(variants) if other.key == found.key), None)
@@ -101,6 +99,20 @@ def make_variants(
             note = f"bits={config.bits} policy={config.policy.name} quant={config.quant.name} asks for the same numbers"
             variants[twin] = replace(variants[twin], notes=(*variants[twin].notes, note))
     return tuple(_distinct(variants))
+
+
+def _plan(config: Config, tensors: Sequence[TensorInfo], activations: Callable[[bool], Sequence[ActivationInfo]]) -> Plan:
+    """What one job quantizes how."""
+    grids = config.grids
+    places = activations(grids.activation.layers_only) if asks_for_activations(config) else ()
+    try:
+        return make_plan(tensors, policy=config.policy, quant=grids, bits=config.bits, mode=config.mode, activations=places)
+    except UserError as error:
+        if grids.name == config.quant.name:
+            raise
+        # The scheme is the method's, which is what was typed.
+        allowed = error.allowed.replace(f"quant={grids.name}", f"qat={config.qat.name}")
+        raise UserError(error.key, error.value, allowed=allowed, remedy=error.remedy) from None
 
 
 def converted_variants(

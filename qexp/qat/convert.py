@@ -63,7 +63,8 @@ class Converted:
         absent = sorted(self.activations.keys() - places.keys())
         if absent:
             raise UserError("checkpoint", absent[0], allowed="a file converted from this network, whose graph has that place")
-        activations = tuple(ActivationRow(places[name], spec, _RULE) for name, (spec, _) in self.activations.items())
+        quantized = [(info, self.activations[name][0]) for name, info in places.items() if name in self.activations]
+        activations = tuple(ActivationRow(info, spec, _RULE) for info, spec in quantized)
         return Plan(rows=rows, mode="int", activations=activations)
 
 
@@ -88,7 +89,7 @@ def convert(
     plain.load_state_dict(masters)
     if qat.norms:
         plain = fold_batch_norm(plain).model
-    tensors = dict(plain.named_parameters()) | dict(plain.named_buffers())
+    tensors = dict(plain.named_parameters(remove_duplicate=False))
     for name, value in values.items():
         tensors[name].copy_(value)
     if refine is not None:
@@ -175,10 +176,10 @@ def load_converted(path: Path | str) -> Converted | None:
         return None
     if header is None:
         return None
-    if header.get("version") != CONVERTED_VERSION:
-        what = f"{path}, converted by version {header.get('version')}"
-        raise UserError("checkpoint", what, allowed=f"a file of version {CONVERTED_VERSION}")
     try:
+        if header["version"] != CONVERTED_VERSION:
+            what = f"{path}, converted by version {header['version']}"
+            raise UserError("checkpoint", what, allowed=f"a file of version {CONVERTED_VERSION}")
         grids = {
             kind: {
                 name: (QuantSpec(**each["spec"]), _read_grid(tensors, kind, name, each)) for name, each in header[kind].items()
@@ -186,9 +187,9 @@ def load_converted(path: Path | str) -> Converted | None:
             for kind in ("weights", "activations")
         }
         state = {name: tensors[name] for name in header["state"]}
-    except (KeyError, TypeError):
+        return Converted(state=state, folded=header["folded"], about=header["about"], **grids)
+    except (KeyError, TypeError, AttributeError):
         raise UserError("checkpoint", path, allowed="an undamaged file of a converted network") from None
-    return Converted(state=state, folded=header["folded"], about=header["about"], **grids)
 
 
 def _read_grid(tensors: Mapping[str, Tensor], kind: str, name: str, each: Mapping[str, Any]) -> QParams | None:

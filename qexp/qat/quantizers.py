@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from qexp.base.nouns import QParams, QuantSpec
-from qexp.nn.channels import scale_outputs_
+from qexp.nn.channels import TRANSPOSED
 from qexp.nn.fake_quant import range_qparams
 from qexp.qat.moments import Moments
+from qexp.quant.blocks import memory_order
 from qexp.quant.gradients import (
     fake_quantize_learned,
     fake_quantize_ste,
@@ -58,6 +59,11 @@ class Quantizer(nn.Module):
         return f"{self.spec.scheme}, bits={self.spec.bits}, {self.spec.granularity}"
 
 
+def _or_one(size: Tensor) -> Tensor:
+    """Where nothing but zeros was seen, one: a step of zero has no gradient, so that nothing would ever come through."""
+    return torch.where(size == 0, 1.0, size)
+
+
 class WeightRange(Quantizer):
     """`ste` of a weight: its own range at each step, straight through."""
 
@@ -94,9 +100,11 @@ class ObservedRange(Quantizer):
     def forward(self, x: Tensor) -> Tensor:
         """The quantized activation; the range moves first."""
         if self.training:
-            low, high = torch.aminmax(x.detach())
-            self.minimum.lerp_(low.to(self.minimum), 1 - self.momentum)
-            self.maximum.lerp_(high.to(self.maximum), 1 - self.momentum)
+            order = memory_order(x)  # torch.aminmax takes 40 times as long on a channels-last tensor, seen as such
+            ends = torch.aminmax(x.detach() if order is None else x.detach().permute(order))
+            for average, end in zip((self.minimum, self.maximum), ends, strict=True):
+                # A step of fp16 that overflowed, and that the gradient scaler skips, leaves it as it is.
+                average.lerp_(torch.where(end.isfinite(), end.to(average), average), 1 - self.momentum)
         found = self.qparams
         return fake_quantize_ste(x, found.scale, found.zero_point, self.quant_min, self.quant_max, mask=self.mask)
 
@@ -133,9 +141,9 @@ class LearnedStep(Quantizer):
             self.scale.copy_(found.scale)
             self.offset.copy_(-found.zero_point * found.scale)
         elif moments.of_weight and moments.three_sigma:
-            self.scale.copy_(initial_weight_scale(moments.mean, moments.std, self.spec.bits))
+            self.scale.copy_(_or_one(initial_weight_scale(moments.mean, moments.std, self.spec.bits)))
         else:
-            self.scale.copy_(initial_scale(moments.mean_abs, self.positive))
+            self.scale.copy_(_or_one(initial_scale(moments.mean_abs, self.positive)))
 
     def forward(self, x: Tensor) -> Tensor:
         """The quantized tensor."""
@@ -183,7 +191,8 @@ class ClippedRange(Quantizer):
     @torch.no_grad()
     def initialise(self, moments: Moments) -> None:
         """The end that was given, else of the calibrated range."""
-        self.alpha.copy_(torch.maximum(moments.maximum, -moments.minimum) if self.end is None else torch.tensor(self.end))
+        found = torch.tensor(self.end) if self.end is not None else torch.maximum(moments.maximum, -moments.minimum)
+        self.alpha.copy_(_or_one(found))
 
     def forward(self, x: Tensor) -> Tensor:
         """The quantized activation."""
@@ -228,24 +237,31 @@ class FoldedWeight(nn.Module):
     def __init__(self, quantizer: Quantizer, layer: nn.Module, norm: nn.Module) -> None:
         super().__init__()
         self.quantizer = quantizer
-        # In a tuple: as submodules they would be listed twice in the state dict.
-        self.neighbours = (layer, norm)
+        self.neighbours = (norm,)  # in a tuple: as a submodule it would be listed twice in the state dict
+        # A weight is [out, in / groups, ...], that of a transposed convolution [in, out / groups, ...].
+        turned = isinstance(layer, TRANSPOSED)
+        self.groups, self.rows = (layer.groups, layer.in_channels // layer.groups) if turned else (norm.num_features, 1)
+        self.kernel = (1,) * (layer.weight.dim() - 2)
+        self.held: Tensor | None = None  # f, while batch norm's statistics are taken anew
 
     def forward(self, x: Tensor) -> Tensor:
-        """The weight that the layer uses."""
-        layer, factor = self.neighbours[0], self.factor()
-        found = self.quantizer(self.folded(x, factor)).clone()
-        scale_outputs_(layer, found, torch.where(factor == 0, factor, 1 / factor))
-        return found
+        """The weight that the layer uses; as it is where f is zero, which batch norm multiplies it by anyway."""
+        factor = self.factor()
+        idle = factor == 0
+        # Divided by one there: the gradient of a division by zero would be NaN, though nothing takes its result.
+        whole = torch.where(idle, 1.0, factor)
+        return torch.where(idle, x, self.quantizer(x * factor) / whole)
 
     def factor(self) -> Tensor:
-        """f, [channels]."""
-        norm = self.neighbours[1]
+        """The factor f, as the weight broadcasts with it."""
+        if self.held is not None:
+            return self.held
+        (norm,) = self.neighbours
         gain = torch.rsqrt(norm.running_var + norm.eps)
-        return gain if norm.weight is None else gain * norm.weight
+        gain = gain if norm.weight is None else gain * norm.weight
+        spread = gain.reshape(self.groups, 1, -1).expand(-1, self.rows, -1)
+        return spread.reshape(self.groups * self.rows, -1, *self.kernel)
 
-    def folded(self, x: Tensor, factor: Tensor | None = None) -> Tensor:
+    def folded(self, x: Tensor) -> Tensor:
         """W f."""
-        scaled = x.clone()
-        scale_outputs_(self.neighbours[0], scaled, self.factor() if factor is None else factor)
-        return scaled
+        return x * self.factor()

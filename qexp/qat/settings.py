@@ -25,8 +25,13 @@ WEIGHT_GRIDS = {
     "ste": ("symmetric_restricted", "symmetric", "affine"),
     "every_step": ("linear", "affine", "symmetric", "symmetric_restricted", "scale_factor", "pow2_scale"),
 }
+_SQUASHED = (
+    "Its weights reach from -1 to 1 whatever they are folded with: batch norm's variance and the factor that is folded in would "
+    "drive each other up."
+)
+_UNFOLDED = {"every_step": "The stored weights are what it quantizes.", "pact": _SQUASHED, "dorefa": _SQUASHED}
 OWN_ACTIVATIONS = ("lsq", "lsq_plus", "pact", "dorefa")  # methods whose formula says what the grid of an activation is
-QAT_VERSION = 1  # part of the hash of every such training; raise it when the same settings come to train otherwise
+QAT_VERSION = 2  # part of the hash of every such training; raise it when the same settings come to train otherwise
 IN_RECIPE = ("epochs", "lr", "weight_decay", "warmup_epochs")  # settings that act through the recipe alone
 FINE_TUNING = 0.1  # of train.lr, where a network that was trained with it goes on
 
@@ -45,7 +50,8 @@ class QatSettings:
         epochs, weight_decay: of the recipe; None takes `train.epochs` and `train.weight_decay`. lr: None takes a tenth of
             `train.lr` behind a float training, else `train.lr`. warmup_epochs: None takes none behind a float training.
         activations: quantize them too, at `quant.activation.bits` or else at `bits`.
-        mask: which values pass their gradient: `paper` those inside the limits, `rounded` those that round to codes, as torch.
+        mask: which values pass their gradient: `paper` those inside the limits, `rounded` those that round to codes, as torch,
+            which `qat=ste` needs: its limits are the range's own ends, where `paper` would hold each tensor's largest weight.
         momentum: of the observed ranges of `ste` and `every_step`: weight of the average so far when a batch is added.
         scale_decay: weight decay of learned step sizes and offsets. alpha_decay: of `pact`'s clipping; None takes the recipe's.
         batch_norm: `unfolded` quantizes the weights as they are stored; `folded` as they are once batch norm is folded into them,
@@ -92,9 +98,8 @@ class QatSettings:
         if self.distill_weight and self.init == "none":
             remedy = "Distillation learns from the float network that the training begins from."
             raise UserError("qat.distill_weight", self.distill_weight, allowed="0 with qat.init=none", remedy=remedy)
-        if self.batch_norm == "folded" and self.name == "every_step":
-            remedy = "The stored weights are what it quantizes."
-            raise UserError("qat.batch_norm", "folded", allowed="unfolded with qat=every_step", remedy=remedy)
+        if self.batch_norm == "folded" and self.name in _UNFOLDED:
+            raise UserError("qat.batch_norm", "folded", allowed=f"unfolded with qat={self.name}", remedy=_UNFOLDED[self.name])
         if self.batch_norm == "folded" and self.reestimate_bn:
             remedy = "A folded network has no batch norm whose statistics could be taken anew."
             raise UserError("qat.reestimate_bn", True, allowed="false with qat.batch_norm=folded", remedy=remedy)
@@ -146,12 +151,18 @@ class QatSettings:
         for key, default in (("rounding", "half_even"), ("arithmetic", "reciprocal")):
             if self.name != "every_step" and getattr(weight, key) != default:
                 raise UserError(f"quant.weight.{key}", getattr(weight, key), allowed=f"{default} {where}")
+        if weight.rounding == "stochastic":
+            remedy = "What is drawn is a function of the seed and the tensor: each update would draw the same."
+            raise UserError("quant.weight.rounding", "stochastic", allowed=f"another rounding {where}", remedy=remedy)
         if quant.input != "none":
             remedy = "The images are an activation here: policy=first_last gives them policy.edge_bits."
             raise UserError("quant.input", quant.input, allowed=f"none {where}", remedy=remedy)
 
     def _check_activations(self, activation: ActivationQuantSettings) -> None:
         where = f"with qat={self.name}"
+        if activation.bits is not None and not self.activations:
+            remedy = "qat.activations=false leaves activations float."
+            raise UserError("quant.activation.bits", activation.bits, allowed="null with qat.activations=false", remedy=remedy)
         if activation.dynamic:
             remedy = "Ranges are learned or observed while it trains."
             raise UserError("quant.activation.dynamic", True, allowed=f"false {where}", remedy=remedy)

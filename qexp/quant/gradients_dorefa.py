@@ -14,7 +14,13 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 
 from qexp.quant.blocks import in_blocks
 from qexp.quant.codebooks import decode_binary, decode_dorefa, encode_binary, encode_dorefa, fit_binary
-from qexp.quant.gradient_blocks import backward_in_blocks, block_size, blocked, compute_dtype, inner_product
+from qexp.quant.gradient_blocks import (
+    backward_in_blocks,
+    block_size,
+    blocked,
+    compute_dtype,
+    inner_product,
+)
 from qexp.quant.gradients import Clipped
 from qexp.quant.levels import level_scale
 from qexp.quant.rounding import half_even
@@ -74,11 +80,21 @@ class _DorefaWeight(Function):
     def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, None]:
         if ctx.binary:
             return grad, None
-        w, top, peak = ctx.saved_tensors
-        _, (moment, count) = backward_in_blocks(_moment_kernel, w, grad, (top,), None, wants_x=False)
-        pull = moment / (peak * count.clamp(min=1))  # none where all is zero, whose level is a constant
-        found, _ = backward_in_blocks(_slope_kernel, w, grad, (top, peak, pull), None, wants_x=True)
-        return found, None
+        narrow, top, peak = ctx.saved_tensors
+        w = narrow.to(compute_dtype(narrow))
+        found, (moment,) = backward_in_blocks(_slope_kernel, w, grad, (peak,), None, wants_x=True)
+        # The largest weights have one slope, that of the end, so that what pulls them is one number.
+        return _pulled(found, w, top, moment * (1 - peak.square()) / peak.square()).to(narrow.dtype), None
+
+
+def _pulled(found: Tensor, w: Tensor, top: Tensor, pull: Tensor) -> Tensor:
+    """A gradient less sign(w) pull / k at the k largest weights; there are none where all is zero, whose level is a constant."""
+    if not blocked(w):
+        largest = w.abs() == top
+        return torch.where(largest, found - torch.sign(w) * (pull / largest.sum().clamp(min=1)), found)
+    places = torch.nonzero((w == top) | (w == -top), as_tuple=True)
+    found[places] -= torch.sign(w[places]) * (pull / max(1, len(places[0])))
+    return found
 
 
 def _in_blocks(w: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
@@ -90,14 +106,9 @@ def _in_blocks(w: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
     return target
 
 
-def _moment_kernel(x, grad, top, *, axis, out, buffers):
-    """No gradient, but sum(grad tanh(x)) and the number of largest weights."""
-    count = (x.abs() == top).sum()
-    return None, (inner_product(grad, torch.tanh(x, out=buffers[0]), axis), count)
-
-
-def _slope_kernel(x, grad, top, peak, pull, *, axis, out, buffers):
-    """(grad - [|x| = top] sign(x) pull) (1 - tanh(x)^2) / peak."""
-    slope = torch.tanh(x, out=buffers[0]).square_().neg_().add_(1).div_(peak)
-    free = torch.where(x.abs() == top, grad - torch.sign(x) * pull, grad)
-    return torch.mul(free, slope, out=out), ()
+def _slope_kernel(x, grad, peak, *, axis, out, buffers):
+    """The gradient grad (1 - tanh(x)^2) / peak, and sum(grad tanh(x))."""
+    squashed = torch.tanh(x, out=buffers[0])
+    moment = inner_product(grad, squashed, None)  # which leaves both as they are, per tensor
+    slope = squashed.square_().neg_().add_(1).div_(peak)
+    return torch.mul(grad, slope, out=out), (moment,)
