@@ -113,6 +113,14 @@ def qexp_fit(model: nn.Module, work: Work, watch: Stopwatch) -> None:
     )
 
 
+def alternating(names: list[str], rounds: int) -> Iterator[tuple[int, str]]:
+    """Round and name: every name once a round, the first one in turn, after round -1, which does not count."""
+    for number in range(-1, rounds):
+        first = number % len(names)
+        for name in names[first:] + names[:first]:
+            yield number, name
+
+
 def quartiles(values: list[float]) -> tuple[float, float, float]:
     """First quartile, median, third quartile."""
     low, middle, high = statistics.quantiles(values, n=4, method="inclusive") if len(values) > 1 else values * 3

@@ -35,7 +35,7 @@ from importlib import metadata
 from pathlib import Path
 
 import torch
-from bench_common import options, quartiles, write_csv
+from bench_common import alternating, options, quartiles, write_csv
 from bench_ptq_libraries import Counted, brevitas_peers, calls, replaced, torchao_peers
 from bench_quantize import processor, slug
 from torch import Tensor, nn
@@ -173,17 +173,14 @@ def check_same_work(table: dict[str, Counted], batch: Tensor) -> dict[str, tuple
 def measure(table: dict[str, Counted], batch: Tensor, rounds: int, forwards: int) -> dict[str, list[float]]:
     """Seconds of one forward of every peer in every round, after one round that does not count."""
     seconds: dict[str, list[float]] = {name: [] for name in table}
-    names = list(table)
     with torch.inference_mode():
-        for number in range(-1, rounds):
-            first = number % len(names)
-            for name in names[first:] + names[:first]:
-                network = table[name][0]
-                start = time.perf_counter()
-                for _ in range(forwards):
-                    network(batch)
-                if number >= 0:
-                    seconds[name].append((time.perf_counter() - start) / forwards)
+        for number, name in alternating(list(table), rounds):
+            network = table[name][0]
+            start = time.perf_counter()
+            for _ in range(forwards):
+                network(batch)
+            if number >= 0:
+                seconds[name].append((time.perf_counter() - start) / forwards)
     return seconds
 
 

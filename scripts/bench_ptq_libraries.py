@@ -35,7 +35,7 @@ def replaced(network: nn.Module, make: Callable[[FakeQuantize], nn.Module]) -> n
     return twin
 
 
-def calls(network: nn.Module, kind: type[nn.Module], batch: Tensor) -> int:
+def calls(network: nn.Module, kind: type[nn.Module] | tuple[type[nn.Module], ...], batch: Tensor) -> int:
     """How often one forward calls modules of a kind."""
     seen: list[nn.Module] = []
     modules = [module for module in network.modules() if isinstance(module, kind) and getattr(module, "is_quant_enabled", True)]
@@ -47,38 +47,34 @@ def calls(network: nn.Module, kind: type[nn.Module], batch: Tensor) -> int:
     return len(seen)
 
 
-def torchao_peers(network: nn.Module, calib: list[Tensor]) -> dict[str, Counted]:
-    """torchao's two ways to simulate, at qexp's places of a network whose weights are rounded."""
-    for name in ("torchao", "torch.utils._pytree"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", module="torchao|torch")
-    from torchao.quantization.pt2e import FakeQuantize as AoFakeQuantize
-    from torchao.quantization.pt2e import MinMaxObserver, disable_fake_quant, disable_observer, enable_fake_quant
-    from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
-    from torchao.quantization.pt2e.quantizer import QuantizationAnnotation, QuantizationSpec, Quantizer
+INTEGER = ("conv2d", "linear", "add", "add_", "mul", "cat", "adaptive_avg_pool2d", "avg_pool2d", "mean")
+
+
+KEEP = ("max_pool2d", "slice", "pad", "constant_pad_nd", "flatten", "view", "reshape", "dropout")
+
+
+def torchao_quantizer(readers: tuple[str, ...], keep: tuple[str, ...], activation: object, weight: object = None) -> object:
+    """A PT2E `Quantizer` that asks for quantization where qexp has it, by `QuantizationSpec`s.
+
+    What an operator of `readers` reads is quantized, before operators of `keep`, which pass codes on; its weight if given a spec.
+    """
+    from torchao.quantization.pt2e.quantizer import QuantizationAnnotation, Quantizer
 
     class Places(Quantizer):
-        """What an integer operator reads, before what passes codes on (`qexp.nn.places`)."""
-
-        integer = ("conv2d", "linear", "add", "add_", "mul", "cat", "adaptive_avg_pool2d", "avg_pool2d", "mean")
-        keep = ("max_pool2d", "slice", "pad", "constant_pad_nd", "flatten", "view", "reshape", "dropout")
-
-        def __init__(self, constructor: Callable[..., nn.Module]) -> None:
-            self.spec = QuantizationSpec(torch.uint8, constructor, 0, 255, torch.per_tensor_affine)
-
         def annotate(self, model: fx.GraphModule) -> fx.GraphModule:
             for node in model.graph.nodes:
-                if self._name(node) in self.integer:
+                if self._name(node) in readers:
                     for value in node.all_input_nodes:
                         self._mark(value, node)
+                    if weight is not None:
+                        annotation(node).input_qspec_map[node.args[1]] = weight
             return model
 
         def _mark(self, value: fx.Node, reader: fx.Node) -> None:
-            while self._name(value) in self.keep:
+            while self._name(value) in keep:
                 value, reader = value.all_input_nodes[0], value
             if value.op != "get_attr":
-                marked = reader.meta.setdefault("quantization_annotation", QuantizationAnnotation(_annotated=True))
-                marked.input_qspec_map[value] = self.spec
+                annotation(reader).input_qspec_map[value] = activation
 
         @staticmethod
         def _name(node: fx.Node) -> str:
@@ -87,9 +83,26 @@ def torchao_peers(network: nn.Module, calib: list[Tensor]) -> dict[str, Counted]
         def validate(self, model: fx.GraphModule) -> None:
             pass
 
+    def annotation(node: fx.Node) -> QuantizationAnnotation:
+        return node.meta.setdefault("quantization_annotation", QuantizationAnnotation(_annotated=True))
+
+    return Places()
+
+
+def torchao_peers(network: nn.Module, calib: list[Tensor]) -> dict[str, Counted]:
+    """torchao's two ways to simulate, at qexp's places of a network whose weights are rounded."""
+    for name in ("torchao", "torch.utils._pytree"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module="torchao|torch")
+    from torchao.quantization.pt2e import FakeQuantize as AoFakeQuantize
+    from torchao.quantization.pt2e import MinMaxObserver, disable_fake_quant, disable_observer, enable_fake_quant
+    from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
+    from torchao.quantization.pt2e.quantizer import QuantizationSpec
+
     def prepared(constructor: Callable[..., nn.Module]) -> nn.Module:
+        spec = QuantizationSpec(torch.uint8, constructor, 0, 255, torch.per_tensor_affine)
         exported = torch.export.export(network, (calib[0],)).module()
-        module = prepare_pt2e(exported, Places(constructor))
+        module = prepare_pt2e(exported, torchao_quantizer(INTEGER, KEEP, spec))
         module.apply(disable_fake_quant)  # ranges are those of the float activations, as in all peers
         for batch in calib:
             module(batch)
