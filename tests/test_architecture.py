@@ -21,8 +21,8 @@ STEPS = (
     ("F0", ("quant",)),
     ("F1", ("nn", "policy")),
     ("F2", ("calibrate", "data", "models")),
-    ("F3", ("engine",)),
-    ("F4", ("qat", "analysis", "tracking", "reporting")),
+    ("F3", ("engine", "stats")),
+    ("F4", ("qat", "analysis", "deploy", "tracking", "reporting")),
     ("F5", ("schema",)),
     ("F6", ("pipeline", "studies")),
     ("F7", ("train", "evaluate", "analyze", "report", "study", "sync", "trainings", "qexp_launcher")),
@@ -35,11 +35,14 @@ OWNERS = {
     "mlflow": ("tracking",),
     "pandas": ("reporting",),
     "matplotlib": ("reporting",),
+    "statsmodels": ("stats",),
     "hydra": ("pipeline", *TOP),
     "omegaconf": ("pipeline", *TOP),
+    "onnx": ("deploy",),
+    "onnxruntime": ("deploy",),
 }
 # What `--help` and the validation of a whole sweep must not load.
-HEAVY = {"torch", "torchvision", "mlflow", "pandas", "matplotlib", "scipy", "sklearn", "mlxtend"}
+HEAVY = {"torch", "torchvision", "mlflow", "pandas", "matplotlib", "scipy", "sklearn", "mlxtend", "statsmodels"}
 LIGHT_ROOMS = ("policy", "schema", "train", "evaluate", "analyze", "qexp_launcher")
 
 MAX_FILE_LINES = 300

@@ -59,9 +59,9 @@ def counted(monkeypatch):
         seen["fit"] += 1
         return fit(*args, **kwargs)
 
-    def counted_score(self, state, wanted, known):
+    def counted_score(self, state, wanted, *more):
         seen["scored"] += [variant.label for variant in wanted]
-        return score(self, state, wanted, known)
+        return score(self, state, wanted, *more)
 
     monkeypatch.setattr(story, "fit", counted_fit)
     monkeypatch.setattr(story.Evaluator, "score", counted_score)
