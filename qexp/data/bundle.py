@@ -38,6 +38,12 @@ class ImageStore(Protocol):
     def hash_content(self, digest: hashlib._Hash) -> None:
         """Feed what identifies the images and labels to `digest`."""
 
+    def sizes(self, part: Part, rows: Tensor) -> list[int]:
+        """Bytes of each image as it is held."""
+
+    def content(self, part: Part, row: int) -> bytes:
+        """The image as it is held: its pixels, or its file."""
+
     def channel_statistics(self, rows: Tensor) -> tuple[list[float], list[float]]:
         """Mean and standard deviation per channel, 0-1 scale."""
 
@@ -61,6 +67,7 @@ class DataBundle:
         self.class_names, self.num_classes = store.class_names, len(store.class_names)
         self.image_shape, self.streamed = store.image_shape, store.streamed
         self.split_sizes = splits.sizes
+        self._shared: dict[tuple[Split, Split], int] = {}
 
     @cached_property
     def fingerprint(self) -> str:
@@ -76,6 +83,25 @@ class DataBundle:
             digest.update(rows.numpy().tobytes())
         digest.update(repr((self.mean, self.std)).encode())
         return digest.hexdigest()[:16]
+
+    def num_shared(self, one: Split | str, other: Split | str) -> int:
+        """Images of split `one` that are in split `other` too, byte for byte: pixels, or files where the set is streamed.
+
+        Splits are cut disjoint, so these are copies that the set itself holds.
+        """
+        pair = Split(one), Split(other)
+        if pair not in self._shared:
+            places = {name: self._splits.part(name) for name in pair}
+            sizes = {name: self._store.sizes(part, self._splits.rows[name]) for name, part in places.items()}
+            found = []
+            for name, twin in (pair, pair[::-1]):
+                possible = set(sizes[twin])  # files of other sizes are not read
+                rows = zip(self._splits.rows[name].tolist(), sizes[name], strict=True)
+                wanted = [row for row, size in rows if size in possible]
+                found.append([hashlib.sha1(self._store.content(places[name], row)).digest() for row in wanted])
+            there = set(found[1])
+            self._shared[pair] = sum(digest in there for digest in found[0])
+        return self._shared[pair]
 
     def steps_per_epoch(self, batch_size: int) -> int:
         """Global batches in an epoch; a last partial one counts."""

@@ -65,6 +65,14 @@ class RamImages:
             digest.update(memoryview(part.images.contiguous().numpy()).cast("B"))
             digest.update(part.labels.numpy().tobytes())
 
+    def sizes(self, part: Part, rows: Tensor) -> list[int]:
+        """Bytes of each image."""
+        return [self.parts[part].images[0].numel()] * len(rows)
+
+    def content(self, part: Part, row: int) -> bytes:
+        """The pixels of an image."""
+        return self.parts[part].images[row].contiguous().numpy().tobytes()
+
     def channel_statistics(self, rows: Tensor) -> tuple[list[float], list[float]]:
         """Mean and standard deviation per channel over `rows` of the train part, on the 0-1 scale."""
         total = square = torch.zeros(self.image_shape[0], dtype=torch.float64)

@@ -149,6 +149,15 @@ class StreamedImages:
             for path, label in zip(part.paths, part.labels.tolist(), strict=True):
                 digest.update(f"{name}|{path.relative_to(self.tree.root)}|{path.stat().st_size}|{label}\n".encode())
 
+    def sizes(self, part: Part, rows: Tensor) -> list[int]:
+        """Bytes of each file."""
+        paths = self.tree.parts[part].paths
+        return [paths[row].stat().st_size for row in rows.tolist()]
+
+    def content(self, part: Part, row: int) -> bytes:
+        """A file."""
+        return self.tree.parts[part].paths[row].read_bytes()
+
     def channel_statistics(self, rows: Tensor) -> tuple[list[float], list[float]]:
         """ImageNet's: measuring would decode the whole set."""
         return list(_IMAGENET_MEAN), list(_IMAGENET_STD)

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from qexp.data.bundle import DataBundle
 
 CONVERTED = "converted.safetensors"  # what becomes of a quantization-aware training, beside its epochs
+SHARED = 0.005  # of the images to calibrate on: more that are scored as well are refused
 _BUNDLES: dict[str, DataBundle] = {}  # by hash of the data settings
 _PREPARED: dict[str, Prepared] = {}  # by hash of the jobs
 _ELSEWHERE = False  # the jobs run on other machines, of whose devices nothing is known here
@@ -234,9 +235,23 @@ def _check_calibration(variant: Variant, bundle: DataBundle) -> None:
     if size == 0:
         remedy = f"Set data.num_{settings.split}=N." if settings.split in ("calib", "select") else ""
         raise UserError("calibrate.split", settings.split, allowed="a split that holds images", remedy=remedy)
+    _check_apart(variant.config, bundle)
     if settings.num_images is not None and settings.num_images > size:
         allowed = f"at most {size}, the size of the {settings.split} split"
         raise UserError("calibrate.num_images", settings.num_images, allowed=allowed)
+
+
+def _check_apart(config: Config, bundle: DataBundle) -> None:
+    """Raise UserError where images to calibrate on are scored too; published sets hold a copy or two, and those pass."""
+    calibrated, scored = config.calibrate.split, config.evaluate.split
+    if calibrated == scored:
+        return  # asked for by name, and stamped on every number
+    count, size = bundle.num_shared(calibrated, scored), bundle.split_sizes[calibrated]
+    if count > SHARED * size:
+        remedy = f"{count} of its {size} images are in the {scored} split too, byte for byte. Take them out of one of the two."
+        raise UserError(
+            "calibrate.split", calibrated, allowed=f"images that evaluate.split={scored} does not score", remedy=remedy
+        )
 
 
 def _check_evaluation(config: Config, bundle: DataBundle) -> None:

@@ -63,3 +63,23 @@ def test_a_corrupt_image_is_refused(cli, tiny):
         Image.new("RGB", (8, 8), (50 * number, 90, 10)).save(Path("set", folder, "1.png"))
     Path("set/train/b/2.png").write_bytes(Path("set/train/b/1.png").read_bytes()[:45])
     said_and_nothing_started(cli(*tiny, "data=imagefolder", "data.root=set"), ["2.png"])
+
+
+@pytest.mark.parametrize("storage", ["ram", "stream"])
+def test_calibrating_on_images_that_are_scored_is_refused(cli, tiny, tmp_path, storage):
+    noise = torch.Generator().manual_seed(0)
+    for number in range(48):
+        image = Image.fromarray(torch.randint(256, (8, 8, 3), generator=noise, dtype=torch.uint8).numpy())
+        places = ["train"] if number < 36 else ["test"] if number < 44 else ["train", "test"]  # four are in both
+        for part in places:
+            folder = tmp_path / "tree" / part / f"class{number % 2}"
+            folder.mkdir(parents=True, exist_ok=True)
+            image.save(folder / f"{number}.png")
+    own = ("data=imagefolder", f"data.root={tmp_path}/tree", f"data.storage={storage}", "data.workers=0", "train.batch_size=8")
+    more = ("data.num_calib=30", "quant=affine", "quant.activation.bits=8")
+    parts = ["calibrate.split=calib", "byte for byte", "of its 30 images", "evaluate.split=test"]
+    said_and_nothing_started(cli(*tiny, *own, *more), parts)
+    done = cli(*tiny, *own, *more[:1], "quant=affine")  # nothing is calibrated
+    assert done.code == 0, done.err
+    done = cli(*tiny, *own, *more, "calibrate.split=test")  # asked for by name
+    assert done.code == 0 and "calibrated on test images" in done.out, done.err
