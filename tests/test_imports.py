@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-HEAVY = ("torch", "torchvision", "mlflow", "pandas", "matplotlib", "scipy", "sklearn", "mlxtend")
+HEAVY = ("torch", "torchvision", "mlflow", "pandas", "matplotlib", "scipy", "sklearn", "mlxtend", "statsmodels")
 
 # runpy runs the module as `python -m` does; what was loaded is asked for after it left.
 REPORT = """

@@ -1,0 +1,59 @@
+"""An interval, and the one of a lone accuracy."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from statsmodels.stats.proportion import proportion_confint
+
+from qexp.base.checks import check_range
+from qexp.base.errors import UserError
+from qexp.stats.inputs import check_share
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A confidence interval.
+
+    Args:
+        low, high: its ends, in percent or points. level: share of repetitions that it is meant to cover, 0.95 for 95 %.
+    """
+
+    low: float
+    high: float
+    level: float
+
+    def __contains__(self, value: float) -> bool:
+        """True where `value` lies inside, ends included."""
+        return self.low <= value <= self.high
+
+    def mirrored(self) -> Interval:
+        """The interval of the quantity with its sign turned: [-high, -low]."""
+        return Interval(0.0 - self.high, 0.0 - self.low, self.level)  # 0.0 - 0.0 is no negative zero, which would print as -0.00
+
+
+def wilson(num_correct: int, n: int, *, level: float = 0.95) -> Interval:
+    """Wilson score interval of one network's accuracy, percent.
+
+    (p + z^2/2n +- z sqrt(p (1 - p)/n + z^2/4n^2)) / (1 + z^2/n), p = num_correct/n, z the normal quantile of (1 + level)/2.
+    It covers the accuracy on the population that the n test images were drawn from, for this one trained network. Two networks
+    scored on the same images are compared by `qexp.stats.paired.compare`; whether their Wilson intervals overlap says little.
+
+    Args:
+        num_correct: images that it got right. n: images.
+
+    Raises:
+        UserError: n is 0, or num_correct is not from 0 to n.
+
+    Source: Wilson, Probable inference, the law of succession, and statistical inference, JASA 22 (1927).
+
+    >>> interval = wilson(0, 10)
+    >>> interval.low, round(interval.high, 2)
+    (0.0, 27.75)
+    """
+    if n < 1:
+        raise UserError("n", n, allowed="at least one image")
+    check_range("num_correct", num_correct, 0, n)
+    check_share("level", level)
+    low, high = proportion_confint(num_correct, n, alpha=1 - level, method="wilson")
+    return Interval(100 * float(low), 100 * float(high), level)

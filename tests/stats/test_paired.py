@@ -1,0 +1,242 @@
+"""Two networks on the same images, against other ways to compute the same."""
+
+import subprocess
+import sys
+from itertools import product
+from math import comb, isclose
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.stats import binomtest
+from statsmodels.stats.contingency_tables import mcnemar as reference_mcnemar
+from statsmodels.stats.power import normal_power
+
+from qexp.base.errors import UserError
+from qexp.stats.paired import (
+    bootstrap_interval,
+    compare,
+    compare_counts,
+    mcnemar,
+    minimum_detectable_effect,
+)
+
+COUNTS = [(0, 0), (0, 1), (1, 0), (0, 6), (4, 4), (9, 8), (48, 31), (117, 74), (300, 1)]
+
+
+def answers(n10, n01, n, seed=0):
+    """Correctness of A and B with these flips, at places drawn from the seed."""
+    a, b = np.ones(n, bool), np.ones(n, bool)
+    b[:n10], a[n10 : n10 + n01] = False, False
+    a[n10 + n01 : (n10 + n01 + n) // 2] = b[n10 + n01 : (n10 + n01 + n) // 2] = False
+    order = np.random.default_rng(seed).permutation(n)
+    return a[order], b[order]
+
+
+@pytest.mark.parametrize(
+    ("n10", "n01", "difference", "low", "high", "p_value"),
+    [
+        (4, 4, 0.0, -0.30, 0.30, 1.0),
+        (9, 8, -0.05, -0.45, 0.35, 1.0),
+        (117, 74, -2.15, -3.50, -0.80, 0.0023),
+        (48, 31, -0.85, -1.75, 0.00, 0.071),
+    ],
+)
+def test_published_comparisons_at_2000_images(n10, n01, difference, low, high, p_value):
+    """Worked on another machine by resampling images; 0.1 points are the ends' Monte Carlo error."""
+    found = compare(*answers(n10, n01, 2000))
+    assert (found.n, found.n10, found.n01) == (2000, n10, n01)
+    assert isclose(found.difference, difference, abs_tol=1e-12)
+    assert abs(found.interval.low - low) <= 0.1
+    assert abs(found.interval.high - high) <= 0.1
+    assert f"{found.p_value:.2g}" == f"{p_value:.2g}"
+
+
+@pytest.mark.parametrize(("n10", "n01"), COUNTS)
+def test_mcnemar_agrees_with_statsmodels_scipy_and_the_sum(n10, n01):
+    m = n10 + n01
+    by_hand = min(1.0, 2 * sum(comb(m, k) for k in range(min(n10, n01) + 1)) / 2**m)
+    found = float(mcnemar(n10, n01))
+    assert isclose(found, by_hand, rel_tol=1e-9)
+    assert isclose(found, reference_mcnemar([[5, n10], [n01, 7]], exact=True).pvalue, rel_tol=1e-9)
+    assert m == 0 or isclose(found, binomtest(n10, m).pvalue, rel_tol=1e-9)
+
+
+def test_mcnemar_takes_arrays():
+    n10, n01 = np.array(COUNTS).T
+    assert mcnemar(n10, n01).tolist() == [float(mcnemar(*pair)) for pair in COUNTS]
+
+
+@pytest.mark.parametrize(("n10", "n01"), [(3, 7), (5, 5), (10, 1), (0, 9)])
+def test_mcnemar_is_the_permutation_test_over_all_exchanges(n10, n01):
+    """Under equal accuracy the two answers to an image may be exchanged: all 2^m ways are tried."""
+    signs = np.array(list(product((-1, 1), repeat=n10 + n01)))
+    as_far = np.abs(signs.sum(1)) >= abs(n01 - n10)
+    assert isclose(float(mcnemar(n10, n01)), as_far.mean(), rel_tol=1e-12)
+
+
+@pytest.mark.parametrize(("n10", "n01"), COUNTS)
+def test_the_standard_error_is_that_of_a_mean_of_paired_differences(n10, n01):
+    a, b = answers(n10, n01, 1000)
+    change = b.astype(float) - a.astype(float)
+    found = compare(a, b)
+    assert isclose(found.se, 100 * change.std() / 1000**0.5, abs_tol=1e-12)
+    assert isclose(found.difference, 100 * change.mean(), abs_tol=1e-12)
+    assert isclose(found.discordant, 100 * (change != 0).mean(), abs_tol=1e-12)
+
+
+@pytest.mark.parametrize(("n10", "n01", "n"), [(12, 5, 200), (40, 60, 400), (1, 1, 50), (7, 0, 100)])
+def test_the_bootstrap_is_that_of_resampled_images(n10, n01, n):
+    """Images drawn one by one, as the definition says; one image is the step of both, and two are left for chance."""
+    a, b = answers(n10, n01, n)
+    change = b.astype(int) - a.astype(int)
+    chosen = np.random.default_rng(7).integers(n, size=(5000, n))
+    low, high = np.quantile(change[chosen].sum(1), [0.025, 0.975]) * 100 / n
+    found = bootstrap_interval(n10, n01, n)
+    assert abs(found.low - low) <= 200 / n
+    assert abs(found.high - high) <= 200 / n
+
+
+def test_the_bootstrap_has_the_quantiles_of_its_exact_distribution():
+    """The sum of n images has the n-fold convolution of one image's distribution, of which B draws are a sample."""
+    n10, n01, n = 117, 74, 2000
+    one = np.array([n10 / n, 1 - (n10 + n01) / n, n01 / n])
+    spectrum = np.fft.rfft(one, 2 * n + 1) ** n
+    cumulated = np.cumsum(np.fft.irfft(spectrum, 2 * n + 1))
+    values = 100 * (np.arange(2 * n + 1) - n) / n
+    low, high = (values[np.searchsorted(cumulated, share)] for share in (0.025, 0.975))
+    found = bootstrap_interval(n10, n01, n)
+    assert abs(found.low - low) <= 0.1
+    assert abs(found.high - high) <= 0.1
+
+
+def test_the_bootstrap_is_reproducible_and_hangs_on_its_seed():
+    first = bootstrap_interval(117, 74, 2000)
+    assert first == bootstrap_interval(117, 74, 2000, seed=0)
+    ends = {bootstrap_interval(117, 74, 2000, seed=seed, draws=200) for seed in range(5)}
+    assert len(ends) > 1
+
+
+@given(st.integers(0, 60), st.integers(0, 60), st.integers(1, 300))
+def test_exchanging_the_networks_changes_the_sign_and_nothing_else(n10, n01, more):
+    n = n10 + n01 + more
+    one, other = (compare_counts(*flips, n, draws=100) for flips in ((n10, n01), (n01, n10)))
+    assert one.difference == -other.difference
+    assert one.interval == other.interval.mirrored()
+    assert (one.p_value, one.se, one.discordant) == (other.p_value, other.se, other.discordant)
+
+
+@given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=60), st.randoms(use_true_random=False))
+def test_the_order_of_images_is_of_no_matter(pairs, random):
+    a, b = np.array(pairs).T
+    random.shuffle(pairs)
+    assert compare(a, b, draws=50) == compare(*np.array(pairs).T, draws=50)
+
+
+@pytest.mark.parametrize("level", [0.5, 0.9, 0.95, 0.99])
+def test_a_higher_level_gives_a_wider_interval_around_the_difference(level):
+    found, wider = (compare_counts(117, 74, 2000, level=each) for each in (level, (1 + level) / 2))
+    assert wider.interval.low < found.interval.low < found.difference < found.interval.high < wider.interval.high
+
+
+def test_no_flips():
+    found = compare(np.ones(500, bool), np.ones(500, bool))
+    assert (found.difference, found.se, found.p_value) == (0.0, 0.0, 1.0)
+    assert (found.interval.low, found.interval.high) == (0.0, 0.0)
+    assert "-" not in f"{found.interval.low}{found.interval.high}"
+
+
+def test_all_images_flip():
+    found = compare(np.ones(500, bool), np.zeros(500, bool))
+    assert (found.difference, found.se) == (-100.0, 0.0)
+    assert (found.interval.low, found.interval.high) == (-100.0, -100.0)
+    assert found.p_value < 1e-100
+
+
+def test_one_image():
+    same, flipped = compare([1], [1]), compare([0], [1])
+    assert (same.difference, same.p_value) == (0.0, 1.0)
+    assert (flipped.difference, flipped.p_value, flipped.interval.low) == (100.0, 1.0, 100.0)
+
+
+def test_disagreement_counts_images_that_both_get_wrong():
+    label = np.array([0, 1, 2, 3, 4])
+    a, b = np.array([0, 1, 9, 9, 9]), np.array([0, 2, 8, 9, 4])
+    found = compare(a == label, b == label, classes_a=a, classes_b=b)
+    assert (found.n10, found.n01, found.disagreement) == (1, 1, 60.0)
+    assert compare(a == label, b == label).disagreement is None
+
+
+@pytest.mark.parametrize(("discordant", "n", "points"), [(2, 10_000, 0.40), (2, 2000, 0.89), (19, 10_000, 1.2), (19, 2000, 2.7)])
+def test_minimum_detectable_effect(discordant, n, points):
+    found = minimum_detectable_effect(discordant, n)
+    assert abs(found - points) < 0.05
+    # statsmodels the other way round: the power of a z test at this effect, in standard deviations of one pair's difference
+    assert isclose(normal_power(found / 100 / (discordant / 100) ** 0.5, n, 0.05), 0.8, abs_tol=1e-5)
+
+
+def test_the_minimum_detectable_effect_is_found_four_times_in_five():
+    """Drawn, not computed: a difference of that size, tested exactly, which costs a little power."""
+    n, discordant = 10_000, 0.05
+    effect = minimum_detectable_effect(100 * discordant, n) / 100
+    shares = [(discordant - effect) / 2, (discordant + effect) / 2, 1 - discordant]
+    n10, n01, _ = np.random.default_rng(0).multinomial(n, shares, size=4000).T
+    assert 0.76 < np.mean(mcnemar(n10, n01) < 0.05) < 0.82
+
+
+INDEX = np.arange(4)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (([], []), "correctness of A=no image"),
+        (([1, 0], [1, 0, 1]), "images of B=3: allowed is 2, as many as A has"),
+        (([0.5, 1], [1, 0]), "correctness of A=other values"),
+        (([float("nan"), 1], [1, 0]), "correctness of A=other values"),
+        (([[1, 0]], [1, 0]), "an array [n]"),
+    ],
+)
+def test_what_cannot_be_paired_is_refused(arguments, message):
+    with pytest.raises(UserError) as caught:
+        compare(*arguments)
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        ({"index_a": INDEX, "index_b": INDEX + 1}, "index of B=image 1 at place 0: allowed is image 0"),
+        ({"index_a": INDEX, "index_b": INDEX[::-1]}, "same order"),
+        ({"index_a": INDEX, "index_b": INDEX[:3]}, "array of 4 integers"),
+        ({"index_a": [0, 1, 2, 2], "index_b": [0, 1, 2, 2]}, "an image twice"),
+        ({"index_a": INDEX / 2, "index_b": INDEX / 2}, "array of 4 integers"),
+        ({"index_a": INDEX}, "index=given for A only"),
+        ({"classes_b": INDEX}, "classes=given for B only"),
+        ({"classes_a": INDEX, "classes_b": INDEX[:3]}, "images of the classes of B=3"),
+        ({"level": 1.0}, "level=1.0"),
+        ({"draws": 0}, "draws=0"),
+    ],
+)
+def test_what_does_not_fit_is_refused(extra, message):
+    with pytest.raises(UserError) as caught:
+        compare([1, 1, 0, 0], [1, 0, 1, 0], **extra)
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("counts", [(0, 0, 0), (-1, 0, 5), (3, 3, 5)])
+@pytest.mark.parametrize("function", [bootstrap_interval, compare_counts])
+def test_counts_that_cannot_be_are_refused(function, counts):
+    with pytest.raises(UserError):
+        function(*counts)
+
+
+def test_the_same_images_pass():
+    assert compare([1, 1, 0, 0], [1, 0, 1, 0], index_a=INDEX, index_b=list(INDEX)).n == 4
+
+
+def test_the_room_needs_no_torch():
+    code = "import sys\nfrom qexp.stats import family, noninferiority, paired, seeds\nprint('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.stdout == "False\n", done.stderr
