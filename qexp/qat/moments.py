@@ -51,20 +51,21 @@ def weight_moments(weight: Tensor, axis: int | None, *, three_sigma: bool) -> Mo
 
 
 @torch.no_grad()
-def mean_magnitudes(model: nn.Module, batches: Iterable[Batch]) -> Mapping[str, Tensor]:
-    """Place -> E|x| over all values that pass it, 0-d.
+def magnitudes(model: nn.Module, batches: Iterable[Batch]) -> Mapping[str, tuple[Tensor, Tensor]]:
+    """Place -> (E|x|, max|x|) over all values that pass it, 0-d.
 
     Args:
         model: of `qexp.nn.fake_quant.observed`; its modes are as before afterwards. batches: calibration images.
     """
-    sums: dict[str, list[float]] = {}
+    seen: dict[str, list[float]] = {}
 
     def watch(name: str, values: Tensor) -> None:
-        total = sums.setdefault(name, [0.0, 0])
-        total[0] += float(values.abs().sum(dtype=torch.float64))
-        total[1] += values.numel()
+        found, size = seen.setdefault(name, [0.0, 0, 0.0]), values.abs()
+        found[0] += float(size.sum(dtype=torch.float64))
+        found[1] += size.numel()
+        found[2] = max(found[2], float(size.max()))
 
     with evaluating(model), observing(model, watch):
         for batch in batches:
             model(batch.images)
-    return {name: torch.tensor(total / count, dtype=torch.float32) for name, (total, count) in sums.items()}
+    return {name: (torch.tensor(total / count), torch.tensor(largest)) for name, (total, count, largest) in seen.items()}

@@ -24,7 +24,7 @@ from qexp.calibrate.settings import CalibrateSettings
 from qexp.nn.fake_quant import CONTAINER, observed, planned_places
 from qexp.nn.fold import fold_batch_norm
 from qexp.nn.graph import GraphNetwork, Insertion, Traced, evaluating, trace
-from qexp.qat.moments import Moments, mean_magnitudes, weight_moments
+from qexp.qat.moments import Moments, magnitudes, weight_moments
 from qexp.qat.quantizers import ClippedRange, DorefaWeight, FoldedWeight, LearnedStep, ObservedRange, Quantizer, WeightRange
 from qexp.qat.settings import SCHEMES, QatSettings
 from qexp.quant.ranges import ConstantTensorError
@@ -218,10 +218,13 @@ def _activation_moments(
         alone = {"split": settings.split, "data_fingerprint": "", "gather": lambda own: [own]}  # every rank has seen everything
         found = calibrate(watched, batches, places, settings, **alone)
         ranges = {name: found.ranges[f"{CONTAINER}.{name}"] for name in ranged}
-    means = mean_magnitudes(watched, batches()) if len(ranged) < len(qat.activations) else {}
     nothing = torch.tensor(torch.nan)
-    ends = {name: ranges.get(name, (nothing, nothing)) for name in qat.activations}
-    return {name: Moments(minimum=low, maximum=high, mean_abs=means.get(name, nothing)) for name, (low, high) in ends.items()}
+    moments = {name: Moments(minimum=low, maximum=high, mean_abs=nothing) for name, (low, high) in ranges.items()}
+    sizes = magnitudes(watched, batches()) if len(ranged) < len(qat.activations) else {}
+    for name in qat.activations.keys() - ranged:
+        mean, largest = sizes[name]
+        moments[name] = Moments(minimum=-largest, maximum=largest, mean_abs=mean)
+    return moments
 
 
 def _on(moments: Moments, device: torch.device) -> Moments:

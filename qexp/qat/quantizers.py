@@ -135,7 +135,11 @@ class LearnedStep(Quantizer):
 
     @torch.no_grad()
     def initialise(self, moments: Moments) -> None:
-        """2 E|x| / sqrt(p); with an offset the calibrated range, of a weight three standard deviations on both sides."""
+        """2 E|x| / sqrt(p), above 4 bits at most max|x| / p; LSQ+ takes three standard deviations of a weight, else the range.
+
+        The paper has the first at every width. At 8 bits it ends at 22 E|x| of a weight, 32 E|x| of an activation: two or three
+        bits lie beyond the largest value until the step is learned.
+        """
         if self.offset is not None:
             found = range_qparams(moments.minimum, moments.maximum, self.spec)
             self.scale.copy_(found.scale)
@@ -143,7 +147,10 @@ class LearnedStep(Quantizer):
         elif moments.of_weight and moments.three_sigma:
             self.scale.copy_(_or_one(initial_weight_scale(moments.mean, moments.std, self.spec.bits)))
         else:
-            self.scale.copy_(_or_one(initial_scale(moments.mean_abs, self.positive)))
+            found = initial_scale(moments.mean_abs, self.positive)
+            if self.spec.bits > 4:
+                found = torch.minimum(found, torch.maximum(moments.maximum, -moments.minimum) / self.positive)
+            self.scale.copy_(_or_one(found))
 
     def forward(self, x: Tensor) -> Tensor:
         """The quantized tensor."""

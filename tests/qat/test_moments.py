@@ -3,7 +3,7 @@ import torch
 
 from qexp.nn.fake_quant import observed
 from qexp.nn.graph import trace
-from qexp.qat.moments import mean_magnitudes, weight_moments
+from qexp.qat.moments import magnitudes, weight_moments
 
 
 @pytest.mark.parametrize("axis", [None, 0, 1])
@@ -19,19 +19,21 @@ def test_moments_of_a_weight(axis):
     assert found.of_weight and found.three_sigma
 
 
-def test_mean_magnitudes_count_every_value_once(graphs, kit):
+def test_magnitudes_count_every_value_once(graphs, kit):
     """Two batches of different size count by their values; batch norm and modes are as before."""
     x = graphs.images(6)
     model = graphs.Residual()
     traced = trace(model, x[:1])
     before = {name: value.clone() for name, value in model.state_dict().items()}
     watched = observed(traced, layers_only=True)
-    found = mean_magnitudes(watched, kit.batches(x, 4))
+    found = magnitudes(watched, kit.batches(x, 4))
     assert set(found) == {"input", "pool", "dropout"}
     assert all(module.training for module in model.modules())
     model.eval()
     values = graphs.values_at(traced, x, layers_only=True)
     for name, value in found.items():
-        torch.testing.assert_close(value, values[name][0].abs().mean())
-        assert value.dtype == torch.float32 and value.shape == ()
+        mean, largest = value
+        torch.testing.assert_close(mean, values[name][0].abs().mean())
+        assert largest == values[name][0].abs().max()
+        assert all(each.dtype == torch.float32 and each.shape == () for each in value)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())

@@ -254,3 +254,14 @@ def test_the_gradient_of_a_folded_weight_reaches_gamma_and_is_finite_where_gamma
     slope = (layer.weight.detach() * inside - found.detach()) / gain
     expected = (grad * slope).sum((1, 2, 3)) * torch.rsqrt(norm.running_var + norm.eps)
     torch.testing.assert_close(norm.weight.grad[[0, 1, 3]], expected[[0, 1, 3]], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("bits", [5, 8])
+def test_above_four_bits_lsq_begins_no_further_than_the_largest_value(bits):
+    x = values(64, 64)
+    quantizer = LearnedStep(spec("symmetric", bits), "paper", x.numel())
+    quantizer.initialise(weight_moments(x, None, three_sigma=False))
+    torch.testing.assert_close(quantizer.scale.detach(), x.abs().max() / (2 ** (bits - 1) - 1))
+    few = torch.cat([torch.zeros(4000), torch.tensor([1.0])])  # one value far from the others
+    quantizer.initialise(weight_moments(few, None, three_sigma=False))
+    assert quantizer.scale.item() == pytest.approx(2 * few.abs().mean().item() / (2 ** (bits - 1) - 1) ** 0.5)

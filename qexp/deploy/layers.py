@@ -1,0 +1,89 @@
+"""Layers and norms as ONNX nodes: what has parameters."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from qexp.deploy.call import Call, Constant
+
+
+def pair(value: Any, rank: int) -> list[int]:
+    """One number for all spatial dimensions, or one for each."""
+    return [int(value)] * rank if isinstance(value, int) else [int(each) for each in value]
+
+
+def conv(call: Call) -> str:
+    """Conv: weight and bias as codes where they are known."""
+    x, rank = call.activation(), len(call.shape) - 2
+    weight, bias = _parameters(call)
+    padding = call.argument(4, "padding", 0)
+    if isinstance(padding, str) or getattr(call.module, "padding_mode", "zeros") != "zeros":
+        call.refuse(f"its padding is {padding if isinstance(padding, str) else call.module.padding_mode}")
+    attributes = {
+        "strides": pair(call.argument(3, "stride", 1), rank),
+        "pads": pair(padding, rank) * 2,
+        "dilations": pair(call.argument(5, "dilation", 1), rank),
+        "group": int(call.argument(6, "groups", 1)),
+        "kernel_shape": list(weight.tensor.shape[2:]),
+    }
+    name, grid = call.weight(weight)
+    inputs = [x.name, name]
+    offset = None if bias is None else call.bias(bias, x.grid, grid)
+    found = call.emit("Conv", *inputs, *([offset] if offset else []), **attributes)
+    return found if bias is None or offset else call.emit("Add", found, _behind(call, bias, rank))
+
+
+def linear(call: Call) -> str:
+    """Gemm of a matrix, MatMul of more dimensions."""
+    x, (weight, bias) = call.activation(), _parameters(call)
+    if len(x.shape) == 2:
+        name, grid = call.weight(weight)
+        offset = None if bias is None else call.bias(bias, x.grid, grid)
+        found = call.emit("Gemm", x.name, name, *([offset] if offset else []), transB=1)
+        return found if bias is None or offset else call.emit("Add", found, _behind(call, bias, 0))
+    found = call.emit("MatMul", x.name, call.weight(weight, transpose=True)[0])
+    return found if bias is None else call.emit("Add", found, _behind(call, bias, 0))
+
+
+def _parameters(call: Call) -> tuple[Constant, Constant | None]:
+    """Weight and bias of a layer."""
+    weight, bias = call.argument(1, "weight"), call.argument(2, "bias")
+    if not isinstance(weight, Constant) or not isinstance(bias, Constant | None):
+        call.refuse("its weight depends on the images")
+    return weight, bias
+
+
+def _behind(call: Call, bias: Constant, rank: int) -> str:
+    """A bias as float32 that is added to a result with so many dimensions behind its channels."""
+    return call.operand(Constant(bias.tensor.reshape(-1, *[1] * rank), bias.path))
+
+
+def batch_norm(call: Call) -> str:
+    """BatchNormalization with the running statistics."""
+    norm = call.module
+    if norm is None or norm.running_mean is None:
+        call.refuse("it normalizes with each batch's statistics")
+    one = torch.ones_like(norm.running_var)
+    values = {
+        "weight": one if norm.weight is None else norm.weight,
+        "bias": torch.zeros_like(one) if norm.bias is None else norm.bias,
+        "running_mean": norm.running_mean,
+        "running_var": norm.running_var,
+    }
+    names = [call.operand(Constant(value.detach(), f"{call.path}.{name}")) for name, value in values.items()]
+    return call.emit("BatchNormalization", call.activation().name, *names, epsilon=float(norm.eps))
+
+
+def layer_norm(call: Call) -> str:
+    """LayerNormalization over the last dimensions."""
+    norm, values = call.module, []
+    if norm is None or norm.weight is None:
+        call.refuse("it has no scale of its own")
+    for name in ("weight", "bias"):
+        value = getattr(norm, name)
+        values += [] if value is None else [call.operand(Constant(value.detach(), f"{call.path}.{name}"))]
+    return call.emit(
+        "LayerNormalization", call.activation().name, *values, axis=-len(norm.normalized_shape), epsilon=float(norm.eps)
+    )
