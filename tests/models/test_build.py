@@ -115,7 +115,7 @@ def test_unknown_name_lists_the_choices():
         build("resnet201")
     text = str(caught.value)
     assert "model.name=resnet201" in text and "Nearest: resnet" in text
-    assert "resnet{20,32,44,56,110," in text and "vgg{11,11_bn," in text and "custom" in text
+    assert "resnet{8,20,32,44,56,110," in text and "vgg{11,11_bn," in text and "custom" in text
     for name in model_names():
         check_name(name)
 
