@@ -64,6 +64,7 @@ def mlflow_points():
     return points, statuses, count
 
 
+@pytest.mark.timeout(900)  # some 25 starts of a process: minutes where other work runs beside
 def test_twenty_four_kills_change_nothing(warm, command, tmp_path):
     chance, kills = random.Random(0), 0
     while kills < KILLS:
