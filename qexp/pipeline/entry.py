@@ -154,7 +154,7 @@ def _print_help(task: Callable[[], None]) -> None:
         with contextlib.redirect_stdout(text):
             task()
     finally:
-        print(text.getvalue().replace("_base, ", ""), end="")
+        print(text.getvalue().replace(" _base, ", " "), end="")
 
 
 def run_task(values) -> None:  # noqa: ANN001
