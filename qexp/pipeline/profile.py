@@ -42,6 +42,9 @@ def run(values: dict[str, Any], sweep: Sweep) -> None:
     """
     config = check([values], sweep.verb)[0]
     prepared = prepare([config])
+    if prepared.converted is not None:
+        remedy = "A profile looks for ranges of its own, which are not those that the file was trained with."
+        raise UserError("checkpoint", config.checkpoint, allowed="a plain state dict for task=profile", remedy=remedy)
     announce.plan([prepared], num_jobs=1)
     if config.plan_only:
         return
