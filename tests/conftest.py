@@ -109,7 +109,13 @@ def extra_data() -> Path:
 
 
 def pytest_collection_modifyitems(config, items):
-    """Tests marked `gpu` skip, and say why, where there is no CUDA device."""
+    """Tests marked `gpu` skip, and say why, where there is no CUDA device; an id must be the same in every process.
+
+    xdist runs nothing where its processes collect other ids, and an id that holds an address is another in each.
+    """
+    addresses = [item.nodeid for item in items if " at 0x" in item.nodeid]
+    if addresses:
+        raise pytest.UsageError(f"Tests whose ids hold an address: {addresses}. Give ids= to parametrize.")
     marked = [item for item in items if item.get_closest_marker("gpu")]
     if not marked:
         return
