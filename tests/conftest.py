@@ -1,7 +1,9 @@
 """What every test stands on: one torch thread a process, no display, no telemetry, no rank left over from the shell."""
 
 import contextlib
+import hashlib
 import io
+import json
 import os
 import sys
 import warnings
@@ -29,6 +31,13 @@ settings.load_profile("qexp")
 def _in_a_folder_of_its_own(tmp_path, monkeypatch):
     """Relative paths (`runs/`, `results/`) fall into the test's own folder, never into the checkout."""
     monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(autouse=True)
+def _drawn_alike():
+    """What a test draws without a seed of its own, such as dropout, is the same on every run."""
+    if "torch" in sys.modules:
+        sys.modules["torch"].manual_seed(0)
 
 
 @dataclass(frozen=True)
@@ -124,3 +133,29 @@ def pytest_collection_modifyitems(config, items):
     if not torch.cuda.is_available():
         for item in marked:
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+def all_numbers(runs="runs"):
+    """Whatever trainings have left behind, without times: curves, every measurement, the bytes of weights and predictions."""
+    folder = Path(runs, "trainings")
+    rows = [json.loads(line) for path in folder.glob("*/variants/*.jsonl") for line in path.read_text().splitlines()]
+    kept = ("prec1", "prec5", "loss", "kl", "digest", "alarms", "predictions")
+    logs = {path.parent.name: map(json.loads, path.read_text().splitlines()) for path in folder.glob("*/train.jsonl")}
+    return {
+        "curve": {
+            (name, line["epoch"]): (line["train_loss"], line["train_prec1"], line["lr"])
+            for name, log in logs.items()
+            for line in log
+        },
+        "measured": {((row["training"], row["variant_key"]), row["epoch"]): [row[key] for key in kept] for row in rows},
+        "files": {
+            str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+            for path in sorted(folder.rglob("*.safetensors"))
+        },
+    }
+
+
+@pytest.fixture(scope="session")
+def numbers():
+    """Reads what the trainings below a folder have left behind."""
+    return all_numbers

@@ -13,6 +13,8 @@ from typing import Any
 
 from qexp.base.errors import UserError, nearest
 
+CONVERTED = "converted.safetensors"  # what becomes of a quantization-aware training, beside its epochs; reports know it by name
+
 
 def journal_path(runs_dir: str | Path, name: str) -> Path:
     """The journal of experiment `name`."""

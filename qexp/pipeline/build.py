@@ -149,7 +149,7 @@ class Builder:
         settings = variant.config.calibrate
         return calibrate(
             observed(self._traced, layers_only=rows[0].spec.layers_only, network=quantized).eval(),
-            lambda: self._images(variant, rank=dist.rank(), world_size=dist.world_size()),
+            lambda: self.prepared.calibration_images(settings, self.device, rank=dist.rank(), world_size=dist.world_size()),
             {f"{CONTAINER}.{row.info.name}": row.spec for row in rows},
             settings,
             split=settings.split,
@@ -178,18 +178,7 @@ class Builder:
 
     def _all(self, variant: Variant) -> list[Batch]:
         """The calibration images, on every rank all of them."""
-        return list(self._images(variant))
-
-    def _images(self, variant: Variant, rank: int = 0, world_size: int = 1) -> Iterator[Batch]:
-        settings = variant.config.calibrate
-        return self.prepared.bundle.eval_batches(
-            settings.split,
-            batch_size=settings.batch_size,
-            num_images=settings.num_images,
-            device=self.device,
-            rank=rank,
-            world_size=world_size,
-        )
+        return list(self.prepared.calibration_images(variant.config.calibrate, self.device))
 
 
 def _round_weights(quantized: nn.Module, variant: Variant, limits: Mapping[str, Limits]) -> Iterator[str]:

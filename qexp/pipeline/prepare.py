@@ -6,7 +6,7 @@ starts: a missing data set, a corrupt image, a checkpoint that does not fit, a p
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
@@ -18,7 +18,9 @@ from qexp.base import dist
 from qexp.base.errors import UserError, UserErrors
 from qexp.base.factory import source_hash
 from qexp.base.files import hash_file, hash_json
-from qexp.base.nouns import ActivationInfo, TensorInfo
+from qexp.base.journal_files import CONVERTED
+from qexp.base.nouns import ActivationInfo, Batch, TensorInfo
+from qexp.calibrate.settings import CalibrateSettings
 from qexp.data.load import load_data
 from qexp.engine.settings import check_device
 from qexp.models.build import build_model
@@ -34,7 +36,6 @@ from qexp.schema import Config
 if TYPE_CHECKING:
     from qexp.data.bundle import DataBundle
 
-CONVERTED = "converted.safetensors"  # what becomes of a quantization-aware training, beside its epochs
 SHARED = 0.005  # of the images to calibrate on: more that are scored as well are refused
 _BUNDLES: dict[str, DataBundle] = {}  # by hash of the data settings
 _PREPARED: dict[str, Prepared] = {}  # by hash of the jobs
@@ -98,6 +99,19 @@ class Prepared:
     def network(self) -> torch.nn.Module:
         """The network as training begins, or with the checkpoint's weights; on the CPU."""
         return _network(self.config, self.bundle, self.converted)[0]
+
+    def calibration_images(
+        self, settings: CalibrateSettings, device: torch.device, *, rank: int = 0, world_size: int = 1
+    ) -> Iterator[Batch]:
+        """This rank's share of the images that a job calibrates on; by default all of them."""
+        return self.bundle.eval_batches(
+            settings.split,
+            batch_size=settings.batch_size,
+            num_images=settings.num_images,
+            device=device,
+            rank=rank,
+            world_size=world_size,
+        )
 
     def untrained(self) -> torch.nn.Module:
         """The network before any file is read into it; on the CPU."""

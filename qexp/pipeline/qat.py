@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +18,6 @@ from qexp.pipeline.variants import Variant
 from qexp.qat.convert import Converted, assemble, convert, save_converted
 from qexp.qat.hooks import train_hooks
 from qexp.qat.prepare import QatNetwork, initialise, prepare
-from qexp.schema import Config
 
 
 class QatTraining:
@@ -130,19 +128,4 @@ class QatTraining:
         return torch.zeros(1, *self.prepared.bundle.image_shape, device=self.device)
 
     def _calibration_images(self) -> Iterable[Batch]:
-        return calibration_images(self.prepared, self.config, self.device)
-
-
-def calibration_images(
-    prepared: Prepared, config: Config, device: torch.device, *, rank: int = 0, world_size: int = 1
-) -> Iterable[Batch]:
-    """This rank's share of the images that a job calibrates on; by default all of them."""
-    settings: Any = config.calibrate
-    return prepared.bundle.eval_batches(
-        settings.split,
-        batch_size=settings.batch_size,
-        num_images=settings.num_images,
-        device=device,
-        rank=rank,
-        world_size=world_size,
-    )
+        return self.prepared.calibration_images(self.config.calibrate, self.device)

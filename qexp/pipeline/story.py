@@ -18,6 +18,7 @@ from qexp.base import dist
 from qexp.base.console import is_main_process, say
 from qexp.base.errors import UserErrors
 from qexp.base.files import SaveError
+from qexp.base.journal_files import CONVERTED
 from qexp.base.nouns import Batch, Record
 from qexp.base.preemption import Preempted
 from qexp.engine.fit import EpochEnd, fit
@@ -32,7 +33,7 @@ from qexp.pipeline.evaluator import Evaluator
 from qexp.pipeline.jobs import JobBook
 from qexp.pipeline.launchers import Launch
 from qexp.pipeline.ledger import Ledger
-from qexp.pipeline.prepare import CONVERTED, Prepared, pick_device, prepare, prepare_all
+from qexp.pipeline.prepare import Prepared, pick_device, prepare, prepare_all
 from qexp.pipeline.qat import QatTraining
 from qexp.schema import Config
 from qexp.tracking.feed import MlflowFeed

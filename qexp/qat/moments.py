@@ -20,7 +20,7 @@ class Moments:
 
     Args:
         minimum, maximum: the range, clipped as the calibration's method finds best. mean_abs: E|x|. mean, std: of a weight.
-        of_weight: it is a weight. three_sigma: its first step size covers three standard deviations, as LSQ+ has it.
+        three_sigma: a weight's first step size covers three standard deviations, as LSQ+ has it.
     """
 
     minimum: Tensor
@@ -28,7 +28,6 @@ class Moments:
     mean_abs: Tensor
     mean: Tensor | None = None
     std: Tensor | None = None
-    of_weight: bool = False
     three_sigma: bool = False
 
 
@@ -45,7 +44,6 @@ def weight_moments(weight: Tensor, axis: int | None, *, three_sigma: bool) -> Mo
         mean_abs=rows.abs().mean(1).reshape(shape),
         mean=rows.mean(1).reshape(shape),
         std=rows.std(1, unbiased=False).reshape(shape),
-        of_weight=True,
         three_sigma=three_sigma,
     )
 

@@ -144,7 +144,7 @@ class LearnedStep(Quantizer):
             found = range_qparams(moments.minimum, moments.maximum, self.spec)
             self.scale.copy_(found.scale)
             self.offset.copy_(-found.zero_point * found.scale)
-        elif moments.of_weight and moments.three_sigma:
+        elif moments.three_sigma:
             self.scale.copy_(_or_one(initial_weight_scale(moments.mean, moments.std, self.spec.bits)))
         else:
             found = initial_scale(moments.mean_abs, self.positive)

@@ -31,7 +31,7 @@ _SQUASHED = (
 )
 _UNFOLDED = {"every_step": "The stored weights are what it quantizes.", "pact": _SQUASHED, "dorefa": _SQUASHED}
 OWN_ACTIVATIONS = ("lsq", "lsq_plus", "pact", "dorefa")  # methods whose formula says what the grid of an activation is
-QAT_VERSION = 2  # part of the hash of every such training; raise it when the same settings come to train otherwise
+QAT_VERSION = 3  # part of the hash of every such training; raise it when the same settings come to train otherwise
 IN_RECIPE = ("epochs", "lr", "weight_decay", "warmup_epochs")  # settings that act through the recipe alone
 FINE_TUNING = 0.1  # of train.lr, where a network that was trained with it goes on
 

@@ -236,11 +236,11 @@ class _FakeQuantize(Function):
 
 
 class Clipped(Function):
-    """PACT, and DoReFa-Net's activations."""
+    """PACT, and with an alpha that is fixed DoReFa-Net's activations."""
 
     @staticmethod
     def forward(ctx: FunctionCtx, x, alpha, bits, signed, mask) -> Tensor:
-        """Values on the grid; mask is `closed` besides `paper` and `rounded`."""
+        """Values on the grid."""
         ctx.save_for_backward(x, alpha)
         ctx.settings = bits, signed, mask
         low, high = _clipped_range(bits, signed)
@@ -261,8 +261,6 @@ class Clipped(Function):
             ends = rounded_limits(low, high, dtype)
         else:
             end = alpha.to(dtype).reshape(())
-            if mask == "closed":
-                end = torch.nextafter(end, torch.full_like(end, math.inf))
             end = float(end) if eager_cpu(x) else end
             ends = (-end if signed else -_smallest(dtype)), end
         kernel = partial(clipped_kernel, signed=signed, wants_alpha=wants_alpha)

@@ -21,20 +21,8 @@ from qexp.quant.gradient_blocks import (
     compute_dtype,
     inner_product,
 )
-from qexp.quant.gradients import Clipped
 from qexp.quant.levels import level_scale
 from qexp.quant.rounding import half_even
-
-
-def quantize_dorefa_activation(x: Tensor, bits: int, *, signed: bool = False) -> Tensor:
-    """DoReFa-Net's activations: Q_b(clip(x, 0, 1)), signed Q_b(clip(x, -1, 1)), straight through inside.
-
-    `quantize_clipped` with a fixed alpha of 1, but for the end: dx^/dx = 1 where 0 <= x <= 1, as clip's.
-
-    Source: Zhou et al. 2016, arXiv:1606.06160, section 2.4.
-    """
-    one = torch.ones((), dtype=torch.float32, device=x.device)
-    return Clipped.apply(x, one, bits, signed, "closed")
 
 
 def quantize_dorefa_weight(w: Tensor, bits: int) -> Tensor:

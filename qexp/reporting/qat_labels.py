@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from qexp.base.journal_files import CONVERTED
 from qexp.reporting.labels import MAX_LABEL_PARTS, is_training_key, plain, short, training_labels
 from qexp.reporting.lineage import WEIGHTS, Lineage, Training, lineages
 
 START, CONTROL = "float start", "float control"
-CONVERTED = "converted.safetensors"
 # What the method and its widths say already, and a number that no reader sets.
 SAID = (
     "qat.name", "qat.bits", "qat.version", "qat.activations", "quant.activation.bits", "seed", "checkpoint", "deterministic",

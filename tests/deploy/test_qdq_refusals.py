@@ -44,7 +44,8 @@ class Inner(nn.Module):
         (lambda x: F.pad(x, (1, 1, 1, 1), mode="reflect"), "other than zeros"),
         (lambda x: F.conv2d(x, x.mean((0, 2, 3)).reshape(1, 4, 1, 1).expand(4, 4, 1, 1)), "first dimension|expand"),
     ],
-    ids=["erf", "lp_pool", "adaptive", "ceil_mode", "alpha", "batch_mean", "reflect", "expand"],  # str of a function holds an address
+    # Not str: that of a function holds an address, another in each process.
+    ids=["erf", "lp_pool", "adaptive", "ceil_mode", "alpha", "batch_mean", "reflect", "expand"],
 )
 def test_what_cannot_be_written_is_named(quantized, function, message, tmp_path):
     torch.manual_seed(0)

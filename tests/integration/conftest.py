@@ -1,8 +1,6 @@
 """Real processes, as a user starts them."""
 
-import hashlib
 import importlib.util
-import json
 import os
 import socket
 import subprocess
@@ -58,24 +56,3 @@ def ranks(warm):
         return [warm.start(*arguments, **environment, **shared, RANK=str(k), LOCAL_RANK=str(k)) for k in range(count)]
 
     return start
-
-
-def all_numbers(runs):
-    """Whatever a training has left behind, without times: its curve, every measurement, the bytes of weights and predictions."""
-    (folder,) = Path(runs, "trainings").iterdir()
-    rows = [json.loads(line) for path in sorted(folder.glob("variants/*.jsonl")) for line in path.read_text().splitlines()]
-    kept = ("prec1", "prec5", "loss", "kl", "digest", "predictions")
-    log = [json.loads(line) for line in (folder / "train.jsonl").read_text().splitlines()]
-    return {
-        "curve": [(line["epoch"], line["train_loss"], line["train_prec1"], line["lr"]) for line in log],
-        "measured": {(row["variant_key"], row["epoch"]): [row[key] for key in kept] for row in rows},
-        "files": {
-            str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
-            for path in sorted(folder.rglob("*.safetensors"))
-        },
-    }
-
-
-@pytest.fixture(scope="session")
-def numbers():
-    return all_numbers

@@ -1,7 +1,6 @@
 """Quantization-aware trainings in real processes: killed and stopped, side by side, and on two ranks."""
 
 import csv
-import hashlib
 import json
 import os
 import shutil
@@ -37,7 +36,7 @@ def started(warm, command, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def undisturbed(ranks, command, started, tmp_path_factory):
+def undisturbed(ranks, command, started, numbers, tmp_path_factory):
     """(ranks, overrides) -> the numbers of that training from the stored float one, done once."""
     found = {}
 
@@ -55,23 +54,7 @@ def undisturbed(ranks, command, started, tmp_path_factory):
     return numbers_of
 
 
-def numbers(runs="runs"):
-    """Whatever trainings have left behind, without times."""
-    rows = [json.loads(line) for path in Path(runs).rglob("variants/*.jsonl") for line in path.read_text().splitlines()]
-    kept = ("prec1", "prec5", "loss", "kl", "digest", "alarms", "predictions")
-    logs = {path.parent.name: path.read_text().splitlines() for path in Path(runs).rglob("train.jsonl")}
-    return {
-        "measured": {(row["training"], row["variant_key"], row["epoch"]): [row[key] for key in kept] for row in rows},
-        "curve": {(name, json.loads(line)["epoch"]): json.loads(line)["train_loss"] for name in logs for line in logs[name]},
-        "files": {
-            str(path.relative_to(runs)): hashlib.sha256(path.read_bytes()).hexdigest()
-            for path in sorted(Path(runs).rglob("*.safetensors"))
-        },
-    }
-
-
-def assert_same(expected):
-    found = numbers()
+def assert_same(expected, found):
     for key, value in expected.items():
         assert found[key] == value, key
     assert not list(Path("runs").rglob("*.tmp")) and not list(Path("runs").rglob("*.pt"))
@@ -92,7 +75,7 @@ DISTILLED = ("qat=lsq", "qat.distill_weight=0.5", "qat.freeze_bn_epoch=2")
         pytest.param(2, DISTILLED, STEPS + 2, "SIGTERM", marks=pytest.mark.slow),
     ],
 )
-def test_a_stopped_training_ends_in_the_same_bits(ranks, command, started, undisturbed, count, method, step, how):
+def test_a_stopped_training_ends_in_the_same_bits(ranks, command, started, undisturbed, numbers, count, method, step, how):
     expected = undisturbed(count, *method)
     shutil.copytree(started / "runs", "runs")
     hurt = {"MORTAL_STEP": str(step), "MORTAL_HOW": how, "MORTAL_RANK": str(count - 1)}
@@ -107,14 +90,14 @@ def test_a_stopped_training_ends_in_the_same_bits(ranks, command, started, undis
     again = ranks(count, *command, *method)
     assert [child.wait() for child in again] == [0] * count, again[0].text
     assert "going on from" in again[0].text
-    assert_same(expected)
+    assert_same(expected, numbers())
 
 
 @pytest.mark.parametrize(
     "how, place",
     [("SIGKILL", "epoch 0, step 3"), pytest.param("SIGTERM", "epoch 0, step 5", marks=pytest.mark.slow)],
 )
-def test_a_process_that_ends_while_the_float_network_trains_goes_on_there(warm, command, undisturbed, how, place):
+def test_a_process_that_ends_while_the_float_network_trains_goes_on_there(warm, command, undisturbed, numbers, how, place):
     expected = undisturbed(1, "qat=lsq")
     stopped = warm.start(*command, "qat=lsq", MORTAL_STEP="5", MORTAL_HOW=how)
     assert stopped.wait() == (143 if how == "SIGTERM" else -signal.SIGKILL), stopped.text
@@ -123,11 +106,11 @@ def test_a_process_that_ends_while_the_float_network_trains_goes_on_there(warm, 
     again = warm.start(*command, "qat=lsq")
     assert again.wait() == 0, again.text
     assert again.text.count("going on from") == 1 and f"going on from {place} of the next" in again.text
-    assert_same(expected)
+    assert_same(expected, numbers())
 
 
 @pytest.mark.slow
-def test_workers_side_by_side_wait_for_the_one_float_training(cli, command, undisturbed):
+def test_workers_side_by_side_wait_for_the_one_float_training(cli, command, undisturbed, numbers):
     sweep = ("qat=lsq,pact", "hydra.launcher.inner=joblib", "hydra.launcher.n_jobs=2", "-m")
     done = cli(*command, *sweep)
     assert done.code == 0, done.err

@@ -1,7 +1,5 @@
 """train(2N) == train(N) + resume(N) for every method of quantization-aware training, bit for bit on the CPU."""
 
-import hashlib
-import json
 import os
 import shutil
 from pathlib import Path
@@ -54,7 +52,7 @@ def started(run, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def undisturbed(run, started, tmp_path_factory):
+def undisturbed(run, started, numbers, tmp_path_factory):
     """Method -> the numbers of its training, done once."""
     found = {}
 
@@ -71,25 +69,6 @@ def undisturbed(run, started, tmp_path_factory):
     return numbers_of
 
 
-def numbers(runs="runs"):
-    """Whatever trainings have left behind, without times: curves, measurements, the bytes of weights and predictions."""
-    rows = [json.loads(line) for path in Path(runs).rglob("variants/*.jsonl") for line in path.read_text().splitlines()]
-    kept = ("prec1", "prec5", "loss", "kl", "digest", "alarms", "predictions")
-    logs = {path.parent.name: path.read_text().splitlines() for path in Path(runs).rglob("train.jsonl")}
-    return {
-        "measured": {(row["training"], row["variant_key"], row["epoch"]): [row[key] for key in kept] for row in rows},
-        "curve": {
-            (name, line["epoch"]): [line["train_loss"], line["train_prec1"], line["lr"]]
-            for name, lines in logs.items()
-            for line in map(json.loads, lines)
-        },
-        "files": {
-            str(path.relative_to(runs)): hashlib.sha256(path.read_bytes()).hexdigest()
-            for path in sorted(Path(runs).rglob("*.safetensors"))
-        },
-    }
-
-
 PLACES = {"first": 5, "between": STEPS + 1, "second": STEPS + 5}  # the step that fails: a state is stored every third
 GOES_ON = {
     "first": "going on from epoch 0, step 3 of the next",
@@ -102,7 +81,7 @@ INTERRUPTED = [(method, "second") for method in METHODS] + [
 
 
 @pytest.mark.parametrize("method, place", INTERRUPTED)
-def test_an_interrupted_training_ends_in_the_same_bits(run, started, undisturbed, monkeypatch, capsys, method, place):
+def test_an_interrupted_training_ends_in_the_same_bits(run, started, undisturbed, numbers, monkeypatch, capsys, method, place):
     expected = undisturbed(method)
     shutil.copytree(started / "runs", "runs")
     monkeypatch.setenv("MORTAL_STEP", str(PLACES[place]))
@@ -124,7 +103,7 @@ def test_an_interrupted_training_ends_in_the_same_bits(run, started, undisturbed
     assert any(name.endswith("converted.safetensors") for name in found["files"])
 
 
-def test_a_training_that_ends_before_its_file_is_written_writes_it_later(run, started, undisturbed, monkeypatch):
+def test_a_training_that_ends_before_its_file_is_written_writes_it_later(run, started, undisturbed, numbers, monkeypatch):
     """A crash after the last epoch: nothing is left to train, and the file is made of the state that was stored."""
     shutil.copytree(started / "runs", "runs")
 

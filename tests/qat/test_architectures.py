@@ -46,7 +46,9 @@ def goes_through(case):
     classes = {name: type(module) for name, module in case.network.named_modules()}
     sources = {each: inspect.getsource(each.forward) for each in set(classes.values())}
     before = copy.deepcopy(case.network.state_dict())
-    case.train(2, lr=1e-3)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)  # for networks with dropout
+        case.train(2, lr=1e-3)
     assert case.qat.masters().keys() == before.keys()
     trained = [name for name, info in case.qat.masters().items() if not torch.equal(info, before[name])]
     converted, logits = case.convert(), case.logits()
@@ -70,15 +72,15 @@ def test_lsq_at_four_bits(name, kit):
 
 @pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name == "densenet121")) for name in NAMES])
 def test_lsq_at_four_bits_with_batch_norm_folded(name, kit):
-    """Measured bit for bit the same for all five: what folding rounds otherwise is rounded away where the last layer reads codes.
+    """In float64: in float32 what folding rounds otherwise now and then moves a code across a tie, and later layers enlarge it.
 
-    A code that it moves across a tie would show. DenseNet's batch norms stand before their layers; those behind one are folded.
+    The converted network's folded weights are float32, hence the tolerance. DenseNet's batch norms stand before their layers;
+    those behind one are folded.
     """
-    case = kit.prepared(network(name), images(name), batch_norm="folded")
+    case = kit.prepared(network(name).double(), images(name).double(), batch_norm="folded")
     converted, logits, found = goes_through(case)
     assert converted.folded and len(case.qat.norms) > 19
-    assert torch.equal(found.argmax(1), logits.argmax(1))
-    assert float((found - logits).square().mean()) < 1e-3 * float(logits.square().mean())
+    torch.testing.assert_close(found, logits, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize(("name", "method"), [("mobilenet_v2", "ste"), ("resnet18", "pact"), ("resnet18", "every_step")])

@@ -16,7 +16,7 @@ def test_moments_of_a_weight(axis):
     expected["std"] = rows.var(1, unbiased=False).sqrt()
     for name, value in expected.items():
         torch.testing.assert_close(getattr(found, name), value.reshape(shape), msg=name)
-    assert found.of_weight and found.three_sigma
+    assert found.three_sigma
 
 
 def test_magnitudes_count_every_value_once(graphs, kit):
