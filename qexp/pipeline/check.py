@@ -8,6 +8,7 @@ a training side by side. What needs the data or the network (a policy that match
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 
 from qexp.base.errors import UserError, UserErrors, nearest
 from qexp.pipeline.identity import group_key
+from qexp.qat.settings import METHODS
 from qexp.schema import TASKS, Config, UnknownKey, all_keys, validate
 
 GROUP_KEYS = ("experiment",)  # groups without settings of their own
@@ -77,6 +79,26 @@ def check(jobs: Sequence[Mapping[str, Any]], verb: str) -> list[Config]:
     if errors:
         raise UserErrors([ValueError(text) for text in _merge(errors, len(jobs))])
     return configs
+
+
+def check_read(configs: Sequence[Config], command: str) -> None:
+    """Raise for typed settings that no job of the sweep would read.
+
+    What an experiment's file sets is not meant: some of its cases may use it, and one of them may be run alone.
+
+    Args:
+        configs: of all jobs. command: as typed.
+    """
+    typed = dict(match.groups() for word in shlex.split(command) if (match := re.match(r"\+{0,2}([\w.]+)=(.*)", word)))
+    errors = []
+    if not any(config.qat.is_on for config in configs):
+        remedy = f"Nothing trains with quantization here: name a method, qat={' or '.join(METHODS)}."
+        errors = [UserError(key, value, remedy=remedy) for key, value in typed.items() if key.startswith("qat.")]
+    if "calibrate.file" in typed and not any(config.grids.activation.bits for config in configs):
+        remedy = "It holds ranges of activations, and none is quantized: give quant.activation.bits=BITS."
+        errors.append(UserError("calibrate.file", typed["calibrate.file"], remedy=remedy))
+    if errors:
+        raise UserErrors(errors)
 
 
 def _check_verb(config: Config, verb: str) -> None:

@@ -27,7 +27,7 @@ from qexp.nn.input_quant import INPUT_QUANTS
 from qexp.nn.shadow import Shadow
 from qexp.pipeline import announce
 from qexp.pipeline.build import Builder, Built
-from qexp.pipeline.check import Sweep, check
+from qexp.pipeline.check import Sweep, check, check_read
 from qexp.pipeline.prepare import Prepared, pick_device, prepare
 from qexp.pipeline.variants import Variant
 from qexp.policy.table import plan_rows
@@ -41,6 +41,7 @@ def run(values: dict[str, Any], sweep: Sweep) -> None:
         UserErrors, UserError: something is wrong with the job; nothing was written.
     """
     config = check([values], sweep.verb)[0]
+    check_read([config], sweep.command)
     prepared = prepare([config])
     if prepared.converted is not None:
         remedy = "A profile looks for ranges of its own, which are not those that the file was trained with."

@@ -27,7 +27,7 @@ from qexp.engine.seed import seed_everything
 from qexp.engine.state import FitState
 from qexp.engine.trajectory import Training, TrajectoryStore
 from qexp.pipeline import announce, ranks
-from qexp.pipeline.check import Sweep, check, group
+from qexp.pipeline.check import Sweep, check, check_read, group
 from qexp.pipeline.entry import JobsFailed, RankFailed
 from qexp.pipeline.evaluator import Evaluator
 from qexp.pipeline.jobs import JobBook
@@ -58,6 +58,7 @@ def run_sweep(jobs: Sequence[dict[str, Any]], sweep: Sweep, launch: Launch) -> N
     book = JobBook(jobs, sweep)
     try:
         configs = check(jobs, sweep.verb)
+        check_read(configs, sweep.command)
         groups = group(configs)
         prepared = prepare_all([[configs[position] for position in positions] for positions in groups])
     except UserErrors as error:

@@ -7,7 +7,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from qexp.base.errors import UserError, UserErrors
-from qexp.pipeline.check import check, check_arguments, group, hydra_error
+from qexp.pipeline.check import check, check_arguments, check_read, group, hydra_error
 from qexp.pipeline.entry import conf_dir
 
 
@@ -91,6 +91,21 @@ def test_a_mistake_of_all_jobs_needs_no_numbers(values):
         check([job(values, bits=bits, mode="x") for bits in (4, 8)], "train")
     (line,) = messages(raised.value)
     assert "job #" not in line
+
+
+@pytest.mark.parametrize("typed", ["qat.lr=0.01", "+qat.mask=rounded", "calibrate.file=ranges.safetensors"])
+def test_a_setting_that_no_job_reads_is_refused(compose, typed):
+    configs = check([compose("data=digits", f"bits={bits}") for bits in (4, 8)], "train")
+    with pytest.raises(UserErrors, match=typed.lstrip("+").partition("=")[0]):
+        check_read(configs, f"python -m qexp.train bits=4,8 {typed} -m")
+
+
+def test_a_setting_that_one_job_reads_is_not_refused(compose):
+    configs = check([compose("data=digits"), compose("data=digits", "qat=lsq"), compose("quant.activation.bits=4")], "train")
+    check_read(configs, "python -m qexp.train qat=none,lsq qat.lr=0.01 calibrate.file=f -m")
+    with pytest.raises(UserErrors, match="qat.lr=0.01"):
+        check_read(configs[::2], "python -m qexp.train qat.lr=0.01")
+    check_read(configs[:1], "python -m qexp.train qat=none experiment=qat_cifar")
 
 
 def test_what_belongs_to_one_verb(values, tmp_path):
