@@ -138,7 +138,13 @@ def _untrained(config: Config, bundle: DataBundle) -> torch.nn.Module:
 def _network(config: Config, bundle: DataBundle, converted: Converted | None) -> tuple[torch.nn.Module, list[str]]:
     model, notes = _untrained(config, bundle), []
     if converted is not None:
-        return plain_network(model, converted), []
+        own, here = (converted.about.get("model"), converted.about.get("data")), (config.model.name, config.data.name)
+        try:
+            return plain_network(model, converted), []
+        except UserError as error:
+            allowed = f"a file converted from model={here[0]} data={here[1]}"
+            remedy = f"It holds another network: give model={own[0]} data={own[1]}. {error.remedy}"
+            raise UserError("checkpoint", config.checkpoint, allowed=allowed, remedy=remedy) from None
     for key, path in (("model.weights", config.model.weights), ("checkpoint", config.checkpoint)):
         if path is not None and path != "DEFAULT":
             try:

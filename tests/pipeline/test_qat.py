@@ -192,7 +192,7 @@ def test_what_evaluate_does_not_do_with_a_converted_file(cli, tiny, store):
     assert str(file) in line and "one job for a converted network" in line and "sweep over bits" in line
     others = [text for text in tiny if not text.startswith("model")]
     line = refused(cli(*others, "model=resnet32", checkpoint, verb="evaluate"))
-    assert "checkpoint=" in line and "a file converted from this network; it holds custom" in line
+    assert "checkpoint=" in line and "It holds another network: give model=custom data=" in line
     line = refused(cli(*tiny, checkpoint, "qat=lsq", verb="evaluate"))
     assert "qat=lsq" in line and "none in qexp.evaluate" in line and "qat.init=checkpoint" in line
 
