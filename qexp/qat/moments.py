@@ -20,7 +20,7 @@ class Moments:
 
     Args:
         minimum, maximum: the range, clipped as the calibration's method finds best. mean_abs: E|x|. mean, std: of a weight.
-        three_sigma: a weight's first step size covers three standard deviations, as LSQ+ has it.
+        three_sigma: a weight's first step size covers three standard deviations, as LSQ+ has it. ranged: it covers the range.
     """
 
     minimum: Tensor
@@ -29,6 +29,7 @@ class Moments:
     mean: Tensor | None = None
     std: Tensor | None = None
     three_sigma: bool = False
+    ranged: bool = False
 
 
 @torch.no_grad()

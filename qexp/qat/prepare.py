@@ -19,6 +19,7 @@ from torch.nn.utils import parametrize
 from qexp.base.errors import UserError
 from qexp.base.nouns import ActivationInfo, Batch, Plan, QuantSpec
 from qexp.calibrate.correct_norm import reestimate_batch_norm_
+from qexp.calibrate.methods import weight_range
 from qexp.calibrate.run import calibrate
 from qexp.calibrate.settings import CalibrateSettings
 from qexp.nn.fake_quant import CONTAINER, observed, planned_places
@@ -160,7 +161,11 @@ def initialise(qat: QatNetwork, batches: Callable[[], Iterable[Batch]], settings
         quantizer = each.quantizer if isinstance(each, FoldedWeight) else each
         with torch.no_grad():
             values = each.folded(masters[name]) if isinstance(each, FoldedWeight) else masters[name]
-        quantizer.initialise(weight_moments(values, quantizer.axis, three_sigma=qat.settings.name == "lsq_plus"))
+        moments = weight_moments(values, quantizer.axis, three_sigma=qat.settings.name == "lsq_plus")
+        if qat.settings.first_step == "calibrated":
+            low, high = weight_range(values, quantizer.spec, settings)
+            moments = replace(moments, minimum=low, maximum=high, ranged=True)
+        quantizer.initialise(moments)
     if qat.settings.name == "every_step":
         qat.overwrite_weights()
     if not qat.activations:
@@ -219,7 +224,7 @@ def _activation_moments(
         found = calibrate(watched, batches, places, settings, **alone)
         ranges = {name: found.ranges[f"{CONTAINER}.{name}"] for name in ranged}
     nothing = torch.tensor(torch.nan)
-    moments = {name: Moments(minimum=low, maximum=high, mean_abs=nothing) for name, (low, high) in ranges.items()}
+    moments = {name: Moments(minimum=low, maximum=high, mean_abs=nothing, ranged=True) for name, (low, high) in ranges.items()}
     sizes = magnitudes(watched, batches()) if len(ranged) < len(qat.activations) else {}
     for name in qat.activations.keys() - ranged:
         mean, largest = sizes[name]
@@ -239,7 +244,7 @@ def _on(moments: Moments, device: torch.device) -> Moments:
 def _begins_with_range(quantizer: Quantizer, settings: QatSettings) -> bool:
     if isinstance(quantizer, ClippedRange):
         return quantizer.end is None
-    return settings.name in _FROM_RANGE
+    return settings.name in _FROM_RANGE or settings.first_step == "calibrated"
 
 
 def _of_weight(weight: Tensor, spec: QuantSpec, settings: QatSettings) -> Quantizer:

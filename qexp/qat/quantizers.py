@@ -135,7 +135,9 @@ class LearnedStep(Quantizer):
 
     @torch.no_grad()
     def initialise(self, moments: Moments) -> None:
-        """2 E|x| / sqrt(p), above 4 bits at most max|x| / p; LSQ+ takes three standard deviations of a weight, else the range.
+        """2 E|x| / sqrt(p), above 4 bits at most max|x| / p, or what covers the calibrated range.
+
+        LSQ+ takes three standard deviations of a weight, of an activation the range.
 
         The paper has the first at every width. At 8 bits it ends at 22 E|x| of a weight, 32 E|x| of an activation: two or three
         bits lie beyond the largest value until the step is learned.
@@ -144,6 +146,8 @@ class LearnedStep(Quantizer):
             found = range_qparams(moments.minimum, moments.maximum, self.spec)
             self.scale.copy_(found.scale)
             self.offset.copy_(-found.zero_point * found.scale)
+        elif moments.ranged:
+            self.scale.copy_(_or_one(range_qparams(moments.minimum, moments.maximum, self.spec).scale))
         elif moments.three_sigma:
             self.scale.copy_(_or_one(initial_weight_scale(moments.mean, moments.std, self.spec.bits)))
         else:

@@ -52,6 +52,8 @@ class QatSettings:
         activations: quantize them too, at `quant.activation.bits` or else at `bits`.
         mask: which values pass their gradient: `paper` those inside the limits, `rounded` those that round to codes, as torch,
             which `qat=ste` needs: its limits are the range's own ends, where `paper` would hold each tensor's largest weight.
+        first_step: what `lsq` begins with: `paper`, 2 E|x| / sqrt(p), or `calibrated`, what covers the range that `calibrate`
+            finds of an activation, and `calibrate.weights` of a weight.
         momentum: of the observed ranges of `ste` and `every_step`: weight of the average so far when a batch is added.
         scale_decay: weight decay of learned step sizes and offsets. alpha_decay: of `pact`'s clipping; None takes the recipe's.
         batch_norm: `unfolded` quantizes the weights as they are stored; `folded` as they are once batch norm is folded into them,
@@ -70,6 +72,7 @@ class QatSettings:
     warmup_epochs: int | None = None
     activations: bool = True
     mask: Literal["paper", "rounded"] = "paper"
+    first_step: Literal["paper", "calibrated"] = "paper"
     momentum: float = 0.9
     scale_decay: float = 0.0
     alpha_decay: float | None = None
@@ -98,6 +101,9 @@ class QatSettings:
         if self.distill_weight and self.init == "none":
             remedy = "Distillation learns from the float network that the training begins from."
             raise UserError("qat.distill_weight", self.distill_weight, allowed="0 with qat.init=none", remedy=remedy)
+        if self.first_step != "paper" and self.name not in ("none", "lsq"):
+            remedy = "The others say what they begin with; lsq_plus, pact and ste read calibrate."
+            raise UserError("qat.first_step", self.first_step, allowed=f"paper with qat={self.name}", remedy=remedy)
         if self.batch_norm == "folded" and self.name in _UNFOLDED:
             raise UserError("qat.batch_norm", "folded", allowed=f"unfolded with qat={self.name}", remedy=_UNFOLDED[self.name])
         if self.batch_norm == "folded" and self.reestimate_bn:

@@ -39,6 +39,30 @@ def test_lsq_begins_at_twice_the_mean_magnitude_over_the_root_of_p(graphs, kit):
     torch.testing.assert_close(scales["mean"], 2 * pooled.mean() / math.sqrt(15))
 
 
+@pytest.mark.parametrize(("granularity", "batch_norm"), [("per_tensor", "unfolded"), ("per_channel", "folded")])
+def test_lsq_begins_with_calibrated_ranges_where_asked(graphs, kit, granularity, batch_norm):
+    """With min-max ranges nothing is clipped; the best clipping in the mean square lies below them."""
+    x = graphs.images(6)
+    options = {"granularity": granularity, "batch_norm": batch_norm, "first_step": "calibrated", "ready": False}
+    case = kit.prepared(kit.estimated(graphs.Residual(), x), x, **options)
+    found = {}
+    for method in ("minmax", "mse"):
+        initialise(case.qat, lambda: kit.batches(x), CalibrateSettings(name=method, weights=method))
+        weights = {name: getattr(each, "quantizer", each) for name, each in case.qat.weights.items()}
+        found[method] = {name: each.scale.detach().clone() for name, each in (weights | case.qat.activations).items()}
+    name, each = next(iter(case.qat.weights.items()))
+    weight = (
+        case.network.get_parameter(name).detach() if batch_norm == "unfolded" else each.folded(case.qat.masters()[name]).detach()
+    )
+    axes = tuple(range(weight.dim())) if granularity == "per_tensor" else tuple(range(1, weight.dim()))
+    quantizer = getattr(each, "quantizer", each)
+    span = (quantizer.quant_max - quantizer.quant_min) / 2
+    torch.testing.assert_close(found["minmax"][name], weight.abs().amax(axes) / span)
+    assert all(bool((found["mse"][name] <= found["minmax"][name] * 1.0001).all()) for name in found["mse"])
+    assert any(bool((found["mse"][name] < found["minmax"][name]).any()) for name in case.qat.weights)
+    assert any(bool((found["mse"][name] < found["minmax"][name]).any()) for name in case.qat.activations)
+
+
 @pytest.mark.parametrize(
     ("name", "batch_norm"),
     [*((name, "unfolded") for name in METHODS), *((name, "folded") for name in ("ste", "lsq", "lsq_plus"))],

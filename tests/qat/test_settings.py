@@ -48,6 +48,10 @@ def test_where_the_user_may_choose_the_grid(name, grid):
         ({"alpha_decay": -1.0}, "qat.alpha_decay=-1.0: allowed is a number of at least 0.0"),
         ({"freeze_bn_epoch": 0}, "qat.freeze_bn_epoch=0: allowed is an integer of at least 1"),
         ({"distill_weight": 2.0}, "qat.distill_weight=2.0: allowed is a number from 0.0 to 1.0"),
+        (
+            {"name": "pact", "first_step": "calibrated"},
+            "qat.first_step=calibrated: allowed is paper with qat=pact. The others say",
+        ),
         ({"lr": 0.0}, "qat.lr=0.0: allowed is a number above 0.0"),
         ({"distill_temperature": 0.0}, "qat.distill_temperature=0.0: allowed is a number above 0.0"),
         ({"distill_weight": 0.5, "init": "none"}, "qat.distill_weight=0.5: allowed is 0 with qat.init=none. Distillation learns"),
