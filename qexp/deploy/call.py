@@ -11,8 +11,17 @@ from torch import Tensor, nn
 
 from qexp.base.errors import UserError
 from qexp.deploy.weights import WeightCodes, accumulator_scale, bias_codes
-from qexp.deploy.writer import Grid, OnnxWriter
+from qexp.deploy.writer import Grid, OnnxWriter, code_type
 from qexp.quant.affine import quantize_affine
+
+
+@dataclass(frozen=True)
+class Dynamic:
+    """Codes whose grid is each batch's own: names of the UINT8 codes, their scale and their zero point."""
+
+    codes: str
+    scale: str
+    zero_point: str
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,11 +30,13 @@ class Value:
 
     Args:
         name: of the tensor. shape: on the example. grid: whose dequantized codes it holds; None for any float.
+        dynamic: the codes that it was dequantized from, where they have each batch's grid.
     """
 
     name: str
     shape: tuple[int, ...]
     grid: Grid | None = None
+    dynamic: Dynamic | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -143,8 +154,22 @@ class Call:
         name, grid = shelf.grids[key]
         return name, grid
 
+    def matrix(self, constant: Constant) -> tuple[str, Grid] | None:
+        """The codes, 8 bits, of a transposed matrix for an integer product; None where they are not known or not of 8 bits."""
+        weight, key = self.shelf.weights.get(constant.path), (f"{constant.path}.codes", True)
+        if weight is None or code_type(weight.qparams) not in ("INT8", "UINT8"):
+            return None
+        if key not in self.shelf.grids:
+            self.shelf.grids[key] = self._write_grid(constant.path, weight, transpose=True, packed=False)
+        return self.shelf.grids[key]
+
     def _write_codes(self, path: str, weight: WeightCodes, transpose: bool) -> tuple[str, Grid]:
         """Codes, scales and DequantizeLinear of a weight."""
+        codes, grid = self._write_grid(path, weight, transpose=transpose, packed=self.shelf.pack_int4)
+        return self.shelf.writer.dequantize(codes, grid, path), grid
+
+    def _write_grid(self, path: str, weight: WeightCodes, *, transpose: bool, packed: bool) -> tuple[str, Grid]:
+        """Codes and scales of a weight."""
         codes, qparams = weight.codes, weight.qparams
         if transpose:
             axis = None if qparams.axis is None else 1 - qparams.axis
@@ -155,9 +180,9 @@ class Call:
                 path, "a zero point for each channel", allowed="one for all, as integer kernels have it", remedy=remedy
             )
         writer = self.shelf.writer
-        grid = writer.grid(path, qparams, packed=self.shelf.pack_int4)
+        grid = writer.grid(path, qparams, packed=packed)
         self.shelf.stored[path] = grid.dtype
-        return writer.dequantize(writer.codes(f"{path}.codes", codes, grid.dtype), grid, path), grid
+        return writer.codes(f"{path}.codes", codes, grid.dtype), grid
 
     def bias(self, constant: Constant, x: Grid | None, weight: Grid | None) -> str | None:
         """A layer's bias: int32 codes of s_x * s_w where both are integers per tensor and channel, else float32.
@@ -165,7 +190,8 @@ class Call:
         None where its codes would leave int32, so that it has to be added behind the layer.
         """
         writer, path = self.shelf.writer, constant.path or f"{self.name}.bias"
-        if x is None or weight is None or x.qparams.axis is not None:
+        # TensorRT, which alone wants signed activations, refuses INT32: "only activation types allowed" (onnx-tensorrt #850).
+        if x is None or weight is None or x.qparams.axis is not None or not self.shelf.unsigned:
             self.shelf.stored[path] = "FLOAT"
             return writer.tensor(path, constant.tensor.float())
         scale = accumulator_scale(x.qparams, weight.qparams)

@@ -12,7 +12,7 @@ from torch import Tensor, fx
 
 from qexp.base.nouns import QParams
 from qexp.deploy.writer import onnx_library
-from qexp.nn.fake_quant import FakeQuantize
+from qexp.nn.fake_quant import FakeQuantize, range_qparams
 from qexp.nn.graph import GraphNetwork, evaluating
 from qexp.quant.affine import quantize_affine
 
@@ -42,6 +42,14 @@ def code_nodes(network: GraphNetwork) -> dict[str, fx.Node]:
     return found
 
 
+def qparams_of(module: FakeQuantize, x: Tensor) -> QParams:
+    """The grid of a place: its own, or that of a batch's range where that is what it takes."""
+    if not module.spec.dynamic:
+        return module.qparams
+    ends = torch.aminmax(x) if module.axis is None else torch.aminmax(x.movedim(module.axis, 0).flatten(1), dim=1)
+    return range_qparams(*ends, module.spec)
+
+
 def codes_from(values: Tensor, qparams: QParams) -> Tensor:
     """The codes, int32, of values that lie on a grid."""
     return quantize_affine(values, qparams, arithmetic="divide").to(torch.int32)
@@ -52,16 +60,18 @@ def simulated_codes(network: GraphNetwork, images: Tensor) -> tuple[dict[str, Te
     """The codes of every place, int32, as the simulation has them, and the logits.
 
     Args:
-        network: with static fake quantization, in eval mode. images: [N, C, H, W] float32.
+        network: with fake quantization, in eval mode. images: [N, C, H, W] float32.
     """
     places = {node: name for name, node in code_nodes(network).items()}
     found: dict[str, Tensor] = {}
 
     class Watch(fx.Interpreter):
         def run_node(self, n: fx.Node) -> Any:
+            if n in places:  # before it runs, which may overwrite its operand
+                qparams = qparams_of(network.get_submodule(str(n.target)), self.env[n.args[0]])
             value = super().run_node(n)
             if n in places:
-                found[places[n]] = codes_from(value, network.get_submodule(str(n.target)).qparams)
+                found[places[n]] = codes_from(value, qparams)
             return value
 
     with evaluating(network):

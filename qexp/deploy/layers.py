@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 
-from qexp.deploy.call import Call, Constant
+from qexp.deploy.call import Call, Constant, Dynamic
+from qexp.deploy.writer import FLOAT, Grid
 
 
 def pair(value: Any, rank: int) -> list[int]:
@@ -36,8 +37,12 @@ def conv(call: Call) -> str:
 
 
 def linear(call: Call) -> str:
-    """Gemm of a matrix, MatMul of more dimensions."""
+    """Gemm of a matrix, MatMul of more dimensions; of codes with each batch's range, MatMulInteger."""
     x, (weight, bias) = call.activation(), _parameters(call)
+    matrix = call.matrix(weight) if x.dynamic is not None else None
+    if matrix is not None:
+        found = _integer_product(call, x.dynamic, *matrix)
+        return found if bias is None else call.emit("Add", found, _float_bias(call, bias))
     if len(x.shape) == 2:
         name, grid = call.weight(weight)
         offset = None if bias is None else call.bias(bias, x.grid, grid)
@@ -45,6 +50,20 @@ def linear(call: Call) -> str:
         return found if bias is None or offset else call.emit("Add", found, _behind(call, bias, 0))
     found = call.emit("MatMul", x.name, call.weight(weight, transpose=True)[0])
     return found if bias is None else call.emit("Add", found, _behind(call, bias, 0))
+
+
+def _integer_product(call: Call, x: Dynamic, codes: str, grid: Grid) -> str:
+    """MatMulInteger, and its sums times s_x s_w: what ONNX Runtime makes one kernel of."""
+    zero_point = [grid.zero_point] if bool(grid.qparams.zero_point.any()) else []
+    sums = call.emit("MatMulInteger", x.codes, codes, x.zero_point, *zero_point)
+    scale = call.emit("Mul", x.scale, grid.scale)
+    return call.emit("Mul", call.emit("Cast", sums, to=FLOAT), scale)
+
+
+def _float_bias(call: Call, bias: Constant) -> str:
+    """A bias as float32: the step of the accumulators is not known before the images are."""
+    call.shelf.stored[bias.path or f"{call.name}.bias"] = "FLOAT"
+    return call.operand(bias)
 
 
 def _parameters(call: Call) -> tuple[Constant, Constant | None]:
@@ -78,12 +97,10 @@ def batch_norm(call: Call) -> str:
 
 def layer_norm(call: Call) -> str:
     """LayerNormalization over the last dimensions."""
-    norm, values = call.module, []
-    if norm is None or norm.weight is None:
+    shape, weight = call.argument(1, "normalized_shape"), call.argument(2, "weight")
+    if not isinstance(weight, Constant):
         call.refuse("it has no scale of its own")
-    for name in ("weight", "bias"):
-        value = getattr(norm, name)
-        values += [] if value is None else [call.operand(Constant(value.detach(), f"{call.path}.{name}"))]
-    return call.emit(
-        "LayerNormalization", call.activation().name, *values, axis=-len(norm.normalized_shape), epsilon=float(norm.eps)
-    )
+    given = [weight, call.argument(3, "bias")]
+    values = [call.operand(each) for each in given if each is not None]
+    axis, epsilon = -len(shape), float(call.argument(4, "eps", 1e-5))
+    return call.emit("LayerNormalization", call.activation().name, *values, axis=axis, epsilon=epsilon)

@@ -122,6 +122,7 @@ _MODULES: tuple[tuple[tuple[type, ...], Handler], ...] = (
 _FUNCTIONS: dict[Any, Handler] = {
     **dict.fromkeys((F.conv1d, F.conv2d, F.conv3d, torch.conv1d, torch.conv2d, torch.conv3d), layers.conv),
     F.linear: layers.linear,
+    F.layer_norm: layers.layer_norm,
     **dict.fromkeys((F.relu, F.relu_, torch.relu, torch.relu_), relu),
     **dict.fromkeys((F.relu6, F.hardtanh), clip),
     **dict.fromkeys((torch.sigmoid, F.sigmoid), sigmoid),

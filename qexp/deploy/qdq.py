@@ -17,6 +17,10 @@ that follows torch's versions, would be needed to get back what `qexp.nn.graph` 
 operators, with the names that a plan uses. Written node by node, each choice that decides whether a runtime finds its integer
 kernel stands here, with a test.
 
+A range that is each batch's own is DynamicQuantizeLinear, and a linear layer that reads it MatMulInteger; convolutions of such
+codes are computed in float, since runtimes have no fast kernel for them, and are named. It takes UINT8 and a grid with a zero
+point, and computes both in float32, where qexp takes float64: a scale may differ in its last bit, a zero point by one at a tie.
+
 Not bit for bit: ONNX divides by the scale where qexp's default multiplies by 1 / scale, which differs by a code at some exact
 ties and practically nowhere else (`arithmetic=divide` is ONNX's); a bias is rounded to a step of the accumulator, by half of one
 at most; sums of floats depend on their order, of integers they do not. Of these the biases matter: `load_biases_` measures it.
@@ -34,8 +38,9 @@ from torch import Tensor, fx, nn
 
 from qexp.base.errors import UserError
 from qexp.base.files import write_atomic
-from qexp.deploy.call import Call, Constant, Shelf, Value, saturates
+from qexp.deploy.call import Call, Constant, Dynamic, Shelf, Value, saturates
 from qexp.deploy.codes import CodeTensor, code_nodes
+from qexp.deploy.layers import conv
 from qexp.deploy.operators import KEEPS, clamps_of, handler_of
 from qexp.deploy.weights import WeightCodes
 from qexp.deploy.writer import INPUT, Grid, OnnxWriter
@@ -97,6 +102,7 @@ def export_qdq(
         result = export.run(torch.cat([example[:1]] * _BATCH))
     unused = sorted(weights.keys() - export.shelf.stored.keys())
     notes = export.shelf.notes + [f"{name}: no layer of the graph reads it as it is; not written as codes" for name in unused]
+    export.shelf.writer.drop_unread("DequantizeLinear")
     model = export.shelf.writer.model(result.name, example.shape[1:], result.shape[1:], about or {})
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(path, lambda target: target.write_bytes(model.SerializeToString()))
@@ -182,8 +188,9 @@ class _Export(fx.Interpreter):
         reader = next(iter(node.users), None)
         if clamps_of(node, module) is None or len(node.users) != 1 or reader not in self.places:
             return None
-        grid = self._grid(self.network.get_submodule(str(reader.target)))
-        return grid if grid.qparams.axis is None else None
+        place = self.network.get_submodule(str(reader.target))
+        grid = None if place.spec.dynamic else self._grid(place)
+        return grid if grid is not None and grid.qparams.axis is None else None
 
     def _before(self, call: Call, grid: Grid) -> Value:
         """The operand of a clamp on the grid of its result, so that the layer before ends in codes.
@@ -195,12 +202,9 @@ class _Export(fx.Interpreter):
         return x if x.grid is not None else self._pair(x.name, x.shape, grid, f"{call.name}.operand")
 
     def _grid(self, module: FakeQuantize) -> Grid:
-        """The grid of a place, written when first asked for; raises UserError for what a file cannot hold."""
+        """The grid of a place, written when first asked for."""
+        self._check(module)
         spec, name = module.spec, module.name
-        wanted = {"dynamic": False, "mode": "int", "rounding": "half_even"}
-        for key, value in wanted.items():
-            if getattr(spec, key) != value:
-                raise UserError(f"{name}.{key}", getattr(spec, key), allowed=f"{str(value).lower()} in QuantizeLinear")
         if bool(module.scale.isnan().any()):
             raise RuntimeError(f"fake quantization at {name} was not calibrated: call set_range or set_qparams")
         if name not in self.grids:
@@ -211,8 +215,22 @@ class _Export(fx.Interpreter):
                 )
         return self.grids[name]
 
+    def _check(self, module: FakeQuantize) -> None:
+        """Raise UserError for what a file cannot hold."""
+        spec, name = module.spec, module.name
+        wanted = {"mode": "int", "rounding": "half_even"}
+        if spec.dynamic:
+            wanted |= {"scheme": "affine", "bits": 8, "granularity": "per_tensor"}
+        for key, value in wanted.items():
+            if getattr(spec, key) != value:
+                where = "DynamicQuantizeLinear" if spec.dynamic else "QuantizeLinear"
+                raise UserError(f"{name}.{key}", getattr(spec, key), allowed=f"{value} in {where}")
+
     def _quantize(self, node: fx.Node, call: Call, module: FakeQuantize) -> Value:
         """QuantizeLinear and DequantizeLinear of a place, after a clamp where its codes are narrower than their type's."""
+        if module.spec.dynamic:
+            self._check(module)
+            return self._quantize_dynamically(node, call)
         grid, x = self._grid(module), call.activation()
         if grid.is_narrow:
             if grid.qparams.axis is not None:
@@ -224,6 +242,19 @@ class _Export(fx.Interpreter):
         found = self._pair(x.name, x.shape, grid, f"{place}.codes")
         self.codes[place] = CodeTensor(self.shelf.writer.nodes[-1].input[0], grid.offset)
         return found
+
+    def _quantize_dynamically(self, node: fx.Node, call: Call) -> Value:
+        """DynamicQuantizeLinear of a place, and DequantizeLinear for readers that are not products of integers."""
+        place, x, writer = self.places[node], call.activation(), self.shelf.writer
+        found = Dynamic(*writer.quantize_dynamically(x.name, f"{place}.codes"))
+        self.codes[place] = CodeTensor(found.codes, 128)
+        for user in node.users:
+            module = self.network.get_submodule(str(user.target)) if user.op == "call_module" else None
+            if handler_of(user, module) is conv:
+                name = user.name if module is None else user.target
+                self.shelf.notes.append(f"{name}: computed in float, on codes with each batch's range")
+        values = writer.node("DequantizeLinear", [found.codes, found.scale, found.zero_point], f"{place}.codes.values")[0]
+        return Value(values, x.shape, dynamic=found)
 
     def _pair(self, value: str, shape: tuple[int, ...], grid: Grid, name: str) -> Value:
         """QuantizeLinear, named, and DequantizeLinear."""

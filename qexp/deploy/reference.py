@@ -46,7 +46,7 @@ def accumulate(
     else:
         sums = F.conv2d(values, matrix, None, layer.stride, layer.padding, layer.dilation, layer.groups)
     if bias is not None:
-        sums += _along_channels(bias.double(), sums)
+        sums += along_channels(bias.double(), sums, channel_axis(layer))
     if sums.numel() and float(sums.abs().max()) > _INT32:
         raise UserError(
             "accumulator", f"{float(sums.abs().max()):.0f}", allowed="at most 2^31 - 1: fewer bits, or smaller layers"
@@ -55,7 +55,7 @@ def accumulate(
 
 
 @torch.no_grad()
-def requantize(sums: Tensor, scale: Tensor, y: QParams, *, requantization: str = "float32") -> Tensor:
+def requantize(sums: Tensor, scale: Tensor, y: QParams, *, requantization: str = "float32", axis: int = 1) -> Tensor:
     """Accumulators -> codes of the next grid, int32.
 
     float32:     clamp(round_half_even(fl(acc) * m) + z_y), m = s_x s_w / s_y, all in float32: ONNX Runtime's kernels, bit for bit
@@ -63,8 +63,8 @@ def requantize(sums: Tensor, scale: Tensor, y: QParams, *, requantization: str =
         ties up
 
     Args:
-        sums: int32 accumulators, channels in dimension 1. scale: `accumulator_scale`, 0-d or [channels].
-        y: grid of the result, per tensor.
+        sums: int32 accumulators. scale: `accumulator_scale`, 0-d or [channels]. y: grid of the result, per tensor.
+        axis: of the channels.
 
     Source: ONNX Runtime, MlasRequantizeOutput; Jacob et al. 2018, arXiv:1712.05877, section 2.2.
 
@@ -73,10 +73,10 @@ def requantize(sums: Tensor, scale: Tensor, y: QParams, *, requantization: str =
     """
     assert y.axis is None
     if choose("requantization", requantization, REQUANTIZATIONS) == "float32":
-        steps = torch.round(sums.float() * _along_channels(scale.float() / y.scale.float(), sums))
+        steps = torch.round(sums.float() * along_channels(scale.float() / y.scale.float(), sums, axis))
     else:
         multiplier, shift = fixed_point(scale.double() / y.scale.double())
-        multiplier, shift = _along_channels(multiplier, sums), _along_channels(shift, sums)
+        multiplier, shift = along_channels(multiplier, sums, axis), along_channels(shift, sums, axis)
         steps = (sums.long() * multiplier + (1 << (shift - 1))) >> shift
     return torch.clamp(steps + y.zero_point.to(steps.dtype), y.quant_min, y.quant_max).to(torch.int32)
 
@@ -121,15 +121,24 @@ def integer_layer(
     scale = accumulator_scale(x, weight.qparams)
     sums = accumulate(layer, codes, x, weight, bias)
     if y is None:
-        found = sums.float() * _along_channels(scale, sums)
+        found = sums.float() * along_channels(scale, sums, channel_axis(layer))
         return found if clamp is None else found.clamp(*clamp)
-    found = requantize(sums, scale, y, requantization=requantization)
+    found = requantize(sums, scale, y, requantization=requantization, axis=channel_axis(layer))
     if clamp is None:
         return found
     ends = [None if end is None else int(quantize_affine(torch.tensor(end), y, arithmetic="divide")) for end in clamp]
     return found.clamp(*ends)
 
 
-def _along_channels(values: Tensor, sums: Tensor) -> Tensor:
-    """[channels] shaped for dimension 1 of sums; 0-d as it is."""
-    return values.reshape(1, -1, *[1] * (sums.dim() - 2)) if values.dim() else values
+def channel_axis(layer: nn.Module) -> int:
+    """Where a layer's result has its channels."""
+    return -1 if isinstance(layer, nn.Linear) else 1
+
+
+def along_channels(values: Tensor, sums: Tensor, axis: int) -> Tensor:
+    """[channels] shaped for a dimension of sums; 0-d as it is."""
+    if not values.dim():
+        return values
+    shape = [1] * sums.dim()
+    shape[axis] = -1
+    return values.reshape(shape)

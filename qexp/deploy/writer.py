@@ -21,6 +21,7 @@ from qexp.base.nouns import QParams
 
 OPSET, IR_VERSION = 21, 10
 INPUT, OUTPUT, BATCH = "images", "logits", "N"
+FLOAT = 1  # TensorProto.FLOAT
 # Smallest and largest code of a type, narrow ones first; 4 bits are for weights, since runtimes compute with 8 and 16.
 _TYPES = {
     "INT4": (-8, 7),
@@ -79,6 +80,20 @@ def code_type(qparams: QParams, *, packed: bool = False) -> str:
     raise AssertionError(f"codes {qparams.quant_min} to {qparams.quant_max}")
 
 
+def moved(qparams: QParams, *, packed: bool = False, unsigned: bool = False) -> tuple[QParams, str, int]:
+    """A grid with the codes of a file, their type, and what was added to qexp's; arguments as for `OnnxWriter.grid`.
+
+    >>> moved(QParams(torch.tensor(1.0), torch.tensor(-3.0), -128, 127), unsigned=True)[0].zero_point
+    tensor(125.)
+    """
+    dtype = code_type(qparams, packed=packed)
+    if not unsigned or dtype.startswith("U"):
+        return qparams, dtype, 0
+    offset = -_TYPES[dtype][0]
+    limits = qparams.quant_min + offset, qparams.quant_max + offset
+    return QParams(qparams.scale, qparams.zero_point + offset, *limits, qparams.axis), f"U{dtype}", offset
+
+
 class OnnxWriter:
     """Collects nodes and initializers; every name is given once, a second one gets `_1`."""
 
@@ -129,11 +144,7 @@ class OnnxWriter:
         codes = (zero_point == zero_point.round()) & (zero_point >= qparams.quant_min) & (zero_point <= qparams.quant_max)
         if not bool(codes.all()):
             raise UserError(f"{name}.zero_point", float(zero_point[~codes].flatten()[0]), allowed="one of the codes, as in ONNX")
-        dtype, offset = code_type(qparams, packed=packed), 0
-        if unsigned and not dtype.startswith("U"):
-            dtype, offset = f"U{dtype}", -_TYPES[dtype][0]
-            limits = qparams.quant_min + offset, qparams.quant_max + offset
-            qparams = QParams(qparams.scale, zero_point + offset, *limits, qparams.axis)
+        qparams, dtype, offset = moved(qparams, packed=packed, unsigned=unsigned)
         scale = self.tensor(f"{name}.scale", qparams.scale.float())
         return Grid(scale, self.codes(f"{name}.zero_point", qparams.zero_point, dtype), qparams, dtype, offset)
 
@@ -156,6 +167,18 @@ class OnnxWriter:
     def dequantize(self, codes: str, grid: Grid, name: str) -> str:
         """DequantizeLinear: (code - zero_point) * scale."""
         return self.node("DequantizeLinear", [codes, grid.scale, grid.zero_point], name, **_axis(grid))[0]
+
+    def quantize_dynamically(self, value: str, name: str) -> tuple[str, str, str]:
+        """DynamicQuantizeLinear: UINT8 codes of each batch's own range, widened to zero; codes, scale, zero point."""
+        name = self.name(name)
+        outputs = [name, self.name(f"{name}.scale"), self.name(f"{name}.zero_point")]
+        self.nodes.append(self.onnx.helper.make_node("DynamicQuantizeLinear", [value], outputs, name=name))
+        return outputs[0], outputs[1], outputs[2]
+
+    def drop_unread(self, operator: str) -> None:
+        """Remove nodes of one kind whose result nothing reads."""
+        read = {name for node in self.nodes for name in node.input}
+        self.nodes[:] = [node for node in self.nodes if node.op_type != operator or read & set(node.output)]
 
     def model(self, result: str, image_shape: Sequence[int], output_shape: Sequence[int], about: Mapping[str, str]) -> Any:
         """The model, checked: float32 [N, *image_shape] `images` -> float32 [N, *output_shape] `logits`, N any."""

@@ -83,6 +83,7 @@ class Tokens(nn.Module):
     def forward(self, x):
         x = self.embed(self.pool(x)).flatten(2).transpose(1, 2)
         x = x + self.out(self.act(self.mix(self.norm(x))))
+        x = F.layer_norm(x, (8,), self.norm.weight, eps=1e-4)
         return self.head(x.mean(dim=1))
 
 

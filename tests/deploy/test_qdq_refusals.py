@@ -58,7 +58,6 @@ def test_what_cannot_be_written_is_named(quantized, function, message, tmp_path)
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"dynamic": True}, r"input\.dynamic=true: allowed is false"),
         ({"rounding": "floor"}, r"input\.rounding=floor: allowed is half_even"),
         ({"weight_scheme": "affine"}, r"conv1\.weight=a zero point for each channel.*symmetric_restricted"),
     ],

@@ -72,6 +72,18 @@ def test_a_linear_layer_is_the_float_one_to_half_a_step():
     assert torch.equal(clamped, quantize_affine(logits.clamp(0, 1), y, arithmetic="divide").int())
 
 
+def test_a_linear_layer_of_tokens_is_that_of_rows():
+    layer, values = nn.Linear(6, 4), draw(2, 3, 6)
+    weight = weight_codes(draw(4, 6, seed=1), QuantSpec(scheme="symmetric_restricted", bits=8, granularity="per_channel"))
+    codes, x = coded(values)
+    y, bias = choose_qparams(torch.tensor(-3.0), torch.tensor(3.0), 8), torch.arange(4, dtype=torch.int32) * 900
+    for grid in (None, y):
+        for requantization in ("float32", "fixed_point"):
+            options = {"bias": bias, "requantization": requantization}
+            rows = integer_layer(layer, codes.reshape(6, 6), x, weight, grid, **options)
+            assert torch.equal(integer_layer(layer, codes, x, weight, grid, **options), rows.reshape(2, 3, 4))
+
+
 @given(ratio=st.floats(1e-9, 1e6), sums=st.lists(st.integers(-(2**31) + 1, 2**31 - 1), min_size=1, max_size=20))
 def test_fixed_point_is_the_rational_rounded_half_up(ratio, sums):
     multiplier, shift = fixed_point(torch.tensor(ratio, dtype=torch.float64))

@@ -1,0 +1,176 @@
+"""What running a network costs: time, memory, multiplications."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import math
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from qexp.deploy.operators import KEEPS, handler_of
+from qexp.deploy.shapes import dropout, identity
+from qexp.deploy.weights import WeightCodes
+from qexp.nn.fake_quant import FakeQuantize
+from qexp.nn.graph import GraphNetwork, evaluating
+
+FLOAT_BITS = 32
+_CHILD = "import sys; from qexp.deploy.cost import report_peak; report_peak(sys.argv[1])"
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Of one run: the median and the 10th and 90th percentile, in milliseconds, over so many repeats."""
+
+    median_ms: float
+    low_ms: float
+    high_ms: float
+    repeats: int
+
+
+def latency(run: Callable[[], object], *, repeats: int, warmup: int) -> Latency:
+    """Time a call.
+
+    Args:
+        run: what to time, once a repeat. repeats: at least 1. warmup: calls before, which do not count.
+    """
+    for _ in range(warmup):
+        run()
+    found = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        run()
+        found.append(1e3 * (time.perf_counter() - start))
+    ends = statistics.quantiles(found, n=10, method="inclusive") if repeats > 1 else found * 9
+    return Latency(statistics.median(found), ends[0], ends[-1], repeats)
+
+
+def peak_memory_bytes(name: str, path: Path, shape: tuple[int, ...], *, threads: int = 1) -> int:
+    """What a runtime needs to load a file and to run a batch, above a process that has imported it and does nothing.
+
+    Measured in a process of its own: the peak of its resident memory. Torch compiles there, which counts too.
+
+    Args:
+        name, path, threads: as for `open_runtime`. shape: of the batch, [N, C, H, W].
+
+    Raises:
+        RuntimeError: the process failed; its last line.
+    """
+    what = json.dumps({"name": name, "path": str(path), "shape": list(shape), "threads": threads})
+    done = subprocess.run([sys.executable, "-c", _CHILD, what], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"measuring the memory of {name} failed: {(done.stderr.strip().splitlines() or ['no message'])[-1]}")
+    return int(done.stdout.split()[-1])
+
+
+def report_peak(what: str) -> None:
+    """Print what `peak_memory_bytes` asks for; runs in the process that is measured."""
+    from qexp.deploy.runtimes import open_runtime  # not at the top: cost is counted without any runtime, too
+
+    asked = json.loads(what)
+    importlib.import_module(asked["name"])
+    images = torch.zeros(asked["shape"])
+    before = _reset_peak()
+    open_runtime(asked["name"], Path(asked["path"]), threads=asked["threads"]).run(images)
+    print(max(0, _peak() - before))
+
+
+def _reset_peak() -> int:
+    """Resident bytes now; the peak begins here, where the kernel lets it (Linux)."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return _peak()
+    return _status("VmRSS")
+
+
+def _peak() -> int:
+    """The peak of this process's resident memory in bytes."""
+    if Path("/proc/self/status").exists():
+        return _status("VmHWM")
+    import resource  # Unix alone
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def _status(key: str) -> int:
+    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{key}:"))
+
+
+@torch.no_grad()
+def macs_per_layer(model: nn.Module, example: Tensor) -> dict[str, int]:
+    """Multiply-accumulates of one image, by module: of convolutions, linear layers and matrix products, as torch counts them.
+
+    Args:
+        model: any network. example: [N, C, H, W] images.
+
+    >>> macs_per_layer(nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten(), nn.Linear(32, 2)), torch.zeros(1, 3, 4, 4))
+    {'0': 864, '2': 64}
+    """
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)  # one operator that nobody counts, like the CPU's attention kernel
+    try:
+        with evaluating(model), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+            model(example[:1])
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+    root = type(model).__name__
+    totals = {name: sum(counts.values()) for name, counts in counter.get_flop_counts().items() if name != "Global"}
+    own = dict(totals)  # without what the modules inside multiply
+    for name, total in totals.items():
+        around = name.rpartition(".")[0]
+        while around and around not in totals:  # a graph calls its modules itself, not by way of those around them
+            around = around.rpartition(".")[0]
+        if around:
+            own[around] -= total
+    return {name.removeprefix(root).removeprefix(".") or root: flops // 2 for name, flops in own.items() if flops > 0}
+
+
+def layer_bits(network: GraphNetwork, weights: Mapping[str, WeightCodes]) -> dict[str, tuple[int, int]]:
+    """Layer -> bits of its weight and of what it reads, 32 where these are float.
+
+    Args:
+        network, weights: as for `qexp.deploy.integer.integer_codes`.
+    """
+    bits: dict[object, int] = {}
+    found = {}
+    for node in network.graph.nodes:
+        module = network.get_submodule(str(node.target)) if node.op == "call_module" else None
+        handler = handler_of(node, module) if node.op.startswith("call") and not isinstance(module, FakeQuantize) else None
+        if isinstance(module, FakeQuantize):
+            bits[node] = module.spec.bits
+        elif handler is not None and handler in (*KEEPS, identity, dropout):
+            bits[node] = max((bits.get(each, FLOAT_BITS) for each in node.all_input_nodes), default=FLOAT_BITS)
+        elif isinstance(module, nn.modules.conv._ConvNd | nn.Linear):
+            weight = weights.get(f"{node.target}.weight")
+            found[str(node.target)] = (_weight_bits(weight), bits.get(node.args[0], FLOAT_BITS))
+    return found
+
+
+def bops(macs: Mapping[str, int], bits: Mapping[str, tuple[int, int]]) -> dict[str, int]:
+    """Bit operations of one image: MACs x bits of the weight x bits of the activation; layers without known bits are float.
+
+    Source: Baskin et al. 2018, arXiv:1804.10969, without the term for the accumulator.
+
+    >>> bops({"conv": 10, "head": 2}, {"conv": (4, 8)})
+    {'conv': 320, 'head': 2048}
+    """
+    return {name: count * math.prod(bits.get(name, (FLOAT_BITS, FLOAT_BITS))) for name, count in macs.items()}
+
+
+def _weight_bits(weight: WeightCodes | None) -> int:
+    """Of the codes; a grid without its lowest code has as many."""
+    if weight is None:
+        return FLOAT_BITS
+    return (weight.qparams.quant_max - weight.qparams.quant_min).bit_length()

@@ -1,0 +1,117 @@
+"""Runtimes that run an exported network, each behind the same two calls: `run` for logits, `run_codes` for codes too.
+
+ONNX Runtime and OpenVINO read the same ONNX file; torch reads the program of `qexp.deploy.program` beside it. All run on the CPU
+with as many threads as they are told, in the arithmetic that they choose, with two exceptions, where speed would change what is
+computed: OpenVINO takes bfloat16 for what is float wherever the CPU has it, and is told float32; ONNX Runtime's kernels for CPUs
+without VNNI add pairs of products in 16 bits, which saturates, and are told not to.
+
+A runtime that shows its codes may fuse less than one that runs the file as it is: OpenVINO adds a shortcut within the convolution
+before it, rounding once less, but not where the convolution's own codes are wanted.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from qexp.base.errors import UserError, choose
+from qexp.deploy.codes import CodeTensor, show_codes
+from qexp.deploy.program import PROGRAM_SUFFIX, open_program
+from qexp.deploy.settings import RUNTIMES
+from qexp.deploy.writer import INPUT, OUTPUT
+
+Call = Callable[[Tensor, bool], Sequence[Tensor]]  # images, with codes? -> logits, and the codes of each place behind them
+
+
+@dataclass(frozen=True, eq=False)
+class Session:
+    """An exported network in a runtime, loaded.
+
+    Args:
+        name, version: of the runtime. offsets: place -> what was added to its codes in the file, in order of execution.
+    """
+
+    name: str
+    version: str
+    offsets: Mapping[str, int]
+    call: Call
+
+    def run(self, images: Tensor) -> Tensor:
+        """Float32 [N, C, H, W] -> float32 [N, classes] logits."""
+        return self.call(images, False)[0]
+
+    def run_codes(self, images: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        """The codes of each place that was asked for, int32 as qexp numbers them, and the logits."""
+        logits, *codes = self.call(images, True)
+        found = {place: each.int() - offset for (place, offset), each in zip(self.offsets.items(), codes, strict=True)}
+        return found, logits
+
+
+def installed_runtimes() -> tuple[str, ...]:
+    """The runtimes whose packages are installed."""
+    return tuple(name for name in RUNTIMES if importlib.util.find_spec(name) is not None)
+
+
+def open_runtime(name: str, path: Path, *, threads: int = 1, outputs: Mapping[str, CodeTensor] | None = None) -> Session:
+    """Load an exported network.
+
+    Args:
+        name: one of `RUNTIMES`. path: of the ONNX file; torch reads the program of the same name beside it.
+        threads: of one run; torch's are those of the process, which is told.
+        outputs: place -> its codes in the file, of `Exported.codes`: what `run_codes` gives. Without, a file runs as it is, which
+            is what to time.
+
+    Raises:
+        UserError: an unknown runtime, or one whose package is not installed.
+    """
+    choose("export.runtime", name, RUNTIMES)
+    if name not in installed_runtimes():
+        remedy = "Install it with: pip install 'qexp[deploy]'"
+        raise UserError("export.runtime", name, allowed=installed_runtimes(), remedy=remedy)
+    codes = dict(outputs or {})
+    opened = {"onnxruntime": _onnxruntime, "openvino": _openvino, "torch": _torch}[name](path, threads, codes)
+    offsets = {place: each.offset for place, each in codes.items()}
+    return Session(name, importlib.metadata.version(name), offsets, opened)
+
+
+def _onnxruntime(path: Path, threads: int, codes: Mapping[str, CodeTensor]) -> Call:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads, options.log_severity_level = threads, 1, 3
+    options.add_session_config_entry("session.x64quantprecision", "1")
+    model = show_codes(path, codes.values()) if codes else str(path)
+    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+
+    def call(images: Tensor, with_codes: bool) -> list[Tensor]:
+        names = None if with_codes else [OUTPUT]
+        return [torch.from_numpy(each) for each in session.run(names, {INPUT: images.contiguous().numpy()})]
+
+    return call
+
+
+def _openvino(path: Path, threads: int, codes: Mapping[str, CodeTensor]) -> Call:
+    import openvino
+
+    core = openvino.Core()
+    model = core.read_model(show_codes(path, codes.values())) if codes else core.read_model(path)
+    settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": 1}
+    request = core.compile_model(model, "CPU", settings).create_infer_request()
+
+    def call(images: Tensor, with_codes: bool) -> list[Tensor]:
+        request.infer({INPUT: images.contiguous().numpy()})
+        count = 1 + len(codes) if with_codes else 1
+        return [torch.from_numpy(request.get_output_tensor(number).data.copy()) for number in range(count)]
+
+    return call
+
+
+def _torch(path: Path, threads: int, codes: Mapping[str, CodeTensor]) -> Call:
+    torch.set_num_threads(threads)
+    return open_program(path.with_suffix(PROGRAM_SUFFIX), tuple(codes))

@@ -1,0 +1,98 @@
+"""Costs: multiplications against those counted by hand, times and memory of what is known to take some."""
+
+import json
+import time
+
+import pytest
+import torch
+from torch import nn
+
+from qexp.deploy import cost
+from qexp.deploy.cost import bops, latency, layer_bits, macs_per_layer, peak_memory_bytes
+from qexp.models.cifar_resnet import CifarResNet
+from qexp.nn.graph import trace
+
+
+def images(n=6, size=16, seed=1):
+    return torch.randn(n, 3, size, size, generator=torch.Generator().manual_seed(seed))
+
+
+def test_macs_of_known_networks():
+    """ResNet-20: 40.6 million, as He et al. 2015 and everybody counts them."""
+    net = CifarResNet(20)
+    found = macs_per_layer(net, torch.zeros(4, 3, 32, 32))
+    assert found["conv1"] == 3 * 9 * 16 * 32 * 32 and sum(found.values()) == pytest.approx(40.55e6, rel=2e-3)
+    weights = {f"{name}.weight" for name in found}
+    assert weights == {name for name, value in net.named_parameters() if value.dim() > 1} and net.training
+    assert macs_per_layer(trace(net, torch.zeros(1, 3, 32, 32)).build(), torch.zeros(1, 3, 32, 32)) == found
+
+
+class Mixed(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.depthwise = nn.Conv2d(3, 6, 3, groups=3)
+        self.attention = nn.MultiheadAttention(6, 2, batch_first=True)
+        self.twice = nn.Linear(6, 6)
+
+    def forward(self, x):
+        x = self.depthwise(x).flatten(2).transpose(1, 2)
+        x = self.attention(x, x, x, need_weights=False)[0]
+        x = self.twice(self.twice(x))
+        return (x @ x.transpose(1, 2)).mean(1)
+
+
+def test_macs_of_groups_attention_repeated_layers_and_products():
+    found = macs_per_layer(Mixed(), torch.zeros(2, 3, 4, 4))
+    tokens = 4
+    attention = 4 * tokens * 6 * 6 + 2 * tokens * tokens * 6
+    assert found == {"depthwise": 4 * 6 * 9, "attention": attention, "twice": 2 * tokens * 36, "Mixed": tokens * tokens * 6}
+
+
+def test_bops_of_a_quantized_network(quantized, graphs):
+    torch.manual_seed(0)
+    case = quantized(graphs.Residual(), images(), act_bits=6, bits=4)
+    bits = layer_bits(case.network, case.weights)
+    assert bits == {name: (4, 6) for name in ("conv1", "conv2", "head")}, "max pooling and dropout pass codes on"
+    kept = {name: weight for name, weight in case.weights.items() if name != "conv2.weight"}
+    assert layer_bits(case.network, kept)["conv2"] == (32, 6)
+    macs = macs_per_layer(case.network, images())
+    found = bops(macs, bits)
+    assert macs.keys() == bits.keys() and found == {name: count * 24 for name, count in macs.items()}
+
+
+def test_latency_is_the_median_of_the_repeats(monkeypatch):
+    now, steps = [0.0], iter([9.0, 0.001, 0.003, 0.002, 0.005, 0.004])
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+
+    def run():
+        now[0] += next(steps)
+
+    found = latency(run, repeats=5, warmup=1)
+    assert (found.median_ms, found.repeats) == (pytest.approx(3.0), 5)
+    assert (found.low_ms, found.high_ms) == (pytest.approx(1.4), pytest.approx(4.6))
+    steps = iter([0.001])
+    assert latency(run, repeats=1, warmup=0).low_ms == pytest.approx(1.0)
+
+
+def test_the_peak_is_what_a_run_takes(monkeypatch, capsys):
+    """64 MB that a run allocates and gives back."""
+
+    class Session:
+        def run(self, batch):
+            torch.ones(len(batch), 2**24).sum()
+
+    monkeypatch.setattr("qexp.deploy.runtimes.open_runtime", lambda *_, **__: Session())
+    cost.report_peak(json.dumps({"name": "json", "path": "x", "shape": [1, 3, 8, 8], "threads": 1}))
+    assert 60e6 < int(capsys.readouterr().out) < 100e6
+
+
+def test_the_peak_of_a_runtime(quantized, graphs, tmp_path):
+    torch.manual_seed(0)
+    exported = quantized(graphs.Residual(), images()).export(tmp_path / "net.onnx")
+    assert 2**18 < peak_memory_bytes("onnxruntime", exported.path, (2, 3, 16, 16)) < 2**28
+
+
+def test_a_process_that_fails_says_why(monkeypatch, tmp_path):
+    monkeypatch.setattr(cost, "_CHILD", "raise FileNotFoundError('absent.onnx')")
+    with pytest.raises(RuntimeError, match="measuring the memory of onnxruntime failed: .*absent"):
+        peak_memory_bytes("onnxruntime", tmp_path / "absent.onnx", (2, 3, 16, 16))

@@ -1,0 +1,102 @@
+"""The three runtimes on one network: what they compute, what they show, and what is said where one is missing."""
+
+import importlib.util
+import sys
+
+import pytest
+import torch
+
+from qexp.base.errors import UserError
+from qexp.deploy import program, runtimes
+from qexp.deploy.codes import CodeTensor
+from qexp.deploy.program import PROGRAM_SUFFIX, save_program
+from qexp.deploy.runtimes import Session, installed_runtimes, open_runtime
+
+
+def images(n=6, size=16, seed=1):
+    return torch.randn(n, 3, size, size, generator=torch.Generator().manual_seed(seed))
+
+
+def sqnr_db(reference, other):
+    return float(10 * torch.log10(reference.double().square().sum() / (reference.double() - other).square().sum()))
+
+
+@pytest.fixture
+def case(quantized, graphs, tmp_path):
+    """A quantized network, its file, and its program beside it."""
+    torch.manual_seed(0)
+    found = quantized(graphs.Residual(), images())
+    exported = found.export(tmp_path / "net.onnx")
+    found.simulate(exported)  # with the file's biases from here on, the program too
+    save_program(found.network, found.images, found.weights, exported.path.with_suffix(PROGRAM_SUFFIX))
+    return found, exported
+
+
+def check(case, name):
+    """A runtime's codes and logits are the simulation's, for any number of images, with codes shown and without."""
+    found, exported = case
+    codes, logits = found.simulate(exported)
+    shown, plain = open_runtime(name, exported.path, outputs=exported.codes), open_runtime(name, exported.path)
+    assert shown.name == name and shown.version[0].isdigit()
+    mine, with_codes = shown.run_codes(found.images)
+    assert list(mine) == list(codes)
+    for place, expected in codes.items():
+        assert mine[place].dtype == torch.int32 and mine[place].shape == expected.shape
+        off = (mine[place] - expected).abs()
+        assert off.max() <= 2 and off.float().mean() < 1e-3  # a tie upstream moves what is behind it
+    for session in (shown, plain):
+        assert sqnr_db(logits, session.run(found.images)) > 40
+    assert sqnr_db(logits, with_codes) > 40 and with_codes.dtype == torch.float32
+    one = plain.run(found.images[2:3])
+    assert one.shape == (1, 5) and sqnr_db(logits[2:3], one) > 35
+    assert plain.run_codes(found.images)[0] == {}
+
+
+def test_onnx_runtime(case):
+    check(case, "onnxruntime")
+
+
+def test_openvino(case):
+    if importlib.util.find_spec("openvino") is None:
+        pytest.skip("needs openvino: pip install 'qexp[deploy]'")
+    check(case, "openvino")
+
+
+def test_torch_runs_the_program_as_it_is_without_a_compiler(case, monkeypatch):
+    monkeypatch.setattr(program, "has_compiler", lambda: False)
+    check(case, "torch")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not program.has_compiler(), reason="needs a C++ compiler")
+def test_torch_compiles_to_integers(case):
+    """Not only the same numbers: oneDNN's quantized convolution is what is called."""
+    from torch._inductor.utils import run_and_get_code
+
+    found, exported = case
+    session = open_runtime("torch", exported.path, outputs=exported.codes)
+    _, written = run_and_get_code(session.run, found.images)
+    assert sum(text.count("= torch.ops.onednn.qconv") for text in written) == 2
+    assert sum(text.count("= torch.ops.onednn.qlinear") for text in written) == 1
+    check(case, "torch")
+
+
+def test_codes_are_numbered_as_qexps():
+    """An offset of the file is taken off again, in the order of the places."""
+    session = Session("x", "1", {"a": 128, "b": 0}, lambda x, _: [x, torch.tensor([128, 0]).to(torch.uint8), torch.tensor([3])])
+    codes, logits = session.run_codes(torch.ones(1))
+    assert codes["a"].tolist() == [0, -128] and codes["b"].tolist() == [3] and logits.item() == 1
+
+
+def test_a_runtime_that_is_not_installed_is_named(monkeypatch, tmp_path):
+    monkeypatch.setattr(runtimes.importlib.util, "find_spec", lambda name: None if name == "openvino" else sys.modules["torch"])
+    assert installed_runtimes() == ("onnxruntime", "torch")
+    with pytest.raises(UserError, match=r"export\.runtime=openvino: .*one of onnxruntime, torch.*pip install 'qexp\[deploy\]'"):
+        open_runtime("openvino", tmp_path / "net.onnx")
+    with pytest.raises(UserError, match=r"export\.runtime=onnxruntme: .*Did you mean onnxruntime"):
+        open_runtime("onnxruntme", tmp_path / "net.onnx")
+
+
+def test_a_program_that_was_not_saved_is_named(tmp_path):
+    with pytest.raises(UserError, match=r"export\.runtime=torch: .*net\.pt2"):
+        open_runtime("torch", tmp_path / "net.onnx", outputs={"a": CodeTensor("a", 0)})
