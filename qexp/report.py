@@ -1,6 +1,7 @@
-"""Tables and figures of one experiment: python -m qexp.report name=NAME.
+"""Tables and figures of one experiment: python -m qexp.report name=NAME [verify=true].
 
-Keys: name (the experiment), runs_dir=runs, results_dir=results.
+Keys: name (the experiment), runs_dir=runs, results_dir=results, verify=false. verify=true writes nothing: it recomputes the
+numbers of the tables in results_dir/NAME from stored predictions, says which it could not, and ends with 1 where one is another.
 """
 
 import sys
@@ -17,14 +18,22 @@ class ReportSettings:
     name: str
     runs_dir: str = "runs"
     results_dir: str = "results"
+    verify: bool = False
 
 
-def run(settings: ReportSettings) -> None:
-    """Write the report and print its table."""
+def run(settings: ReportSettings) -> int:
+    """Write the report and print its table, or verify the one that is written; returns the exit code."""
+    if settings.verify:
+        from qexp.reporting.verify import verify_tables
+
+        result = verify_tables(settings.name, runs_dir=Path(settings.runs_dir), results_dir=Path(settings.results_dir))
+        print("\n".join(result.lines))
+        return 1 if result.wrong else 0
     from qexp.reporting.report import write_report
 
     written = write_report(settings.name, runs_dir=Path(settings.runs_dir), results_dir=Path(settings.results_dir))
     print(f"{written.table}\n\ntables and figures: {written.folder}/")
+    return 0
 
 
 if __name__ == "__main__":

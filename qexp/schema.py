@@ -19,10 +19,12 @@ from typing import Any, ClassVar, Literal, get_args, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
+from qexp.analysis.settings import AnalyzeSettings
 from qexp.base.checks import check_bits, check_range
 from qexp.base.errors import UserError, UserErrors, nearest
 from qexp.calibrate.settings import CalibrateSettings
 from qexp.data.settings import DataSettings
+from qexp.deploy.settings import ExportSettings
 from qexp.engine.settings import EvaluateSettings, TrainSettings, TrajectorySettings
 from qexp.models.settings import ModelSettings
 from qexp.nn.settings import CorrectSettings
@@ -32,7 +34,7 @@ from qexp.quant.settings import QuantSettings
 from qexp.tracking.settings import TrackingSettings
 
 MODES = ("int", "float", "half")
-TASKS = ("profile",)  # of qexp.analyze
+TASKS = ("profile", "sensitivity", "allocate")  # of qexp.analyze
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,8 +47,9 @@ class Config:
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
         bits: width of quantized weights, 1 to 16. mode: `int`, `float` (the control) or `half`.
         float_only: evaluate the float network alone, as a control of other trainings.
-        checkpoint: state-dict file, for `qexp.evaluate` and `qexp.analyze` only.
-        task: of `qexp.analyze`: `profile` measures every quantized tensor. image: a file whose classes it scores too.
+        checkpoint: state-dict file, for `qexp.evaluate`, `qexp.analyze` and `qexp.export` only. export: for `qexp.export` only.
+        task: of `qexp.analyze`: `profile` measures every quantized tensor, `sensitivity` quantizes one layer at a time,
+            `allocate` chooses bits per layer. image: a file whose classes `profile` scores too. analyze: of the other two.
         cases: of a sweep: sets of overrides that are run one after the other, where a product of values would not do.
         plan_only: print plan and estimates, and stop. fresh: train again although stored.
         runs_dir, results_dir: where trainings, journal and MLflow's store lie, and where reports go.
@@ -71,6 +74,8 @@ class Config:
     evaluate: EvaluateSettings = field(default_factory=EvaluateSettings)
     trajectory: TrajectorySettings = field(default_factory=TrajectorySettings)
     tracking: TrackingSettings = field(default_factory=TrackingSettings)
+    export: ExportSettings = field(default_factory=ExportSettings)
+    analyze: AnalyzeSettings = field(default_factory=AnalyzeSettings)
     checkpoint: str | None = None
     float_only: bool = False
     task: Literal[TASKS] | None = None
@@ -106,9 +111,9 @@ class Config:
         if self.correct.names:
             remedy = "Corrections follow training; qat.batch_norm=folded and qat.reestimate_bn=true belong to it."
             raise UserError("correct", ", ".join(self.correct.names), allowed=f"none {where}", remedy=remedy)
-        for key in ("weights", "file"):
+        for key in ("weights", "file") if self.qat.first_step == "paper" else ("file",):
             if getattr(self.calibrate, key) not in ("minmax", None):
-                remedy = "Weights begin as the method says, activations by calibrate=METHOD."
+                remedy = "Weights begin as the method says, activations by calibrate=METHOD; lsq has qat.first_step=calibrated."
                 raise UserError(f"calibrate.{key}", getattr(self.calibrate, key), allowed=f"its default {where}", remedy=remedy)
         if self.float_only:
             raise UserError("float_only", True, allowed="false with qat", remedy="Its quantizers are part of the training.")

@@ -25,7 +25,7 @@ STEPS = (
     ("F4", ("qat", "analysis", "deploy", "tracking", "reporting")),
     ("F5", ("schema",)),
     ("F6", ("pipeline", "studies")),
-    ("F7", ("train", "evaluate", "analyze", "report", "study", "sync", "trainings", "qexp_launcher")),
+    ("F7", ("train", "evaluate", "analyze", "export", "report", "study", "sync", "trainings", "qexp_launcher")),
 )
 STEP = {room: step for step, (_, rooms) in enumerate(STEPS) for room in rooms}
 TOP = STEPS[-1][1]
@@ -40,10 +40,11 @@ OWNERS = {
     "omegaconf": ("pipeline", *TOP),
     "onnx": ("deploy",),
     "onnxruntime": ("deploy",),
+    "openvino": ("deploy",),
 }
 # What `--help` and the validation of a whole sweep must not load.
 HEAVY = {"torch", "torchvision", "mlflow", "pandas", "matplotlib", "scipy", "sklearn", "mlxtend", "statsmodels"}
-LIGHT_ROOMS = ("policy", "schema", "train", "evaluate", "analyze", "qexp_launcher")
+LIGHT_ROOMS = ("policy", "schema", "train", "evaluate", "analyze", "export", "qexp_launcher")
 
 MAX_FILE_LINES = 300
 MAX_FUNCTION_LINES = 60

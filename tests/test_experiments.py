@@ -62,7 +62,8 @@ def test_it_opens_with_its_command_and_the_number_to_expect(path):
 def test_it_runs_a_step(path, cli, checkpoint):
     text = path.read_text(encoding="utf-8")
     verb, cases = re.search(r"-m qexp\.(\w+)", text)[1], yaml.safe_load(text).get("cases")
-    own = [f"checkpoint={checkpoint}"] if verb == "evaluate" else []
+    own = [f"checkpoint={checkpoint}"] if verb in ("evaluate", "analyze") else []
+    own += ["analyze.probes=2", "analyze.widths=[2,4,8]"] if verb == "analyze" else []
     own += [f"model.weights={checkpoint}"] if "init: checkpoint" in text else []
     own += [thinned(cases, trains=verb == "train")] if cases else []
     done = cli(f"experiment={path.stem}", *SMALL, *own, "results_dir=results", "name=smoke", verb=verb)

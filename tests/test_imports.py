@@ -38,7 +38,7 @@ def test_import_is_light(module):
     assert not loaded & set(HEAVY)
 
 
-@pytest.mark.parametrize("verb", ["train", "evaluate", "analyze"])
+@pytest.mark.parametrize("verb", ["train", "evaluate", "analyze", "export"])
 def test_help_is_light(verb):
     done, loaded = loaded_by(f"sys.argv[1:] = ['--help']\nrunpy.run_module('qexp.{verb}', run_name='__main__', alter_sys=True)")
     assert done.returncode == 0, done.stderr

@@ -68,14 +68,20 @@ def open_runtime(name: str, path: Path, *, threads: int = 1, outputs: Mapping[st
             is what to time.
 
     Raises:
-        UserError: an unknown runtime, or one whose package is not installed.
+        UserError: an unknown runtime, one whose package is not installed, or one that cannot load the network.
     """
     choose("export.runtime", name, RUNTIMES)
     if name not in installed_runtimes():
         remedy = "Install it with: pip install 'qexp[deploy]'"
         raise UserError("export.runtime", name, allowed=installed_runtimes(), remedy=remedy)
     codes = dict(outputs or {})
-    opened = {"onnxruntime": _onnxruntime, "openvino": _openvino, "torch": _torch}[name](path, threads, codes)
+    try:
+        opened = {"onnxruntime": _onnxruntime, "openvino": _openvino, "torch": _torch}[name](path, threads, codes)
+    except Exception as error:  # each runtime has errors of its own
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        said = max(lines, key=len, default=type(error).__name__)
+        allowed = "a runtime that loads this network"
+        raise UserError("export.runtime", name, allowed=allowed, remedy=f"It says: {said}") from error
     offsets = {place: each.offset for place, each in codes.items()}
     return Session(name, importlib.metadata.version(name), offsets, opened)
 

@@ -15,9 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from qexp.base.errors import UserError, UserErrors, nearest
+from qexp.deploy.settings import FILE_GRANULARITIES, FILE_SCHEMES
+from qexp.pipeline.check_analysis import check_analysis
 from qexp.pipeline.identity import group_key
 from qexp.qat.settings import METHODS
-from qexp.schema import TASKS, Config, UnknownKey, all_keys, validate
+from qexp.schema import Config, UnknownKey, all_keys, validate
 
 GROUP_KEYS = ("experiment",)  # groups without settings of their own
 
@@ -27,8 +29,8 @@ class Sweep:
     """Where the jobs come from: recorded with every run.
 
     Args:
-        sweep: id, the time it began and a few random digits. command: as typed. verb: `train`, `evaluate`, `analyze`, or
-            `start`, for a float training that others begin from.
+        sweep: id, the time it began and a few random digits. command: as typed. verb: `train`, `evaluate`, `analyze`,
+            `export`, or `start`, for a float training that others begin from.
     """
 
     sweep: str
@@ -36,18 +38,25 @@ class Sweep:
     verb: str
 
 
-def check_arguments(arguments: Sequence[str]) -> None:
+def check_arguments(arguments: Sequence[str], verb: str = "train") -> None:
     """Raise for overrides whose key no setting has, before Hydra sees them.
 
     Hydra itself accepts `+quant.bit=4` (it even suggests it) and would then hand on a value that nobody reads.
     """
     known = [*all_keys(), *GROUP_KEYS]
-    errors = []
+    errors: list[UserError] = []
     for argument in arguments:
         match = re.match(r"^(?:\+\+|\+|~)?([A-Za-z_][\w./@-]*)(?:=|$)", argument)
         if match is None or argument.startswith("-"):
             continue
         key = match[1].split("@")[0]
+        owner = key.split(".")[0]
+        if owner in ("export", "analyze") and verb != owner:
+            errors.append(UserError(key, argument.partition("=")[2], remedy=f"It belongs to python -m qexp.{owner}."))
+            continue
+        if key == "qat" and verb == "export" and not argument.endswith("=none"):  # else what its conf/ sets is refused first
+            errors.append(_no_training(argument.partition("=")[2], verb))
+            continue
         if key.split(".")[0].split("/")[0] == "hydra" or key in known or _inside_list(key):
             continue
         errors.append(UnknownKey(key, argument.partition("=")[2]))
@@ -64,7 +73,7 @@ def check(jobs: Sequence[Mapping[str, Any]], verb: str) -> list[Config]:
     """Validate every job; raise one `UserErrors` for all mistakes of all jobs.
 
     Args:
-        jobs: resolved values, one mapping per job. verb: `train`, `evaluate` or `analyze`.
+        jobs: resolved values, one mapping per job. verb: `train`, `evaluate`, `analyze` or `export`.
     """
     configs, errors = [], []
     for number, values in enumerate(jobs):
@@ -97,28 +106,32 @@ def check_read(configs: Sequence[Config], command: str) -> None:
     if "calibrate.file" in typed and not any(config.grids.activation.bits for config in configs):
         remedy = "It holds ranges of activations, and none is quantized: give quant.activation.bits=BITS."
         errors.append(UserError("calibrate.file", typed["calibrate.file"], remedy=remedy))
+    if "calibrate" in typed and all(config.grids.activation.dynamic for config in configs):
+        remedy = "With quant.activation.dynamic=true each batch has its own range; only calibrate.weights has a say."
+        errors.append(UserError("calibrate", typed["calibrate"], remedy=remedy))
     if errors:
         raise UserErrors(errors)
 
 
 def _check_verb(config: Config, verb: str) -> None:
     if verb == "analyze":
-        _check_analysis(config)
+        check_analysis(config)
     elif (asked := config.task or config.image) is not None:
         key = "task" if config.task else "image"
         raise UserError(key, asked, allowed=f"null in qexp.{verb}", remedy="It belongs to python -m qexp.analyze.")
-    if verb in ("evaluate", "analyze"):
+    if verb in ("evaluate", "analyze", "export"):
         if config.checkpoint is None:
             raise UserError("checkpoint", None, allowed="a state-dict file", remedy=f"qexp.{verb} needs checkpoint=FILE.")
         if not Path(config.checkpoint).is_file():
             raise UserError("checkpoint", config.checkpoint, allowed="a file that exists")
         if config.qat.is_on:
-            remedy = "It trains: python -m qexp.train model.weights=FILE qat.init=checkpoint begins from a file."
-            raise UserError("qat", config.qat.name, allowed=f"none in qexp.{verb}", remedy=remedy)
+            raise _no_training(config.qat.name, verb)
     elif config.checkpoint is not None:
         raise UserError(
             "checkpoint", config.checkpoint, allowed="null in qexp.train", remedy="To start from it: model.weights=FILE."
         )
+    if verb == "export":
+        _check_export(config)
     if config.calibrate.file is not None and not Path(config.calibrate.file).is_file():
         raise UserError("calibrate.file", config.calibrate.file, allowed="a file that exists")
     if config.cases is not None:
@@ -130,11 +143,31 @@ def _check_verb(config: Config, verb: str) -> None:
             raise UserError(key, text, allowed="a path that exists")
 
 
-def _check_analysis(config: Config) -> None:
-    if config.task is None:
-        raise UserError("task", None, allowed=TASKS, remedy="qexp.analyze needs task=TASK.")
-    if config.image is not None and not Path(config.image).is_file():
-        raise UserError("image", config.image, allowed="a file that exists")
+def _no_training(method: str, verb: str) -> UserError:
+    remedy = "It trains: python -m qexp.train model.weights=FILE qat.init=checkpoint begins from a file."
+    return UserError("qat", method, allowed=f"none in qexp.{verb}", remedy=remedy)
+
+
+def _check_export(config: Config) -> None:
+    """Refuse what no file of codes holds; a network that was trained with its quantization is looked at when its file is read."""
+    weight, activation = config.quant.weight, config.quant.activation
+    if config.quant.input != "none":
+        remedy = "An exported network takes the images as they are."
+        raise UserError("quant.input", config.quant.input, allowed="none in qexp.export", remedy=remedy)
+    if config.float_only:
+        return
+    if config.mode != "int":
+        remedy = "A file holds codes; the float network is exported with float_only=true."
+        raise UserError("mode", config.mode, allowed="int in qexp.export", remedy=remedy)
+    if config.quant.name not in FILE_SCHEMES:
+        remedy = "QuantizeLinear has a uniform grid that holds zero."
+        raise UserError("quant", config.quant.name, allowed=f"{', '.join(FILE_SCHEMES)} in qexp.export", remedy=remedy)
+    if weight.granularity not in FILE_GRANULARITIES:
+        allowed = f"{' or '.join(FILE_GRANULARITIES)} in qexp.export"
+        raise UserError("quant.weight.granularity", weight.granularity, allowed=allowed, remedy="A file has a scale for each.")
+    if activation.rounding != "half_even":
+        remedy = "QuantizeLinear rounds so."
+        raise UserError("quant.activation.rounding", activation.rounding, allowed="half_even in qexp.export", remedy=remedy)
 
 
 def refuse_sweep(verb: str) -> None:

@@ -1,4 +1,4 @@
-"""The way in: `python -m qexp.train`, `qexp.evaluate` and `qexp.analyze`, alone or under torchrun; torch-free until a job runs.
+"""The way in: `python -m qexp.train`, `evaluate`, `analyze` and `export`, alone or under torchrun; torch-free until a job runs.
 
 Only rank 0 runs Hydra; the other ranks wait for resolved configurations. Hydra on every rank was tried and rejected: sweep
 folders diverge, and a rank that fails alone pairs its next collective with another job's, which gives wrong numbers in silence.
@@ -52,16 +52,17 @@ def sweep() -> Sweep:
 
 
 def clean_arguments(arguments: Sequence[str]) -> list[str]:
-    """What Hydra shall see: without the rank that torch.distributed.launch adds, and with `-m` in front.
+    """What Hydra shall see: without the rank that torch.distributed.launch adds, and with `-m` and `--option=value` in front.
 
-    Overrides on both sides of `-m` fail in argparse, so it goes first.
+    Overrides on both sides of an option fail in argparse, so options go first.
 
     >>> clean_arguments(["--local-rank=1", "bits=4,8", "-m", "seed=1"])
     ['-m', 'bits=4,8', 'seed=1']
     """
     kept = [text for text in arguments if not text.startswith(("--local-rank", "--local_rank"))]
     flags = [text for text in kept if text in ("-m", "--multirun")]
-    return flags[:1] + [text for text in kept if text not in ("-m", "--multirun")]
+    options = [text for text in kept if text.startswith("--") and "=" in text]
+    return flags[:1] + options + [text for text in kept if text not in ("-m", "--multirun", *options)]
 
 
 def main(verb: str, config_name: str) -> int:
@@ -73,9 +74,9 @@ def main(verb: str, config_name: str) -> int:
     _SWEEP = Sweep(sweep=stamp, command=command, verb=verb)
     sys.argv[1:] = arguments
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        return _guarded(config_name, arguments)
-    if verb == "analyze":
-        complain("qexp: nothing was started.", "  qexp.analyze runs in one process: leave torchrun away.")
+        return _guarded(config_name, arguments, verb)
+    if verb in ("analyze", "export"):
+        complain("qexp: nothing was started.", f"  qexp.{verb} runs in one process: leave torchrun away.")
         return 2
     from qexp.pipeline import ranks
 
@@ -85,20 +86,20 @@ def main(verb: str, config_name: str) -> int:
     ranks.lead(device)
     code = 1
     try:
-        code = _guarded(config_name, arguments)
+        code = _guarded(config_name, arguments, verb)
     finally:
         ranks.dismiss(code)
     return code
 
 
-def _guarded(config_name: str, arguments: Sequence[str]) -> int:
+def _guarded(config_name: str, arguments: Sequence[str], verb: str) -> int:
     """Run Hydra and say every error of the user's without a traceback."""
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises instead of printing and leaving with 1
     try:
-        check_arguments(arguments)
+        check_arguments(arguments, verb)
         with listening():
             _run_hydra(config_name)
     except (UserErrors, UserError) as error:
@@ -166,9 +167,9 @@ def run_task(values) -> None:  # noqa: ANN001
 
     resolved = OmegaConf.to_container(values, resolve=True, throw_on_missing=True)
     if sweep().verb == "analyze":
-        from qexp.pipeline import profile
+        from qexp.pipeline import analyze
 
-        profile.run(resolved, sweep())
+        analyze.run(resolved, sweep())
     elif "jobs" in resolved:
         story.run_group(resolved["jobs"], sweep())
     else:

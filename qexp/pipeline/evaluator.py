@@ -169,6 +169,17 @@ class Evaluator:
         unused = check_in_use(self._prototype, copy, list(variant.plan.quantized), images)
         self._probed[self._graph(variant)] = (f"weights not in use: {_some(unused)}",) if unused else ()
 
+    def _scores(self, calibration: Calibration) -> bool:
+        """True where the images scored are of the split that the ranges were found on."""
+        return calibration.split == self.settings.split and calibration.data_fingerprint == self.prepared.bundle.fingerprint
+
+    def _foreign(self) -> list[str]:
+        """What to say of a converted file on data that it was not trained on, as a forgotten `data=` gives it."""
+        about = {} if self.prepared.converted is None else self.prepared.converted.about
+        if about.get("data_fingerprint", self.prepared.bundle.fingerprint) == self.prepared.bundle.fingerprint:
+            return []
+        return [f"trained on other data than this: data={about['data']} with another content or split"]
+
     @staticmethod
     def _graph(variant: Variant) -> tuple[object, ...]:
         return (*variant.structure, *variant.plan.quantized)
@@ -185,6 +196,8 @@ class Evaluator:
             alarms.append("non-finite logits")
         if (calibration := self._calibrations.get(variant.key)) is not None:
             alarms += calibration.alarms(self.prepared.bundle.fingerprint)
+            alarms += [f"scored on the {calibration.split} split that it was calibrated on"] * self._scores(calibration)
+        alarms += self._foreign()
         if _is_int(variant):
             same = [
                 other.label

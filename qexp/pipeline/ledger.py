@@ -111,6 +111,23 @@ class Ledger:
         self._poke()
         return records
 
+    def stored(self, variant: Variant, epoch: int) -> dict[str, Any]:
+        """What was measured of a variant after `epoch`, as written down."""
+        return dict(self._stored[variant.key][epoch])
+
+    def set_alarms(self, variant: Variant, epoch: int, about: str, alarms: Sequence[str]) -> None:
+        """Let a record carry these alarms, each behind `about: `, in place of those about the same; a new row of both books."""
+        row = self.stored(variant, epoch)
+        prefix = f"{about}: "
+        kept = [text for text in row["alarms"] if not text.startswith(prefix)]
+        wanted = [*kept, *(prefix + text for text in alarms)]
+        if wanted == list(row["alarms"]):
+            return
+        row["alarms"] = wanted
+        Journal(self._folder / f"{variant.key}.jsonl").append([row])
+        self._stored[variant.key][epoch] = row
+        self.journal.append([rows.record_row(self._known(variant, row))])
+
     def training_metrics(self, epoch: int, values: dict[str, float]) -> None:
         """Write down the training's own curve."""
         self.journal.append([rows.metrics_row(self._run_key(self.prepared.variants[0]), step=epoch, values=values)])
@@ -138,7 +155,7 @@ class Ledger:
             mode="fp32" if is_float else config.mode,
             policy="" if is_float else config.policy.name,
             quant=self._method(variant),
-            granularity="" if is_float or config.mode == "half" else config.quant.weight.granularity,
+            granularity="" if is_float or config.mode == "half" else self._granularity(variant),
             input_quant=variant.plan.input_quant,
             seed=config.seed,
             epoch=epoch,
@@ -170,6 +187,12 @@ class Ledger:
         if self.prepared.converted is not None:
             return str(self.prepared.converted.about["qat"])
         return config.qat.name if config.qat.is_on else config.quant.name
+
+    def _granularity(self, variant: Variant) -> str:
+        """What shares a range, as asked for or, of a converted network, as trained."""
+        if self.prepared.converted is None:
+            return variant.config.quant.weight.granularity
+        return next((spec.granularity for spec in variant.plan.quantized.values()), "")
 
     def _trained_by(self, epoch: int) -> str:
         """Numbers of ranks that trained the state, in the order of time."""

@@ -6,7 +6,6 @@ import copy
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -27,21 +26,20 @@ from qexp.nn.input_quant import INPUT_QUANTS
 from qexp.nn.shadow import Shadow
 from qexp.pipeline import announce
 from qexp.pipeline.build import Builder, Built
-from qexp.pipeline.check import Sweep, check, check_read
+from qexp.pipeline.check import Sweep
 from qexp.pipeline.prepare import Prepared, pick_device, prepare
 from qexp.pipeline.variants import Variant
 from qexp.policy.table import plan_rows
 from qexp.reporting.profile import summary, write_profile
+from qexp.schema import Config
 
 
-def run(values: dict[str, Any], sweep: Sweep) -> None:
+def run(config: Config, sweep: Sweep) -> None:
     """Quantize the checkpoint, measure every quantized tensor, write `results/<name>/profile/<variant>/` and say what was found.
 
     Raises:
-        UserErrors, UserError: something is wrong with the job; nothing was written.
+        UserError: something is wrong with the job; nothing was written.
     """
-    config = check([values], sweep.verb)[0]
-    check_read([config], sweep.command)
     prepared = prepare([config])
     if prepared.converted is not None:
         remedy = "A profile looks for ranges of its own, which are not those that the file was trained with."
@@ -68,7 +66,7 @@ def measure(prepared: Prepared, variant: Variant, device: torch.device, image: T
     """
     config = prepared.config
     network = prepared.network().to(device).eval()
-    built = _copy(variant, network, prepared)
+    built = quantized_copy(variant, network, prepared)
     sizes = {row["name"]: row["size_bytes"] for row in plan_rows(variant.plan)}
     weights = profile_weights(
         built.reference.state_dict(),
@@ -95,8 +93,8 @@ def measure(prepared: Prepared, variant: Variant, device: torch.device, image: T
     )
 
 
-def _copy(variant: Variant, network: nn.Module, prepared: Prepared) -> Built:
-    """The quantized copy, made as an evaluation makes it."""
+def quantized_copy(variant: Variant, network: nn.Module, prepared: Prepared) -> Built:
+    """The quantized copy of a float network, made as an evaluation makes it."""
     if variant.is_built:
         return Builder(prepared, network).build(variant)
     half, input_quant = variant.structure

@@ -26,7 +26,7 @@ from qexp.engine.hooks import NO_HOOKS
 from qexp.engine.seed import seed_everything
 from qexp.engine.state import FitState
 from qexp.engine.trajectory import Training, TrajectoryStore
-from qexp.pipeline import announce, ranks
+from qexp.pipeline import announce, export, ranks
 from qexp.pipeline.check import Sweep, check, check_read, group
 from qexp.pipeline.entry import JobsFailed, RankFailed
 from qexp.pipeline.evaluator import Evaluator
@@ -61,6 +61,8 @@ def run_sweep(jobs: Sequence[dict[str, Any]], sweep: Sweep, launch: Launch) -> N
         check_read(configs, sweep.command)
         groups = group(configs)
         prepared = prepare_all([[configs[position] for position in positions] for positions in groups])
+        if sweep.verb == "export":
+            export.check(prepared)
     except UserErrors as error:
         with contextlib.suppress(OSError):  # a journal that cannot be written is not what the user has to hear of first
             book.refused(error)
@@ -161,6 +163,8 @@ def run_group_here(jobs: Sequence[dict[str, Any]], sweep: Sweep) -> None:
     status = "FAILED"
     try:
         _measure(prepared, device, ledger)
+        if sweep.verb == "export":
+            export.run(prepared, ledger)
         status = "FINISHED"
         if ledger.num_measured == 0 and sweep.verb != START:
             say(f"  {prepared.training}: nothing to do, every number is stored (fresh=true trains again)")

@@ -139,8 +139,11 @@ def converted_variants(
     plan = converted.plan(tuple(tensors), places)
     untouched = Plan(rows=tuple(PlanRow(info, None, "", "as in the file") for info in tensors), mode="float32")
     trained = replace(_variant(str(converted.about["label"]), config, plan), trained_bits=int(converted.about["bits"]))
-    note = "the file's own quantizers: bits, mode, policy, quant, calibrate and correct have no say"
-    return _variant(FLOAT_VARIANT, config, untouched), replace(trained, notes=(note,))
+    notes = (
+        "the file's own quantizers: bits, mode, policy, quant, calibrate and correct have no say",
+        "fp32 here is the file's own weights, quantized as they are, with float activations: delta and KL are to that",
+    )
+    return _variant(FLOAT_VARIANT, config, untouched), replace(trained, notes=notes)
 
 
 def _reused(config: Config, plan: Plan) -> Calibration | None:

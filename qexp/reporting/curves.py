@@ -76,6 +76,29 @@ def curve_looks(variants: pd.DataFrame) -> dict[str, Look]:
     return found if len(set(map(repr, found.values()))) == len(found) else looks(variants)
 
 
+def line_keys(frame: pd.DataFrame) -> list[tuple[str, tuple]]:
+    """Mode and family of each row, with the width of its activations: what is one line over weight bits.
+
+    `A=W` where they are as wide as the weights along the line. Networks trained with their quantization are told by their method.
+    """
+    lines = list(zip(frame["mode"], family_keys(frame), strict=True))
+    if "activation_bits" not in frame:
+        return [(mode, (*family, "A32")) for mode, family in lines]
+    pairs: dict[tuple, set[tuple[int, int]]] = {}
+    activations = [None if pd.isna(bits) else int(bits) for bits in frame["activation_bits"]]
+    for line, bits, width in zip(lines, frame["bits"], activations, strict=True):
+        if width is not None:
+            pairs.setdefault(line, set()).add((int(bits), width))
+    found = []
+    for line, width in zip(lines, activations, strict=True):
+        mode, family = line
+        several = len({other for _, other in pairs.get(line, ())}) > 1
+        tied = several and all(bits == other for bits, other in pairs[line])
+        text = "" if mode == OWN else "A32" if width is None else "A=W" if tied else f"A{width}"
+        found.append((mode, (*family, text)))
+    return found
+
+
 def deviations(part: pd.DataFrame) -> pd.Series:
     """Prec@1 of the ends of all bars: means over seeds, one standard deviation up and down."""
     found = part[~is_reference(part)].groupby(["variant", "bits"])["prec1"].agg(["mean", "std"]).fillna(0.0)

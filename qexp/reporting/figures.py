@@ -8,7 +8,7 @@ state.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import matplotlib
 import pandas as pd
@@ -17,11 +17,12 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from qexp.base.nouns import FLOAT_VARIANT
+from qexp.reporting.bands import MAX_BANDS, draw_band, shaded
 from qexp.reporting.comparison import has_qat
-from qexp.reporting.curves import OWN, curve_looks, deviations, epoch_curves, is_reference, last_points
+from qexp.reporting.curves import OWN, curve_looks, deviations, epoch_curves, is_reference, last_points, line_keys
 from qexp.reporting.qat_labels import START
 from qexp.reporting.style import LINES, MARKERS, RC, Look, looks, padded, percent_axis, spread_colors, title, zoom_limits
-from qexp.reporting.summary import family_keys, summarize
+from qexp.reporting.summary import summarize
 
 PANELS_PER_ROW = 3
 BLACK = "#000000"
@@ -38,17 +39,20 @@ def prec1_by_epoch(records: pd.DataFrame) -> Figure:
     shown = _merged(records)
     styles = (curve_looks if has_qat(shown) else looks)(shown[~is_reference(shown)])
     references = _reference_looks(shown)
-    panels = _panels(shown, "label")
+    panels = panels_of(shown, "label")
     zooms = [_epoch_zoom(part) for _, part in panels]
 
     def draw(axes: Axes, part: pd.DataFrame, limits: Limits | None) -> None:
         curves, plain = _curves(part)
+        found = shaded(part, curves, plain)
         for name, curve in curves.items():
             look = styles[name]
+            draw_band(axes, found, name, look.color)
             style = {"color": look.color, "linestyle": look.line, "marker": look.marker}
             axes.plot(curve.index, curve, **style, markersize=3.2, linewidth=1.5, markevery=max(1, len(curve) // 10))
         for name, reference in plain.items():
             look = references[name]
+            draw_band(axes, found, name, BLACK)
             axes.plot(reference.index, reference, color=BLACK, linestyle=look.line, linewidth=_width(name), zorder=1.9)
         axes.set_xlabel("epoch")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=10, steps=[1, 2, 5, 10]))
@@ -68,8 +72,9 @@ def prec1_by_epoch(records: pd.DataFrame) -> Figure:
         for name, look, width in entries
     ]  # fmt: skip
     averaged = has_qat(shown) and shown["sd"].notna().any()
-    heading = "Prec@1 of the quantized copies after every epoch" + (", mean over seeds" if averaged else "")
-    return _figure(panels, zooms, draw, handles, title(shown, heading), monospace=final is not None)
+    heading = "Prec@1 after every epoch" if has_qat(shown) else "Prec@1 of the quantized copies after every epoch"
+    heading += ", mean over seeds, band one sd" if averaged else ", with 95 % intervals" if len(styles) <= MAX_BANDS else ""
+    return lay_out(panels, zooms, draw, handles, title(shown, heading), monospace=final is not None)
 
 
 def prec1_by_bits(records: pd.DataFrame) -> Figure | None:
@@ -87,7 +92,7 @@ def prec1_by_bits(records: pd.DataFrame) -> Figure | None:
     widths = sorted(set(variants["bits"]))
     if len(widths) < 2:
         return None
-    lines = dict.fromkeys(zip(variants["mode"], family_keys(variants), strict=True))
+    lines = dict.fromkeys(line_keys(variants))
     families = list(dict.fromkeys(family for mode, family in lines if mode not in ("half", OWN)))
     slots = {key: key[1] if len(families) > 1 and key[0] not in ("half", OWN) else key for key in lines}
     numbers = {slot: number for number, slot in enumerate(dict.fromkeys(slots.values()))}
@@ -97,19 +102,19 @@ def prec1_by_bits(records: pd.DataFrame) -> Figure | None:
         for key, slot in slots.items()
     }
     references = _reference_looks(table)
-    panels = _panels(table, "group")
-    zooms = [_bits_zoom(part) for _, part in panels]
-    # Lines that lie on each other, as int and its control do at high widths, are set a little apart.
-    shift = {key: (number - (len(styles) - 1) / 2) * min(0.07, 0.4 / len(styles)) for number, key in enumerate(styles)}
+    panels = panels_of(table, "group")
+    zooms = [last_zoom(part) for _, part in panels]
 
     def draw(axes: Axes, part: pd.DataFrame, limits: Limits | None) -> None:
         for name, rows in part[is_reference(part)].groupby("variant", sort=False):
             style = {"linestyle": references[name].line, "linewidth": min(_width(name), 2.0)}
             axes.axhline(rows["prec1"].mean(), color=BLACK, zorder=1.9, **style)
         quantized = part[~is_reference(part)]
-        keys = list(zip(quantized["mode"], family_keys(quantized), strict=True))
+        keys = line_keys(quantized)
+        shifts = _shifts(keys, quantized["bits"], list(styles))
         for key, look in styles.items():
-            _bits_line(axes, quantized.loc[[found == key for found in keys]], look, widths, shift[key])
+            at = {width: place + shifts.get((key, width), 0.0) for place, width in enumerate(widths)}
+            _bits_line(axes, quantized.loc[[found == key for found in keys]], look, at)
         axes.set_xticks(range(len(widths)), [str(width) for width in widths])
         axes.set_xlim(-0.35, len(widths) - 0.65)
         axes.set_xlabel("weight bits")
@@ -126,15 +131,32 @@ def prec1_by_bits(records: pd.DataFrame) -> Figure | None:
         style = {"color": look.color, "linestyle": look.line, "marker": look.marker}
         handles.append(matplotlib.lines.Line2D([], [], **style, markersize=5, linewidth=1.5, label=label))
     heading = "Prec@1 against weight bits, last epoch" + (", mean and sd over seeds" if _repeated(table) else "")
-    return _figure(panels, zooms, draw, handles, title(table, heading))
+    return lay_out(panels, zooms, draw, handles, title(table, heading))
 
 
-def _bits_line(axes: Axes, variants: pd.DataFrame, look: Look, widths: list[int], shift: float) -> None:
-    """One family's line, means over seeds; points without a line where several of its variants have the same bits."""
+def _shifts(keys: Sequence[tuple], bits: pd.Series, order: Sequence[tuple]) -> dict[tuple[tuple, int], float]:
+    """(line, width) -> how far its point stands beside the tick: those of a width are set a little apart, around it.
+
+    As int and its control do at high widths, they would lie on each other.
+    """
+    found = {}
+    step = min(0.07, 0.4 / len(order))
+    for width in set(bits):
+        there = {key for key, at in zip(keys, bits, strict=True) if at == width}
+        present = [key for key in order if key in there]
+        found |= {(key, width): (number - (len(present) - 1) / 2) * step for number, key in enumerate(present)}
+    return found
+
+
+def _bits_line(axes: Axes, variants: pd.DataFrame, look: Look, at: Mapping[int, float]) -> None:
+    """One family's line, means over seeds; points without a line where several of its variants have the same bits.
+
+    at: width -> abscissa.
+    """
     found = variants.groupby(["bits", "variant"])["prec1"].agg(["mean", "std"])
     bits = found.index.get_level_values("bits")
     axes.errorbar(
-        [widths.index(width) + shift for width in bits],
+        [at[width] for width in bits],
         found["mean"],
         yerr=found["std"].fillna(0.0) if found["std"].notna().any() else None,
         color=look.color,
@@ -158,7 +180,7 @@ def _merged(records: pd.DataFrame) -> pd.DataFrame:
     return shown.sort_values("variant", key=lambda names: names.map(order), kind="stable")
 
 
-def _panels(frame: pd.DataFrame, column: str) -> list[tuple[str, pd.DataFrame]]:
+def panels_of(frame: pd.DataFrame, column: str) -> list[tuple[str, pd.DataFrame]]:
     """What is drawn together: a training or a group of them, of one split and size."""
     parts = []
     measured = frame[["split", "n"]].drop_duplicates()
@@ -196,12 +218,17 @@ def _epoch_zoom(part: pd.DataFrame) -> Limits | None:
     return zoom_limits(curves, next(iter(references.values()))) if references else None
 
 
-def _bits_zoom(part: pd.DataFrame) -> Limits | None:
+def last_zoom(part: pd.DataFrame) -> Limits | None:
     """Limits for the variants near the float network, None where one axis is enough."""
     quantized = part[~is_reference(part)]
     curves = {str(index): pd.Series([value]) for index, value in quantized["prec1"].items()}
     plain = part[is_reference(part)]["prec1"]
-    return zoom_limits(curves, pd.Series([plain.mean()])) if len(plain) else None
+    limits = zoom_limits(curves, pd.Series([plain.mean()])) if len(plain) else None
+    if limits is None or not quantized.duplicated(["variant", "bits"]).any():
+        return limits
+    bars = deviations(part)
+    bars = bars[bars >= limits[0]]
+    return min(limits[0], bars.min() - 0.1), max(limits[1], min(bars.max() + 0.1, 101.0))
 
 
 def _near(part: pd.DataFrame) -> str:
@@ -229,7 +256,7 @@ def _line_label(mode: str, family: tuple, families: Sequence[tuple]) -> str:
     return ", ".join([name, *(str(family[place]) for place in places if mode != "half" or place in (0, 3))])
 
 
-def _figure(
+def lay_out(
     panels: list[tuple[str, pd.DataFrame]],
     zooms: list[Limits | None],
     draw: Callable[[Axes, pd.DataFrame, Limits | None], None],

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -10,9 +9,9 @@ import pandas as pd
 
 from qexp.base.files import write_text_atomic
 from qexp.base.profile_nouns import Profile, TensorProfile
+from qexp.reporting.markup import columns, csv_text, pipes
 from qexp.reporting.profile_figures import draw, draw_each
 from qexp.reporting.style import save
-from qexp.reporting.tables import CSV_FLOAT
 
 NUM_WORST = 5
 _TENSOR = (("tensor", True), ("shape", True), ("bits", False), ("scheme", True), ("rule", True), ("range", True))
@@ -21,9 +20,9 @@ _NUMBERS = ("min", "max", "grid", "scale", "SQNR dB", "MSE", "clipped %")
 
 def write_profile(found: Profile, folder: Path) -> list[Path]:
     """Write all files of a profile and remove the figures and scores of an earlier one; returns what was written."""
-    texts = {"tensors.csv": _csv(tensor_frame(found)), "tensors.md": markdown(found)}
+    texts = {"tensors.csv": csv_text(tensor_frame(found)), "tensors.md": markdown(found)}
     if found.scores:
-        texts["scores.csv"] = _csv(pd.DataFrame([asdict(score) for score in found.scores]))
+        texts["scores.csv"] = csv_text(pd.DataFrame([asdict(score) for score in found.scores]))
     for name, text in texts.items():
         write_text_atomic(folder / name, text)
     paths = [folder / name for name in texts]
@@ -53,14 +52,14 @@ def markdown(found: Profile) -> str:
     parts += ["  \n".join(found.notes)] if found.notes else []
     if found.weights:
         header = [*_TENSOR, *((name, False) for name in (*_NUMBERS, "loss", "size %"))]
-        parts += ["## Weights", _pipes(header, [_cells(each) for each in found.weights])]
+        parts += ["## Weights", pipes(header, [_cells(each) for each in found.weights])]
     if found.activations:
         header = [*_TENSOR, *((name, False) for name in (*_NUMBERS, "zeros %")), ("follows", True), ("suggested range", True)]
         parts += [
             "## Activations",
             f"Measured on {found.images}, with quantized weights and float activations before each place.",
         ]
-        parts += [_pipes(header, [_cells(each) for each in found.activations])]
+        parts += [pipes(header, [_cells(each) for each in found.activations])]
     parts.append(
         "SQNR is 10 log10(sum x^2 / sum (x - x^)^2), loss is sum (x - x^)^2. Clipped are values further than half a step beyond "
         "the outermost level; size is the share of the stored state dict. `grid` gives the outermost levels, `scale` the step of "
@@ -69,7 +68,7 @@ def markdown(found: Profile) -> str:
     if found.scores:
         rows = [[s.name, _rank(s.rank_before), f"{s.before:.5f}", _rank(s.rank_after), f"{s.after:.5f}"] for s in found.scores]
         header = [("class", True), ("rank", False), ("float", False), ("rank", False), ("quantized", False)]
-        parts += ["## Class scores", f"Of `{found.image}`.", _pipes(header, rows)]
+        parts += ["## Class scores", f"Of `{found.image}`.", pipes(header, rows)]
     return "\n\n".join([*parts, "## How this was made", f"`{found.command}`"]) + "\n"
 
 
@@ -85,14 +84,14 @@ def summary(found: Profile) -> str:
                 (each.name, f"{each.bits} bits", f"{each.sqnr_db:.1f} dB", f"clipped {_percent(each.saturation) or '-'} %")
                 for each in worst
             ]
-            lines += _columns(rows, left=1)
+            lines += columns(rows, left=1)
     if found.scores:
         lines += ["", f"class scores of {found.image}:"]
         rows = [("", "float", "quantized")]
         rows += [
             (s.name, f"{s.before:.5f} ({s.rank_before})", f"{s.after:.5f} ({s.rank_after})") for s in found.scores
         ]  # fmt: skip
-        lines += _columns(rows, left=1)
+        lines += columns(rows, left=1)
     return "\n".join(lines)
 
 
@@ -141,25 +140,3 @@ def _percent(share: float | None) -> str:
 
 def _rank(rank: int) -> str:
     return str(rank)
-
-
-def _columns(rows: Sequence[Sequence[str]], left: int) -> list[str]:
-    """Lines of fixed-width text; the first `left` columns are flush left."""
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return [
-        "  "
-        + "  ".join(
-            cell.ljust(width) if n < left else cell.rjust(width) for n, (cell, width) in enumerate(zip(row, widths, strict=True))
-        )
-        for row in rows
-    ]
-
-
-def _pipes(header: Sequence[tuple[str, bool]], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table of titles with their alignment, and cells."""
-    lines = [[title for title, _ in header], [":--" if left else "--:" for _, left in header], *rows]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
-
-
-def _csv(frame: pd.DataFrame) -> str:
-    return frame.to_csv(index=False, float_format=CSV_FLOAT, na_rep="", lineterminator="\n")

@@ -2,19 +2,58 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from matplotlib.figure import Figure
 
 from qexp.base.errors import UserError
+from qexp.reporting.answers import stored_answers
+from qexp.reporting.card import load_runs, protocol_card
+from qexp.reporting.compact import FILE, write_compact
+from qexp.reporting.cost_figure import prec1_by_cost
+from qexp.reporting.dots import prec1_by_variant
+from qexp.reporting.exports import format_exports, load_exports, write_exports
 from qexp.reporting.figures import prec1_by_bits, prec1_by_epoch
 from qexp.reporting.jobs import format_jobs, load_jobs, variant_states
 from qexp.reporting.load import load_records, load_sweeps
+from qexp.reporting.page import Drawn, write_page
+from qexp.reporting.paired import with_statistics
+from qexp.reporting.size_figure import prec1_by_size
 from qexp.reporting.style import save
 from qexp.reporting.summary import summarize
 from qexp.reporting.tables import format_table, write_tables
+from qexp.reporting.verdict import judge
+
+CAPTIONS = {
+    "prec1_by_epoch": (
+        "How quantizable the network is as it trains",
+        "After each epoch a copy of the weights is quantized and scored; only quantization-aware training is changed by "
+        "it. A band is one accuracy's own interval, or one standard deviation over seeds. Variants answer for the same "
+        "images: the table compares them, overlapping bands do not.",
+    ),
+    "prec1_by_bits": (
+        "What each bit costs",
+        "The last epoch; a bar is one standard deviation where seeds were repeated.",
+    ),
+    "prec1_by_variant": (
+        "Every variant",
+        "The last epoch, each with the 95 % Wilson interval of its accuracy alone.",
+    ),
+    "prec1_by_size": (
+        "What a byte buys",
+        "Stored size counts packed codes, scales, zero points, codebooks and what stays float. Where an interval reaches "
+        "over the front, it is not certain which variant stands on it.",
+    ),
+    "prec1_by_cost": (
+        "What a millisecond buys",
+        "Exported files in their runtimes, as `qexp.export` measured them.",
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -48,17 +87,34 @@ def write_report(name: str, *, runs_dir: str | Path, results_dir: str | Path) ->
             "name", name, allowed="an experiment with at least one evaluation", remedy="Run python -m qexp.train first."
         )
     folder = Path(results_dir) / name
-    tables = write_tables(name, records, folder, load_sweeps(name, runs_dir), jobs)
-    shown = [] if records.empty else [format_table(summarize(records, variant_states(jobs)))]
+    exports, sweeps, verdict, shown = load_exports(name, runs_dir), load_sweeps(name, runs_dir), None, []
+    if not records.empty:
+        found = stored_answers(records, runs_dir)
+        records = with_statistics(records, found)
+        verdict = judge(summarize(records, variant_states(jobs)), records, found)
+        compact = write_compact(folder, (verdict.table, verdict.early), records, found)
+        verdict = replace(verdict, digest=compact[1] if compact else "")
+        words = [textwrap.fill(text, 130) for text in (*verdict.sentences, *verdict.gaps)]
+        shown = [format_table(verdict.table), *(["\n".join(words)] if words else [])]
+    tables = [*write_tables(name, records, folder, sweeps, jobs, verdict).values()]
+    tables += write_exports(name, exports, folder)
+    tables += [folder / FILE] if verdict is not None and verdict.digest else []
     shown += [] if jobs.empty else [format_jobs(jobs)]
-    figures = [path for stem, figure in _figures(records) for path in save(figure, folder / "figures" / stem)]
-    return Report(name, folder, "\n\n".join(shown), tuple(tables.values()), tuple(figures))
+    shown += [format_exports(exports)] if exports else []
+    drawn = {stem: save(figure, folder / "figures" / stem) for stem, figure in _figures(records, exports)}
+    if verdict is not None:
+        card = protocol_card(verdict.table, load_runs(name, runs_dir), sweeps)
+        shown_on = [Drawn(paths[-1], *CAPTIONS[stem]) for stem, paths in drawn.items()]
+        tables.append(write_page(name, folder, verdict, card=card, figures=shown_on, sweeps=sweeps))
+    figures = [path for paths in drawn.values() for path in paths]
+    return Report(name, folder, "\n\n".join(shown), tuple(tables), tuple(figures))
 
 
-def _figures(records: pd.DataFrame) -> list[tuple[str, Figure]]:
+def _figures(records: pd.DataFrame, exports: Sequence[dict[str, Any]]) -> list[tuple[str, Figure]]:
     """Figures by their file's stem; none where nothing was evaluated."""
     if records.empty:
         return []
-    drawn = [("prec1_by_epoch", prec1_by_epoch(records))] if records["epoch"].nunique() > 1 else []
-    by_bits = prec1_by_bits(records)
-    return drawn + ([("prec1_by_bits", by_bits)] if by_bits is not None else [])
+    by_epoch = prec1_by_epoch(records) if records.groupby("training")["epoch"].nunique().max() > 1 else None
+    drawn = {"prec1_by_epoch": by_epoch, "prec1_by_bits": prec1_by_bits(records), "prec1_by_variant": prec1_by_variant(records)}
+    drawn |= {"prec1_by_size": prec1_by_size(records), "prec1_by_cost": prec1_by_cost(exports)}
+    return [(stem, figure) for stem, figure in drawn.items() if figure is not None]

@@ -98,12 +98,13 @@ def zoom_limits(curves: Mapping[str, pd.Series], reference: pd.Series) -> tuple[
     """
     ends = {name: curve.iloc[-1] for name, curve in curves.items()}
     top = reference.iloc[-1]
-    near = [curves[name] for name, end in ends.items() if abs(end - top) <= CLOSE_POINTS]
+    near = [curves[name] for name, end in ends.items() if end >= top - CLOSE_POINTS]
     far = [end for end in ends.values() if top - end > SPREAD_POINTS]
     if not near or not far:
         return None
-    values = pd.concat([curve.iloc[len(curve) // 2 :] for curve in [reference, *near]])
-    return padded(values.min(), values.max(), least=1.0)
+    later = pd.concat([curve.iloc[len(curve) // 2 :] for curve in [reference, *near]])
+    highest = max(curve.max() for curve in [reference, *near])  # whenever that was: the best is never cut off
+    return padded(later.min(), highest, least=1.0)
 
 
 def padded(low: float, high: float, *, least: float) -> tuple[float, float]:

@@ -19,6 +19,9 @@ TABLE_COLUMNS = (
     "group", "data", "model", "planned_epochs", "plan_hash", "variant_key", "data_hash", "device", "world_size",
     "trained_by", "reused", "time_ms",
 )  # fmt: skip
+# Of `qexp.reporting.paired`, where they were computed.
+PAIRED = ("ci_low", "ci_high", "p_value", "lost", "gained", "disagreement", "loss_bound", "p_loss", "non_inferior")
+STATISTICS = ("prec1_low", "prec1_high", *PAIRED)
 MODE_ORDER = {"int": 0, "float": 1, "half": 2}
 MEASUREMENT = ["training", "variant_key", "split", "n"]
 REPEATED = ["group", "variant", "bits", "mode", "policy", "quant", "granularity", "input_quant", "split", "n", "epoch"]
@@ -64,6 +67,8 @@ def summarize(records: pd.DataFrame, states: Mapping[tuple[str, str], str] = Map
         table["vs_control"] = points_against_control(table, records)
         columns.insert(columns.index("delta_prec1") + 1, "vs_control")
         columns += LINEAGE
+    place = columns.index("kl")
+    columns[place:place] = [column for column in STATISTICS if column in table]
     table = _merge_equal(_in_order(table))
     more = [column for column in table.columns if column.startswith("param.")]
     return table[[*columns, *more]].reset_index(drop=True)

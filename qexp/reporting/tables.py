@@ -13,7 +13,9 @@ from qexp.base.files import write_text_atomic
 from qexp.base.nouns import FLOAT_VARIANT
 from qexp.reporting.comparison import has_qat, shared_words, without_words
 from qexp.reporting.jobs import variant_states
+from qexp.reporting.statistic_cells import seed_statistics, seeds_explained, statistics
 from qexp.reporting.summary import is_control, is_float, seed_table, summarize
+from qexp.reporting.verdict import EXPLAINED, Verdict
 
 CSV_FLOAT = "%.10g"  # more digits than a percentage of ten million images has
 MIB = 1024 * 1024
@@ -41,37 +43,52 @@ def write_tables(
     folder: Path,
     sweeps: Sequence[dict[str, Any]] = (),
     jobs: pd.DataFrame | None = None,
+    verdict: Verdict | None = None,
 ) -> dict[str, Path]:
     """Write `table.csv`, `epochs.csv`, `table.md`, and `seeds.csv` where seeds were repeated, `jobs.csv` where jobs are known.
+
+    With a verdict the tables hold its columns, and `pairs.csv` compares any two rows.
 
     Tables of evaluations are written where there is one. Returns the files by name.
 
     Args:
         name: experiment. records: of `load_records`. folder: `results/<name>`.
-        sweeps: of `load_sweeps`; commands, versions and revisions for `table.md`. jobs: of `load_jobs`.
+        sweeps: of `load_sweeps`; commands, versions and revisions for `table.md`. jobs: of `load_jobs`. verdict: of `judge`.
     """
     texts = {} if jobs is None or jobs.empty else {"jobs.csv": _csv(jobs)}
     if not records.empty:
-        texts |= _texts(name, records, sweeps, {} if jobs is None else variant_states(jobs))
-    if "seeds.csv" not in texts:
-        (folder / "seeds.csv").unlink(missing_ok=True)
+        texts |= _texts(name, records, sweeps, {} if jobs is None else variant_states(jobs), verdict)
+    for file in {"seeds.csv", "pairs.csv"} - set(texts):
+        (folder / file).unlink(missing_ok=True)
     for file, text in texts.items():
         write_text_atomic(folder / file, text)
     return {file: folder / file for file in texts}
 
 
 def _texts(
-    name: str, records: pd.DataFrame, sweeps: Sequence[dict[str, Any]], states: Mapping[tuple[str, str], str]
+    name: str,
+    records: pd.DataFrame,
+    sweeps: Sequence[dict[str, Any]],
+    states: Mapping[tuple[str, str], str],
+    verdict: Verdict | None,
 ) -> dict[str, str]:
     """The files made of evaluations, by name."""
-    table = summarize(records, states)
-    seeds = seed_table(table)
+    table = summarize(records, states) if verdict is None else verdict.table
+    seeds = seed_table(table) if verdict is None else verdict.seeds
     epochs = records.assign(
         alarms=["; ".join(alarms) for alarms in records["alarms"]],
         versions=[" ".join(f"{key}={value}" for key, value in found.items()) for found in records["versions"]],
     )
-    texts = {"table.csv": _csv(table), "epochs.csv": _csv(epochs), "table.md": markdown(name, table, seeds, sweeps)}
+    words = () if verdict is None else (*verdict.sentences, *verdict.gaps, *_stored(verdict))
+    texts = {"table.csv": _csv(table), "epochs.csv": _csv(epochs), "table.md": markdown(name, table, seeds, sweeps, words)}
+    texts |= {"pairs.csv": _csv(verdict.pairs)} if verdict is not None and len(verdict.pairs) else {}
     return texts | ({"seeds.csv": _csv(seeds)} if len(seeds) else {})
+
+
+def _stored(verdict: Verdict) -> tuple[str, ...]:
+    """Where the predictions of all this are."""
+    text = f"`predictions.safetensors` (digest {verdict.digest}) holds the predictions that this was computed from."
+    return (text,) if verdict.digest else ()
 
 
 def format_table(table: pd.DataFrame) -> str:
@@ -94,15 +111,21 @@ def format_table(table: pd.DataFrame) -> str:
     return "\n".join([shown.caption, "", *body, *([""] if shown.footnotes else []), *shown.footnotes])
 
 
-def markdown(name: str, table: pd.DataFrame, seeds: pd.DataFrame, sweeps: Sequence[dict[str, Any]] = ()) -> str:
-    """The whole of `table.md`."""
-    shown = display(table)
+def markdown(
+    name: str, table: pd.DataFrame, seeds: pd.DataFrame, sweeps: Sequence[dict[str, Any]] = (), words: Sequence[str] = ()
+) -> str:  # fmt: skip
+    """The whole of `table.md`. words: sentences of a verdict."""
+    shown = display(table, wide=True)
     parts = [f"# {name}", shown.caption + ".", _pipes(shown.header, shown.rows, shown.left)]
     if shown.footnotes:
         parts.append("  \n".join(shown.footnotes))
     parts.append(_explained(table))
+    if words:
+        parts += ["## Which differences are real", "\n".join(f"- {sentence}" for sentence in words)]
+        parts += [EXPLAINED] if table["p_value"].notna().any() else []
     if len(seeds):
-        parts += ["## Repeated seeds", "Mean +- standard deviation (ddof 1).", _seed_pipes(seeds, _shared(table))]
+        parts += ["## Repeated seeds", "Mean +- standard deviation (ddof 1)." + seeds_explained(seeds)]
+        parts.append(_seed_pipes(seeds, _shared(table)))
     if sweeps:
         parts += ["## How this was made", "\n".join(_sweep_line(sweep) for sweep in sweeps)]
     return "\n\n".join(parts) + "\n"
@@ -117,8 +140,8 @@ def _explained(table: pd.DataFrame) -> str:
     return f"{text} {VS_CONTROL}." if table["vs_control"].notna().any() else text
 
 
-def display(table: pd.DataFrame) -> Display:
-    """Choose columns, round, and number the footnotes."""
+def display(table: pd.DataFrame, *, wide: bool = False) -> Display:
+    """Choose columns, round, and number the footnotes; `wide` for those that a screen has no room for."""
     variants = table[~is_float(table)]
     marks, footnotes = _footnotes(table)
     columns: list[tuple[str, bool, list[str]]] = []
@@ -147,6 +170,7 @@ def display(table: pd.DataFrame) -> Display:
         ("Prec@5", _numbers(table["prec5"], "{:.2f}".format)),
         ("delta", _numbers(table["delta_prec1"].mask(float_row), "{:+.2f}".format)),
         ("vs control", _numbers(table["vs_control"], "{:+.2f}".format) if has_qat(table) else []),
+        *statistics(table, wide=wide),
         ("loss", _numbers(table["loss"], _loss)),
         ("KL", _numbers(table["kl"], _small)),
         ("SQNR dB", _numbers(table["logit_sqnr_db"], "{:.1f}".format)),
@@ -244,15 +268,17 @@ def _seed_pipes(seeds: pd.DataFrame, words: Sequence[str]) -> str:
     titles = {"group": "training", "num_seeds": "seeds", "input_quant": "input"}
     numbers = {"prec1": "Prec@1", "prec5": "Prec@5", "delta_prec1": "delta", "vs_control": "vs control"}
     numbers = {name: title for name, title in numbers.items() if f"{name}_mean" in seeds}
-    header = [titles.get(column, column) for column in texts] + list(numbers.values())
+    told = seed_statistics(seeds)
+    header = [titles.get(column, column) for column in texts] + list(numbers.values()) + [title for title, _ in told]
     rows = []
     if words:
         seeds = seeds.assign(variant=[without_words(variant, words) for variant in seeds["variant"]])
-    for row in seeds.to_dict("records"):
+    for number, row in enumerate(seeds.to_dict("records")):
         cells = ["" if column == "mode" and row["variant"] == FLOAT_VARIANT else str(row[column]) for column in texts]
         cells += [_mean_and_sd(row[f"{name}_mean"], row[f"{name}_sd"]) for name in numbers]
-        rows.append(cells)
-    return _pipes(header, rows, [isinstance(seeds[column].iloc[0], str) for column in texts] + [False] * len(numbers))
+        rows.append([*cells, *(column[number] for _, column in told)])
+    left = [isinstance(seeds[column].iloc[0], str) for column in texts]
+    return _pipes(header, rows, [*left, *[False] * (len(header) - len(left))])
 
 
 def _mean_and_sd(mean: float, sd: float) -> str:

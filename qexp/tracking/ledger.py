@@ -32,7 +32,8 @@ class Changes:
 
     Args:
         opens: `run` rows, oldest first. points, tags, texts: by run key; `texts` maps file names to text.
-        files: by run key, paths to store with it. ends: by run key, the `end` row of a run that is not opened again after it.
+        files: by run key, paths to store with it. models: `model` rows, oldest first.
+        ends: by run key, the `end` row of a run that is not opened again after it.
     """
 
     opens: list[Row] = field(default_factory=list)
@@ -40,6 +41,7 @@ class Changes:
     tags: dict[str, dict[str, str]] = field(default_factory=dict)
     texts: dict[str, dict[str, str]] = field(default_factory=dict)
     files: dict[str, list[str]] = field(default_factory=dict)
+    models: list[Row] = field(default_factory=list)
     ends: dict[str, Row] = field(default_factory=dict)
 
 
@@ -73,6 +75,8 @@ class Ledger:
             elif kind == "files":
                 for target in [run] if run is not None else self._trainings:
                     changes.files[target] = row["paths"]
+            elif kind == "model":
+                changes.models.append(row)
             if run is not None:
                 self.last_ms[run] = row["time_ms"]
         return changes

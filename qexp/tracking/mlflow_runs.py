@@ -12,6 +12,7 @@ from qexp.base.process import Process
 from qexp.tracking.environment import now_ms
 from qexp.tracking.ledger import Point
 from qexp.tracking.mlflow_store import Store, import_mlflow
+from qexp.tracking.registry import register
 from qexp.tracking.rows import Row, Scalar
 
 if TYPE_CHECKING:
@@ -64,6 +65,10 @@ class MlflowRuns:
         for path in paths:
             if Path(path).is_file():
                 self._client.log_artifact(self._id(run), path, "report")
+
+    def register(self, row: Row) -> None:
+        """Make the version of a registered model that a `model` row asks for, unless it is there."""
+        register(self._client, self._id(row["run"]), row)
 
     def log_points(self, run: str, points: Iterable[Point]) -> None:
         """Log metrics at their own times, in as few requests as MLflow allows."""

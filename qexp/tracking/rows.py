@@ -23,7 +23,7 @@ from qexp.tracking.environment import now_ms
 Row = dict[str, Any]
 Scalar = str | int | float | bool | None
 JobState = Literal["planned", "running", "done", "failed", "invalid", "preempted", "killed"]
-NOT_SENT = ("sweep", "job")  # kinds of rows that change nothing in MLflow
+NOT_SENT = ("sweep", "job", "export")  # kinds of rows that change nothing in MLflow
 
 
 def run_key(training: str, variant_key: str | None = None) -> str:
@@ -131,6 +131,33 @@ def files_row(run: str | None, paths: Iterable[str | Path], *, time_ms: int | No
     """Files to keep with a run, or with every training's run where `run` is None."""
     absolute = [str(Path(path).absolute()) for path in paths]
     return {"kind": "files", "run": run, "paths": absolute, "time_ms": now_ms() if time_ms is None else time_ms}
+
+
+def export_row(run: str, *, key: str, values: Mapping[str, Any], time_ms: int | None = None) -> Row:
+    """What an exported network gave in its runtimes, for the report.
+
+    Args:
+        run: the variant's. key: names file, settings and runtimes: an equal one replaces the row. values: JSON of any depth.
+    """
+    return {"kind": "export", "run": run, "key": key, **values, "time_ms": now_ms() if time_ms is None else time_ms}
+
+
+def model_row(run: str, *, name: str, path: str | Path, example: str | Path, digest: str, time_ms: int | None = None) -> Row:
+    """A file that becomes a version of a registered model.
+
+    Args:
+        run: that it belongs to. name: of the registered model. path: of the ONNX file. digest: of its bytes; the version is
+            found again by it. example: an .npz with `images` [N, C, H, W] and `logits` [N, classes], float32.
+    """
+    return {
+        "kind": "model",
+        "run": run,
+        "name": name,
+        "path": str(Path(path).absolute()),
+        "example": str(Path(example).absolute()),
+        "digest": digest,
+        "time_ms": now_ms() if time_ms is None else time_ms,
+    }
 
 
 def job_row(

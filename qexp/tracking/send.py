@@ -139,5 +139,7 @@ def _apply(changes: Changes, runs: MlflowRuns) -> None:
         runs.log_texts(run, texts)
     for run, paths in changes.files.items():
         runs.log_files(run, paths)
+    for row in changes.models:
+        runs.register(row)
     for run, row in changes.ends.items():
         runs.close(run, row["status"], row["time_ms"])

@@ -116,7 +116,7 @@ def child(job):
         from qexp.pipeline import entry
 
         sys.argv = [f"qexp.{job['verb']}", *job["arguments"]]
-        code = entry.main(job["verb"], {"train": "config", "evaluate": "evaluate"}[job["verb"]])
+        code = entry.main(job["verb"], {"train": "config"}.get(job["verb"], job["verb"]))
         sys.stdout.flush()
     except BaseException:
         import traceback

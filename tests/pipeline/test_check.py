@@ -100,6 +100,14 @@ def test_a_setting_that_no_job_reads_is_refused(compose, typed):
         check_read(configs, f"python -m qexp.train bits=4,8 {typed} -m")
 
 
+def test_a_method_for_ranges_that_nobody_looks_for_is_refused(compose):
+    dynamic = check([compose("data=digits", "quant.activation.bits=8", "quant.activation.dynamic=true")], "train")
+    with pytest.raises(UserErrors, match="calibrate=mse. With quant.activation.dynamic=true"):
+        check_read(dynamic, "python -m qexp.train quant.activation.dynamic=true calibrate=mse")
+    static = check([compose("data=digits", "quant.activation.bits=8")], "train")
+    check_read([*dynamic, *static], "python -m qexp.train quant.activation.dynamic=true,false calibrate=mse -m")
+
+
 def test_a_setting_that_one_job_reads_is_not_refused(compose):
     configs = check([compose("data=digits"), compose("data=digits", "qat=lsq"), compose("quant.activation.bits=4")], "train")
     check_read(configs, "python -m qexp.train qat=none,lsq qat.lr=0.01 calibrate.file=f -m")

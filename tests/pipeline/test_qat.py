@@ -185,6 +185,13 @@ def refused(done):
     return line
 
 
+def test_a_converted_file_on_other_data_is_an_alarm(cli, tiny, store):
+    done = cli(*tiny, f"checkpoint={of_bits(4) / 'converted.safetensors'}", "data.num_train=100", verb="evaluate")
+    assert done.code == 0, done.err
+    found = [row["alarms"] for (name, _, epoch), row in evaluations().items() if epoch == 0]
+    assert found == [["trained on other data than this: data=digits with another content or split"]] * 2
+
+
 def test_what_evaluate_does_not_do_with_a_converted_file(cli, tiny, store):
     file = of_bits(4) / "converted.safetensors"
     checkpoint = f"checkpoint={file}"

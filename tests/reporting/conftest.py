@@ -4,7 +4,9 @@ import json
 import math
 import random
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from qexp.base.journal_files import journal_path
 
@@ -106,6 +108,42 @@ def _configured(rows, train, weights):
     return [row | {"artifacts": {"config.json": text}} if row["kind"] == "run" else row for row in rows]
 
 
+def make_answers(right, *, training="a1b2c3d4e5f60718", folder=None, epoch=1, classes=10, top1=None, **changes):
+    """The rows of a training of one epoch whose variants are right where told, with their predictions in a store.
+
+    right: variant -> [n] bool. folder: the store's `runs`; None keeps no predictions. top1: variant -> classes, where these
+    are to differ among wrong answers; else a wrong answer is the next class.
+    """
+    n, rows = len(right["fp32"]), []
+    label = np.arange(n) % classes
+    seed = changes.get("seed", 0)
+    rows.append(_run(training, None, "resnet20", make_params(seed=seed), epoch))
+    for name, values in right.items():
+        values = np.asarray(values, dtype=bool)
+        first = np.where(values, label, (label + 1) % classes) if top1 is None or name not in top1 else top1[name]
+        top5 = np.stack([first, *((label + step) % classes for step in (2, 3, 4, 5))], 1).astype(np.int16)
+        top5[n // 2 :, 1] = label[n // 2 :]
+        log_prob = np.where(values, -0.25, -2.5).astype(np.float32)
+        relative = f"predictions/key {name}/{epoch:04d}.safetensors"
+        if folder is not None:
+            path = folder / "trainings" / training / relative
+            path.parent.mkdir(parents=True, exist_ok=True)
+            index = np.arange(n, dtype=np.int32)
+            save_file({"index": index, "label": label.astype(np.int16), "top5": top5, "log_prob": log_prob}, path)
+        prec1 = 100 * int(values.sum()) / n
+        numbers = {
+            "prec1": prec1, "prec5": 100 * int((top5 == label[:, None]).any(1).sum()) / n, "n": n,
+            "delta_prec1": prec1 - 100 * int(np.sum(right["fp32"])) / n, "loss": -float(log_prob.sum(dtype=np.float64)) / n,
+            "predictions": None if folder is None else relative, "seed": seed,
+        }  # fmt: skip
+        if name != "fp32":
+            run, bits = f"{training}/key {name}", int(name.split()[0][1:])
+            rows.insert(1, _run(run, training, name, make_params(seed=seed, bits=bits), epoch))
+            numbers["run"] = run
+        rows.append(make_record(name, epoch, training=training, **(numbers | changes)))
+    return rows
+
+
 def last_prec1(rows):
     """The float network's Prec@1 after the last epoch of a training."""
     return [row["prec1"] for row in rows if row["kind"] == "record" and row["variant"] == "fp32"][-1]
@@ -125,6 +163,11 @@ def record():
 @pytest.fixture
 def training():
     return make_training
+
+
+@pytest.fixture
+def answers():
+    return make_answers
 
 
 @pytest.fixture

@@ -152,6 +152,7 @@ def test_report(write, training, tmp_path):
     report = write_report("exp", runs_dir=runs_dir, results_dir=tmp_path / "results")
     assert [path.name for path in report.figures] == [
         "prec1_by_epoch.png", "prec1_by_epoch.svg", "prec1_by_bits.png", "prec1_by_bits.svg",
+        "prec1_by_size.png", "prec1_by_size.svg",
     ]  # fmt: skip
     assert all(path.stat().st_size > 5000 for path in report.figures)
     assert report.folder == tmp_path / "results" / "exp" and "W4 int" in report.table
@@ -162,7 +163,7 @@ def test_report(write, training, tmp_path):
 
 def test_report_of_one_epoch_has_no_curves(write, training, tmp_path):
     report = write_report("exp", runs_dir=write(training(["W8 int", "W4 int"], epochs=1)), results_dir=tmp_path / "results")
-    assert {path.stem for path in report.figures} == {"prec1_by_bits"}
+    assert {path.stem for path in report.figures} == {"prec1_by_bits", "prec1_by_size"}
 
 
 def test_report_of_a_float_network_alone(write, training, tmp_path):
@@ -183,3 +184,49 @@ def test_no_global_state():
     code = f"import sys, qexp.reporting.report; print(*(name in sys.modules for name in {names}))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["False", "False", "False"]
+
+
+def test_activations_of_other_widths_are_other_lines(write, training):
+    """W4A32 and W4A4 stand on lines of their own, each with a colour and a name."""
+    rows = training(["W8 int", "W4 int"])
+    plus = [row | {"activation_bits": bits, "variant": f"{row['variant']} A{bits}", "prec1": row["prec1"] - 8 / bits,
+                   "variant_key": f"a{bits}" + row["variant_key"], "plan_hash": f"a{bits}" + row["plan_hash"]}
+            for row in rows if row.get("mode") == "int" for bits in (8, 4)]  # fmt: skip
+    figure = prec1_by_bits(load_records("exp", write(rows, plus)))
+    names = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert names == ["fp32", "int, A32", "int, A8", "int, A4"]
+    lines = [line for line in figure.axes[0].get_lines() if line.get_color() != "#000000" and len(line.get_xdata()) == 2]
+    assert len({line.get_color() for line in lines}) == 3 and all(line.get_linestyle() == "-" for line in lines)
+
+
+def test_activations_as_wide_as_the_weights_are_one_line(write, training):
+    rows = [
+        row | ({"activation_bits": row["bits"]} if row.get("mode") == "int" else {}) for row in training(["W8 int", "W4 int"])
+    ]
+    figure = prec1_by_bits(load_records("exp", write(rows)))
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["fp32", "int"]
+
+
+def test_points_of_a_width_stand_around_its_tick(write, training):
+    axes = prec1_by_bits(load_records("exp", write(training(["W8 int", "W4 int", "W8 float", "W16 half"])))).axes[0]
+    places = [
+        x for line in axes.get_lines() if line.get_color() != "#000000" for x in line.get_xdata() if len(line.get_xdata()) < 3
+    ]
+    assert sorted(round(x, 3) for x in places if abs(x) < 0.3) == [0.0]
+    at_eight = [x for x in places if abs(x - 1) < 0.3]
+    assert len(at_eight) == 2 and sum(at_eight) == pytest.approx(2.0)
+
+
+def test_the_best_curve_is_not_cut_off():
+    """One that peaks early, and one far above the float network, as fine-tuning may end."""
+    top = pd.Series([90.0, 91.0, 91.0, 91.0])
+    early, above = pd.Series([90.0, 97.0, 92.0, 91.0]), pd.Series([95.0, 96.0, 98.0, 99.0])
+    assert zoom_limits({"a": early, "b": top - 80}, top)[1] > 97
+    assert zoom_limits({"a": above, "b": top - 80}, top)[1] > 99
+
+
+def test_bands_are_the_intervals_of_few_curves(write, training):
+    few = prec1_by_epoch(load_records("exp", write(training(["W8 int", "W4 int"]))))
+    assert len(few.axes[0].collections) == 3 and "95 % intervals" in few.get_suptitle()
+    many = prec1_by_epoch(load_records("exp", write(training(TWELVE))))
+    assert all(len(axes.collections) == 1 for axes in many.axes)

@@ -1,0 +1,156 @@
+"""`results/<name>/report.html`: one file that opens offline, light and dark, wide and narrow."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from jinja2 import Environment
+from markupsafe import Markup, escape
+
+from qexp.base.files import write_text_atomic
+from qexp.reporting.comparison import has_qat
+from qexp.reporting.statistic_cells import interval_text
+from qexp.reporting.summary import is_control, is_float
+from qexp.reporting.tables import display
+from qexp.reporting.verdict import ALIKE, BEST, EXPLAINED, WORSE, Verdict
+
+FILE = "report.html"
+TEMPLATE = Path(__file__).with_name("page.html.jinja")
+MARKS = {BEST: "best", ALIKE: "alike", WORSE: "worse"}
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A figure of the page.
+
+    Args:
+        path: its SVG file. title, caption: for the reader.
+    """
+
+    path: Path
+    title: str
+    caption: str
+
+
+def write_page(
+    name: str,
+    folder: Path,
+    verdict: Verdict,
+    *,
+    card: Sequence[tuple[str, str]],
+    figures: Sequence[Drawn],
+    sweeps: Sequence[Mapping[str, Any]] = (),
+) -> Path:
+    """Write the page; the same numbers give the same bytes.
+
+    Args:
+        name: experiment. folder: `results/<name>`. verdict: of `judge`. card: of `protocol_card`. figures: already drawn.
+        sweeps: of `load_sweeps`.
+    """
+    table = verdict.table
+    shown = display(table, wide=True)
+    places = "; ".join(f"{row.model} on {row.data}" for row in table[["data", "model"]].drop_duplicates().itertuples())
+    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    text = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
+        name=name,
+        question=f"What does quantizing {places} cost{', and what does training with it give back' if has_qat(table) else ''}?",
+        headline=_headline(table),
+        sentences=verdict.sentences,
+        gaps=verdict.gaps,
+        alarms=_alarms(table),
+        card=card,
+        caption=shown.caption,
+        header=list(zip(shown.header, shown.left, strict=True)),
+        rows=[_row(cells, shown.header, kind) for cells, kind in zip(shown.rows, _kinds(table), strict=True)],
+        left=shown.left,
+        footnotes=shown.footnotes,
+        explained=_emphasized(EXPLAINED),
+        digest=verdict.digest,
+        figures=[
+            {"title": each.title, "caption": each.caption, "svg": _inline(each.path, f"f{number}-")}
+            for number, each in enumerate(figures)
+        ],
+        commands=list(dict.fromkeys(sweep["command"] for sweep in sweeps)),
+    )
+    path = folder / FILE
+    write_text_atomic(path, text)
+    return path
+
+
+def _headline(table: pd.DataFrame) -> list[dict[str, str]]:
+    """Numbers to begin with: the float network, and the smallest copy that is shown to lose next to nothing.
+
+    Beside quantization-aware trainings the float network alone: what these lose is seen against their control, not their start.
+    """
+    found = []
+    plain = table[is_float(table)]
+    if len(plain):
+        row = plain.loc[plain["prec1"].idxmax()]
+        interval = interval_text(row["prec1_low"], row["prec1_high"], sign="") if "prec1_low" in row else ""
+        found.append(
+            {
+                "value": f"{row['prec1']:.2f} %",
+                "what": f"Prec@1 of {row['label'] if has_qat(table) else row['variant']}",
+                "more": f"95 %: {interval}",
+            }
+        )
+    copies = table[~is_float(table) & ~is_control(table)]
+    holds = copies[copies["non_inferior"].eq(True)]
+    if len(holds) and not has_qat(table):
+        row = holds.loc[holds["size_bytes"].idxmin()]
+        loss = f"{row['delta_prec1']:+.2f} points, {interval_text(row['ci_low'], row['ci_high'])}"
+        found.append({"value": row["variant"], "what": "smallest copy shown to lose less than half a point", "more": loss})
+        if len(plain):
+            ratio = plain["size_bytes"].max() / row["size_bytes"]
+            found.append(
+                {"value": f"{ratio:.1f} times", "what": f"smaller than the float network is {row['variant']}", "more": ""}
+            )
+    return found
+
+
+def _kinds(table: pd.DataFrame) -> list[str]:
+    """A class for each row."""
+    return [
+        "float" if plain else "control" if control else "copy"
+        for plain, control in zip(is_float(table), is_control(table), strict=True)
+    ]
+
+
+def _row(cells: Sequence[str], header: Sequence[str], kind: str) -> dict[str, Any]:
+    """Cells, those of `vs best` with their mark."""
+    marked = [
+        {"text": cell, "mark": MARKS.get(cell, "") if title == "vs best" else ""}
+        for cell, title in zip(cells, header, strict=True)
+    ]  # fmt: skip
+    return {"cells": marked, "kind": kind}
+
+
+def _alarms(table: pd.DataFrame) -> list[str]:
+    """Every alarm with the rows that have it."""
+    found: dict[str, list[str]] = {}
+    for variant, alarms in zip(table["variant"], table["alarms"], strict=True):
+        for alarm in alarms.split("; "):
+            if alarm:
+                found.setdefault(alarm, []).append(variant)
+    return [f"{', '.join(dict.fromkeys(names))}: {alarm}" for alarm, names in found.items()]
+
+
+def _emphasized(text: str) -> Markup:
+    """Emphasis and code of Markdown as HTML."""
+    marked = re.sub(r"\*([^*]+)\*", r"<em>\1</em>", str(escape(text)))
+    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", marked))
+
+
+def _inline(path: Path, prefix: str) -> Markup:
+    """An SVG file as an element of the page: no prologue, no white ground, and names of its own, as two figures use the same."""
+    text = path.read_text(encoding="utf-8")
+    text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
+    text = text.replace("fill: #ffffff", "fill: none")
+    text = re.sub(r'\bid="', f'id="{prefix}', text)
+    text = re.sub(r'(href="#|url\(#)', rf"\g<1>{prefix}", text)
+    return Markup(re.sub(r"<svg ", '<svg role="img" ', text, count=1))

@@ -1,0 +1,87 @@
+"""Statistics as cells of a table that people read: intervals, p values, flips."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pandas as pd
+
+Column = tuple[str, list[str]]  # title, cells
+TINY_P = 1e-300
+
+
+def statistics(table: pd.DataFrame, *, wide: bool) -> list[Column]:
+    """The columns of paired statistics; those without a number are left to the caller to drop.
+
+    Args:
+        table: of `summarize`, with or without statistics. wide: flips, differing predictions and the claim of no loss, too.
+    """
+    if "p_value" not in table:
+        return []
+    adjusted = table["p_holm"] if "p_holm" in table else table["p_value"]
+    columns = [
+        ("95 % CI", _intervals(table, "ci_low", "ci_high")),
+        ("p", _cells(adjusted, p_text)),
+    ]
+    if wide:
+        flips = [
+            "" if pd.isna(lost) else f"{lost:.0f}/{gained:.0f}"
+            for lost, gained in zip(table["lost"], table["gained"], strict=True)
+        ]
+        columns.append(("flips", flips))
+        columns.append(("differ %", _cells(table["disagreement"], "{:.2f}".format)))
+        columns.append(("no loss", ["" if pd.isna(holds) else "yes" if holds else "-" for holds in table["non_inferior"]]))
+    if "vs_best" in table:
+        columns.append(("vs best", list(table["vs_best"])))
+    return columns
+
+
+def seed_statistics(seeds: pd.DataFrame) -> list[Column]:
+    """The columns of what seeds and images together leave open."""
+    if "delta_low" not in seeds:
+        return []
+    columns = [
+        ("Prec@1 95 % CI", _intervals(seeds, "prec1_low", "prec1_high", sign="")),
+        ("delta 95 % CI", _intervals(seeds, "delta_low", "delta_high")),
+        ("p over seeds", _cells(seeds["p_seeds"], p_text)),
+    ]
+    return [(title, cells) for title, cells in columns if any(cells)]
+
+
+def seeds_explained(seeds: pd.DataFrame) -> str:
+    """What these columns are."""
+    if not seed_statistics(seeds):
+        return ""
+    return " *95 % CI*: hierarchical bootstrap over seeds and images. *p over seeds*: paired t test of delta, not adjusted."
+
+
+def p_text(value: float) -> str:
+    """A p value in few characters.
+
+    >>> p_text(1.0), p_text(0.617), p_text(0.00232), p_text(3e-28), p_text(0.0)
+    ('1', '0.62', '0.0023', '3e-28', '<1e-300')
+    """
+    if value < TINY_P:
+        return "<1e-300"
+    if value < 1e-4:
+        return f"{value:.0e}"
+    return f"{value:.2g}"
+
+
+def interval_text(low: float, high: float, *, sign: str = "+") -> str:
+    """An interval of points, or of percent without a sign.
+
+    >>> interval_text(-0.3, 0.3), interval_text(90.1, 92.25, sign="")
+    ('-0.30 to +0.30', '90.10 to 92.25')
+    """
+    return f"{low:{sign}.2f} to {high:{sign}.2f}"
+
+
+def _intervals(frame: pd.DataFrame, low: str, high: str, *, sign: str = "+") -> list[str]:
+    return [
+        "" if pd.isna(start) else interval_text(start, end, sign=sign) for start, end in zip(frame[low], frame[high], strict=True)
+    ]
+
+
+def _cells(values: pd.Series, form: Callable[[float], str]) -> list[str]:
+    return ["" if pd.isna(value) else form(float(value)) for value in values]

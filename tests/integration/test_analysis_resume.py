@@ -1,0 +1,50 @@
+"""An analysis that was killed goes on where it stopped, and says what an undisturbed one says."""
+
+import json
+import runpy
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+
+from qexp.base.faults import VARIABLE
+
+
+def rows():
+    paths = list(Path("runs/checkpoints").glob("*/sensitivity.jsonl"))
+    text = paths[0].read_text() if paths else ""
+    return [json.loads(line) for line in text.splitlines()[: text.count("\n")]]
+
+
+@pytest.fixture
+def command(tiny, tmp_path):
+    make = runpy.run_path(str(Path(__file__).parents[1] / "networks.py"))["tiny"]
+    torch.manual_seed(0)
+    torch.save(make(10, 1).state_dict(), tmp_path / "checkpoint.pt")
+    fast = ("data.num_select=100", "analyze.proxy_images=8", "analyze.probes=2", "analyze.widths=[2,3]", "quant=affine")
+    return ("task=sensitivity", f"checkpoint={tmp_path / 'checkpoint.pt'}", *tiny, *fast)
+
+
+@pytest.mark.timeout(600)
+def test_a_killed_analysis_goes_on(warm, command, monkeypatch, tmp_path):
+    seen = []
+    for fault in ("journal.written:2", "journal.torn:3"):  # behind the second row, and in the middle of the third of what is left
+        child = warm.start(*command, verb="analyze", **{VARIABLE: fault})
+        assert child.wait(300) == -signal.SIGKILL, child.text
+        kept = rows()
+        assert len(kept) > len(seen) and kept[: len(seen)] == seen
+        assert not Path("results").exists()
+        seen = kept
+    child = warm.start(*command, verb="analyze")
+    assert child.wait(300) == 0, child.text
+    found, table = rows(), Path("results/digits/sensitivity/W2-3_int_affine/sensitivity.csv").read_text()
+    assert found[: len(seen)] == seen
+    assert len({(row["kind"], row["key"]) for row in found}) == len(found) == 1 + 2 + 2 * 4
+    (tmp_path / "whole").mkdir()
+    monkeypatch.chdir(tmp_path / "whole")
+    child = warm.start(*command, verb="analyze")
+    assert child.wait(300) == 0, child.text
+    whole = {(row["kind"], row["key"]): row for row in rows()}
+    assert whole == {(row["kind"], row["key"]): row for row in found}
+    assert Path("results/digits/sensitivity/W2-3_int_affine/sensitivity.csv").read_text() == table
