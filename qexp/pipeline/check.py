@@ -103,14 +103,20 @@ def check_read(configs: Sequence[Config], command: str) -> None:
     if not any(config.qat.is_on for config in configs):
         remedy = f"Nothing trains with quantization here: name a method, qat={' or '.join(METHODS)}."
         errors = [UserError(key, value, remedy=remedy) for key, value in typed.items() if key.startswith("qat.")]
-    if "calibrate.file" in typed and not any(config.grids.activation.bits for config in configs):
-        remedy = "It holds ranges of activations, and none is quantized: give quant.activation.bits=BITS."
+    if "calibrate.file" in typed and not any(map(_has_static_activations, configs)):
+        remedy = "It holds ranges of activations, and no job has static ones: give quant.activation.bits=BITS."
         errors.append(UserError("calibrate.file", typed["calibrate.file"], remedy=remedy))
     if "calibrate" in typed and all(config.grids.activation.dynamic for config in configs):
         remedy = "With quant.activation.dynamic=true each batch has its own range; only calibrate.weights has a say."
         errors.append(UserError("calibrate", typed["calibrate"], remedy=remedy))
     if errors:
         raise UserErrors(errors)
+
+
+def _has_static_activations(config: Config) -> bool:
+    """True where a job quantizes activations within ranges that are found beforehand."""
+    activation, rules = config.grids.activation, config.policy.rules or ()
+    return not activation.dynamic and (activation.bits is not None or any(rule.role == "activation" for rule in rules))
 
 
 def _check_verb(config: Config, verb: str) -> None:

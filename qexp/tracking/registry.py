@@ -11,8 +11,6 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from qexp.base.files import hash_file
 from qexp.tracking.mlflow_store import import_mlflow
 from qexp.tracking.rows import Row
@@ -63,6 +61,8 @@ def _save(path: Path, example: Path, folder: Path) -> None:
         import mlflow.onnx
         import mlflow.pyfunc  # which mlflow.onnx would load later
         from mlflow.models import infer_signature
+
+    import numpy as np
 
     with np.load(example) as arrays:
         images, logits = arrays["images"], arrays["logits"]

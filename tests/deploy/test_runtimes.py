@@ -68,6 +68,7 @@ def test_torch_runs_the_program_as_it_is_without_a_compiler(case, monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.slow
 @pytest.mark.skipif(not program.has_compiler(), reason="needs a C++ compiler")
 def test_torch_compiles_to_integers(case):
     """Not only the same numbers: oneDNN's quantized convolution is what is called."""

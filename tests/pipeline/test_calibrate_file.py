@@ -89,10 +89,11 @@ def test_ranges_of_other_weights_are_noted_once(cli, tiny, found):
     assert done.out.count("the ranges of calibrate.file were found with other weights than these") == 1
 
 
-def test_what_has_no_static_places_reads_no_file(evaluate, found):
+def test_a_file_that_nothing_reads_is_refused(evaluate, found):
     for more in ("quant.activation.bits=null", "quant.activation.dynamic=true"):
         assert evaluate(*GRID, more).code == 0
-        assert "nothing to do" in evaluate(*GRID, more, f"calibrate.file={found}").out
+        done = evaluate(*GRID, more, f"calibrate.file={found}")
+        assert done.code == 2 and "and no job has static ones" in done.err
 
 
 def damaged(path):
