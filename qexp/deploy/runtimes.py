@@ -77,6 +77,8 @@ def open_runtime(name: str, path: Path, *, threads: int = 1, outputs: Mapping[st
     codes = dict(outputs or {})
     try:
         opened = {"onnxruntime": _onnxruntime, "openvino": _openvino, "torch": _torch}[name](path, threads, codes)
+    except UserError:
+        raise
     except Exception as error:  # each runtime has errors of its own
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         said = max(lines, key=len, default=type(error).__name__)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import pandas as pd
 from matplotlib.axes import Axes
 
-from qexp.stats.interval import wilson
+from qexp.reporting.paired import wilson_of
 
 MAX_BANDS = 6
 
@@ -24,7 +24,7 @@ def shaded(part: pd.DataFrame, curves: Mapping[str, pd.Series], plain: Mapping[s
         if "sd" in rows and rows["sd"].notna().any():
             found[name] = pd.DataFrame({"low": rows["prec1"] - rows["sd"], "high": rows["prec1"] + rows["sd"]})
         else:
-            intervals = [wilson(round(prec1 * n / 100), n) for prec1, n in zip(rows["prec1"], rows["n"], strict=True)]
+            intervals = [wilson_of(prec1, n) for prec1, n in zip(rows["prec1"], rows["n"], strict=True)]
             ends = {"low": [each.low for each in intervals], "high": [each.high for each in intervals]}
             found[name] = pd.DataFrame(ends, index=rows.index)
     return found

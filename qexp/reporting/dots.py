@@ -12,9 +12,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from qexp.reporting.comparison import shared_words, without_words
+from qexp.reporting.paired import wilson_of
 from qexp.reporting.style import CLOSE_POINTS, RC, padded, spread_colors, title, zoom_limits
 from qexp.reporting.summary import family_keys, is_float, summarize
-from qexp.stats.interval import wilson
 
 MAX_LINES = 8  # families that a plot against bits tells apart
 ROW_HEIGHT, FONT_SIZE = 0.16, 7.5  # inches, points
@@ -67,7 +67,7 @@ def prec1_by_variant(records: pd.DataFrame) -> Figure | None:
 
 def _draw(axes: Axes, variants: pd.DataFrame, colors: dict[int, str], plain: float) -> None:
     """Dots and intervals at the rows' numbers; the float network is a line across all of them."""
-    found = [wilson(round(prec1 * n / 100), n) for prec1, n in zip(variants["prec1"], variants["n"], strict=True)]
+    found = [wilson_of(prec1, n) for prec1, n in zip(variants["prec1"], variants["n"], strict=True)]
     low, high = [each.low for each in found], [each.high for each in found]
     shades = [colors[bits] for bits in variants["bits"]]
     axes.axvline(plain, color="#000000", linewidth=1.5, zorder=1.9)

@@ -10,9 +10,9 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from qexp.reporting.comparison import has_qat
 from qexp.reporting.figures import Limits, last_zoom, lay_out, panels_of
+from qexp.reporting.paired import wilson_of
 from qexp.reporting.style import MARKERS, padded, percent_axis, spread_colors, title
 from qexp.reporting.summary import is_control, is_float, summarize
-from qexp.stats.interval import wilson
 
 BLACK, FRONT = "#000000", "#7F7F7F"
 MIB = 1024 * 1024
@@ -44,7 +44,7 @@ def prec1_by_size(records: pd.DataFrame) -> Figure | None:
             is_float(part), part["bits"], part["size_bytes"] / MIB, part["prec1"], part["n"], strict=True
         ):
             color, marker = (BLACK, "o") if plain else (colors[bits], markers[bits])
-            interval = wilson(round(prec1 * n / 100), n)
+            interval = wilson_of(prec1, n)
             axes.vlines(size, interval.low, interval.high, color=color, linewidth=1.0)
             axes.plot([size], [prec1], color=color, marker=marker, markersize=5, linestyle="none")
         axes.set_xscale("log", base=2)
@@ -72,7 +72,7 @@ def _with_intervals(limits: Limits | None, part: pd.DataFrame) -> Limits | None:
     if limits is None:
         return None
     near = part[part["prec1"] >= limits[0]]
-    found = [wilson(round(prec1 * n / 100), n) for prec1, n in zip(near["prec1"], near["n"], strict=True)]
+    found = [wilson_of(prec1, n) for prec1, n in zip(near["prec1"], near["n"], strict=True)]
     return padded(min(each.low for each in found), max(each.high for each in found), least=1.0)
 
 

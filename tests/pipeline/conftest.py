@@ -1,8 +1,11 @@
 """Prepared jobs of the smallest kind."""
 
 import copy
+import runpy
+from pathlib import Path
 
 import pytest
+import torch
 
 from qexp.pipeline.check import Sweep, check
 from qexp.pipeline.prepare import prepare
@@ -44,3 +47,14 @@ def prepared(job):
 @pytest.fixture
 def sweep():
     return Sweep(sweep="s1", command="python -m qexp.train", verb="train")
+
+
+@pytest.fixture
+def network():
+    """A small network whose batch norm has statistics, in eval mode; what `qexp.analyze` is asked about."""
+    make = runpy.run_path(str(Path(__file__).parents[1] / "networks.py"))["tiny"]
+    torch.manual_seed(0)
+    network = make(10, 1)
+    network[1].running_mean.uniform_(-0.2, 0.2)
+    network[1].running_var.uniform_(0.5, 2)
+    return network.eval()

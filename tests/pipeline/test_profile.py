@@ -1,7 +1,6 @@
 """`python -m qexp.analyze task=profile` from the command line to its files, on a network of a few hundred weights."""
 
 import csv
-import runpy
 from pathlib import Path
 
 import pytest
@@ -12,16 +11,6 @@ from qexp.nn.fold import fold_batch_norm
 from qexp.pipeline.profile import file_name
 from qexp.quant.affine import fake_quantize_affine
 from qexp.quant.qparams import choose_qparams
-
-
-@pytest.fixture
-def network():
-    make = runpy.run_path(str(Path(__file__).parents[1] / "networks.py"))["tiny"]
-    torch.manual_seed(0)
-    network = make(10, 1)
-    network[1].running_mean.uniform_(-0.2, 0.2)
-    network[1].running_var.uniform_(0.5, 2)
-    return network.eval()
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 import csv
 import json
-import runpy
 from pathlib import Path
 
 import pytest
@@ -15,16 +14,6 @@ FOLDER = Path("results/digits/sensitivity")
 FAST = (
     "data.num_select=200", "analyze.proxy_images=16", "analyze.probes=3", "evaluate.batch_size=100", "quant=affine", "bits=2",
 )  # fmt: skip
-
-
-@pytest.fixture
-def network():
-    make = runpy.run_path(str(Path(__file__).parents[1] / "networks.py"))["tiny"]
-    torch.manual_seed(0)
-    network = make(10, 1)
-    network[1].running_mean.uniform_(-0.2, 0.2)
-    network[1].running_var.uniform_(0.5, 2)
-    return network.eval()
 
 
 @pytest.fixture
