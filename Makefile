@@ -12,7 +12,10 @@ WORKERS ?= auto
 IMAGE ?= qexp
 
 # xdist runs one process a core (at most 4), so torch gets one thread in each: two pools of threads on two cores are slower.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --maxprocesses 4 --dist loadfile
+PYTEST_HERE := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q
+PYTEST := $(PYTEST_HERE) -n $(WORKERS) --maxprocesses 4 --dist loadfile
+# Tests that bear no others in their process come first; pytest's 5 says that ARGS chose none of them.
+ALONE = $(PYTEST_HERE) -m "alone $(1)" $(ARGS) || test $$? -eq 5
 
 .PHONY: help setup sweep test test-all lint format ui report docker clean
 
@@ -46,10 +49,12 @@ sweep: setup ## train once on the bundled data, compare 4, 8 and 16 bit copies o
 	$(BIN)/python -m qexp.train bits=4,8,16 -m $(ARGS)
 
 test: setup ## run the tests and the examples in docstrings, without those marked slow or gpu (ARGS="-k name")
-	$(PYTEST) -m "not slow and not gpu" $(ARGS)
+	$(call ALONE,and not slow and not gpu)
+	$(PYTEST) -m "not alone and not slow and not gpu" $(ARGS)
 
 test-all: setup ## run every test; those that need a GPU skip themselves where there is none
-	$(PYTEST) $(ARGS)
+	$(call ALONE,)
+	$(PYTEST) -m "not alone" $(ARGS)
 
 lint: setup ## check style and formatting
 	$(BIN)/ruff check .

@@ -62,7 +62,8 @@ def test_it_opens_with_its_command_and_the_number_to_expect(path):
 def test_it_runs_a_step(path, cli, checkpoint):
     text = path.read_text(encoding="utf-8")
     verb, cases = re.search(r"-m qexp\.(\w+)", text)[1], yaml.safe_load(text).get("cases")
-    own = [f"checkpoint={checkpoint}"] if verb in ("evaluate", "analyze") else []
+    own = [f"checkpoint={checkpoint}"] if verb in ("evaluate", "analyze", "export") else []
+    own += ["export.runtime=onnxruntime"] if verb == "export" else []  # OpenVINO bears no other tests in its process
     own += ["analyze.probes=2", "analyze.widths=[2,4,8]"] if verb == "analyze" else []
     own += [f"model.weights={checkpoint}"] if "init: checkpoint" in text else []
     own += [thinned(cases, trains=verb == "train")] if cases else []

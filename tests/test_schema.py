@@ -231,3 +231,11 @@ def test_a_missing_value_is_said(values):
     without = {key: value for key, value in values.items() if key != "name"}
     with pytest.raises(UserErrors, match="name=\\(missing\\)"):
         validate(without)
+
+
+def test_an_experiment_speaks_after_the_command(compose):
+    """What a command sets otherwise comes before its experiment: both speak of `export.runtime`."""
+    assert compose(verb="export")["export"]["runtime"] == "onnxruntime"
+    values = compose("experiment=int8_resnet20", verb="export")
+    assert values["export"]["runtime"] == ["onnxruntime", "openvino"] and values["export"]["cost"] is False
+    assert values["quant"]["weight"]["granularity"] == "per_channel" and values["correct"]["fold_bn"] is True

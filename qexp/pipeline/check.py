@@ -54,6 +54,10 @@ def check_arguments(arguments: Sequence[str], verb: str = "train") -> None:
         if owner in ("export", "analyze") and verb != owner:
             errors.append(UserError(key, argument.partition("=")[2], remedy=f"It belongs to python -m qexp.{owner}."))
             continue
+        if key == "verb":  # a group of conf/, so the help lists it
+            remedy = "The command chooses it: python -m qexp.export, qexp.analyze."
+            errors.append(UserError(key, argument.partition("=")[2], remedy=remedy))
+            continue
         if key == "qat" and verb == "export" and not argument.endswith("=none"):  # else what its conf/ sets is refused first
             errors.append(_no_training(argument.partition("=")[2], verb))
             continue

@@ -56,6 +56,7 @@ def test_onnx_runtime(case):
     check(case, "onnxruntime")
 
 
+@pytest.mark.alone
 def test_openvino(case):
     if importlib.util.find_spec("openvino") is None:
         pytest.skip("needs openvino: pip install 'qexp[deploy]'")
@@ -67,8 +68,7 @@ def test_torch_runs_the_program_as_it_is_without_a_compiler(case, monkeypatch):
     check(case, "torch")
 
 
-@pytest.mark.slow
-@pytest.mark.slow
+@pytest.mark.alone
 @pytest.mark.skipif(not program.has_compiler(), reason="needs a C++ compiler")
 def test_torch_compiles_to_integers(case):
     """Not only the same numbers: oneDNN's quantized convolution is what is called."""

@@ -52,7 +52,6 @@ def test_a_mistake_leaves_nothing(process, checkpoint):
     assert not list(Path().rglob("*.onnx")) and not Path("runs/journal").exists()
 
 
-@pytest.mark.slow
 def test_the_registered_model_answers_a_request(process, checkpoint, port):
     done = process("qexp.export", *JOB, "export.cost=false", "export.register=tiny")
     assert done.returncode == 0, done.stderr

@@ -63,6 +63,11 @@ def test_unknown_keys_are_refused_before_hydra_sees_them(argument, near):
     assert "there is no such key" in message and near in message
 
 
+def test_what_the_command_chooses_is_not_typed():
+    with pytest.raises(UserErrors, match=r"^verb=export: .*The command chooses it: python -m qexp\.export"):
+        check_arguments(["verb=export"])
+
+
 def test_all_unknown_keys_are_named_at_once():
     with pytest.raises(UserErrors) as raised:
         check_arguments(["bitz=4", "sed=1", "bits=4"])
