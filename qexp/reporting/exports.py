@@ -87,7 +87,7 @@ def _caption(each: Row) -> str:
     parts = [f"n = {each['n']} ({each['split']}), simulate {each['simulate']}, {threads}", f"file {_bytes(sizes['file'])}"]
     if sizes["file"] != sizes["fp32"]:
         ratio = sizes["fp32"] / sizes["file"]
-        parts[-1] += f", fp32 {_bytes(sizes['fp32'])} ({ratio:.2f} times), packed codes alone {_bytes(sizes['packed'])}"
+        parts[-1] += f", fp32 {_bytes(sizes['fp32'])} ({ratio:.2f} times), packed state dict {_bytes(sizes['packed'])}"
     macs, bops = (sum(layer[key] for layer in each["layers"]) for key in ("macs", "bops"))
     parts.append(f"{macs / 1e6:.4g} million MACs and {bops / 1e9:.4g} billion bit operations an image")
     return "; ".join(parts)
