@@ -53,7 +53,8 @@ def test_a_rank_that_fails_alone_ends_the_command_and_the_next_one_finishes(torc
     out, _ = failed.communicate(timeout=120)
     assert failed.returncode != 0
     assert time.monotonic() - began < 100  # not the process group's half hour
-    assert "this rank has no disk" in out and "rank 1: OSError" in out, out
+    assert "this rank has no disk" in out, out
+    assert "rank 1: OSError" in out or "stopped by SIGTERM" in out, out  # torchrun may end rank 0 before it hears of the other
     assert not Path("results").exists()
     before = numbers("runs")
     assert {epoch for _, epoch in before["measured"]} == {1}
