@@ -1,7 +1,9 @@
-"""Tables and figures of one experiment: python -m qexp.report name=NAME [verify=true].
+"""Tables and figures of one experiment: python -m qexp.report name=NAME [verify=true] [mixed=true].
 
-Keys: name (the experiment), runs_dir=runs, results_dir=results, verify=false. verify=true writes nothing: it recomputes the
-numbers of the tables in results_dir/NAME from stored predictions, says which it could not, and ends with 1 where one is another.
+Keys: name (the experiment), runs_dir=runs, results_dir=results, verify=false, mixed=false. Evaluations of different protocols
+(other test images, another number of them, prepared in another way) are refused unless mixed=true puts them into one table, a
+letter telling them apart. verify=true writes nothing: it recomputes the numbers of the tables in results_dir/NAME from stored
+predictions, says which it could not, and ends with 1 where one is another.
 """
 
 import sys
@@ -19,6 +21,7 @@ class ReportSettings:
     runs_dir: str = "runs"
     results_dir: str = "results"
     verify: bool = False
+    mixed: bool = False
 
 
 def run(settings: ReportSettings) -> int:
@@ -31,7 +34,8 @@ def run(settings: ReportSettings) -> int:
         return 1 if result.wrong else 0
     from qexp.reporting.report import write_report
 
-    written = write_report(settings.name, runs_dir=Path(settings.runs_dir), results_dir=Path(settings.results_dir))
+    folders = {"runs_dir": Path(settings.runs_dir), "results_dir": Path(settings.results_dir)}
+    written = write_report(settings.name, **folders, mixed=settings.mixed)
     print(f"{written.table}\n\ntables and figures: {written.folder}/")
     return 0
 

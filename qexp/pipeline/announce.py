@@ -21,6 +21,7 @@ from qexp.pipeline.identity import training_identity
 from qexp.pipeline.prepare import Prepared
 from qexp.pipeline.qat import QatTraining
 from qexp.policy.table import format_plan
+from qexp.reporting.protocol import MixedProtocolsError
 from qexp.reporting.report import write_report
 from qexp.schema import Config
 from qexp.tracking import environment
@@ -171,8 +172,12 @@ def failure(one: Prepared, error: Exception) -> Path | None:
 
 
 def report(config: Config) -> list[Path]:
-    """Write tables and figures, print the table, say where everything is; returns the files."""
-    written = write_report(config.name, runs_dir=config.runs_dir, results_dir=config.results_dir)
+    """Write tables and figures, print the table, say where everything is; returns the files, none where a table is refused."""
+    try:
+        written = write_report(config.name, runs_dir=config.runs_dir, results_dir=config.results_dir)
+    except MixedProtocolsError as error:  # every number is stored: the sweep is done, its table has to be asked for
+        say("", f"no report: {error}")
+        return []
     say("", written.table, "", f"tables and figures: {written.folder}/")
     if config.tracking.enabled:
         uri = config.tracking.uri or f"sqlite:///{(Path(config.runs_dir) / 'mlflow.db').resolve()}"

@@ -48,7 +48,7 @@ def protocol_card(table: pd.DataFrame, runs: Runs, sweeps: Sequence[Mapping[str,
         ("Training", _some(_training(values) for values in params)),
         ("Seeds", _some(str(seed) for seed in table["seed"])),
         ("Quantized copies", _dials(table)),
-        ("Widths", _some(f"{bits}" for bits in sorted(set(table["bits"][~is_float(table)]), reverse=True))),
+        ("Widths", ", ".join(str(bits) for bits in sorted(set(table["bits"][~is_float(table)]), reverse=True))),
         ("Quantized", _some(_planned(runs, table))),
         ("Left as it is", _some(_left_alone(runs, table))),
         ("Device", _some(_device(row, trainings) for row in table.itertuples())),
@@ -121,8 +121,13 @@ def _planned(runs: Runs, table: pd.DataFrame) -> Iterable[str]:
         kinds = Counter(f"{row.get('kind')} {row.get('role')}" for row in chosen)
         if chosen and total:
             share = 100 * sum(row["num_elements"] for row in chosen) / total
-            named = ", ".join(f"{count} {kind}{'s' * (count > 1)}" for kind, count in kinds.items())
+            named = ", ".join(f"{count} {_several(kind) if count > 1 else kind}" for kind, count in kinds.items())
             yield f"{named}: {share:.1f} % of all elements"
+
+
+def _several(kind: str) -> str:
+    """The plural of a tensor's kind and role."""
+    return f"{kind}es" if kind.endswith("s") else f"{kind}s"
 
 
 def _left_alone(runs: Runs, table: pd.DataFrame) -> Iterable[str]:

@@ -1,4 +1,4 @@
-"""Prec@1 against the time that an image takes: one point for each exported network in each runtime."""
+"""Prec@1 of exported networks against what running them costs: the time that an image takes, and bit operations."""
 
 from __future__ import annotations
 
@@ -6,63 +6,116 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib
+import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from qexp.base.nouns import FLOAT_VARIANT
+from qexp.reporting.paired import wilson_of
+from qexp.reporting.size_figure import BLACK, FRONT, pareto
 from qexp.reporting.style import MARKERS, RC, padded, percent_axis, spread_colors
 
-BLACK = "#000000"
-Point = tuple[str, str, float, float]  # network, runtime, ms an image, Prec@1 in percent
+FLOAT_BITS = 32
+COLUMNS = ["network", "runtime", "cost", "prec1", "n"]
+COPIES = ("evaluated", "simulated")  # rungs that stand for a network whatever runs it
 
 
 def prec1_by_cost(exports: Sequence[Mapping[str, Any]]) -> Figure | None:
     """Prec@1 of what a runtime gave, against its median latency an image at the largest batch; None where nothing was timed.
 
-    Colour tells the network, black the float one; the marker tells the runtime.
+    Each with its 95 % Wilson interval; a line joins the Pareto front. Colour tells the network, black the float one; the marker
+    tells the runtime.
 
     Args:
         exports: of `qexp.reporting.exports.load_exports`.
     """
-    found = points(exports)
-    if not found:
+    timed = [each for each in exports if each["cost"]]
+    cpus = "; ".join(dict.fromkeys(f"{each['cpu']}, threads: {each['threads']}" for each in timed))
+    label = "milliseconds an image, median at the largest batch"
+    return _draw(points(exports), label, f"Prec@1 against time\n{_sizes(timed)}; {cpus}")
+
+
+def prec1_by_bops(exports: Sequence[Mapping[str, Any]]) -> Figure | None:
+    """Prec@1 against bit operations of an image, MACs times the widths of both factors; None where all cost the same.
+
+    A network is scored as evaluated, whatever runs it. Intervals and front as in `prec1_by_cost`.
+
+    Args:
+        exports: of `qexp.reporting.exports.load_exports`.
+    """
+    found = work(exports)
+    if found["cost"].nunique() < 2:
         return None
-    networks = [name for name in dict.fromkeys(point[0] for point in found) if name != FLOAT_VARIANT]
-    runtimes = list(dict.fromkeys(point[1] for point in found))
-    colors = dict(zip(networks, spread_colors(max(1, len(networks))), strict=False)) | {FLOAT_VARIANT: BLACK}
-    markers = {name: MARKERS[number % len(MARKERS)] for number, name in enumerate(runtimes)}
-    with matplotlib.rc_context(RC):
-        figure = Figure(figsize=(6.4, 3.8))
-        axes = figure.add_subplot()
-        for network, runtime, cost, prec1 in found:
-            axes.plot([cost], [prec1], color=colors[network], marker=markers[runtime], linestyle="none", markersize=6)
-        axes.set_xscale("log")
-        axes.set_xlabel("milliseconds an image, median at the largest batch")
-        values = [point[3] for point in found]
-        percent_axis(axes, padded(min(values), max(values), least=2.0))
-        shapes = [_handle("#7F7F7F", markers[name], name) for name in runtimes]
-        tints = [_handle(colors[name], "o", name) for name in (FLOAT_VARIANT, *networks) if name in {each[0] for each in found}]
-        axes.legend(handles=[*tints, *shapes], loc="upper left", bbox_to_anchor=(1.01, 1.0))
-        sizes = ", ".join(dict.fromkeys(f"n = {each['n']} {each['split']} images" for each in exports if each["cost"]))
-        cpus = "; ".join(dict.fromkeys(f"{each['cpu']}, threads: {each['threads']}" for each in exports if each["cost"]))
-        axes.set_title(f"Prec@1 against time\n{sizes}; {cpus}", loc="left")
-    return figure
+    scored = [each for each in exports if each["layers"]]
+    return _draw(found, "billion bit operations an image", f"Prec@1 against bit operations\n{_sizes(scored)}")
 
 
-def points(exports: Sequence[Mapping[str, Any]]) -> list[Point]:
-    """What was timed and scored: equal points once."""
-    found: dict[Point, None] = {}
+def points(exports: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+    """What was timed and scored, `COLUMNS`, `cost` in milliseconds an image: equal points once."""
+    found: dict[tuple, None] = {}
     for each in exports:
-        prec1 = {rung["name"]: rung["prec1"] for rung in each["rungs"]}
+        rungs = {rung["name"]: rung for rung in each["rungs"]}
         largest = max((line["batch"] for line in each["cost"]), default=0)
         for line in each["cost"]:
             if line["batch"] != largest:
                 continue
             is_float = line["network"] == FLOAT_VARIANT
-            name = FLOAT_VARIANT if is_float else each["variant"]
-            scored = prec1.get(FLOAT_VARIANT if is_float else line["runtime"])
-            if scored is not None:
-                found[(name, line["runtime"], line["median_ms"] / line["batch"], scored)] = None
-    return list(found)
+            rung = rungs.get(FLOAT_VARIANT if is_float else line["runtime"])
+            if rung is not None and rung["prec1"] is not None:
+                name = FLOAT_VARIANT if is_float else each["variant"]
+                found[name, line["runtime"], line["median_ms"] / line["batch"], rung["prec1"], rung["n"]] = None
+    return pd.DataFrame(list(found), columns=COLUMNS)
+
+
+def work(exports: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+    """What was scored and counted, `COLUMNS`, `cost` in billion bit operations an image: equal points once."""
+    found: dict[tuple, None] = {}
+    for each in exports:
+        rungs = {rung["name"]: rung for rung in each["rungs"]}
+        copy = next((rungs[name] for name in COPIES if name in rungs), None)
+        macs, bops = (sum(layer[key] for layer in each["layers"]) for key in ("macs", "bops"))
+        for name, rung, cost in ((FLOAT_VARIANT, rungs.get(FLOAT_VARIANT), macs * FLOAT_BITS**2), (each["variant"], copy, bops)):
+            if rung is not None and cost and rung["prec1"] is not None:
+                found[name, "", cost / 1e9, rung["prec1"], rung["n"]] = None
+    return pd.DataFrame(list(found), columns=COLUMNS)
+
+
+def _draw(found: pd.DataFrame, label: str, heading: str) -> Figure | None:
+    """One panel: points with intervals, the front, and a legend of networks and runtimes beside it."""
+    if found.empty:
+        return None
+    networks = [name for name in found["network"].unique() if name != FLOAT_VARIANT]
+    runtimes = list(found["runtime"].unique())
+    colors = dict(zip(networks, spread_colors(max(1, len(networks))), strict=False)) | {FLOAT_VARIANT: BLACK}
+    markers = {name: MARKERS[number % len(MARKERS)] for number, name in enumerate(runtimes)}
+    ends = [wilson_of(prec1, n) for prec1, n in zip(found["prec1"], found["n"], strict=True)]
+    with matplotlib.rc_context(RC):
+        figure = Figure(figsize=(5.6, 4.0 + 0.17 * (len(networks) + len(runtimes))), layout="constrained")
+        axes = figure.subplots()
+        front = found.loc[pareto(found, "cost")]
+        axes.plot(front["cost"], front["prec1"], color=FRONT, linewidth=1.2, zorder=1.5)
+        for row, interval in zip(found.itertuples(), ends, strict=True):
+            axes.vlines(row.cost, interval.low, interval.high, color=colors[row.network], linewidth=1.0)
+            axes.plot(
+                [row.cost], [row.prec1], color=colors[row.network], marker=markers[row.runtime], linestyle="none", markersize=6
+            )
+        axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda cost, _: f"{cost:g}"))
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.set_xlabel(label)
+        percent_axis(axes, padded(min(each.low for each in ends), max(each.high for each in ends), least=2.0))
+        known = set(found["network"])
+        handles = [_handle(colors[name], "o", name) for name in (FLOAT_VARIANT, *networks) if name in known]
+        handles += [_handle("#7F7F7F", markers[name], name) for name in runtimes if name]
+        handles.append(matplotlib.lines.Line2D([], [], color=FRONT, linewidth=1.2, label="Pareto front"))
+        figure.legend(handles=handles, loc="outside lower left")
+        figure.suptitle(heading, x=0.01, ha="left", fontsize=10)
+    return figure
+
+
+def _sizes(exports: Sequence[Mapping[str, Any]]) -> str:
+    return ", ".join(dict.fromkeys(f"n = {each['n']} {each['split']} images" for each in exports)) + ", with 95 % intervals"
 
 
 def _handle(color: str, marker: str, label: str) -> matplotlib.lines.Line2D:

@@ -7,8 +7,7 @@ state.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import matplotlib
 import pandas as pd
@@ -16,18 +15,16 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from qexp.base.nouns import FLOAT_VARIANT
 from qexp.reporting.bands import MAX_BANDS, draw_band, shaded
 from qexp.reporting.comparison import has_qat
 from qexp.reporting.curves import OWN, curve_looks, deviations, epoch_curves, is_reference, last_points, line_keys
+from qexp.reporting.layout import Limits, lay_out, panels_of
 from qexp.reporting.qat_labels import START
-from qexp.reporting.style import LINES, MARKERS, RC, Look, looks, padded, percent_axis, spread_colors, title, zoom_limits
+from qexp.reporting.style import LINES, MARKERS, Look, looks, padded, percent_axis, spread_colors, title, zoom_limits
 from qexp.reporting.summary import summarize
 
-PANELS_PER_ROW = 3
 BLACK = "#000000"
 REFERENCE_LINES, START_LINE = ("-", (0, (5, 1.5)), (0, (2, 1))), (0, (6, 3))
-Limits = tuple[float, float]
 
 
 def prec1_by_epoch(records: pd.DataFrame) -> Figure:
@@ -180,15 +177,6 @@ def _merged(records: pd.DataFrame) -> pd.DataFrame:
     return shown.sort_values("variant", key=lambda names: names.map(order), kind="stable")
 
 
-def panels_of(frame: pd.DataFrame, column: str) -> list[tuple[str, pd.DataFrame]]:
-    """What is drawn together: a training or a group of them, of one split and size."""
-    parts = []
-    measured = frame[["split", "n"]].drop_duplicates()
-    for (label, split, n), part in frame.groupby([column, "split", "n"], sort=False):
-        parts.append((label if len(measured) == 1 else f"{label}, {split} n={n}".lstrip(", "), part))
-    return parts
-
-
 def _curves(part: pd.DataFrame) -> tuple[dict[str, pd.Series], dict[str, pd.Series]]:
     """Prec@1 by epoch of each variant, and of the float networks."""
     references = set(part["variant"][is_reference(part)])
@@ -231,16 +219,6 @@ def last_zoom(part: pd.DataFrame) -> Limits | None:
     return min(limits[0], bars.min() - 0.1), max(limits[1], min(bars.max() + 0.1, 101.0))
 
 
-def _near(part: pd.DataFrame) -> str:
-    """What the magnified axis shows: the neighbourhood of the panel's first float network."""
-    return f"near {next(iter(part['variant'][is_reference(part)]), FLOAT_VARIANT)}, magnified"
-
-
-def _magnified_title(label: str, part: pd.DataFrame) -> str:
-    """Short where labels are long."""
-    return f"{label}: magnified" if has_qat(part) else f"{label}: {_near(part)}"
-
-
 def _repeated(table: pd.DataFrame) -> bool:
     """True if some training was repeated with another seed."""
     return bool((table.groupby("group")["seed"].nunique() > 1).any())
@@ -254,41 +232,3 @@ def _line_label(mode: str, family: tuple, families: Sequence[tuple]) -> str:
     places = [place for place in range(len(family)) if len({other[place] for other in families}) > 1]
     # A half network has a policy and an input, no quantizer and no granularity.
     return ", ".join([name, *(str(family[place]) for place in places if mode != "half" or place in (0, 3))])
-
-
-def lay_out(
-    panels: list[tuple[str, pd.DataFrame]],
-    zooms: list[Limits | None],
-    draw: Callable[[Axes, pd.DataFrame, Limits | None], None],
-    handles: list,
-    heading: str,
-    *,
-    monospace: bool = False,
-) -> Figure:
-    """Lay panels out, each with a magnified axis above where any needs one; the legend beside them."""
-    columns = min(len(panels), PANELS_PER_ROW)
-    rows = math.ceil(len(panels) / columns)
-    magnified = any(zooms)
-    longest = max(len(handle.get_label()) for handle in handles)
-    width = (5.6 if columns == 1 else 4.0 * columns) + 0.07 * max(0, longest - 18)
-    height = max((5.4 if magnified else 3.8) * rows, 1.3 + 0.2 * len(handles))
-    with matplotlib.rc_context(RC):
-        figure = Figure(figsize=(width, height), layout="constrained")
-        outer = figure.add_gridspec(rows, columns)
-        for number, ((label, part), limits) in enumerate(zip(panels, zooms, strict=True)):
-            cell = outer[number // columns, number % columns]
-            if magnified:
-                upper, lower = cell.subgridspec(2, 1, height_ratios=(1.25, 1)).subplots(sharex=True)
-                draw(upper, part, limits)
-                upper.set_xlabel("")
-                upper.set_title(_magnified_title(label, part) if len(panels) > 1 else _near(part), loc="left")
-                lower.set_title("all variants", loc="left")
-                draw(lower, part, None)
-            else:
-                axes = figure.add_subplot(cell)
-                axes.set_title(label if len(panels) > 1 else "", loc="left")
-                draw(axes, part, None)
-        figure.suptitle(heading, x=0.01, ha="left", fontsize=11)
-        fonts = {"family": "monospace", "size": 8} if monospace else {}
-        figure.legend(handles=handles, loc="outside right center", handlelength=3.4, prop=fonts)
-    return figure

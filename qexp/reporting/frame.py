@@ -21,10 +21,12 @@ def load(name: str, runs_dir: str | Path = "runs") -> pd.DataFrame:
     Columns: the fields of `qexp.base.nouns.Record` (`prec1`, `loss`, `bits`, `epoch`, `n`, ...); `label` and `group` of the
     training; `param.<key>` for each setting that any run has (`param.train.lr`); the intervals and tests of
     `qexp.reporting.paired.with_statistics` where predictions were kept; `is_last`, true in each variant's last row; and of the
-    last rows, as in `table.csv`, `p_holm` and `vs_best`.
+    last rows, as in `table.csv`, `p_holm` and `vs_best`; where evaluations followed several protocols, `protocol`, a letter:
+    what it tells apart is no comparison.
 
     Figures are functions of it: `prec1_by_epoch` and `prec1_by_bits` in `qexp.reporting.figures`, `prec1_by_size` in
-    `qexp.reporting.size_figure`, `prec1_by_variant` in `qexp.reporting.dots`; each returns a matplotlib `Figure`.
+    `qexp.reporting.size_figure`, `prec1_by_variant` in `qexp.reporting.dots`; each returns a matplotlib `Figure`. What
+    `qexp.analyze` found of the layers is `qexp.reporting.layers.load_layers`, drawn by `qexp.reporting.heat_maps`.
 
     Args:
         name: experiment. runs_dir: where its journal and its predictions lie.

@@ -17,6 +17,7 @@ from qexp.base.journal_files import find_journal, read_rows
 from qexp.base.nouns import FLOAT_VARIANT, Record
 from qexp.reporting.labels import training_labels
 from qexp.reporting.lineage import read_training
+from qexp.reporting.protocol import find_protocols
 from qexp.reporting.qat_labels import Named, name_trainings
 
 RECORD_COLUMNS = tuple(item.name for item in fields(Record))
@@ -35,6 +36,7 @@ def load_records(name: str, runs_dir: str | Path) -> pd.DataFrame:
     `label`: what tells the training from the experiment's others (`lr=0.01`), its hash where it is the only one;
     `group`: the label without the seed, equal for the repetitions of a training;
     where quantization-aware trainings are among them, `LINEAGE` too: the fields of `Named`;
+    `protocol`, where there are several: a letter for what the row was measured on (`qexp.reporting.protocol`);
     `param.<key>`: each parameter in which runs differ and that no other column has.
 
     Raises:
@@ -52,6 +54,9 @@ def load_records(name: str, runs_dir: str | Path) -> pd.DataFrame:
         frame[column] = [_params(runs, training).get(f"{column}.name", "") for training in frame["training"]]
     planned = [(runs.get(training) or {}).get("planned_epochs") for training in frame["training"]]
     frame["planned_epochs"] = pd.array(planned, dtype="Int64")
+    protocols = find_protocols(frame, {training: _params(runs, training) for training in frame["training"]})
+    if protocols.sentences:
+        frame["protocol"] = protocols.marks
     return pd.concat([frame, _differing_params(frame["run"], runs)], axis=1)
 
 

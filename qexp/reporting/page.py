@@ -21,6 +21,7 @@ from qexp.reporting.verdict import ALIKE, BEST, EXPLAINED, WORSE, Verdict
 
 FILE = "report.html"
 TEMPLATE = Path(__file__).with_name("page.html.jinja")
+LEAST, MOST = 0.62, 1.2  # of a figure's own width
 MARKS = {BEST: "best", ALIKE: "alike", WORSE: "worse"}
 
 
@@ -29,12 +30,13 @@ class Drawn:
     """A figure of the page.
 
     Args:
-        path: its SVG file. title, caption: for the reader.
+        path: its SVG file. title, caption: for the reader. folded: shown when asked for, as it is large.
     """
 
     path: Path
     title: str
     caption: str
+    folded: bool = False
 
 
 def write_page(
@@ -59,7 +61,8 @@ def write_page(
     text = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
         name=name,
         question=f"What does quantizing {places} cost{', and what does training with it give back' if has_qat(table) else ''}?",
-        headline=_headline(table),
+        headline=[] if verdict.protocols else _headline(table),
+        protocols=verdict.protocols,
         sentences=verdict.sentences,
         gaps=verdict.gaps,
         alarms=_alarms(table),
@@ -72,7 +75,12 @@ def write_page(
         explained=_emphasized(EXPLAINED),
         digest=verdict.digest,
         figures=[
-            {"title": each.title, "caption": each.caption, "svg": _inline(each.path, f"f{number}-")}
+            {
+                "title": each.title,
+                "caption": _emphasized(each.caption),
+                "svg": _inline(each.path, f"f{number}-"),
+                "folded": each.folded,
+            }
             for number, each in enumerate(figures)
         ],
         commands=list(dict.fromkeys(sweep["command"] for sweep in sweeps)),
@@ -147,10 +155,15 @@ def _emphasized(text: str) -> Markup:
 
 
 def _inline(path: Path, prefix: str) -> Markup:
-    """An SVG file as an element of the page: no prologue, no white ground, and names of its own, as two figures use the same."""
+    """An SVG file as an element of the page: no prologue, no white ground, and names of its own, as two figures use the same.
+
+    Its letters stay near the size of the text: a wide one scrolls on a phone rather than shrinking to nothing.
+    """
     text = path.read_text(encoding="utf-8")
     text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
     text = text.replace("fill: #ffffff", "fill: none")
     text = re.sub(r'\bid="', f'id="{prefix}', text)
     text = re.sub(r'(href="#|url\(#)', rf"\g<1>{prefix}", text)
-    return Markup(re.sub(r"<svg ", '<svg role="img" ', text, count=1))
+    width = re.search(r'<svg [^>]*?width="([\d.]+)pt"', text)
+    limits = f' style="min-width: {LEAST * float(width[1]):.0f}pt; max-width: {MOST * float(width[1]):.0f}pt"' if width else ""
+    return Markup(re.sub(r"<svg ", f'<svg role="img"{limits} ', text, count=1))

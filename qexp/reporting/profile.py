@@ -37,12 +37,12 @@ def write_profile(found: Profile, folder: Path) -> list[Path]:
 
 
 def tensor_frame(found: Profile) -> pd.DataFrame:
-    """One row per tensor with every number; `shape` as `16x3x3x3`."""
+    """One row per tensor with every number; `shape` as `16x3x3x3`, `variant` the label."""
     rows = []
     for each in found.tensors:
         row = asdict(each)
         del row["histogram"]
-        rows.append(row | {"shape": _shape(each)})
+        rows.append({"variant": found.label} | row | {"shape": _shape(each)})
     return pd.DataFrame(rows)
 
 

@@ -15,14 +15,17 @@ from qexp.base.errors import UserError
 from qexp.reporting.answers import stored_answers
 from qexp.reporting.card import load_runs, protocol_card
 from qexp.reporting.compact import FILE, write_compact
-from qexp.reporting.cost_figure import prec1_by_cost
+from qexp.reporting.cost_figure import prec1_by_bops, prec1_by_cost
 from qexp.reporting.dots import prec1_by_variant
 from qexp.reporting.exports import format_exports, load_exports, write_exports
 from qexp.reporting.figures import prec1_by_bits, prec1_by_epoch
+from qexp.reporting.heat_maps import sensitivity_map, sqnr_map
 from qexp.reporting.jobs import format_jobs, load_jobs, variant_states
+from qexp.reporting.layers import histogram_sheets, load_layers
 from qexp.reporting.load import load_records, load_sweeps
 from qexp.reporting.page import Drawn, write_page
 from qexp.reporting.paired import with_statistics
+from qexp.reporting.protocol import MixedProtocolsError, find_protocols
 from qexp.reporting.size_figure import prec1_by_size
 from qexp.reporting.style import save
 from qexp.reporting.summary import summarize
@@ -51,9 +54,24 @@ CAPTIONS = {
     ),
     "prec1_by_cost": (
         "What a millisecond buys",
-        "Exported files in their runtimes, as `qexp.export` measured them.",
+        "Exported files in their runtimes, as `qexp.export` measured them, with the 95 % Wilson interval of each accuracy alone.",
+    ),
+    "prec1_by_bops": (
+        "What a bit operation buys",
+        "Multiply-accumulates of exported networks, each times the widths of weight and activation. It is a count, not a time: "
+        "what a runtime makes of it is its own matter.",
+    ),
+    "weight_sqnr": (
+        "What each layer keeps of its weights",
+        "Signal to quantization noise as `qexp.analyze` measured it; a layer with little of it need not be one that matters.",
+    ),
+    "layer_sensitivity": (
+        "What each layer costs",
+        "Each layer quantized alone, as `qexp.analyze task=sensitivity` measured it: the divergence of the network's predictions "
+        "from the float network's.",
     ),
 }
+HISTOGRAMS = "Values of each tensor, the levels of its grid and what lies beyond, as `qexp.analyze task=profile` found them."
 
 
 @dataclass(frozen=True)
@@ -72,49 +90,61 @@ class Report:
     figures: tuple[Path, ...]
 
 
-def write_report(name: str, *, runs_dir: str | Path, results_dir: str | Path) -> Report:
+def write_report(name: str, *, runs_dir: str | Path, results_dir: str | Path, mixed: bool = False) -> Report:
     """Write an experiment's tables and figures, as far as it has got.
 
     Args:
         name: experiment. runs_dir: where its journal lies. results_dir: parent of the folder that is written.
+        mixed: put rows of different protocols into one table, marked.
 
     Raises:
         UserError: no such experiment, or neither job nor evaluation in it.
+        MixedProtocolsError: its evaluations follow several protocols, and `mixed` does not ask for that; nothing is written.
     """
     records, jobs = load_records(name, runs_dir), load_jobs(name, runs_dir)
     if records.empty and jobs.empty:
         raise UserError(
             "name", name, allowed="an experiment with at least one evaluation", remedy="Run python -m qexp.train first."
         )
-    folder = Path(results_dir) / name
+    folder, runs = Path(results_dir) / name, load_runs(name, runs_dir)
     exports, sweeps, verdict, shown = load_exports(name, runs_dir), load_sweeps(name, runs_dir), None, []
     if not records.empty:
+        protocols = find_protocols(records, {key: run["params"] for key, run in runs.items()})
+        if protocols.sentences and not mixed:
+            raise MixedProtocolsError(name, protocols.told)
         found = stored_answers(records, runs_dir)
         records = with_statistics(records, found)
         verdict = judge(summarize(records, variant_states(jobs)), records, found)
         compact = write_compact(folder, (verdict.table, verdict.early), records, found)
-        verdict = replace(verdict, digest=compact[1] if compact else "")
-        words = [textwrap.fill(text, 130) for text in (*verdict.sentences, *verdict.gaps)]
+        verdict = replace(verdict, digest=compact[1] if compact else "", protocols=protocols.sentences)
+        words = [textwrap.fill(text, 130) for text in (*verdict.protocols, *verdict.sentences, *verdict.gaps)]
         shown = [format_table(verdict.table), *(["\n".join(words)] if words else [])]
     tables = [*write_tables(name, records, folder, sweeps, jobs, verdict).values()]
     tables += write_exports(name, exports, folder)
     tables += [folder / FILE] if verdict is not None and verdict.digest else []
     shown += [] if jobs.empty else [format_jobs(jobs)]
     shown += [format_exports(exports)] if exports else []
-    drawn = {stem: save(figure, folder / "figures" / stem) for stem, figure in _figures(records, exports)}
+    drawn = {stem: save(figure, folder / "figures" / stem) for stem, figure in _figures(records, exports, folder)}
     if verdict is not None:
-        card = protocol_card(verdict.table, load_runs(name, runs_dir), sweeps)
+        card = protocol_card(verdict.table, runs, sweeps)
         shown_on = [Drawn(paths[-1], *CAPTIONS[stem]) for stem, paths in drawn.items()]
+        shown_on += [Drawn(path, f"Histograms: {label}", HISTOGRAMS, folded=True) for label, path in histogram_sheets(folder)]
         tables.append(write_page(name, folder, verdict, card=card, figures=shown_on, sweeps=sweeps))
     figures = [path for paths in drawn.values() for path in paths]
     return Report(name, folder, "\n\n".join(shown), tuple(tables), tuple(figures))
 
 
-def _figures(records: pd.DataFrame, exports: Sequence[dict[str, Any]]) -> list[tuple[str, Figure]]:
-    """Figures by their file's stem; none where nothing was evaluated."""
+def _figures(records: pd.DataFrame, exports: Sequence[dict[str, Any]], folder: Path) -> list[tuple[str, Figure]]:
+    """Figures by their file's stem; none where nothing was evaluated. folder: where analyses of the layers lie."""
     if records.empty:
         return []
     by_epoch = prec1_by_epoch(records) if records.groupby("training")["epoch"].nunique().max() > 1 else None
     drawn = {"prec1_by_epoch": by_epoch, "prec1_by_bits": prec1_by_bits(records), "prec1_by_variant": prec1_by_variant(records)}
     drawn |= {"prec1_by_size": prec1_by_size(records), "prec1_by_cost": prec1_by_cost(exports)}
+    layers = load_layers(folder)
+    drawn |= {
+        "prec1_by_bops": prec1_by_bops(exports),
+        "weight_sqnr": sqnr_map(layers),
+        "layer_sensitivity": sensitivity_map(layers),
+    }
     return [(stem, figure) for stem, figure in drawn.items() if figure is not None]

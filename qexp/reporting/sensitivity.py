@@ -44,7 +44,7 @@ def layer_frame(found: Sensitivity) -> pd.DataFrame:
     rows = []
     for each in found.layers:
         trace, error = found.traces.get(each.layer, (None, None))
-        rows.append(asdict(each) | {"hessian_trace": trace, "hessian_trace_se": error})
+        rows.append({"variant": found.label} | asdict(each) | {"hessian_trace": trace, "hessian_trace_se": error})
     return pd.DataFrame(rows)
 
 

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from math import isfinite, log10
+from math import isfinite
 
 import matplotlib
-import numpy as np
+import pandas as pd
 from matplotlib.figure import Figure
 
 from qexp.base.sensitivity_nouns import PROXIES, Sensitivity
+from qexp.reporting.heat_maps import kl_map
 from qexp.reporting.style import PALETTE, RC
 
 NAMES = {
     "sqnr": "weight noise / signal", "mse": "weight MSE", "weighted_mse": "weighted MSE", "fisher": "Fisher",
     "hessian": "Hessian trace",
 }  # fmt: skip
-DECADES = 5  # that the map's colours span at most
 
 
 def draw(found: Sensitivity) -> Iterator[tuple[str, Figure]]:
@@ -27,32 +27,14 @@ def draw(found: Sensitivity) -> Iterator[tuple[str, Figure]]:
 
 
 def heat_map(found: Sensitivity) -> Figure:
-    """Measured KL of every layer at every width, on a logarithmic scale of colours, the numbers written in."""
+    """Measured KL of every layer at every width."""
     layers = list(dict.fromkeys(each.layer for each in found.layers))
     widths = sorted({each.bits for each in found.layers})
-    values = np.full((len(layers), len(widths)), np.nan)
+    values = pd.DataFrame(float("nan"), index=layers, columns=widths)
     for each in found.layers:
-        values[layers.index(each.layer), widths.index(each.bits)] = each.kl
-    known = values[np.isfinite(values) & (values > 0)]
-    top = known.max() if len(known) else 1.0
-    low = max(known.min(initial=top), top * 10.0**-DECADES)
-    low = low if low < top else top / 10
-    shown = np.log10(np.clip(np.nan_to_num(values, nan=top, posinf=top), low, top))
-    middle = (log10(low) + log10(top)) / 2
-    with matplotlib.rc_context(RC):
-        figure = Figure(figsize=(2.6 + 0.75 * len(widths), 1.2 + 0.24 * len(layers)))
-        axes = figure.subplots()
-        image = axes.imshow(shown, cmap="cividis", aspect="auto", vmin=log10(low), vmax=log10(top))
-        axes.set_xticks(range(len(widths)), [str(width) for width in widths])
-        axes.set_yticks(range(len(layers)), layers, fontsize=7)
-        axes.set_xlabel("bits of this layer, all others float")
-        axes.grid(visible=False)
-        for (row, column), value in np.ndenumerate(values):
-            dark = shown[row, column] < middle
-            axes.text(column, row, f"{value:.2g}", ha="center", va="center", fontsize=6.5, color="white" if dark else "black")
-        figure.colorbar(image, ax=axes, label="log10 of KL(float || quantized), nats", pad=0.02)
-        axes.set_title(f"{found.label}: what each layer costs\n{found.subject}, n = {found.images}", loc="left", fontsize=9)
-    return figure
+        values.loc[each.layer, each.bits] = each.kl
+    heading = f"{found.label}: what each layer costs\n{found.subject}, n = {found.images}"
+    return kl_map(values, heading, "bits of this layer, all others float")
 
 
 def proxies_against_kl(found: Sensitivity, bits: int) -> Figure:

@@ -9,7 +9,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from qexp.reporting.comparison import has_qat
-from qexp.reporting.figures import Limits, last_zoom, lay_out, panels_of
+from qexp.reporting.figures import last_zoom
+from qexp.reporting.layout import Limits, lay_out, panels_of
 from qexp.reporting.paired import wilson_of
 from qexp.reporting.style import MARKERS, padded, percent_axis, spread_colors, title
 from qexp.reporting.summary import is_control, is_float, summarize
@@ -76,10 +77,10 @@ def _with_intervals(limits: Limits | None, part: pd.DataFrame) -> Limits | None:
     return padded(min(each.low for each in found), max(each.high for each in found), least=1.0)
 
 
-def pareto(table: pd.DataFrame) -> list[int]:
-    """The index of the rows that no other beats in size and Prec@1, by size."""
+def pareto(table: pd.DataFrame, cost: str = "size_bytes") -> list[int]:
+    """The index of the rows that no other beats in cost and Prec@1, by cost."""
     front, best = [], float("-inf")
-    ordered = table.sort_values(["size_bytes", "prec1"], ascending=[True, False], kind="stable")
+    ordered = table.sort_values([cost, "prec1"], ascending=[True, False], kind="stable")
     for index, prec1 in ordered["prec1"].items():
         if prec1 > best:
             front.append(index)

@@ -67,6 +67,8 @@ def summarize(records: pd.DataFrame, states: Mapping[tuple[str, str], str] = Map
         table["vs_control"] = points_against_control(table, records)
         columns.insert(columns.index("delta_prec1") + 1, "vs_control")
         columns += LINEAGE
+    if "protocol" in table:
+        columns.insert(0, "protocol")
     place = columns.index("kl")
     columns[place:place] = [column for column in STATISTICS if column in table]
     table = _merge_equal(_in_order(table))

@@ -80,7 +80,8 @@ def _texts(
         versions=[" ".join(f"{key}={value}" for key, value in found.items()) for found in records["versions"]],
     )
     words = () if verdict is None else (*verdict.sentences, *verdict.gaps, *_stored(verdict))
-    texts = {"table.csv": _csv(table), "epochs.csv": _csv(epochs), "table.md": markdown(name, table, seeds, sweeps, words)}
+    text = markdown(name, table, seeds, sweeps, words, () if verdict is None else verdict.protocols)
+    texts = {"table.csv": _csv(table), "epochs.csv": _csv(epochs), "table.md": text}
     texts |= {"pairs.csv": _csv(verdict.pairs)} if verdict is not None and len(verdict.pairs) else {}
     return texts | ({"seeds.csv": _csv(seeds)} if len(seeds) else {})
 
@@ -112,11 +113,13 @@ def format_table(table: pd.DataFrame) -> str:
 
 
 def markdown(
-    name: str, table: pd.DataFrame, seeds: pd.DataFrame, sweeps: Sequence[dict[str, Any]] = (), words: Sequence[str] = ()
+    name: str, table: pd.DataFrame, seeds: pd.DataFrame, sweeps: Sequence[dict[str, Any]] = (), words: Sequence[str] = (),
+    protocols: Sequence[str] = (),
 ) -> str:  # fmt: skip
-    """The whole of `table.md`. words: sentences of a verdict."""
+    """The whole of `table.md`. words: sentences of a verdict. protocols: of `Protocols`, where there are several."""
     shown = display(table, wide=True)
-    parts = [f"# {name}", shown.caption + ".", _pipes(shown.header, shown.rows, shown.left)]
+    parts = [f"# {name}", *(["  \n".join(protocols)] if protocols else [])]
+    parts += [shown.caption + ".", _pipes(shown.header, shown.rows, shown.left)]
     if shown.footnotes:
         parts.append("  \n".join(shown.footnotes))
     parts.append(_explained(table))
@@ -149,6 +152,8 @@ def display(table: pd.DataFrame, *, wide: bool = False) -> Display:
     words = _shared(table)
     names = [without_words(variant, words) if words else variant for variant in table["variant"]]
     several = table["training"].nunique() > 1
+    if "protocol" in table:
+        columns.append(("protocol", True, list(table["protocol"])))
     if several:
         columns.append(("training", True, list(table["label"])))
     columns.append(("variant", True, [f"{name} {mark}".strip() for name, mark in zip(names, marks, strict=True)]))

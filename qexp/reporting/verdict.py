@@ -35,7 +35,8 @@ class Verdict:
     Args:
         table: of `summarize`. sentences: what can be told from what. gaps: rows without statistics, and why.
         early: of `best_epoch_rows`. pairs: of `pairs_of`. seeds: of `seed_table`, with `seed_intervals`.
-        digest: of the predictions beside the table; empty where there are none.
+        digest: of the predictions beside the table; empty where there are none. protocols: sentences about the protocols of
+            the rows; empty where there is one.
     """
 
     table: pd.DataFrame
@@ -45,6 +46,7 @@ class Verdict:
     pairs: pd.DataFrame
     seeds: pd.DataFrame
     digest: str = ""
+    protocols: tuple[str, ...] = ()
 
 
 def judge(table: pd.DataFrame, records: pd.DataFrame, found: Found) -> Verdict:
@@ -201,7 +203,7 @@ def _gaps(table: pd.DataFrame, found: Found) -> Iterator[str]:
 
 def _place(part: pd.DataFrame) -> str:
     row = part.iloc[0]
-    return f"{row['data']}, {row['split']}"
+    return f"{row['data']}, {row['split']}" + (f", protocol {row['protocol']}" if "protocol" in part else "")
 
 
 def _listed(texts: Iterable[tuple[float, str, bool]]) -> str:

@@ -14,6 +14,7 @@ from qexp.tracking.ledger import Point
 from qexp.tracking.mlflow_store import Store, import_mlflow
 from qexp.tracking.registry import register
 from qexp.tracking.rows import Row, Scalar
+from qexp.tracking.shown import color, description, source_tags
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -38,6 +39,7 @@ class MlflowRuns:
         self._client, self._experiment = store.client, store.experiment_id
         self._mlflow = import_mlflow()
         self._ids: dict[str, str] = {}
+        self._nested: dict[str, int] = {}
 
     def open(self, row: Row) -> None:
         """Make the run of a `run` row, or set the run there is to RUNNING again; then its tags and parameters."""
@@ -46,6 +48,8 @@ class MlflowRuns:
         if run_id is None:
             # With its process's tags at once: a run without them is nobody's, and would stay RUNNING if we died here.
             first = {key: tags[key] for key in (RUN_TAG, *PROCESS_TAGS) if key in tags}
+            # Description and colour too, once: a person may choose others, which a run that is opened again keeps.
+            first |= {key: text[:TAG_LENGTH] for key, text in description(row).items()} | color(self._number(tags))
             created = self._client.create_run(self._experiment, start_time=row["time_ms"], run_name=row["name"], tags=first)
             run_id = self._ids[row["run"]] = created.info.run_id
             known = {}
@@ -162,9 +166,20 @@ class MlflowRuns:
             if not token:
                 return found
 
+    def _number(self, tags: Mapping[str, str]) -> int | None:
+        """The number from 0 of a run about to be made among those of its parent; None where it has none."""
+        parent = tags.get("mlflow.parentRunId")
+        if parent is None:
+            return None
+        if parent not in self._nested:
+            self._nested[parent] = len(self._search(f"tags.`mlflow.parentRunId` = '{parent}'"))
+        self._nested[parent] += 1
+        return self._nested[parent] - 1
+
     def _tags(self, row: Row) -> dict[str, str]:
         """All tags of a run: the row's own, and those by which it is found, nested and known to be alive."""
         tags = {key: _text(value) for key, value in row["tags"].items()}
+        tags |= source_tags(row)
         tags[RUN_TAG] = row["run"]
         tags["mlflow.user"] = _user()
         if process := row.get("process"):

@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from qexp.reporting.cost_figure import points, prec1_by_cost
+from qexp.reporting.cost_figure import points, prec1_by_bops, prec1_by_cost, work
 from qexp.reporting.exports import format_exports, load_exports, write_exports
 from qexp.tracking import rows
 from qexp.tracking.journal import Journal
@@ -84,8 +84,23 @@ def test_exact_logits_are_called_so(exports):
 
 
 def test_a_point_for_each_network_in_each_runtime(exports):
-    assert points(exports) == [("fp32", "ort", 3.0, 90.0), ("W8A8 int", "ort", 1.0, 90.0)]
+    found = points(exports)
+    assert found.to_numpy().tolist() == [["fp32", "ort", 3.0, 90.0, 100], ["W8A8 int", "ort", 1.0, 90.0, 100]]
     figure = prec1_by_cost(exports)
-    assert [list(line.get_xdata()) for line in figure.axes[0].lines] == [[3.0], [1.0]]
-    assert [text.get_text() for text in figure.axes[0].get_legend().texts] == ["fp32", "W8A8 int", "ort"]
+    front, *dots = figure.axes[0].lines
+    assert list(front.get_xdata()) == [1.0] and [list(line.get_xdata()) for line in dots] == [[3.0], [1.0]]
+    assert [text.get_text() for text in figure.legends[0].texts] == ["fp32", "W8A8 int", "ort", "Pareto front"]
+    # The interval of 90 right among 100.
+    for bar in figure.axes[0].collections:
+        assert bar.get_segments()[0][:, 1] == pytest.approx([82.56, 94.48], abs=0.01)
     assert prec1_by_cost(exports[1:]) is None
+
+
+def test_bit_operations_stand_for_a_network_whatever_runs_it(exports):
+    better = [{**exports[1], "rungs": [rung("fp32", prec1=91.0), rung("simulated", prec1=80.0), rung("evaluated", prec1=85.0)]}]
+    found = work([exports[0], *better])
+    assert found[["network", "cost", "prec1"]].to_numpy().tolist() == [
+        ["fp32", 1.024, 90.0], ["W8A8 int", 0.064, 90.0], ["fp32", 1.024, 91.0], ["W4A4 int", 0.064, 85.0],
+    ]  # fmt: skip
+    assert len(prec1_by_bops(exports).axes[0].lines) == 1 + 3
+    assert prec1_by_bops([]) is None and prec1_by_bops([{**exports[0], "layers": []}]) is None

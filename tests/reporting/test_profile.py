@@ -43,7 +43,7 @@ def test_the_files_agree_with_the_profile(tmp_path):
         rows = list(csv.DictReader(handle))
     assert [row["name"] for row in rows] == ["conv1.weight", "fc.weight", "input"]
     assert float(rows[0]["loss"]) == 3.6 and rows[1]["sqnr_db"] == "" and rows[2]["loss"] == ""
-    assert rows[0]["shape"] == "8x1x3x3"
+    assert rows[0]["shape"] == "8x1x3x3" and {row["variant"] for row in rows} == {"W2A2 int affine"}
     with open(tmp_path / "scores.csv") as handle:
         assert [row["name"] for row in csv.DictReader(handle)] == ["cat", "dog"]
     names = {path.name for path in (tmp_path / "figures").iterdir()}

@@ -59,6 +59,7 @@ def test_a_sensitivity_in_files():
 
 def test_what_is_not_defined_is_left_empty():
     frame = layer_frame(FOUND).set_index(["layer", "bits"])
+    assert set(frame["variant"]) == {"W2/4 int affine"}
     assert frame.loc[("layer0", 2), "hessian_trace"] == 3.0 and frame["hessian_trace"].isna().sum() == 6
     text = markdown(FOUND)
     assert "| layer3 | 10 | 2 | 80.00 | -1.00 | 2/1 | 3.00 | inf | +0.1 | exact |" in text

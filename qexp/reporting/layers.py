@@ -1,0 +1,68 @@
+"""What `qexp.analyze` found of an experiment's layers, as one frame: profiles of variants, and layers quantized one at a time."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pandas as pd
+
+COLUMNS = ("task", "variant", "column", "layer", "role", "bits", "sqnr_db", "kl", "delta_prec1", "n")
+
+
+def load_layers(folder: str | Path) -> pd.DataFrame:
+    """One row per layer and way to quantize it, in the order of the network.
+
+    `task`: `profile` or `sensitivity`. `variant`: label. `column`: what tells it apart in a figure, the label, or of single
+    layers `4 bits`. `sqnr_db`: of the tensor, infinite where its copy is exact. `kl`, `delta_prec1`, `n`: of the network
+    with this layer alone quantized, NaN in a profile, whose variants are scored as a whole.
+
+    Args:
+        folder: `results/<name>`.
+    """
+    folder = Path(folder)
+    parts = [_profile(path) for path in sorted(folder.glob("profile/*/tensors.csv"))]
+    single = [_sensitivity(path) for path in sorted(folder.glob("sensitivity/*/sensitivity.csv"))]
+    if len(single) > 1:
+        single = [part.assign(column=part["variant"] + ": " + part["column"]) for part in single]
+    frames = [part for part in (*parts, *single) if len(part)]
+    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=list(COLUMNS))
+
+
+def histogram_sheets(folder: str | Path) -> list[tuple[str, Path]]:
+    """The sheets of histograms that profiles drew, SVG, each with the label of its variant."""
+    found = []
+    for path in sorted(Path(folder).glob("profile/*/figures/sheet_*.svg")):
+        found.append((_label(path.parents[1] / "tensors.csv"), path))
+    return found
+
+
+def _profile(path: Path) -> pd.DataFrame:
+    table = pd.read_csv(path)
+    found = {
+        "task": "profile",
+        "variant": _label(path),
+        "layer": table["name"],
+        "kl": math.nan,
+        "delta_prec1": math.nan,
+        "n": math.nan,
+    }
+    return _frame(table.assign(**found).assign(column=found["variant"]))
+
+
+def _sensitivity(path: Path) -> pd.DataFrame:
+    table = pd.read_csv(path)
+    return _frame(
+        table.assign(task="sensitivity", variant=_label(path), role="weight", column=table["bits"].astype(str) + " bits")
+    )
+
+
+def _frame(table: pd.DataFrame) -> pd.DataFrame:
+    """The common columns; an exact copy has no number in the files."""
+    return table.assign(sqnr_db=table["sqnr_db"].astype(float).fillna(math.inf))[list(COLUMNS)]
+
+
+def _label(path: Path) -> str:
+    """Of a variant: as the table says, or of older ones as its folder is called."""
+    table = pd.read_csv(path, nrows=1) if path.exists() else pd.DataFrame()
+    return str(table["variant"].iloc[0]) if len(table) and "variant" in table else path.parent.name

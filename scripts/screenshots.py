@@ -1,0 +1,144 @@
+"""Screenshots of MLflow's UI over the default sweep, for docs/mlflow.md.
+
+    python -m qexp.train bits=4,8,16 -m
+    python scripts/screenshots.py [name=mnist5k] [runs=runs] [out=docs/images]
+
+It drives the system's Chromium (Debian: `apt install chromium`; another one by CHROMIUM=FILE) through playwright, whose own
+browsers are not needed. Rejected: selenium, which beside the browser needs a chromedriver of its very version, and whose manager
+would download one. `tests/integration/test_browser.py` opens the same pages.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+from playwright.sync_api import Page, sync_playwright
+
+OPTIONS = {"name": "mnist5k", "runs": "runs", "out": "docs/images"}
+COLUMNS = ("params.`bits`", "params.`mode`", "metrics.`prec1`", "metrics.`prec5`", "metrics.`delta_prec1`")
+# MLflow opens its assistant beside the first page of a new browser.
+NO_ASSISTANT = """localStorage.setItem('mlflow.assistant.fab.autoOpenedOnFirstLoad_v1', 'true');
+localStorage.setItem('mlflow.assistant.panelOpen_v1', 'false')"""
+# What the menu "Columns" does; MLflow keeps it in the browser.
+CHOOSE = """([experiment, columns]) => {
+  const key = `MLflowLocalStorage-1.1-ExperimentPage-["${experiment}"]-ReactComponentState`
+  localStorage.setItem(key, JSON.stringify({...JSON.parse(localStorage.getItem(key)), selectedColumns: columns}))
+}"""
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+# Without the second MLflow starts eight processes that wait for jobs of its own, of which qexp has none.
+ENVIRONMENT = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+LIMIT_S = 240  # MLflow starts within seconds, and within minutes beside other work
+
+
+def find_browser() -> str | None:
+    """The system's Chromium, or None."""
+    names = (os.environ["CHROMIUM"],) if "CHROMIUM" in os.environ else BROWSERS
+    return next((found for name in names if (found := shutil.which(name))), None)
+
+
+@contextlib.contextmanager
+def mlflow_ui(database: Path) -> Iterator[str]:
+    """`make ui` over a SQLite store, on a free port; gives its address."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "mlflow", "ui", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    command += ["--backend-store-uri", f"sqlite:///{database.absolute()}"]
+    # A group of its own: the server's workers are children, which its end must take along.
+    with open(database.with_name("ui.log"), "wb") as log:
+        server = subprocess.Popen(command, env=os.environ | ENVIRONMENT, stdout=log, stderr=log, start_new_session=True)
+    try:
+        url = f"http://127.0.0.1:{port}"
+        _wait(f"{url}/health", server, database.with_name("ui.log"))
+        yield url
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(server.pid, signal.SIGKILL)
+        server.wait()
+
+
+def _wait(url: str, server: subprocess.Popen, log: Path) -> None:
+    """Until the server answers."""
+    end = time.monotonic() + LIMIT_S
+    while True:
+        try:
+            with urllib.request.urlopen(url, timeout=LIMIT_S):
+                return
+        except OSError:
+            if server.poll() is not None or time.monotonic() > end:
+                raise RuntimeError(f"mlflow ui does not answer:\n{log.read_text(errors='replace')}") from None
+            time.sleep(0.2)
+
+
+@contextlib.contextmanager
+def open_page(width: int, height: int) -> Iterator[tuple[Page, list[str]]]:
+    """A page of a headless browser, and the errors that it writes to its console as they come."""
+    arguments = ["--no-sandbox"] if os.geteuid() == 0 else []  # Chromium's sandbox refuses root
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=find_browser(), args=arguments, timeout=LIMIT_S * 1000)
+        page = browser.new_page(viewport={"width": width, "height": height})
+        page.set_default_timeout(LIMIT_S * 1000)
+        errors: list[str] = []
+        page.on("console", lambda one: errors.append(f"{one.text} {one.location['url']}") if one.type == "error" else None)
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        yield page, errors
+        browser.close()
+
+
+def runs_page(experiment: str, view: str) -> str:
+    """The address, behind `#`, of an experiment's runs as TABLE or CHART.
+
+    Ordered by a metric, trainings and variants stand side by side. In MLflow's own order, by time, variants are folded away below
+    their training, and what is folded away is not drawn.
+    """
+    return f"/experiments/{experiment}/runs?orderByKey=metrics.%60prec1%60&orderByAsc=false&compareRunsMode={view}"
+
+
+def experiment_of(page: Page, url: str, name: str) -> str:
+    """MLflow's number of an experiment, from the list of them."""
+    page.goto(f"{url}/#/experiments", wait_until="domcontentloaded")
+    link = page.get_by_role("link", name=name, exact=True)
+    link.wait_for()
+    return re.findall(r"experiments/(\d+)", link.get_attribute("href") or "")[0]
+
+
+def show(page: Page, url: str, experiment: str, out: Path) -> None:
+    """Write a picture of the table and one of the charts."""
+    page.goto(f"{url}/#{runs_page(experiment, 'TABLE')}", wait_until="domcontentloaded")
+    page.get_by_text("matching runs").wait_for()
+    page.evaluate(CHOOSE, [experiment, list(COLUMNS)])
+    page.reload(wait_until="domcontentloaded")
+    page.get_by_text("delta_prec1", exact=True).wait_for()
+    page.screenshot(path=out / "mlflow-table.png")
+    page.goto(f"{url}/#{runs_page(experiment, 'CHART')}", wait_until="domcontentloaded")
+    page.locator(".js-plotly-plot").nth(5).wait_for()
+    page.screenshot(path=out / "mlflow-charts.png")
+
+
+def main() -> None:
+    options = OPTIONS | dict(argument.partition("=")[::2] for argument in sys.argv[1:])
+    if unknown := options.keys() - OPTIONS.keys():
+        sys.exit(f"unknown: {', '.join(sorted(unknown))}; there are {' '.join('='.join(pair) for pair in OPTIONS.items())}")
+    if find_browser() is None:
+        sys.exit("needs Chromium: apt install chromium, or CHROMIUM=FILE")
+    out = Path(options["out"])
+    out.mkdir(parents=True, exist_ok=True)
+    with mlflow_ui(Path(options["runs"], "mlflow.db")) as url, open_page(1280, 1060) as (page, _):
+        page.add_init_script(NO_ASSISTANT)
+        show(page, url, experiment_of(page, url, options["name"]), out)
+    print(*sorted(out.glob("mlflow-*.png")), sep="\n")
+
+
+if __name__ == "__main__":
+    main()
