@@ -12,10 +12,9 @@ Random weights, 1000 classes, batch norm re-estimated on the calibration images 
 `dynamic` names networks whose linear layers alone are quantized, with each batch's range; torch runs none of these in int8.
 
 First all peers of one kind must have the same logits: fp32 those of torch eager, int8 those of the simulation. Then each round
-runs every peer once, the first one in turn. A speedup is a peer's baseline over it in the same round: the runtime's own fp32 for
-int8,
-torch eager for all else. Printed: the median speedup, its quartiles, the median time of a forward, the size of the file. The CSV
-names the environment.
+runs every peer once, the first one in turn: a rest, a forward that does not count, then `forwards` that do.
+A speedup is a peer's baseline over it in the same round: the runtime's own fp32 for int8, torch eager for all else. Printed: the
+median speedup, its quartiles, the median time of a forward, the size of the file. The CSV names the environment.
 """
 
 from __future__ import annotations
@@ -68,6 +67,7 @@ DEFAULTS = {
 }
 EAGER = "torch eager"
 CALIB_BATCHES, CALIB_SIZE = 2, 8
+REST_S = 0.3
 FLOAT_DB, INT8_DB = 60.0, 15.0  # least logit SQNR: of fp32 to torch eager, of int8 to its simulation
 
 
@@ -154,6 +154,8 @@ def measure(table: dict[str, Peer], batch: Tensor, rounds: int, forwards: int) -
     seconds: dict[str, list[float]] = {name: [] for name in table}
     with torch.inference_mode():
         for number, name in alternating(list(table), rounds):
+            time.sleep(REST_S)  # idle threads of the pool that ran before still spin, on the cores of this one
+            table[name].run(batch)
             start = time.perf_counter()
             for _ in range(forwards):
                 table[name].run(batch)

@@ -11,6 +11,7 @@ import torch
 
 from qexp.deploy.codes import load_biases_, show_codes, simulated_codes
 from qexp.deploy.qdq import export_qdq
+from qexp.deploy.runtimes import onnxruntime_saturates
 from qexp.deploy.weights import has_codes, weight_codes
 from qexp.nn.fake_quant import fake_quants, insert, observed, observing
 from qexp.nn.fold import fold_batch_norm
@@ -125,7 +126,8 @@ def run_onnx(exported, images, *, fused=True, threads=1):
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.log_severity_level = threads, 3
     options.graph_optimization_level = levels.ORT_ENABLE_ALL if fused else levels.ORT_DISABLE_ALL
-    options.add_session_config_entry("session.x64quantprecision", "1")  # no saturating products on CPUs without VNNI
+    if onnxruntime_saturates():
+        options.add_session_config_entry("session.x64quantprecision", "1")
     options.optimized_model_filepath = str(exported.path.with_suffix(".lowered.onnx"))
     session = onnxruntime.InferenceSession(show_codes(exported.path, exported.codes.values()), options)
     logits, *codes = session.run(None, {"images": images.numpy()})

@@ -56,6 +56,14 @@ def test_onnx_runtime(case):
     check(case, "onnxruntime")
 
 
+def test_onnx_runtimes_exact_kernels_are_for_cpus_that_need_them(case, monkeypatch):
+    """Whichever kernels this CPU has, both ways give the same logits: the fast ones are taken only where they lose nothing."""
+    found, exported = case
+    as_asked = open_runtime("onnxruntime", exported.path).run(found.images)
+    monkeypatch.setattr(runtimes, "onnxruntime_saturates", lambda: True)
+    assert torch.equal(open_runtime("onnxruntime", exported.path).run(found.images), as_asked)
+
+
 @pytest.mark.alone
 def test_openvino(case):
     if importlib.util.find_spec("openvino") is None:
