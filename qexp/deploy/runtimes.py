@@ -92,7 +92,7 @@ def open_runtime(name: str, path: Path, *, threads: int = 1, outputs: Mapping[st
 
 @functools.cache
 def onnxruntime_saturates() -> bool:
-    """Whether ONNX Runtime's fastest kernels lose something here: asked of a product, 64 times 255 * 127, not of the CPU's name."""
+    """Whether ONNX Runtime's fastest kernels lose something here: asked of a product, 64 times 255 * 127, not of a name."""
     import onnx.parser
     import onnxruntime
 
