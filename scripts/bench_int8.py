@@ -69,7 +69,8 @@ EAGER = "torch eager"
 CALIB_BATCHES, CALIB_SIZE = 2, 8
 REST_S = 0.3
 # Least logit SQNR: of fp32 to torch eager, of int8 to its simulation. Deep networks with random weights amplify a code that
-# rounds the other way at a tie (resnet50 to some 4 dB); other logits altogether would have none. Proof is the ladder's, layer by layer.
+# rounds the other way at a tie, resnet50 to some 4 dB; other logits altogether would have none. Proof is the ladder's, layer by
+# layer.
 FLOAT_DB, INT8_DB = 60.0, 3.0
 
 
