@@ -66,8 +66,9 @@ def run(config: Config, values: Mapping[str, Any], sweep: Sweep) -> None:
     with TrajectoryStore(config.runs_dir).open(layers.prepared.training).lock():
         measured = study(layers, widths, command=sweep.command)
         found, gap, checked = _choose(layers, measured, budget, widths)
-    tested, against = _test(config, values, sweep, layers, found)
     folder = Path(config.results_dir) / config.name / "allocation" / file_name(f"{measured.label} {budget.name} {budget.value:g}")
+    files = write_sensitivity(measured, folder / "sensitivity")  # before the test, whose report shows it
+    tested, against = _test(config, values, sweep, layers, found)
     result = Allocation(
         label=measured.label,
         subject=measured.subject,
@@ -84,8 +85,7 @@ def run(config: Config, values: Mapping[str, Any], sweep: Sweep) -> None:
         notes=(*_notes(config), *measured.notes),
     )
     policy = rules(layers.rows, found[0].bits)
-    files = write_allocation(result, policy_text(policy, result), POLICY, folder)
-    files += write_sensitivity(measured, folder / "sensitivity")
+    files += write_allocation(result, policy_text(policy, result), POLICY, folder)
     say(summary(result), "", f"written: {len(files)} files in {folder}/ (allocation.md, policy/{POLICY}.yaml, sensitivity/)")
     say("the allocation again, with other settings as you like:", f"  {result.use}")
 

@@ -22,7 +22,8 @@ def load_layers(folder: str | Path) -> pd.DataFrame:
     """
     folder = Path(folder)
     parts = [_profile(path) for path in sorted(folder.glob("profile/*/tensors.csv"))]
-    single = [_sensitivity(path) for path in sorted(folder.glob("sensitivity/*/sensitivity.csv"))]
+    of_allocation = sorted(folder.glob("allocation/*/sensitivity/sensitivity.csv"))
+    single = [_sensitivity(path) for path in (*sorted(folder.glob("sensitivity/*/sensitivity.csv")), *of_allocation)]
     if len(single) > 1:
         single = [part.assign(column=part["variant"] + ": " + part["column"]) for part in single]
     frames = [part for part in (*parts, *single) if len(part)]

@@ -56,6 +56,7 @@ def test_average_bits_are_kept_and_the_file_is_what_other_commands_take(allocate
     assert float(exact["predicted"]) <= float(uniform["predicted"])
     assert {"sqnr", "fisher", "hessian", "mse", "weighted_mse", "loss"} <= {measure for _, measure in methods}
     assert "dynamic programming finds the same sum" in done.out
+    assert Path("results/digits/figures/layer_sensitivity.png").is_file()  # the report of the test shows what single layers cost
     # The command that it shows, as a user would paste it.
     command = shlex.split(re.search(r"^  (python -m qexp\.evaluate .*)$", done.out, re.MULTILINE)[1])
     assert command[3].startswith("--config-dir=")

@@ -47,6 +47,12 @@ def test_frame_maps_and_page(analysed, answers, write, tmp_path):
     assert frame.groupby("task").size().to_dict() == {"profile": 4, "sensitivity": 8}
     assert list(frame["variant"].unique()) == ["W2A2 int affine", "W4 int affine", "W2/4 int affine"]
 
+    (analysed / "sensitivity").rename(analysed / "allocation")  # an allocation has its own below its folder
+    for path in list((analysed / "allocation").iterdir()):
+        (path / "sensitivity").mkdir()
+        (path / "sensitivity.csv").rename(path / "sensitivity" / "sensitivity.csv")
+    assert load_layers(analysed).equals(frame)
+
     figure = sqnr_map(frame)
     columns = [label.get_text() for label in figure.axes[0].get_xticklabels()]
     assert columns == ["W2A2 int affine", "W4 int affine", "2 bits", "4 bits"]
