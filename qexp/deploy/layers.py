@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from qexp.deploy.call import Call, Constant, Dynamic
+from qexp.deploy.call import Call, Constant, Dynamic, Value
 from qexp.deploy.writer import FLOAT, Grid
 
 
@@ -30,7 +30,7 @@ def conv(call: Call) -> str:
         "kernel_shape": list(weight.tensor.shape[2:]),
     }
     name, grid = call.weight(weight)
-    inputs = [x.name, name]
+    inputs = [_beside(call, x, grid), name]
     offset = None if bias is None else call.bias(bias, x.grid, grid)
     found = call.emit("Conv", *inputs, *([offset] if offset else []), **attributes)
     return found if bias is None or offset else call.emit("Add", found, _behind(call, bias, rank))
@@ -46,10 +46,24 @@ def linear(call: Call) -> str:
     if len(x.shape) == 2:
         name, grid = call.weight(weight)
         offset = None if bias is None else call.bias(bias, x.grid, grid)
-        found = call.emit("Gemm", x.name, name, *([offset] if offset else []), transB=1)
+        found = call.emit("Gemm", _beside(call, x, grid), name, *([offset] if offset else []), transB=1)
         return found if bias is None or offset else call.emit("Add", found, _behind(call, bias, 0))
     found = call.emit("MatMul", x.name, call.weight(weight, transpose=True)[0])
     return found if bias is None else call.emit("Add", found, _behind(call, bias, 0))
+
+
+def _beside(call: Call, x: Value, weight: Grid | None) -> str:
+    """What a layer reads: x, with nothing between its DequantizeLinear and the layer only where the weight has codes too.
+
+    Where a float weight meets DequantizeLinear, ONNX Runtime makes codes of it by ranges of its own (its optimizer
+    `WeightBiasQuantization`, on by default). The maximum of x and the lower end of its grid, which is x, keeps it from that.
+    A Clip to both ends would too, but OpenVINO computes that in steps of its own.
+    """
+    if weight is not None or x.grid is None:
+        return x.name
+    qparams = x.grid.qparams
+    low = (qparams.quant_min - qparams.zero_point) * qparams.scale
+    return call.emit("Max", x.name, call.number(float(low.min())))
 
 
 def _integer_product(call: Call, x: Dynamic, codes: str, grid: Grid) -> str:

@@ -10,6 +10,7 @@ from qexp.base.errors import UserError
 from qexp.deploy import program, runtimes
 from qexp.deploy.codes import CodeTensor
 from qexp.deploy.program import PROGRAM_SUFFIX, save_program
+from qexp.deploy.qdq import export_qdq
 from qexp.deploy.runtimes import Session, installed_runtimes, open_runtime
 
 
@@ -109,3 +110,13 @@ def test_a_runtime_that_is_not_installed_is_named(monkeypatch, tmp_path):
 def test_a_program_that_was_not_saved_is_named(tmp_path):
     with pytest.raises(UserError, match=r"export\.runtime=torch: .*net\.pt2"):
         open_runtime("torch", tmp_path / "net.onnx", outputs={"a": CodeTensor("a", 0)})
+
+
+def test_no_runtime_makes_codes_of_weights_that_stay_float(quantized, graphs, tmp_path):
+    """ONNX Runtime does so by default, with ranges of its own, wherever a float weight meets DequantizeLinear."""
+    torch.manual_seed(0)
+    found = quantized(graphs.Residual(), images())
+    exported = export_qdq(found.network, found.images, {}, tmp_path / "float_weights.onnx")
+    with torch.no_grad():
+        logits = found.network(found.images)
+    assert sqnr_db(logits, open_runtime("onnxruntime", exported.path).run(found.images)) > 80
