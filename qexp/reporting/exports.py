@@ -17,7 +17,7 @@ Row = Mapping[str, Any]
 Column = tuple[str, bool, Callable[[Row], str]]  # title, flush left?, cell
 _SHARED = ("variant", "training", "run", "split", "simulate", "requantization", "threads", "cpu")
 FILES = ("ladder.csv", "cost.csv", "layers.csv", "ladder.md")
-_EXPLAINED = (
+EXPLAINED = (
     "Each rung is compared with the simulation: *equal* is the share of images whose first prediction is the simulation's, "
     "*SQNR* the signal to noise of its logits, 10 log10(sum ref^2 / sum (ref - this)^2), *steps* the largest difference of a "
     "code from the simulation's over all places and the images compared, *parts at* the first place, in order of execution, "
@@ -58,6 +58,24 @@ def format_exports(exports: Sequence[Row]) -> str:
     return "\n\n".join(_screen(each) for each in exports)
 
 
+def shown_on_page(exports: Sequence[Row]) -> list[dict[str, Any]]:
+    """Each network's ladder, and what running it costs, for the template of `report.html`."""
+    return [
+        {
+            "title": each["variant"],
+            "caption": _caption(each),
+            "alarms": each["alarms"],
+            "notes": each["notes"],
+            "tables": [
+                {"header": [(title, left) for title, left, _ in columns], "rows": cells}
+                for columns, cells in (_cells(_LADDER, each["rungs"]), _cells(_COSTS, _with_speedup(each["cost"])))
+                if cells
+            ],
+        }
+        for each in exports
+    ]
+
+
 def markdown(name: str, exports: Sequence[Row]) -> str:
     """The whole of `ladder.md`."""
     parts = [f"# {name}: exported networks"]
@@ -67,7 +85,7 @@ def markdown(name: str, exports: Sequence[Row]) -> str:
             parts.append("  \n".join(notes))
         if each["cost"]:
             parts.append(_pipes(_COSTS, _with_speedup(each["cost"])))
-    parts.append(_EXPLAINED)
+    parts.append(EXPLAINED)
     if any(each["cost"] for each in exports):
         parts.append(_COST)
     return "\n\n".join(parts) + "\n"

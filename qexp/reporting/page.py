@@ -14,6 +14,7 @@ from markupsafe import Markup, escape
 
 from qexp.base.files import write_text_atomic
 from qexp.reporting.comparison import has_qat
+from qexp.reporting.exports import EXPLAINED as EXPORTS_EXPLAINED
 from qexp.reporting.statistic_cells import interval_text
 from qexp.reporting.summary import is_control, is_float
 from qexp.reporting.tables import display
@@ -46,13 +47,14 @@ def write_page(
     *,
     card: Sequence[tuple[str, str]],
     figures: Sequence[Drawn],
+    exports: Sequence[Mapping[str, Any]] = (),
     sweeps: Sequence[Mapping[str, Any]] = (),
 ) -> Path:
     """Write the page; the same numbers give the same bytes.
 
     Args:
         name: experiment. folder: `results/<name>`. verdict: of `judge`. card: of `protocol_card`. figures: already drawn.
-        sweeps: of `load_sweeps`.
+        exports: of `shown_on_page`. sweeps: of `load_sweeps`.
     """
     table = verdict.table
     shown = display(table, wide=True)
@@ -74,6 +76,8 @@ def write_page(
         footnotes=shown.footnotes,
         explained=_emphasized(EXPLAINED),
         digest=verdict.digest,
+        exports=exports,
+        exports_explained=_emphasized(EXPORTS_EXPLAINED),
         figures=[
             {
                 "title": each.title,

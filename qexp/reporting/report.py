@@ -17,7 +17,7 @@ from qexp.reporting.card import load_runs, protocol_card
 from qexp.reporting.compact import FILE, write_compact
 from qexp.reporting.cost_figure import prec1_by_bops, prec1_by_cost
 from qexp.reporting.dots import prec1_by_variant
-from qexp.reporting.exports import format_exports, load_exports, write_exports
+from qexp.reporting.exports import format_exports, load_exports, shown_on_page, write_exports
 from qexp.reporting.figures import prec1_by_bits, prec1_by_epoch
 from qexp.reporting.heat_maps import sensitivity_map, sqnr_map
 from qexp.reporting.jobs import format_jobs, load_jobs, variant_states
@@ -129,7 +129,8 @@ def write_report(name: str, *, runs_dir: str | Path, results_dir: str | Path, mi
         card = protocol_card(verdict.table, runs, sweeps)
         shown_on = [Drawn(paths[-1], *CAPTIONS[stem]) for stem, paths in drawn.items()]
         shown_on += [Drawn(path, f"Histograms: {label}", HISTOGRAMS, folded=True) for label, path in histogram_sheets(folder)]
-        tables.append(write_page(name, folder, verdict, card=card, figures=shown_on, sweeps=sweeps))
+        more = {"figures": shown_on, "exports": shown_on_page(exports), "sweeps": sweeps}
+        tables.append(write_page(name, folder, verdict, card=card, **more))
     figures = [path for paths in drawn.values() for path in paths]
     return Report(name, folder, "\n\n".join(shown), tuple(tables), tuple(figures))
 

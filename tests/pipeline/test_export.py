@@ -58,6 +58,8 @@ def test_the_ladder_holds_what_the_evaluation_says(run):
     for rung in ("integer", "onnxruntime"):
         assert rungs[rung]["passed"] == "True" and int(rungs[rung]["layer_steps"]) <= 1
         assert int(rungs[rung]["n_codes"]) == 360 and float(rungs[rung]["agreement"]) > 0.98
+    page = Path("results/digits/report.html").read_text(encoding="utf-8")
+    assert page.count('<td class="left">onnxruntime</td>') == 1 and page.count('<td class="left">pass</td>') == 2
     assert scored[LABEL]["alarms"] == "" and "ALARM" not in done.out
     assert sorted(path.name for path in FOLDER.iterdir()) == ["example.npz", "network.onnx"]
     assert [path.name for path in (FOLDER.parent / "fp32").iterdir()] == ["network.onnx"]
