@@ -283,7 +283,7 @@ def test_what_is_refused_is_said_so(block, kit, cli):
 @pytest.mark.parametrize("name", [pytest.param(RUN[0], marks=pytest.mark.slow), *RUN[1:]])
 def test_a_page_can_be_followed(name, kit, cli, monkeypatch):
     if name == "tutorial.md":
-        pytest.importorskip("onnxruntime")
+        pytest.importorskip("onnxruntime", reason="needs onnxruntime: pip install 'qexp[deploy]'")
     monkeypatch.setattr(sys, "argv", sys.argv)
     namespace = {"__name__": "page"}
     for block in (block for block in BLOCKS if block.page == name and block.kind != "text" and block not in TRANSCRIPTS):

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 FLOAT_VARIANT = "fp32"  # the network as trained, the reference of every delta
+FLOAT_BITS = 32  # of a weight and an activation there
 
 
 class Batch(NamedTuple):
@@ -40,8 +41,7 @@ class QuantSpec:
         scheme: name in `qexp.quant.schemes.SCHEMES` (`linear`, `affine`, `symmetric`, ...). bits: width of the codes, 1 to 16.
         mode: `int` rounds to the grid; `float` is the control, the same map and clamp without rounding; `half` casts to fp16.
         granularity: `per_tensor`, `per_channel`, `per_group` or `per_in_out_channel`.
-        axis: the output-channel axis where granularity is `per_channel` or `per_group` (0 for conv and linear, 1 for transposed
-            conv).
+        axis: the output-channel axis where granularity is `per_channel` or `per_group` (0; of a transposed conv 1).
         rounding: name in `qexp.quant.rounding.ROUNDINGS`.
         arithmetic: `reciprocal` multiplies by 1/scale as torch does, `divide` divides by scale as ONNX does.
         group_size: elements of a group where granularity is `per_group`.

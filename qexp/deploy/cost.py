@@ -18,13 +18,13 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from qexp.base.nouns import FLOAT_BITS
 from qexp.deploy.operators import KEEPS, handler_of
 from qexp.deploy.shapes import dropout, identity
 from qexp.deploy.weights import WeightCodes
 from qexp.nn.fake_quant import FakeQuantize
 from qexp.nn.graph import GraphNetwork, evaluating
 
-FLOAT_BITS = 32
 _CHILD = "import sys; from qexp.deploy.cost import report_peak; report_peak(sys.argv[1])"
 
 

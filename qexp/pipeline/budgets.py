@@ -9,8 +9,8 @@ import numpy as np
 import torch
 
 from qexp.base.errors import UserError
-from qexp.base.nouns import Plan, PlanRow
-from qexp.deploy.cost import FLOAT_BITS, macs_per_layer
+from qexp.base.nouns import FLOAT_BITS, Plan, PlanRow
+from qexp.deploy.cost import macs_per_layer
 from qexp.pipeline.prepare import Prepared
 from qexp.policy.table import plan_size_bytes
 from qexp.quant.storage import stored_bytes

@@ -10,12 +10,11 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-from qexp.base.nouns import FLOAT_VARIANT
+from qexp.base.nouns import FLOAT_BITS, FLOAT_VARIANT
 from qexp.reporting.paired import wilson_of
 from qexp.reporting.size_figure import BLACK, FRONT, pareto
 from qexp.reporting.style import MARKERS, RC, padded, percent_axis, spread_colors
 
-FLOAT_BITS = 32
 COLUMNS = ["network", "runtime", "cost", "prec1", "n"]
 COPIES = ("evaluated", "simulated")  # rungs that stand for a network whatever runs it
 

@@ -54,7 +54,7 @@ def load_records(name: str, runs_dir: str | Path) -> pd.DataFrame:
         frame[column] = [_params(runs, training).get(f"{column}.name", "") for training in frame["training"]]
     planned = [(runs.get(training) or {}).get("planned_epochs") for training in frame["training"]]
     frame["planned_epochs"] = pd.array(planned, dtype="Int64")
-    protocols = find_protocols(frame, {training: _params(runs, training) for training in frame["training"]})
+    protocols = find_protocols(frame, {training: _params(runs, training) for training in frame["training"].unique()})
     if protocols.sentences:
         frame["protocol"] = protocols.marks
     return pd.concat([frame, _differing_params(frame["run"], runs)], axis=1)
