@@ -29,6 +29,6 @@ COPY qexp qexp
 COPY hydra_plugins hydra_plugins
 COPY conf conf
 RUN pip install --no-deps --no-build-isolation -e . \
- && python -c "import torch; from qexp.base.torchvision_door import torchvision; print(torch.__version__, torchvision().__version__)"
+ && python -c "import torch; from qexp.base.torchvision_compat import torchvision; print(torch.__version__, torchvision().__version__)"
 
 CMD ["python", "-m", "qexp.train", "--help"]

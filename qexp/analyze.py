@@ -1,8 +1,29 @@
 """Questions about one checkpoint: python -m qexp.analyze task=profile checkpoint=FILE bits=4."""
 
-import sys
+from __future__ import annotations
 
-from qexp.pipeline.entry import main
+import sys
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from qexp.sweep.main import run_command_line
+
+if TYPE_CHECKING:
+    from qexp.sweep.ranks import Ranks
+    from qexp.sweep.types import Composed
+    from qexp.tracking.record import Sweep
+
+
+def main() -> int:
+    """Run one command line; returns the exit code."""
+    return run_command_line("analyze", "analyze", _run)
+
+
+def _run(composed: Composed, sweep: Sweep, typed: Mapping[str, str], ranks: Ranks) -> None:
+    from qexp.analysis.run import run  # only now, so that `--help` needs no torch
+
+    run(composed, sweep, typed, ranks)
+
 
 if __name__ == "__main__":
-    sys.exit(main("analyze", "analyze"))
+    sys.exit(main())

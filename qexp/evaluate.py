@@ -2,7 +2,13 @@
 
 import sys
 
-from qexp.pipeline.entry import main
+from qexp.sweep.main import run_command_line
+
+
+def main() -> int:
+    """Run one command line; returns the exit code."""
+    return run_command_line("evaluate", "evaluate")
+
 
 if __name__ == "__main__":
-    sys.exit(main("evaluate", "evaluate"))
+    sys.exit(main())

@@ -10,7 +10,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from qexp.pipeline.verbs import run_verb
+from qexp.base.keyvalue import run_verb
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +27,7 @@ class ReportSettings:
 def run(settings: ReportSettings) -> int:
     """Write the report and print its table, or verify the one that is written; returns the exit code."""
     if settings.verify:
-        from qexp.reporting.verify import verify_tables
+        from qexp.reporting.statistics.verify import verify_tables
 
         result = verify_tables(settings.name, runs_dir=Path(settings.runs_dir), results_dir=Path(settings.results_dir))
         print("\n".join(result.lines))

@@ -15,8 +15,8 @@ from importlib import import_module
 from pathlib import Path
 
 from qexp.base.errors import choose
-from qexp.pipeline.verbs import run_verb
-from qexp.studies.settings import StudySettings
+from qexp.base.keyvalue import run_verb
+from qexp.config.study import StudySettings
 
 STUDIES = ("seed_puzzle", "scalar", "fixed_point")
 
@@ -24,7 +24,7 @@ STUDIES = ("seed_puzzle", "scalar", "fixed_point")
 def run(settings: StudySettings) -> int:
     """Run a study, print what was expected and measured, write tables and figures; 1 if a check fails."""
     study = import_module(f"qexp.studies.{choose('name', settings.name, STUDIES)}")
-    from qexp.reporting.study_report import format_checks, write_study
+    from qexp.studies.report import format_checks, write_study
 
     outcome = study.run(settings)
     command = shlex.join(["python", "-m", "qexp.study", *(_without_folders(text) for text in sys.argv[1:])])

@@ -7,7 +7,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from qexp.pipeline.verbs import run_verb
+from qexp.base.keyvalue import run_verb
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,7 +21,7 @@ class SyncSettings:
 
 def run(settings: SyncSettings) -> None:
     """Replay the journals, and say what was sent."""
-    from qexp.tracking.settings import TrackingSettings
+    from qexp.config.tracking import TrackingSettings
     from qexp.tracking.sync import sync
 
     for line in sync(settings.name, runs_dir=Path(settings.runs_dir), settings=TrackingSettings(uri=settings.uri)):

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from qexp.base.errors import UserError, nearest
-from qexp.pipeline.verbs import run_verb
+from qexp.base.keyvalue import run_verb
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,14 +16,14 @@ import torch
 from torch import nn
 
 from qexp.base import dist
-from qexp.base.nouns import Batch
+from qexp.base.types import Batch
+from qexp.config.data import DataSettings
+from qexp.config.model import ModelSettings
+from qexp.config.train import TrainSettings
 from qexp.data.bundle import DataBundle
-from qexp.data.settings import DataSettings
 from qexp.engine.fit import EpochEnd, fit
 from qexp.engine.optim import lr_at
-from qexp.engine.settings import TrainSettings
 from qexp.models.build import build_model
-from qexp.models.settings import ModelSettings
 
 STEPS_PER_EPOCH = 100  # at most
 WARM_STEPS = 2

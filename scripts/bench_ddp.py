@@ -28,10 +28,10 @@ from bench_common import WARM_STEPS, Stopwatch, Work, like_cifar, options, qexp_
 from bench_quantize import processor, slug
 
 from qexp.base import dist
+from qexp.config.train import EvaluateSettings, TrainSettings
 from qexp.data.load import load_data
 from qexp.engine.evaluate import evaluate
 from qexp.engine.seed import seed_everything
-from qexp.engine.settings import EvaluateSettings, TrainSettings
 
 DEFAULTS = {
     "device": "cpu",

@@ -36,22 +36,22 @@ from bench_ptq import images, qexp_peer, rounded, sqnr_db
 from bench_quantize import processor, slug
 from torch import Tensor, nn
 
-from qexp.base.nouns import Batch, Plan
-from qexp.calibrate.correct_norm import reestimate_batch_norm_
-from qexp.deploy.coded import Coded, coded
-from qexp.deploy.program import PROGRAM_SUFFIX, save_program
-from qexp.deploy.qdq import export_qdq
+from qexp.base.types import Batch, Plan
+from qexp.config.model import ModelSettings
+from qexp.config.policy import PolicySettings, RuleSettings
+from qexp.config.quant import ActivationQuantSettings, QuantSettings, WeightQuantSettings
+from qexp.deploy.coded_network import Coded, coded
+from qexp.deploy.onnx.qdq import export_qdq
 from qexp.deploy.runtimes import installed_runtimes, open_runtime
+from qexp.deploy.torch_export import PROGRAM_SUFFIX, save_program
 from qexp.models.build import build_model
-from qexp.models.settings import ModelSettings
 from qexp.nn.fake_quant import insert
 from qexp.nn.fold import fold_batch_norm
 from qexp.nn.graph import trace
 from qexp.nn.inventory import inventory
 from qexp.nn.places import activations
 from qexp.policy.plan import make_plan
-from qexp.policy.settings import PolicySettings, RuleSettings
-from qexp.quant.settings import ActivationQuantSettings, QuantSettings, WeightQuantSettings
+from qexp.ptq.bn_reestimation import reestimate_batch_norm_
 
 DEFAULTS = {
     "networks": "resnet18,resnet50,mobilenet_v2",

@@ -41,21 +41,21 @@ from bench_quantize import processor, slug
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from qexp.base.nouns import Batch, Plan
-from qexp.calibrate.correct_norm import reestimate_batch_norm_
-from qexp.calibrate.run import calibrate
-from qexp.calibrate.settings import CalibrateSettings
+from qexp.base.types import Batch, Plan
+from qexp.config.calibrate import CalibrateSettings
+from qexp.config.model import ModelSettings
+from qexp.config.policy import PolicySettings
+from qexp.config.quant import ActivationQuantSettings, QuantSettings
 from qexp.models.build import build_model
-from qexp.models.settings import ModelSettings
 from qexp.nn.fake_quant import CONTAINER, FakeQuantize, fake_quants, insert, observed
 from qexp.nn.fold import fold_batch_norm
 from qexp.nn.graph import trace
 from qexp.nn.inventory import inventory
 from qexp.nn.places import activations
 from qexp.policy.plan import make_plan
-from qexp.policy.settings import PolicySettings
+from qexp.ptq.bn_reestimation import reestimate_batch_norm_
+from qexp.ptq.calibrate import calibrate
 from qexp.quant.schemes import quantize_
-from qexp.quant.settings import ActivationQuantSettings, QuantSettings
 
 DEFAULTS = {
     "networks": "resnet18,resnet20,mobilenet_v2",

@@ -50,11 +50,11 @@ from bench_train import devices
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from qexp.base.nouns import Batch
-from qexp.calibrate.correct_norm import reestimate_batch_norm_
+from qexp.base.types import Batch
+from qexp.config.model import ModelSettings
 from qexp.models.build import build_model
-from qexp.models.settings import ModelSettings
 from qexp.nn.graph import evaluating
+from qexp.ptq.bn_reestimation import reestimate_batch_norm_
 
 DEFAULTS = {
     "networks": "resnet18,resnet20,mobilenet_v2",

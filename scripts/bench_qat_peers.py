@@ -12,18 +12,18 @@ from bench_ptq import installed
 from bench_ptq_libraries import Called, calls, torchao_quantizer
 from torch import Tensor, nn
 
-from qexp.base.nouns import Batch
-from qexp.calibrate.settings import CalibrateSettings
+from qexp.base.types import Batch
+from qexp.config.calibrate import CalibrateSettings
+from qexp.config.policy import PolicySettings
+from qexp.config.qat import QatSettings
+from qexp.config.quant import QuantSettings
 from qexp.nn.fake_quant import CONTAINER
 from qexp.nn.graph import evaluating, trace
 from qexp.nn.inventory import inventory
 from qexp.nn.places import activations
 from qexp.policy.plan import make_plan
-from qexp.policy.settings import PolicySettings
 from qexp.qat.prepare import QatNetwork, initialise, prepare
 from qexp.qat.quantizers import LearnedStep, Quantizer
-from qexp.qat.settings import QatSettings
-from qexp.quant.settings import QuantSettings
 
 BITS = 4
 METHODS = ("lsq", "ste", "pact", "dorefa", "lsq_plus")

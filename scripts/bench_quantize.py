@@ -32,9 +32,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from qexp.base.nouns import Plan, PlanRow, QuantSpec, TensorInfo
+from qexp.base.types import Plan, PlanRow, QuantSpec, TensorInfo
+from qexp.config.model import ModelSettings
 from qexp.models.build import build_model
-from qexp.models.settings import ModelSettings
 from qexp.nn.shadow import Shadow
 from qexp.quant.qparams import choose_qparams
 from qexp.quant.ranges import min_max

@@ -21,14 +21,14 @@ from pathlib import Path
 
 import torch
 
+from qexp.config.validate import validate
 from qexp.data.load import load_data
 from qexp.engine.fit import fit
 from qexp.models.build import build_model
-from qexp.pipeline import story
-from qexp.pipeline.check import Sweep
-from qexp.pipeline.entry import conf_dir
-from qexp.schema import validate
+from qexp.sweep import run
+from qexp.sweep.main import conf_dir
 from qexp.tracking import environment
+from qexp.tracking.record import Sweep
 
 BITS, MODES = (2, 3, 4, 6, 8, 12), ("int", "float")
 
@@ -85,7 +85,7 @@ def sweep(epochs: int, folder: str) -> float:
         for bits in BITS
     ]
     info = Sweep(sweep="bench", command="bench_sweep", verb="train")
-    story.run_sweep(jobs, info, launch=lambda positions: story.run_group([jobs[position] for position in positions], info))
+    run.run_sweep(jobs, info, launch=lambda positions: run.run_group([jobs[position] for position in positions], info))
     return time.perf_counter() - began
 
 
@@ -93,7 +93,7 @@ def main() -> None:
     options = {"epochs": "8", "rounds": "2", "out": "results/bench"} | dict(text.split("=", 1) for text in sys.argv[1:])
     epochs, rounds = int(options["epochs"]), int(options["rounds"])
     began = time.perf_counter()
-    subprocess.run([sys.executable, "-c", "import qexp.pipeline.story, mlflow"], check=True)
+    subprocess.run([sys.executable, "-c", "import qexp.sweep.run, mlflow"], check=True)
     start_up = time.perf_counter() - began
     values = compose([f"train.epochs={epochs}"])
     with tempfile.TemporaryDirectory() as folder:

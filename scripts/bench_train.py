@@ -34,11 +34,11 @@ from bench_quantize import processor, slug
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from qexp.base.nouns import Batch
-from qexp.base.torchvision_door import torchvision
+from qexp.base.torchvision_compat import torchvision
+from qexp.base.types import Batch
+from qexp.config.train import TrainSettings
 from qexp.data.load import load_data
 from qexp.engine.seed import seed_everything
-from qexp.engine.settings import TrainSettings
 
 # Norm of the difference over norm of the update after a few steps: 0 on CPUs, rounding on GPUs; other images make it 0.4.
 SAME_WITHIN = {"fp32": 0.05, "bf16": 0.2}

@@ -1,10 +1,13 @@
 """What every test stands on: one torch thread a process, no display, no telemetry, no rank left over from the shell."""
 
 import contextlib
+import copy
 import hashlib
+import importlib
 import io
 import json
 import os
+import runpy
 import sys
 import warnings
 from dataclasses import dataclass
@@ -52,18 +55,14 @@ class Done:
 def run_here(*arguments: str, verb: str = "train") -> Done:
     """Run `python -m qexp.<verb> ...` in this process, which saves the seconds that a new one takes to import torch.
 
-    Only what the process holds in memory differs: what it knows of earlier commands is forgotten first.
+    A command holds nothing in memory beyond its own end, so only the time differs.
     """
-    from qexp.pipeline import entry, prepare
-
-    prepare._BUNDLES.clear()
-    prepare._PREPARED.clear()
     out, err, kept = io.StringIO(), io.StringIO(), sys.argv
     sys.argv = [f"qexp.{verb}", *arguments]
     try:
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), warnings.catch_warnings():
             warnings.filterwarnings("ignore", "The ``noload``", DeprecationWarning)  # see pyproject.toml
-            code = entry.main(verb, {"train": "config"}.get(verb, verb))
+            code = importlib.import_module(f"qexp.{verb}").main()
     finally:
         sys.argv = kept
         os.environ.pop("HYDRA_FULL_ERROR", None)
@@ -75,7 +74,7 @@ def compose_values(*overrides: str, verb: str = "train") -> dict:
     import hydra
     from omegaconf import OmegaConf
 
-    from qexp.pipeline.entry import conf_dir
+    from qexp.sweep.compose import conf_dir
 
     with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
         config = hydra.compose({"train": "config"}.get(verb, verb), list(overrides))
@@ -104,6 +103,68 @@ TINY = (
 def tiny() -> tuple[str, ...]:
     """Overrides of a job that takes a fraction of a second: a small network, one epoch on the digits, no MLflow."""
     return TINY
+
+
+@pytest.fixture(scope="session")
+def tiny_values(compose, tiny):
+    """Values of one tiny job."""
+    return compose(*tiny)
+
+
+@pytest.fixture(scope="session")
+def job(tiny_values):
+    """Values of a tiny job with changes: `job({"bits": 4, "train.lr": 0.5})`."""
+
+    def make(changes=None, values=tiny_values):
+        values = copy.deepcopy(values)
+        for key, value in (changes or {}).items():
+            *path, last = key.split(".")
+            owner = values
+            for name in path:
+                owner = owner[name]
+            owner[last] = value
+        return values
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def preparer():
+    """Prepares jobs for all tests of a process, which so share the data sets in memory."""
+    from qexp.experiment.prepare import Preparer
+
+    return Preparer()
+
+
+@pytest.fixture(scope="session")
+def prepared(job, preparer):
+    """A merged job of the given changes, prepared."""
+    from qexp.sweep.check import check
+
+    def make(*changes):
+        return preparer.prepare(check([job(change) for change in changes or ({},)], "train"))
+
+    return make
+
+
+@pytest.fixture
+def sweep():
+    from qexp.tracking.record import Sweep
+
+    return Sweep(sweep="s1", command="python -m qexp.train", verb="train")
+
+
+@pytest.fixture
+def network():
+    """A small network whose batch norm has statistics, in eval mode; what `qexp.analyze` is asked about."""
+    import torch
+
+    make = runpy.run_path(str(NETWORKS))["tiny"]
+    torch.manual_seed(0)
+    network = make(10, 1)
+    network[1].running_mean.uniform_(-0.2, 0.2)
+    network[1].running_var.uniform_(0.5, 2)
+    return network.eval()
 
 
 @pytest.fixture(scope="session")

@@ -1,50 +1,42 @@
-"""The floors of docs/architecture.md, held by reading the source: what no import may do, and how large things may grow.
+"""The layers of docs/architecture.md, held by reading the source: what no import may do, and how large things may grow.
 
-Every check is a function of a folder that returns its findings, so that the checks are themselves tried on a small tree of
-wrong files at the end.
+Every check is a function of a folder that returns its findings; at the end they are tried on a small tree of wrong files.
 """
 
 import ast
+import graphlib
 import re
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 
-# Lowest first; a file imports from lower steps and from its own room. F0 has two steps: the mathematics may use the nouns.
-STEPS = (
-    ("F0", ("base",)),
-    ("F0", ("quant",)),
-    ("F1", ("nn", "policy")),
-    ("F2", ("calibrate", "data", "models")),
-    ("F3", ("engine", "stats")),
-    ("F4", ("qat", "analysis", "deploy", "tracking", "reporting")),
-    ("F5", ("schema",)),
-    ("F6", ("pipeline", "studies")),
-    ("F7", ("train", "evaluate", "analyze", "export", "report", "study", "sync", "trainings", "qexp_launcher")),
-)
-STEP = {room: step for step, (_, rooms) in enumerate(STEPS) for room in rooms}
-TOP = STEPS[-1][1]
+# Package -> its layer, as the table of the document has them: 0 is the lowest.
+DOCUMENT = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+ROWS = re.findall(r"^\| (\d+) \| (.*?) \|", DOCUMENT, re.MULTILINE)
+LAYER = {package: int(layer) for layer, cell in ROWS for package in re.findall(r"(\w+)(?:/`|\.py)", cell)}
+TOP = tuple(package for package, layer in LAYER.items() if layer == max(LAYER.values()))
 
 # Who may import a library, lazily or not; a library that is not named here is anybody's.
 OWNERS = {
     "mlflow": ("tracking",),
-    "pandas": ("reporting",),
-    "matplotlib": ("reporting",),
+    "pandas": ("reporting", "analysis", "studies"),
+    "matplotlib": ("reporting", "analysis", "studies"),
     "statsmodels": ("stats",),
-    "hydra": ("pipeline", *TOP),
-    "omegaconf": ("pipeline", *TOP),
+    "hydra": ("sweep", *TOP),
+    "omegaconf": ("sweep", "base", *TOP),
     "onnx": ("deploy",),
     "onnxruntime": ("deploy",),
     "openvino": ("deploy",),
 }
 # What `--help` and the validation of a whole sweep must not load.
 HEAVY = {"torch", "torchvision", "mlflow", "pandas", "matplotlib", "scipy", "sklearn", "mlxtend", "statsmodels"}
-LIGHT_ROOMS = ("policy", "schema", "train", "evaluate", "analyze", "export", "qexp_launcher")
+LIGHT_PACKAGES = ("policy", "config", "train", "evaluate", "analyze", "export", "qexp_launcher")
 
 MAX_FILE_LINES = 300
 MAX_FUNCTION_LINES = 60
@@ -52,11 +44,12 @@ MAX_FUNCTION_LINES = 60
 
 @dataclass(frozen=True)
 class Import:
-    """One imported name; `eager` if it is imported when the module is."""
+    """One imported name."""
 
     target: str
     line: int
-    eager: bool
+    eager: bool  # imported when the module is
+    typing: bool = False  # for type checkers alone
 
 
 @dataclass(frozen=True)
@@ -65,7 +58,7 @@ class Module:
 
     name: str
     path: Path
-    room: str | None
+    package: str | None
     tree: ast.Module
 
     def imports(self) -> Iterator[Import]:
@@ -77,33 +70,39 @@ class Module:
         return self.path.name == "__init__.py"
 
 
-def _imports(node: ast.AST, package: list[str], *, eager: bool) -> Iterator[Import]:
+def _imports(node: ast.AST, package: list[str], *, eager: bool, typing: bool = False) -> Iterator[Import]:
     for child in ast.iter_child_nodes(node):
         lazy = isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
         if isinstance(child, ast.If) and ast.unparse(child.test).endswith("TYPE_CHECKING"):
-            for inner in child.body:
-                yield from _imports(ast.Module([inner], []), package, eager=False)
-            yield from _imports(ast.Module(child.orelse, []), package, eager=eager)
+            yield from _imports(ast.Module(child.body, []), package, eager=False, typing=True)
+            yield from _imports(ast.Module(child.orelse, []), package, eager=eager, typing=typing)
             continue
+        names: list[str] = []
         if isinstance(child, ast.Import):
-            yield from (Import(alias.name, child.lineno, eager) for alias in child.names)
+            names = [alias.name for alias in child.names]
         elif isinstance(child, ast.ImportFrom):
             above = package[: len(package) - child.level + 1] if child.level else []
             source = ".".join([*above, *([child.module] if child.module else [])])
-            yield from (Import(f"{source}.{alias.name}", child.lineno, eager) for alias in child.names)
+            names = [f"{source}.{alias.name}" for alias in child.names]
         elif isinstance(child, ast.Call) and ast.unparse(child.func).split(".")[-1] in ("import_module", "__import__"):
             name = child.args[0] if child.args else None
             if isinstance(name, ast.Constant) and isinstance(name.value, str):
-                yield Import(name.value, child.lineno, eager)
-        yield from _imports(child, package, eager=eager and not lazy)
+                names = [name.value]
+        yield from (Import(name, child.lineno, eager, typing) for name in names)
+        yield from _imports(child, package, eager=eager and not lazy, typing=typing)
 
 
-def room_of(target: str) -> str | None:
-    """The room that a dotted name lies in; None for the package itself and for other people's code."""
+def package_of(target: str) -> str | None:
+    """The package of ours that a dotted name lies in; None for qexp itself and for other people's code."""
     parts = target.split(".")
     if parts[0] not in ("qexp", "hydra_plugins") or len(parts) < 2 or parts[1].startswith("__"):
         return None
     return parts[1]
+
+
+@cache
+def _parse(text: str) -> ast.Module:
+    return ast.parse(text)
 
 
 def read_modules(root: Path) -> dict[str, Module]:
@@ -111,60 +110,79 @@ def read_modules(root: Path) -> dict[str, Module]:
     modules = {}
     for path in sorted([*(root / "qexp").rglob("*.py"), *(root / "hydra_plugins").rglob("*.py")]):
         name = ".".join(path.relative_to(root).with_suffix("").parts).removesuffix(".__init__")
-        modules[name] = Module(name, path, room_of(name), ast.parse(path.read_text(encoding="utf-8"), str(path)))
+        modules[name] = Module(name, path, package_of(name), _parse(path.read_text(encoding="utf-8")))
     return modules
 
 
-def check_rooms(root: Path) -> list[str]:
-    """Rooms that exist and are not in the table, and the reverse."""
-    found = {room for module in read_modules(root).values() if (room := module.room)}
-    return [f"{room}: not in the table of floors" for room in sorted(found - set(STEP))] + [
-        f"{room}: in the table of floors, but not in the tree" for room in sorted(set(STEP) - found)
+def check_listed(root: Path) -> list[str]:
+    """Packages that exist and are not in the table, and the reverse."""
+    present = {package for module in read_modules(root).values() if (package := module.package)}
+    return [f"{package}: not in the table of layers" for package in sorted(present - set(LAYER))] + [
+        f"{package}: in the table of layers, but not in the tree" for package in sorted(set(LAYER) - present)
     ]
 
 
-def check_floors(root: Path) -> list[str]:
-    """Imports that go up, or sideways into another room."""
-    found = []
+def check_layers(root: Path) -> list[str]:
+    """Imports that go up, or sideways into another package."""
+    wrong = []
     for module in read_modules(root).values():
         for item in module.imports():
-            room = room_of(item.target)
-            if module.room in STEP and room in STEP and room != module.room and STEP[room] >= STEP[module.room]:
-                way = "sideways" if STEP[room] == STEP[module.room] else "up"
-                found.append(f"{module.name}:{item.line} imports {item.target}, which goes {way}")
-    return found
+            package = package_of(item.target)
+            if module.package in LAYER and package in LAYER and package != module.package:
+                rise = LAYER[package] - LAYER[module.package]
+                if rise >= 0:
+                    wrong.append(f"{module.name}:{item.line} imports {item.target}, which goes {'up' if rise else 'sideways'}")
+    return wrong
+
+
+def check_circles(root: Path) -> list[str]:
+    """Files that import each other in a circle, by imports within functions too; those for types alone do not count."""
+    modules = read_modules(root)
+    graph = {
+        name: {
+            inner
+            for item in module.imports()
+            if not item.typing and (inner := _resolve(item.target, modules)) not in (None, name, "qexp")
+        }
+        for name, module in modules.items()
+    }
+    try:
+        graphlib.TopologicalSorter(graph).prepare()
+    except graphlib.CycleError as error:
+        return [f"a circle: {' -> '.join(reversed(error.args[1]))}"]
+    return []
 
 
 def check_owners(root: Path) -> list[str]:
     """Libraries imported outside the rooms that own them, and anything but torch and the standard library in quant/."""
-    found = []
+    wrong = []
     for module in read_modules(root).values():
         for item in module.imports():
             library = item.target.split(".")[0]
-            if module.room not in OWNERS.get(library, (module.room,)):
-                found.append(f"{module.name}:{item.line} imports {library}, which belongs to {', '.join(OWNERS[library])}")
-            if module.room == "quant" and library not in {"torch", "qexp", *sys.stdlib_module_names}:
-                found.append(f"{module.name}:{item.line} imports {library}; quant/ knows torch and the standard library")
-    return found
+            if module.package not in OWNERS.get(library, (module.package,)):
+                wrong.append(f"{module.name}:{item.line} imports {library}, which belongs to {', '.join(OWNERS[library])}")
+            if module.package == "quant" and library not in {"torch", "qexp", *sys.stdlib_module_names}:
+                wrong.append(f"{module.name}:{item.line} imports {library}; quant/ knows torch and the standard library")
+    return wrong
 
 
 def check_light(root: Path) -> list[str]:
     """Heavy libraries that come along when a torch-free module is imported, with the way they take."""
     modules = read_modules(root)
-    starts = [name for name, module in modules.items() if module.path.name == "settings.py" or module.room in LIGHT_ROOMS]
-    found = []
+    starts = [name for name, module in modules.items() if module.package in LIGHT_PACKAGES]
+    wrong = []
     for start in starts:
         ways, seen = [(start,)], {start}
         while ways:
             way = ways.pop()
             for item in modules[way[-1]].imports():
                 if item.eager and item.target.split(".")[0] in HEAVY:
-                    found.append(f"{' -> '.join(way)} imports {item.target}")
+                    wrong.append(f"{' -> '.join(way)} imports {item.target}")
                 inner = _resolve(item.target, modules)
                 if item.eager and inner and inner not in seen:
                     seen.add(inner)
                     ways.append((*way, inner))
-    return found
+    return wrong
 
 
 def _resolve(target: str, modules: dict[str, Module]) -> str | None:
@@ -176,18 +194,18 @@ def _resolve(target: str, modules: dict[str, Module]) -> str | None:
 
 def check_sizes(root: Path) -> list[str]:
     """Files and functions that outgrew their limits."""
-    found = []
+    wrong = []
     for folder in ("qexp", "hydra_plugins", "scripts", "tests"):
         for path in sorted((root / folder).rglob("*.py")):
             text, where = path.read_text(encoding="utf-8"), path.relative_to(root)
             if len(text.splitlines()) > MAX_FILE_LINES:
-                found.append(f"{where}: {len(text.splitlines())} lines")
-            for node in ast.walk(ast.parse(text)):
+                wrong.append(f"{where}: {len(text.splitlines())} lines")
+            for node in ast.walk(_parse(text)):
                 if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
                     lines = node.end_lineno - node.lineno + 1
                     if lines > MAX_FUNCTION_LINES:
-                        found.append(f"{where}:{node.lineno} {node.name}: {lines} lines")
-    return found
+                        wrong.append(f"{where}:{node.lineno} {node.name}: {lines} lines")
+    return wrong
 
 
 def check_packages(root: Path) -> list[str]:
@@ -195,39 +213,35 @@ def check_packages(root: Path) -> list[str]:
 
     Hydra finds a plugin only in a package, so a folder below hydra_plugins/ needs its __init__.py.
     """
-    found = [f"{path.relative_to(root)} is not empty" for path in (root / "qexp").glob("*/**/__init__.py") if path.read_text()]
+    wrong = [f"{path.relative_to(root)} is not empty" for path in (root / "qexp").glob("*/**/__init__.py") if path.read_text()]
     inner = (root / "hydra_plugins").glob("*/**/*.py")
     folders = {path.parent for path in [*(root / "qexp").rglob("*.py"), *inner]}
-    found += [f"{path.relative_to(root)} has no __init__.py" for path in folders if not (path / "__init__.py").exists()]
+    wrong += [f"{path.relative_to(root)} has no __init__.py" for path in folders if not (path / "__init__.py").exists()]
     if (root / "hydra_plugins" / "__init__.py").exists():
-        found.append("hydra_plugins/ has an __init__.py, but is a namespace package")
-    return found
+        wrong.append("hydra_plugins/ has an __init__.py, but is a namespace package")
+    return wrong
 
 
 def check_conf(root: Path) -> list[str]:
     """YAML that names code."""
-    files = sorted((root / "conf").rglob("*.yaml"))
-    return [f"{path.relative_to(root)} holds _target_" for path in files if "_target_" in path.read_text(encoding="utf-8")]
+    return [
+        f"{path.relative_to(root)} holds _target_"
+        for path in sorted((root / "conf").rglob("*.yaml"))
+        if "_target_" in path.read_text()
+    ]
 
 
-CHECKS = (check_rooms, check_floors, check_owners, check_light, check_sizes, check_packages, check_conf)
+CHECKS = (check_listed, check_layers, check_circles, check_owners, check_light, check_sizes, check_packages, check_conf)
 
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__.removeprefix("check_"))
-def test_the_house_stands(check):
-    findings = check(ROOT)
-    assert not findings, "\n" + "\n".join(findings)
-
-
-def test_the_document_shows_the_same_floors():
-    rows = re.findall(r"^\| (F\d) \| (.*?) \|", (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8"), re.MULTILINE)
-    written = {room: floor for floor, cell in rows for room in re.findall(r"(\w+)(?:/`|\.py)", cell)}
-    assert written == {room: floor for floor, rooms in STEPS for room in rooms}
+def test_the_source_keeps_its_rules(check):
+    assert not (wrong := check(ROOT)), "\n" + "\n".join(wrong)
 
 
 @pytest.fixture
-def house(tmp_path):
-    """A small tree without a finding, but for the rooms it does not have."""
+def tree(tmp_path):
+    """A small tree without a finding, but for the packages that it does not have."""
     files = {
         "qexp/__init__.py": "__version__ = '0'\n",
         "qexp/base/__init__.py": "",
@@ -235,9 +249,11 @@ def house(tmp_path):
         "qexp/quant/__init__.py": "",
         "qexp/quant/affine.py": "import torch\nfrom qexp import __version__\nfrom qexp.base.files import hash_json\n",
         "qexp/data/__init__.py": "",
-        "qexp/data/load.py": "import torch\nfrom . import settings\n",
-        "qexp/data/settings.py": "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import torch\n",
-        "qexp/schema.py": "import qexp.data.settings\ndef late():\n    import torch\n",
+        "qexp/data/load.py": "import torch\nfrom . import bundle\n",
+        "qexp/data/bundle.py": "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from qexp.data import load\n",
+        "qexp/config/__init__.py": "",
+        "qexp/config/data.py": "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import torch\n",
+        "qexp/config/root.py": "import qexp.config.data\ndef late():\n    import torch\n",
         "conf/config.yaml": "bits: 8\n",
         "hydra_plugins/qexp_launcher/__init__.py": "",
         "hydra_plugins/qexp_launcher/launcher.py": "import hydra\n",
@@ -249,19 +265,21 @@ def house(tmp_path):
 
 
 WRONG = {
-    "a room that nobody listed": ("qexp/attic/x.py", "", check_rooms, "attic"),
-    "up": ("qexp/base/x.py", "import qexp.schema", check_floors, "goes up"),
-    "up, inside a function": ("qexp/base/x.py", "def f():\n    from qexp.quant.affine import g", check_floors, "goes up"),
-    "up, for types only": ("qexp/base/x.py", "if typing.TYPE_CHECKING:\n    from qexp import data", check_floors, "goes up"),
-    "up, by relative import": ("qexp/base/x.py", "from ..quant import affine", check_floors, "qexp.quant.affine"),
-    "up, by name": ("qexp/base/x.py", "importlib.import_module('qexp.data.load')", check_floors, "qexp.data.load"),
-    "sideways": ("qexp/models/x.py", "from qexp.data.load import load_data", check_floors, "goes sideways"),
-    "sideways on the top": ("qexp/train.py", "from qexp.report import main", check_floors, "goes sideways"),
+    "a package that nobody listed": ("qexp/attic/x.py", "", check_listed, "attic"),
+    "up": ("qexp/base/x.py", "import qexp.config.root", check_layers, "goes up"),
+    "up, inside a function": ("qexp/base/x.py", "def f():\n    from qexp.quant.affine import g", check_layers, "goes up"),
+    "up, for types only": ("qexp/base/x.py", "if typing.TYPE_CHECKING:\n    from qexp import data", check_layers, "goes up"),
+    "up, by relative import": ("qexp/base/x.py", "from ..quant import affine", check_layers, "qexp.quant.affine"),
+    "up, by name": ("qexp/base/x.py", "importlib.import_module('qexp.data.load')", check_layers, "qexp.data.load"),
+    "sideways": ("qexp/models/x.py", "from qexp.data.load import load_data", check_layers, "goes sideways"),
+    "sideways on the top": ("qexp/train.py", "from qexp.report import main", check_layers, "goes sideways"),
+    "a circle": ("qexp/data/bundle.py", "from qexp.data import load", check_circles, "a circle: qexp.data."),
+    "a circle, inside a function": ("qexp/data/bundle.py", "def f():\n    from qexp.data import load", check_circles, "circle"),
     "mlflow at large": ("qexp/engine/x.py", "def f():\n    import mlflow.entities", check_owners, "belongs to tracking"),
-    "hydra below the door": ("qexp/data/x.py", "from omegaconf import DictConfig", check_owners, "omegaconf"),
+    "hydra below the sweep": ("qexp/data/x.py", "from omegaconf import DictConfig", check_owners, "omegaconf"),
     "a library in quant": ("qexp/quant/x.py", "import numpy", check_owners, "numpy"),
-    "torch in settings": ("qexp/quant/settings.py", "from torch import Tensor", check_light, "torch.Tensor"),
-    "torch behind settings": ("qexp/data/settings.py", "if 1:\n    from qexp.data import load", check_light, "-> qexp.data.load"),
+    "torch in settings": ("qexp/config/model.py", "from torch import Tensor", check_light, "torch.Tensor"),
+    "torch behind settings": ("qexp/config/data.py", "if 1:\n    from qexp.data import load", check_light, "-> qexp.data.load"),
     "a long file": ("qexp/data/x.py", "\n" * 301, check_sizes, "301 lines"),
     "a long function": ("tests/x.py", "def f():\n" + "    0\n" * 60, check_sizes, "61 lines"),
     "a full __init__": ("qexp/data/__init__.py", "from qexp.data.load import load_data", check_packages, "not empty"),
@@ -272,11 +290,11 @@ WRONG = {
 
 
 @pytest.mark.parametrize(("path", "text", "check", "message"), WRONG.values(), ids=WRONG)
-def test_a_wrong_file_is_found(house, path, text, check, message):
-    before = check(house)
-    assert before == [] or check is check_rooms
-    (house / path).parent.mkdir(parents=True, exist_ok=True)
-    (house / path).write_text(text)
-    new = set(check(house)) - set(before)
+def test_a_wrong_file_is_found(tree, path, text, check, message):
+    before = check(tree)
+    assert before == [] or check is check_listed
+    (tree / path).parent.mkdir(parents=True, exist_ok=True)
+    (tree / path).write_text(text)
+    new = set(check(tree)) - set(before)
     assert new
     assert all(message in finding for finding in new)

@@ -20,10 +20,10 @@ import torch
 from PIL import Image
 
 from qexp import report, study, sync, trainings
+from qexp.base.keyvalue import parse, run_verb
+from qexp.experiment import messages
 from qexp.models.cifar_resnet import CifarResNet
-from qexp.pipeline import announce
-from qexp.pipeline.check import check_arguments
-from qexp.pipeline.verbs import parse, run_verb
+from qexp.sweep.arguments import check_arguments
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -258,7 +258,7 @@ def test_links_lead_somewhere(path):
 
 @pytest.mark.parametrize("command", planned_commands())
 def test_a_command_is_accepted(command, kit, cli, monkeypatch):
-    monkeypatch.setattr(announce, "estimate", lambda prepared: None)  # of time and disk: it trains for some steps
+    monkeypatch.setattr(messages, "estimate", lambda prepared: None)  # of time and disk: it trains for some steps
     if "converted.safetensors" in command:  # of a network that is trained first
         assert cli(*QUANTIZED, verb="train").code == 0
         command = command.replace("runs/trainings/HASH/converted.safetensors", str(trained("converted.safetensors")))

@@ -1,38 +1,48 @@
-"""Hydra's launcher for qexp: jobs that share a training become one job.
+"""Hydra's launcher and sweeper for qexp: they compose the jobs of a sweep and launch none.
 
 Hydra composes one job per combination of the swept values. Launched one by one they would train the same network again for
-every bit width. This launcher receives all of them, has them validated before anything starts, groups them by what they
-train, and launches one merged job per group, here or where `hydra.launcher.inner` says.
+every bit width. This launcher composes all of them, each once, and hands them to the command's own function, which checks them
+before anything starts, groups them by what they train, and runs the groups (`qexp.sweep.run`).
 """
 
 from __future__ import annotations
 
-import copy
 import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.utils import JobReturn, JobStatus, configure_log, run_job, setup_globals
+from hydra.core.utils import JobReturn, JobStatus, configure_log, setup_globals
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from qexp.pipeline.settings import DEFAULTS
+from qexp.config.launcher import DEFAULTS
 
-# Hydra finds a launcher by this class path; the only `_target_` of the project. A plain dict: Hydra executes plugin modules
-# without registering them, where a dataclass cannot resolve its annotations.
-_NODE = {"_target_": "hydra_plugins.qexp_launcher.qexp_launcher.QexpLauncher", **DEFAULTS}
-ConfigStore.instance().store(group="hydra/launcher", name="qexp", node=_NODE, provider="qexp")
+# Hydra finds plugins by class path; the only `_target_`s of the project. Plain dicts: Hydra executes plugin modules without
+# registering them, where a dataclass cannot resolve its annotations.
+_HERE = "hydra_plugins.qexp_launcher.qexp_launcher"
+_LAUNCHER = {"_target_": f"{_HERE}.QexpLauncher", **DEFAULTS}
+_SWEEPER = {"_target_": f"{_HERE}.QexpSweeper", "max_batch_size": None, "params": None}
+ConfigStore.instance().store(group="hydra/launcher", name="qexp", node=_LAUNCHER, provider="qexp")
+ConfigStore.instance().store(group="hydra/sweeper", name="qexp", node=_SWEEPER, provider="qexp")
+
+
+class QexpSweeper(BasicSweeper):
+    """Hydra's own sweeper without its trial composition of every job, which the launcher composes in any case."""
+
+    def validate_batch_is_composable(self, batch: list[list[str]]) -> None:
+        """Nothing: a job that cannot be composed is found in the launcher, before any of them starts."""
 
 
 class QexpLauncher(Launcher):
-    """Validate all jobs, group them by training, run one merged job per group.
+    """Composes all jobs of a sweep and hands them on.
 
     Args:
-        settings: `hydra.launcher`; `launch` validates it, as Hydra would wrap what is raised here.
+        settings: `hydra.launcher`, which `qexp.sweep.run` validates, as Hydra would wrap what is raised here.
     """
 
     def __init__(self, **settings: Any) -> None:
@@ -45,50 +55,19 @@ class QexpLauncher(Launcher):
         self.config, self.task_function, self.hydra_context = config, task_function, hydra_context
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        """Compose every job, hand their values to the story, and run the groups that it asks for."""
-        from qexp.pipeline import check, entry, launchers, prepare, story
+        """Compose every job and hand their values to the command's function."""
+        from qexp.sweep.compose import resolved
+        from qexp.sweep.types import Composed
 
-        check.refuse_sweep(entry.sweep().verb)
-        settings = launchers.launcher_settings(OmegaConf.to_container(self.config.hydra.launcher, resolve=True))
-        if settings.inner == "submitit_slurm":
-            prepare.expect_other_machines()
         setup_globals()
         configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)
         folder = Path(str(self.config.hydra.sweep.dir))
         folder.mkdir(parents=True, exist_ok=True)
         asked = [[*case, *overrides] for overrides in job_overrides for case in self._cases()]
-        composed = [self._compose(overrides, initial_job_idx + k) for k, overrides in enumerate(asked)]
-        values = [_values(config) for config in composed]
-        returns: list[JobReturn | None] = [None] * len(composed)
-
-        def run_here(positions: Sequence[int]) -> None:
-            result = self._run_merged(composed[positions[0]], [values[position] for position in positions])
-            for position in positions:
-                returns[position] = result
-            if result.status == JobStatus.FAILED:
-                raise result._return_value  # the property would print Hydra's own line before it raises the same
-
-        def launch_groups(groups: Sequence[Sequence[int]]) -> launchers.Outcomes:
-            if settings.inner == "basic":
-                return launchers.in_turn(run_here, groups)
-            jobs = [[values[position] for position in positions] for positions in groups]
-            return launchers.side_by_side(jobs, entry.sweep(), settings, folder)
-
-        story.run_sweep(values, entry.sweep(), launch=launch_groups)
-        return [result if result is not None else _not_here() for result in returns]
-
-    def _run_merged(self, config: DictConfig, jobs: list[dict[str, Any]]) -> JobReturn:
-        """Run jobs that share a training as one of Hydra's, in this process."""
-        merged = copy.deepcopy(config)
-        with open_dict(merged):
-            merged.jobs = jobs
-        return run_job(
-            hydra_context=self.hydra_context,
-            task_function=self.task_function,
-            config=merged,
-            job_dir_key="hydra.sweep.dir",
-            job_subdir_key="hydra.sweep.subdir",
-        )
+        jobs = tuple(resolved(self._compose(overrides, initial_job_idx + k)) for k, overrides in enumerate(asked))
+        launcher = OmegaConf.to_container(self.config.hydra.launcher, resolve=True)
+        self.task_function(Composed(jobs, launcher, folder, is_sweep=True))
+        return [_handed_on() for _ in jobs]
 
     def _cases(self) -> list[list[str]]:
         """The sets of overrides of `cases`, several values swept within each; what was typed comes after them and wins."""
@@ -100,6 +79,7 @@ class QexpLauncher(Launcher):
             config.cases = None
             config.hydra.job.id = number
             config.hydra.job.num = number
+            del config["hydra"]
         return config
 
 
@@ -107,24 +87,16 @@ def _expand(overrides: list[str]) -> list[list[str]]:
     """Every combination of the values of some overrides, as Hydra's own sweeper makes them."""
     parsed = OverridesParser.create().parse_overrides(overrides)
     choices = [
-        [f"{each.get_key_element()}={value}" for value in each.sweep_string_iterator()]
-        if each.is_sweep_override()
-        else [str(each.input_line)]
-        for each in parsed
+        [f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()]
+        if override.is_sweep_override()
+        else [str(override.input_line)]
+        for override in parsed
     ]
     return [list(job) for job in itertools.product(*choices)]
 
 
-def _values(config: DictConfig) -> dict[str, Any]:
-    """The job's own values, resolved, without Hydra's."""
-    own = copy.copy(config)
-    with open_dict(own):
-        del own["hydra"]
-    return OmegaConf.to_container(own, resolve=True, throw_on_missing=True)
-
-
-def _not_here() -> JobReturn:
-    """What Hydra is told of a job that a worker ran, or that `plan_only` kept from running."""
+def _handed_on() -> JobReturn:
+    """What Hydra is told of a job: that there is nothing left for it to do."""
     result = JobReturn()
     result.status = JobStatus.COMPLETED
     result.return_value = None

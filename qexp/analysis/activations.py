@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from qexp.analysis.distributions import ActivationStats, fit_distributions, profile, suggest
 from qexp.analysis.measures import DRAWN_BITS, Errors, count_clipped, histogram, tensor_profile
-from qexp.base.nouns import ActivationRow
-from qexp.base.profile_nouns import TensorProfile
+from qexp.analysis.results import TensorProfile
+from qexp.base.types import ActivationRow
 from qexp.nn.fake_quant import FakeQuantize, observing
-from qexp.nn.profile import ActivationStats, fit_distributions, profile, suggest
 from qexp.quant.affine import expand
 
 

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qexp.base.nouns import ActivationRow, PlanRow, QuantSpec
-from qexp.base.profile_nouns import Histogram, TensorProfile
+from qexp.analysis.results import Histogram, TensorProfile
+from qexp.base.types import ActivationRow, PlanRow, QuantSpec
+from qexp.quant.scheme_table import code_range
 from qexp.quant.schemes import SCHEMES, Limits, decode_rows, fit
-from qexp.quant.settings import code_range
 
 NUM_BINS = 128
 DRAWN_BITS = 8  # up to this width a grid's levels are listed

@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from qexp.analysis.measures import sqnr_db
-from qexp.base.nouns import Batch
-from qexp.models.outputs import main_output
+from qexp.base.outputs import main_output
+from qexp.base.types import Batch
 from qexp.nn.graph import evaluating
 
 _CONV, _TRANSPOSED = nn.modules.conv._ConvNd, nn.modules.conv._ConvTransposeNd

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 import numpy as np
 from scipy.stats import ConstantInputWarning, kendalltau, spearmanr
 
-from qexp.base.sensitivity_nouns import MEASURED, PROXIES, LayerLoss, Trust
+from qexp.analysis.results import LayerLoss, Trust
+from qexp.config.analyze import MEASURED, PROXIES
 
 PROTECTED = 0.25  # share of the layers that stay float where a ranking is judged by what it protects
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from qexp.base.profile_nouns import ClassScore
+from qexp.analysis.results import ClassScore
 
 NUM_SHOWN = 5
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from qexp.analysis.measures import Errors, WeightGrid, histogram, tensor_profile, weight_grid
-from qexp.base.nouns import Plan, PlanRow
-from qexp.base.profile_nouns import TensorProfile
+from qexp.analysis.results import TensorProfile
+from qexp.base.types import Plan, PlanRow
 from qexp.quant.ranges import ConstantTensorError
 from qexp.quant.schemes import Limits
 

@@ -62,3 +62,11 @@ def choose(key: str, name: str, table: Iterable[str]) -> str:
     if name not in choices:
         raise UserError(key, name, allowed=sorted(choices), remedy=nearest(name, choices))
     return name
+
+
+class JobsFailed(RuntimeError):
+    """Some jobs of a sweep failed; each has said why."""
+
+
+class RankFailed(RuntimeError):
+    """A rank failed in a job; the process group cannot be used again."""

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from qexp.base.errors import UserError, choose
-from qexp.base.nouns import Batch
+from qexp.base.types import Batch
 from qexp.data.augment import Augmentation, epoch_key, epoch_order
 from qexp.data.splits import Part, Split, Splits, representative
 

@@ -20,9 +20,9 @@ import torch
 from torch import Tensor
 
 from qexp.base.errors import UserError, nearest
-from qexp.base.factory import call_factory
+from qexp.base.user_code import call_factory
+from qexp.config.data import DataSettings
 from qexp.data.ram import RamImages, RamPart
-from qexp.data.settings import DataSettings
 from qexp.data.splits import Part
 
 _KEY = "data.factory"

@@ -19,8 +19,8 @@ from torch import Tensor
 
 from qexp.base.console import say
 from qexp.base.errors import UserError, nearest
+from qexp.config.data import DataSettings
 from qexp.data.ram import RamImages, RamPart
-from qexp.data.settings import DataSettings
 from qexp.data.splits import Part
 
 EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff", ".webp"})

@@ -1,13 +1,15 @@
-"""The door of the data room: settings in, a `DataBundle` out."""
+"""Settings in, a `DataBundle` out; and the sets that a process holds in memory."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import asdict
 
 from qexp.base.errors import UserError, choose
+from qexp.base.files import hash_json
+from qexp.config.data import DataSettings
 from qexp.data import custom, sources, streaming
 from qexp.data.bundle import DataBundle, ImageStore
-from qexp.data.settings import DataSettings
 from qexp.data.splits import Split, cut_splits
 
 LOADERS: dict[str, Callable[[DataSettings], ImageStore]] = {
@@ -45,3 +47,30 @@ def _per_channel(key: str, values: list[float], channels: int) -> list[float]:
     if len(values) not in (1, channels):
         raise UserError(f"data.{key}", values, allowed=f"a list of {channels} numbers, one per channel, or of one for all")
     return values * channels if len(values) == 1 else values
+
+
+class DataSets:
+    """The data sets of a process, each loaded once for all jobs that share it; the two last used stay in memory."""
+
+    def __init__(self) -> None:
+        self._bundles: dict[str, DataBundle] = {}
+
+    def of(self, settings: DataSettings) -> DataBundle:
+        """The data set of these settings; loaded now if it is not in memory.
+
+        Raises:
+            UserError: as `load_data`.
+        """
+        key = _key(settings)
+        if key not in self._bundles:
+            while len(self._bundles) >= 2:
+                del self._bundles[next(iter(self._bundles))]
+            self._bundles[key] = load_data(settings)
+        return self._bundles[key]
+
+    def __contains__(self, settings: DataSettings) -> bool:
+        return _key(settings) in self._bundles
+
+
+def _key(settings: DataSettings) -> str:
+    return hash_json(asdict(settings))

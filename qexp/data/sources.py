@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from qexp.base.errors import UserError
-from qexp.base.torchvision_door import torchvision
+from qexp.base.torchvision_compat import torchvision
+from qexp.config.data import DataSettings
 from qexp.data.augment import draw, epoch_key
 from qexp.data.ram import RamImages, RamPart
-from qexp.data.settings import DataSettings
 
 _TORCHVISION = {"cifar10": "CIFAR10", "cifar100": "CIFAR100", "fashion_mnist": "FashionMNIST", "mnist": "MNIST"}
 _FAKE_CLASSES, _FAKE_SIZE, _FAKE_TRAIN, _FAKE_CHANNELS = 10, 32, 1024, 3

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from qexp.base.errors import UserError
-from qexp.data.settings import DataSettings
+from qexp.config.data import DataSettings
 
 Part = Literal["train", "test"]  # the two halves in which data sets are published
 

@@ -19,11 +19,11 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from qexp.base.torchvision_door import torchvision
+from qexp.base.torchvision_compat import torchvision
+from qexp.config.data import DataSettings
 from qexp.data.augment import Augmentation, resized_crop_box
 from qexp.data.folder import DECODE_ERRORS, FilePart, Tree, corrupt, decode, decode_tree, different_sizes, open_rgb, scan_tree
 from qexp.data.ram import RamImages
-from qexp.data.settings import DataSettings
 from qexp.data.splits import Part
 
 _RAM_LIMIT_BYTES = 2 << 30  # a decoded tree above this is streamed where data.storage=auto

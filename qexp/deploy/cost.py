@@ -14,16 +14,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
+from torch import nn
 
-from qexp.base.nouns import FLOAT_BITS
-from qexp.deploy.operators import KEEPS, handler_of
-from qexp.deploy.shapes import dropout, identity
-from qexp.deploy.weights import WeightCodes
+from qexp.deploy.onnx.operators import KEEPS, handler_of
+from qexp.deploy.onnx.shapes import dropout, identity
+from qexp.deploy.weight_codes import WeightCodes
 from qexp.nn.fake_quant import FakeQuantize
-from qexp.nn.graph import GraphNetwork, evaluating
+from qexp.nn.graph import GraphNetwork
+from qexp.tracking.record import FLOAT_BITS
 
 _CHILD = "import sys; from qexp.deploy.cost import report_peak; report_peak(sys.argv[1])"
 
@@ -108,40 +106,11 @@ def _status(key: str) -> int:
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{key}:"))
 
 
-@torch.no_grad()
-def macs_per_layer(model: nn.Module, example: Tensor) -> dict[str, int]:
-    """Multiply-accumulates of one image, by module: of convolutions, linear layers and matrix products, as torch counts them.
-
-    Args:
-        model: any network. example: [N, C, H, W] images.
-
-    >>> macs_per_layer(nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten(), nn.Linear(32, 2)), torch.zeros(1, 3, 4, 4))
-    {'0': 864, '2': 64}
-    """
-    fast = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)  # one operator that nobody counts, like the CPU's attention kernel
-    try:
-        with evaluating(model), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-            model(example[:1])
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast)
-    root = type(model).__name__
-    totals = {name: sum(counts.values()) for name, counts in counter.get_flop_counts().items() if name != "Global"}
-    own = dict(totals)  # without what the modules inside multiply
-    for name, total in totals.items():
-        around = name.rpartition(".")[0]
-        while around and around not in totals:  # a graph calls its modules itself, not by way of those around them
-            around = around.rpartition(".")[0]
-        if around:
-            own[around] -= total
-    return {name.removeprefix(root).removeprefix(".") or root: flops // 2 for name, flops in own.items() if flops > 0}
-
-
 def layer_bits(network: GraphNetwork, weights: Mapping[str, WeightCodes]) -> dict[str, tuple[int, int]]:
     """Layer -> bits of its weight and of what it reads, 32 where these are float.
 
     Args:
-        network, weights: as for `qexp.deploy.integer.integer_codes`.
+        network, weights: as for `qexp.deploy.integer_network.integer_codes`.
     """
     bits: dict[object, int] = {}
     found = {}

@@ -17,9 +17,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from qexp.deploy.codes import code_nodes
-from qexp.deploy.integer import integer_codes
-from qexp.deploy.weights import WeightCodes, accumulator_scale
+from qexp.deploy.activation_codes import code_nodes
+from qexp.deploy.integer_network import integer_codes
+from qexp.deploy.weight_codes import WeightCodes, accumulator_scale
 from qexp.nn.fake_quant import FakeQuantize
 from qexp.nn.graph import GraphNetwork
 

@@ -1,6 +1,6 @@
 """Runtimes that run an exported network, each behind the same two calls: `run` for logits, `run_codes` for codes too.
 
-ONNX Runtime and OpenVINO read the same ONNX file; torch reads the program of `qexp.deploy.program` beside it. All run on the CPU
+ONNX Runtime and OpenVINO read the same ONNX file; torch reads the program of `qexp.deploy.torch_export` beside it. All run on the CPU
 with as many threads as they are told, in the arithmetic that they choose, with two exceptions, where speed would change what is
 computed: OpenVINO takes bfloat16 for what is float wherever the CPU has it, and is told float32; ONNX Runtime's kernels for CPUs
 without VNNI add pairs of products in 16 bits, which saturates, and are told not to. Only there: the exact kernels took 2.4 times
@@ -15,7 +15,7 @@ from __future__ import annotations
 import functools
 import importlib.metadata
 import importlib.util
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,10 +23,10 @@ import torch
 from torch import Tensor
 
 from qexp.base.errors import UserError, choose
-from qexp.deploy.codes import CodeTensor, show_codes
-from qexp.deploy.program import PROGRAM_SUFFIX, open_program
-from qexp.deploy.settings import RUNTIMES
-from qexp.deploy.writer import INPUT, OUTPUT
+from qexp.config.export import RUNTIMES
+from qexp.deploy.activation_codes import CodeTensor
+from qexp.deploy.onnx.writer import INPUT, OUTPUT, onnx_library
+from qexp.deploy.torch_export import PROGRAM_SUFFIX, open_program
 
 Call = Callable[[Tensor, bool], Sequence[Tensor]]  # images, with codes? -> logits, and the codes of each place behind them
 
@@ -140,3 +140,16 @@ def _openvino(path: Path, threads: int, codes: Mapping[str, CodeTensor]) -> Call
 def _torch(path: Path, threads: int, codes: Mapping[str, CodeTensor]) -> Call:
     torch.set_num_threads(threads)
     return open_program(path.with_suffix(PROGRAM_SUFFIX), tuple(codes))
+
+
+def show_codes(path: Path, codes: Iterable[CodeTensor]) -> bytes:
+    """An exported file whose codes are outputs too, behind the logits, in the order asked for; for `InferenceSession`.
+
+    Args:
+        path: of the file. codes: of `Exported.codes`; qexp's are an output minus its offset.
+    """
+    onnx = onnx_library()
+    model = onnx.shape_inference.infer_shapes(onnx.load(path))
+    known = {info.name: info for info in model.graph.value_info}
+    model.graph.output.extend(known[each.name] for each in codes)
+    return model.SerializeToString()

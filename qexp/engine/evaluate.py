@@ -21,9 +21,9 @@ from torch import Tensor, nn
 
 from qexp.base import dist
 from qexp.base.errors import UserError
-from qexp.base.nouns import Batch, Metrics
+from qexp.base.outputs import main_output
+from qexp.base.types import Batch, Metrics
 from qexp.engine.predictions import Predictions
-from qexp.models.outputs import main_output
 
 EVALUATOR_VERSION = 1  # part of every variant's key; raise it when the same network comes to score differently
 

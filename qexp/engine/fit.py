@@ -15,12 +15,12 @@ from torch import Tensor, nn
 
 from qexp.base import dist, preemption
 from qexp.base.console import say
-from qexp.base.nouns import Batch
+from qexp.base.types import Batch
+from qexp.config.train import TrainSettings
 from qexp.engine.hooks import NO_HOOKS, TrainHooks
 from qexp.engine.optim import lr_at
 from qexp.engine.progress import track
 from qexp.engine.seed import restore_rank_rng
-from qexp.engine.settings import TrainSettings
 from qexp.engine.state import FitState
 from qexp.engine.trainer import Trainer, memory_format
 

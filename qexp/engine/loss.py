@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 from torch.nn import functional as F
 
-from qexp.models.outputs import main_output
+from qexp.base.outputs import main_output
 
 # GoogLeNet's discount for its auxiliary classifiers; Inception v3's recipe is close enough to share it.
 # Source: Szegedy et al. 2015, Going Deeper with Convolutions, section 5.

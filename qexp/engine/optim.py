@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from qexp.engine.settings import TrainSettings
+from qexp.config.train import TrainSettings
 
 _FUSED_DEVICES = ("cpu", "cuda")
 

@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 
 from qexp.base.console import say
-from qexp.engine.settings import PRECISION_ALIASES, check_precision
+from qexp.config.train import PRECISION_ALIASES, check_precision
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 

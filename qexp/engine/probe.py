@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qexp.models.outputs import main_output
+from qexp.base.outputs import main_output
 
 
 def probe(run: Callable[[Tensor], Any], state: nn.Module, names: Iterable[str], images: Tensor) -> dict[str, bool]:

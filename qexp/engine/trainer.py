@@ -13,15 +13,15 @@ from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
 from qexp.base import dist
-from qexp.base.nouns import Batch
+from qexp.base.outputs import main_output
+from qexp.base.types import Batch
+from qexp.config.train import TrainSettings, check_device
 from qexp.engine.hooks import NO_HOOKS, TrainHooks
 from qexp.engine.loss import distillation_loss, total_loss
 from qexp.engine.optim import make_optimizer, set_lr
 from qexp.engine.precision import amp
 from qexp.engine.seed import capture_rng, restore_rank_rng
-from qexp.engine.settings import TrainSettings, check_device
 from qexp.engine.state import FitState
-from qexp.models.outputs import main_output
 
 _NEVER = 2**62
 

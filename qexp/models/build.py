@@ -11,10 +11,10 @@ import torch
 from torch import nn
 
 from qexp.base.errors import UserError
+from qexp.base.outputs import main_output
+from qexp.config.model import ModelSettings
 from qexp.models.cifar_resnet import CifarResNet
 from qexp.models.custom import build_custom
-from qexp.models.outputs import main_output
-from qexp.models.settings import ModelSettings
 from qexp.models.zoo import build_torchvision, torchvision_names
 
 NETWORKS: dict[str, Callable[..., nn.Module]] = {

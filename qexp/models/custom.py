@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from qexp.base.errors import UserError
-from qexp.base.factory import call_factory
+from qexp.base.user_code import call_factory
 
 _KEY = "model.factory"
 

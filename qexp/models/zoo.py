@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from qexp.base.errors import UserError
-from qexp.base.torchvision_door import torchvision
+from qexp.base.torchvision_compat import torchvision
 
 _IMAGENET_CLASSES = 1000
 _INCEPTION_SIZE = 299  # below it the auxiliary head, which runs in training, has fewer pixels than its kernel

@@ -16,14 +16,14 @@ import torch
 from torch import Tensor, nn
 
 from qexp.base.errors import UserError, nearest
-from qexp.base.nouns import Plan, QParams, QuantSpec
+from qexp.base.types import Plan, QParams, QuantSpec
 from qexp.nn.graph import GraphNetwork, Insertion, Traced
 from qexp.nn.places import Place, find_places
 from qexp.quant.affine import fake_quantize_steps, rounding_of, scaling, step_limits
 from qexp.quant.blocks import in_blocks, memory_order
 from qexp.quant.qparams import choose_qparams
 from qexp.quant.ranges import ConstantTensorError
-from qexp.quant.settings import code_range
+from qexp.quant.scheme_table import code_range
 
 CONTAINER = "activation_fake_quant"  # where the modules lie in the network, by the names of their places
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
-from qexp.base.nouns import TensorInfo
+from qexp.base.types import TensorInfo
 
 _NORMS = (
     nn.modules.batchnorm._NormBase,  # batch and instance norm

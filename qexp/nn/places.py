@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 from torch import fx, nn
 
-from qexp.base.nouns import ActivationInfo
+from qexp.base.types import ActivationInfo
 from qexp.nn.graph import Traced
 from qexp.nn.operators import INTEGER, MATRIX, POSITIVE, function_name, operator_name
 

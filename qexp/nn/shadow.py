@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from qexp.base.errors import UserError, choose
-from qexp.base.nouns import Plan, QuantSpec
+from qexp.base.types import Plan, QuantSpec
 from qexp.nn.half import RoundToHalf, round_to_half_
 from qexp.nn.input_quant import INPUT_QUANTS
 from qexp.quant.ranges import ConstantTensorError

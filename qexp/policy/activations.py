@@ -10,10 +10,11 @@ from collections.abc import Sequence
 from fnmatch import fnmatchcase
 
 from qexp.base.errors import UserError, nearest
-from qexp.base.nouns import ActivationInfo, ActivationRow, QuantSpec, TensorInfo
+from qexp.base.types import ActivationInfo, ActivationRow, QuantSpec, TensorInfo
+from qexp.config.policy import PolicySettings
+from qexp.config.quant import ActivationQuantSettings, QuantSettings
 from qexp.policy.rules import ACTIVATION, Rule, compile_rules, edge_weights
-from qexp.policy.settings import PolicySettings
-from qexp.quant.settings import MIN_BITS, UNSIGNED, ActivationQuantSettings, QuantSettings
+from qexp.quant.scheme_table import MIN_BITS, UNSIGNED
 
 NOT_EXECUTED = "not executed by a forward pass"
 NOT_ENTERED = "not entered: the products inside stay float"

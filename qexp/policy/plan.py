@@ -7,12 +7,13 @@ from dataclasses import replace
 
 from qexp.base.errors import UserError
 from qexp.base.files import hash_json
-from qexp.base.nouns import ActivationInfo, Plan, PlanRow, QuantSpec, TensorInfo
+from qexp.base.types import ActivationInfo, Plan, PlanRow, QuantSpec, TensorInfo
+from qexp.config.policy import PolicySettings
+from qexp.config.quant import QuantSettings, WeightQuantSettings
 from qexp.policy.activations import NOT_EXECUTED, plan_activations
 from qexp.policy.rules import LAYERS, NEVER, Rule, compile_rules, match_rules, unread_settings
-from qexp.policy.settings import PolicySettings
 from qexp.policy.table import format_plan, plan_rows, plan_size_bytes
-from qexp.quant.settings import READS, UNSIGNED, QuantSettings, WeightQuantSettings, check_control, check_width
+from qexp.quant.scheme_table import READS, UNSIGNED, check_control, check_width
 
 __all__ = ["format_plan", "make_plan", "plan_rows", "plan_size_bytes"]
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from qexp.base.errors import UserError
-from qexp.base.nouns import TensorInfo
-from qexp.policy.settings import PolicySettings, RuleSettings
+from qexp.base.types import TensorInfo
+from qexp.config.policy import PolicySettings, RuleSettings
 
 LAYERS = ("conv", "linear")
 _ALL_BUT_NORM = (*LAYERS, "embedding", "other")  # what a rule without a kind is about

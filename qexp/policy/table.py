@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from qexp.base.nouns import ActivationRow, Plan, PlanRow, QuantSpec
+from qexp.base.types import ActivationRow, Plan, PlanRow, QuantSpec
 from qexp.policy.rules import NEVER
 from qexp.quant.storage import stored_bytes
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from qexp.base.errors import UserError
 from qexp.base.files import canonical_json, write_atomic
-from qexp.base.nouns import ActivationInfo, ActivationRow, Plan, PlanRow, QParams, QuantSpec, TensorInfo
+from qexp.base.types import ActivationInfo, ActivationRow, Plan, PlanRow, QParams, QuantSpec, TensorInfo
 from qexp.nn.fake_quant import fake_quants, insert
 from qexp.nn.fold import fold_batch_norm
 from qexp.nn.graph import evaluating, trace

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import nn
 
+from qexp.config.train import TrainSettings
 from qexp.engine.hooks import TrainHooks
-from qexp.engine.settings import TrainSettings
 from qexp.qat.prepare import QatNetwork
 from qexp.qat.quantizers import ClippedRange
 

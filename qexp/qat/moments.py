@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from qexp.base.nouns import Batch
+from qexp.base.types import Batch
 from qexp.nn.fake_quant import observing
 from qexp.nn.graph import evaluating
 from qexp.quant.ranges import min_max

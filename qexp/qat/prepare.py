@@ -17,17 +17,17 @@ from torch import Tensor, fx, nn
 from torch.nn.utils import parametrize
 
 from qexp.base.errors import UserError
-from qexp.base.nouns import ActivationInfo, Batch, Plan, QuantSpec
-from qexp.calibrate.correct_norm import reestimate_batch_norm_
-from qexp.calibrate.methods import weight_range
-from qexp.calibrate.run import calibrate
-from qexp.calibrate.settings import CalibrateSettings
+from qexp.base.types import ActivationInfo, Batch, Plan, QuantSpec
+from qexp.config.calibrate import CalibrateSettings
+from qexp.config.qat import SCHEMES, QatSettings
 from qexp.nn.fake_quant import CONTAINER, observed, planned_places
 from qexp.nn.fold import fold_batch_norm
 from qexp.nn.graph import GraphNetwork, Insertion, Traced, evaluating, trace
+from qexp.ptq.bn_reestimation import reestimate_batch_norm_
+from qexp.ptq.calibrate import calibrate
+from qexp.ptq.range_methods import weight_range
 from qexp.qat.moments import Moments, magnitudes, weight_moments
 from qexp.qat.quantizers import ClippedRange, DorefaWeight, FoldedWeight, LearnedStep, ObservedRange, Quantizer, WeightRange
-from qexp.qat.settings import SCHEMES, QatSettings
 from qexp.quant.ranges import ConstantTensorError
 from qexp.quant.schemes import quantize_
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from qexp.base.nouns import QParams, QuantSpec
+from qexp.base.types import QParams, QuantSpec
 from qexp.nn.channels import TRANSPOSED
 from qexp.nn.fake_quant import range_qparams
 from qexp.qat.moments import Moments
@@ -26,7 +26,7 @@ from qexp.quant.gradients import (
 from qexp.quant.gradients_dorefa import quantize_dorefa_weight
 from qexp.quant.qparams import MIN_SCALE
 from qexp.quant.ranges import min_max
-from qexp.quant.settings import code_range
+from qexp.quant.scheme_table import code_range
 
 
 class Quantizer(nn.Module):

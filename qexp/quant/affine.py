@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from qexp.base.errors import choose
-from qexp.base.nouns import QParams
+from qexp.base.types import QParams
 from qexp.quant.rounding import ROUNDINGS
 
 ARITHMETICS = ("reciprocal", "divide")

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from qexp.base.errors import UserError
-from qexp.base.nouns import QuantSpec
+from qexp.base.types import QuantSpec
 from qexp.quant.packing import pack, unpack
 from qexp.quant.quantizers import Params
+from qexp.quant.scheme_table import code_range
 from qexp.quant.schemes import Fitted, Limits, check_spec, decode_rows, encode_rows, fit
-from qexp.quant.settings import code_range
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ from qexp.quant.gradient_blocks import (
     quantize_in_blocks,
     rounded_limits,
 )
-from qexp.quant.settings import code_range
+from qexp.quant.scheme_table import code_range
 
 MASKS = ("rounded", "paper")
 

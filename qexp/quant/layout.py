@@ -12,8 +12,8 @@ from math import prod
 from typing import TYPE_CHECKING
 
 from qexp.base.errors import UserError, choose
-from qexp.base.nouns import QuantSpec
-from qexp.quant.settings import GRANULARITIES
+from qexp.base.types import QuantSpec
+from qexp.quant.scheme_table import GRANULARITIES
 
 if TYPE_CHECKING:
     from torch import Tensor

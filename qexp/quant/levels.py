@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 
 from qexp.base.errors import choose
-from qexp.base.nouns import QuantSpec
+from qexp.base.types import QuantSpec
 from qexp.quant.affine import Operation
 from qexp.quant.qparams import MIN_SCALE
-from qexp.quant.settings import check_width
+from qexp.quant.scheme_table import check_width
 
 LEVELS = ("nearest", "companded")
 

@@ -17,9 +17,9 @@ from torch import Tensor
 
 from qexp.base.checks import check_bits
 from qexp.base.errors import UserError, choose
-from qexp.base.nouns import QParams
+from qexp.base.types import QParams
 from qexp.quant.ranges import ConstantTensorError
-from qexp.quant.settings import code_range
+from qexp.quant.scheme_table import code_range
 
 # The smallest normal float32: below it 1 / scale would overflow. A range that small uses fewer of its codes.
 MIN_SCALE = torch.finfo(torch.float32).tiny

@@ -13,7 +13,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from qexp.base.nouns import QParams, QuantSpec
+from qexp.base.types import QParams, QuantSpec
 from qexp.quant.affine import Operation, count_steps, fake_quantize_steps, scaling, step_limits
 from qexp.quant.codebooks import (
     decode_binary,
@@ -30,7 +30,7 @@ from qexp.quant.codebooks import (
 from qexp.quant.levels import clamp_levels, decode_levels, encode_levels, level_scale
 from qexp.quant.linear import linear_clamp, linear_constants, linear_inverse, linear_map, linear_span, linear_unmap
 from qexp.quant.qparams import choose_qparams, fixed_point_qparams, scale_factors
-from qexp.quant.settings import code_range
+from qexp.quant.scheme_table import code_range
 
 Params = Mapping[str, Tensor]
 Kernel = Callable[..., None]  # (x, out, *params): float32 blocks, params broadcast along the channels

@@ -17,13 +17,13 @@ import torch
 from torch import Tensor
 
 from qexp.base.errors import UserError, choose
-from qexp.base.nouns import QuantSpec
+from qexp.base.types import QuantSpec
 from qexp.quant.affine import Operation, rounding_of
 from qexp.quant.blocks import in_blocks
 from qexp.quant.layout import Layout, layout_of
 from qexp.quant.quantizers import Affine, Binary, Codebook, Dorefa, Levels, Linear, Params, ScaleFactor, Ternary
 from qexp.quant.ranges import check_limits, check_not_zero, min_max
-from qexp.quant.settings import CLIPPED, check_control, check_rounding, check_width
+from qexp.quant.scheme_table import CLIPPED, check_control, check_rounding, check_width
 
 QUANTIZER_VERSION = 2  # part of every record's key; raise it when the same spec comes to give other values
 

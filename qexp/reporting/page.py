@@ -13,12 +13,12 @@ from jinja2 import Environment
 from markupsafe import Markup, escape
 
 from qexp.base.files import write_text_atomic
-from qexp.reporting.comparison import has_qat
-from qexp.reporting.exports import EXPLAINED as EXPORTS_EXPLAINED
-from qexp.reporting.statistic_cells import interval_text
-from qexp.reporting.summary import is_control, is_float
-from qexp.reporting.tables import display
-from qexp.reporting.verdict import ALIKE, BEST, EXPLAINED, WORSE, Verdict
+from qexp.reporting.frames.comparison import has_qat
+from qexp.reporting.frames.summary import is_control, is_float
+from qexp.reporting.statistics.verdict import ALIKE, BEST, EXPLAINED, WORSE, Verdict
+from qexp.reporting.tables.exports import EXPLAINED as EXPORTS_EXPLAINED
+from qexp.reporting.tables.results import display
+from qexp.reporting.tables.statistic_cells import interval_text
 
 FILE = "report.html"
 TEMPLATE = Path(__file__).with_name("page.html.jinja")

@@ -12,25 +12,23 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from qexp.base.errors import UserError
-from qexp.reporting.answers import stored_answers
-from qexp.reporting.card import load_runs, protocol_card
-from qexp.reporting.compact import FILE, write_compact
-from qexp.reporting.cost_figure import prec1_by_bops, prec1_by_cost
-from qexp.reporting.dots import prec1_by_variant
-from qexp.reporting.exports import format_exports, load_exports, shown_on_page, write_exports
-from qexp.reporting.figures import prec1_by_bits, prec1_by_epoch
-from qexp.reporting.heat_maps import sensitivity_map, sqnr_map
-from qexp.reporting.jobs import format_jobs, load_jobs, variant_states
-from qexp.reporting.layers import histogram_sheets, load_layers
-from qexp.reporting.load import load_records, load_sweeps
+from qexp.reporting.figures.accuracy import prec1_by_bits, prec1_by_epoch
+from qexp.reporting.figures.cost import prec1_by_bops, prec1_by_cost, prec1_by_size
+from qexp.reporting.figures.layers import sensitivity_map, sqnr_map
+from qexp.reporting.figures.style import save
+from qexp.reporting.figures.variants import prec1_by_variant
+from qexp.reporting.frames.jobs import format_jobs, load_jobs, variant_states
+from qexp.reporting.frames.layers import histogram_sheets, load_layers
+from qexp.reporting.frames.load import load_records, load_sweeps
+from qexp.reporting.frames.predictions import FILE, stored_answers, write_compact
+from qexp.reporting.frames.protocol import MixedProtocolsError, find_protocols
+from qexp.reporting.frames.summary import summarize
 from qexp.reporting.page import Drawn, write_page
-from qexp.reporting.paired import with_statistics
-from qexp.reporting.protocol import MixedProtocolsError, find_protocols
-from qexp.reporting.size_figure import prec1_by_size
-from qexp.reporting.style import save
-from qexp.reporting.summary import summarize
-from qexp.reporting.tables import format_table, write_tables
-from qexp.reporting.verdict import judge
+from qexp.reporting.statistics.paired import with_statistics
+from qexp.reporting.statistics.verdict import judge
+from qexp.reporting.tables.card import load_runs, protocol_card
+from qexp.reporting.tables.exports import format_exports, load_exports, shown_on_page, write_exports
+from qexp.reporting.tables.results import format_table, write_tables
 
 CAPTIONS = {
     "prec1_by_epoch": (

@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 
 from qexp.base.errors import UserError
+from qexp.config.data import DataSettings
+from qexp.config.study import StudySettings
 from qexp.data.folder import DECODE_ERRORS, decode, scan_tree
 from qexp.data.load import load_data
-from qexp.data.settings import DataSettings
-from qexp.reporting.study_nouns import Check, Curve, Lines, Outcome
 from qexp.studies import fixed_layers as fixed
-from qexp.studies.settings import StudySettings
+from qexp.studies.outcome import Check, Curve, Lines, Outcome
 
 FACTORS = torch.arange(58, 66, 0.1)
 DEPTHS = (1, 2, 3, 4)

@@ -13,13 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from qexp.base.errors import UserError
-from qexp.base.nouns import QuantSpec
+from qexp.base.types import QuantSpec
+from qexp.config.study import StudySettings
 from qexp.quant.packing import pack
 from qexp.quant.scalar import dequantize_scalar, quantize_scalar
 from qexp.quant.storage import stored_bytes
-from qexp.reporting.study_nouns import Check, Curve, Lines, Outcome
+from qexp.studies.outcome import Check, Curve, Lines, Outcome
 from qexp.studies.seed_maps import mapped, symmetric
-from qexp.studies.settings import StudySettings
 from qexp.studies.subject import Subject, load_subject
 
 PI = 3.141592653589793

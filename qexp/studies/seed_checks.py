@@ -8,8 +8,8 @@ from functools import partial
 from typing import Any
 
 from qexp.engine.evaluate import Evaluation
-from qexp.reporting.study_nouns import Check
 from qexp.studies import seed_maps as maps
+from qexp.studies.outcome import Check
 
 SAME_PERCENT = 99.0  # of predictions; float32 and batch norm's eps leave a few images on the fence
 SAME_POINTS = 0.5

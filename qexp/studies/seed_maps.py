@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from qexp.base.errors import UserError
-from qexp.base.nouns import QuantSpec
+from qexp.base.types import QuantSpec
 from qexp.nn.input_quant import to_int
 from qexp.quant.encoding import decode, encode
 from qexp.quant.linear import linear_quantize

@@ -14,14 +14,14 @@ from dataclasses import dataclass
 from torch import nn
 
 from qexp.base.errors import UserError
-from qexp.calibrate.correct_norm import reestimate_batch_norm_
+from qexp.config.study import StudySettings
 from qexp.engine.probe import check_in_use
 from qexp.nn.input_quant import to_int
 from qexp.nn.shadow import Shadow
-from qexp.reporting.study_nouns import Bars, Outcome
+from qexp.ptq.bn_reestimation import reestimate_batch_norm_
 from qexp.studies import seed_maps as maps
+from qexp.studies.outcome import Bars, Outcome
 from qexp.studies.seed_checks import Scores, all_checks
-from qexp.studies.settings import StudySettings
 from qexp.studies.subject import Subject, load_subject
 
 BITS = (4, 8, 16)

@@ -11,18 +11,18 @@ import torch
 from torch import nn
 
 from qexp.base.errors import UserError
-from qexp.base.nouns import Batch
+from qexp.base.types import Batch
+from qexp.config.data import DataSettings
+from qexp.config.model import ModelSettings
+from qexp.config.study import StudySettings
+from qexp.config.train import TrainSettings
 from qexp.data.bundle import DataBundle
 from qexp.data.load import load_data
-from qexp.data.settings import DataSettings
 from qexp.engine.evaluate import Evaluation, evaluate
 from qexp.engine.fit import fit
-from qexp.engine.settings import TrainSettings
 from qexp.models.build import build_model
-from qexp.models.settings import ModelSettings
 from qexp.models.weights import load_weights
 from qexp.nn.fold import fold_batch_norm
-from qexp.studies.settings import StudySettings
 
 BATCH_SIZE = 100
 _RECIPE = TrainSettings(epochs=8, lr=0.1, batch_size=64, warmup_epochs=1)

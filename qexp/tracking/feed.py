@@ -8,14 +8,17 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
+from qexp.base.console import say
+from qexp.config.root import Config
+from qexp.config.tracking import TrackingSettings
 from qexp.tracking.journal import Journal
 from qexp.tracking.mlflow_store import why
 from qexp.tracking.rows import files_row
-from qexp.tracking.send import Sender
-from qexp.tracking.settings import TrackingSettings
+from qexp.tracking.sender import Sender
 
-POLL_S = 5.0  # between looks at the journal when nobody pokes: other processes write to it too
+POLL_S = 5.0  # between looks at the journal when nobody notifies: other processes write to it too
 RETRY_S = 15.0  # between attempts on a store that fails
+PREEMPTED_LIMIT_S = 5.0  # for MLflow, where a scheduler's grace period runs; `qexp.sync` or the next start sends the rest
 LAST_ATTEMPTS = 2  # after `close` was called
 
 
@@ -42,14 +45,14 @@ class MlflowFeed:
         if self._settings.enabled:
             self._thread.start()
 
-    def poke(self) -> None:
+    def notify(self) -> None:
         """Say that there are new rows, so that they are sent now and not at the next look; returns at once."""
         self._wake.set()
 
     def log_files(self, run: str | None, paths: Iterable[str | Path]) -> None:
         """Keep files with a run, or with every training's run where `run` is None; they go through the journal."""
         self._journal.append([files_row(run, paths)])
-        self.poke()
+        self.notify()
 
     def close(self, limit_s: float | None = None) -> str | None:
         """Wait up to `timeout_s`, or `limit_s` if that is less, until MLflow has everything.
@@ -81,7 +84,7 @@ class MlflowFeed:
         return shlex.join(words)
 
     def _run(self) -> None:
-        """The thread: send when poked, try again after a failure, end once closed."""
+        """The thread: send when notified, try again after a failure, end once closed."""
         close_dead, last_attempts = True, 0
         while True:
             closing = self._closing.is_set()
@@ -98,3 +101,30 @@ class MlflowFeed:
             else:
                 self._wake.wait(RETRY_S if self._failure else POLL_S)
                 self._wake.clear()
+
+
+class Feeds:
+    """The feeds of a process, one for each experiment that it writes to; they live until `close`."""
+
+    def __init__(self) -> None:
+        self._feeds: dict[tuple[str, str], MlflowFeed] = {}  # by runs_dir and experiment
+
+    def of(self, config: Config) -> MlflowFeed:
+        """The feed that follows the journal of a job's experiment; started when it is first asked for."""
+        key = (config.runs_dir, config.name)
+        if key not in self._feeds:
+            journal = Journal.of(config.runs_dir, config.name)
+            self._feeds[key] = MlflowFeed(journal, experiment=config.name, settings=config.tracking, runs_dir=config.runs_dir)
+            self._feeds[key].start()
+        return self._feeds[key]
+
+    def close(self, *, hurry: bool = False) -> None:
+        """Wait until MLflow has what this process wrote, and say where it is behind.
+
+        Args:
+            hurry: not for long, as a signal stopped this process.
+        """
+        while self._feeds:
+            behind = self._feeds.popitem()[1].close(limit_s=PREEMPTED_LIMIT_S if hurry else None)
+            if behind:
+                say(behind)

@@ -8,13 +8,13 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from qexp.base.process import Process
+from qexp.tracking.changes import Point
 from qexp.tracking.environment import now_ms
-from qexp.tracking.ledger import Point
 from qexp.tracking.mlflow_store import Store, import_mlflow
+from qexp.tracking.process import Process
 from qexp.tracking.registry import register
 from qexp.tracking.rows import Row, Scalar
-from qexp.tracking.shown import color, description, source_tags
+from qexp.tracking.run_tags import color, description, source_tags
 
 if TYPE_CHECKING:
     from mlflow.entities import Run

@@ -16,9 +16,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from qexp.base.nouns import FLOAT_VARIANT, Record
-from qexp.base.process import Process
 from qexp.tracking.environment import now_ms
+from qexp.tracking.process import Process
+from qexp.tracking.record import FLOAT_VARIANT, Record
 
 Row = dict[str, Any]
 Scalar = str | int | float | bool | None

@@ -5,11 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from qexp.base.errors import UserError
-from qexp.base.journal_files import find_journal, journal_names
-from qexp.tracking.journal import Journal
+from qexp.config.tracking import TrackingSettings
+from qexp.tracking.journal import Journal, find_journal, journal_names
 from qexp.tracking.mlflow_store import why
-from qexp.tracking.send import Sender
-from qexp.tracking.settings import TrackingSettings
+from qexp.tracking.sender import Sender
 
 
 def sync(name: str | None, runs_dir: str | Path, settings: TrackingSettings) -> list[str]:

@@ -7,14 +7,14 @@ import torch
 from torch import nn
 
 from qexp.analysis.activations import profile_activations
-from qexp.base.nouns import Plan, QuantSpec
+from qexp.base.types import Plan, QuantSpec
+from qexp.config.policy import PolicySettings
+from qexp.config.quant import ActivationQuantSettings, QuantSettings
 from qexp.nn.fake_quant import fake_quants, insert, observed
 from qexp.nn.graph import trace
 from qexp.nn.inventory import inventory
 from qexp.nn.places import activations
 from qexp.policy.plan import make_plan
-from qexp.policy.settings import PolicySettings
-from qexp.quant.settings import ActivationQuantSettings, QuantSettings
 
 IMAGES = torch.tensor([-1.0, 0.4, 1.2, 2.0]).reshape(1, 1, 2, 2)
 

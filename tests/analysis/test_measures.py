@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from qexp.analysis.measures import Errors, count_clipped, histogram, sqnr_db, weight_grid
-from qexp.base.nouns import QuantSpec
+from qexp.base.types import QuantSpec
+from qexp.quant.scheme_table import MAX_BITS
 from qexp.quant.schemes import SCHEMES, quantize_
-from qexp.quant.settings import MAX_BITS
 
 
 def test_sqnr_of_known_errors():

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from qexp.analysis import proxies
-from qexp.base.nouns import Batch
+from qexp.base.types import Batch
 
 
 def batches(shape, classes, sizes=(3, 2)):

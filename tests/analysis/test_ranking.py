@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from qexp.analysis.ranking import correlations, regret, trust
-from qexp.base.sensitivity_nouns import MEASURED, PROXIES, LayerLoss
+from qexp.analysis.results import LayerLoss
+from qexp.config.analyze import MEASURED, PROXIES
 
 LAYER = LayerLoss(
     layer="a", bits=4, num_elements=10, size_bytes=5, prec1=80.0, delta_prec1=-1.0, delta_loss=0.1, kl=0.1, n=100, n10=2, n01=1,

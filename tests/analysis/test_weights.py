@@ -7,7 +7,7 @@ import torch
 
 from qexp.analysis.scores import class_scores
 from qexp.analysis.weights import profile_weights
-from qexp.base.nouns import Plan, PlanRow, QuantSpec, TensorInfo
+from qexp.base.types import Plan, PlanRow, QuantSpec, TensorInfo
 
 
 def row(name, shape, spec, order=0):

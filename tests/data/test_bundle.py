@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from qexp.base.errors import UserError
+from qexp.config.data import DataSettings
 from qexp.data.bundle import DataBundle
 from qexp.data.load import load_data
 from qexp.data.ram import RamImages, RamPart
-from qexp.data.settings import DataSettings
 from qexp.data.splits import cut_splits
 
 

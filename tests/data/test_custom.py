@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from qexp.base.errors import UserError
+from qexp.config.data import DataSettings
 from qexp.data.load import load_data
-from qexp.data.settings import DataSettings
 
 CODE = """
 from typing import NamedTuple

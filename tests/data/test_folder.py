@@ -8,9 +8,9 @@ import torch
 from PIL import Image
 
 from qexp.base.errors import UserError
+from qexp.config.data import DataSettings
 from qexp.data.folder import decode, scan_tree
 from qexp.data.load import load_data
-from qexp.data.settings import DataSettings
 
 
 def settings(root, **values):

@@ -8,8 +8,8 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from qexp.base.errors import UserError
+from qexp.config.data import DATASETS, DataSettings
 from qexp.data.load import LOADERS, load_data
-from qexp.data.settings import DATASETS, DataSettings
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 

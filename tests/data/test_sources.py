@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from qexp.base.errors import UserError
-from qexp.base.torchvision_door import torchvision
+from qexp.base.torchvision_compat import torchvision
+from qexp.config.data import DataSettings
 from qexp.data.load import load_data
-from qexp.data.settings import DataSettings
 from qexp.data.sources import load_digits, load_fake, load_mnist5k, load_torchvision
 
 

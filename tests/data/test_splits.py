@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qexp.base.errors import UserError
-from qexp.data.settings import DataSettings
+from qexp.config.data import DataSettings
 from qexp.data.splits import Split, cut_splits, interleaved_permutation, representative
 
 LABELS = torch.arange(10).repeat_interleave(20)  # sorted by class, as mnist5k and image folders are

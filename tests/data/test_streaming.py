@@ -7,10 +7,10 @@ import pytest
 import torch
 from PIL import Image
 
+from qexp.config.data import DataSettings
 from qexp.data import streaming
 from qexp.data.augment import epoch_key, resized_crop_box
 from qexp.data.load import load_data
-from qexp.data.settings import DataSettings
 
 
 def settings(root, **values):
@@ -71,7 +71,7 @@ def test_workers_ranks_and_resume_change_no_pixel(photos):
 
 
 def test_imagenet_evaluation_is_resize_and_center_crop(photos):
-    from qexp.base.torchvision_door import torchvision
+    from qexp.base.torchvision_compat import torchvision
 
     transforms = torchvision().transforms.v2
     reference = transforms.Compose([transforms.Resize(16), transforms.CenterCrop(14), transforms.PILToTensor()])

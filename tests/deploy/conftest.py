@@ -9,19 +9,19 @@ from pathlib import Path
 import pytest
 import torch
 
-from qexp.deploy.codes import load_biases_, show_codes, simulated_codes
-from qexp.deploy.qdq import export_qdq
-from qexp.deploy.runtimes import onnxruntime_saturates
-from qexp.deploy.weights import has_codes, weight_codes
+from qexp.config.policy import PolicySettings
+from qexp.config.quant import ActivationQuantSettings, QuantSettings, WeightQuantSettings
+from qexp.deploy.activation_codes import load_biases_, simulated_codes
+from qexp.deploy.onnx.qdq import export_qdq
+from qexp.deploy.runtimes import onnxruntime_saturates, show_codes
+from qexp.deploy.weight_codes import has_codes, weight_codes
 from qexp.nn.fake_quant import fake_quants, insert, observed, observing
 from qexp.nn.fold import fold_batch_norm
 from qexp.nn.graph import trace
 from qexp.nn.inventory import inventory
 from qexp.nn.places import activations
 from qexp.policy.plan import make_plan
-from qexp.policy.settings import PolicySettings
 from qexp.quant.schemes import quantize_
-from qexp.quant.settings import ActivationQuantSettings, QuantSettings, WeightQuantSettings
 
 GRAPHS = Path(__file__).parents[1] / "nn" / "graphs.py"
 

@@ -3,14 +3,14 @@
 import pytest
 import torch
 
-from qexp.deploy.coded import coded
-from qexp.deploy.codes import load_biases_, simulated_codes
-from qexp.deploy.integer import integer_codes
+from qexp.config.model import ModelSettings
+from qexp.deploy.activation_codes import load_biases_, simulated_codes
+from qexp.deploy.coded_network import coded
+from qexp.deploy.integer_network import integer_codes
 from qexp.deploy.ladder import FLOAT, INTEGER, SIMULATED, Ladder, Outcome
-from qexp.deploy.qdq import export_qdq
+from qexp.deploy.onnx.qdq import export_qdq
 from qexp.deploy.runtimes import open_runtime
 from qexp.models.build import build_model
-from qexp.models.settings import ModelSettings
 
 SLOW = pytest.mark.slow
 

@@ -9,9 +9,10 @@ import torch
 from torch import nn
 
 from qexp.deploy import cost
-from qexp.deploy.cost import bops, latency, layer_bits, macs_per_layer, peak_memory_bytes
+from qexp.deploy.cost import bops, latency, layer_bits, peak_memory_bytes
 from qexp.models.cifar_resnet import CifarResNet
 from qexp.nn.graph import trace
+from qexp.nn.macs import macs_per_layer
 
 
 def images(n=6, size=16, seed=1):

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from qexp.base.errors import UserError
-from qexp.deploy.codes import simulated_codes
-from qexp.deploy.integer import integer_codes
+from qexp.deploy.activation_codes import simulated_codes
+from qexp.deploy.integer_network import integer_codes
 from qexp.deploy.ladder import FLOAT, INTEGER, SIMULATED, Ladder, Outcome
 from qexp.deploy.runtimes import open_runtime
 

@@ -6,12 +6,12 @@ import pytest
 import torch
 
 from qexp.base.errors import UserError
-from qexp.deploy.codes import load_biases_, simulated_codes
-from qexp.deploy.integer import integer_codes
+from qexp.deploy.activation_codes import load_biases_, simulated_codes
+from qexp.deploy.integer_layer import accumulate
+from qexp.deploy.integer_network import integer_codes
 from qexp.deploy.ladder import FLOAT, INTEGER, LOGITS, SIMULATED, Ladder, Outcome
-from qexp.deploy.reference import accumulate
 from qexp.deploy.runtimes import open_runtime
-from qexp.deploy.weights import WeightCodes
+from qexp.deploy.weight_codes import WeightCodes
 from qexp.models.cifar_resnet import CifarResNet
 
 
@@ -127,7 +127,7 @@ def test_accumulators_that_saturate_are_found(climb, monkeypatch):
 
     def outcome(batch):
         with monkeypatch.context() as patch:
-            patch.setattr("qexp.deploy.reference.accumulate", saturating)
+            patch.setattr("qexp.deploy.integer_layer.accumulate", saturating)
             codes, logits = integer_codes(climb.case.network, climb.case.weights, batch)
         return Outcome(logits, codes)
 

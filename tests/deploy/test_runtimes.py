@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from qexp.base.errors import UserError
-from qexp.deploy import program, runtimes
-from qexp.deploy.codes import CodeTensor
-from qexp.deploy.program import PROGRAM_SUFFIX, save_program
-from qexp.deploy.qdq import export_qdq
+from qexp.deploy import runtimes, torch_export
+from qexp.deploy.activation_codes import CodeTensor
+from qexp.deploy.onnx.qdq import export_qdq
 from qexp.deploy.runtimes import Session, installed_runtimes, open_runtime
+from qexp.deploy.torch_export import PROGRAM_SUFFIX, save_program
 
 
 def images(n=6, size=16, seed=1):
@@ -73,12 +73,12 @@ def test_openvino(case):
 
 
 def test_torch_runs_the_program_as_it_is_without_a_compiler(case, monkeypatch):
-    monkeypatch.setattr(program, "has_compiler", lambda: False)
+    monkeypatch.setattr(torch_export, "has_compiler", lambda: False)
     check(case, "torch")
 
 
 @pytest.mark.alone
-@pytest.mark.skipif(not program.has_compiler(), reason="needs a C++ compiler")
+@pytest.mark.skipif(not torch_export.has_compiler(), reason="needs a C++ compiler")
 def test_torch_compiles_to_integers(case):
     """Not only the same numbers: oneDNN's quantized convolution is what is called."""
     from torch._inductor.utils import run_and_get_code

@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import nn
 
-from qexp.base.nouns import Batch
+from qexp.base.types import Batch
+from qexp.config.train import TrainSettings
 from qexp.engine.fit import fit
 from qexp.engine.hooks import NO_HOOKS
 from qexp.engine.seed import seed_everything
-from qexp.engine.settings import TrainSettings
 from qexp.engine.state import FitState
 
 NUM_IMAGES, NUM_CLASSES = 120, 4

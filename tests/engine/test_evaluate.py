@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from qexp.base.errors import UserError
-from qexp.base.nouns import Batch
+from qexp.base.types import Batch
 from qexp.engine import predictions
 from qexp.engine.evaluate import evaluate
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from qexp.base import preemption
 from qexp.base.errors import UserError
-from qexp.base.nouns import Batch
+from qexp.base.types import Batch
 from qexp.engine.fit import fit
 from qexp.engine.trainer import DivergenceError
 

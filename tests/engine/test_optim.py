@@ -5,8 +5,8 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import ConstantLR, CosineAnnealingLR, LinearLR, MultiStepLR, SequentialLR
 
+from qexp.config.train import TrainSettings
 from qexp.engine.optim import lr_at, make_optimizer, set_lr
-from qexp.engine.settings import TrainSettings
 
 STEPS = 7
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from qexp.base.errors import UserError
+from qexp.config.train import TrajectorySettings
 from qexp.engine import trajectory
 from qexp.engine.fit import fit
-from qexp.engine.settings import TrajectorySettings
 from qexp.engine.state import FitState
 from qexp.engine.trajectory import TrajectoryStore
 

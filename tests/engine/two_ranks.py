@@ -7,12 +7,12 @@ import torch
 from torch import nn
 
 from qexp.base import dist
-from qexp.base.nouns import Batch
+from qexp.base.types import Batch
+from qexp.config.train import TrainSettings
 from qexp.engine.evaluate import evaluate
 from qexp.engine.fit import fit
 from qexp.engine.hooks import NO_HOOKS, TrainHooks
 from qexp.engine.seed import seed_everything
-from qexp.engine.settings import TrainSettings
 
 CPU = torch.device("cpu")
 NUM_TRAIN, BATCH, NUM_TEST, EVAL_BATCH = 65, 16, 50, 8  # the last training batch holds one image: rank 1's slice is empty

@@ -10,10 +10,10 @@ import torch
 from qexp.base import dist
 from qexp.engine.fit import fit
 from qexp.engine.seed import seed_everything
-from qexp.pipeline.check import check
-from qexp.pipeline.evaluator import Evaluator
-from qexp.pipeline.prepare import prepare
-from qexp.pipeline.qat import QatTraining
+from qexp.experiment.evaluator import Evaluator
+from qexp.experiment.job import prepare
+from qexp.experiment.qat_training import QatTraining
+from qexp.sweep.check import check
 
 CPU = torch.device("cpu")
 

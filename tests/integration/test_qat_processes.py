@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from qexp.reporting.jobs import load_jobs
+from qexp.reporting.frames.jobs import load_jobs
 
 STEPS = 7  # of an epoch
 NETWORK = Path(__file__).with_name("traceable.py")

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from qexp import report, sync, trainings
+from qexp.base.keyvalue import run_verb
 from qexp.engine.trajectory import TrajectoryStore
-from qexp.pipeline.verbs import run_verb
 
 VERBS = {
     "report": (report.ReportSettings, report.run),

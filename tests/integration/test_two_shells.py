@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from qexp.reporting.jobs import load_jobs
+from qexp.reporting.frames.jobs import load_jobs
 from qexp.reporting.report import write_report
 
 LIMIT_S = 180

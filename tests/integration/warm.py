@@ -6,6 +6,7 @@ again is to import torch, Hydra and pandas, which takes 4 seconds. Tests that lo
     python warm.py      reads JSON lines ({"arguments", "verb", "folder", ...}), answers with pids and exit codes
 """
 
+import importlib
 import json
 import os
 import select
@@ -64,7 +65,7 @@ class Child:
 
 
 def serve():
-    from qexp.pipeline import entry, story  # noqa: F401 story imports torch and pandas
+    from qexp.sweep import main, run  # noqa
 
     running = set()
     for line in sys.stdin:
@@ -113,10 +114,8 @@ def child(job):
             os.dup2(source, target)
         sys.stdout = open(1, "w", buffering=1, closefd=False)
         sys.stderr = open(2, "w", buffering=1, closefd=False)
-        from qexp.pipeline import entry
-
         sys.argv = [f"qexp.{job['verb']}", *job["arguments"]]
-        code = entry.main(job["verb"], {"train": "config"}.get(job["verb"], job["verb"]))
+        code = importlib.import_module(f"qexp.{job['verb']}").main()
         sys.stdout.flush()
     except BaseException:
         import traceback

@@ -11,10 +11,10 @@ from hydra import compose, initialize_config_dir
 from torch import nn
 
 from qexp.base.errors import UserError
-from qexp.base.torchvision_door import torchvision
+from qexp.base.outputs import main_output
+from qexp.base.torchvision_compat import torchvision
+from qexp.config.model import ModelSettings
 from qexp.models.build import build_model, check_name, model_names
-from qexp.models.outputs import main_output
-from qexp.models.settings import ModelSettings
 
 CONF = Path(__file__).parents[2] / "conf" / "model"
 FACTORY = """

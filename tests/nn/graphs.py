@@ -5,13 +5,13 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from qexp.base.nouns import Plan, QuantSpec
+from qexp.base.types import Plan, QuantSpec
+from qexp.config.policy import PolicySettings
+from qexp.config.quant import ActivationQuantSettings, QuantSettings
 from qexp.nn.fake_quant import fake_quants, insert, observed, observing
 from qexp.nn.inventory import inventory
 from qexp.nn.places import activations
 from qexp.policy.plan import make_plan
-from qexp.policy.settings import PolicySettings
-from qexp.quant.settings import ActivationQuantSettings, QuantSettings
 
 
 class Residual(nn.Module):

@@ -12,14 +12,14 @@ import torch
 from sklearn.datasets import load_sample_images
 from torch import nn
 
-from qexp.base.torchvision_door import torchvision
-from qexp.nn.equalize import equalize
+from qexp.base.torchvision_compat import torchvision
 from qexp.nn.fake_quant import fake_quants
 from qexp.nn.fold import fold_batch_norm
 from qexp.nn.graph import trace
 from qexp.nn.inventory import inventory
 from qexp.nn.places import activations
 from qexp.policy.plan import NOT_EXECUTED
+from qexp.ptq.equalization import equalize
 from qexp.quant.schemes import quantize_
 
 # Places of the static plan, counted from the blocks: the image; one behind each conv+BN(+activation function); the add behind

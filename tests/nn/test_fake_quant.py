@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from qexp.base.errors import UserError
-from qexp.base.nouns import QParams, QuantSpec
+from qexp.base.types import QParams, QuantSpec
 from qexp.nn.fake_quant import CONTAINER, FakeQuantize, Observed, fake_quants, insert, observed, observing, range_qparams
 from qexp.nn.graph import trace
 from qexp.nn.places import activations

@@ -8,12 +8,12 @@ from torch import nn
 from torch.nn import functional as F
 
 from qexp.base.errors import UserError
-from qexp.base.torchvision_door import torchvision
+from qexp.base.torchvision_compat import torchvision
 from qexp.models.cifar_resnet import CifarResNet
 from qexp.nn.channels import by_channel, input_ranges, mean_response, output_ranges
-from qexp.nn.equalize import equalize
 from qexp.nn.fold import fold_batch_norm
 from qexp.nn.links import activations_after, find_links
+from qexp.ptq.equalization import equalize
 
 models = torchvision().models
 NETWORKS = {  # constructor, folded batch norms, those that stay, equalized pairs

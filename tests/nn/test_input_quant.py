@@ -7,8 +7,8 @@ from typing import get_args, get_type_hints
 import pytest
 import torch
 
+from qexp.config.quant import QuantSettings
 from qexp.nn.input_quant import INPUT_QUANTS
-from qexp.quant.settings import QuantSettings
 
 
 def test_settings_name_them():

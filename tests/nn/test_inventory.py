@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from qexp.base.torchvision_door import torchvision
+from qexp.base.torchvision_compat import torchvision
 from qexp.nn.inventory import as_trained, inventory, is_constant, with_state
 
 IMAGE = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from qexp.base.errors import UserError
-from qexp.base.nouns import Plan, PlanRow, QuantSpec, TensorInfo
+from qexp.base.types import Plan, PlanRow, QuantSpec, TensorInfo
 from qexp.nn.shadow import Shadow
 from qexp.quant.schemes import quantize_
 

@@ -7,16 +7,16 @@ import torch
 
 from qexp.base.errors import UserError
 from qexp.base.files import hash_json
-from qexp.base.nouns import ActivationInfo
+from qexp.base.types import ActivationInfo
+from qexp.config.policy import PolicySettings, RuleSettings
+from qexp.config.quant import ActivationQuantSettings, QuantSettings
 from qexp.models.cifar_resnet import CifarResNet
 from qexp.nn.graph import trace
 from qexp.nn.inventory import as_trained, inventory
 from qexp.nn.places import activations
 from qexp.policy.activations import NOT_ENTERED, NOT_EXECUTED
 from qexp.policy.plan import format_plan, make_plan
-from qexp.policy.settings import PolicySettings, RuleSettings
 from qexp.policy.table import activation_rows
-from qexp.quant.settings import ActivationQuantSettings, QuantSettings
 
 IMAGE = torch.zeros(1, 3, 32, 32)
 

@@ -11,13 +11,13 @@ import yaml
 from torch import nn
 
 from qexp.base.errors import UserError
-from qexp.base.nouns import QuantSpec
-from qexp.base.torchvision_door import torchvision
+from qexp.base.torchvision_compat import torchvision
+from qexp.base.types import QuantSpec
+from qexp.config.policy import POLICIES, PolicySettings, RuleSettings
+from qexp.config.quant import QuantSettings, WeightQuantSettings
 from qexp.models.cifar_resnet import CifarResNet
 from qexp.nn.inventory import inventory
 from qexp.policy.plan import CONSTANT, COUNTER, NOT_EXECUTED, STATISTIC, make_plan
-from qexp.policy.settings import POLICIES, PolicySettings, RuleSettings
-from qexp.quant.settings import QuantSettings, WeightQuantSettings
 
 CONF = Path(__file__).parents[2] / "conf" / "policy"
 IMAGE = torch.zeros(1, 3, 64, 64)

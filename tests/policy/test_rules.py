@@ -3,9 +3,9 @@
 import pytest
 
 from qexp.base.errors import UserError
-from qexp.base.nouns import TensorInfo
+from qexp.base.types import TensorInfo
+from qexp.config.policy import PolicySettings, RuleSettings
 from qexp.policy.rules import compile_rules, match_rules, unread_settings
-from qexp.policy.settings import PolicySettings, RuleSettings
 
 
 def tensor(name, kind="conv", role="weight", order=0, **other):

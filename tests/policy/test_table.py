@@ -5,12 +5,12 @@ import json
 import pytest
 import torch
 
-from qexp.base.nouns import Plan, PlanRow, QuantSpec, TensorInfo
+from qexp.base.types import Plan, PlanRow, QuantSpec, TensorInfo
+from qexp.config.policy import PolicySettings
+from qexp.config.quant import QuantSettings, WeightQuantSettings
 from qexp.models.cifar_resnet import CifarResNet
 from qexp.nn.inventory import inventory
 from qexp.policy.plan import format_plan, make_plan, plan_rows, plan_size_bytes
-from qexp.policy.settings import PolicySettings
-from qexp.quant.settings import QuantSettings, WeightQuantSettings
 
 
 @pytest.fixture(scope="module")

@@ -7,17 +7,17 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from qexp.base.nouns import Batch
-from qexp.calibrate.settings import CalibrateSettings
+from qexp.base.types import Batch
+from qexp.config.calibrate import CalibrateSettings
+from qexp.config.policy import PolicySettings
+from qexp.config.qat import QatSettings
+from qexp.config.quant import QuantSettings, WeightQuantSettings
 from qexp.nn.graph import evaluating, trace
 from qexp.nn.inventory import inventory
 from qexp.nn.places import activations
 from qexp.policy.plan import make_plan
-from qexp.policy.settings import PolicySettings
 from qexp.qat.convert import Converted, assemble, convert
 from qexp.qat.prepare import QatNetwork, initialise, prepare
-from qexp.qat.settings import QatSettings
-from qexp.quant.settings import QuantSettings, WeightQuantSettings
 
 METHODS = (  # method, granularity of the weights
     ("ste", "per_tensor"),

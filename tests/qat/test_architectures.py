@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from qexp.base.torchvision_door import torchvision
+from qexp.base.torchvision_compat import torchvision
 from qexp.nn.inventory import inventory
 
 NAMES = ("resnet18", "mobilenet_v2", "googlenet", "densenet121", "efficientnet_b0")

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from qexp.engine.settings import TrainSettings
+from qexp.config.train import TrainSettings
 from qexp.qat.hooks import train_hooks
 
 RECIPE = TrainSettings(epochs=1, lr=0.1, batch_size=8, weight_decay=0.05)

@@ -5,9 +5,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from qexp.calibrate.settings import CalibrateSettings
+from qexp.config.calibrate import CalibrateSettings
+from qexp.config.qat import METHODS
 from qexp.qat.prepare import initialise
-from qexp.qat.settings import METHODS
 
 
 class Plain(nn.Module):

@@ -7,10 +7,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from qexp.base.errors import UserError
-from qexp.policy.settings import PolicySettings, RuleSettings
+from qexp.config.policy import PolicySettings, RuleSettings
+from qexp.config.qat import QatSettings
 from qexp.qat.prepare import prepare
 from qexp.qat.quantizers import ClippedRange, FoldedWeight, LearnedStep, ObservedRange
-from qexp.qat.settings import QatSettings
 from qexp.quant.schemes import quantize_
 
 

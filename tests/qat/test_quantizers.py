@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from qexp.base.nouns import QuantSpec
+from qexp.base.types import QuantSpec
 from qexp.qat.moments import Moments, weight_moments
 from qexp.qat.quantizers import ClippedRange, DorefaWeight, FoldedWeight, LearnedStep, ObservedRange, WeightRange
 from qexp.quant.affine import fake_quantize_affine

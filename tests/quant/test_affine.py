@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qexp.base.errors import UserError
-from qexp.base.nouns import QParams, QuantSpec
+from qexp.base.types import QParams, QuantSpec
 from qexp.quant.affine import dequantize_affine, fake_quantize_affine, quantize_affine
 from qexp.quant.qparams import GRIDS, choose_qparams
 from qexp.quant.ranges import min_max

@@ -7,7 +7,7 @@ import pytest
 import torch
 from sklearn import cluster
 
-from qexp.base.nouns import QuantSpec
+from qexp.base.types import QuantSpec
 from qexp.quant.codebooks import fit_codebook
 from qexp.quant.encoding import decode, encode
 from qexp.quant.schemes import quantize_

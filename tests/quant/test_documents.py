@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from qexp.base.errors import UserError
-from qexp.base.nouns import QuantSpec
+from qexp.base.types import QuantSpec
 from qexp.quant.encoding import encode
 from qexp.quant.linear import linear_quantize
 from qexp.quant.qparams import choose_qparams, scale_factors

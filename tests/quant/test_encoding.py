@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from qexp.base.errors import UserError
-from qexp.base.nouns import QuantSpec
+from qexp.base.types import QuantSpec
 from qexp.quant.encoding import decode, encode
+from qexp.quant.scheme_table import CLIPPED, GRANULARITIES, MAX_BITS, MIN_BITS, NEAREST_LEVEL, ROUNDING_NAMES
 from qexp.quant.schemes import SCHEMES, quantize_
-from qexp.quant.settings import CLIPPED, GRANULARITIES, MAX_BITS, MIN_BITS, NEAREST_LEVEL, ROUNDING_NAMES
 
 GRIDS = [name for name in SCHEMES if name != "half"]
 

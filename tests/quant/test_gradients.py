@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qexp.base.nouns import QParams
+from qexp.base.types import QParams
 from qexp.quant import gradient_blocks
 from qexp.quant.affine import expand, fake_quantize_affine
 from qexp.quant.gradients import (
@@ -17,7 +17,7 @@ from qexp.quant.gradients import (
     offset_zero_point,
     quantize_clipped,
 )
-from qexp.quant.settings import code_range
+from qexp.quant.scheme_table import code_range
 
 LAYOUTS = {
     "contiguous": lambda x: x.clone(),

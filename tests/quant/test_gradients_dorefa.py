@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from qexp.base.nouns import QuantSpec
+from qexp.base.types import QuantSpec
 from qexp.quant import gradient_blocks
 from qexp.quant.gradients_dorefa import quantize_dorefa_weight
 from qexp.quant.schemes import quantize_

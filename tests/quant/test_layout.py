@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qexp.base.errors import UserError
-from qexp.base.nouns import QuantSpec
+from qexp.base.types import QuantSpec
 from qexp.quant.layout import layout_of
+from qexp.quant.scheme_table import GRANULARITIES, MAX_BITS
 from qexp.quant.schemes import SCHEMES, quantize_
-from qexp.quant.settings import GRANULARITIES, MAX_BITS
 
 GRIDS = [name for name in SCHEMES if name != "half"]
 SHAPES = st.lists(st.integers(1, 6), min_size=3, max_size=4).map(tuple)
@@ -99,5 +99,5 @@ def test_axes_and_dimensions():
 
 
 def test_a_plan_needs_no_torch():
-    code = "import sys, qexp.quant.storage, qexp.quant.settings; sys.exit('torch' in sys.modules)"
+    code = "import sys, qexp.quant.storage, qexp.quant.scheme_table; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

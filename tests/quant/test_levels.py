@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from qexp.base.errors import UserError
-from qexp.base.nouns import QuantSpec
+from qexp.base.types import QuantSpec
 from qexp.quant.encoding import encode
 from qexp.quant.levels import unit_levels
+from qexp.quant.scheme_table import MAX_BITS
 from qexp.quant.schemes import quantize_
-from qexp.quant.settings import MAX_BITS
 
 TABLES = ("log2", "apot", "quadratic")
 

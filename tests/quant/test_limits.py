@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from qexp.base.errors import UserError
-from qexp.base.nouns import QuantSpec
+from qexp.base.types import QuantSpec
+from qexp.quant.scheme_table import CLIPPED, MAX_BITS
 from qexp.quant.schemes import SCHEMES, quantize_
-from qexp.quant.settings import CLIPPED, MAX_BITS
 
 LIMITS = (torch.tensor(-1.0), torch.tensor(1.5))
 

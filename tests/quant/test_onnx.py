@@ -7,7 +7,7 @@ import onnxruntime as runtime
 import pytest
 import torch
 
-from qexp.base.nouns import QParams
+from qexp.base.types import QParams
 from qexp.quant.affine import dequantize_affine, quantize_affine
 from qexp.quant.packing import pack
 from qexp.quant.qparams import choose_qparams

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qexp.base.errors import UserError
-from qexp.base.nouns import QuantSpec
+from qexp.base.types import QuantSpec
 from qexp.quant.packing import pack, unpack
 from qexp.quant.storage import packed_bytes, stored_bytes
 

@@ -13,10 +13,10 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from qexp.base.nouns import QuantSpec
+from qexp.base.types import QuantSpec
 from qexp.quant.encoding import encode
+from qexp.quant.scheme_table import CLIPPED, MAX_BITS, MIN_BITS
 from qexp.quant.schemes import SCHEMES, decode_rows, encode_rows, fit, quantize_, represents_zero
-from qexp.quant.settings import CLIPPED, MAX_BITS, MIN_BITS
 
 GRIDS = [name for name in SCHEMES if name != "half"]
 HALF = ("half_even", "half_up", "half_away")

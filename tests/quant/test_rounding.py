@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qexp.quant.rounding import ROUNDINGS, stochastic
-from qexp.quant.settings import ROUNDING_NAMES
+from qexp.quant.scheme_table import ROUNDING_NAMES
 
 HALF = Fraction(1, 2)
 EXACT = {

@@ -9,15 +9,15 @@ import torch
 from torch import Tensor
 
 from qexp.base.errors import UserError
-from qexp.base.nouns import QuantSpec
+from qexp.base.types import QuantSpec
 from qexp.quant import blocks
 from qexp.quant.affine import fake_quantize_affine
 from qexp.quant.linear import linear_dequantize, linear_quantize
 from qexp.quant.qparams import choose_qparams, fixed_point_qparams, scale_factors
 from qexp.quant.ranges import min_max
 from qexp.quant.rounding import ROUNDINGS
+from qexp.quant.scheme_table import MAX_BITS, MIN_BITS, NO_CONTROL, SCHEME_NAMES
 from qexp.quant.schemes import SCHEMES, quantize_, represents_zero
-from qexp.quant.settings import MAX_BITS, MIN_BITS, NO_CONTROL, SCHEME_NAMES
 
 GRIDS = [name for name in SCHEMES if name != "half"]
 FUSED = [name for name in GRIDS if SCHEMES[name].kernel]  # schemes that run in blocks

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from qexp.base.nouns import QuantSpec
+from qexp.base.types import QuantSpec
 from qexp.quant.schemes import quantize_
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from qexp.base.journal_files import journal_path
+from qexp.tracking.journal import journal_path
 
 EPOCHS = 8
 # Points of Prec@1 that int loses at these widths, as ResNets on small data sets do.

@@ -6,11 +6,11 @@ import pytest
 
 import qexp
 from qexp.base.errors import UserError
-from qexp.reporting.dots import prec1_by_variant
-from qexp.reporting.figures import prec1_by_bits, prec1_by_epoch
+from qexp.reporting.figures.accuracy import prec1_by_bits, prec1_by_epoch
+from qexp.reporting.figures.cost import pareto, prec1_by_size
+from qexp.reporting.figures.variants import prec1_by_variant
+from qexp.reporting.frames.summary import summarize
 from qexp.reporting.report import write_report
-from qexp.reporting.size_figure import pareto, prec1_by_size
-from qexp.reporting.summary import summarize
 
 IMAGES = np.arange(2000)
 RIGHT = {"fp32": IMAGES < 1800, "W8 int": (IMAGES > 3) & (IMAGES < 1803), "W4 int": IMAGES < 1700, "W2 int": IMAGES < 300}

@@ -5,12 +5,12 @@ import csv
 import pandas as pd
 import pytest
 
-from qexp.base.nouns import FLOAT_VARIANT
-from qexp.reporting.figures import prec1_by_bits, prec1_by_epoch
-from qexp.reporting.load import load_records
+from qexp.reporting.figures.accuracy import prec1_by_bits, prec1_by_epoch
+from qexp.reporting.frames.load import load_records
+from qexp.reporting.frames.summary import seed_table, summarize
 from qexp.reporting.report import write_report
-from qexp.reporting.summary import seed_table, summarize
-from qexp.reporting.tables import format_table, markdown
+from qexp.reporting.tables.results import format_table, markdown
+from qexp.tracking.record import FLOAT_VARIANT
 
 EPOCHS = 8
 

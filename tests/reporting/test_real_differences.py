@@ -7,9 +7,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from qexp.reporting.answers import Answers, Found
-from qexp.reporting.paired import with_statistics
+from qexp.reporting.frames.predictions import Answers, Found
 from qexp.reporting.report import write_report
+from qexp.reporting.statistics.paired import with_statistics
 
 N = 10_000
 

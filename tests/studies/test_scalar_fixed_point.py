@@ -5,9 +5,9 @@ import torch
 from torch import nn
 
 from qexp.base.errors import UserError
+from qexp.config.study import StudyData, StudySettings
 from qexp.studies import fixed_layers as fixed
 from qexp.studies import fixed_point, scalar
-from qexp.studies.settings import StudyData, StudySettings
 from qexp.studies.subject import load_subject
 
 

@@ -5,11 +5,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from qexp.config.study import StudySettings
 from qexp.engine.probe import check_in_use
 from qexp.studies import seed_checks, seed_puzzle
 from qexp.studies import seed_maps as maps
 from qexp.studies.seed_puzzle import BITS, name_of
-from qexp.studies.settings import StudySettings
 from qexp.studies.subject import load_subject
 
 

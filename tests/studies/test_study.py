@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from qexp import study
-from qexp.pipeline.verbs import parse, run_verb
-from qexp.reporting.study_nouns import Bars, Check, Outcome
+from qexp.base.keyvalue import parse, run_verb
+from qexp.config.study import StudySettings
 from qexp.studies import scalar
-from qexp.studies.settings import StudySettings
+from qexp.studies.outcome import Bars, Check, Outcome
 
 
 @pytest.fixture

@@ -5,11 +5,11 @@ import sqlite3
 
 import pytest
 
-from qexp.base.nouns import Record
+from qexp.config.tracking import TrackingSettings
 from qexp.tracking import rows
 from qexp.tracking.journal import Journal
 from qexp.tracking.mlflow_store import import_mlflow
-from qexp.tracking.settings import TrackingSettings
+from qexp.tracking.record import Record
 
 # SQLAlchemy deprecates a loader that MLflow 3.17 uses.
 NOLOAD = "ignore:The ``noload`` loader strategy is deprecated:DeprecationWarning"

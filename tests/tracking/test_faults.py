@@ -9,11 +9,11 @@ import pytest
 
 from qexp.base.errors import UserError
 from qexp.base.files import SaveError
-from qexp.base.process import Process
 from qexp.tracking import rows
 from qexp.tracking.journal import Journal
 from qexp.tracking.mlflow_store import import_mlflow
-from qexp.tracking.send import Sender
+from qexp.tracking.process import Process
+from qexp.tracking.sender import Sender
 from qexp.tracking.sync import sync
 
 PARENT, W8, W4 = "a1b2c3d4", "a1b2c3d4/keyW8", "a1b2c3d4/keyW4"

@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 
 from qexp.base.errors import UserError
+from qexp.config.tracking import TrackingSettings
 from qexp.tracking import rows
 from qexp.tracking.feed import MlflowFeed
 from qexp.tracking.journal import Journal
 from qexp.tracking.mlflow_runs import MlflowRuns
 from qexp.tracking.mlflow_store import ENVIRONMENT_DEFAULTS, import_mlflow, shown_uri, store_uri, why
-from qexp.tracking.send import Sender
-from qexp.tracking.settings import TrackingSettings
+from qexp.tracking.sender import Sender
 from qexp.tracking.sync import sync
 
 PARENT, W8, W4 = "a1b2c3d4", "a1b2c3d4/keyW8", "a1b2c3d4/keyW4"

@@ -4,10 +4,10 @@ import json
 import subprocess
 import sys
 
+from qexp.config.tracking import TrackingSettings
 from qexp.tracking import rows
 from qexp.tracking.feed import MlflowFeed
 from qexp.tracking.mlflow_store import open_store, store_uri
-from qexp.tracking.settings import TrackingSettings
 from qexp.tracking.sync import sync
 
 PARENT, W8, W4 = "a1b2c3d4", "a1b2c3d4/keyW8", "a1b2c3d4/keyW4"
@@ -21,7 +21,7 @@ def _feed(journal, store, **changes):
 def _write_in_another_process(journal_rows, journal, hold=False):
     """Append rows as another process, which then lives on or not."""
     code = (
-        "import sys, json; from qexp.tracking.journal import Journal; from qexp.base.process import Process;"
+        "import sys, json; from qexp.tracking.journal import Journal; from qexp.tracking.process import Process;"
         "from dataclasses import asdict; me = asdict(Process.current());"
         "rows = json.loads(sys.argv[1]);"
         "Journal(sys.argv[2]).append([r | {'process': me} if r['kind'] == 'run' else r for r in rows]);"
@@ -63,7 +63,7 @@ def test_four_processes_on_a_fresh_store(tmp_path, sweep):
 import json, sys
 from qexp.tracking.feed import MlflowFeed
 from qexp.tracking.journal import Journal
-from qexp.tracking.settings import TrackingSettings
+from qexp.config.tracking import TrackingSettings
 journal = Journal.of(sys.argv[1], sys.argv[2])
 feed = MlflowFeed(journal, experiment=sys.argv[2], settings=TrackingSettings(timeout_s=120), runs_dir=sys.argv[1])
 feed.start()

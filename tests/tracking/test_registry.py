@@ -8,7 +8,7 @@ import pytest
 
 from qexp.base.files import hash_file
 from qexp.tracking import rows
-from qexp.tracking.send import Sender
+from qexp.tracking.sender import Sender
 
 onnx = pytest.importorskip("onnx", reason="needs onnx: pip install 'qexp[deploy]'")
 

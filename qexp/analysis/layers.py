@@ -1,0 +1,258 @@
+"""One checkpoint, its layers quantized one at a time or each at a width of its own; what was measured is kept and not done again.
+
+`<runs_dir>/checkpoints/<hash>/sensitivity.jsonl` holds a row for whatever was measured, appended as soon as it is known. A row's
+key covers all that decides its numbers, so an analysis that was interrupted, or asked for again with more widths, goes on.
+"""
+
+from __future__ import annotations
+
+import glob
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from qexp.analysis import proxies
+from qexp.analysis.results import LayerLoss
+from qexp.base.errors import UserError
+from qexp.base.files import hash_json
+from qexp.base.types import Batch, PlanRow
+from qexp.config.policy import PolicySettings, RuleSettings
+from qexp.config.root import Config
+from qexp.engine.evaluate import Evaluation, evaluate
+from qexp.engine.probe import check_in_use
+from qexp.experiment.build import Built, quantized_copy
+from qexp.experiment.data_checks import check_analysis_images
+from qexp.experiment.prepare import Preparer
+from qexp.experiment.variants import Variant, make_variants
+from qexp.policy.table import plan_rows
+from qexp.tracking.journal import Journal
+
+PROXY_VERSION = 1  # part of the keys of proxies; raise it when the same network comes to have others
+FILE = "sensitivity.jsonl"
+
+
+def selecting(config: Config, *, activations: bool = False) -> Config:
+    """The job as layers are compared: scored on `analyze.split`, and with float activations unless they are asked for."""
+    scored = replace(config.evaluate, split=config.analyze.split, num_images=config.analyze.num_images)
+    quant = config.quant
+    if not activations:
+        quant = replace(quant, activation=replace(quant.activation, bits=None))
+    return replace(config, evaluate=scored, quant=quant)
+
+
+def rule_of(row: PlanRow, bits: int) -> RuleSettings:
+    """The rule that gives one tensor of a plan a width, and no other tensor."""
+    plain = row.info.role == "weight" and row.info.kind != "norm"
+    return RuleSettings(match=glob.escape(row.info.name), bits=bits, role="weight" if plain else "any")
+
+
+def rules(layers: Sequence[PlanRow], bits: Mapping[str, int]) -> PolicySettings:
+    """The policy that gives each of these layers its width, and leaves the rest float."""
+    return PolicySettings(name="rules", rules=[rule_of(row, bits[row.info.name]) for row in layers if row.info.name in bits])
+
+
+@dataclass(frozen=True, eq=False)
+class _Float:
+    """The float network's evaluation, and what was estimated with its gradients."""
+
+    evaluation: Evaluation
+    fisher: Mapping[str, Tensor]
+    power: Mapping[str, Tensor]
+
+
+class Layers:
+    """The layers that a job quantizes, and what each costs.
+
+    Args:
+        config: of the job.
+        device: where networks run.
+        preparer: makes the job ready.
+
+    Raises:
+        UserError: the split has too few images, the checkpoint was trained with its quantization, or the policy does not fit.
+    """
+
+    def __init__(self, config: Config, device: torch.device, preparer: Preparer) -> None:
+        self.config, self.device = config, device
+        check_analysis_images(config, preparer.data.of(config.data))
+        self.prepared = preparer.prepare([selecting(config)])
+        if self.prepared.converted is not None:
+            remedy = "That file's quantizers were trained with it and stay as they are."
+            raise UserError("checkpoint", config.checkpoint, allowed=f"a plain state dict for task={config.task}", remedy=remedy)
+        self.base = self.prepared.variants[-1]
+        self.rows = _layers(self.base)
+        self.names = tuple(row.info.name for row in self.rows)
+        self.journal = Journal(self.prepared.folder / FILE)
+        self._stored = {(row["kind"], row["key"]): row for row in self.journal.rows()}
+        self._network = self.prepared.network().to(device).eval()
+
+    @property
+    def images(self) -> str:
+        """What is scored, in words."""
+        return f"{self._num_images} {self.config.analyze.split} images"
+
+    @property
+    def _num_images(self) -> int:
+        size = self.prepared.bundle.split_sizes[self.config.analyze.split]
+        return min(self.config.analyze.num_images or size, size)
+
+    def variant(self, policy: PolicySettings, *, activations: bool = False) -> Variant:
+        """What another policy makes of the network, scored on the same images."""
+        wanted = replace(selecting(self.config, activations=activations), policy=policy)
+        return make_variants([wanted], self.prepared.tensors, self.prepared.places)[-1]
+
+    def alarms(self) -> list[str]:
+        """What is suspicious of a copy with all layers quantized: weights that are not in use or constant."""
+        built = self._build(self.base)
+        images = next(iter(self._batches(4))).images[:4]
+        unused = check_in_use(self._network, built.module, self.names, images)
+        found = [f"ALARM: weights not in use: {', '.join(unused)}"] if unused else []
+        return found + ([f"constant, left unquantized: {', '.join(built.constant)}"] if built.constant else [])
+
+    def loss(self, row: PlanRow, bits: int) -> LayerLoss:
+        """One layer at one width; measured now if it is not stored."""
+        variant = self.variant(rules([row], {row.info.name: bits}))
+        estimated = {**self._estimates, "variant": variant.key}
+        proxy_key = hash_json(estimated)
+        if not {("loss", variant.key), ("proxy", proxy_key)} <= self._stored.keys():
+            built = self._build(variant)
+            if ("loss", variant.key) not in self._stored:
+                self._append("loss", variant.key, self._score(built.module), layer=row.info.name, bits=bits)
+            if ("proxy", proxy_key) not in self._stored:
+                self._append("proxy", proxy_key, self._proxies(row, built), layer=row.info.name, bits=bits)
+        size = next(each["size_bytes"] for each in plan_rows(variant.plan) if each["name"] == row.info.name)
+        measured = {**self._stored["loss", variant.key]["values"], **self._stored["proxy", proxy_key]["values"]}
+        return LayerLoss(layer=row.info.name, bits=bits, num_elements=row.info.num_elements, size_bytes=size, **measured)
+
+    def together(self, variant: Variant) -> dict[str, Any]:
+        """`prec1 delta_prec1 delta_loss kl n n10 n01 disagreement` of a variant of `variant()`; measured if it is not stored."""
+        if ("loss", variant.key) not in self._stored:
+            self._append("loss", variant.key, self._score(self._build(variant).module), layer=None, bits=None)
+        return self._stored["loss", variant.key]["values"]
+
+    def traces(self) -> dict[str, tuple[float, float]]:
+        """Layer -> Hessian trace and its standard error; estimated for all layers at once if one is not stored."""
+        keys = {name: hash_json({**self._estimates, "trace": name}) for name in self._learned}
+        if any(("trace", key) not in self._stored for key in keys.values()):
+            settings = self.config.analyze
+            found = proxies.hessian_traces(
+                self._reference, self._learned, self._batches(self._proxy_images), probes=settings.probes, seed=self.config.seed
+            )
+            for name, (trace, error) in found.items():
+                self._append("trace", keys[name], {"trace": trace, "error": error}, layer=name, bits=None)
+        rows = {name: self._stored["trace", key]["values"] for name, key in keys.items()}
+        return {name: (row["trace"], row["error"]) for name, row in rows.items()}
+
+    @property
+    def _estimates(self) -> dict[str, Any]:
+        """What decides proxies beside the copy: images, draws, and what was done to the network before rounding."""
+        settings, correct = self.config.analyze, self.config.correct
+        return {
+            "version": PROXY_VERSION,
+            "split": settings.split,
+            "num_images": self._proxy_images,
+            "probes": settings.probes,
+            "seed": self.config.seed,
+            "correct": asdict(correct) if correct.names else {},
+        }
+
+    @property
+    def _proxy_images(self) -> int:
+        return min(self.config.analyze.proxy_images, self._num_images)
+
+    @cached_property
+    def _reference(self) -> nn.Module:
+        """The float network that weights are quantized from: folded and equalized where the job asks for it."""
+        return self._build(self.base).reference
+
+    @cached_property
+    def _learned(self) -> tuple[str, ...]:
+        """The layers that have gradients."""
+        known = dict(self._reference.named_parameters(remove_duplicate=False))
+        return tuple(name for name in self.names if name in known)
+
+    @cached_property
+    def _float(self) -> _Float:
+        """Computed once a process, and only where something is missing."""
+        owners = [row.info.module for row in self.rows]
+        return _Float(
+            self._evaluate(self._network, reference=None),
+            proxies.fisher_diagonal(self._reference, self._learned, self._batches(self._proxy_images)),
+            proxies.input_power(self._reference, owners, self._batches(self._proxy_images)),
+        )
+
+    def prec1(self) -> float:
+        """Of the float network on these images, percent."""
+        key = self.prepared.variants[0].key
+        if ("float", key) not in self._stored:
+            self._append("float", key, {"prec1": self._float.evaluation.metrics.prec1}, layer=None, bits=None)
+        return self._stored["float", key]["values"]["prec1"]
+
+    def _append(self, kind: str, key: str, values: Mapping[str, Any], *, layer: str | None, bits: int | None) -> None:
+        row = {"kind": kind, "key": key, "layer": layer, "bits": bits, "values": dict(values)}
+        self.journal.append([row])
+        self._stored[kind, key] = row
+
+    def _build(self, variant: Variant) -> Built:
+        return quantized_copy(variant, self._network, self.prepared)
+
+    def _batches(self, num_images: int | None) -> Iterator[Batch]:
+        settings = self.config
+        return self.prepared.bundle.eval_batches(
+            settings.analyze.split, batch_size=settings.evaluate.batch_size, num_images=num_images, device=self.device
+        )
+
+    def _evaluate(self, network: nn.Module, reference: Tensor | None) -> Evaluation:
+        found = evaluate(
+            {"network": network},
+            self._batches(self._num_images),
+            class_count=self.prepared.num_classes,
+            reference=reference,
+            keep_logits=reference is None,
+        )
+        return found["network"]
+
+    def _score(self, module: nn.Module) -> dict[str, Any]:
+        """The fields of `LayerLoss` that running the network gives."""
+        before = self._float.evaluation
+        after = self._evaluate(module, before.logits)
+        old, new = before.predictions.correct1, after.predictions.correct1
+        n10, n01, n = int((old & ~new).sum()), int((~old & new).sum()), len(old)
+        changed = float((before.predictions.top5[:, 0] != after.predictions.top5[:, 0]).double().mean())
+        return {
+            "prec1": after.metrics.prec1,
+            "delta_prec1": 100 * (n01 - n10) / n,
+            "delta_loss": after.metrics.loss - before.metrics.loss,
+            "kl": after.metrics.kl,
+            "n": n,
+            "n10": n10,
+            "n01": n01,
+            "disagreement": 100 * changed,
+        }
+
+    def _proxies(self, row: PlanRow, built: Built) -> dict[str, float | None]:
+        """The fields of `LayerLoss` that are told without running it."""
+        name, owner = row.info.name, row.info.module
+        source, copied = (dict(each.state_dict())[name].detach() for each in (built.reference, built.module))
+        found = proxies.weight_errors(source, copied)
+        power, fisher = self._float.power.get(owner), self._float.fisher.get(name)
+        is_weight = power is not None and name.rpartition(".")[2] == "weight"
+        layer = built.reference.get_submodule(owner)
+        trace = self.traces().get(name)
+        return {
+            **found,
+            "weighted_mse": proxies.weighted_error(layer, source, copied, power) if is_weight else None,
+            "fisher": proxies.fisher_error(source, copied, fisher) if fisher is not None else None,
+            "hessian": proxies.hessian_error(source, copied, trace[0]) if trace is not None else None,
+        }
+
+
+def _layers(base: Variant) -> tuple[PlanRow, ...]:
+    """What a plan quantizes, each storage once, in the order of the network."""
+    chosen = [row for row in base.plan.rows if row.spec is not None]
+    names = {row.info.name for row in chosen}
+    return tuple(sorted((row for row in chosen if row.info.tied_to not in names), key=lambda row: row.info.order))

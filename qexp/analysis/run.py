@@ -1,0 +1,36 @@
+"""`python -m qexp.analyze`: the job is checked, then its task runs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from qexp.analysis import allocation, profile, sensitivity
+from qexp.base.errors import UserError
+from qexp.sweep.check import check, check_read
+from qexp.sweep.check_analysis import check_analysis_read
+from qexp.sweep.ranks import Ranks
+from qexp.sweep.types import Composed
+from qexp.tracking.record import Sweep
+
+TASKS = {"profile": profile.run, "sensitivity": sensitivity.run, "allocate": allocation.run}
+
+
+def run(composed: Composed, sweep: Sweep, typed: Mapping[str, str], ranks: Ranks) -> None:
+    """Check one job and answer its question.
+
+    Args:
+        composed: as Hydra left it.
+        sweep: of the command.
+        typed: settings that were typed, as typed.
+        ranks: none but this process.
+
+    Raises:
+        UserErrors, UserError: something is wrong with the job; nothing was written.
+    """
+    if composed.is_sweep:
+        remedy = "Give each key one value, without -m."
+        raise UserError("-m", "given", allowed="a single job for qexp.analyze", remedy=remedy)
+    config = check(composed.jobs, sweep.verb)[0]
+    check_read([config], typed)
+    check_analysis_read(config, typed)
+    TASKS[config.task](config, sweep)

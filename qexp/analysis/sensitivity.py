@@ -1,0 +1,80 @@
+"""`python -m qexp.analyze task=sensitivity`: one layer at a time, all others float."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from qexp.analysis.layers import Layers
+from qexp.analysis.ranking import trust
+from qexp.analysis.results import LayerLoss, Sensitivity
+from qexp.analysis.sensitivity_report import summary, write_sensitivity
+from qexp.base.console import say
+from qexp.base.text import file_name
+from qexp.config.root import Config
+from qexp.engine.device import pick_device
+from qexp.engine.seed import seed_everything
+from qexp.engine.trajectory import TrajectoryStore
+from qexp.experiment import messages
+from qexp.experiment.prepare import Preparer
+from qexp.tracking.record import Sweep
+
+
+def run(config: Config, sweep: Sweep) -> None:
+    """Measure every layer at every width, write `results/<name>/sensitivity/<variant>/` and say what was found.
+
+    Raises:
+        UserError: something is wrong with the job; nothing was written.
+    """
+    device = pick_device(config.device)
+    layers = Layers(config, device, Preparer())
+    messages.plan([layers.prepared], num_jobs=1)
+    if config.plan_only:
+        return
+    seed_everything(config.seed, config.deterministic)
+    with TrajectoryStore(config.runs_dir).open(layers.prepared.training).lock():
+        found = study(layers, config.analyze.tried(config.bits, "sensitivity"), command=sweep.command)
+    folder = Path(config.results_dir) / config.name / "sensitivity" / file_name(found.label)
+    files = write_sensitivity(found, folder)
+    say(summary(found), "", f"written: {len(files)} files in {folder}/ (sensitivity.md, sensitivity.csv, trust.csv, figures/)")
+
+
+def study(layers: Layers, widths: tuple[int, ...], *, command: str) -> Sensitivity:
+    """Measure what is not stored, layer by layer, each said as soon as it is known.
+
+    Args:
+        layers: of a checkpoint, which nobody else works on. widths: ascending. command: as typed.
+    """
+    config, prepared = layers.config, layers.prepared
+    notes = layers.alarms()
+    prec1 = layers.prec1()
+    tried = ", ".join(map(str, widths))
+    say(f"float: Prec@1 {prec1:.2f} on {layers.images}; KL of {len(layers.rows)} layers, one at a time, at {tried} bits:")
+    found: list[LayerLoss] = []
+    for row in layers.rows:
+        losses = [layers.loss(row, bits) for bits in widths]
+        say(f"  {row.info.name}: " + ", ".join(f"{each.bits} bits {each.kl:.4g}" for each in losses))
+        found += losses
+    missing = [row.info.name for row in layers.rows if any(each.layer == row.info.name and each.fisher is None for each in found)]
+    notes += [f"no gradients: {', '.join(missing)}"] if missing else []
+    return Sensitivity(
+        label=_label(layers.base.label, widths),
+        subject=f"{config.data.name}, {config.model.name}",
+        checkpoint=str(config.checkpoint),
+        command=command,
+        images=layers.images,
+        prec1=prec1,
+        layers=tuple(found),
+        traces=layers.traces(),
+        trust=trust(found),
+        notes=(*notes, *prepared.notes),
+    )
+
+
+def _label(base: str, widths: tuple[int, ...]) -> str:
+    """The label of the way to quantize, with the widths that layers were tried at.
+
+    >>> _label("W8 int affine", (2, 4))
+    'W2/4 int affine'
+    """
+    return re.sub(r"^W[\d/]+", "W" + "/".join(map(str, widths)), base)

@@ -1,0 +1,36 @@
+"""Small pieces of text that several packages write: counted words, reasons put together, names for files."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+def by_reason(notes: Sequence[str], most: int | None = None) -> list[str]:
+    """Notes of the form `layer: reason`, those for one reason together, of which `most` layers are named.
+
+    >>> by_reason(["bn1: not folded, it is alone", "bn2: not folded, it is alone"])
+    ['not folded, it is alone (bn1; bn2)']
+    """
+    reasons: dict[str, list[str]] = {}
+    for note in notes:
+        names, colon, reason = note.partition(": ")
+        reasons.setdefault(reason if colon else note, []).extend([names] if colon else [])
+    lines = []
+    for reason, names in reasons.items():
+        rest = f"; ... {len(names)} in all" if most is not None and len(names) > most else ""
+        lines.append(f"{reason} ({'; '.join(names[:most])}{rest})" if names else reason)
+    return lines
+
+
+def counted(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def file_name(label: str) -> str:
+    """A label as the name of a folder.
+
+    >>> file_name("W4/8A8 int rules")
+    'W4-8A8_int_rules'
+    """
+    kept = label.replace("/", "-")
+    return "".join(char if char.isalnum() or char in "-_." else "_" for char in kept)

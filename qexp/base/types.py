@@ -1,0 +1,246 @@
+"""The few nouns that cross the doors between rooms: frozen, flat, free of torch at import.
+
+Shapes: N images, C classes (logits) or channels (images), H W pixels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields
+from typing import TYPE_CHECKING, NamedTuple
+
+from qexp.base.files import hash_json
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class Batch(NamedTuple):
+    """Images ready for a network, on its device.
+
+    Args:
+        images: [N, C, H, W] float32, normalized.
+        labels: [N] int64.
+        index: [N] int64, position of each image in its split (stable over epochs, ranks and batch sizes).
+        num_global: images in this step over all ranks; N where there is one rank.
+    """
+
+    images: Tensor
+    labels: Tensor
+    index: Tensor
+    num_global: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuantSpec:
+    """How one tensor is quantized.
+
+    Args:
+        scheme: name in `qexp.quant.schemes.SCHEMES` (`linear`, `affine`, `symmetric`, ...). bits: width of the codes, 1 to 16.
+        mode: `int` rounds to the grid; `float` is the control, the same map and clamp without rounding; `half` casts to fp16.
+        granularity: `per_tensor`, `per_channel`, `per_group` or `per_in_out_channel`.
+        axis: the output-channel axis where granularity is `per_channel` or `per_group` (0; of a transposed conv 1).
+        rounding: name in `qexp.quant.rounding.ROUNDINGS`.
+        arithmetic: `reciprocal` multiplies by 1/scale as torch does, `divide` divides by scale as ONNX does.
+        group_size: elements of a group where granularity is `per_group`.
+        rounding_seed: of the generator where rounding is `stochastic`.
+        level, signed, fraction_bits, pow2_round, pin_zero: of single schemes, as in `qexp.config.quant.WeightQuantSettings`.
+        dynamic: of an activation: its range is each batch's as it comes. layers_only: only what layers read is quantized.
+    """
+
+    scheme: str
+    bits: int
+    mode: str = "int"
+    granularity: str = "per_tensor"
+    axis: int = 0
+    rounding: str = "half_even"
+    arithmetic: str = "reciprocal"
+    group_size: int | None = None
+    rounding_seed: int = 0
+    level: str = "nearest"
+    signed: bool = True
+    fraction_bits: int | None = None
+    pow2_round: str = "ceil"
+    pin_zero: bool = False
+    dynamic: bool = False
+    layers_only: bool = False
+
+    @property
+    def identity(self) -> dict[str, object]:
+        """What a hash covers: the fields that every spec has had, and the later ones where they are not at their default.
+
+        So a field that is added leaves the hashes of the specs that do not use it, and with them stored evaluations, as they are.
+        """
+        values = asdict(self)
+        return {
+            item.name: values[item.name]
+            for item in fields(self)
+            if item.name in _FIRST_FIELDS or values[item.name] != item.default
+        }
+
+
+_FIRST_FIELDS = ("scheme", "bits", "mode", "granularity", "axis", "rounding", "arithmetic")
+
+
+@dataclass(frozen=True)
+class QParams:
+    """What maps codes back to values: x = (code - zero_point) * scale.
+
+    Args:
+        scale: float32, 0-d (per tensor) or [channels].
+        zero_point: same shape as scale; integral where the scheme represents zero exactly.
+        quant_min: smallest code. quant_max: largest code.
+        axis: channel axis, None per tensor.
+    """
+
+    scale: Tensor
+    zero_point: Tensor
+    quant_min: int
+    quant_max: int
+    axis: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TensorInfo:
+    """One entry of a state dict, as a policy sees it.
+
+    Args:
+        name: key in the state dict.
+        module: qualified name of the module that owns it. module_type: its class name (`Conv2d`).
+        kind: `conv`, `linear`, `norm`, `embedding` or `other`, by module type.
+        role: `weight`, `bias`, `statistic` (BN running mean and variance), `counter` (integer buffers) or `other`.
+        shape, dtype: as stored. channel_axis: output-channel axis of a weight.
+        constant: all elements equal, so a range quantizer is undefined on it.
+        order: position of its first use in one forward; -1 if that forward never reads it.
+        tied_to: the earlier name under which the same storage is listed; None where there is none.
+    """
+
+    name: str
+    module: str
+    module_type: str
+    kind: str
+    role: str
+    shape: tuple[int, ...]
+    dtype: str
+    channel_axis: int = 0
+    constant: bool = False
+    order: int = 0
+    tied_to: str | None = None
+
+    @property
+    def num_elements(self) -> int:
+        """Number of elements."""
+        count = 1
+        for size in self.shape:
+            count *= size
+        return count
+
+
+@dataclass(frozen=True)
+class PlanRow:
+    """What happens to one tensor: its quantizer, or None with the reason it is left alone."""
+
+    info: TensorInfo
+    spec: QuantSpec | None
+    rule: str
+    reason: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ActivationInfo:
+    """One place where activations become codes, as a policy sees it: a value of the network, or several that share a scale.
+
+    Args:
+        name: path of the module or function whose value it is (`layer1.0.relu`, `layer1.0.add`), of a concatenation that joins
+            several (`inception3a.cat`), or `input`, the images.
+        producers: names of all values that get the codes. operator: what makes them (`conv+norm+relu`, `add`, `concat`, `image`).
+        consumers: names of the operators that read the codes. kinds: theirs (`conv`, `linear`, `matmul`, `attention`, `add`,
+            `multiply`, `concat`, `pool`).
+        layers: state-dict names of the weights that the codes are multiplied with, or that lie in what is not entered.
+        shape: of one image's value. channel_axis: of the batch's.
+        non_negative: no value is below zero, whatever the images.
+        norm: the batch norm that, followed by at most a ReLU or ReLU6, makes the value; None where there is none.
+        order: position in the order of execution; -1 where the layer that it names is not executed.
+        executed: false for a layer that the forward never calls. entered: false for the products inside an operator that is not
+            looked into, as attention.
+    """
+
+    name: str
+    producers: tuple[str, ...] = ()
+    operator: str = ""
+    consumers: tuple[str, ...] = ()
+    kinds: tuple[str, ...] = ()
+    layers: tuple[str, ...] = ()
+    shape: tuple[int, ...] = ()
+    channel_axis: int = 1
+    non_negative: bool = False
+    norm: str | None = None
+    order: int = 0
+    executed: bool = True
+    entered: bool = True
+
+
+@dataclass(frozen=True)
+class ActivationRow:
+    """What happens to one activation: its quantizer, or None with the reason it is left float."""
+
+    info: ActivationInfo
+    spec: QuantSpec | None
+    rule: str
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Tensor name -> quantizer and the rule that chose it, for a whole state dict.
+
+    Args:
+        rows: one per state-dict entry, in its order.
+        input_quant: what is done to the network's input: `none`, `int`, ...
+        notes: sentences for the reader (settings that were not used, tensors that would have been destroyed).
+        activations: one row per place of the network's graph; none where activations stay float.
+    """
+
+    rows: tuple[PlanRow, ...]
+    mode: str = "int"
+    input_quant: str = "none"
+    notes: tuple[str, ...] = ()
+    activations: tuple[ActivationRow, ...] = ()
+
+    @property
+    def quantized(self) -> dict[str, QuantSpec]:
+        """Name -> spec of the tensors that are quantized."""
+        return {row.info.name: row.spec for row in self.rows if row.spec is not None}
+
+    @property
+    def quantized_activations(self) -> dict[str, QuantSpec]:
+        """Name -> spec of the activations that are quantized."""
+        return {row.info.name: row.spec for row in self.activations if row.spec is not None}
+
+    @property
+    def hash(self) -> str:
+        """Names everything that decides the numbers: specs, mode, input, activations; not rule names nor notes."""
+        specs = {name: spec.identity for name, spec in self.quantized.items()}
+        places = {row.info.name: [row.spec.identity, row.info.producers] for row in self.activations if row.spec}
+        more = {"activations": places} if places else {}  # a plan without them keeps the hash that it has always had
+        return hash_json({"specs": specs, "mode": self.mode, "input": self.input_quant, **more})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metrics:
+    """One evaluation, in the units the field prints.
+
+    Args:
+        prec1: share of images whose first prediction is right, percent. prec5: among the first five (or all classes if fewer).
+        loss: mean cross-entropy, nats. n: images.
+        kl: mean KL(reference || this) over images, nats; None without a reference.
+        logit_sqnr_db: 10 log10(sum ref^2 / sum (ref - this)^2), dB; None without a reference, or where both are bitwise equal.
+        finite: all logits were finite.
+    """
+
+    prec1: float
+    prec5: float
+    loss: float
+    n: int
+    kl: float | None = None
+    logit_sqnr_db: float | None = None
+    finite: bool = True

@@ -1,0 +1,75 @@
+"""Settings of `qexp.analyze`, tasks sensitivity and allocate: what is measured, and what a network may cost; torch-free."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from qexp.base.checks import check_all, check_bits, check_range
+from qexp.base.errors import UserError
+
+MEASURED = ("kl", "loss", "prec1")  # by running the network with that layer quantized
+PROXIES = ("sqnr", "mse", "weighted_mse", "fisher", "hessian")  # without it
+MEASURES = ("kl", "loss", *PROXIES)  # that an allocation can add up; Prec@1 moves in steps of whole images
+SPLITS = ("select", "calib", "train")  # what a choice may be made on; never the images that it is tested on
+BUDGETS = ("budget_bytes", "average_bits", "bops")
+DEFAULT_WIDTHS = (2, 3, 4, 5, 6, 8)  # that task=allocate chooses among
+# Setting -> the tasks that read it.
+READS = {name: ("allocate",) for name in ("measure", *BUDGETS)} | {
+    name: ("sensitivity", "allocate") for name in ("split", "num_images", "widths", "proxy_images", "probes")
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnalyzeSettings:
+    """How layers are compared, and the budget that their widths share.
+
+    Args:
+        split: images that layers are compared on. num_images: only the first so many.
+        widths: bits that each layer is tried at; None takes the root `bits` for sensitivity, `DEFAULT_WIDTHS` for allocate.
+        proxy_images: images that gradients and curvature are estimated from. probes: random vectors of a Hessian trace.
+        measure: the loss that allocate adds up: `kl` and `loss` (rise of the cross-entropy) are measured, the rest are proxies.
+        budget_bytes: of the stored state dict. average_bits: of the codes of a weight. bops: bit operations of an image.
+            Allocate takes exactly one of the three.
+    """
+
+    split: Literal[SPLITS] = "select"
+    num_images: int | None = None
+    widths: list[int] | None = None
+    proxy_images: int = 128
+    probes: int = 50
+    measure: Literal[MEASURES] = "kl"
+    budget_bytes: int | None = None
+    average_bits: float | None = None
+    bops: int | None = None
+
+    def __post_init__(self) -> None:
+        """Check the ranges, and that widths are told once."""
+        check_all(
+            (
+                ("analyze.num_images", self.num_images, 1, None),
+                ("analyze.proxy_images", self.proxy_images, 1, None),
+                ("analyze.probes", self.probes, 2, None),
+                ("analyze.budget_bytes", self.budget_bytes, 1, None),
+                ("analyze.bops", self.bops, 1, None),
+            )
+        )
+        check_range("analyze.average_bits", self.average_bits, 1, 16)
+        for width in self.widths or ():
+            check_bits("analyze.widths", width)
+        if self.widths is not None and (not self.widths or len(set(self.widths)) < len(self.widths)):
+            raise UserError("analyze.widths", self.widths, allowed="a list of different widths, or null")
+
+    @property
+    def budgets(self) -> tuple[str, ...]:
+        """Names of the budgets that were given."""
+        return tuple(name for name in BUDGETS if getattr(self, name) is not None)
+
+    def tried(self, bits: int, task: str) -> tuple[int, ...]:
+        """The widths that a task tries each layer at, ascending.
+
+        Args:
+            bits: the root setting. task: `sensitivity` or `allocate`.
+        """
+        chosen = self.widths or ((bits,) if task == "sensitivity" else DEFAULT_WIDTHS)
+        return tuple(sorted(chosen))

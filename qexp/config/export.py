@@ -1,0 +1,86 @@
+"""Settings of `python -m qexp.export`: where a network runs, what it is compared with, what is measured; torch-free."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from qexp.base.checks import check_range
+from qexp.base.errors import UserError, choose
+
+RUNTIMES = ("onnxruntime", "openvino", "torch")
+SIMULATIONS = ("exact", "fast")
+REQUANTIZATIONS = ("float32", "fixed_point")
+# Weights whose codes a file can hold: uniform grids, zero among their values. `qexp.deploy.weight_codes.has_codes` tells it of one.
+FILE_SCHEMES = ("affine", "symmetric", "symmetric_restricted", "unsigned_symmetric", "pow2_scale", "fixed_point")
+FILE_GRANULARITIES = ("per_tensor", "per_channel")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportSettings:
+    """What `qexp.export` does with a network beside evaluating it.
+
+    Args:
+        runtime: one of `RUNTIMES` or a list of them; an empty list writes the file and compares integers alone.
+        simulate: what runtimes are compared with. `exact` rounds biases to steps of the accumulators, as the file does; `fast` is
+            fake quantization as `qexp.evaluate` scores it.
+        requantization: of the integer reference: `float32` as ONNX Runtime's kernels, `fixed_point` as hardware without floats.
+        num_compared: images whose codes are compared layer by layer; the predictions of all are. None compares all.
+        pack_int4: weights of 4 bits and less as INT4, two to a byte, which a CPU runtime computes with in float.
+        unsigned: activations as UINT8, which CPU runtimes want; false writes INT8 and float biases, as TensorRT reads.
+        cost: measure latency and memory. batch_sizes: of the latency, images. threads: of a runtime.
+        repeats: timed runs at each batch size, after `warmup` others.
+        torch_export: write the simulated network as a program of `torch.export` too.
+        register: name of a registered model in MLflow that gets the file as a new version; None registers nothing.
+        folder: where files go, as `<folder>/<name>/<variant>/network.onnx`; None is `<runs_dir>/exports`.
+    """
+
+    runtime: str | list[str] = "onnxruntime"
+    simulate: Literal[SIMULATIONS] = "exact"
+    requantization: Literal[REQUANTIZATIONS] = "float32"
+    num_compared: int | None = 500
+    pack_int4: bool = False
+    unsigned: bool = True
+    cost: bool = True
+    batch_sizes: list[int] = field(default_factory=lambda: [1, 16])
+    threads: int = 1
+    repeats: int = 50
+    warmup: int = 5
+    torch_export: bool = False
+    register: str | None = None
+    folder: str | None = None
+
+    def __post_init__(self) -> None:
+        """Check the names and the ranges."""
+        for name in self.runtimes:
+            choose("export.runtime", name, RUNTIMES)
+        if len(set(self.runtimes)) < len(self.runtimes):
+            raise UserError("export.runtime", ", ".join(self.runtimes), allowed="each runtime once")
+        if not self.batch_sizes:
+            raise UserError("export.batch_sizes", [], allowed="at least one size", remedy="export.cost=false measures none.")
+        if len(set(self.batch_sizes)) < len(self.batch_sizes):
+            raise UserError("export.batch_sizes", self.batch_sizes, allowed="each size once")
+        for size in self.batch_sizes:
+            check_range("export.batch_sizes", size, 1)
+        check_range("export.num_compared", self.num_compared, 1)
+        check_range("export.threads", self.threads, 1)
+        check_range("export.repeats", self.repeats, 1)
+        check_range("export.warmup", self.warmup, 0)
+        if self.register is not None and not _is_name(self.register):
+            allowed = "letters, digits, spaces, '-', '_' and '.', as MLflow names a model"
+            raise UserError("export.register", self.register, allowed=allowed)
+
+    @property
+    def runtimes(self) -> tuple[str, ...]:
+        """The runtimes, as a tuple of names."""
+        return (self.runtime,) if isinstance(self.runtime, str) else tuple(self.runtime)
+
+    def folder_of(self, runs_dir: str, name: str) -> Path:
+        """Where the files of an experiment go."""
+        return (Path(self.folder) if self.folder is not None else Path(runs_dir) / "exports") / name
+
+
+def _is_name(text: str) -> bool:
+    """True for a name that needs no escape in `models:/NAME/1`."""
+    return bool(text.strip()) and text == text.strip() and all(char.isalnum() or char in "-_. " for char in text)

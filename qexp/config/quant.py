@@ -1,0 +1,101 @@
+"""Settings of quantizers, `quant.*`: how weights and activations become codes. Torch-free."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from qexp.base.checks import check_range
+from qexp.base.errors import UserError
+from qexp.quant.scheme_table import GRANULARITIES, MIN_BITS, ROUNDING_NAMES, SCHEME_NAMES, check_rounding
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightQuantSettings:
+    """The grid of a weight.
+
+    Args:
+        granularity: what shares a range: the tensor, an output channel, `group_size` consecutive elements of an output channel,
+            or the kernel between one input and one output channel, as in document 003.
+        group_size: of `per_group`; the last group of a channel may be smaller.
+        rounding: to codes. rounding_seed: of `stochastic`; what is drawn is a function of it and of the tensor's name.
+        arithmetic: `reciprocal` multiplies by 1/scale as torch does, `divide` divides by scale as ONNX does.
+        level: of `log2` and `quadratic`: `nearest` takes the nearest level, `companded` rounds the logarithm or the root.
+        signed: of `scale_factor`: document 003's two forms.
+        fraction_bits: of `fixed_point`: the step is 2^-fraction_bits; None takes bits - 1, document 000's Q1.7 at 8 bits.
+        pow2_round: of `pow2_scale`: `ceil` never clips, `nearest` may.
+        pin_zero: of the `lut` schemes: the centroid nearest to zero is zero.
+    """
+
+    granularity: Literal[GRANULARITIES] = "per_tensor"
+    group_size: int = 64
+    rounding: Literal[ROUNDING_NAMES] = "half_even"
+    rounding_seed: int = 0
+    arithmetic: Literal["reciprocal", "divide"] = "reciprocal"
+    level: Literal["nearest", "companded"] = "nearest"
+    signed: bool = True
+    fraction_bits: int | None = None
+    pow2_round: Literal["ceil", "nearest"] = "ceil"
+    pin_zero: bool = False
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        check_range("quant.weight.group_size", self.group_size, 2)
+        check_range("quant.weight.rounding_seed", self.rounding_seed, 0, 2**63 - 1)
+        check_range("quant.weight.fraction_bits", self.fraction_bits, -64, 64)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ActivationQuantSettings:
+    """The grid of an activation.
+
+    Args:
+        bits: width; None leaves activations float, but for those that a rule gives a width.
+        scheme: a uniform grid. `unsigned_symmetric` takes `symmetric_restricted` where values may be negative.
+        granularity: what shares a range: the tensor, or a channel, which no integer runtime multiplies.
+        dynamic: the range is each batch's, found where a layer reads the value; else it is calibrated.
+        places: `all` quantizes what an integer runtime holds as codes, operands of adds and concatenations too; `layers` what
+            convolutions, linear layers and matrix products read. None is `layers` where `dynamic` or `qat` is on, else `all`.
+        rounding: to codes.
+        arithmetic: `reciprocal` multiplies by 1/scale as torch does, `divide` divides by scale as ONNX does.
+    """
+
+    bits: int | None = None
+    scheme: Literal["affine", "symmetric", "symmetric_restricted", "unsigned_symmetric", "pow2_scale"] = "affine"
+    granularity: Literal["per_tensor", "per_channel"] = "per_tensor"
+    dynamic: bool = False
+    places: Literal["all", "layers"] | None = None
+    rounding: Literal["half_even", "half_up", "half_away", "floor", "ceil", "trunc"] = "half_even"
+    arithmetic: Literal["reciprocal", "divide"] = "reciprocal"
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        check_range("quant.activation.bits", self.bits, MIN_BITS.get(self.scheme, 1), 16)
+        if self.dynamic and self.places == "all":
+            remedy = "A batch's own range is found where a layer reads the value."
+            raise UserError("quant.activation.places", "all", allowed="layers with quant.activation.dynamic=true", remedy=remedy)
+
+    @property
+    def layers_only(self) -> bool:
+        """True where only what layers read is quantized."""
+        return self.dynamic or self.places == "layers"
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuantSettings:
+    """The quantizer.
+
+    Args:
+        name: scheme of the weights. weight: its grid. activation: bits, scheme and grid of the activations.
+        input: what is done to normalized images before the first layer: `none`, or `int` (truncate to integers, as document 002
+            does with `input.int().float()`), or `round` (the nearest integer).
+    """
+
+    name: Literal[SCHEME_NAMES] = "linear"
+    weight: WeightQuantSettings = field(default_factory=WeightQuantSettings)
+    activation: ActivationQuantSettings = field(default_factory=ActivationQuantSettings)
+    input: Literal["none", "int", "round"] = "none"
+
+    def __post_init__(self) -> None:
+        """Check what belongs together."""
+        check_rounding(self.name, self.weight.rounding, self.weight.level)

@@ -1,0 +1,138 @@
+"""The root configuration, composed of the rooms' settings, and its validation.
+
+YAML holds values, Hydra composes them, and here the resolved values meet their types once, at the door. pydantic is strict and
+reports all errors of a job together; ranges live in each settings' `__post_init__`. Imports no torch: a whole sweep is
+validated before the first heavy import. Rejected: OmegaConf structured configs, which accept `+quant.bit=4` in silence and
+stop at the first error.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, Literal
+
+from qexp.base.checks import check_bits, check_range
+from qexp.base.errors import UserError
+from qexp.config.analyze import AnalyzeSettings
+from qexp.config.calibrate import CalibrateSettings
+from qexp.config.correct import CorrectSettings
+from qexp.config.data import DataSettings
+from qexp.config.export import ExportSettings
+from qexp.config.model import ModelSettings
+from qexp.config.policy import PolicySettings
+from qexp.config.qat import QatSettings
+from qexp.config.quant import QuantSettings
+from qexp.config.tracking import TrackingSettings
+from qexp.config.train import EvaluateSettings, TrainSettings, TrajectorySettings
+
+MODES = ("int", "float", "half")
+TASKS = ("profile", "sensitivity", "allocate")  # of qexp.analyze
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """One job: a training (or a checkpoint) and one way to quantize it.
+
+    Args:
+        name: experiment; names the MLflow experiment and `results/<name>/`.
+        seed: of initialization, order and augmentation. deterministic: bit-reproducible kernels, at some cost in speed.
+        device: `auto`, `cpu`, `cuda` or `cuda:N`.
+        bits: width of quantized weights, 1 to 16. mode: `int`, `float` (the control) or `half`.
+        float_only: evaluate the float network alone, as a control of other trainings.
+        checkpoint: state-dict file, for `qexp.evaluate`, `qexp.analyze` and `qexp.export` only. export: for `qexp.export` only.
+        task: of `qexp.analyze`: `profile` measures every quantized tensor, `sensitivity` quantizes one layer at a time,
+            `allocate` chooses bits per layer. image: a file whose classes `profile` scores too. analyze: of the other two.
+        cases: of a sweep: sets of overrides that are run one after the other, where a product of values would not do.
+        plan_only: print plan and estimates, and stop. fresh: train again although stored.
+        runs_dir, results_dir: where trainings, journal and MLflow's store lie, and where reports go.
+    """
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid", "allow_inf_nan": False}
+
+    name: str
+    data: DataSettings
+    model: ModelSettings
+    train: TrainSettings
+    seed: int = 0
+    deterministic: bool = False
+    device: str = "auto"
+    bits: int = 8
+    mode: Literal[MODES] = "int"
+    policy: PolicySettings = field(default_factory=PolicySettings)
+    quant: QuantSettings = field(default_factory=QuantSettings)
+    calibrate: CalibrateSettings = field(default_factory=CalibrateSettings)
+    correct: CorrectSettings = field(default_factory=CorrectSettings)
+    qat: QatSettings = field(default_factory=QatSettings)
+    evaluate: EvaluateSettings = field(default_factory=EvaluateSettings)
+    trajectory: TrajectorySettings = field(default_factory=TrajectorySettings)
+    tracking: TrackingSettings = field(default_factory=TrackingSettings)
+    export: ExportSettings = field(default_factory=ExportSettings)
+    analyze: AnalyzeSettings = field(default_factory=AnalyzeSettings)
+    checkpoint: str | None = None
+    float_only: bool = False
+    task: Literal[TASKS] | None = None
+    image: str | None = None
+    cases: list[list[str]] | None = None
+    plan_only: bool = False
+    fresh: bool = False
+    runs_dir: str = "runs"
+    results_dir: str = "results"
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        check_bits("bits", self.bits)
+        check_range("seed", self.seed, 0, 2**63 - 1)
+        device, _, index = self.device.partition(":")
+        if device not in ("auto", "cpu", "cuda") or (index and (device != "cuda" or not index.isdigit())):
+            raise UserError("device", self.device, allowed="auto, cpu, cuda or cuda:N")
+        if not self.name or not all(char.isalnum() or char in "-_." for char in self.name) or self.name[0] == ".":
+            raise UserError("name", self.name, allowed="letters, digits, '-', '_' and '.', as it names a folder")
+        if self.calibrate.name == "bn" and (self.correct.equalize or self.correct.rescale_log10):
+            key = "correct.equalize=true" if self.correct.equalize else "correct.rescale_log10"
+            remedy = "Scaled channels have other ranges than batch norm tells."
+            raise UserError("calibrate", "bn", allowed=f"another method with {key}", remedy=remedy)
+        if self.qat.is_on:
+            self._check_qat()
+
+    def _check_qat(self) -> None:
+        """Refuse what a quantization-aware training does not read, and what it lacks."""
+        where = f"with qat={self.qat.name}"
+        if self.mode != "int":
+            remedy = "Its control is the float training: qat=none float_only=true."
+            raise UserError("mode", self.mode, allowed=f"int {where}", remedy=remedy)
+        if self.correct.names:
+            remedy = "Corrections follow training; qat.batch_norm=folded and qat.reestimate_bn=true belong to it."
+            raise UserError("correct", ", ".join(self.correct.names), allowed=f"none {where}", remedy=remedy)
+        for key in ("weights", "file") if self.qat.first_step == "paper" else ("file",):
+            if getattr(self.calibrate, key) not in ("minmax", None):
+                remedy = "Weights begin as the method says, activations by calibrate=METHOD; lsq has qat.first_step=calibrated."
+                raise UserError(f"calibrate.{key}", getattr(self.calibrate, key), allowed=f"its default {where}", remedy=remedy)
+        if self.float_only:
+            raise UserError("float_only", True, allowed="false with qat", remedy="Its quantizers are part of the training.")
+        if self.qat.init == "checkpoint" and self.model.weights is None:
+            remedy = "Give model.weights=FILE, or qat.init=training."
+            raise UserError("qat.init", "checkpoint", allowed="a network with model.weights", remedy=remedy)
+        if self.qat.init == "none" and self.model.weights is not None:
+            remedy = "qat.init=checkpoint begins from model.weights."
+            raise UserError("qat.init", "none", allowed="random weights: model.weights=null", remedy=remedy)
+        epochs, frozen = self.recipe.epochs, self.qat.freeze_bn_epoch
+        if frozen is not None and frozen > epochs:
+            raise UserError("qat.freeze_bn_epoch", frozen, allowed=f"at most {epochs}, the epochs of this training")
+        _ = self.grids  # which checks what it puts together
+
+    @property
+    def recipe(self) -> TrainSettings:
+        """The recipe of this job's training: `train`, or what `qat` makes of it."""
+        return self.qat.recipe(self.train)
+
+    @property
+    def grids(self) -> QuantSettings:
+        """The quantizers of weights and activations: `quant`, or what `qat` makes of it."""
+        return self.qat.quantizers(self.quant, self.bits)
+
+    @property
+    def float_start(self) -> Config | None:
+        """The float training that a quantization-aware one begins from; None where it begins otherwise."""
+        if not self.qat.is_on or self.qat.init != "training":
+            return None
+        return replace(self, qat=QatSettings(), float_only=True, fresh=False)

@@ -1,0 +1,291 @@
+"""`python -m qexp.export`: an evaluation, then each copy as a file of integers, run by runtimes and held against its simulation.
+
+`check` writes every file once to a temporary folder, with ranges that nobody measured, before anything starts: an operator that
+cannot be written or a runtime that is missing is said at once. `run` follows the evaluation of a merged job; what it measures is
+kept beside the evaluation's numbers, under a hash of all that decides it, and copied into the experiment's journal.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from qexp.base.console import say
+from qexp.base.errors import UserError, UserErrors
+from qexp.base.files import hash_file, hash_json, write_atomic
+from qexp.base.text import by_reason, file_name
+from qexp.deploy.activation_codes import load_biases_
+from qexp.deploy.cost import bops, latency, layer_bits, peak_memory_bytes
+from qexp.deploy.fidelity import EVALUATED, Climb, Fidelity, images_of, simulation_of
+from qexp.deploy.ladder import FLOAT, SIMULATED
+from qexp.deploy.lower import Lowered, example_of, lower, lower_float, lower_untried
+from qexp.deploy.onnx.qdq import Exported, export_qdq
+from qexp.deploy.runtimes import open_runtime
+from qexp.deploy.torch_export import PROGRAM_SUFFIX, save_program
+from qexp.experiment.job import Prepared
+from qexp.experiment.recorder import Recorder
+from qexp.experiment.variants import Variant
+from qexp.nn.macs import macs_per_layer
+from qexp.tracking import environment, rows
+from qexp.tracking.journal import Journal
+
+EXPORT_VERSION = 1  # raise it when the same file comes to be measured otherwise
+ABOUT = "export"  # of alarms
+FILE, EXAMPLE = "network.onnx", "example.npz"
+PROGRAM = str(Path(FILE).with_suffix(PROGRAM_SUFFIX))
+_NOT_MEASURED = ("folder", "register", "torch_export")
+_MEASURES_COST = ("cost", "batch_sizes", "repeats", "warmup")
+
+
+def check(prepared: Sequence[Prepared]) -> None:
+    """Raise one `UserErrors` for all that cannot be written to a file or run, of all jobs."""
+    found: dict[str, UserError] = {}
+    for one in prepared:
+        for variant in exported(one):
+            try:
+                _try(one, variant)
+            except UserError as error:
+                found[str(error)] = error
+    if found:
+        raise UserErrors(found.values())
+
+
+def exported(prepared: Prepared) -> tuple[Variant, ...]:
+    """The variants that become files: the quantized ones, or the float network where it was asked for alone."""
+    return prepared.variants[1:] or prepared.variants[:1]
+
+
+def run(prepared: Prepared, recorder: Recorder) -> None:
+    """Write, run and measure every variant of a merged job that has been evaluated."""
+    for variant in exported(prepared):
+        job = _Job(prepared, variant, recorder)
+        found = job.stored()
+        if found is None:
+            found = job.measure()
+            recorder.num_measured += 1
+        else:
+            say(f"  {variant.label}: exported and measured before (fresh=true measures again): {found['file']}")
+        job.note(found)
+
+
+def _try(prepared: Prepared, variant: Variant) -> None:
+    """Write a variant to a folder that does not stay, and load it into its runtimes."""
+    settings = variant.config.export
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / FILE
+        _write(prepared, variant, lower_untried(prepared, variant), path)
+        for name in settings.runtimes:
+            open_runtime(name, path, threads=settings.threads)
+
+
+def _write(prepared: Prepared, variant: Variant, lowered: Lowered, path: Path) -> Exported:
+    """The file, and the program beside it where it is asked for; both hold the same biases."""
+    settings, example = variant.config.export, example_of(prepared)
+    about = {"label": variant.label, "model": variant.config.model.name, "data": variant.config.data.name, "key": variant.key}
+    exported = export_qdq(
+        lowered.network,
+        example,
+        lowered.weights,
+        path,
+        pack_int4=settings.pack_int4,
+        unsigned=settings.unsigned,
+        about=about,
+    )
+    if settings.torch_export or "torch" in settings.runtimes:
+        network = copy.deepcopy(lowered.network)
+        load_biases_(network, exported.biases)
+        program = path.with_suffix(PROGRAM_SUFFIX)
+        save_program(network, example, lowered.weights, program, unsigned=settings.unsigned)
+    return exported
+
+
+class _Job:
+    """One variant on its way into files and numbers."""
+
+    def __init__(self, prepared: Prepared, variant: Variant, recorder: Recorder) -> None:
+        self.prepared, self.variant, self.recorder = prepared, variant, recorder
+        self.config, self.settings = variant.config, variant.config.export
+        words = [variant.label, *["int4"] * self.settings.pack_int4, *["signed"] * (not self.settings.unsigned)]
+        self.folder = self.settings.folder_of(self.config.runs_dir, self.config.name) / file_name(" ".join(words))
+        self.books = Journal(prepared.folder / "exports" / f"{variant.key}.jsonl")
+        decide = {key: value for key, value in asdict(self.settings).items() if key not in _NOT_MEASURED}
+        self.key = hash_json({key: value for key, value in decide.items() if key not in _MEASURES_COST})
+        versions = {name: metadata.version(name) for name in self.settings.runtimes}
+        self.asked = hash_json({"export": decide, "version": EXPORT_VERSION, "cpu": environment.cpu_model(), **versions})
+
+    @property
+    def path(self) -> Path:
+        """Of the file."""
+        return self.folder / FILE
+
+    def stored(self) -> dict[str, Any] | None:
+        """What was measured of the same file in the same way; None where there is none, or it is to be measured afresh.
+
+        Files that are gone, as under another name of the experiment, are written again.
+        """
+        found = {row["digest"]: row for row in self.books.rows() if row["asked"] == self.asked}
+        if not found or self.config.fresh:
+            return None
+        needed = [FILE, EXAMPLE, *[PROGRAM] * self.settings.torch_export]
+        if not all((self.folder / name).is_file() for name in needed) or hash_file(self.path) not in found:
+            self._write()
+        row = found.get(hash_file(self.path))
+        return None if row is None else row | {"file": str(self.path)}
+
+    def measure(self) -> dict[str, Any]:
+        """Write the file and measure it; written down before it is returned."""
+        lowered, written = self._write()
+        say(f"  {self.variant.label}: {self.path} written, {written.size_bytes / 1024:.1f} KiB")
+        plain = self._plain() if not self.variant.is_float else written
+        fidelity = Climb(self.config, self.prepared.network().eval(), lowered, written).run(self.prepared)
+        row = {
+            "asked": self.asked,
+            "key": self.key,
+            "variant": self.variant.label,
+            "training": self.prepared.training,
+            "run": self._run,
+            "file": str(self.path),
+            "digest": hash_file(self.path),
+            "split": self.config.evaluate.split,
+            "n": fidelity.rungs[0].n,
+            "simulate": self.settings.simulate,
+            "requantization": self.settings.requantization,
+            "threads": self.settings.threads,
+            "cpu": environment.cpu_model(),
+            "sizes": {"fp32": plain.size_bytes, "file": written.size_bytes, "packed": self.variant.size_bytes},
+            "rungs": [{**asdict(rung), "version": fidelity.versions.get(rung.name, "")} for rung in fidelity.rungs],
+            "cost": list(self._cost(plain.path)) if self.settings.cost else [],
+            "layers": self._layers(lowered),
+            "alarms": self._alarms(fidelity),
+            "notes": [*by_reason([*lowered.notes, *written.notes], most=3), *fidelity.notes],
+            "versions": self.recorder.versions,
+            "time_ms": environment.now_ms(),
+        }
+        self.books.append([row])
+        return row
+
+    def note(self, found: dict[str, Any]) -> None:
+        """Write what was measured into the experiment's journal, unless it is there, and its alarms into the record."""
+        self.recorder.set_alarms(self.variant, 0, ABOUT, found["alarms"])
+        for alarm in found["alarms"]:
+            say(f"  ! {self.variant.label}: {alarm}")
+        journal = self.recorder.journal
+        known = [row for row in journal.rows() if row["kind"] in ("export", "model") and row["run"] == self._run]
+        new = []
+        if not any((row["kind"], row["key"], row["time_ms"]) == ("export", self.key, found["time_ms"]) for row in known):
+            values = {key: value for key, value in found.items() if key not in ("run", "key", "time_ms")}
+            new.append(rows.export_row(self._run, key=self.key, values=values, time_ms=found["time_ms"]))
+            new.append(rows.metrics_row(self._run, step=0, values=dict(_metrics(found))))
+        name = self.settings.register
+        if name is not None:
+            same = [row for row in known if row["kind"] == "model" and (row["name"], row["digest"]) == (name, found["digest"])]
+            example = self.folder / EXAMPLE
+            new += [] if same else [
+                rows.model_row(self._run, name=name, path=self.path, example=example, digest=found["digest"])
+            ]  # fmt: skip
+            say(f"  {self.variant.label}: {'was' if same else 'to be'} registered in MLflow as {name}")
+        journal.append(new)
+
+    @property
+    def _run(self) -> str:
+        return rows.run_key(self.prepared.training, None if self.variant.is_float else self.variant.key)
+
+    def _plain(self) -> Exported:
+        """The float network in a file of its own, to compare with."""
+        lowered = lower_float(self.prepared, fold=self.config.correct.fold_bn)
+        return _write(self.prepared, self.prepared.variants[0], lowered, self.folder.parent / FLOAT / FILE)
+
+    def _cost(self, plain: Path) -> Iterator[dict[str, Any]]:
+        """Latency at each batch size and peak memory, of the float network's file and of this one, in each runtime."""
+        settings, largest = self.settings, max(self.settings.batch_sizes)
+        shape = self.prepared.bundle.image_shape
+        images = torch.randn(largest, *shape, generator=torch.Generator().manual_seed(0))
+        networks = {FLOAT: plain} | ({} if self.variant.is_float else {"quantized": self.path})
+        for name in settings.runtimes:
+            for network, path in networks.items():
+                session = open_runtime(name, path, threads=settings.threads)
+                peak = peak_memory_bytes(name, path, (largest, *shape), threads=settings.threads)
+                for batch in settings.batch_sizes:
+                    part = images[:batch]
+                    found = latency(lambda: session.run(part), repeats=settings.repeats, warmup=settings.warmup)  # noqa: B023
+                    yield {
+                        "runtime": name,
+                        "version": session.version,
+                        "network": network,
+                        "batch": batch,
+                        **asdict(found),
+                        "images_per_s": 1e3 * batch / found.median_ms,
+                        "peak_bytes": peak if batch == largest else None,
+                    }
+
+    def _layers(self, lowered: Lowered) -> list[dict[str, Any]]:
+        """MACs and bit operations of each layer, of one image."""
+        macs = macs_per_layer(lowered.network, example_of(self.prepared))
+        bits = layer_bits(lowered.network, lowered.weights)
+        work = bops(macs, bits)
+        widths = {name: bits.get(name, (32, 32)) for name in macs}
+        return [
+            {"layer": name, "macs": macs[name], "weight_bits": widths[name][0], "act_bits": widths[name][1], "bops": work[name]}
+            for name in macs
+        ]
+
+    def _alarms(self, fidelity: Fidelity) -> list[str]:
+        """Layers that failed, and a copy that does not score as the evaluated one did."""
+        found = [
+            f"{rung.name} at {rung.failed_layer}: {rung.layer_steps} steps from integers, 1 is allowed"
+            for rung in fidelity.rungs
+            if rung.passed is False
+        ]
+        if self.recorder.device != "cpu" or self.config.train.channels_last:  # sums of floats depend on it
+            return found
+        by_name = {rung.name: rung for rung in fidelity.rungs}
+        copy = by_name.get(EVALUATED) or by_name.get(SIMULATED)
+        for rung, variant in ((by_name[FLOAT], self.prepared.variants[0]), (copy, self.variant)):
+            scored = self.recorder.stored(variant, 0)["prec1"]
+            if rung is not None and not math.isclose(rung.prec1, scored, abs_tol=1e-9):
+                found.append(f"{rung.name} scores {rung.prec1:.2f}, its evaluation {scored:.2f}")
+        return found
+
+    @torch.no_grad()
+    def _write(self) -> tuple[Lowered, Exported]:
+        """The file; beside it an image and its logits, for the model's signature and for whoever tries the file elsewhere."""
+        lowered = lower(self.prepared, self.variant)
+        written = _write(self.prepared, self.variant, lowered, self.path)
+        image = next(images_of(self.prepared)).images[:1]
+        arrays = {"images": image.numpy(), "logits": simulation_of(self.config, lowered, written)(image).numpy()}
+
+        def save(target: Path) -> None:
+            with open(target, "wb") as handle:
+                np.savez(handle, **arrays)
+
+        write_atomic(self.folder / EXAMPLE, save)
+        return lowered, written
+
+
+def _metrics(found: dict[str, Any]) -> Iterator[tuple[str, float]]:
+    """What MLflow gets of a variant: rungs, sizes, costs."""
+    prefix = "" if found["split"] == "test" else f"{found['split']}/"
+    for rung in found["rungs"]:
+        if rung["name"] != FLOAT:
+            for key in ("prec1", "prec5", "agreement", "logit_sqnr_db", "max_steps", "layer_steps"):
+                if rung[key] is not None:
+                    yield f"{prefix}{rung['name']}/{key}", rung[key]
+    for name, size in found["sizes"].items():
+        yield f"{name}_bytes", size
+    for line in found["cost"]:
+        place = f"{line['runtime']}/{line['network']}_b{line['batch']}"
+        yield f"{place}_median_ms", line["median_ms"]
+        yield f"{place}_images_per_s", line["images_per_s"]
+        if line["peak_bytes"] is not None:
+            yield f"{place}_peak_bytes", line["peak_bytes"]
+    for key in ("macs", "bops"):
+        yield key, sum(layer[key] for layer in found["layers"])

@@ -1,0 +1,144 @@
+"""One layer in integers, as hardware computes it: codes times codes, summed at 32 bits, brought to the next scale.
+
+Sums are float64 on integer values, which is exact: an accumulator stays far below 2^53, whatever the order and the algorithm.
+Rejected: float32, exact below 2^24, but only where no library takes a Winograd or TF32 kernel; torch's integer
+convolutions, which have no kernel. The two requantizations are those of runtimes; they differ by one
+code where a result lies at a tie.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from qexp.base.errors import UserError, choose
+from qexp.base.types import QParams
+from qexp.deploy.weight_codes import WeightCodes, accumulator_scale
+from qexp.quant.affine import quantize_affine
+
+REQUANTIZATIONS = ("float32", "fixed_point")
+_INT32 = 2**31 - 1
+
+
+@torch.no_grad()
+def accumulate(
+    layer: nn.Conv2d | nn.Linear, codes: Tensor, x: QParams, weight: WeightCodes, bias: Tensor | None = None
+) -> Tensor:
+    """The accumulators of a layer: sum (q_x - z_x) (q_w - z_w) + b, int32, exact.
+
+    Args:
+        layer: whose strides, padding and groups are used; its weights are not. Padding is the code of zero.
+        codes: integers, of its input. x: their grid, per tensor. weight: codes of its weight.
+        bias: int32 [channels], `bias_codes` at `accumulator_scale(x, weight.qparams)`.
+
+    Raises:
+        UserError: a sum beyond 32 bits.
+
+    Source: Jacob et al. 2018, arXiv:1712.05877, section 2.2.
+    """
+    assert x.axis is None and getattr(layer, "padding_mode", "zeros") == "zeros"
+    shape = [-1 if axis == weight.qparams.axis else 1 for axis in range(weight.codes.dim())]
+    matrix = weight.codes.double() - weight.qparams.zero_point.double().reshape(shape)
+    values = codes.double() - x.zero_point.double()
+    if isinstance(layer, nn.Linear):
+        sums = F.linear(values, matrix)
+    else:
+        sums = F.conv2d(values, matrix, None, layer.stride, layer.padding, layer.dilation, layer.groups)
+    if bias is not None:
+        sums += along_channels(bias.double(), sums, channel_axis(layer))
+    if sums.numel() and float(sums.abs().max()) > _INT32:
+        raise UserError(
+            "accumulator", f"{float(sums.abs().max()):.0f}", allowed="at most 2^31 - 1: fewer bits, or smaller layers"
+        )
+    return sums.to(torch.int32)
+
+
+@torch.no_grad()
+def requantize(sums: Tensor, scale: Tensor, y: QParams, *, requantization: str = "float32", axis: int = 1) -> Tensor:
+    """Accumulators -> codes of the next grid, int32.
+
+    float32:     clamp(round_half_even(fl(acc) * m) + z_y), m = s_x s_w / s_y, all in float32: ONNX Runtime's kernels, bit for bit
+    fixed_point: clamp((acc * M + 2^(n-1)) >> n + z_y), M 2^-n = s_x s_w / s_y with M an int32 of 31 bits: no float at run time,
+        ties up
+
+    Args:
+        sums: int32 accumulators. scale: `accumulator_scale`, 0-d or [channels]. y: grid of the result, per tensor.
+        axis: of the channels.
+
+    Source: ONNX Runtime, MlasRequantizeOutput; Jacob et al. 2018, arXiv:1712.05877, section 2.2.
+
+    >>> requantize(torch.tensor([[-30, 21]]), torch.tensor(0.1), QParams(torch.tensor(0.5), torch.tensor(0.0), -128, 127))
+    tensor([[-6,  4]], dtype=torch.int32)
+    """
+    assert y.axis is None
+    if choose("requantization", requantization, REQUANTIZATIONS) == "float32":
+        steps = torch.round(sums.float() * along_channels(scale.float() / y.scale.float(), sums, axis))
+    else:
+        multiplier, shift = fixed_point(scale.double() / y.scale.double())
+        multiplier, shift = along_channels(multiplier, sums, axis), along_channels(shift, sums, axis)
+        steps = (sums.long() * multiplier + (1 << (shift - 1))) >> shift
+    return torch.clamp(steps + y.zero_point.to(steps.dtype), y.quant_min, y.quant_max).to(torch.int32)
+
+
+def fixed_point(ratio: Tensor) -> tuple[Tensor, Tensor]:
+    """A positive ratio as M 2^-n: M int64 in [2^30, 2^31), n int64 from 1 to 62; ratios too small for that become 0.
+
+    >>> fixed_point(torch.tensor(0.75, dtype=torch.float64))
+    (tensor(1610612736), tensor(31))
+
+    Raises:
+        UserError: a ratio of 2^30 and more.
+    """
+    mantissa, exponent = torch.frexp(ratio.double())  # mantissa in [1/2, 1)
+    multiplier, shift = torch.round(mantissa * 2**31).long(), 31 - exponent.long()
+    over = multiplier == 2**31
+    multiplier, shift = torch.where(over, 2**30, multiplier), shift - over.long()
+    if bool((shift < 1).any()):
+        raise UserError("requantization", "fixed_point", allowed="s_x s_w / s_y below 2^30")
+    return torch.where(shift > 62, 0, multiplier), shift.clamp(max=62)
+
+
+@torch.no_grad()
+def integer_layer(
+    layer: nn.Conv2d | nn.Linear,
+    codes: Tensor,
+    x: QParams,
+    weight: WeightCodes,
+    y: QParams | None,
+    *,
+    bias: Tensor | None = None,
+    clamp: tuple[float, float | None] | None = None,
+    requantization: str = "float32",
+) -> Tensor:
+    """A layer from codes to codes, int32, or to float32 values where nothing quantizes them (the logits).
+
+    Args:
+        layer, codes, x, weight, bias: as for `accumulate`. y: grid of the result; None for float32, acc * s_x s_w.
+        clamp: what the result is clamped to: (0, None) of a ReLU, (0, 6) of a ReLU6; on codes, which is exact.
+        requantization: of `requantize`.
+    """
+    scale = accumulator_scale(x, weight.qparams)
+    sums = accumulate(layer, codes, x, weight, bias)
+    if y is None:
+        found = sums.float() * along_channels(scale, sums, channel_axis(layer))
+        return found if clamp is None else found.clamp(*clamp)
+    found = requantize(sums, scale, y, requantization=requantization, axis=channel_axis(layer))
+    if clamp is None:
+        return found
+    ends = [None if end is None else int(quantize_affine(torch.tensor(end), y, arithmetic="divide")) for end in clamp]
+    return found.clamp(*ends)
+
+
+def channel_axis(layer: nn.Module) -> int:
+    """Where a layer's result has its channels."""
+    return -1 if isinstance(layer, nn.Linear) else 1
+
+
+def along_channels(values: Tensor, sums: Tensor, axis: int) -> Tensor:
+    """[channels] shaped for a dimension of sums; 0-d as it is."""
+    if not values.dim():
+        return values
+    shape = [1] * sums.dim()
+    shape[axis] = -1
+    return values.reshape(shape)

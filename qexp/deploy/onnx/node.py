@@ -1,0 +1,220 @@
+"""One operator of a network on its way into a file: what it reads, what it gives, and how it writes nodes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor, nn
+
+from qexp.base.errors import UserError
+from qexp.deploy.onnx.writer import Grid, OnnxWriter, code_type
+from qexp.deploy.weight_codes import WeightCodes, accumulator_scale, bias_codes
+from qexp.quant.affine import quantize_affine
+
+
+@dataclass(frozen=True)
+class Dynamic:
+    """Codes whose grid is each batch's own: names of the UINT8 codes, their scale and their zero point."""
+
+    codes: str
+    scale: str
+    zero_point: str
+
+
+@dataclass(frozen=True, eq=False)
+class Value:
+    """An activation in the file.
+
+    Args:
+        name: of the tensor. shape: on the example. grid: whose dequantized codes it holds; None for any float.
+        dynamic: the codes that it was dequantized from, where they have each batch's grid.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    grid: Grid | None = None
+    dynamic: Dynamic | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Constant:
+    """A tensor made of parameters alone; `path` is its state-dict name, empty where it was computed from others."""
+
+    tensor: Tensor
+    path: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class Shelf:
+    """What all calls of one export share.
+
+    Args:
+        writer: of the file. weights: state-dict name -> codes. pack_int4: store codes of 4 bits and less in half bytes.
+        unsigned: activations have codes from 0 on. grids: of the weights already written. stored: state-dict name -> type in the
+            file. biases: state-dict name -> float32 values of its codes. notes: for the user.
+    """
+
+    writer: OnnxWriter
+    weights: Mapping[str, WeightCodes]
+    pack_int4: bool
+    unsigned: bool
+    grids: dict[tuple[str, bool], tuple[str, Grid]] = field(default_factory=dict)
+    stored: dict[str, str] = field(default_factory=dict)
+    biases: dict[str, Tensor] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True, eq=False)
+class Call:
+    """A call of a module, function or method.
+
+    Args:
+        shelf: shared. name: a path that a person finds in the source. operator: what is called, in a reader's words.
+        module: of a `call_module` node, None else; path: where it lies. args, kwargs: with `Value`, `Constant` and numbers.
+        result: what it gave on the example.
+    """
+
+    shelf: Shelf
+    name: str
+    operator: str
+    module: nn.Module | None
+    path: str
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    result: Any
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the result on the example."""
+        return tuple(self.result.shape)
+
+    def argument(self, position: int, name: str, default: Any = None) -> Any:
+        """An argument of a function by position or name, or of a module the attribute of that name."""
+        if self.module is not None and position:
+            value = getattr(self.module, name, default)
+            return Constant(value.detach(), f"{self.path}.{name}") if isinstance(value, Tensor) else value
+        return self.args[position] if len(self.args) > position else self.kwargs.get(name, default)
+
+    def activation(self, position: int = 0, name: str = "input") -> Value:
+        """An operand that depends on the images."""
+        value = self.argument(position, name)
+        if not isinstance(value, Value):
+            self.refuse("its operand is no tensor that depends on the images")
+        return value
+
+    def emit(self, operator: str, *inputs: str, **attributes: Any) -> str:
+        """Append a node with one result."""
+        return self.shelf.writer.node(operator, inputs, self.name, **attributes)[0]
+
+    def integers(self, *values: int) -> str:
+        """A constant of int64."""
+        return self.shelf.writer.constant(values)
+
+    def number(self, value: float) -> str:
+        """A float32 scalar."""
+        return self.shelf.writer.constant(float(value))
+
+    def operand(self, value: Value | Constant | float) -> str:
+        """The tensor's name of any operand of elementwise arithmetic; constants are written as float32."""
+        if isinstance(value, Value):
+            return value.name
+        if isinstance(value, Constant):
+            return self.shelf.writer.tensor(value.path or f"{self.name}.constant", value.tensor.float())
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            self.refuse(f"it takes {type(value).__name__}")
+        return self.number(value)
+
+    def refuse(self, why: str) -> NoReturn:
+        """Raise the error that names module and operator."""
+        raise UserError(
+            "export",
+            f"{self.name} ({self.operator})",
+            allowed="an operator that qexp writes to ONNX (qexp/deploy/onnx/operators.py lists them)",
+            remedy=f"Here {why}.",
+        )
+
+    def weight(self, constant: Constant, *, transpose: bool = False) -> tuple[str, Grid | None]:
+        """A weight as float32, as DequantizeLinear of its codes where they are known.
+
+        Args:
+            constant: as the layer holds it. transpose: write the transposed matrix.
+        """
+        shelf, writer = self.shelf, self.shelf.writer
+        found, path = shelf.weights.get(constant.path), constant.path or f"{self.name}.weight"
+        tensor = constant.tensor.float()
+        if found is None:
+            shelf.stored[path] = "FLOAT"
+            return writer.tensor(path, tensor.t() if transpose else tensor), None
+        key = (path, transpose)
+        if key not in shelf.grids:
+            shelf.grids[key] = self._write_codes(path, found, transpose)
+        name, grid = shelf.grids[key]
+        return name, grid
+
+    def matrix(self, constant: Constant) -> tuple[str, Grid] | None:
+        """The codes, 8 bits, of a transposed matrix for an integer product; None where they are not known or not of 8 bits."""
+        weight, key = self.shelf.weights.get(constant.path), (f"{constant.path}.codes", True)
+        if weight is None or code_type(weight.qparams) not in ("INT8", "UINT8"):
+            return None
+        if key not in self.shelf.grids:
+            self.shelf.grids[key] = self._write_grid(constant.path, weight, transpose=True, packed=False)
+        return self.shelf.grids[key]
+
+    def _write_codes(self, path: str, weight: WeightCodes, transpose: bool) -> tuple[str, Grid]:
+        """Codes, scales and DequantizeLinear of a weight."""
+        codes, grid = self._write_grid(path, weight, transpose=transpose, packed=self.shelf.pack_int4)
+        return self.shelf.writer.dequantize(codes, grid, path), grid
+
+    def _write_grid(self, path: str, weight: WeightCodes, *, transpose: bool, packed: bool) -> tuple[str, Grid]:
+        """Codes and scales of a weight."""
+        codes, qparams = weight.codes, weight.qparams
+        if transpose:
+            axis = None if qparams.axis is None else 1 - qparams.axis
+            codes, qparams = codes.t(), type(qparams)(*_parts(qparams), axis)
+        if qparams.axis is not None and bool((qparams.zero_point != qparams.zero_point.flatten()[0]).any()):
+            remedy = "Quantize weights per channel with a symmetric grid: quant=symmetric_restricted."
+            raise UserError(
+                path, "a zero point for each channel", allowed="one for all, as integer kernels have it", remedy=remedy
+            )
+        writer = self.shelf.writer
+        grid = writer.grid(path, qparams, packed=packed)
+        self.shelf.stored[path] = grid.dtype
+        return writer.codes(f"{path}.codes", codes, grid.dtype), grid
+
+    def bias(self, constant: Constant, x: Grid | None, weight: Grid | None) -> str | None:
+        """A layer's bias: int32 codes of s_x * s_w where both are integers per tensor and channel, else float32.
+
+        None where its codes would leave int32, so that it has to be added behind the layer.
+        """
+        writer, path = self.shelf.writer, constant.path or f"{self.name}.bias"
+        # TensorRT, which alone wants signed activations, refuses INT32: "only activation types allowed" (onnx-tensorrt #850).
+        if x is None or weight is None or x.qparams.axis is not None or not self.shelf.unsigned:
+            self.shelf.stored[path] = "FLOAT"
+            return writer.tensor(path, constant.tensor.float())
+        scale = accumulator_scale(x.qparams, weight.qparams)
+        codes = bias_codes(constant.tensor, scale)
+        if codes is None:
+            self.shelf.stored[path] = "FLOAT"
+            self.shelf.notes.append(f"{path}: added in float behind the layer, beyond int32 at the scale of its accumulator")
+            return None
+        axis = {} if scale.dim() == 0 else {"axis": 0}
+        names = [writer.tensor(f"{path}.codes", codes), writer.tensor(f"{path}.scale", scale)]
+        self.shelf.stored[path], self.shelf.biases[path] = "INT32", codes.float() * scale
+        return writer.node("DequantizeLinear", names, path, **axis)[0]
+
+
+def saturates(grid: Grid, low: float | None, high: float | None) -> bool:
+    """True where clamping to [low, high] changes no code of the grid: its ends already stand for all beyond them."""
+    ends = [(low, grid.qparams.quant_min), (high, grid.qparams.quant_max)]
+    return all(
+        end is None
+        or bool((quantize_affine(torch.full_like(grid.qparams.scale, end), grid.qparams, arithmetic="divide") == code).all())
+        for end, code in ends
+    )
+
+
+def _parts(qparams: Any) -> tuple[Any, ...]:
+    return qparams.scale, qparams.zero_point, qparams.quant_min, qparams.quant_max

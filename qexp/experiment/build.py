@@ -1,0 +1,205 @@
+"""Quantized copies that take more than rounding each weight to its nearest code; each is built anew for every state.
+
+In this order, each step a switch of the user's: batch norm is folded, channels are equalized, high biases absorbed; weights are
+rounded within limits that `calibrate.weights` finds, to the nearest code or as AdaRound learns; biases are corrected, the
+batch norms that are left re-estimated; last the ranges of the activations are found on the network as it is by then, or taken
+from `calibrate.file`, and fake quantization goes to the places that the plan names. Calibration images are seen by all ranks
+alike where a correction learns from them, and in shares where only ranges are found.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from qexp.base import dist
+from qexp.base.errors import UserError
+from qexp.base.types import ActivationRow, Batch
+from qexp.experiment.job import Prepared
+from qexp.experiment.variants import Variant
+from qexp.nn.fake_quant import CONTAINER, fake_quants, insert, observed
+from qexp.nn.fold import ChannelStatistics, fold_batch_norm
+from qexp.nn.graph import Traced, trace
+from qexp.nn.input_quant import INPUT_QUANTS
+from qexp.nn.shadow import Shadow
+from qexp.ptq.adaround import adaround_
+from qexp.ptq.bias_correction import correct_bias_, correct_bias_analytic_
+from qexp.ptq.bn_reestimation import reestimate_batch_norm_
+from qexp.ptq.calibrate import BehindNorm, calibrate
+from qexp.ptq.calibration import Calibration, hash_tensors
+from qexp.ptq.equalization import absorb_high_biases, equalize, rescale_channels
+from qexp.ptq.range_methods import Limits, weight_range
+from qexp.quant.ranges import ConstantTensorError
+from qexp.quant.schemes import quantize_
+
+
+@dataclass(frozen=True)
+class Built:
+    """A quantized copy: float32 images -> float32 logits.
+
+    Args:
+        module: in eval mode. reference: the float network that it was made from, folded and equalized as asked.
+        limits: weight -> what `calibrate.weights` clipped it to. calibration: of its activations, None where none are static.
+        constant: planned weights without a range. notes: what corrections left alone, and why.
+    """
+
+    module: nn.Module
+    reference: nn.Module
+    limits: Mapping[str, Limits] = field(default_factory=dict)
+    calibration: Calibration | None = None
+    constant: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+class Builder:
+    """Builds copies of the states of one network.
+
+    Args:
+        prepared: the merged job. network: the float network, on the device; in eval mode with the state's weights at each call.
+    """
+
+    def __init__(self, prepared: Prepared, network: nn.Module) -> None:
+        self.prepared, self.network = prepared, network
+        self.device = next(network.parameters()).device
+        self._traced: Traced | None = None
+
+    def build(self, variant: Variant) -> Built:
+        """The copy of the network's present weights that a variant asks for.
+
+        Raises:
+            UserError: a correction or a range that the network does not have; names the tensor or the layer.
+        """
+        correct = variant.config.correct
+        reference, statistics, notes = self._reference(variant)
+        quantized = copy.deepcopy(reference)
+        limits = self._limits(variant, reference)
+        constant = tuple(_round_weights(quantized, variant, limits))
+        if correct.adaround:
+            specs = {name: spec for name, spec in variant.plan.quantized.items() if name not in constant}
+            rounded = adaround_(quantized, reference, specs, self._all(variant), correct, limits=limits, seed=variant.config.seed)
+            notes += rounded.notes
+        if correct.bias == "empirical":
+            notes += correct_bias_(quantized, reference, self._all(variant)).notes
+        elif correct.bias == "analytic":
+            notes += correct_bias_analytic_(quantized, reference, statistics).notes
+        if correct.reestimate_bn:
+            notes += reestimate_batch_norm_(quantized, self._all(variant))
+        dist.broadcast_state(quantized)  # sums on a GPU may differ in their last bit from rank to rank
+        module, calibration = self._with_activations(variant, quantized)
+        if variant.calibration is not None and calibration.weights_hash != hash_tensors(quantized.state_dict()):
+            notes.append("the ranges of calibrate.file were found with other weights than these")
+        module = self._with_input(variant, module)
+        return Built(module, reference, limits, calibration, constant, tuple(dict.fromkeys(notes)))
+
+    def _reference(self, variant: Variant) -> tuple[nn.Module, dict[str, ChannelStatistics], list[str]]:
+        """The float network as it is quantized: the same function, folded and equalized as asked."""
+        correct, model, notes = variant.config.correct, self.network, []
+        statistics: dict[str, ChannelStatistics] = {}
+        if correct.fold_bn:
+            folded = fold_batch_norm(model)
+            model, statistics = folded.model, dict(folded.statistics)
+            notes += folded.notes
+        if correct.rescale_log10:
+            rescaled = rescale_channels(model, statistics, log10=correct.rescale_log10, seed=correct.rescale_seed)
+            model, statistics = rescaled.model, dict(rescaled.statistics)
+            notes += rescaled.notes
+        if correct.equalize:
+            equalized = equalize(model, statistics)
+            model, statistics = equalized.model, dict(equalized.statistics)
+            notes += equalized.notes
+        if correct.absorb_bias:
+            absorbed = absorb_high_biases(model, statistics)
+            model, statistics = absorbed.model, dict(absorbed.statistics)
+            notes += absorbed.notes
+        return model, statistics, notes
+
+    @staticmethod
+    def _limits(variant: Variant, reference: nn.Module) -> dict[str, Limits]:
+        """Weight -> what `calibrate.weights` clips it to; empty where that is all of its range."""
+        settings = variant.config.calibrate
+        if settings.weights == "minmax":
+            return {}
+        tensors = dict(reference.named_parameters())
+        return {
+            name: weight_range(tensors[name], spec, settings) for name, spec in variant.plan.quantized.items() if name in tensors
+        }
+
+    def _with_activations(self, variant: Variant, quantized: nn.Module) -> tuple[nn.Module, Calibration | None]:
+        """Fake quantization at the planned places, its ranges found."""
+        rows = [row for row in variant.plan.activations if row.spec is not None]
+        if not rows:
+            return quantized.eval(), None
+        if self._traced is None:
+            self._traced = trace(self.network, torch.zeros(1, *self.prepared.bundle.image_shape, device=self.device))
+        module = insert(self._traced, variant.plan, quantized).eval()
+        if rows[0].spec.dynamic:
+            return module, None
+        calibration = variant.calibration or self._calibrate(variant, rows, quantized)
+        places = fake_quants(module)
+        for row in rows:
+            low, high = calibration.ranges[f"{CONTAINER}.{row.info.name}"]
+            places[row.info.name].set_range(low.to(self.device), high.to(self.device))
+        return module, calibration
+
+    def _calibrate(self, variant: Variant, rows: Sequence[ActivationRow], quantized: nn.Module) -> Calibration:
+        """The ranges of the places, found on calibration images."""
+        settings = variant.config.calibrate
+        return calibrate(
+            observed(self._traced, layers_only=rows[0].spec.layers_only, network=quantized).eval(),
+            lambda: self.prepared.calibration_images(settings, self.device, rank=dist.rank(), world_size=dist.world_size()),
+            {f"{CONTAINER}.{row.info.name}": row.spec for row in rows},
+            settings,
+            split=settings.split,
+            data_fingerprint=self.prepared.bundle.fingerprint,
+            norms=self._norms(rows) if settings.name == "bn" else None,
+        )
+
+    def _norms(self, rows: Iterable[ActivationRow]) -> dict[str, BehindNorm]:
+        """Place -> the batch norm before it, as trained."""
+        found = {}
+        for row in rows:
+            if row.info.norm is not None:
+                norm = self.network.get_submodule(row.info.norm)
+                last = row.info.operator.rpartition("+")[2]
+                ends = {"relu": (0.0, None), "relu6": (0.0, 6.0)}.get(last, (None, None))
+                found[f"{CONTAINER}.{row.info.name}"] = BehindNorm(norm.bias, norm.weight, *ends)
+        return found
+
+    @staticmethod
+    def _with_input(variant: Variant, module: nn.Module) -> nn.Module:
+        """What `quant.input` does to the images, before the network."""
+        if variant.plan.input_quant != "none":
+            quantize = INPUT_QUANTS[variant.plan.input_quant]
+            module.register_forward_pre_hook(lambda _, images: (quantize(images[0]),))
+        return module
+
+    def _all(self, variant: Variant) -> list[Batch]:
+        """The calibration images, on every rank all of them."""
+        return list(self.prepared.calibration_images(variant.config.calibrate, self.device))
+
+
+def _round_weights(quantized: nn.Module, variant: Variant, limits: Mapping[str, Limits]) -> Iterator[str]:
+    """Overwrite the planned weights with their nearest codes' values; yields the constant ones, which stay."""
+    tensors: dict[str, Tensor] = dict(quantized.named_parameters()) | dict(quantized.named_buffers())
+    for name, spec in variant.plan.quantized.items():
+        if name not in tensors:
+            remedy = "With correct.fold_bn=true batch norms are gone: leave them out of policy.rules."
+            raise UserError("policy", name, allowed="tensors of the folded network", remedy=remedy)
+        with torch.no_grad():
+            try:
+                quantize_(tensors[name], tensors[name], spec, limits.get(name))
+            except ConstantTensorError:
+                yield name
+
+
+def quantized_copy(variant: Variant, network: nn.Module, prepared: Prepared) -> Built:
+    """The quantized copy of a float network, made as an evaluation makes it."""
+    if variant.is_built:
+        return Builder(prepared, network).build(variant)
+    half, input_quant = variant.structure
+    shadow = Shadow(network, half=half, input_quant=input_quant)
+    return Built(shadow.module, network, constant=shadow.load(network.state_dict(), variant.plan))

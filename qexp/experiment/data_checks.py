@@ -1,0 +1,76 @@
+"""What a job's data must have: splits that hold the images asked for, and images that are not both learned from and scored."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from qexp.base.errors import UserError
+from qexp.config.root import Config
+from qexp.experiment.variants import Variant
+
+if TYPE_CHECKING:
+    from qexp.data.bundle import DataBundle
+
+SHARED = 0.005  # of the images that something is chosen on: more that are scored as well are refused
+
+
+def check_evaluation(config: Config, bundle: DataBundle) -> None:
+    """Raise UserError where `evaluate` asks for images that the data set does not have."""
+    split, wanted = config.evaluate.split, config.evaluate.num_images
+    size = _size("evaluate.split", split, bundle, _set_aside(split))
+    if wanted is not None and wanted > size:
+        raise UserError("evaluate.num_images", wanted, allowed=f"at most {size}, the size of the {split} split")
+
+
+def check_calibration(variant: Variant, bundle: DataBundle) -> None:
+    """Raise UserError where a variant needs calibration images that the data set does not have."""
+    settings = variant.config.calibrate
+    static = variant.calibration is None and any(not spec.dynamic for spec in variant.plan.quantized_activations.values())
+    if not variant.is_built or not (static or variant.config.correct.needs_images or variant.config.qat.reestimate_bn):
+        return
+    size = _size("calibrate.split", settings.split, bundle, _set_aside(settings.split))
+    if settings.split != variant.config.evaluate.split:  # the same one is asked for by name, and stamped on every number
+        _check_apart("calibrate.split", settings.split, variant.config, bundle)
+    if settings.num_images is not None and settings.num_images > size:
+        allowed = f"at most {size}, the size of the {settings.split} split"
+        raise UserError("calibrate.num_images", settings.num_images, allowed=allowed)
+
+
+def check_analysis_images(config: Config, bundle: DataBundle) -> None:
+    """Raise UserError where `analyze` asks for images that the data set does not have."""
+    split, wanted = config.analyze.split, config.analyze.num_images
+    remedy = f"Set data.num_{split}=N to set images aside." if split != "train" else ""
+    size = _size("analyze.split", split, bundle, remedy)
+    if wanted is not None and wanted > size:
+        allowed = f"at most {size}, the size of the {split} split"
+        raise UserError("analyze.num_images", wanted, allowed=allowed, remedy="It is evaluate.num_images unless it is given.")
+
+
+def check_allocation_images(config: Config, bundle: DataBundle) -> None:
+    """Raise UserError where widths would be chosen on the images that they are tested on."""
+    chosen, tested = config.analyze.split, config.evaluate.split
+    if chosen == tested:
+        remedy = "Widths are chosen on one and tested on the other."
+        raise UserError("evaluate.split", tested, allowed="another split than analyze.split", remedy=remedy)
+    if bundle.split_sizes.get(chosen, 0):
+        _check_apart("analyze.split", chosen, config, bundle)
+
+
+def _size(key: str, split: str, bundle: DataBundle, remedy: str) -> int:
+    size = bundle.split_sizes.get(split, 0)
+    if size == 0:
+        raise UserError(key, split, allowed="a split that holds images", remedy=remedy)
+    return size
+
+
+def _set_aside(split: str) -> str:
+    return f"Set data.num_{split}=N." if split in ("calib", "select") else ""
+
+
+def _check_apart(key: str, split: str, config: Config, bundle: DataBundle) -> None:
+    """Raise UserError where images of a split are scored too; published sets hold a copy or two, and those pass."""
+    scored = config.evaluate.split
+    count, size = bundle.num_shared(split, scored), bundle.split_sizes[split]
+    if count > SHARED * size:
+        remedy = f"{count} of its {size} images are in the {scored} split too, byte for byte. Take them out of one of the two."
+        raise UserError(key, split, allowed=f"images that evaluate.split={scored} does not score", remedy=remedy)

@@ -1,0 +1,218 @@
+"""Every variant of one epoch, scored: quantize into a shadow, evaluate, compare with the float network, look for alarms."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from qexp.base import dist
+from qexp.base.types import Batch
+from qexp.engine.evaluate import Evaluation, evaluate
+from qexp.engine.probe import check_in_use
+from qexp.experiment import messages
+from qexp.experiment.build import Builder
+from qexp.experiment.job import Prepared
+from qexp.experiment.qat_training import QatTraining
+from qexp.experiment.variants import Variant
+from qexp.nn.shadow import Shadow
+from qexp.ptq.calibration import Calibration
+from qexp.qat.convert import assemble
+
+
+@dataclass(frozen=True)
+class Scored:
+    """One variant of one epoch: its evaluation and what is suspicious about it."""
+
+    variant: Variant
+    evaluation: Evaluation
+    alarms: tuple[str, ...]
+    calibration: Calibration | None = None
+
+
+class Evaluator:
+    """Scores variants of states of one network.
+
+    One shadow per graph structure is allocated once and overwritten in place. A set in memory takes one pass per variant; a
+    streamed set is decoded once for as many shadows as the memory budget allows.
+
+    Args:
+        prepared: the merged job. device: where the copies run. qat: of a quantization-aware training.
+    """
+
+    def __init__(self, prepared: Prepared, device: torch.device, qat: QatTraining | None = None) -> None:
+        self.prepared, self.device, self._qat = prepared, device, qat
+        self.settings = prepared.config.evaluate
+        self.channels_last = prepared.config.train.channels_last
+        self._prototype = prepared.network().to(device)
+        self._shadows: dict[tuple[bool, str], list[Shadow]] = {}
+        self._start: Evaluation | None = None  # of the float network that a training began from, which stays as it is
+        self._probed: dict[tuple[object, ...], tuple[str, ...]] = {}
+        self._builder = Builder(prepared, self._prototype)
+        # Of the state scored last; the built networks themselves are not kept.
+        self._calibrations: dict[str, Calibration | None] = {}
+        self._constant: dict[str, tuple[str, ...]] = {}  # of the state scored last
+        self._told: set[str] = set()  # variants whose corrections have said what they left alone
+
+    def score(
+        self,
+        state: Mapping[str, Tensor],
+        wanted: Sequence[Variant],
+        known: Mapping[str, str],
+        float_network: Evaluation | None = None,
+    ) -> list[Scored]:
+        """Evaluate the float network and the wanted variants of one state dict; the float network comes first.
+
+        Args:
+            known: variant key -> digest of its logits for this state, of variants that were evaluated before.
+            float_network: its evaluation by an earlier call with this state, which is not done again.
+        """
+        float_variant = self.prepared.variants[0]
+        variants = [float_variant, *(variant for variant in wanted if not variant.is_float)]
+        reference: Tensor | str = float_variant.key
+        evaluations: dict[str, Evaluation] = {}
+        float_network = float_network or self._start
+        if float_network is not None:
+            evaluations[float_variant.key], reference = float_network, float_network.logits
+        for chunk in self._chunks([variant for variant in variants if variant.key not in evaluations]):
+            models = self._load(state, chunk)
+            with_float = float_variant in chunk
+            found = evaluate(
+                models, self._batches(), class_count=self.prepared.num_classes, reference=reference, keep_logits=with_float
+            )
+            if with_float:
+                reference = found[float_variant.key].logits
+                if self._qat is not None and self._qat.begins_trained:
+                    self._start = found[float_variant.key]
+            for variant in chunk:
+                self._probe(variant, models[variant.key], state)
+            evaluations |= found
+        digests = dict(known) | {key: found.digest for key, found in evaluations.items()}
+        found = [(variant, evaluations[variant.key]) for variant in variants]
+        return [Scored(v, each, self._alarms(v, each, digests), self._calibrations.get(v.key)) for v, each in found]
+
+    def _batches(self) -> Iterator[Batch]:
+        return self.prepared.bundle.eval_batches(
+            self.settings.split,
+            batch_size=self.settings.batch_size,
+            device=self.device,
+            num_images=self.settings.num_images,
+            rank=dist.rank(),
+            world_size=dist.world_size(),
+        )
+
+    def _chunks(self, variants: Sequence[Variant]) -> Iterator[Sequence[Variant]]:
+        size = 1
+        if self.prepared.bundle.streamed:
+            num_bytes = sum(tensor.numel() * tensor.element_size() for tensor in self._prototype.state_dict().values())
+            size = max(1, self.settings.memory_mib * 2**20 // max(1, num_bytes))
+        for start in range(0, len(variants), size):
+            yield variants[start : start + size]
+
+    def _load(self, state: Mapping[str, Tensor], chunk: Sequence[Variant]) -> dict[str, nn.Module]:
+        """Overwrite one shadow per variant of the chunk with its quantized copy of `state`."""
+        used: dict[tuple[bool, str], int] = {}
+        models = {}
+        for variant in chunk:
+            if variant.is_built:
+                models[variant.key] = self._build(state, variant)
+                continue
+            pool = self._shadows.setdefault(variant.structure, [])
+            number = used.get(variant.structure, 0)
+            if number == len(pool):
+                half, input_quant = variant.structure
+                pool.append(Shadow(self._prototype, half=half, input_quant=input_quant, channels_last=self.channels_last))
+            reference = variant.is_float and self._qat is not None
+            values = self._qat.reference(state) if reference else state
+            self._constant[variant.key] = pool[number].load(values, variant.plan)
+            models[variant.key] = pool[number].module
+            used[variant.structure] = number + 1
+        return models
+
+    def _build(self, state: Mapping[str, Tensor], variant: Variant) -> nn.Module:
+        """A copy that is made anew."""
+        trained = self._qat is not None or self.prepared.converted is not None
+        module = self._trained(state) if trained else self._after_training(state, variant)
+        return module.to(memory_format=torch.channels_last) if self.channels_last else module
+
+    def _trained(self, state: Mapping[str, Tensor]) -> nn.Module:
+        """The copy of a network that was trained with its quantization."""
+        if self._qat is not None:
+            return self._qat.build(state)
+        example = torch.zeros(1, *self.prepared.bundle.image_shape, device=self.device)
+        return assemble(self.prepared.untrained().to(self.device), self.prepared.converted, example)
+
+    def _after_training(self, state: Mapping[str, Tensor], variant: Variant) -> nn.Module:
+        """The copy of a float network. What it draws, AdaRound's samples, is a function of the seed."""
+        self._prototype.load_state_dict(state)
+        self._prototype.eval()
+        built = self._builder.build(variant)
+        self._calibrations[variant.key], self._constant[variant.key] = built.calibration, built.constant
+        if variant.key not in self._told:
+            self._told.add(variant.key)
+            messages.left_alone(variant.label, built.notes)
+        return built.module
+
+    def _probe(self, variant: Variant, copy: nn.Module, state: Mapping[str, Tensor]) -> None:
+        """Once per graph: is every quantized tensor that the float network's output depends on also used by the copy?
+
+        The published numbers this project began with seem to come from a copy that was never executed. Variants that quantize
+        the same tensors of the same graph share the answer.
+        """
+        if variant.is_float or self._graph(variant) in self._probed:
+            return
+        self._prototype.load_state_dict(self._qat.masters(state) if self._qat is not None else state)
+        self._prototype.eval()
+        images = next(iter(self._probe_batches())).images[:4]
+        unused = check_in_use(self._prototype, copy, list(variant.plan.quantized), images)
+        self._probed[self._graph(variant)] = (f"weights not in use: {_some(unused)}",) if unused else ()
+
+    def _scores(self, calibration: Calibration) -> bool:
+        """True where the images scored are of the split that the ranges were found on."""
+        return calibration.split == self.settings.split and calibration.data_fingerprint == self.prepared.bundle.fingerprint
+
+    def _foreign(self) -> list[str]:
+        """What to say of a converted file on data that it was not trained on, as a forgotten `data=` gives it."""
+        about = {} if self.prepared.converted is None else self.prepared.converted.about
+        if about.get("data_fingerprint", self.prepared.bundle.fingerprint) == self.prepared.bundle.fingerprint:
+            return []
+        return [f"trained on other data than this: data={about['data']} with another content or split"]
+
+    @staticmethod
+    def _graph(variant: Variant) -> tuple[object, ...]:
+        return (*variant.structure, *variant.plan.quantized)
+
+    def _probe_batches(self) -> Iterator[Batch]:
+        return self.prepared.bundle.eval_batches(self.settings.split, batch_size=4, device=self.device, num_images=4)
+
+    def _alarms(self, variant: Variant, found: Evaluation, digests: Mapping[str, str]) -> tuple[str, ...]:
+        """What is suspicious: weights not in use, constant tensors, logits that are not finite or do not depend on the width."""
+        alarms = list(self._probed.get(self._graph(variant), ()))
+        if self._constant.get(variant.key):
+            alarms.append(f"constant, left unquantized: {_some(self._constant[variant.key])}")
+        if not found.metrics.finite:
+            alarms.append("non-finite logits")
+        if (calibration := self._calibrations.get(variant.key)) is not None:
+            alarms += calibration.alarms(self.prepared.bundle.fingerprint)
+            alarms += [f"scored on the {calibration.split} split that it was calibrated on"] * self._scores(calibration)
+        alarms += self._foreign()
+        if _is_int(variant):
+            same = [
+                other.label
+                for other in self.prepared.variants
+                if _is_int(other) and other.bits != variant.bits and digests.get(other.key) == found.digest
+            ]
+            if same:
+                alarms.append(f"bitwise the logits of {_some(same)}: no effect of the bit width")
+        return tuple(alarms)
+
+
+def _is_int(variant: Variant) -> bool:
+    return variant.config.mode == "int" and not variant.is_float
+
+
+def _some(names: Sequence[str]) -> str:
+    """The first few names, and how many there are."""
+    return ", ".join(names[:3]) + (f", ... ({len(names)})" if len(names) > 3 else "")

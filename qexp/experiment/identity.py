@@ -1,0 +1,79 @@
+"""The hashes that name trainings and tell which jobs share one; torch-free.
+
+A training is what decides its weights: data and its content, network, recipe, seed; never how its copies are quantized, unless it
+trains with its quantization.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+from qexp.base.files import hash_json
+from qexp.config.qat import IN_RECIPE, QAT_VERSION
+from qexp.config.root import Config
+from qexp.config.train import PRECISION_ALIASES
+
+TRAINING_FORMAT = 1  # part of every training hash; raise it when the same settings come to give other weights
+# Of a variant: they never change a float training. Under `qat` the quantizers train, and all but the last two decide the weights.
+DIALS = ("bits", "mode", "policy", "quant", "calibrate", "correct", "float_only")
+# Training keys that came after the first trainings were stored, with the value that those had: at it a key stays out of the hash.
+ADDED = {"sync_bn": False}
+
+
+def training_identity(config: Config) -> dict[str, Any]:
+    """What decides a training's weights: the part of the configuration that its hash covers.
+
+    Left out are the dials `bits mode policy`, quant, evaluation, tracking, names, places, and the settings that do not change
+    numbers (`data.root`, download, workers, storage: the data's own hash stands for those).
+    """
+    data = asdict(config.data)
+    for key in ("root", "download", "workers", "storage"):
+        data.pop(key)
+    model = asdict(config.model)
+    if config.model.weights not in (None, "DEFAULT"):
+        model["weights"] = "file"  # wherever it lies; its content is hashed beside this
+    train = asdict(config.recipe)
+    del train["checkpoint_every_steps"]  # how often a state is stored does not change it
+    for key, was in ADDED.items():
+        if train[key] == was:
+            del train[key]
+    train["precision"] = PRECISION_ALIASES.get(config.train.precision, config.train.precision)
+    identity = {
+        "format": TRAINING_FORMAT,
+        "seed": config.seed,
+        "deterministic": config.deterministic,
+        "data": data,
+        "model": model,
+        "train": train,
+    }
+    return identity | ({"qat": _qat_identity(config)} if config.qat.is_on else {})
+
+
+def _qat_identity(config: Config) -> dict[str, Any]:
+    """What decides a quantization-aware training beside its recipe and its plan."""
+    qat = {key: value for key, value in asdict(config.qat).items() if key not in IN_RECIPE}
+    return {"version": QAT_VERSION, **qat, "bits": config.bits, "calibrate": asdict(config.calibrate)}
+
+
+def group_key(config: Config) -> str:
+    """Jobs with the same key are run as one: they differ in nothing but how they quantize."""
+    dials = ("correct", "float_only") if config.qat.is_on else DIALS
+    return hash_json({key: value for key, value in asdict(config).items() if key not in dials})
+
+
+def training_hash(
+    config: Config,
+    data_fingerprint: str,
+    weights_hash: str | None = None,
+    source_hash: str | None = None,
+    qat: Mapping[str, str | None] | None = None,
+) -> str:
+    """The content address of a training: its identity, the data it saw, the weights it began with, an own network's source.
+
+    Args:
+        qat: of a quantization-aware training: its `plan`'s hash, and that of the float training it begins from (`start`).
+    """
+    more = {name: value for name, value in (("source", source_hash), ("qat", qat)) if value is not None}
+    return hash_json({"identity": training_identity(config), "data": data_fingerprint, "weights": weights_hash, **more})

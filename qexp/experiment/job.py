@@ -1,0 +1,124 @@
+"""A merged job, ready to run: its data, network, plans, and the place of its training in the store."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from qexp.base.errors import UserError
+from qexp.base.types import ActivationInfo, Batch, TensorInfo
+from qexp.config.calibrate import CalibrateSettings
+from qexp.config.root import Config
+from qexp.data.load import DataSets
+from qexp.experiment.variants import Variant
+from qexp.models.build import build_model
+from qexp.models.weights import load_weights
+from qexp.qat.convert import Converted, plain_network
+from qexp.tracking.journal import CONVERTED
+
+if TYPE_CHECKING:
+    from qexp.data.bundle import DataBundle
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A merged job, ready to run.
+
+    Args:
+        config: of the first job; what trains is the same in all. variants: distinct ways to quantize, as asked for.
+        tensors: the inventory of the network. training: hash of the training, or of the checkpoint.
+        notes: what loading weights has to say. places: of its activations, everywhere or (True) at layers only; found when first
+            asked for. start: the float training that a quantization-aware one begins from. converted: the checkpoint, where such
+            a training made it. data: the sets that this process holds.
+    """
+
+    config: Config
+    variants: tuple[Variant, ...]
+    tensors: tuple[TensorInfo, ...]
+    training: str
+    data: DataSets = field(repr=False)
+    notes: tuple[str, ...] = ()
+    places: Callable[[bool], Sequence[ActivationInfo]] = lambda layers_only: ()
+    start: Prepared | None = None
+    converted: Converted | None = None
+
+    @property
+    def bundle(self) -> DataBundle:
+        """The data."""
+        return self.data.of(self.config.data)
+
+    @property
+    def num_classes(self) -> int:
+        """Width of the logits."""
+        return self.config.model.num_classes or self.bundle.num_classes
+
+    @property
+    def folder(self) -> Path:
+        """Where this training (or checkpoint) keeps what it knows."""
+        kind = "trainings" if self.config.checkpoint is None else "checkpoints"
+        return Path(self.config.runs_dir) / kind / self.training
+
+    def network(self) -> torch.nn.Module:
+        """The network as training begins, or with the checkpoint's weights; on the CPU."""
+        return load_network(self.config, self.bundle, self.converted)[0]
+
+    def calibration_images(
+        self, settings: CalibrateSettings, device: torch.device, *, rank: int = 0, world_size: int = 1
+    ) -> Iterator[Batch]:
+        """This rank's share of the images that a job calibrates on; by default all of them."""
+        return self.bundle.eval_batches(
+            settings.split,
+            batch_size=settings.batch_size,
+            num_images=settings.num_images,
+            device=device,
+            rank=rank,
+            world_size=world_size,
+        )
+
+    def untrained(self) -> torch.nn.Module:
+        """The network before any file is read into it; on the CPU."""
+        return untrained_network(self.config, self.bundle)
+
+
+def untrained_network(config: Config, bundle: DataBundle) -> torch.nn.Module:
+    """The network of a job before any file is read into it.
+
+    Raises:
+        UserError: it has fewer classes than the data, or cannot be built.
+    """
+    num_classes = config.model.num_classes or bundle.num_classes
+    if num_classes < bundle.num_classes:
+        raise UserError("model.num_classes", num_classes, allowed=f"at least the data set's {bundle.num_classes}")
+    return build_model(config.model, num_classes=num_classes, image_shape=bundle.image_shape, seed=config.seed)
+
+
+def load_network(config: Config, bundle: DataBundle, converted: Converted | None) -> tuple[torch.nn.Module, list[str]]:
+    """The network of a job with the weights of its files, and notes on what was mended.
+
+    Raises:
+        UserError: a file that does not fit the network.
+    """
+    model, notes = untrained_network(config, bundle), []
+    if converted is not None:
+        own, here = (converted.about.get("model"), converted.about.get("data")), (config.model.name, config.data.name)
+        try:
+            return plain_network(model, converted), []
+        except UserError as error:
+            allowed = f"a file converted from model={here[0]} data={here[1]}"
+            remedy = f"It holds another network: give model={own[0]} data={own[1]}. {error.remedy}"
+            raise UserError("checkpoint", config.checkpoint, allowed=allowed, remedy=remedy) from None
+    for key, path in (("model.weights", config.model.weights), ("checkpoint", config.checkpoint)):
+        if path is not None and path != "DEFAULT":
+            try:
+                notes += load_weights(model, path, key=key)
+            except UserError as error:
+                beside = Path(path).parent.parent / CONVERTED
+                if not beside.is_file():
+                    raise
+                remedy = f"It was trained with its quantization; what became of it is in {beside}, for qexp.evaluate."
+                raise UserError(key, path, allowed=error.allowed, remedy=remedy) from None
+    return model, notes

@@ -1,0 +1,73 @@
+"""What the user reads while a sweep runs: the plan, what it will cost, each epoch, the table at the end."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from qexp.base.console import say
+from qexp.base.text import by_reason, counted
+from qexp.base.types import Plan
+from qexp.engine.state import FitState
+from qexp.engine.trajectory import TrajectoryStore
+from qexp.experiment.job import Prepared
+from qexp.policy.table import format_plan
+from qexp.tracking.record import Record
+
+
+def plan(prepared: Sequence[Prepared], *, num_jobs: int) -> None:
+    """Print what will run: jobs, trainings, variants, and which tensor is quantized how."""
+    trainings = [one for one in prepared if one.config.checkpoint is None]
+    parts = [f"{counted(len(trainings), 'training')} ({sum(map(is_stored, trainings))} stored)"] if trainings else []
+    if starts := float_starts(prepared):
+        parts.append(f"{counted(len(starts), 'float training')} to begin from ({sum(map(is_stored, starts))} stored)")
+    parts.append(counted(sum(len(one.variants) - 1 for one in prepared), "quantized variant"))
+    say(f"{counted(num_jobs, 'job')}: {', '.join(parts)}")
+    shown: dict[str, str] = {}
+    for one in prepared:
+        say(*(f"note: {note}" for note in one.notes))
+        for variant in one.variants[1:]:
+            header, _, body = format_plan(variant.plan, policy=variant.config.policy.name).partition("\n")
+            gist = _gist(variant.plan, body)
+            same = shown.setdefault(gist, variant.label)
+            lines = body.splitlines() if same == variant.label else [f"  the tensors of [{same}]"]
+            say(f"[{variant.label}] {header}", *lines, *(f"  note: {note}; listed once" for note in variant.notes))
+
+
+def float_starts(prepared: Sequence[Prepared]) -> list[Prepared]:
+    """The float trainings that others begin from and that no job asks for itself, each once."""
+    own = {one.training for one in prepared}
+    return list({one.start.training: one.start for one in prepared if one.start and one.start.training not in own}.values())
+
+
+def _gist(chosen: Plan, body: str) -> str:
+    """What tells two printed plans apart: all of it, or all but the width where one width serves all tensors."""
+    widths = {spec.bits for spec in chosen.quantized.values()}
+    return " ".join(re.sub(r"\d+", "#", body).split()) if len(widths) == 1 else body
+
+
+def is_stored(one: Prepared) -> bool:
+    """True where the training of a job is complete and not asked for afresh."""
+    return not one.config.fresh and TrajectoryStore(Path(one.config.runs_dir)).open(one.training).is_complete
+
+
+def going_on(training: str, start: FitState | None) -> None:
+    """Say where an interrupted training goes on."""
+    if start is not None:
+        place = f"epoch {start.epoch}" + (f", step {start.step} of the next" if start.step else "")
+        say(f"  {training}: going on from {place}")
+
+
+def epoch(records: Sequence[Record]) -> None:
+    """One line per epoch: Prec@1 of the float network and of every copy."""
+    parts = [f"{record.variant} {record.prec1:.2f}{' !' if record.alarms else ''}" for record in records]
+    say(f"  epoch {records[0].epoch}  Prec@1  " + "  ".join(parts))
+    for record in records:
+        for alarm in record.alarms:
+            say(f"  ! {record.variant}: {alarm}")
+
+
+def left_alone(label: str, notes: Sequence[str]) -> None:
+    """What the corrections of a copy left alone, and why."""
+    say(*(f"  note: [{label}] {line}" for line in by_reason(notes, most=3)))

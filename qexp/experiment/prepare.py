@@ -1,0 +1,150 @@
+"""From checked settings to jobs that are ready to run.
+
+Everything that can be wrong with a job once its settings are right is found here, for all jobs of a sweep before the first
+starts: a missing data set, a corrupt image, a checkpoint that does not fit, a policy rule that matches nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from qexp.base.errors import UserError, UserErrors
+from qexp.base.files import hash_file, hash_json
+from qexp.base.types import ActivationInfo
+from qexp.base.user_code import source_hash
+from qexp.config.root import Config
+from qexp.config.train import check_device
+from qexp.data.load import DataSets
+from qexp.engine.device import pick_device
+from qexp.experiment.data_checks import check_calibration, check_evaluation
+from qexp.experiment.identity import training_hash
+from qexp.experiment.job import Prepared, load_network, untrained_network
+from qexp.experiment.variants import Variant, converted_variants, make_variants
+from qexp.nn.graph import trace
+from qexp.nn.inventory import as_trained, inventory
+from qexp.nn.places import activations
+from qexp.qat.convert import load_converted
+
+if TYPE_CHECKING:
+    from qexp.data.bundle import DataBundle
+
+
+class Preparer:
+    """Prepares the merged jobs of a process; data sets, and float trainings that several jobs begin from, are loaded once.
+
+    Args:
+        check_device: false where the jobs run on other machines: the leader of Slurm jobs may sit on a login node without a GPU.
+    """
+
+    def __init__(self, *, check_device: bool = True) -> None:
+        self.data = DataSets()
+        self._check_device = check_device
+        self._starts: dict[str, Prepared] = {}
+
+    def prepare(self, configs: Sequence[Config]) -> Prepared:
+        """Load, build and plan one merged job.
+
+        Args:
+            configs: of jobs that share a training.
+
+        Raises:
+            UserError: data, network, checkpoint or policy do not fit.
+        """
+        config = configs[0]
+        if self._check_device:
+            check_device(config.recipe, pick_device(config.device).type)
+        bundle = self.data.of(config.data)
+        check_evaluation(config, bundle)
+        converted = None if config.checkpoint is None else load_converted(config.checkpoint)
+        model, notes = load_network(config, bundle, converted)
+        channels, height, width = bundle.image_shape
+        tensors = inventory(model, torch.zeros(2, channels, height, width))
+        if config.checkpoint is None:
+            tensors = as_trained(tensors)
+        traced = untrained_network(config, bundle) if converted is not None else model
+        places = cache(lambda layers_only: _places(traced, bundle, layers_only))
+        if converted is not None:
+            variants = converted_variants(configs, converted, tensors, places)
+        else:
+            variants = make_variants(configs, tensors, places)
+            for variant in variants:
+                check_calibration(variant, bundle)
+        start = self._start(config)
+        training = _identity(config, bundle, variants, start)
+        return Prepared(config, variants, tensors, training, self.data, tuple(notes), places, start, converted)
+
+    def _start(self, config: Config) -> Prepared | None:
+        """The float training that a quantization-aware one begins from."""
+        start = config.float_start
+        if start is None:
+            return None
+        key = hash_json(asdict(start))
+        if key not in self._starts:
+            self._starts[key] = self.prepare([start])
+        return self._starts[key]
+
+    def prepare_all(self, groups: Sequence[Sequence[Config]]) -> list[Prepared]:
+        """`prepare` for every group of jobs.
+
+        Raises:
+            Unprepared: all that is wrong with any of them.
+        """
+        prepared, causes = [], {}
+        for number, configs in enumerate(groups):
+            try:
+                prepared.append(self.prepare(configs))
+            except (UserErrors, UserError) as error:
+                causes |= {(number, place): cause for place, cause in self._blame(configs, error).items()}
+        if causes:
+            raise Unprepared(causes)
+        return prepared
+
+    def _blame(self, configs: Sequence[Config], error: UserError | UserErrors) -> dict[int, UserError | UserErrors]:
+        """Which jobs of a group are wrong: those that are wrong alone, or all of them where their data cannot be loaded."""
+        alone: dict[int, UserError | UserErrors] = {}
+        if len(configs) > 1 and configs[0].data in self.data:
+            for place, config in enumerate(configs):
+                try:
+                    self.prepare([config])
+                except (UserErrors, UserError) as own:
+                    alone[place] = own
+        return alone or dict.fromkeys(range(len(configs)), error)
+
+
+class Unprepared(UserErrors):
+    """What is wrong with some jobs of a sweep, each mistake once.
+
+    Args:
+        causes: (number of the group, place in it) of each job that cannot be prepared -> why.
+    """
+
+    def __init__(self, causes: Mapping[tuple[int, int], UserError | UserErrors]) -> None:
+        self.causes = dict(causes)
+        found = [item for cause in self.causes.values() for item in (cause.errors if isinstance(cause, UserErrors) else [cause])]
+        super().__init__({str(error): error for error in found}.values())
+
+
+def _identity(config: Config, bundle: DataBundle, variants: Sequence[Variant], start: Prepared | None) -> str:
+    weights = config.model.weights
+    weights_hash = hash_file(Path(weights)) if weights not in (None, "DEFAULT") else None
+    source = source_hash(config.model.factory) if config.model.factory is not None else None
+    if config.checkpoint is None:
+        begun = None
+        if config.qat.is_on:
+            begun = {"plan": variants[1].plan.hash, "start": start.training if start is not None else None}
+        return training_hash(config, bundle.fingerprint, weights_hash, source, begun)
+    model = {key: value for key, value in asdict(config.model).items() if key != "weights"} | (
+        {"source": source} if source else {}
+    )
+    subject = {"checkpoint": hash_file(Path(config.checkpoint)), "model": model, "data": bundle.fingerprint}
+    return hash_json(subject)
+
+
+def _places(model: torch.nn.Module, bundle: DataBundle, layers_only: bool) -> tuple[ActivationInfo, ...]:
+    return activations(trace(model, torch.zeros(1, *bundle.image_shape)), layers_only=layers_only)

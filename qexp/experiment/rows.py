@@ -1,0 +1,168 @@
+"""What is written down of a job's runs and of its evaluations: journal rows made from a job, its variants and their scores."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict
+from typing import Any
+
+from qexp.base import dist
+from qexp.base.files import canonical_json
+from qexp.engine.trajectory import TrajectoryStore
+from qexp.experiment.evaluator import Scored
+from qexp.experiment.identity import training_identity
+from qexp.experiment.job import Prepared
+from qexp.experiment.variants import Variant
+from qexp.policy.table import plan_rows
+from qexp.tracking import environment, rows
+from qexp.tracking.process import host
+from qexp.tracking.record import Record, Sweep
+
+
+def run_key(prepared: Prepared, variant: Variant) -> str:
+    """Names a run: the training for its float network, else the training and the variant."""
+    return rows.run_key(prepared.training, None if variant.is_float else variant.key)
+
+
+def record_of(
+    prepared: Prepared, item: Scored, epoch: int, *, float_prec1: float, device: str, versions: dict[str, str]
+) -> Record:
+    """One evaluation of one variant as a record.
+
+    Args:
+        prepared: the merged job.
+        item: the variant and what it scored.
+        epoch: after which the weights were taken.
+        float_prec1: of the float network of that epoch, percent.
+        device: what the evaluation ran on.
+        versions: of the libraries that it ran with.
+    """
+    variant, metrics = item.variant, item.evaluation.metrics
+    config, is_float = variant.config, variant.is_float
+    return Record(
+        experiment=config.name,
+        training=prepared.training,
+        variant=variant.label,
+        variant_key=variant.key,
+        bits=variant.bits,
+        mode="fp32" if is_float else config.mode,
+        policy="" if is_float else config.policy.name,
+        quant=_method(prepared, variant),
+        granularity="" if is_float or config.mode == "half" else _granularity(prepared, variant),
+        input_quant=variant.plan.input_quant,
+        seed=config.seed,
+        epoch=epoch,
+        prec1=metrics.prec1,
+        prec5=metrics.prec5,
+        loss=metrics.loss,
+        delta_prec1=metrics.prec1 - float_prec1,
+        n=metrics.n,
+        kl=None if is_float else metrics.kl,
+        logit_sqnr_db=None if is_float else metrics.logit_sqnr_db,
+        size_bytes=variant.size_bytes,
+        split=config.evaluate.split,
+        plan_hash=variant.plan.hash,
+        data_hash=prepared.bundle.fingerprint,
+        alarms=item.alarms,
+        world_size=dist.world_size(),
+        trained_by=_trained_by(prepared, epoch),
+        **_beside_weights(variant),
+        device=device,
+        time_ms=int(time.time() * 1000),
+        versions=versions,
+    )
+
+
+def run_row(
+    prepared: Prepared, variant: Variant, *, sweep: Sweep, device: str, versions: dict[str, str], git: str | None
+) -> rows.Row:
+    """The journal's row that opens the run of a variant: its parameters, tags and artifacts.
+
+    Args:
+        prepared: the merged job.
+        variant: of it.
+        sweep: where the job comes from.
+        device: what it runs on.
+        versions: of the libraries.
+        git: revision of the checkout, None where there is none.
+    """
+    config = variant.config
+    parent = None if variant.is_float else prepared.training
+    name = f"{config.model.name} {prepared.training[:6]}" if variant.is_float else variant.label
+    params = rows.flatten(training_identity(config))
+    if not variant.is_float:
+        dials = {"bits": variant.bits, "mode": config.mode, "policy": asdict(config.policy), "quant": asdict(config.quant)}
+        params |= rows.flatten(dials)
+    params |= rows.flatten({"evaluate": asdict(config.evaluate)})
+    if config.checkpoint is not None:
+        params["checkpoint"] = config.checkpoint
+    tags = {
+        "qexp.sweep": sweep.sweep,
+        "qexp.command": sweep.command,
+        "qexp.training": prepared.training,
+        "qexp.data_hash": prepared.bundle.fingerprint,
+        "qexp.plan_hash": variant.plan.hash,
+        "qexp.device": device,
+        "qexp.world_size": str(dist.world_size()),
+        "qexp.host": host(),
+        "qexp.cpu": environment.cpu_model(),
+        "qexp.git": git or "none",
+        **{f"qexp.version.{name}": text for name, text in versions.items()},
+    }
+    artifacts = {"config.json": canonical_json(asdict(config))}
+    if not variant.is_float:
+        artifacts["plan.json"] = canonical_json(plan_rows(variant.plan))
+    epochs = config.recipe.epochs if config.checkpoint is None else None
+    return rows.run_row(
+        run_key(prepared, variant),
+        parent=parent,
+        name=name,
+        params=params,
+        tags=tags,
+        artifacts=artifacts,
+        planned_epochs=epochs,
+    )
+
+
+def _method(prepared: Prepared, variant: Variant) -> str:
+    """The scheme of the weights, or the method that they were trained with."""
+    config = variant.config
+    if variant.is_float or config.mode == "half":
+        return "" if variant.is_float else "half"
+    if prepared.converted is not None:
+        return str(prepared.converted.about["qat"])
+    return config.qat.name if config.qat.is_on else config.quant.name
+
+
+def _granularity(prepared: Prepared, variant: Variant) -> str:
+    """What shares a range, as asked for or, of a converted network, as trained."""
+    if prepared.converted is None:
+        return variant.config.quant.weight.granularity
+    return next((spec.granularity for spec in variant.plan.quantized.values()), "")
+
+
+def _trained_by(prepared: Prepared, epoch: int) -> str:
+    """Numbers of ranks that trained the state, in the order of time."""
+    if prepared.config.checkpoint is not None:
+        return ""
+    training = TrajectoryStore(prepared.config.runs_dir).open(prepared.training)
+    return " then ".join(map(str, training.world_sizes(epoch)))
+
+
+def _beside_weights(variant: Variant) -> dict[str, Any]:
+    """What a record says of activations, ranges and corrections."""
+    if not variant.is_built:
+        return {}
+    calibrate, specs = variant.config.calibrate, list(variant.plan.quantized_activations.values())
+    trained = variant.config.qat.is_on or variant.trained_bits is not None
+    if variant.calibration is not None:
+        found = sorted(set(variant.calibration.methods.values()))
+        static = f"{'/'.join(found)} of file {variant.calibration.hash}"
+    else:
+        static = calibrate.name if specs and not specs[0].dynamic else "dynamic" if specs else ""
+    return {
+        "activation_bits": max((spec.bits for spec in specs), default=None),
+        "activation_scheme": specs[0].scheme if specs else "",
+        "ranges": "as trained" if trained else f"weights {calibrate.weights}" + (f", activations {static}" if static else ""),
+        "corrections": ", ".join(variant.config.correct.names),
+    }

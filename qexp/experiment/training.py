@@ -1,0 +1,161 @@
+"""One job's training: evaluate what is stored and not yet measured, train on from there, evaluate every epoch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from qexp.base import dist
+from qexp.base.types import Batch
+from qexp.engine.fit import EpochEnd, fit
+from qexp.engine.hooks import NO_HOOKS
+from qexp.engine.state import FitState
+from qexp.engine.trajectory import Training, TrajectoryStore
+from qexp.experiment import messages
+from qexp.experiment.evaluator import Evaluator
+from qexp.experiment.identity import training_identity
+from qexp.experiment.job import Prepared
+from qexp.experiment.qat_training import QatTraining
+from qexp.experiment.recorder import Recorder
+from qexp.tracking import environment
+from qexp.tracking.journal import CONVERTED
+from qexp.tracking.record import Record
+
+WRITE_EVERY = 8  # variants of an epoch that are scored before their numbers are written: what a killed sweep of many loses
+
+
+def open_training(prepared: Prepared) -> Training:
+    """The place of a job's training in the store."""
+    return TrajectoryStore(Path(prepared.config.runs_dir)).open(prepared.training)
+
+
+def run_job(prepared: Prepared, device: torch.device, recorder: Recorder | None) -> None:
+    """Train what is not stored and evaluate every variant after every epoch, or evaluate a checkpoint.
+
+    Args:
+        prepared: the merged job.
+        device: of this rank.
+        recorder: what rank 0 writes with; None on the others.
+    """
+    qat = QatTraining(prepared, device) if prepared.config.qat.is_on else None
+    evaluator = Evaluator(prepared, device, qat)
+    if prepared.config.checkpoint is not None:
+        state = prepared.network().state_dict()
+        _evaluate(evaluator, recorder, state, epoch=0, last=True)
+        return
+    _train(prepared, device, evaluator, qat, recorder)
+
+
+def _train(
+    prepared: Prepared, device: torch.device, evaluator: Evaluator, qat: QatTraining | None, recorder: Recorder | None
+) -> None:
+    """Evaluate what is stored and not yet measured, then train on from there."""
+    config, recipe, training = prepared.config, prepared.config.recipe, open_training(prepared)
+    stored = dist.from_main(lambda: _stored(training))
+    start = None if stored["start"] is None else FitState(**stored["start"])
+    if recorder is not None and not stored["complete"]:
+        recorder.forget_after(0 if start is None else start.epoch)
+    for epoch in stored["stored"]:
+        if dist.from_main(lambda epoch=epoch: bool(recorder.missing(epoch))):
+            state = dist.from_main(lambda epoch=epoch: training.load_epoch(epoch))
+            _evaluate(evaluator, recorder, state, epoch=epoch, last=epoch == recipe.epochs)
+    if stored["complete"]:
+        if qat is not None and dist.from_main(lambda: not (training.folder / CONVERTED).exists()):
+            qat.save(dist.from_main(lambda: training.load_epoch(recipe.epochs)), training.folder / CONVERTED)
+        return
+    if recorder is not None:
+        training.begin(**training_facts(prepared), world_size=dist.world_size(), start=start)
+        messages.going_on(training.hash, start)
+
+    def on_checkpoint(state: FitState, end: EpochEnd | None) -> None:
+        if recorder is None:
+            return
+        if end is None:
+            training.save_state(state)
+            return
+        curve = {"train_loss": end.train_loss, "train_prec1": end.train_prec1, "lr": end.lr}
+        speed = {"seconds": end.seconds, "images_per_s": end.images_per_s}
+        # Before the state is stored: an epoch that counts as done has its line.
+        recorder.training_metrics(end.epoch, curve)
+        training.save_epoch(state, curve | speed, keep=config.trajectory.keeps(end.epoch, recipe.epochs))
+
+    def on_epoch_end(end: EpochEnd) -> None:
+        _evaluate(evaluator, recorder, end.model_state, epoch=end.epoch, last=end.epoch == recipe.epochs)
+
+    model, hooks = (prepared.network().to(device), NO_HOOKS) if qat is None else qat.begin(calibrate=start is None)
+    end = fit(
+        model,
+        _train_batches(prepared, device),
+        recipe,
+        steps_per_epoch=prepared.bundle.steps_per_epoch(recipe.batch_size),
+        device=device,
+        start=start,
+        hooks=hooks,
+        on_checkpoint=on_checkpoint,
+        on_epoch_end=on_epoch_end,
+    )
+    if qat is not None:
+        qat.save(end.model, training.folder / CONVERTED)
+    if recorder is not None:
+        training.finish()
+
+
+def _train_batches(prepared: Prepared, device: torch.device) -> Callable[[int, int], Iterable[Batch]]:
+    """(epoch, first step) -> this rank's batches from there on."""
+    config = prepared.config
+    return lambda epoch, first: prepared.bundle.train_batches(
+        epoch=epoch,
+        batch_size=config.recipe.batch_size,
+        seed=config.seed,
+        device=device,
+        rank=dist.rank(),
+        world_size=dist.world_size(),
+        start_step=first,
+    )
+
+
+def _stored(training: Training) -> dict[str, Any]:
+    """What the store holds: whether nothing is left to train, where to go on, and the epochs that can be evaluated."""
+    if training.is_complete:
+        return {"complete": True, "start": None, "stored": training.epochs()}
+    start = training.resume_state()
+    if start is None:
+        return {"complete": False, "start": None, "stored": []}
+    # Weights of a later epoch were written just before a crash; the epoch is done again, and they with it.
+    stored = {epoch for epoch in training.epochs() if epoch <= start.epoch}
+    if start.step == 0:
+        stored.add(start.epoch)
+    return {"complete": False, "start": start.as_dict(), "stored": sorted(stored)}
+
+
+def _evaluate(evaluator: Evaluator, recorder: Recorder | None, state: dict, *, epoch: int, last: bool) -> list[Record]:
+    keys = dist.from_main(lambda: [variant.key for variant in recorder.missing(epoch)])
+    wanted = [variant for variant in evaluator.prepared.variants if variant.key in keys]
+    if not wanted:
+        return []
+    records: list[Record] = []
+    float_network = None
+    for first in range(0, len(wanted), WRITE_EVERY):
+        digests = recorder.digests(epoch) if recorder is not None else {}
+        scored = evaluator.score(state, wanted[first : first + WRITE_EVERY], digests, float_network)
+        float_network = scored[0].evaluation
+        if recorder is not None:
+            written = recorder.write(epoch, scored, last=last)
+            messages.epoch(written)
+            records += written[1:] if records else written
+    return records
+
+
+def training_facts(one: Prepared) -> dict[str, Any]:
+    """What the store writes beside a training: enough to list it and to run it again."""
+    identity = {**training_identity(one.config), "data_hash": one.bundle.fingerprint, "split_sizes": one.bundle.split_sizes}
+    return {
+        "identity": identity,
+        "config": asdict(one.config),
+        "versions": environment.versions(),
+        "epochs": one.config.recipe.epochs,
+    }

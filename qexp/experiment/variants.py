@@ -1,0 +1,209 @@
+"""The ways to quantize that a sweep asks for, told apart by content and named for people."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from qexp.base.errors import UserError
+from qexp.base.files import hash_json
+from qexp.base.types import ActivationInfo, Plan, PlanRow, TensorInfo
+from qexp.config.calibrate import READS
+from qexp.config.root import Config
+from qexp.engine.evaluate import EVALUATOR_VERSION
+from qexp.experiment.labels import label
+from qexp.nn.fake_quant import CONTAINER
+from qexp.policy.plan import make_plan
+from qexp.policy.table import plan_size_bytes
+from qexp.ptq.calibration import CALIBRATION_VERSION, Calibration
+from qexp.qat.convert import Converted
+from qexp.quant.schemes import QUANTIZER_VERSION
+from qexp.tracking.record import FLOAT_VARIANT
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One quantized copy of every epoch.
+
+    Args:
+        label: what a person reads. key: hash of all that decides its numbers, the versions of quantizer and evaluator included.
+        config: of the first job that asked for it. plan: which tensor gets which quantizer. size_bytes: packed.
+        notes: other jobs that ask for the same numbers. calibration: of `calibrate.file`, where the plan has static places.
+        trained_bits: of a converted network, which is quantized as it was trained.
+    """
+
+    label: str
+    key: str
+    config: Config
+    plan: Plan
+    size_bytes: int
+    notes: tuple[str, ...] = ()
+    calibration: Calibration | None = None
+    trained_bits: int | None = None
+
+    @property
+    def is_float(self) -> bool:
+        """True for the network as trained, the reference."""
+        return self.label == FLOAT_VARIANT
+
+    @property
+    def bits(self) -> int:
+        """Width of the weights: 32 as trained, 16 cast to half, else as asked."""
+        if self.trained_bits is not None:
+            return self.trained_bits
+        return 32 if self.is_float else 16 if self.config.mode == "half" else self.config.bits
+
+    @property
+    def is_built(self) -> bool:
+        """True where the plain shadow cannot hold it."""
+        return not self.is_float and (self.trained_bits is not None or is_built(self.config, self.plan))
+
+    @property
+    def structure(self) -> tuple[bool, str]:
+        """What the module graph of the copy depends on: cast to half, and what is done to its input."""
+        return self.plan.mode == "half", self.plan.input_quant
+
+
+def make_variants(
+    configs: Sequence[Config],
+    tensors: Sequence[TensorInfo],
+    activations: Callable[[bool], Sequence[ActivationInfo]] = lambda layers_only: (),
+) -> tuple[Variant, ...]:
+    """The float network first, then one variant per distinct plan, in the order asked for.
+
+    Jobs with equal plans (all widths of `mode=half`, say) are one variant with a note. `mode=float` controls of different widths
+    have different plans and stay apart.
+
+    Args:
+        configs: of jobs that share a training. tensors: inventory of the network.
+        activations: the places of its activations, everywhere or (True) at layers only; asked only where a job quantizes them.
+
+    Raises:
+        UserError: a policy that does not fit, or a `calibrate.file` that is damaged or was not made for the plan.
+    """
+    untouched = Plan(rows=tuple(PlanRow(info, None, "", "float network") for info in tensors), mode="float32")
+    variants = [_variant(FLOAT_VARIANT, configs[0], untouched)]
+    for config in configs:
+        if config.float_only:
+            continue
+        plan = _plan(config, tensors, activations)
+        reused = _reused(config, plan)
+        found = _variant(label(config, plan, reused), config, plan, reused)
+        twin = next((number for number, other in enumerate(variants) if other.key == found.key), None)
+        if twin is None:
+            variants.append(found)
+        elif variants[twin].label == found.label and found.bits == config.bits:
+            continue
+        else:
+            note = f"bits={config.bits} policy={config.policy.name} quant={config.quant.name} asks for the same numbers"
+            variants[twin] = replace(variants[twin], notes=(*variants[twin].notes, note))
+    return tuple(_distinct(variants))
+
+
+def _plan(config: Config, tensors: Sequence[TensorInfo], activations: Callable[[bool], Sequence[ActivationInfo]]) -> Plan:
+    """What one job quantizes how."""
+    grids = config.grids
+    places = activations(grids.activation.layers_only) if asks_for_activations(config) else ()
+    try:
+        return make_plan(tensors, policy=config.policy, quant=grids, bits=config.bits, mode=config.mode, activations=places)
+    except UserError as error:
+        if grids.name == config.quant.name:
+            raise
+        # The scheme is the method's, which is what was typed.
+        allowed = error.allowed.replace(f"quant={grids.name}", f"qat={config.qat.name}")
+        raise UserError(error.key, error.value, allowed=allowed, remedy=error.remedy) from None
+
+
+def converted_variants(
+    configs: Sequence[Config],
+    converted: Converted,
+    tensors: Sequence[TensorInfo],
+    activations: Callable[[bool], Sequence[ActivationInfo]],
+) -> tuple[Variant, ...]:
+    """What a converted file holds: its weights with float activations, and quantized as it was trained.
+
+    Args:
+        configs: jobs that look at it; their dials have no say. tensors: inventory of the network with the file's weights.
+        activations: the places of the network's activations, everywhere or (True) at layers only.
+
+    Raises:
+        UserError: several jobs, whose dials would differ; a place that the network does not have.
+    """
+    config = configs[0]
+    if len(configs) > 1:
+        remedy = "Its quantizers were trained with it: give no sweep over bits, mode, policy, quant, calibrate or correct."
+        raise UserError("checkpoint", config.checkpoint, allowed="one job for a converted network", remedy=remedy)
+    layers_only = any(spec.layers_only for spec, _ in converted.activations.values())
+    places = {info.name: info for info in activations(layers_only)} if converted.activations else {}
+    plan = converted.plan(tuple(tensors), places)
+    untouched = Plan(rows=tuple(PlanRow(info, None, "", "as in the file") for info in tensors), mode="float32")
+    trained = replace(_variant(str(converted.about["label"]), config, plan), trained_bits=int(converted.about["bits"]))
+    notes = (
+        "the file's own quantizers: bits, mode, policy, quant, calibrate and correct have no say",
+        "fp32 here is the file's own weights, quantized as they are, with float activations: delta and KL are to that",
+    )
+    return _variant(FLOAT_VARIANT, config, untouched), replace(trained, notes=notes)
+
+
+def _reused(config: Config, plan: Plan) -> Calibration | None:
+    """The ranges of `calibrate.file`; None where none are asked for, or none are static."""
+    rows = [row for row in plan.activations if row.spec is not None and not row.spec.dynamic]
+    if config.calibrate.file is None or not rows:
+        return None
+    found = Calibration.load(Path(config.calibrate.file))
+    places = {f"{CONTAINER}.{row.info.name}": row for row in rows}
+    found.check({name: row.spec for name, row in places.items()}, {name: row.info.shape for name, row in places.items()})
+    return found
+
+
+def _variant(name: str, config: Config, plan: Plan, reused: Calibration | None = None) -> Variant:
+    evaluate = {"split": config.evaluate.split, "num_images": config.evaluate.num_images}
+    versions = {"quantizer": QUANTIZER_VERSION, "evaluator": EVALUATOR_VERSION}
+    key = hash_json({"plan": plan.hash, "evaluate": evaluate, "versions": versions, **_preparation(config, plan, reused)})
+    return Variant(name, key, config, plan, plan_size_bytes(plan), calibration=reused)
+
+
+def asks_for_activations(config: Config) -> bool:
+    """True where a job gives activations a width."""
+    rules = config.policy.rules or () if config.policy.name == "rules" else ()
+    return config.mode != "half" and (
+        config.grids.activation.bits is not None or any(rule.role == "activation" for rule in rules)
+    )
+
+
+def is_built(config: Config, plan: Plan) -> bool:
+    """True where a copy takes more than rounding each weight to the nearest code of its whole range."""
+    if plan.mode not in ("int", "float"):
+        return False
+    return (
+        config.qat.is_on or bool(config.correct.names) or config.calibrate.weights != "minmax" or bool(plan.quantized_activations)
+    )
+
+
+def _preparation(config: Config, plan: Plan, reused: Calibration | None) -> dict[str, Any]:
+    """What decides the numbers of a built copy beside its plan; settings that are not read stay out."""
+    if not is_built(config, plan):
+        return {}
+    static = reused is None and any(not spec.dynamic for spec in plan.quantized_activations.values())
+    calibrate, correct = asdict(config.calibrate), config.correct
+    methods = {"weights": calibrate.pop("weights"), "activations": calibrate.pop("name") if static else None}
+    read = {key for key, readers in READS.items() if set(methods.values()) & set(readers)}
+    if static or correct.needs_images:
+        read |= {"split", "num_images", "batch_size"}
+    found: dict[str, Any] = {"version": CALIBRATION_VERSION, **methods, **{key: calibrate[key] for key in sorted(read)}}
+    if reused is not None:
+        found["activations"] = {"file": reused.hash}  # of the content, wherever the file lies
+    if correct.names:
+        values = asdict(correct)
+        unread = (() if correct.adaround else ("adaround_",)) + (() if correct.rescale_log10 else ("rescale_",))
+        found |= {key: value for key, value in values.items() if not key.startswith(unread)}
+        found |= {"seed": config.seed} if correct.adaround else {}
+    return {"preparation": found}
+
+
+def _distinct(variants: Sequence[Variant]) -> list[Variant]:
+    """Labels made unique: two variants that read alike get their key's first digits."""
+    labels = [variant.label for variant in variants]
+    return [replace(v, label=f"{v.label} {v.key[:4]}") if labels.count(v.label) > 1 else v for v in variants]

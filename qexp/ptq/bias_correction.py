@@ -1,0 +1,191 @@
+"""Bias correction: what rounding added to the mean of a layer's output is taken from its bias.
+
+Empirical, the shift is measured on images; analytic, it follows from the mean input that a batch norm promises. Both leave the
+biases as the layer stores them: at 8 bits a bias would lose what the correction gained.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from qexp.base.errors import UserError
+from qexp.base.types import Batch
+from qexp.nn.channels import LAYERS, add_to_bias_, mean_response, output_dim
+from qexp.nn.fold import ChannelStatistics
+from qexp.nn.graph import evaluating
+from qexp.nn.links import RELU6_CAP, Link, find_links
+from qexp.ptq.layer_inputs import layers_in_order, run_until
+
+
+@dataclass(frozen=True)
+class BiasCorrection:
+    """Layer name -> what was taken from its bias, [out] float64, in order of execution; and layers left alone, with why."""
+
+    shifts: Mapping[str, Tensor]
+    notes: tuple[str, ...]
+
+
+@torch.no_grad()
+def correct_bias_(quantized: nn.Module, reference: nn.Module, batches: Iterable[Batch]) -> BiasCorrection:
+    """Give every layer's output, channel by channel, the mean that it has in the float network.
+
+    b -= E[y^] - E[y]
+
+    Sequential: y^ is measured with all layers before corrected. The means are over all images and positions, so the correction is
+    exact on these images. One batch takes one forward of each network; several take one forward up to the layer for each layer,
+    and the memory of one batch.
+
+    Args:
+        quantized: overwritten in place; a layer without a bias gets one. May hold fake-quant modules.
+        reference: the float network, with the same layers under the same names.
+        batches: calibration images, on the networks' device.
+
+    Raises:
+        UserError: no images, or a layer of the quantized network that the reference does not have.
+
+    Source: Nagel et al. 2019, arXiv:1906.04721, section 4.2 and appendix D.
+    """
+    images = [batch.images for batch in batches]
+    if not images:
+        raise UserError("correct.bias", "empirical", allowed="at least one batch of calibration images")
+    with evaluating(quantized), evaluating(reference):
+        layers, notes = layers_in_order(quantized, images[0][:1])
+        _check_names(layers, reference)
+        wanted = {name: _Mean() for name in layers}
+        for each in images:
+            run_until(reference, each, layers, lambda name, layer, x, y: wanted[name].add(layer, y))
+        # With one batch the corrected output goes on to the next layer at once.
+        groups = [layers] if len(images) == 1 else [[name] for name in layers]
+        shifts: dict[str, Tensor] = {}
+        for group in groups:
+            shifts |= _correct_group(quantized, group, images, wanted)
+    return BiasCorrection(shifts, notes)
+
+
+def _check_names(layers: Sequence[str], reference: nn.Module) -> None:
+    """Raise UserError where the reference lacks a layer."""
+    known = dict(reference.named_modules())
+    odd = [name for name in layers if name not in known]
+    if odd:
+        raise UserError("reference", ", ".join(odd[:5]), allowed="the layers of the quantized network")
+
+
+class _Mean:
+    """Mean of each channel over everything added."""
+
+    def __init__(self) -> None:
+        self.total, self.count = torch.zeros(()), 0
+
+    def add(self, layer: nn.Module, y: Tensor) -> None:
+        channel = output_dim(layer) % y.dim()
+        others = [dim for dim in range(y.dim()) if dim != channel]
+        self.total = self.total.to(y.device) + y.sum(others, dtype=torch.float64)
+        self.count += y.numel() // y.shape[channel]
+
+    def __sub__(self, other: _Mean) -> Tensor:
+        return self.total / self.count - other.total / other.count
+
+
+def _correct_group(
+    model: nn.Module, group: Sequence[str], images: Sequence[Tensor], wanted: Mapping[str, _Mean]
+) -> dict[str, Tensor]:
+    """Correct layers that one run over the images can: one layer, or all where there is one batch."""
+    found, shifts, last = {name: _Mean() for name in group}, {}, False
+
+    def hook(name: str, layer: nn.Module, x: Tensor, y: Tensor) -> Tensor | None:
+        found[name].add(layer, y)
+        if not last:
+            return None
+        shifts[name] = found[name] - wanted[name]
+        add_to_bias_(layer, -shifts[name])
+        shape = [1] * y.dim()
+        shape[output_dim(layer)] = -1
+        return y - shifts[name].to(y.dtype).reshape(shape)
+
+    for number, each in enumerate(images):
+        last = number == len(images) - 1
+        run_until(model, each, group, hook)
+    return shifts
+
+
+@torch.no_grad()
+def correct_bias_analytic_(
+    quantized: nn.Module, reference: nn.Module, statistics: Mapping[str, ChannelStatistics] | None = None
+) -> BiasCorrection:
+    """Take from every layer's bias the shift of its output's mean that the change of its weights makes of its mean input.
+
+    b -= sum_i E[x_i] sum_k (W^ - W)[o, i, k],  E[x] = gamma phi(-beta/gamma) + beta (1 - Phi(-beta/gamma)) behind a ReLU
+
+    x is taken to be Gaussian before its activation, with the mean and deviation that batch norm gave it: folded into the layer
+    before, or standing right before. Layers whose input is something else (images, sums, concatenations) are left alone, with
+    a note. Rounding in earlier layers, rounded activations and zero padding are left out of account.
+
+    Args:
+        quantized: overwritten in place; a layer without a bias gets one.
+        reference: the float network, with the same layers under the same names.
+        statistics: of outputs of layers that took a batch norm, as the reference has them: from `fold_batch_norm`, `equalize` or
+            `absorb_high_biases`.
+
+    Raises:
+        UserError: a network in training mode, or one that torch.fx cannot trace.
+
+    Source: Nagel et al. 2019, arXiv:1906.04721, section 4.2.1 and appendix C.
+    """
+    shifts, notes, known = {}, [], dict(statistics or {})
+    links = {link.target: link for link in find_links(reference)}
+    for name, layer in reference.named_modules():
+        if name not in links:
+            continue
+        link = links[name]
+        source = reference.get_submodule(link.source)
+        before = known.get(link.source) or _statistics_of(source)
+        if before is None or link.max_pooled:
+            why = "there is a max pooling before it" if link.max_pooled else f"{link.source} had no batch norm"
+            notes.append(f"{name}: bias not corrected, {why}")
+            continue
+        twin = quantized.get_submodule(name)
+        mean = mean_input(link, reference, before).repeat_interleave(link.features)
+        shifts[name] = mean_response(layer, twin.weight.double() - layer.weight.double(), mean)
+        add_to_bias_(twin, -shifts[name])
+    return BiasCorrection(shifts, (*notes, *_unlinked(reference, links)))
+
+
+def _unlinked(reference: nn.Module, links: Mapping[str, Link]) -> list[str]:
+    """A note for each layer whose input comes from no single layer or batch norm."""
+    names = [name for name, module in reference.named_modules() if name not in links and type(module) in LAYERS]
+    return [f"{name}: bias not corrected, its input is not the output of one layer or batch norm" for name in names]
+
+
+def _statistics_of(source: nn.Module) -> ChannelStatistics | None:
+    """What a batch norm that stands in the network says of its output; None for a layer."""
+    if not isinstance(source, nn.modules.batchnorm._BatchNorm) or source.weight is None:
+        return None
+    return ChannelStatistics(source.bias.double(), source.weight.double().abs())
+
+
+def mean_input(link: Link, model: nn.Module, before: ChannelStatistics) -> Tensor:
+    """Mean of each channel behind the link's activation, of a Gaussian before it; [C] float64.
+
+    relu: m = std phi(mean/std) + mean Phi(mean/std);  a cap a takes away the same of (mean - a);  prelu: m + slope (mean - m)
+    """
+    mean, std = before.mean, before.std
+    if link.activation == "none":
+        return mean
+    rectified = _mean_above_zero(mean, std)
+    if link.activation == "prelu":
+        return rectified + model.get_submodule(link.activation_module).weight.double() * (mean - rectified)
+    if link.activation == "relu":
+        return rectified
+    cap = RELU6_CAP if link.activation == "relu6" else model.get_submodule(link.activation_module).cap.double().flatten()
+    return rectified - _mean_above_zero(mean - cap, std)
+
+
+def _mean_above_zero(mean: Tensor, std: Tensor) -> Tensor:
+    """E[max(x, 0)] of a Gaussian x."""
+    ratio = mean / std.clamp(min=torch.finfo(torch.float64).tiny)
+    density = torch.exp(-0.5 * ratio.square()) / (2 * torch.pi) ** 0.5
+    return std * density + mean * torch.special.ndtr(ratio)

@@ -1,0 +1,66 @@
+"""Re-estimation of batch norm's statistics on a quantized network."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+
+from qexp.base.errors import UserError
+from qexp.base.types import Batch
+from qexp.config.correct import ADVISED_IMAGES
+from qexp.nn.graph import evaluating
+
+
+@torch.no_grad()
+def reestimate_batch_norm_(model: nn.Module, batches: Iterable[Batch]) -> tuple[str, ...]:
+    """Replace the running statistics of every batch norm by their mean over these batches, each normalized by its own.
+
+    mean = 1/B sum_b mean_b,  var = 1/B sum_b var_b (unbiased), the cumulative average of torch's momentum=None
+
+    Batches count alike, so a smaller last one counts too much. Nothing else changes: dropout stays off, and momenta and counters
+    are as before. One pass suffices, since while it runs each batch norm sees what batch statistics make of the ones before.
+
+    Args:
+        model: overwritten in place.
+        batches: calibration images, at least two of them in each batch.
+
+    Returns:
+        Notes: no batch norm to re-estimate, or fewer images than advised.
+
+    Raises:
+        UserError: no images.
+
+    Source: Sun et al. 2019, arXiv:1902.03090, section 3; torch.nn.BatchNorm2d.
+    """
+    norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    norms = [module for module in norms if module.track_running_stats]
+    if not norms:
+        return ("no batch norm is left to re-estimate",)
+    kept = [
+        (norm, norm.momentum, norm.num_batches_tracked.clone(), norm.running_mean.clone(), norm.running_var.clone())
+        for norm in norms
+    ]
+    num_images = 0
+    with evaluating(model):
+        try:
+            for norm in norms:
+                norm.train()
+                norm.momentum = None
+                norm.reset_running_stats()
+            for batch in batches:
+                model(batch.images)
+                num_images += len(batch.images)
+        finally:
+            for norm, momentum, counter, mean, var in kept:
+                if not norm.num_batches_tracked:  # it saw no image: not executed, or none came
+                    norm.running_mean.copy_(mean)
+                    norm.running_var.copy_(var)
+                norm.momentum = momentum
+                norm.num_batches_tracked.copy_(counter)
+    if not num_images:
+        raise UserError("correct.reestimate_bn", True, allowed="at least one batch of calibration images")
+    if num_images < ADVISED_IMAGES:
+        return (f"batch norm re-estimated on {num_images} images; at least {ADVISED_IMAGES} are advised",)
+    return ()

@@ -1,0 +1,161 @@
+"""Calibrating the activations of a network: one pass for the ends, a second one for the histograms where the method reads them.
+
+Each pass runs the network in eval mode over the images that `batches` gives anew. Under several ranks each sees its share, and
+what the observers remember is gathered once a pass; every rank ends with the same ranges, bit for bit those of one rank alone as
+long as batch b is that of rank b % number of ranks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from qexp.base.dist import all_gather_object
+from qexp.base.errors import UserError
+from qexp.base.types import Batch, QuantSpec
+from qexp.config.calibrate import CALIB, CalibrateSettings
+from qexp.nn.graph import evaluating
+from qexp.ptq.calibration import Calibration, grid_of, hash_tensors
+from qexp.ptq.grid_traits import check_clipped
+from qexp.ptq.observers import EndsObserver, HistogramObserver, Observer
+from qexp.ptq.observing import observing
+from qexp.ptq.range_methods import METHODS, Limits, bn_range
+
+Gather = Callable[[Any], list[Any]]
+
+
+@dataclass(frozen=True, eq=False)
+class BehindNorm:
+    """A place behind a batch norm: its `beta` and `gamma` [C], and the clamp of the activation function between, if any."""
+
+    beta: Tensor
+    gamma: Tensor
+    floor: float | None = None
+    ceiling: float | None = None
+
+
+@torch.no_grad()
+def calibrate(
+    model: nn.Module,
+    batches: Callable[[], Iterable[Batch]],
+    places: Mapping[str, QuantSpec],
+    settings: CalibrateSettings,
+    *,
+    split: str,
+    data_fingerprint: str,
+    weights_hash: str | None = None,
+    side: str = "output",
+    norms: Mapping[str, BehindNorm] | None = None,
+    gather: Gather = all_gather_object,
+) -> Calibration:
+    """Find the clipping range of every place.
+
+    Args:
+        model: on the device of the images; its modes, buffers and hooks are as before afterwards.
+        batches: gives the same images anew at each call, this rank's share of them.
+        places: qualified module name -> the spec of what passes there, `per_tensor` or `per_channel` along its axis.
+        settings: the method. split: where the images come from, which has to be `settings.split`.
+        data_fingerprint: of the data set. weights_hash: names the network; by default `hash_tensors` of its state dict.
+        side: `output` or `input` of the modules.
+        norms: for `calibrate=bn`, the places that lie behind a batch norm; the others take `minmax`, and the result says so.
+        gather: values of all ranks in their order, `all_gather_object`.
+
+    Raises:
+        UserError: images of another split than `settings.split`, or none; a place that no forward reaches or where NaN passes; a
+            granularity or scheme without such a range; `batches` that do not begin anew.
+    """
+    check_split(split, settings)
+    for name, spec in places.items():
+        check_clipped(spec)
+        if spec.granularity not in ("per_tensor", "per_channel"):
+            raise UserError("granularity", spec.granularity, allowed=f"per_tensor or per_channel for the activations at {name}")
+    weights_hash = weights_hash or hash_tensors({k: v for k, v in model.state_dict().items() if isinstance(v, Tensor)})
+    by_norm = {name: norm for name, norm in (norms or {}).items() if settings.name == "bn" and name in places}
+    found: dict[str, Limits] = {}
+    for name, norm in by_norm.items():
+        low, high = bn_range(
+            norm.beta, norm.gamma, places[name], num_sigmas=settings.num_sigmas, floor=norm.floor, ceiling=norm.ceiling
+        )
+        found[name] = low.cpu(), high.cpu()
+    rest = {name: spec for name, spec in places.items() if name not in by_norm}
+    num_images = 0
+    if rest:
+        seen, num_images = _by_images(model, batches, rest, settings, side, gather)
+        found |= seen
+    method = "minmax" if settings.name == "bn" else settings.name
+    methods = {name: "bn" if name in by_norm else method for name in places}
+    return Calibration(
+        ranges={name: found[name] for name in places},
+        methods=methods,
+        grids={name: grid_of(spec, methods[name]) for name, spec in places.items()},
+        settings=asdict(settings),
+        split=split,
+        num_images=num_images,
+        data_fingerprint=data_fingerprint,
+        weights_hash=weights_hash,
+    )
+
+
+def check_split(split: str, settings: CalibrateSettings) -> None:
+    """Raise UserError unless the images come from the split that the settings name: `calib`, unless the user waives that."""
+    if split != settings.split:
+        remedy = f"calibrate.split={split} allows it and is written beside every number." if settings.split == CALIB else ""
+        raise UserError("calibrate.split", split, allowed=f"images of {settings.split}", remedy=remedy)
+
+
+def _by_images(
+    model: nn.Module,
+    batches: Callable[[], Iterable[Batch]],
+    places: Mapping[str, QuantSpec],
+    settings: CalibrateSettings,
+    side: str,
+    gather: Gather,
+) -> tuple[dict[str, Limits], int]:
+    """The ranges of places, and the number of images over all ranks."""
+    axes = {name: spec.axis if spec.granularity == "per_channel" else None for name, spec in places.items()}
+    ends = {name: EndsObserver(settings, axis) for name, axis in axes.items()}
+    num_images = _run(model, batches, ends, side, gather)
+    if num_images == 0:
+        raise UserError("calibrate.num_images", 0, allowed="at least one image to calibrate on")
+    for name, observer in ends.items():
+        if not observer.seen:
+            raise UserError("place", name, allowed="a module that a forward calls")
+    extremes = {name: _at(name, observer.extremes) for name, observer in ends.items()}
+    observers: Mapping[str, Observer] = ends
+    if METHODS[settings.name].reads == "sample":
+        observers = {name: HistogramObserver(extremes[name], settings, axis) for name, axis in axes.items()}
+        again = _run(model, batches, observers, side, gather)
+        if again != num_images:
+            raise UserError("batches", f"{num_images} images, then {again}", allowed="the same images at each call")
+    return {name: _at(name, observers[name].result, spec) for name, spec in places.items()}, num_images
+
+
+def _run(
+    model: nn.Module, batches: Callable[[], Iterable[Batch]], observers: Mapping[str, Observer], side: str, gather: Gather
+) -> int:
+    """One pass: the observers then hold what all ranks saw; returns the number of images."""
+    num_images = 0
+    with evaluating(model), observing(model, observers, side=side):
+        for batch in batches():
+            model(batch.images)
+            num_images += len(batch.images)
+            for observer in observers.values():
+                observer.end_batch()
+    gathered = gather({"num_images": num_images, "states": {name: each.state() for name, each in observers.items()}})
+    for name, observer in observers.items():
+        observer.merge([part["states"][name] for part in gathered])
+    return sum(part["num_images"] for part in gathered)
+
+
+def _at(place: str, find: Callable[..., Limits], *arguments: Any) -> Limits:
+    """What `find` returns; its error names the place."""
+    try:
+        return find(*arguments)
+    except UserError as error:
+        raise UserError(
+            f"{error.key} at {place or 'the model itself'}", error.value, allowed=error.allowed, remedy=error.remedy
+        ) from None

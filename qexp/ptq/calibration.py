@@ -1,0 +1,169 @@
+"""What a calibration found, and all that it rests on; one file that is read again without running anything.
+
+The file is safetensors: the ranges are its tensors, everything else JSON in its header, with the hash of both.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from qexp.base.errors import UserError, nearest
+from qexp.base.files import canonical_json, hash_json, write_atomic
+from qexp.base.types import QuantSpec
+from qexp.config.calibrate import CALIB
+from qexp.nn.fake_quant import CONTAINER
+from qexp.ptq.range_methods import METHODS, Limits
+
+CALIBRATION_VERSION = 1  # raise it when the same settings come to give other ranges
+_HEADER = "calibration"
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Calibration:
+    """The ranges of a network's activations.
+
+    Args:
+        ranges: place -> (minimum, maximum), float32 on the CPU, 0-d or [channels].
+        methods: place -> name of the method that found its range. grids: place -> what that range depends on of its spec.
+        settings: of `CalibrateSettings`, as plain values. split: where the images came from. num_images: over all ranks.
+        data_fingerprint: of the data set. weights_hash: of the network, `hash_tensors` of its state dict.
+        version: of the methods.
+    """
+
+    ranges: Mapping[str, Limits]
+    methods: Mapping[str, str]
+    grids: Mapping[str, Mapping[str, Any]]
+    settings: Mapping[str, Any]
+    split: str
+    num_images: int
+    data_fingerprint: str
+    weights_hash: str
+    version: int = CALIBRATION_VERSION
+
+    @property
+    def waived(self) -> bool:
+        """True where the images were not those set aside for calibration: to be stamped on every number."""
+        return self.num_images > 0 and self.split != CALIB
+
+    def alarms(self, data_fingerprint: str) -> tuple[str, ...]:
+        """What to stamp on every number: images that were not set aside for calibration, or those of another data set.
+
+        Args:
+            data_fingerprint: of the data that the number is measured on.
+        """
+        found = [f"calibrated on {self.split} images, which are not the {CALIB} split"] if self.waived else []
+        if self.num_images > 0 and self.data_fingerprint != data_fingerprint:
+            found.append(f"calibrated on other data ({self.data_fingerprint}, not {data_fingerprint})")
+        return tuple(found)
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """Everything but the ranges, as JSON values."""
+        values = {name: value for name, value in vars(self).items() if name != "ranges"}
+        return {name: dict(value) if isinstance(value, Mapping) else value for name, value in values.items()}
+
+    @property
+    def hash(self) -> str:
+        """16 hex digits that name the content: ranges and all that they rest on."""
+        return hash_json({"about": self.about, "ranges": hash_tensors(self._tensors())})
+
+    def _tensors(self) -> dict[str, Tensor]:
+        sides = ("minimum", "maximum")
+        return {
+            f"{side}/{place}": end.detach().float().cpu().contiguous().clone()
+            for place, ends in self.ranges.items()
+            for side, end in zip(sides, ends, strict=True)
+        }
+
+    def save(self, path: Path) -> None:
+        """Write the file, whole or not at all."""
+        header = {_HEADER: canonical_json({"hash": self.hash, **self.about})}
+        write_atomic(path, lambda partial: save_file(self._tensors(), partial, metadata=header))
+
+    @classmethod
+    def load(cls, path: Path) -> Calibration:
+        """Read what `save` wrote.
+
+        Raises:
+            UserError: there is no such file, it is none of ours, damaged, or of another version of the methods.
+        """
+        remedy = "Calibrate again: without calibrate.file the same command finds ranges and saves them."
+        ours, key = "a file of calibrated ranges", "calibrate.file"
+        try:
+            with safe_open(path, framework="pt") as file:
+                header = json.loads((file.metadata() or {}).get(_HEADER, "null"))
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, it is no dict
+        except FileNotFoundError:
+            raise UserError(key, path, allowed="a file that exists", remedy=remedy) from None
+        except (SafetensorError, ValueError, OSError) as error:
+            raise UserError(key, path, allowed=ours, remedy=f"{error}. {remedy}") from None
+        if not isinstance(header, dict):
+            raise UserError(key, path, allowed=ours, remedy=remedy)
+        if header.get("version") != CALIBRATION_VERSION:
+            what = f"{path} of version {header.get('version')}"
+            raise UserError(key, what, allowed=f"version {CALIBRATION_VERSION}", remedy=remedy)
+        expected, places = header.pop("hash", None), header.get("methods")
+        ranges = {place: (tensors.get(f"minimum/{place}"), tensors.get(f"maximum/{place}")) for place in places or ()}
+        whole = set(header) == {item.name for item in fields(cls)} - {"ranges"}
+        if not whole or any(end is None for ends in ranges.values() for end in ends):
+            raise UserError(key, path, allowed="an undamaged file", remedy=remedy)
+        found = cls(ranges=ranges, **header)
+        if found.hash != expected:
+            raise UserError(key, path, allowed=f"an undamaged file, of hash {expected}", remedy=remedy)
+        return found
+
+    def check(self, places: Mapping[str, QuantSpec], shapes: Mapping[str, Sequence[int]]) -> None:
+        """Raise UserError unless there is a range for every place, found for what its grid is now.
+
+        Which data and weights the ranges rest on is not asked here: `data_fingerprint` and `weights_hash` tell.
+
+        Args:
+            places: place -> spec, all that are wanted. shapes: place -> shape of a batch there, without its first size.
+        """
+        for place, spec in places.items():
+            name = place.removeprefix(f"{CONTAINER}.")
+            if place not in self.ranges:
+                known = [known.removeprefix(f"{CONTAINER}.") for known in self.ranges]
+                remedy = nearest(name, known) or f"It has {', '.join(known[:3])}, ... ({len(known)})."
+                raise UserError("calibrate.file", f"no {name}", allowed="a range for every place of the plan", remedy=remedy)
+            method, count = self.methods[place], self.ranges[place][0].numel()
+            channels = shapes[place][spec.axis - 1] if spec.granularity == "per_channel" else 1
+            if self.grids[place] != grid_of(spec, method) or count != channels:
+                was = f"{name}: {count} {method} range{'s' if count > 1 else ''}, found for {_words(self.grids[place])}"
+                allowed = f"{channels}, for {_words(grid_of(spec, method))}"
+                raise UserError("calibrate.file", was, allowed=allowed, remedy="Calibrate again for this grid.")
+
+
+def _words(grid: Mapping[str, Any]) -> str:
+    return " ".join(f"{key}={value}" for key, value in grid.items())
+
+
+def grid_of(spec: QuantSpec, method: str) -> dict[str, Any]:
+    """What a range depends on of a spec: all that a searched grid is, else only what shares the range."""
+    if METHODS[method].depends_on_grid:
+        return dict(spec.identity)
+    return {"granularity": spec.granularity, **({"axis": spec.axis} if spec.granularity != "per_tensor" else {})}
+
+
+def hash_tensors(tensors: Mapping[str, Tensor], length: int = 16) -> str:
+    """The first `length` hex digits of a SHA-256 over names, dtypes, shapes and bytes, in the order of the names.
+
+    >>> hash_tensors({"a": torch.zeros(2)}) == hash_tensors({"a": torch.zeros(2, 1)})
+    False
+    """
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        data = tensor.detach().cpu().contiguous()
+        digest.update(canonical_json([name, str(data.dtype), list(data.shape)]).encode())
+        digest.update(data.reshape(-1).view(torch.uint8).numpy().tobytes() if data.numel() else b"")
+    return digest.hexdigest()[:length]

@@ -1,0 +1,185 @@
+"""The range methods by name, and the range of a weight.
+
+A method reads one of three things: the ends of each batch (`minmax`, `ema_minmax`), the values themselves or their histogram
+(`percentile`, `mse`, `kl`, `aciq`), or the batch norm before the place (`bn`). All give clipping limits [G], one pair for each
+group that has a range of its own, in the order of `qexp.quant.layout`. A group whose values are all equal has nothing to search:
+its limits are that value.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from qexp.base.errors import choose
+from qexp.base.types import QuantSpec
+from qexp.config.calibrate import WEIGHT_METHOD_NAMES, CalibrateSettings
+from qexp.ptq.aciq import aciq_range
+from qexp.ptq.grid_traits import check_clipped, check_dequantizes, check_even, is_unsigned, shrinks_together
+from qexp.ptq.kl import kl_range
+from qexp.ptq.mse import mse_range
+from qexp.ptq.samples import Rows, Sample
+from qexp.quant.layout import layout_of
+
+Limits = tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class Method:
+    """One way to find a range.
+
+    Args:
+        reads: `ends` of batches, a `sample`, or a `batch_norm`. find: (what it reads, spec, settings) -> limits; None for
+            `batch_norm`, which is `bn_range`.
+        depends_on_grid: other bits or another scheme give other limits.
+    """
+
+    reads: Literal["ends", "sample", "batch_norm"]
+    find: Callable[..., Limits] | None = None
+    depends_on_grid: bool = False
+
+
+def minmax(ends: Limits, spec: QuantSpec, settings: CalibrateSettings) -> Limits:
+    """The smallest minimum and the largest maximum of batches, [T, G] -> [G]."""
+    return ends[0].amin(0), ends[1].amax(0)
+
+
+def ema_minmax(ends: Limits, spec: QuantSpec, settings: CalibrateSettings) -> Limits:
+    """Exponential moving averages of the batches' ends: m_0 = x_0, m_t = momentum m_(t-1) + (1 - momentum) x_t; [T, G] -> [G].
+
+    Source: Jacob et al. 2018, arXiv:1712.05877, section 3.1; torch's MovingAverageMinMaxObserver, whose averaging_constant is
+    1 - momentum.
+    """
+    averages = []
+    for values in ends:
+        average = values[0].double()
+        for value in values[1:].double():
+            average = average + (1 - settings.momentum) * (value - average)
+        averages.append(average.float())
+    return averages[0], averages[1]
+
+
+def percentile(sample: Sample, spec: QuantSpec, settings: CalibrateSettings) -> Limits:
+    """What holds `settings.percentile` percent, p, of the values.
+
+    Symmetric grids: +- the p-th percentile of |x|. Grids with two ends: the (100 - p)-th and the p-th of x. Unsigned: the p-th of
+    x. No further than the values go; where nothing but zero would remain (sparser values than p), the whole range.
+    """
+    share = settings.percentile / 100
+    low, high = sample.minimum, sample.maximum
+    if shrinks_together(spec):
+        end = sample.magnitudes().quantile(share)
+        found = torch.maximum(-end, low), torch.minimum(end, high)
+    elif is_unsigned(spec):
+        found = low, sample.quantile(share)
+    else:
+        found = sample.quantile(1 - share), sample.quantile(share)
+    nothing = (found[0] == 0) & (found[1] == 0) if not is_unsigned(spec) else found[1] <= 0
+    return torch.where(nothing, low, found[0]), torch.where(nothing, high, found[1])
+
+
+def mse(sample: Sample, spec: QuantSpec, settings: CalibrateSettings) -> Limits:
+    """`qexp.ptq.mse`."""
+    check_dequantizes(spec, "mse")
+    return mse_range(sample, spec, norm=settings.norm, num_candidates=settings.num_candidates)
+
+
+def kl(sample: Sample, spec: QuantSpec, settings: CalibrateSettings) -> Limits:
+    """`qexp.ptq.kl`."""
+    check_even(spec, "kl")
+    return kl_range(sample, spec, num_bins=settings.num_bins, num_candidates=settings.num_candidates)
+
+
+def aciq(sample: Sample, spec: QuantSpec, settings: CalibrateSettings) -> Limits:
+    """`qexp.ptq.aciq`."""
+    check_even(spec, "aciq")
+    return aciq_range(sample, spec, settings.distribution)
+
+
+METHODS: dict[str, Method] = {
+    "minmax": Method("ends", minmax),
+    "ema_minmax": Method("ends", ema_minmax),
+    "percentile": Method("sample", percentile, depends_on_grid=True),
+    "mse": Method("sample", mse, depends_on_grid=True),
+    "kl": Method("sample", kl, depends_on_grid=True),
+    "aciq": Method("sample", aciq, depends_on_grid=True),
+    "bn": Method("batch_norm"),
+}
+
+
+def find_in_sample(name: str, sample: Sample, spec: QuantSpec, settings: CalibrateSettings) -> Limits:
+    """The limits [G] that a method which reads a sample finds; constant groups keep their value."""
+    low, high = sample.minimum, sample.maximum
+    varied = high > low
+    find = METHODS[name].find
+    assert find is not None and METHODS[name].reads == "sample"
+    if not varied.any():
+        return low, high
+    found = find(sample, spec, settings)
+    return torch.where(varied, found[0], low), torch.where(varied, found[1], high)
+
+
+@torch.no_grad()
+def weight_range(weight: Tensor, spec: QuantSpec, settings: CalibrateSettings) -> Limits:
+    """Clipping limits of a weight by `settings.weights`, as `quantize_(limits=)` takes them.
+
+    Args:
+        weight: any shape and floating dtype. spec: its quantizer. settings: method and what it reads.
+
+    Returns:
+        minimum, maximum float32: 0-d per tensor, else [num_groups].
+
+    Raises:
+        UserError: the weight is empty, holds NaN or infinity; the scheme has no range, or none that the method can find.
+
+    >>> spec = QuantSpec(scheme="symmetric_restricted", bits=4)
+    >>> weight_range(torch.tensor([-1.0, 0.5, 2.0]), spec, CalibrateSettings())
+    (tensor(-1.), tensor(2.))
+    """
+    check_clipped(spec)
+    name = choose("calibrate.weights", settings.weights, WEIGHT_METHOD_NAMES)
+    layout = layout_of(weight.shape, spec)
+    found = []
+    for part in layout.rows(weight.detach().float()):
+        rows = Rows.of(part)
+        found.append((rows.minimum, rows.maximum) if name == "minmax" else find_in_sample(name, rows, spec, settings))
+    low, high = (layout.join([pair[side] for pair in found]) for side in (0, 1))
+    return (low.reshape(()), high.reshape(())) if spec.granularity == "per_tensor" else (low, high)
+
+
+def bn_range(
+    beta: Tensor,
+    gamma: Tensor,
+    spec: QuantSpec,
+    *,
+    num_sigmas: float = 6.0,
+    floor: float | None = None,
+    ceiling: float | None = None,
+) -> Limits:
+    """The range behind a batch norm, without images: its output has mean beta and standard deviation |gamma| in each channel.
+
+    clamp(beta - n |gamma|, floor, ceiling) .. clamp(beta + n |gamma|, floor, ceiling); per tensor the widest over the channels
+
+    Args:
+        beta, gamma: [C], bias and scale of the batch norm. spec: of the activation, per tensor or per channel. num_sigmas: n.
+        floor, ceiling: what the activation function clamps to: floor 0 for ReLU, also ceiling 6 for ReLU6; None for none.
+
+    Returns:
+        minimum, maximum float32: 0-d per tensor, else [C].
+
+    Source: Nagel et al. 2019, arXiv:1906.04721, section 5 (activation range from beta +- n gamma, n = 6).
+
+    >>> spec = QuantSpec(scheme="affine", bits=8)
+    >>> bn_range(torch.tensor([1.0, -2.0]), torch.tensor([0.5, -0.25]), spec, floor=0.0)
+    (tensor(0.), tensor(4.))
+    """
+    spread = num_sigmas * gamma.detach().double().abs()
+    ends = [beta.detach().double() + sign * spread for sign in (-1, 1)]
+    low, high = (end if floor is None and ceiling is None else end.clamp(floor, ceiling) for end in ends)
+    if spec.granularity == "per_tensor":
+        low, high = low.min(), high.max()
+    return low.float(), high.float()

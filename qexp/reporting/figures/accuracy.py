@@ -1,0 +1,244 @@
+"""Prec@1 against epoch, one curve per variant, and Prec@1 against bits, one line per family.
+
+Where some variants end at chance level and others beside the float network, a panel has a second, magnified axis: on a shared one
+either the collapse or the fraction of a point that matters cannot be seen. Drawn on `Figure` objects, as pyplot keeps global
+state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import matplotlib
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from qexp.reporting.figures.curves import (
+    MAX_BANDS,
+    OWN,
+    curve_looks,
+    deviations,
+    draw_band,
+    epoch_curves,
+    is_reference,
+    last_points,
+    line_keys,
+    shaded,
+)
+from qexp.reporting.figures.layout import Limits, lay_out, panels_of
+from qexp.reporting.figures.style import LINES, MARKERS, Look, looks, padded, percent_axis, spread_colors, title, zoom_limits
+from qexp.reporting.frames.comparison import has_qat
+from qexp.reporting.frames.qat_labels import START
+from qexp.reporting.frames.summary import summarize
+
+BLACK = "#000000"
+REFERENCE_LINES, START_LINE = ("-", (0, (5, 1.5)), (0, (2, 1))), (0, (6, 3))
+
+
+def prec1_by_epoch(records: pd.DataFrame) -> Figure:
+    """Prec@1 of every variant after every epoch; a panel per training, the float network thick and black.
+
+    Args:
+        records: of `load_records`.
+    """
+    shown = _merged(records)
+    styles = (curve_looks if has_qat(shown) else looks)(shown[~is_reference(shown)])
+    references = _reference_looks(shown)
+    panels = panels_of(shown, "label")
+    zooms = [_epoch_zoom(part) for _, part in panels]
+
+    def draw(axes: Axes, part: pd.DataFrame, limits: Limits | None) -> None:
+        curves, plain = _curves(part)
+        found = shaded(part, curves, plain)
+        for name, curve in curves.items():
+            look = styles[name]
+            draw_band(axes, found, name, look.color)
+            style = {"color": look.color, "linestyle": look.line, "marker": look.marker}
+            axes.plot(curve.index, curve, **style, markersize=3.2, linewidth=1.5, markevery=max(1, len(curve) // 10))
+        for name, reference in plain.items():
+            look = references[name]
+            draw_band(axes, found, name, BLACK)
+            axes.plot(reference.index, reference, color=BLACK, linestyle=look.line, linewidth=_width(name), zorder=1.9)
+        axes.set_xlabel("epoch")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=10, steps=[1, 2, 5, 10]))
+        axes.margins(x=0.03)
+        values = part["prec1"]
+        percent_axis(axes, limits or padded(values.min(), values.max(), least=2.0))
+
+    final = shown.sort_values("epoch", kind="stable").groupby("variant")["prec1"].last() if len(panels) == 1 else None
+    longest = max(map(len, shown["variant"]))
+    entries = [(name, look, _width(name)) for name, look in references.items()]
+    entries += [(name, look, 1.5) for name, look in styles.items()]
+    handles = [
+        matplotlib.lines.Line2D(
+            [], [], color=look.color, linestyle=look.line, marker=look.marker, markersize=3.8, linewidth=width,
+            label=name if final is None else f"{name:<{longest}} {final[name]:6.2f}",
+        )
+        for name, look, width in entries
+    ]  # fmt: skip
+    averaged = has_qat(shown) and shown["sd"].notna().any()
+    heading = "Prec@1 after every epoch" if has_qat(shown) else "Prec@1 of the quantized copies after every epoch"
+    heading += ", mean over seeds, band one sd" if averaged else ", with 95 % intervals" if len(styles) <= MAX_BANDS else ""
+    return lay_out(panels, zooms, draw, handles, title(shown, heading), monospace=final is not None)
+
+
+def prec1_by_bits(records: pd.DataFrame) -> Figure | None:
+    """Prec@1 at the last epoch against weight bits; a line per mode and family, the float network as a line across.
+
+    Repeated seeds are one panel: means, with a bar of one standard deviation. None where fewer than two widths were tried.
+
+    Args:
+        records: of `load_records`.
+    """
+    table = summarize(records)
+    if has_qat(table):
+        table = last_points(table)
+    variants = table[~is_reference(table)]
+    widths = sorted(set(variants["bits"]))
+    if len(widths) < 2:
+        return None
+    lines = dict.fromkeys(line_keys(variants))
+    families = list(dict.fromkeys(family for mode, family in lines if mode not in ("half", OWN)))
+    slots = {key: key[1] if len(families) > 1 and key[0] not in ("half", OWN) else key for key in lines}
+    numbers = {slot: number for number, slot in enumerate(dict.fromkeys(slots.values()))}
+    colors = spread_colors(len(numbers))
+    styles = {
+        key: Look(colors[numbers[slot]], LINES.get(key[0], "-"), MARKERS[numbers[slot] % len(MARKERS)])
+        for key, slot in slots.items()
+    }
+    references = _reference_looks(table)
+    panels = panels_of(table, "group")
+    zooms = [last_zoom(part) for _, part in panels]
+
+    def draw(axes: Axes, part: pd.DataFrame, limits: Limits | None) -> None:
+        for name, rows in part[is_reference(part)].groupby("variant", sort=False):
+            style = {"linestyle": references[name].line, "linewidth": min(_width(name), 2.0)}
+            axes.axhline(rows["prec1"].mean(), color=BLACK, zorder=1.9, **style)
+        quantized = part[~is_reference(part)]
+        keys = line_keys(quantized)
+        shifts = _shifts(keys, quantized["bits"], list(styles))
+        for key, look in styles.items():
+            at = {width: place + shifts.get((key, width), 0.0) for place, width in enumerate(widths)}
+            _bits_line(axes, quantized.loc[[found == key for found in keys]], look, at)
+        axes.set_xticks(range(len(widths)), [str(width) for width in widths])
+        axes.set_xlim(-0.35, len(widths) - 0.65)
+        axes.set_xlabel("weight bits")
+        ends = deviations(part) if has_qat(part) else part["prec1"]
+        percent_axis(axes, limits or padded(ends.min(), ends.max(), least=2.0))
+
+    trained = any(mode == OWN for mode, _ in styles)
+    handles = [
+        matplotlib.lines.Line2D([], [], color=BLACK, linestyle=look.line, linewidth=min(_width(name), 2.0), label=name)
+        for name, look in references.items()
+    ]
+    for (mode, family), look in styles.items():
+        label = _line_label(mode, family, families) + (" after training" if trained and mode != OWN else "")
+        style = {"color": look.color, "linestyle": look.line, "marker": look.marker}
+        handles.append(matplotlib.lines.Line2D([], [], **style, markersize=5, linewidth=1.5, label=label))
+    heading = "Prec@1 against weight bits, last epoch" + (", mean and sd over seeds" if _repeated(table) else "")
+    return lay_out(panels, zooms, draw, handles, title(table, heading))
+
+
+def _shifts(keys: Sequence[tuple], bits: pd.Series, order: Sequence[tuple]) -> dict[tuple[tuple, int], float]:
+    """(line, width) -> how far its point stands beside the tick: those of a width are set a little apart, around it.
+
+    As int and its control do at high widths, they would lie on each other.
+    """
+    found = {}
+    step = min(0.07, 0.4 / len(order))
+    for width in set(bits):
+        there = {key for key, at in zip(keys, bits, strict=True) if at == width}
+        present = [key for key in order if key in there]
+        found |= {(key, width): (number - (len(present) - 1) / 2) * step for number, key in enumerate(present)}
+    return found
+
+
+def _bits_line(axes: Axes, variants: pd.DataFrame, look: Look, at: Mapping[int, float]) -> None:
+    """One family's line, means over seeds; points without a line where several of its variants have the same bits.
+
+    at: width -> abscissa.
+    """
+    found = variants.groupby(["bits", "variant"])["prec1"].agg(["mean", "std"])
+    bits = found.index.get_level_values("bits")
+    axes.errorbar(
+        [at[width] for width in bits],
+        found["mean"],
+        yerr=found["std"].fillna(0.0) if found["std"].notna().any() else None,
+        color=look.color,
+        linestyle=look.line if bits.is_unique else "none",
+        marker=look.marker,
+        markersize=5,
+        linewidth=1.5,
+        capsize=3,
+    )
+
+
+def _merged(records: pd.DataFrame) -> pd.DataFrame:
+    """The records of the variants that the table lists: of equal ones, the first."""
+    table = summarize(records)
+    kept = set(zip(table["training"], table["variant_key"], table["split"], table["n"], strict=True))
+    rows = zip(records["training"], records["variant_key"], records["split"], records["n"], strict=True)
+    order = {name: number for number, name in enumerate(dict.fromkeys(table["variant"]))}
+    shown = records[[row in kept for row in rows]]
+    if has_qat(table):
+        return epoch_curves(shown, table)
+    return shown.sort_values("variant", key=lambda names: names.map(order), kind="stable")
+
+
+def _curves(part: pd.DataFrame) -> tuple[dict[str, pd.Series], dict[str, pd.Series]]:
+    """Prec@1 by epoch of each variant, and of the float networks."""
+    references = set(part["variant"][is_reference(part)])
+    series = {name: rows.set_index("epoch")["prec1"].sort_index() for name, rows in part.groupby("variant", sort=False)}
+    return (
+        {name: curve for name, curve in series.items() if name not in references},
+        {name: curve for name, curve in series.items() if name in references},
+    )
+
+
+def _reference_looks(frame: pd.DataFrame) -> dict[str, Look]:
+    """A start is dashed, the first of the others solid."""
+    names = list(dict.fromkeys(frame["variant"][is_reference(frame)]))
+    solid = [name for name in names if not name.startswith(START)]
+    lines = {name: REFERENCE_LINES[min(number, len(REFERENCE_LINES) - 1)] for number, name in enumerate(solid)}
+    return {name: Look(BLACK, lines.get(name, START_LINE), "") for name in names}
+
+
+def _width(reference: str) -> float:
+    """Of a float network's line: thin for a start, thick for the rest."""
+    return 1.2 if reference.startswith(START) else 2.6
+
+
+def _epoch_zoom(part: pd.DataFrame) -> Limits | None:
+    """Limits for the variants that end near the float network, None where one axis is enough."""
+    curves, references = _curves(part)
+    return zoom_limits(curves, next(iter(references.values()))) if references else None
+
+
+def last_zoom(part: pd.DataFrame) -> Limits | None:
+    """Limits for the variants near the float network, None where one axis is enough."""
+    quantized = part[~is_reference(part)]
+    curves = {str(index): pd.Series([value]) for index, value in quantized["prec1"].items()}
+    plain = part[is_reference(part)]["prec1"]
+    limits = zoom_limits(curves, pd.Series([plain.mean()])) if len(plain) else None
+    if limits is None or not quantized.duplicated(["variant", "bits"]).any():
+        return limits
+    bars = deviations(part)
+    bars = bars[bars >= limits[0]]
+    return min(limits[0], bars.min() - 0.1), max(limits[1], min(bars.max() + 0.1, 101.0))
+
+
+def _repeated(table: pd.DataFrame) -> bool:
+    """True if some training was repeated with another seed."""
+    return bool((table.groupby("group")["seed"].nunique() > 1).any())
+
+
+def _line_label(mode: str, family: tuple, families: Sequence[tuple]) -> str:
+    """The mode, and of the family what tells it from the others."""
+    if mode == OWN:
+        return family[1]
+    name = "float (control)" if mode == "float" else mode
+    places = [place for place in range(len(family)) if len({other[place] for other in families}) > 1]
+    # A half network has a policy and an input, no quantizer and no granularity.
+    return ", ".join([name, *(str(family[place]) for place in places if mode != "half" or place in (0, 3))])

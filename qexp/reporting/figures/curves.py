@@ -1,0 +1,188 @@
+"""What the figures draw of quantization-aware trainings: a comparison is one panel, its curves are means over seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import pandas as pd
+from matplotlib.axes import Axes
+
+from qexp.reporting.figures.style import LINES, MARKERS, Look, looks, spread_colors
+from qexp.reporting.frames.comparison import LINEAGE, shared_words, without_words
+from qexp.reporting.frames.qat_labels import CONTROL, START
+from qexp.reporting.frames.summary import family_keys
+from qexp.reporting.statistics.paired import wilson_of
+from qexp.tracking.record import FLOAT_VARIANT
+
+OWN = "qat"  # mode and policy of curves that were trained with their quantization
+WIDTH_LINES = ("-", LINES["float"], LINES["half"], (0, (6, 1.4, 1, 1.4)))  # from the widest on
+PLACE = ["training", "variant_key", "split", "n"]
+
+
+def is_reference(frame: pd.DataFrame) -> pd.Series:
+    """True in the rows of float networks: `fp32`, `float start`, `float control`."""
+    return (frame["variant"] == FLOAT_VARIANT) | frame["variant"].str.startswith((START, CONTROL))
+
+
+def epoch_curves(records: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
+    """Rows to draw against the epoch: `label` is the panel, `variant` the curve, `prec1` its mean and `sd` its deviation.
+
+    A comparison holds its quantization-aware networks and its float control, with the copies of that which were quantized
+    afterwards; without a control the start is a level line. Other float trainings have a panel each.
+
+    Args:
+        records: of the rows of `table`. table: of `summarize`.
+    """
+    places = [tuple(row) for row in table[PLACE].itertuples(index=False)]
+    rows = {place: number for number, place in enumerate(places)}
+    numbers = [rows[tuple(row)] for row in records[PLACE].itertuples(index=False)]
+    words = shared_words(table)
+    frame = records.assign(**{name: table[name].to_numpy()[numbers] for name in (*LINEAGE, "label")}, order=numbers)
+    frame["variant"] = [without_words(variant, words) for variant in frame["variant"]]
+    panels = [_comparison(part) for _, part in _compared(frame).groupby("comparison", sort=False)]
+    copied = frame[~is_reference(frame)]["training"]
+    alone = frame["role"].eq("float") | (frame["role"].eq("start") & frame["training"].isin(copied) & frame["method"].eq(""))
+    if not panels and not alone.any():
+        alone = frame["role"].eq("checkpoint")
+    return pd.concat([*panels, frame[alone].assign(sd=float("nan"))]).sort_values("order", kind="stable")
+
+
+def last_points(table: pd.DataFrame) -> pd.DataFrame:
+    """The table with a comparison as one `group`, for the figure over bits: lines of a method, and of copies of the control.
+
+    Where there is no control, copies of the float start stand for those.
+
+    Args:
+        table: of `summarize`.
+    """
+    compared = _compared(table)
+    others = table[table["role"].eq("float") | (table["role"].eq("checkpoint") & table["role"].eq("checkpoint").all())]
+    parts = [_references(part) for _, part in compared.groupby("comparison", sort=False)]
+    drawn = pd.concat([_own(part).assign(group=_title(part)) for part in parts] + [others])
+    return drawn.sort_index()
+
+
+def curve_looks(variants: pd.DataFrame) -> dict[str, Look]:
+    """Curve -> its look where methods are compared: colour and marker by method, line by bits; else that of `looks`.
+
+    Args:
+        variants: one row per variant, float networks excepted.
+    """
+    variants = variants.drop_duplicates("variant")
+    families = list(zip(variants["mode"], family_keys(variants), strict=True))
+    numbers = {family: number for number, family in enumerate(dict.fromkeys(families))}
+    widths = {width: number for number, width in enumerate(sorted(set(variants["bits"]), reverse=True))}
+    colors = spread_colors(len(numbers))
+    found = {
+        name: Look(colors[numbers[family]], WIDTH_LINES[widths[bits] % len(WIDTH_LINES)], MARKERS[numbers[family] % len(MARKERS)])
+        for name, bits, family in zip(variants["variant"], variants["bits"], families, strict=True)
+    }
+    return found if len(set(map(repr, found.values()))) == len(found) else looks(variants)
+
+
+def line_keys(frame: pd.DataFrame) -> list[tuple[str, tuple]]:
+    """Mode and family of each row, with the width of its activations: what is one line over weight bits.
+
+    `A=W` where they are as wide as the weights along the line. Networks trained with their quantization are told by their method.
+    """
+    lines = list(zip(frame["mode"], family_keys(frame), strict=True))
+    if "activation_bits" not in frame:
+        return [(mode, (*family, "A32")) for mode, family in lines]
+    pairs: dict[tuple, set[tuple[int, int]]] = {}
+    activations = [None if pd.isna(bits) else int(bits) for bits in frame["activation_bits"]]
+    for line, bits, width in zip(lines, frame["bits"], activations, strict=True):
+        if width is not None:
+            pairs.setdefault(line, set()).add((int(bits), width))
+    found = []
+    for line, width in zip(lines, activations, strict=True):
+        mode, family = line
+        several = len({other for _, other in pairs.get(line, ())}) > 1
+        tied = several and all(bits == other for bits, other in pairs[line])
+        text = "" if mode == OWN else "A32" if width is None else "A=W" if tied else f"A{width}"
+        found.append((mode, (*family, text)))
+    return found
+
+
+def deviations(part: pd.DataFrame) -> pd.Series:
+    """Prec@1 of the ends of all bars: means over seeds, one standard deviation up and down."""
+    found = part[~is_reference(part)].groupby(["variant", "bits"])["prec1"].agg(["mean", "std"]).fillna(0.0)
+    return pd.concat([part["prec1"], found["mean"] - found["std"], found["mean"] + found["std"]])
+
+
+def _compared(frame: pd.DataFrame) -> pd.DataFrame:
+    """Rows that belong to a comparison; the masters of a network that began with random weights are not shown."""
+    masters = (frame["role"] == "qat") & (frame["variant"] == FLOAT_VARIANT)
+    return frame[frame["comparison"].notna() & ~masters]
+
+
+def _comparison(part: pd.DataFrame) -> pd.DataFrame:
+    """One panel's rows, means over seeds."""
+    title, order = _title(part), {}
+    part = _own(_references(part))
+    start = part["variant"].str.startswith(START)
+    if not part["role"].eq("control").any():
+        part = pd.concat([_level(part[start], part[~start & part["role"].ne("start")]), part[~start & part["role"].ne("start")]])
+    for row in part.itertuples():
+        order.setdefault(row.variant, row.order)
+    keys = ["variant", "split", "n", "epoch"]
+    means = part.groupby(keys, sort=False)["prec1"].agg(prec1="mean", sd="std", seeds="size").reset_index()
+    first = part.drop_duplicates(keys).drop(columns=["prec1"])
+    drawn = first.merge(means, on=keys).assign(label=title)
+    return drawn.assign(order=drawn["variant"].map(order))
+
+
+def _references(part: pd.DataFrame) -> pd.DataFrame:
+    """Name the float networks of a comparison; of start and control the control is drawn, with its copies."""
+    if part["role"].eq("control").any():
+        part = part[part["role"] != "start"]
+    plain = part["variant"] == FLOAT_VARIANT
+    return part.assign(variant=part["variant"].mask(plain, part["curve"]))
+
+
+def _own(part: pd.DataFrame) -> pd.DataFrame:
+    """Name quantization-aware networks by what their training is called, and their line by the method."""
+    trained = part["role"] == "qat"
+    changed = {"variant": part["curve"], "mode": OWN, "policy": OWN, "quant": part["method"], "granularity": ""}
+    return part.assign(**{name: part[name].mask(trained, values) for name, values in changed.items()})
+
+
+def _level(start: pd.DataFrame, others: pd.DataFrame) -> pd.DataFrame:
+    """The start's last Prec@1, mean over seeds, at every epoch of the others."""
+    if start.empty or others.empty:
+        return start.head(0)
+    last = start.loc[start.groupby("training")["epoch"].idxmax()]
+    epochs = sorted(set(others["epoch"]))
+    row = last.head(1).assign(prec1=last["prec1"].mean())
+    return pd.concat([row.assign(epoch=epoch) for epoch in epochs])
+
+
+def _title(part: pd.DataFrame) -> str:
+    return part["comparison"].iloc[0] or "quantization-aware trainings"
+
+
+MAX_BANDS = 6
+
+
+def shaded(part: pd.DataFrame, curves: Mapping[str, pd.Series], plain: Mapping[str, pd.Series]) -> dict[str, pd.DataFrame]:
+    """Low and high of the bands by curve: one standard deviation over seeds, else the interval of each accuracy.
+
+    Of many curves only the float networks have one: bands that cover each other tell nothing.
+    """
+    named = {*plain, *(curves if len(curves) <= MAX_BANDS else ())}
+    found = {}
+    for name, rows in part[part["variant"].isin(named)].groupby("variant", sort=False):
+        rows = rows.set_index("epoch").sort_index()
+        if "sd" in rows and rows["sd"].notna().any():
+            found[name] = pd.DataFrame({"low": rows["prec1"] - rows["sd"], "high": rows["prec1"] + rows["sd"]})
+        else:
+            intervals = [wilson_of(prec1, n) for prec1, n in zip(rows["prec1"], rows["n"], strict=True)]
+            ends = {"low": [each.low for each in intervals], "high": [each.high for each in intervals]}
+            found[name] = pd.DataFrame(ends, index=rows.index)
+    return found
+
+
+def draw_band(axes: Axes, bands: Mapping[str, pd.DataFrame], name: str, color: str) -> None:
+    """The band of a curve, if it has one."""
+    if name in bands:
+        band = bands[name].astype(float)
+        axes.fill_between(band.index, band["low"], band["high"], color=color, alpha=0.13, linewidth=0)

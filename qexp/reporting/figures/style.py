@@ -1,0 +1,150 @@
+"""How curves look: colours that the colour-blind tell apart, line styles by mode, markers by family, and axes in percent."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from qexp.base.files import write_atomic
+from qexp.reporting.frames.summary import family_keys
+
+# Okabe and Ito (2008), without black, which is the float network's, and with yellow last, as it is faint on white.
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#7F7F7F", "#F0E442")
+LINES = {"int": "-", "float": (0, (4, 1.6)), "half": (0, (1, 1.4))}
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+CLOSE_POINTS = 5.0  # curves that end this close to the float network deserve an axis of their own
+SPREAD_POINTS = 12.0  # if others end this far below
+RC = {
+    "font.size": 9,
+    "axes.titlesize": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#e6e6e6",
+    "grid.linewidth": 0.6,
+    "axes.axisbelow": True,
+    "legend.frameon": False,
+    "svg.hashsalt": "qexp",
+    "svg.fonttype": "none",
+}
+
+
+@dataclass(frozen=True)
+class Look:
+    """How one variant is drawn."""
+
+    color: str
+    line: Any
+    marker: str
+
+
+def looks(variants: pd.DataFrame) -> dict[str, Look]:
+    """Variant -> its look: colour by bits (by family where all have the same bits), line by mode, marker by family.
+
+    Where that leaves two variants alike (policies with widths of their own), each has a colour of its own.
+
+    Args:
+        variants: one row per variant, float network excepted.
+    """
+    variants = variants.drop_duplicates("variant")
+    families = _numbered(family_keys(variants))
+    bits = _numbered(sorted(variants["bits"], reverse=True))
+    rows = list(zip(variants["variant"], variants["bits"], variants["mode"], family_keys(variants), strict=True))
+    by_bits = len(bits) > 1
+    colors = spread_colors(len(bits if by_bits else families))
+    found = {
+        name: Look(
+            colors[bits[width] if by_bits else families[family]], LINES.get(mode, "-"), MARKERS[families[family] % len(MARKERS)]
+        )
+        for name, width, mode, family in rows
+    }
+    if len(set(map(repr, found.values()))) < len(found):
+        colors = spread_colors(len(rows))
+        found = {name: Look(colors[number], look.line, look.marker) for number, (name, look) in enumerate(found.items())}
+    return found
+
+
+def _numbered(values: Iterable[Any]) -> dict[Any, int]:
+    """Distinct values by their order."""
+    return {value: number for number, value in enumerate(dict.fromkeys(values))}
+
+
+def spread_colors(count: int) -> list[str]:
+    """So many distinct colours; beyond the palette a sequence of even perceptual steps, without its faint end."""
+    if count <= len(PALETTE):
+        return list(PALETTE[:count])
+    scale = matplotlib.colormaps["viridis"]
+    return [matplotlib.colors.to_hex(scale(0.92 * number / (count - 1))) for number in range(count)]
+
+
+def zoom_limits(curves: Mapping[str, pd.Series], reference: pd.Series) -> tuple[float, float] | None:
+    """Limits of an axis for the curves that end near the float network; None where one axis shows all of them well.
+
+    Early epochs may leave such an axis at its lower edge: it is made for the later half.
+
+    Args:
+        curves: Prec@1 by position, one per variant. reference: of the float network.
+    """
+    ends = {name: curve.iloc[-1] for name, curve in curves.items()}
+    top = reference.iloc[-1]
+    near = [curves[name] for name, end in ends.items() if end >= top - CLOSE_POINTS]
+    far = [end for end in ends.values() if top - end > SPREAD_POINTS]
+    if not near or not far:
+        return None
+    later = pd.concat([curve.iloc[len(curve) // 2 :] for curve in [reference, *near]])
+    highest = max(curve.max() for curve in [reference, *near])  # whenever that was: the best is never cut off
+    return padded(later.min(), highest, least=1.0)
+
+
+def padded(low: float, high: float, *, least: float) -> tuple[float, float]:
+    """Limits with a margin, at least `least` points apart; the whole scale where most of it is used."""
+    if high - low > 50:
+        return 0.0, 101.0
+    middle, half = (low + high) / 2, max(high - low, least) / 2 * 1.12
+    return max(-1.0, middle - half), min(101.0, middle + half)
+
+
+def percent_axis(axes: Axes, limits: tuple[float, float] | None, label: str = "Prec@1 (percent)") -> None:
+    """Label and bound the y axis."""
+    axes.set_ylabel(label)
+    if limits is not None:
+        axes.set_ylim(*limits)
+    axes.yaxis.set_major_locator(MaxNLocator(nbins=7, steps=[1, 2, 2.5, 5, 10]))
+
+
+def title(records: pd.DataFrame, what: str) -> str:
+    """`what`, then data, network, split and number of images."""
+    places = [f"{row.data}, {row.model}" for row in records[["data", "model"]].drop_duplicates().itertuples()]
+    shown = "; ".join(places[:3]) + (" and others" if len(places) > 3 else "")
+    sizes = ", ".join(f"n = {row.n} {row.split} images" for row in records[["n", "split"]].drop_duplicates().itertuples())
+    return f"{what}\n{shown}, {sizes}"
+
+
+def save(figure: Figure, stem: Path, kinds: Sequence[str] = ("png", "svg")) -> list[Path]:
+    """Write `<stem>.png` and `<stem>.svg`, or those of `kinds`; the same numbers give the same bytes."""
+    formats = {"png": {"dpi": 150}, "svg": {"metadata": {"Date": None}}}
+    paths = []
+    with matplotlib.rc_context(RC):
+        for kind in kinds:
+            buffer = io.BytesIO()
+            FigureCanvasAgg(figure)
+            figure.savefig(buffer, format=kind, bbox_inches="tight", pad_inches=0.12, facecolor="white", **formats[kind])
+            path = stem.with_suffix(f".{kind}")
+            write_atomic(path, partial(_write, buffer.getvalue()))
+            paths.append(path)
+    return paths
+
+
+def _write(data: bytes, path: Path) -> None:
+    path.write_bytes(data)

@@ -1,0 +1,79 @@
+"""Prec@1 of every variant of one network, a line each, with its interval.
+
+Against bits, methods that share a width lie on each other; here each has a name.
+"""
+
+from __future__ import annotations
+
+import matplotlib
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from qexp.reporting.figures.style import CLOSE_POINTS, RC, padded, spread_colors, title, zoom_limits
+from qexp.reporting.frames.comparison import shared_words, without_words
+from qexp.reporting.frames.summary import family_keys, is_float, summarize
+from qexp.reporting.statistics.paired import wilson_of
+
+MAX_LINES = 8  # families that a plot against bits tells apart
+ROW_HEIGHT, FONT_SIZE = 0.16, 7.5  # inches, points
+
+
+def prec1_by_variant(records: pd.DataFrame) -> Figure | None:
+    """Prec@1 at the last epoch and its 95 % Wilson interval, a line per variant in the table's order; colours by weight bits.
+
+    None where a plot against bits shows all there is: one network of few families, each with one variant of a width; or several
+    trainings, which are compared epoch by epoch.
+
+    Args:
+        records: of `load_records`.
+    """
+    table = summarize(records)
+    variants = table[~is_float(table)].reset_index(drop=True)  # by number from the top
+    if len(table[["training", "split", "n"]].drop_duplicates()) > 1 or variants.empty:
+        return None
+    keys = list(zip(family_keys(variants), variants["mode"], variants["bits"], strict=True))
+    if len(set(keys)) == len(keys) and len(set(family_keys(variants))) <= MAX_LINES:
+        return None
+    plain = float(table["prec1"][is_float(table)].iloc[0])
+    ends = {str(index): pd.Series([value]) for index, value in variants["prec1"].items()}
+    magnify = zoom_limits(ends, pd.Series([plain])) is not None
+    words = shared_words(table)
+    labels = [without_words(label, words) for label in variants["variant"]]
+    widths = sorted(set(variants["bits"]), reverse=True)
+    colors = dict(zip(widths, spread_colors(len(widths)), strict=True))
+    with matplotlib.rc_context(RC):
+        figure = Figure(figsize=(8.6 if magnify else 6.6, 1.4 + ROW_HEIGHT * len(variants)), layout="constrained")
+        whole, *magnified = figure.subplots(1, 2 if magnify else 1, sharey=True, squeeze=False)[0]
+        _draw(whole, variants, colors, plain)
+        if magnified:
+            near = variants[(variants["prec1"] - plain).abs() <= CLOSE_POINTS]
+            _draw(magnified[0], near, colors, plain)
+            magnified[0].set_title("near fp32, magnified", loc="left")
+            whole.set_title("all variants", loc="left")
+        whole.set_yticks(range(len(variants)), labels, fontsize=FONT_SIZE)
+        whole.set_ylim(len(variants) - 0.4, -0.6)
+        handles = [matplotlib.lines.Line2D([], [], color="#000000", linewidth=1.5, label=f"fp32 {plain:.2f}")]
+        handles += [
+            matplotlib.lines.Line2D([], [], color=colors[bits], marker="o", linestyle="none", label=f"{bits}-bit weights")
+            for bits in widths
+        ]
+        figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 6))
+        shared = f"\nall {' '.join(words)}" if words else ""
+        figure.suptitle(title(table, "Prec@1 of every variant, with 95 % intervals") + shared, x=0.01, ha="left", fontsize=11)
+    return figure
+
+
+def _draw(axes: Axes, variants: pd.DataFrame, colors: dict[int, str], plain: float) -> None:
+    """Dots and intervals at the rows' numbers; the float network is a line across all of them."""
+    found = [wilson_of(prec1, n) for prec1, n in zip(variants["prec1"], variants["n"], strict=True)]
+    low, high = [each.low for each in found], [each.high for each in found]
+    shades = [colors[bits] for bits in variants["bits"]]
+    axes.axvline(plain, color="#000000", linewidth=1.5, zorder=1.9)
+    axes.hlines(variants.index, low, high, colors=shades, linewidth=1.2)
+    axes.scatter(variants["prec1"], variants.index, c=shades, s=14, zorder=2.5)
+    axes.set_xlim(*padded(min(*low, plain), max(*high, plain), least=2.0))
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=7, steps=[1, 2, 2.5, 5, 10]))
+    axes.set_xlabel("Prec@1 (percent)")
+    axes.tick_params(axis="y", length=0)

@@ -1,0 +1,93 @@
+"""The table of an experiment that holds quantization-aware trainings: each float start once, points against the float control."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection
+
+import pandas as pd
+
+from qexp.reporting.frames.qat_labels import START
+from qexp.tracking.record import FLOAT_VARIANT
+
+LINEAGE = ("role", "method", "comparison", "curve", "start", "control")
+ROLES = {"start": 0, "control": 1, "qat": 2, "checkpoint": 3, "float": 4}
+NUMBERS = ["split", "n", "prec1", "prec5"]
+
+
+def has_qat(frame: pd.DataFrame) -> bool:
+    """True where trainings have a role in a comparison."""
+    return "role" in frame
+
+
+def one_start_each(table: pd.DataFrame) -> pd.DataFrame:
+    """Leave out the float networks of quantization-aware trainings that repeat their start; one stands for a start from a file.
+
+    Args:
+        table: one row per variant.
+    """
+    table = table.copy()
+    plain = table["variant"] == FLOAT_VARIANT
+    repeats = plain & (table["role"] == "qat") & table["start"].notna()
+    numbers = [(*row[:-1], f"{row[-1]:.6g}") for row in table[[*NUMBERS, "loss"]].itertuples(index=False)]
+    places = dict(zip(table.index, zip(table["comparison"], numbers, strict=True), strict=True))
+    shown = {(table.at[index, "training"], places[index][1]) for index in table.index[plain & ~repeats]}
+    dropped = []
+    # A training that is done before one that is not: the row has the state of the training that it is taken from.
+    for index in sorted(table.index[repeats], key=lambda index: (table.at[index, "state"] != "done", index)):
+        start = table.at[index, "start"]
+        if shown & {(start, places[index][1]), (start, places[index])}:
+            dropped.append(index)
+            continue
+        shown.add((start, places[index]))
+        name = f"{table.at[index, 'comparison']} {START}".strip()
+        table.loc[index, ["label", "group", "curve", "role", "control"]] = [name, name, START, "start", None]
+    return table.drop(index=dropped)
+
+
+def shared_words(table: pd.DataFrame) -> list[str]:
+    """Words behind width and mode that all labels of quantized networks have: `first_last e8` of `W4A4/8 lsq first_last e8`."""
+    labels = [label.split()[2:] for label in table["variant"][table["variant"] != FLOAT_VARIANT]]
+    return [word for word in labels[0] if all(word in label for label in labels)] if labels else []
+
+
+def without_words(label: str, words: Collection[str]) -> str:
+    """A label without the words that all have."""
+    first, rest = label.split()[:2], label.split()[2:]
+    return " ".join([*first, *(word for word in rest if word not in words)])
+
+
+def training_order(table: pd.DataFrame) -> pd.Series:
+    """The place of each row's training: by comparison, then start, control, and by method, falling bits, settings, seed."""
+    comparisons = {name: number for number, name in enumerate(table["comparison"].dropna().unique())}
+    words = table["method"].str.partition(" ")[0]
+    groups = {name: number for number, name in enumerate(table["group"].unique())}
+    bits = table[table["variant"] != FLOAT_VARIANT].groupby("training")["bits"].max()
+    places = pd.DataFrame(
+        {
+            "comparison": table["comparison"].map(comparisons).fillna(len(comparisons)),
+            "role": table["role"].map(ROLES),
+            "method": words.map({name: number for number, name in enumerate(words.unique())}),
+            "bits": -table["training"].map(bits).where(table["role"] == "qat", 0).fillna(0),
+            "group": table["group"].map(groups),
+            "seed": table["seed"],
+            "training": table["training"].map({key: number for number, key in enumerate(table["training"].unique())}),
+        }
+    )
+    return places.apply(tuple, axis=1)
+
+
+def points_against_control(table: pd.DataFrame, records: pd.DataFrame) -> pd.Series:
+    """Prec@1 less that of the float control after the same epoch, NaN where there is none.
+
+    Args:
+        table: rows of quantized networks and others. records: all epochs.
+    """
+    plain = records[records["variant"] == FLOAT_VARIANT]
+    rows = plain[["training", "split", "n", "epoch", "prec1"]].itertuples(index=False)
+    known = {tuple(row[:-1]): row[-1] for row in rows}
+    points = [
+        math.nan if row.variant == FLOAT_VARIANT else row.prec1 - known.get((row.control, row.split, row.n, row.epoch), math.nan)
+        for row in table[["variant", "control", "split", "n", "epoch", "prec1"]].itertuples()
+    ]
+    return pd.Series(points, index=table.index, dtype=float)

@@ -1,0 +1,156 @@
+"""What became of the jobs of an experiment, derived from its journal when somebody asks.
+
+Nobody corrects a row: the numbers decide first, then whether a process that began a job still runs, then the last row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from qexp.tracking.journal import find_journal, read_rows
+from qexp.tracking.process import Process
+
+JOB_COLUMNS = (
+    "sweep", "job", "asked", "training", "variant", "state", "reason", "traceback", "host", "pid", "time_ms", "key",
+    "variant_key",
+)  # fmt: skip
+# In the order in which a reader is told of them; of a training's jobs the first of these speaks for the float network.
+STATES = ("done", "running", "preempted", "killed", "failed", "planned", "invalid")
+EXPLAINED = ("preempted", "killed", "failed", "invalid")
+MAX_NAMES, MAX_LINES = 4, 8
+
+
+def load_jobs(name: str, runs_dir: str | Path) -> pd.DataFrame:
+    """The jobs of an experiment's latest sweep in their order, then those of earlier sweeps that are not done.
+
+    `state` is `done` once the numbers of the training's last epoch are there; else `running` where a process that began it
+    lives (on another machine: may live); else what the last row says, `killed` where that process is dead. `fresh=true`
+    forgets the numbers from before. A sweep that was refused counts for nothing once there is a later one.
+
+    Raises:
+        UserError: no such experiment.
+    """
+    rows = read_rows(find_journal(runs_dir, name))[0]
+    history = _History(rows)
+    latest = [entry for entry in history.entries if entry["sweep"] == history.latest]
+    jobs = [history.job(entry) for entry in latest]
+    shown = {entry["key"] for entry in latest}
+    for entry in reversed(history.entries):  # the last time that a job was asked for tells
+        if entry["key"] not in shown and entry["sweep"] not in history.ignored:
+            shown.add(entry["key"])
+            job = history.job(entry)
+            jobs += [job] if job["state"] != "done" else []
+    return pd.DataFrame(jobs, columns=list(JOB_COLUMNS)).astype({"job": "Int64", "pid": "Int64", "time_ms": "Int64"})
+
+
+class _History:
+    """The rows of a journal that tell of jobs.
+
+    `entries` are the rows by which sweeps began their jobs; `latest` is the last sweep; `ignored` were refused and followed.
+    """
+
+    def __init__(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        told = [row for row in rows if row["kind"] == "job"]
+        self.entries = [row for row in told if row["job"] is not None]
+        self.latest = self.entries[-1]["sweep"] if self.entries else None
+        self.ignored = {row["sweep"] for row in told if row["state"] == "invalid"} - {self.latest}
+        self._told: dict[str, list[Mapping[str, Any]]] = {}
+        for row in told:
+            if row["sweep"] not in self.ignored:
+                self._told.setdefault(row["key"], []).append(row)
+        self._planned_epochs = {row["run"]: row["planned_epochs"] for row in rows if row["kind"] == "run"}
+        self._numbers: dict[tuple[str, str], list[tuple[int, int]]] = {}
+        for row in rows:
+            if row["kind"] == "record":
+                self._numbers.setdefault((row["training"], row["variant_key"]), []).append((row["epoch"], row["time_ms"]))
+        self._dead: dict[Process, bool] = {}
+
+    def job(self, entry: Mapping[str, Any]) -> dict[str, Any]:
+        """One row of the result."""
+        told = self._told[entry["key"]]
+        known = {name: _last(told, name) for name in ("training", "variant_key", "variant")}
+        row, state = self._state(told, entry, known)
+        why = {name: _last(self._of_sweep(told, row), name) if state in EXPLAINED else None for name in ("reason", "traceback")}
+        process = row["process"]
+        if state == "killed":
+            why["reason"] = f"process {process['pid']} on {process['host']} was stopped"
+        place = {name: process[name] if state == "running" else None for name in ("host", "pid")}
+        asked = {name: entry[name] for name in ("sweep", "job", "asked", "key")}
+        return {**asked, **known, **why, **place, "state": state, "time_ms": row["time_ms"]}
+
+    def _state(
+        self, told: Sequence[Mapping[str, Any]], entry: Mapping[str, Any], known: Mapping[str, Any]
+    ) -> tuple[Mapping[str, Any], str]:
+        """The row that decides, and the state."""
+        if entry["state"] == "invalid":
+            return entry, "invalid"
+        since = max((row["time_ms"] for row in told if row["fresh"] and row["job"] is not None), default=0)
+        if self._complete(known["training"], known["variant_key"], since):
+            return told[-1], "done"
+        last_of = {row["sweep"]: row for row in told}
+        for row in last_of.values():
+            if row["state"] == "running" and not self._is_dead(row):
+                return row, "running"
+        row = told[-1]
+        return row, "killed" if row["state"] == "running" else row["state"]
+
+    def _complete(self, training: str | None, variant_key: str | None, since: int) -> bool:
+        """True where the last epoch, or the checkpoint, has its numbers."""
+        last = self._planned_epochs.get(training) or 0
+        return any(epoch >= last and time_ms >= since for epoch, time_ms in self._numbers.get((training, variant_key), ()))
+
+    def _is_dead(self, row: Mapping[str, Any]) -> bool:
+        process = Process(**row["process"])
+        if process not in self._dead:
+            self._dead[process] = process.dead
+        return self._dead[process]
+
+    @staticmethod
+    def _of_sweep(told: Iterable[Mapping[str, Any]], row: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+        return [other for other in told if other["sweep"] == row["sweep"]]
+
+
+def _last(told: Iterable[Mapping[str, Any]], name: str) -> Any:
+    """The last value that is not None."""
+    return next((row[name] for row in reversed(list(told)) if row[name] is not None), None)
+
+
+def variant_states(jobs: pd.DataFrame) -> dict[tuple[str, str], str]:
+    """(training, variant_key) -> state, of the jobs that are not done."""
+    open_jobs = jobs[(jobs["state"] != "done") & jobs["variant_key"].notna()]
+    return {(row.training, row.variant_key): row.state for row in open_jobs.itertuples()}
+
+
+def format_jobs(jobs: pd.DataFrame) -> str:
+    """How many jobs are in which state, and a line for those that something happened to.
+
+    Args:
+        jobs: of `load_jobs`.
+    """
+    counts = jobs["state"].value_counts()
+    lines = [f"jobs: {', '.join(f'{counts[state]} {state}' for state in STATES if state in counts)}"]
+    told = jobs[~jobs["state"].isin(("done", "planned"))]
+    texts = []
+    for (state, reason, file), part in told.fillna({"reason": "", "traceback": ""}).groupby(
+        ["state", "reason", "traceback"], sort=False
+    ):
+        more = [text for text in (reason, f"traceback: {_near(file)}" if file else "") if text]
+        texts.append((STATES.index(state), f"  {state}: {_names(part)}" + (f" ({'; '.join(more)})" if more else "")))
+    texts = [text for _, text in sorted(texts, key=lambda item: item[0])]
+    lines += texts[:MAX_LINES] + ([f"  ... and {len(texts) - MAX_LINES} lines more: jobs.csv"] if len(texts) > MAX_LINES else [])
+    return "\n".join(lines)
+
+
+def _names(part: pd.DataFrame) -> str:
+    names = list(dict.fromkeys(part["asked"]))
+    return ", ".join(names[:MAX_NAMES]) + (f", ... ({len(names)})" if len(names) > MAX_NAMES else "")
+
+
+def _near(file: str) -> str:
+    """A path as it is shorter."""
+    path = Path(file)
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else file

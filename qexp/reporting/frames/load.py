@@ -1,0 +1,124 @@
+"""From an experiment's journal to tidy frames: one row per variant and epoch.
+
+Running a sweep again appends the same rows again; the last one of each (run, epoch) wins, with the time of the first where it was
+only reused. Rows of other splits or of other numbers of images are other measurements, and stay.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from qexp.reporting.frames.lineage import read_training
+from qexp.reporting.frames.protocol import find_protocols
+from qexp.reporting.frames.qat_labels import Named, name_trainings
+from qexp.reporting.frames.training_labels import training_labels
+from qexp.tracking.journal import find_journal, read_rows
+from qexp.tracking.record import FLOAT_VARIANT, Record
+
+RECORD_COLUMNS = tuple(item.name for item in fields(Record))
+IDENTITY = ["run", "variant_key", "epoch", "split", "n"]
+TRAINED = "as trained"  # the ranges of a network that was trained with its quantization
+LINEAGE = tuple(item.name for item in fields(Named) if item.name not in ("label", "group"))
+# Parameters that a record has under another name.
+IN_RECORD = ("name", "policy.name", "quant.name", "quant.weight.granularity", "quant.input", "evaluate.split", *RECORD_COLUMNS)
+
+
+def load_records(name: str, runs_dir: str | Path) -> pd.DataFrame:
+    """The records of an experiment, one row per variant and epoch.
+
+    Columns are the fields of `Record`, and:
+    `run`: its key; `data`, `model`: names; `planned_epochs`: epochs of the training (None where there was none);
+    `label`: what tells the training from the experiment's others (`lr=0.01`), its hash where it is the only one;
+    `group`: the label without the seed, equal for the repetitions of a training;
+    where quantization-aware trainings are among them, `LINEAGE` too: the fields of `Named`;
+    `protocol`, where there are several: a letter for what the row was measured on (`qexp.reporting.frames.protocol`);
+    `param.<key>`: each parameter in which runs differ and that no other column has.
+
+    Raises:
+        UserError: no such experiment.
+    """
+    path = find_journal(runs_dir, name)
+    rows = read_rows(path)[0]
+    runs = {row["run"]: row for row in rows if row["kind"] == "run"}
+    records = _latest(row for row in rows if row["kind"] == "record")
+    if not records:
+        return pd.DataFrame(columns=[*RECORD_COLUMNS, "run", "data", "model", "planned_epochs", "label", "group"])
+    frame = _one_name_each(pd.DataFrame(records))
+    frame = _labelled(frame, runs)
+    for column in ("data", "model"):
+        frame[column] = [_params(runs, training).get(f"{column}.name", "") for training in frame["training"]]
+    planned = [(runs.get(training) or {}).get("planned_epochs") for training in frame["training"]]
+    frame["planned_epochs"] = pd.array(planned, dtype="Int64")
+    protocols = find_protocols(frame, {training: _params(runs, training) for training in frame["training"].unique()})
+    if protocols.sentences:
+        frame["protocol"] = protocols.marks
+    return pd.concat([frame, _differing_params(frame["run"], runs)], axis=1)
+
+
+def load_sweeps(name: str, runs_dir: str | Path) -> list[dict[str, Any]]:
+    """What was typed for this experiment and where it ran, oldest first; each sweep once."""
+    rows = read_rows(find_journal(runs_dir, name))[0]
+    return list({row["sweep"]: row for row in rows if row["kind"] == "sweep"}.values())
+
+
+def _latest(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The last row of each measurement, in the order of the first ones."""
+    kept: dict[tuple, dict[str, Any]] = {}
+    for row in rows:
+        identity = tuple(row[key] for key in IDENTITY)
+        record = {key: row.get(key) for key in ("run", *RECORD_COLUMNS)}
+        if row["reused"] and identity in kept:
+            record["time_ms"] = kept[identity]["time_ms"]
+        kept[identity] = record
+    return list(kept.values())
+
+
+def _one_name_each(frame: pd.DataFrame) -> pd.DataFrame:
+    """Let a label name one variant of a training.
+
+    The same plan under another key was evaluated again by another version of the evaluator: the last evaluation counts. Other
+    plans under the same label have the first digits of their plan's hash added.
+    """
+    place = ["training", "split", "n", "variant"]
+    last = frame.groupby([*place, "plan_hash"], sort=False)["variant_key"].transform("last")
+    frame = frame[frame["variant_key"] == last].reset_index(drop=True)
+    plans = frame.groupby(place, sort=False)["plan_hash"].transform("nunique")
+    marked = frame["variant"] + " #" + frame["plan_hash"].str[:6]
+    return frame.assign(variant=frame["variant"].where(plans == 1, marked))
+
+
+def _labelled(frame: pd.DataFrame, runs: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
+    """Add what trainings are called and, where some quantize, how they belong together."""
+    trainings = {key: read_training(key, runs.get(key)) for key in dict.fromkeys(frame["training"])}
+    trained = frame[(frame["ranges"] == TRAINED) & (frame["variant"] != FLOAT_VARIANT)].drop_duplicates("training")
+    if trained.empty and not any(each.is_qat for each in trainings.values()):
+        labels = training_labels({key: _params(runs, key) for key in trainings})
+        names = {"label": {key: pair[0] for key, pair in labels.items()}, "group": {key: pair[1] for key, pair in labels.items()}}
+    else:
+        rows = zip(trained["training"], trained["variant"], trained["run"], strict=True)
+        named = name_trainings(trainings, {key: (variant, _params(runs, run)) for key, variant, run in rows})
+        names = {item.name: {key: getattr(each, item.name) for key, each in named.items()} for item in fields(Named)}
+    return frame.assign(**{column: frame["training"].map(values) for column, values in names.items()})
+
+
+def _params(runs: Mapping[str, Mapping[str, Any]], run: str) -> Mapping[str, Any]:
+    """The parameters of a run; none where it was never opened."""
+    return (runs.get(run) or {}).get("params", {})
+
+
+def _differing_params(run_of_row: pd.Series, runs: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
+    """The parameters in which runs differ, a column each, aligned with the records."""
+    used = {run: _params(runs, run) for run in dict.fromkeys(run_of_row)}
+    # A training's own run has no dials: only variants can differ in those.
+    keys = dict.fromkeys(key for params in used.values() for key in params)
+    columns = {}
+    for key in keys:
+        values = {repr(params[key]) for params in used.values() if key in params}
+        if len(values) > 1 and key not in IN_RECORD:
+            columns[f"param.{key}"] = [used[run].get(key) for run in run_of_row]
+    return pd.DataFrame(columns, index=run_of_row.index)

@@ -1,0 +1,171 @@
+"""From tidy records to what a reader compares: one row per variant at its last epoch, and means over repeated seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
+import pandas as pd
+
+from qexp.reporting.frames.comparison import LINEAGE, has_qat, one_start_each, points_against_control, training_order
+from qexp.reporting.frames.jobs import STATES
+from qexp.tracking.record import FLOAT_VARIANT
+
+TABLE_COLUMNS = (
+    "training", "label", "variant", "bits", "mode", "policy", "quant", "granularity", "input_quant", "seed", "epoch",
+    "prec1", "prec5", "loss", "delta_prec1", "kl", "logit_sqnr_db", "n", "size_bytes", "split", "state", "alarms", "notes",
+    "activation_bits", "activation_scheme", "ranges", "corrections", "calibration",
+    "group", "data", "model", "planned_epochs", "plan_hash", "variant_key", "data_hash", "device", "world_size",
+    "trained_by", "reused", "time_ms",
+)  # fmt: skip
+# Of `qexp.reporting.statistics.paired`, where they were computed.
+PAIRED = ("ci_low", "ci_high", "p_value", "lost", "gained", "disagreement", "loss_bound", "p_loss", "non_inferior")
+STATISTICS = ("prec1_low", "prec1_high", *PAIRED)
+MODE_ORDER = {"int": 0, "float": 1, "half": 2}
+MEASUREMENT = ["training", "variant_key", "split", "n"]
+REPEATED = ["group", "variant", "bits", "mode", "policy", "quant", "granularity", "input_quant", "split", "n", "epoch"]
+AVERAGED = ("prec1", "prec5", "loss", "delta_prec1")
+CONTROL = "control: the same map and clamp, no rounding"
+
+
+def is_float(frame: pd.DataFrame) -> pd.Series:
+    """True in the rows of the network as trained."""
+    return frame["variant"] == FLOAT_VARIANT
+
+
+def is_control(frame: pd.DataFrame) -> pd.Series:
+    """True in the rows of variants that are quantized without rounding."""
+    return (frame["mode"] == "float") & ~is_float(frame)
+
+
+def summarize(records: pd.DataFrame, states: Mapping[tuple[str, str], str] = MappingProxyType({})) -> pd.DataFrame:
+    """One row per variant at its last epoch; per training the float network first, then by family, falling bits and mode.
+
+    `state` is that of the job that asks for the variant while it is not done; `partial` where no job is known and the training
+    has later epochs. Variants that have the same plan, and hence the same numbers, are one row with a note, controls excepted.
+    `alarms` are those of all epochs. Beside quantization-aware trainings a float start is listed once, trainings stand in the
+    order of `training_order`, and `vs_control` holds the points against the float control, where there is one.
+
+    Args:
+        records: what `load_records` returns. states: (training, variant_key) -> state of the jobs that are not done.
+    """
+    rows = [_last_row(part) for _, part in records.groupby(MEASUREMENT, sort=False)]
+    table = pd.DataFrame(rows).reset_index(drop=True)
+    reached = records[is_float(records)].groupby("training")["epoch"].max()
+    planned = table["planned_epochs"].astype("Float64").fillna(table["training"].map(reached).astype("Float64"))
+    table.loc[(table["epoch"] < planned).fillna(False), "state"] = "partial"
+    _set_states(table, states)
+    gaps = (table["num_epochs"] < planned).fillna(False) & (table["state"] == "done")
+    table["notes"] = [
+        _join(CONTROL if control else "", f"{found} of {int(all_of)} epochs" if gap else "")
+        for control, gap, found, all_of in zip(is_control(table), gaps, table["num_epochs"], planned.fillna(0), strict=True)
+    ]
+    columns = list(TABLE_COLUMNS)
+    if has_qat(table):
+        table = one_start_each(table)
+        table["vs_control"] = points_against_control(table, records)
+        columns.insert(columns.index("delta_prec1") + 1, "vs_control")
+        columns += LINEAGE
+    if "protocol" in table:
+        columns.insert(0, "protocol")
+    place = columns.index("kl")
+    columns[place:place] = [column for column in STATISTICS if column in table]
+    table = _merge_equal(_in_order(table))
+    more = [column for column in table.columns if column.startswith("param.")]
+    return table[[*columns, *more]].reset_index(drop=True)
+
+
+def _set_states(table: pd.DataFrame, states: Mapping[tuple[str, str], str]) -> None:
+    """Say what became of rows that are not done; the float network waits for whichever job is the furthest."""
+    of_training: dict[str, list[str]] = {}
+    for (training, _), state in states.items():
+        of_training.setdefault(training, []).append(state)
+    for index, row in table.iterrows():
+        state = states.get((row["training"], row["variant_key"]), row["state"])
+        if row["variant"] == FLOAT_VARIANT and state == "partial" and row["training"] in of_training:
+            state = min(of_training[row["training"]], key=STATES.index)
+        table.loc[index, "state"] = state
+
+
+def seed_table(table: pd.DataFrame) -> pd.DataFrame:
+    """Mean and standard deviation (ddof 1) over seeds of each variant that was trained with several; may be empty.
+
+    Args:
+        table: what `summarize` returns.
+    """
+    rows, averaged = [], [*AVERAGED, *(["vs_control"] if has_qat(table) and table["vs_control"].notna().any() else [])]
+    for values, part in table.groupby(REPEATED, sort=False, dropna=False):
+        if part["seed"].nunique() < 2:
+            continue
+        row = dict(zip(REPEATED, values, strict=True)) | {"num_seeds": part["seed"].nunique()}
+        for name in averaged:
+            row |= {f"{name}_mean": part[name].mean(), f"{name}_sd": part[name].std(ddof=1)}
+        rows.append(row)
+    columns = [f"{name}_{kind}" for name in averaged for kind in ("mean", "sd")]
+    return pd.DataFrame(rows, columns=[*REPEATED, "num_seeds", *columns])
+
+
+def _last_row(part: pd.DataFrame) -> pd.Series:
+    """A variant's row at its last epoch, with the alarms of all."""
+    last = part.loc[part["epoch"].idxmax()].copy()
+    epochs: dict[str, list[int]] = {}
+    for epoch, alarms in zip(part["epoch"], part["alarms"], strict=True):
+        for alarm in alarms:
+            epochs.setdefault(alarm, []).append(epoch)
+    count = len(part)
+    last["alarms"] = "; ".join(
+        alarm if len(at) == count else f"{alarm} (in {len(at)} of {count} epochs, last in {max(at)})"
+        for alarm, at in epochs.items()
+    )
+    last["num_epochs"] = count
+    return last
+
+
+def _in_order(table: pd.DataFrame) -> pd.DataFrame:
+    """Trainings and families as they came; within a family falling bits, then int, its control, half."""
+    keys = family_keys(table)
+    families = {key: number for number, key in enumerate(dict.fromkeys(keys))}
+    for key in {key for key, mode in zip(keys, table["mode"], strict=True) if mode == "half"}:
+        # Without a quantizer it stands beside the first family of the same policy and input.
+        families[key] = min(number for other, number in families.items() if (other[0], other[3]) == (key[0], key[3]))
+    places = training_order(table) if has_qat(table) else table["training"]
+    trainings = {place: number for number, place in enumerate(sorted(set(places)) if has_qat(table) else dict.fromkeys(places))}
+    order = pd.DataFrame(
+        {
+            "training": places.map(trainings),
+            "split": table["split"] + table["n"].astype(str),
+            "quantized": ~is_float(table),
+            "family": [families[key] for key in keys],
+            "bits": -table["bits"],
+            "mode": table["mode"].map(MODE_ORDER).fillna(len(MODE_ORDER)),
+        }
+    )
+    return table.loc[order.sort_values(list(order.columns), kind="stable").index]
+
+
+def family_keys(frame: pd.DataFrame) -> list[tuple]:
+    """What a variant is apart from bits and mode: policy, quantizer, granularity, input; `half` has no quantizer."""
+    return list(zip(frame["policy"], frame["quant"], frame["granularity"], frame["input_quant"], strict=True))
+
+
+def _merge_equal(table: pd.DataFrame) -> pd.DataFrame:
+    """One row for variants with the same plan and the same numbers; float networks and controls stay as they are."""
+    kept: dict[tuple, Any] = {}
+    others: dict[Any, list[str]] = {}
+    free = is_float(table) | is_control(table)
+    for index, row in table.iterrows():
+        numbers = repr((row["prec1"], row["prec5"], row["loss"]))
+        key = (row["training"], row["split"], row["n"], row["epoch"], row["plan_hash"], numbers, index if free[index] else None)
+        if key in kept:
+            others.setdefault(kept[key], []).append(row["variant"])
+        else:
+            kept[key] = index
+    for index, variants in others.items():
+        table.loc[index, "notes"] = _join(table.loc[index, "notes"], f"same plan: {', '.join(dict.fromkeys(variants))}")
+    return table.loc[list(kept.values())]
+
+
+def _join(*notes: str) -> str:
+    """Notes that are not empty, as one text."""
+    return "; ".join(note for note in notes if note)

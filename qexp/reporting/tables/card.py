@@ -1,0 +1,143 @@
+"""The protocol of an experiment on one card: data, network, training, what is quantized and what is not, images, versions."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from qexp.reporting.frames.summary import is_float
+from qexp.reporting.frames.training_labels import plain
+from qexp.tracking.journal import find_journal, read_rows
+
+Runs = Mapping[str, Mapping[str, Any]]
+MAX_TEXTS = 4
+MIB = 1024 * 1024
+RECIPE = (
+    "epochs", "optimizer", "lr", "momentum", "weight_decay", "schedule", "batch_size", "label_smoothing", "precision",
+)  # fmt: skip
+VARIANT_COLUMNS = (
+    ("policy", "policy"), ("quant", "quantizer"), ("granularity", "granularity"), ("activation_scheme", "activations"),
+    ("input_quant", "input"), ("ranges", "ranges"), ("corrections", "corrections"),
+)  # fmt: skip
+
+
+def load_runs(name: str, runs_dir: str | Path) -> dict[str, dict[str, Any]]:
+    """The runs of an experiment by their key, as last opened."""
+    return {row["run"]: row for row in read_rows(find_journal(runs_dir, name))[0] if row["kind"] == "run"}
+
+
+def protocol_card(table: pd.DataFrame, runs: Runs, sweeps: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
+    """Titles and texts, in the order in which they are asked for.
+
+    Args:
+        table: of `summarize`. runs: of `load_runs`. sweeps: of `load_sweeps`.
+    """
+    trainings = [runs[key] for key in dict.fromkeys(table["training"]) if key in runs]
+    params = [row["params"] for row in trainings]
+    measured = table[["split", "n"]].drop_duplicates()
+    card = [
+        ("Data", _some(f"{row.data} (content {row.data_hash})" for row in table.itertuples())),
+        ("Scored on", _some(f"n = {row.n} images of split {row.split}" for row in measured.itertuples())),
+        ("Images kept apart", _some(_kept_apart(values) for values in params)),
+        ("Network", _some(_network(row, table) for row in params)),
+        ("Training", _some(_training(values) for values in params)),
+        ("Seeds", _some(str(seed) for seed in table["seed"])),
+        ("Quantized copies", _dials(table)),
+        ("Widths", ", ".join(str(bits) for bits in sorted(set(table["bits"][~is_float(table)]), reverse=True))),
+        ("Quantized", _some(_planned(runs, table))),
+        ("Left as it is", _some(_left_alone(runs, table))),
+        ("Device", _some(_device(row, trainings) for row in table.itertuples())),
+        ("Versions", _some(", ".join(f"{key} {text}" for key, text in sweep["versions"].items()) for sweep in sweeps)),
+        ("Revision", _some(str(sweep["git"]) for sweep in sweeps if sweep.get("git"))),
+    ]
+    return [(title, text) for title, text in card if text]
+
+
+def _some(texts: Iterable[str], most: int = MAX_TEXTS) -> str:
+    """Different texts, the first ones of many."""
+    found = [text for text in dict.fromkeys(texts) if text]
+    more = f"; and {len(found) - most} more" if len(found) > most else ""
+    return "; ".join(found[:most]) + more
+
+
+def _kept_apart(params: Mapping[str, Any]) -> str:
+    """Images that calibrate or select, and are scored by nobody."""
+    parts = [f"{params[f'data.num_{name}']} to {verb}" for name, verb in (("calib", "calibrate"), ("select", "select"))
+             if params.get(f"data.num_{name}")]  # fmt: skip
+    return f"{', '.join(parts)}, of the training images" if parts else ""
+
+
+def _network(params: Mapping[str, Any], table: pd.DataFrame) -> str:
+    size = table["size_bytes"][is_float(table)]
+    about = f", {size.iloc[0] / MIB:.2f} MiB in float" if len(size) else ""
+    weights = f", weights {plain(params['model.weights'])}" if params.get("model.weights") else ""
+    return f"{params.get('model.name', '')}{weights}{about}"
+
+
+def _training(params: Mapping[str, Any]) -> str:
+    if "checkpoint" in params:
+        return f"none here: {plain(params['checkpoint'])} as it is"
+    recipe = [f"{name} {plain(params[f'train.{name}'])}" for name in RECIPE if params.get(f"train.{name}") is not None]
+    qat = f"quantization-aware, {params['qat.name']}: " if "qat.name" in params else ""
+    return qat + ", ".join(recipe)
+
+
+def _dials(table: pd.DataFrame) -> str:
+    """What the copies are made with, as far as the table tells."""
+    copies = table[~is_float(table)]
+    parts = []
+    for column, title in VARIANT_COLUMNS:
+        values = (
+            [str(value) for value in copies[column].dropna().unique() if value not in ("", "none")] if column in copies else []
+        )
+        if values:
+            parts.append(f"{title} {', '.join(values[:MAX_TEXTS])}{' ...' if len(values) > MAX_TEXTS else ''}")
+    widths = (
+        sorted({int(bits) for bits in copies["activation_bits"].dropna()}, reverse=True) if "activation_bits" in copies else []
+    )
+    parts.append(f"activation bits {', '.join(map(str, widths))}" if widths else "activations stay float")
+    return "; ".join(parts) if len(copies) else ""
+
+
+def _plans(runs: Runs, table: pd.DataFrame) -> Iterable[tuple[str, list[dict[str, Any]]]]:
+    """Label and rows of the plan of each copy."""
+    for training, key, variant in table[["training", "variant_key", "variant"]].itertuples(index=False):
+        text = (runs.get(f"{training}/{key}") or {}).get("artifacts", {}).get("plan.json")
+        rows = json.loads(text) if text else None
+        if isinstance(rows, list):
+            yield variant, rows
+
+
+def _planned(runs: Runs, table: pd.DataFrame) -> Iterable[str]:
+    """Which tensors, in numbers."""
+    for _, rows in _plans(runs, table):
+        chosen = [row for row in rows if row.get("bits") is not None and "num_elements" in row]
+        total = sum(row.get("num_elements") or 0 for row in rows)
+        kinds = Counter(f"{row.get('kind')} {row.get('role')}" for row in chosen)
+        if chosen and total:
+            share = 100 * sum(row["num_elements"] for row in chosen) / total
+            named = ", ".join(f"{count} {_several(kind) if count > 1 else kind}" for kind, count in kinds.items())
+            yield f"{named}: {share:.1f} % of all elements"
+
+
+def _several(kind: str) -> str:
+    """The plural of a tensor's kind and role."""
+    return f"{kind}es" if kind.endswith("s") else f"{kind}s"
+
+
+def _left_alone(runs: Runs, table: pd.DataFrame) -> Iterable[str]:
+    """Which tensors are left alone, by reason."""
+    for _, rows in _plans(runs, table):
+        reasons = Counter(row.get("reason") for row in rows if row.get("bits") is None and row.get("reason"))
+        yield ", ".join(f"{count} ({reason})" for reason, count in reasons.items())
+
+
+def _device(row: Any, trainings: Sequence[Mapping[str, Any]]) -> str:
+    cpu = next((tags["qexp.cpu"] for tags in (each.get("tags", {}) for each in trainings) if tags.get("qexp.cpu")), "")
+    ranks = f", {row.world_size} ranks" if row.world_size > 1 else ""
+    return f"{row.device}{f' ({cpu})' if cpu and row.device == 'cpu' else ''}{ranks}"

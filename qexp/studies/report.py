@@ -1,0 +1,113 @@
+"""`results/<study>/`: table, checks and figures of a study of a document."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import pandas as pd
+from matplotlib.figure import Figure
+
+from qexp.base.files import write_text_atomic
+from qexp.reporting.figures.style import RC, save, spread_colors
+from qexp.reporting.tables.render import CSV_FLOAT, markdown_table
+from qexp.studies.outcome import Bars, Check, Lines, Outcome
+
+
+def write_study(name: str, outcome: Outcome, *, command: str, results_dir: Path) -> Path:
+    """Write `table.csv`, `checks.csv`, `table.md` and `figures/`; returns the folder.
+
+    Args:
+        name: of the study. outcome: what it found. command: that made it, for `table.md`. results_dir: parent of the folder.
+    """
+    folder = results_dir / name
+    write_text_atomic(folder / "table.csv", _csv(outcome.rows))
+    write_text_atomic(folder / "checks.csv", _csv([vars(check) for check in outcome.checks]))
+    write_text_atomic(folder / "table.md", _markdown(name, outcome, command))
+    for figure in outcome.figures:
+        save(draw_bars(figure) if isinstance(figure, Bars) else draw_lines(figure), folder / "figures" / figure.stem)
+    return folder
+
+
+def format_checks(checks: Iterable[Check]) -> str:
+    """The checks as text for the screen, two lines each."""
+    lines = []
+    for check in checks:
+        kind = "identity" if check.identity else "expected"
+        lines.append(f"{'pass' if check.passed else 'FAIL'}  {kind}  {check.name}")
+        lines.append(f"                expected {check.expected}; measured {check.measured}")
+    return "\n".join(lines)
+
+
+def draw_lines(lines: Lines) -> Figure:
+    """Curves over one axis."""
+    with matplotlib.rc_context(RC):
+        figure = Figure(figsize=(6.2, 3.8), layout="constrained")
+        axes = figure.subplots()
+        for curve, color in zip(lines.curves, spread_colors(len(lines.curves)), strict=True):
+            axes.plot(curve.x, curve.y, color=color, label=curve.label, linewidth=1.6)
+        _mark(axes, lines.marked)
+        axes.set(title=lines.title, xlabel=lines.x_label, ylabel=lines.y_label, yscale="log" if lines.log_y else "linear")
+        axes.legend()
+    return figure
+
+
+def draw_bars(bars: Bars) -> Figure:
+    """Horizontal bars with their values beside them."""
+    with matplotlib.rc_context(RC):
+        figure = Figure(figsize=(7.4, 1.4 + 0.24 * len(bars.values)), layout="constrained")
+        axes = figure.subplots()
+        labels, values = list(bars.values), list(bars.values.values())
+        drawn = axes.barh(range(len(labels)), values, color=spread_colors(1)[0], height=0.7)
+        behind = {"facecolor": "#ffffff", "edgecolor": "none", "pad": 0.5}  # marked lines go on behind a number
+        axes.bar_label(drawn, fmt="%.1f", padding=3, fontsize=7, bbox=behind)
+        axes.set_yticks(range(len(labels)), labels, fontsize=8)
+        axes.margins(y=0.01)
+        axes.invert_yaxis()
+        axes.grid(axis="y", visible=False)
+        _mark(axes, bars.marked)
+        axes.set(title=bars.title, xlabel=bars.x_label)
+        if bars.marked:
+            figure.legend(loc="outside lower right", ncols=len(bars.marked))
+    return figure
+
+
+def _mark(axes: Any, marked: Mapping[str, float]) -> None:
+    for (label, place), line in zip(marked.items(), ("--", ":", "-."), strict=False):
+        axes.axvline(place, color="#000000", linewidth=1.0, linestyle=line, label=label)
+
+
+def _csv(rows: Iterable[Mapping[str, Any]]) -> str:
+    return pd.DataFrame(list(rows)).to_csv(index=False, float_format=CSV_FLOAT, lineterminator="\n")
+
+
+def _markdown(name: str, outcome: Outcome, command: str) -> str:
+    kinds = {True: "identity", False: "expected"}
+    checks = [
+        {
+            "": "pass" if check.passed else "FAIL",
+            "kind": kinds[check.identity],
+            "claim": check.name,
+            "expected": check.expected,
+            "measured": check.measured,
+        }
+        for check in outcome.checks
+    ]
+    rows = [{column: row[column] for column in outcome.shown} for row in outcome.rows]
+    parts = [f"# {name}", outcome.headline, f"{outcome.subject}."]
+    parts += ["## What was expected", _table(checks), "## Numbers", _table(rows)]
+    parts += [f"- {note}" for note in outcome.notes]
+    return "\n\n".join([*parts, f"Made by `{command}`."]) + "\n"
+
+
+def _table(rows: list[Mapping[str, Any]]) -> str:
+    titles = list(rows[0])
+    return markdown_table([(title, None) for title in titles], [[_cell(row[title]) for title in titles] for row in rows])
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    return f"{value:.5g}" if isinstance(value, float) else str(value)

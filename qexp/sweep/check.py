@@ -1,0 +1,169 @@
+"""All jobs of a sweep, validated before the first of them starts; torch-free.
+
+`check` turns composed values into `Config`s and reports every mistake of every job together; `group` puts the jobs that share
+a training side by side. What needs the data or the network (a policy that matches nothing, a corrupt image) is found by
+`qexp.experiment.job`, also before anything runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from qexp.base.errors import UserError, UserErrors
+from qexp.config.export import FILE_GRANULARITIES, FILE_SCHEMES
+from qexp.config.qat import METHODS
+from qexp.config.root import Config
+from qexp.config.validate import validate
+from qexp.experiment.identity import group_key
+from qexp.sweep.check_analysis import check_analysis
+
+
+class InvalidJobs(UserErrors):
+    """What is wrong with the settings of some jobs of a sweep, each mistake once.
+
+    Args:
+        causes: number of each invalid job -> its mistakes.
+        num_jobs: of the sweep.
+    """
+
+    def __init__(self, causes: Mapping[int, UserErrors], num_jobs: int) -> None:
+        self.causes = dict(causes)
+        errors = [(number, str(error)) for number, cause in self.causes.items() for error in cause.errors]
+        super().__init__([ValueError(text) for text in _merge(errors, num_jobs)])
+
+
+def check(jobs: Sequence[Mapping[str, object]], verb: str) -> list[Config]:
+    """Validate every job, once for all that follows.
+
+    Args:
+        jobs: resolved values, one mapping per job.
+        verb: `train`, `evaluate`, `analyze` or `export`.
+
+    Raises:
+        InvalidJobs: all mistakes of all jobs.
+    """
+    configs, causes = [], {}
+    for number, values in enumerate(jobs):
+        try:
+            config = validate(values)
+            _check_verb(config, verb)
+            configs.append(config)
+        except UserErrors as errors:
+            causes[number] = errors
+        except UserError as error:
+            causes[number] = UserErrors([error])
+    if causes:
+        raise InvalidJobs(causes, len(jobs))
+    return configs
+
+
+def check_read(configs: Sequence[Config], typed: Mapping[str, str]) -> None:
+    """Raise for typed settings that no job of the sweep would read.
+
+    What an experiment's file sets is not meant: some of its cases may use it, and one of them may be run alone.
+
+    Args:
+        configs: of all jobs.
+        typed: settings that were typed, as typed.
+
+    Raises:
+        UserErrors: all of them.
+    """
+    errors = []
+    if not any(config.qat.is_on for config in configs):
+        remedy = f"Nothing trains with quantization here: name a method, qat={' or '.join(METHODS)}."
+        errors = [UserError(key, value, remedy=remedy) for key, value in typed.items() if key.startswith("qat.")]
+    if "calibrate.file" in typed and not any(map(_has_static_activations, configs)):
+        remedy = "It holds ranges of activations, and no job has static ones: give quant.activation.bits=BITS."
+        errors.append(UserError("calibrate.file", typed["calibrate.file"], remedy=remedy))
+    if "calibrate" in typed and all(config.grids.activation.dynamic for config in configs):
+        remedy = "With quant.activation.dynamic=true each batch has its own range; only calibrate.weights has a say."
+        errors.append(UserError("calibrate", typed["calibrate"], remedy=remedy))
+    if errors:
+        raise UserErrors(errors)
+
+
+def _has_static_activations(config: Config) -> bool:
+    """True where a job quantizes activations within ranges that are found beforehand."""
+    activation, rules = config.grids.activation, config.policy.rules or ()
+    return not activation.dynamic and (activation.bits is not None or any(rule.role == "activation" for rule in rules))
+
+
+def _check_verb(config: Config, verb: str) -> None:
+    if verb == "analyze":
+        check_analysis(config)
+    elif (asked := config.task or config.image) is not None:
+        key = "task" if config.task else "image"
+        raise UserError(key, asked, allowed=f"null in qexp.{verb}", remedy="It belongs to python -m qexp.analyze.")
+    if verb in ("evaluate", "analyze", "export"):
+        if config.checkpoint is None:
+            raise UserError("checkpoint", None, allowed="a state-dict file", remedy=f"qexp.{verb} needs checkpoint=FILE.")
+        if not Path(config.checkpoint).is_file():
+            raise UserError("checkpoint", config.checkpoint, allowed="a file that exists")
+        if config.qat.is_on:
+            raise no_training(config.qat.name, verb)
+    elif config.checkpoint is not None:
+        raise UserError(
+            "checkpoint", config.checkpoint, allowed="null in qexp.train", remedy="To start from it: model.weights=FILE."
+        )
+    if verb == "export":
+        _check_export(config)
+    if config.calibrate.file is not None and not Path(config.calibrate.file).is_file():
+        raise UserError("calibrate.file", config.calibrate.file, allowed="a file that exists")
+    if config.cases is not None:
+        raise UserError("cases", config.cases, allowed="null in a single job", remedy="Several cases are a sweep: add -m.")
+    root = None if config.data.download else config.data.root
+    weights = None if config.model.weights == "DEFAULT" else config.model.weights
+    for key, text in (("data.root", root), ("model.weights", weights)):
+        if text is not None and not Path(text).expanduser().exists():
+            raise UserError(key, text, allowed="a path that exists")
+
+
+def no_training(method: str, verb: str) -> UserError:
+    remedy = "It trains: python -m qexp.train model.weights=FILE qat.init=checkpoint begins from a file."
+    return UserError("qat", method, allowed=f"none in qexp.{verb}", remedy=remedy)
+
+
+def _check_export(config: Config) -> None:
+    """Refuse what no file of codes holds; a network that was trained with its quantization is looked at when its file is read."""
+    weight, activation = config.quant.weight, config.quant.activation
+    if config.quant.input != "none":
+        remedy = "An exported network takes the images as they are."
+        raise UserError("quant.input", config.quant.input, allowed="none in qexp.export", remedy=remedy)
+    if config.float_only:
+        return
+    if config.mode != "int":
+        remedy = "A file holds codes; the float network is exported with float_only=true."
+        raise UserError("mode", config.mode, allowed="int in qexp.export", remedy=remedy)
+    if config.quant.name not in FILE_SCHEMES:
+        remedy = "QuantizeLinear has a uniform grid that holds zero."
+        raise UserError("quant", config.quant.name, allowed=f"{', '.join(FILE_SCHEMES)} in qexp.export", remedy=remedy)
+    if weight.granularity not in FILE_GRANULARITIES:
+        allowed = f"{' or '.join(FILE_GRANULARITIES)} in qexp.export"
+        raise UserError("quant.weight.granularity", weight.granularity, allowed=allowed, remedy="A file has a scale for each.")
+    if activation.rounding != "half_even":
+        remedy = "QuantizeLinear rounds so."
+        raise UserError("quant.activation.rounding", activation.rounding, allowed="half_even in qexp.export", remedy=remedy)
+
+
+def _merge(errors: Sequence[tuple[int, str]], num_jobs: int) -> list[str]:
+    """One line per distinct mistake, with the jobs that make it."""
+    jobs_of: dict[str, list[int]] = {}
+    for number, text in errors:
+        jobs_of.setdefault(text, []).append(number)
+    lines = []
+    for text, numbers in jobs_of.items():
+        if num_jobs == 1 or len(numbers) == num_jobs:
+            lines.append(text)
+        else:
+            lines.append(f"{text} (job {', '.join(f'#{number}' for number in numbers)} of {num_jobs})")
+    return lines
+
+
+def group(configs: Sequence[Config]) -> list[list[int]]:
+    """Positions of the jobs, those that share a training together, in order of first appearance."""
+    groups: dict[str, list[int]] = {}
+    for position, config in enumerate(configs):
+        groups.setdefault(group_key(config), []).append(position)
+    return list(groups.values())

@@ -1,0 +1,72 @@
+"""What `python -m qexp.analyze` can be asked; torch-free, part of `qexp.sweep.check`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from qexp.base.errors import UserError, UserErrors
+from qexp.config.analyze import BUDGETS, READS
+from qexp.config.root import TASKS, Config
+from qexp.quant.scheme_table import check_width
+
+ONE_LAYER = ("sensitivity", "allocate")  # tasks that quantize one layer at a time
+READ_BY = READS | {"image": ("profile",), "evaluate.split": ("profile", "allocate")}
+
+
+def check_analysis(config: Config) -> None:
+    """Raise UserError for what a task cannot do, and for what it needs and does not have."""
+    if config.task is None:
+        raise UserError("task", None, allowed=TASKS, remedy="qexp.analyze needs task=TASK.")
+    if config.image is not None and config.task != "profile":
+        raise UserError("image", config.image, allowed="null", remedy="Class scores are of task=profile.")
+    if config.image is not None and not Path(config.image).is_file():
+        raise UserError("image", config.image, allowed="a file that exists")
+    if config.task in ONE_LAYER:
+        _check_one_layer(config)
+    if config.task == "allocate" and len(config.analyze.budgets) != 1:
+        given = ", ".join(f"{name}={getattr(config.analyze, name)}" for name in config.analyze.budgets) or None
+        allowed = f"exactly one of {', '.join(f'analyze.{name}' for name in BUDGETS)} for task=allocate"
+        raise UserError("analyze", given, allowed=allowed)
+
+
+def _check_one_layer(config: Config) -> None:
+    where = f"with task={config.task}"
+    if config.mode != "int":
+        raise UserError("mode", config.mode, allowed=f"int {where}", remedy="Only rounding to codes has a width to choose.")
+    if config.float_only:
+        raise UserError("float_only", True, allowed=f"false {where}")
+    if config.task == "sensitivity" and config.quant.activation.bits is not None:
+        remedy = "Weights are quantized one at a time, all else float."
+        raise UserError("quant.activation.bits", config.quant.activation.bits, allowed=f"null {where}", remedy=remedy)
+    if any(rule.role == "activation" for rule in config.policy.rules or ()):
+        remedy = "Weights alone are studied; quant.activation.bits=BITS quantizes activations beside an allocation."
+        raise UserError("policy.rules", "role: activation", allowed=f"rules about weights {where}", remedy=remedy)
+    for width in config.analyze.tried(config.bits, config.task):
+        try:
+            check_width(config.quant.name, width)
+        except UserError as error:
+            key = "analyze.widths" if config.analyze.widths or config.task == "allocate" else "bits"
+            raise UserError(key, width, allowed=error.allowed, remedy=error.remedy) from None
+
+
+def check_analysis_read(config: Config, typed: Mapping[str, str]) -> None:
+    """Raise for typed settings that the task does not read; what an experiment's file sets is not meant.
+
+    Args:
+        config: of the job.
+        typed: settings that were typed, as typed.
+
+    Raises:
+        UserErrors: all of them.
+    """
+    errors = []
+    for key, value in typed.items():
+        tasks = READ_BY.get(key.removeprefix("analyze."), (config.task,))
+        if config.task not in tasks:
+            remedy = (
+                "Layers are compared on analyze.split." if key == "evaluate.split" else f"task={' and '.join(tasks)} read it."
+            )
+            errors.append(UserError(key, value, allowed=f"left out with task={config.task}", remedy=remedy))
+    if errors:
+        raise UserErrors(errors)

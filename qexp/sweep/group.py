@@ -1,0 +1,112 @@
+"""One merged job, on all ranks, as the only process that works on its training."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from dataclasses import dataclass, field, replace
+from types import TracebackType
+
+from qexp.base.console import is_main_process, say
+from qexp.base.files import SaveError
+from qexp.base.preemption import Preempted
+from qexp.deploy import export
+from qexp.engine.device import pick_device
+from qexp.engine.seed import seed_everything
+from qexp.experiment.job import Prepared
+from qexp.experiment.prepare import Preparer
+from qexp.experiment.recorder import Recorder
+from qexp.experiment.training import open_training, run_job
+from qexp.sweep.jobs import JobLog
+from qexp.sweep.ranks import Alone, Ranks
+from qexp.sweep.types import MergedJob
+from qexp.tracking.feed import Feeds
+
+START = "start"  # the verb of a float training that others begin from
+
+
+@dataclass
+class Resources:
+    """What a process holds for all merged jobs that it runs; a scope, at whose end MLflow has what was written.
+
+    Args:
+        preparer: makes jobs ready to run, and holds their data sets.
+        ranks: that run a job together.
+        feeds: to MLflow.
+    """
+
+    preparer: Preparer = field(default_factory=Preparer)
+    ranks: Ranks = field(default_factory=Alone)
+    feeds: Feeds = field(default_factory=Feeds)
+
+    def __enter__(self) -> Resources:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.feeds.close(hurry=isinstance(error, Preempted))
+
+
+def run_group(job: MergedJob, prepared: Prepared, resources: Resources) -> None:
+    """Run one merged job on all ranks, as the only process that works on its training.
+
+    Args:
+        job: checked.
+        prepared: the same, ready to run.
+        resources: of this process.
+    """
+    if prepared.start is not None:
+        _run_start(job, prepared.start, resources)
+    # Waited for here, not within the job, where the other ranks' collectives would time out.
+    training = open_training(prepared)
+    with training.lock():
+        if prepared.config.fresh and prepared.config.checkpoint is None:
+            training.discard()
+        resources.ranks.run_on_all(job, lambda: run_on_this_rank(job, prepared, resources))
+
+
+def _run_start(job: MergedJob, start: Prepared, resources: Resources) -> None:
+    """Train the float network that jobs begin from, if nobody has; what stops it stops them."""
+    log = JobLog(job.asked, job.sweep)
+    if not open_training(start).is_complete:
+        log.note("running")
+    try:
+        # Nobody asked for that training by itself, so it has no jobs of its own in the journal.
+        run_group(MergedJob((start.config,), (), replace(job.sweep, verb=START)), start, resources)
+    except (KeyboardInterrupt, Preempted) as stop:
+        log.note("preempted" if isinstance(stop, Preempted) else "killed")
+        raise
+
+
+def run_received(job: MergedJob, resources: Resources) -> None:
+    """Run a merged job that the leader sent, on a rank above 0."""
+    run_on_this_rank(job, resources.preparer.prepare(job.configs), resources)
+
+
+def run_on_this_rank(job: MergedJob, prepared: Prepared, resources: Resources) -> None:
+    """Run one merged job on this rank; rank 0 writes down what is measured."""
+    config, sweep = prepared.config, job.sweep
+    device = pick_device(config.device)
+    seed_everything(config.seed, config.deterministic)
+    if not is_main_process():
+        run_job(prepared, device, recorder=None)
+        return
+    feed = resources.feeds.of(config)
+    recorder = Recorder(prepared, sweep, str(device), notify=feed.notify, note_jobs=JobLog(job.asked, sweep).note)
+    recorder.begin()
+    status = "FAILED"
+    try:
+        run_job(prepared, device, recorder)
+        if sweep.verb == "export":
+            export.run(prepared, recorder)
+        status = "FINISHED"
+        if recorder.num_measured == 0 and sweep.verb != START:
+            say(f"  {prepared.training}: nothing to do, every number is stored (fresh=true trains again)")
+    except (KeyboardInterrupt, Preempted) as stop:
+        status = "KILLED" if isinstance(stop, KeyboardInterrupt) else "PREEMPTED"
+        if isinstance(stop, Preempted) and config.checkpoint is None and open_training(prepared).info:
+            open_training(prepared).mark_preempted(stop.signum.name)
+        raise
+    finally:
+        # On a full disk the journal cannot be closed either; what is said is why.
+        with contextlib.suppress(SaveError) if isinstance(sys.exception(), SaveError) else contextlib.nullcontext():
+            recorder.end(status, sys.exception())

@@ -1,0 +1,199 @@
+"""What becomes of every job of a sweep, written into the journal of its experiment.
+
+The leader plans and refuses jobs and notes which failed; the process that runs a group notes that it began and how it ended. All
+append, so they may be different processes on different machines, and nobody corrects a row: what state a job is in follows from
+the rows and from the numbers when a report reads them (`qexp.reporting.frames.jobs`). A killed process could not have told.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from qexp.base.errors import UserErrors
+from qexp.base.files import hash_json
+from qexp.config.root import Config
+from qexp.experiment.job import Prepared
+from qexp.experiment.prepare import Unprepared
+from qexp.experiment.variants import make_variants
+from qexp.sweep.check import InvalidJobs
+from qexp.sweep.types import AskedJob
+from qexp.tracking import rows
+from qexp.tracking.journal import Journal, journal_path
+from qexp.tracking.record import Sweep
+
+# What does not change which numbers are asked for.
+NOT_ASKED = ("name", "fresh", "plan_only", "device", "tracking", "runs_dir", "results_dir")
+REASON_LENGTH = 500
+
+
+class JobLog:
+    """Notes what becomes of jobs.
+
+    Args:
+        jobs: those of a whole sweep, or of one group where only `note` is called.
+        sweep: theirs.
+    """
+
+    def __init__(self, jobs: Sequence[AskedJob], sweep: Sweep) -> None:
+        self.jobs, self.sweep = tuple(jobs), sweep
+
+    def planned(self, configs: Sequence[Config], groups: Sequence[Sequence[int]], prepared: Sequence[Prepared]) -> None:
+        """Note all jobs of a sweep that was found right, before the first of them starts."""
+        planned: dict[int, rows.Row] = {}
+        for positions, one in zip(groups, prepared, strict=True):
+            labels = {variant.key: variant.label for variant in one.variants}
+            for position in positions:
+                variants = one.variants if one.converted else make_variants([configs[position]], one.tensors, one.places)
+                key = variants[-1].key
+                job = {"job": position, "asked": self.jobs[position].asked}
+                subject = {"training": one.training, "variant_key": key, "variant": labels[key]}
+                planned[position] = self._row(position, "planned", **job, **subject)
+        self._append(planned)
+
+    @contextlib.contextmanager
+    def refusals(self, groups: Sequence[Sequence[int]] = ()) -> Iterator[None]:
+        """Within, an error about jobs is noted before it goes on its way.
+
+        Args:
+            groups: positions of the jobs of each group, once they are known.
+        """
+        try:
+            yield
+        except UserErrors as error:
+            with contextlib.suppress(OSError):  # a journal that cannot be written is not what the user has to hear of first
+                self._refused(_reasons(error, groups))
+            raise
+
+    def _refused(self, reasons: Mapping[int, str]) -> None:
+        """Note which jobs are invalid and why, and that the others are still to be done.
+
+        An experiment that nobody has run before gets no journal from a command that is wrong as a whole.
+        """
+        if any(job.plan_only for job in self.jobs):
+            return
+        places = {number: job.place for number, job in enumerate(self.jobs) if job.place is not None}
+        right = {place for number, place in places.items() if number not in reasons}
+        wrong = {place for number, place in places.items() if number in reasons}
+        written = {place for place in wrong if place in right or journal_path(*place).exists()}
+        self._append(
+            {
+                number: self._row(
+                    number,
+                    "invalid" if number in reasons else "planned",
+                    job=number,
+                    asked=self.jobs[number].asked,
+                    reason=reasons.get(number),
+                )
+                for number, place in places.items()
+                if place in written
+            }
+        )
+
+    def note(
+        self,
+        state: rows.JobState,
+        positions: Sequence[int] | None = None,
+        *,
+        error: BaseException | None = None,
+        traceback: Path | None = None,
+    ) -> None:
+        """Note the state of jobs.
+
+        Args:
+            state: theirs.
+            positions: which of them; None for all.
+            error: why they failed.
+            traceback: its file.
+        """
+        reason = None if error is None else _one_line(error)
+        chosen = range(len(self.jobs)) if positions is None else positions
+        self._append({number: self._row(number, state, reason=reason, traceback=traceback) for number in chosen})
+
+    def _row(self, number: int, state: rows.JobState, **values: object) -> rows.Row:
+        job = self.jobs[number]
+        return rows.job_row(self.sweep.sweep, job.key, state, fresh=job.fresh, **values)
+
+    def _append(self, numbered: Mapping[int, rows.Row]) -> None:
+        """Append rows by number of the job to the journals of their experiments, each in one go."""
+        places: dict[tuple[str, str], list[rows.Row]] = {}
+        for number, row in sorted(numbered.items()):
+            place = self.jobs[number].place
+            assert place is not None, "such a job is invalid, and not written down"
+            places.setdefault(place, []).append(row)
+        for place, chosen in places.items():
+            Journal.of(*place).append(chosen)
+
+
+def _reasons(error: UserErrors, groups: Sequence[Sequence[int]]) -> dict[int, str]:
+    """Number of each invalid job -> what is wrong with it; none where the command is wrong as a whole."""
+    if isinstance(error, InvalidJobs):
+        return {number: _one_line(cause, name=False) for number, cause in error.causes.items()}
+    if isinstance(error, Unprepared):
+        return {groups[number][place]: _one_line(cause, name=False) for (number, place), cause in error.causes.items()}
+    return {}
+
+
+def ask_for(jobs: Sequence[Mapping[str, object]]) -> list[AskedJob]:
+    """What a sweep asks for, right or wrong.
+
+    Args:
+        jobs: resolved values, one mapping per job.
+    """
+    return [
+        AskedJob(
+            key=job_key(values),
+            asked=asked,
+            runs_dir=_text(values.get("runs_dir")),
+            name=_text(values.get("name")),
+            fresh=values.get("fresh") is True,
+            plan_only=values.get("plan_only") is True,
+        )
+        for values, asked in zip(jobs, asked_for(jobs), strict=True)
+    ]
+
+
+def _text(value: object) -> str | None:
+    return value if isinstance(value, str) else None
+
+
+def job_key(values: Mapping[str, object]) -> str:
+    """Names what a job asks for; also for values that no setting would take, NaN included."""
+    asked = {key: value for key, value in values.items() if key not in NOT_ASKED}
+    return hash_json(json.dumps(asked, sort_keys=True, default=str))
+
+
+def asked_for(jobs: Sequence[Mapping[str, object]]) -> list[str]:
+    """What tells each job from the others, as typed: `train.lr=0.1 bits=4`; bits and mode where there is no other.
+
+    Settings that follow from the choice of a group (those of `policy=rules`, say) are left out.
+
+    >>> asked_for([{"seed": 0, "bits": 4, "policy": {"name": "a", "edge": 8}}, {"seed": 0, "bits": 8, "policy": {"name": "b"}}])
+    ['bits=4 policy=a', 'bits=8 policy=b']
+    """
+    flat = [rows.flatten({key: value for key, value in values.items() if key not in NOT_ASKED}) for values in jobs]
+    keys = dict.fromkeys(key for values in flat for key in values)
+    differ = [key for key in keys if len({repr(values.get(key)) for values in flat}) > 1]
+
+    def follows(key: str) -> bool:
+        choice = f"{key.partition('.')[0]}.name"
+        if key == choice or choice not in differ:
+            return False
+        pairs = {(repr(values.get(choice)), repr(values.get(key))) for values in flat}
+        return len(pairs) == len({chosen for chosen, _ in pairs})
+
+    shown = [key for key in differ if not follows(key)] or ["bits", "mode"]
+    return [" ".join(f"{key.removesuffix('.name')}={_typed(values.get(key))}" for key in shown) for values in flat]
+
+
+def _typed(value: rows.Scalar) -> str:
+    """A value as it is typed."""
+    return {None: "null", True: "true", False: "false"}[value] if value is None or isinstance(value, bool) else str(value)
+
+
+def _one_line(error: BaseException, *, name: bool = True) -> str:
+    """What an error says, after its type's name unless it is the user's mistake."""
+    text = "; ".join(" ".join(line.split()) for line in str(error).splitlines() if line.strip())
+    return (f"{type(error).__name__}: {text}" if name else text)[:REASON_LENGTH]

@@ -1,0 +1,112 @@
+"""The way in: `python -m qexp.train`, `evaluate`, `analyze` and `export`, alone or under torchrun; torch-free until a job runs.
+
+Only rank 0 runs Hydra; the other ranks wait for checked jobs. Hydra on every rank was tried and rejected: sweep folders diverge,
+and a rank that fails alone pairs its next collective with another job's, which gives wrong numbers in silence.
+
+Exit codes: 0 done, 1 some job failed, 2 bad input and nothing started, 143 stopped by SIGTERM, 130 by Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shlex
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING
+
+from qexp.base.console import complain
+from qexp.base.errors import JobsFailed, RankFailed, UserError, UserErrors
+from qexp.base.files import SaveError
+from qexp.base.preemption import Preempted, listening
+from qexp.sweep.arguments import check_arguments, clean_arguments, hydra_error, typed_settings
+from qexp.sweep.types import Composed
+from qexp.tracking.record import Sweep
+
+if TYPE_CHECKING:
+    from qexp.sweep.ranks import Ranks
+
+# What a command does with its jobs: the values that Hydra composed, where they come from, the settings that were typed.
+Run = Callable[[Composed, Sweep, Mapping[str, str], "Ranks"], None]
+
+
+def run_command_line(verb: str, config_name: str, run: Run | None = None) -> int:
+    """Run one command line.
+
+    Args:
+        verb: `train`, `evaluate`, `analyze` or `export`.
+        config_name: of its root file in `conf/`.
+        run: what is done with its jobs; None runs them as a sweep.
+
+    Returns:
+        The exit code.
+    """
+    arguments = clean_arguments(sys.argv[1:])
+    sys.argv[1:] = arguments
+    stamp = f"{time.strftime('%Y-%m-%d_%H-%M-%S')}_{secrets.token_hex(3)}"  # two machines may share a second and a process number
+    sweep = Sweep(sweep=stamp, command=shlex.join(["python", "-m", f"qexp.{verb}", *arguments]), verb=verb)
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return _run(config_name, arguments, sweep, run, None)
+    if verb in ("analyze", "export"):
+        complain("qexp: nothing was started.", f"  qexp.{verb} runs in one process: leave torchrun away.")
+        return 2
+    from qexp.sweep import ranks
+
+    device = next((text.partition("=")[2] for text in arguments if text.startswith("device=")), "auto")
+    if int(os.environ["RANK"]) > 0:
+        from qexp.sweep.group import Resources, run_received
+
+        return ranks.serve(device, partial(run_received, resources=Resources()))
+    leader, code = ranks.Leader(device), 1
+    try:
+        code = _run(config_name, arguments, sweep, run, leader)
+    finally:
+        leader.shutdown(code)
+    return code
+
+
+def _run(config_name: str, arguments: Sequence[str], sweep: Sweep, run: Run | None, ranks: Ranks | None) -> int:
+    """Compose and run, and say every error of the user's without a traceback; returns the exit code."""
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    from qexp.sweep.compose import compose
+
+    try:
+        typed = typed_settings(arguments)
+        check_arguments(typed, sweep.verb)
+        with listening():
+            composed = compose(config_name)
+            if composed is not None:
+                _run_composed(composed, sweep, typed, run, ranks)
+    except (UserErrors, UserError) as error:
+        complain("qexp: nothing was started.", *(f"  {line}" for line in str(error).splitlines()))
+        return 2
+    except (HydraException, OmegaConfBaseException) as error:
+        complain("qexp: nothing was started.", f"  {hydra_error(error)}")
+        return 2
+    except (JobsFailed, RankFailed, SaveError) as error:
+        complain(f"qexp: {error}")
+        return 1
+    except BrokenPipeError:  # `--help | head`: the reader has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except (KeyboardInterrupt, Preempted) as stop:
+        asked = stop if isinstance(stop, Preempted) else Preempted(signal.SIGINT)
+        complain(f"qexp: {asked}. The same command goes on where this one stopped.")
+        return asked.exit_code
+    except Exception:
+        traceback.print_exc()
+        return 1
+    return 0
+
+
+def _run_composed(composed: Composed, sweep: Sweep, typed: Mapping[str, str], run: Run | None, ranks: Ranks | None) -> None:
+    from qexp.sweep.ranks import Alone
+    from qexp.sweep.run import run_command
+
+    (run or run_command)(composed, sweep, typed, ranks or Alone())

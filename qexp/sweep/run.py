@@ -1,0 +1,155 @@
+"""A sweep, top to bottom: check the jobs, prepare them, train once per group, evaluate every copy of every epoch, report."""
+
+from __future__ import annotations
+
+import contextlib
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+
+from qexp.base.console import complain, say
+from qexp.base.errors import JobsFailed, RankFailed
+from qexp.base.files import SaveError
+from qexp.config.launcher import check_single, launcher_settings
+from qexp.config.root import Config
+from qexp.deploy import export
+from qexp.experiment import messages
+from qexp.experiment.estimate import estimate
+from qexp.experiment.job import Prepared
+from qexp.experiment.prepare import Preparer
+from qexp.reporting.frames.protocol import MixedProtocolsError
+from qexp.reporting.report import write_report
+from qexp.sweep.check import check, check_read, group
+from qexp.sweep.group import Resources
+from qexp.sweep.jobs import JobLog, ask_for
+from qexp.sweep.launchers import run_in_turn, run_side_by_side
+from qexp.sweep.ranks import Ranks
+from qexp.sweep.types import Composed, MergedJob, Outcomes
+from qexp.tracking.record import Sweep
+
+Launch = Callable[[Sequence[MergedJob], Sequence[Prepared]], Outcomes]  # runs merged jobs, here or elsewhere
+
+
+def run_command(composed: Composed, sweep: Sweep, typed: Mapping[str, str], ranks: Ranks) -> None:
+    """Run the jobs of a command where its launcher says.
+
+    Args:
+        composed: as Hydra left it.
+        sweep: of the command.
+        typed: settings that were typed, as typed.
+        ranks: that run a job together.
+
+    Raises:
+        UserErrors, UserError: something is wrong with some job or with the launcher; nothing was started.
+        JobsFailed: some group failed; the others are done and reported.
+    """
+    settings = launcher_settings(composed.launcher)
+    if not composed.is_sweep:
+        check_single(settings)
+    preparer = Preparer(check_device=settings.inner != "submitit_slurm")
+    with Resources(preparer=preparer, ranks=ranks) as resources:
+        if settings.inner == "basic":
+            launch: Launch = partial(run_in_turn, resources=resources)
+        else:
+            launch = lambda jobs, prepared: run_side_by_side(jobs, settings, composed.folder)  # noqa: E731
+        log = JobLog(ask_for(composed.jobs), sweep)
+        with log.refusals():
+            configs = check(composed.jobs, sweep.verb)
+        run_sweep(configs, log, resources, launch, typed=typed)
+
+
+def run_sweep(
+    configs: Sequence[Config], log: JobLog, resources: Resources, launch: Launch, *, typed: Mapping[str, str]
+) -> list[Prepared]:
+    """Prepare checked jobs, run them group by group, and report.
+
+    Args:
+        configs: of all jobs.
+        log: of the same jobs.
+        resources: of this process.
+        launch: runs the groups.
+        typed: settings that were typed, as typed.
+
+    Returns:
+        What was run: the jobs that share a training as one.
+
+    Raises:
+        UserErrors: something is wrong with some job; nothing was started.
+        JobsFailed: some group failed; the others are done and reported.
+    """
+    groups = group(configs)
+    with log.refusals(groups):
+        check_read(configs, typed)
+        prepared = resources.preparer.prepare_all([[configs[position] for position in positions] for positions in groups])
+        if log.sweep.verb == "export":
+            export.check(prepared)
+    messages.plan(prepared, num_jobs=len(configs))
+    if any(config.plan_only for config in configs):
+        estimate(prepared)
+        return prepared
+    log.planned(configs, groups, prepared)
+    failed = _launch_all(groups, prepared, configs, launch, log)
+    for config in {(config.runs_dir, config.name): config for config in configs}.values():
+        files = report(config)
+        resources.feeds.of(config).log_files(None, files)  # where workers ran the groups, this process has sent nothing yet
+    if failed:
+        raise JobsFailed(f"{failed} of {len(groups)} trainings failed; the same command tries them again")
+    return prepared
+
+
+def _launch_all(
+    groups: Sequence[Sequence[int]], prepared: Sequence[Prepared], configs: Sequence[Config], launch: Launch, log: JobLog
+) -> int:
+    """Launch every group whatever becomes of the others; returns how many failed."""
+    jobs = [
+        MergedJob(
+            configs=tuple(configs[position] for position in positions),
+            asked=tuple(log.jobs[position] for position in positions),
+            sweep=log.sweep,
+        )
+        for positions in groups
+    ]
+    failed = 0
+    with contextlib.closing(launch(jobs, prepared)) as outcomes:
+        for number, error in outcomes:
+            one = prepared[number]
+            if error is None:
+                (one.folder / "traceback.txt").unlink(missing_ok=True)  # of an earlier try
+                continue
+            kept = failure(one, error)
+            with contextlib.suppress(OSError):  # on a full disk, which has been said
+                log.note("failed", groups[number], error=error, traceback=kept)
+            if isinstance(error, RankFailed):
+                raise error  # the process group cannot be used again
+            failed += 1
+    return failed
+
+
+def failure(one: Prepared, error: Exception) -> Path | None:
+    """Say which training failed and why; the traceback goes to a file beside it, which is returned, or to the screen."""
+    complain(f"qexp: training {one.training} failed: {type(error).__name__}: {error}")
+    text, path = "".join(traceback.format_exception(error)), one.folder / "traceback.txt"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    except OSError:  # the disk may be full, and that be the failure
+        if not isinstance(error, SaveError):
+            complain(text)
+        return None
+    complain(f"  traceback: {path}")
+    return path
+
+
+def report(config: Config) -> list[Path]:
+    """Write tables and figures, print the table, say where everything is; returns the files, none where a table is refused."""
+    try:
+        written = write_report(config.name, runs_dir=config.runs_dir, results_dir=config.results_dir)
+    except MixedProtocolsError as error:  # every number is stored: the sweep is done, its table has to be asked for
+        say("", f"no report: {error}")
+        return []
+    say("", written.table, "", f"tables and figures: {written.folder}/")
+    if config.tracking.enabled:
+        uri = config.tracking.uri or f"sqlite:///{(Path(config.runs_dir) / 'mlflow.db').resolve()}"
+        say(f"MLflow UI: make ui   (or: mlflow ui --host 127.0.0.1 --backend-store-uri {uri})")
+    return [*written.figures, *written.tables]

@@ -1,0 +1,74 @@
+"""What is written down: a record of one evaluation, and the sweep it comes from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+FLOAT_VARIANT = "fp32"  # the network as trained, the reference of every delta
+
+FLOAT_BITS = 32  # of a weight and an activation there
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """One flat row: what one variant of one training scored after one epoch, and what that number rests on.
+
+    `training` and `variant_key` are content hashes; `variant` is the label a person reads. `delta_prec1` is against the float
+    network of the same epoch, in points. `size_bytes` counts packed codes, their scales and zero points, and the rest as stored.
+    `activation_bits` is None where activations are float, the widest where they differ. `ranges` names the methods that found the
+    limits of weights and activations, `corrections` what was done beside rounding, `calibration` the file of activation ranges.
+    `world_size` ranks measured; `trained_by` tells how many trained (`1 then 2` where it went on with another number, which
+    changes the order of sums).
+    """
+
+    experiment: str
+    training: str
+    variant: str
+    variant_key: str
+    bits: int
+    mode: str
+    policy: str
+    quant: str
+    granularity: str
+    input_quant: str
+    seed: int
+    epoch: int
+    prec1: float
+    prec5: float
+    loss: float
+    delta_prec1: float
+    n: int
+    kl: float | None
+    logit_sqnr_db: float | None
+    size_bytes: int
+    split: str
+    plan_hash: str
+    data_hash: str
+    state: str = "done"
+    alarms: tuple[str, ...] = ()
+    reused: bool = False
+    predictions: str | None = None
+    world_size: int = 1
+    trained_by: str = ""
+    activation_bits: int | None = None
+    activation_scheme: str = ""
+    ranges: str = ""
+    corrections: str = ""
+    calibration: str | None = None
+    device: str = "cpu"
+    time_ms: int = 0
+    versions: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """Where the jobs come from: recorded with every run.
+
+    Args:
+        sweep: id, the time it began and a few random digits. command: as typed. verb: `train`, `evaluate`, `analyze`,
+            `export`, or `start`, for a float training that others begin from.
+    """
+
+    sweep: str
+    command: str
+    verb: str

@@ -1,0 +1,61 @@
+import sys
+from dataclasses import dataclass
+
+import pytest
+
+from qexp.base.errors import UserError, UserErrors
+from qexp.base.keyvalue import parse, run_verb
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    name: str
+    count: int = 1
+    uri: str | None = None
+    verify: bool = False
+
+
+def test_values_have_their_types():
+    assert parse(Settings, ["name=x", "count=3", "verify=true", "uri=null"]) == Settings(name="x", count=3, verify=True)
+
+
+@pytest.mark.parametrize("text", ["12345678", "1e234567", "0012", "true", "a,b", "[a", "a=b"])
+def test_texts_are_taken_as_typed(text):
+    assert parse(Settings, [f"name={text}"]).name == text
+
+
+def test_all_mistakes_at_once():
+    with pytest.raises(UserErrors) as raised:
+        parse(Settings, ["nam=x", "count", "--verbose"])
+    first, second, third = map(str, raised.value.errors)
+    assert first.startswith("nam=") and "one of name, count, uri, verify" in first and "Did you mean name?" in first
+    assert second.startswith("count=") and third.startswith("--verbose=")
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ([], "name=(missing)"),
+        (["name="], "name=None"),
+        (["name=x", "count=many"], "count=many: allowed is a valid integer"),
+        (["name=x", "verify=perhaps"], "verify=perhaps"),
+    ],
+)
+def test_wrong_values(arguments, message):
+    with pytest.raises(UserErrors) as raised:
+        parse(Settings, arguments)
+    assert str(raised.value).startswith(message)
+
+
+def test_exit_codes(monkeypatch, capsys):
+    def run(settings):
+        if settings.count == 2:
+            raise UserError("name", settings.name, allowed="another")
+        return None
+
+    for arguments, code in ((["name=x"], 0), (["name=x", "count=2"], 2), (["nme=x"], 2), (["--help"], 0), (["-h"], 0)):
+        monkeypatch.setattr(sys, "argv", ["qexp.verb", *arguments])
+        assert run_verb(Settings, run, "Does things.") == code
+    out, err = capsys.readouterr()
+    assert out.count("Does things.") == 2
+    assert "qexp: name=x: allowed is another" in err and "Traceback" not in err

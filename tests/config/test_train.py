@@ -1,0 +1,28 @@
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from qexp.base.errors import UserError
+from qexp.config.train import TrainSettings, check_precision
+
+CONF = Path(__file__).parents[2] / "conf"
+NAMES = sorted(path.stem for path in (CONF / "train").glob("*.yaml") if not path.stem.startswith("_"))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_choice_of_train_sets_every_key(name):
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        values = OmegaConf.to_container(compose(overrides=[f"+train={name}"]), throw_on_missing=True)["train"]
+    assert list(values) == [item.name for item in fields(TrainSettings)]
+    TrainSettings(**values)
+
+
+def test_fp16_is_for_cuda():
+    for precision in ("fp32", "bf16", "O0"):
+        check_precision(precision, "cpu")
+    check_precision("fp16", "cuda")
+    with pytest.raises(UserError, match="device=cuda"):
+        check_precision("O2", "cpu")

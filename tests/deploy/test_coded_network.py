@@ -1,0 +1,121 @@
+"""From a quantized network to the codes of its weights: after training, as AdaRound left them, in training, or none."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from qexp.base.errors import UserError
+from qexp.base.types import QuantSpec
+from qexp.deploy.coded_network import coded
+from qexp.deploy.weight_codes import weight_codes
+from qexp.nn.graph import GraphNetwork, trace
+from qexp.quant.schemes import quantize_
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm, self.head = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Linear(4, 5)
+        self.kernel = nn.Parameter(torch.randn(4, 4, 1, 1))
+
+    def forward(self, x):
+        return self.head(torch.conv2d(self.norm(self.conv(x)), self.kernel).mean((2, 3)))
+
+
+EIGHT = QuantSpec(scheme="symmetric_restricted", bits=8, granularity="per_channel")
+EXAMPLE = torch.zeros(1, 3, 8, 8)
+
+
+@pytest.fixture
+def net():
+    torch.manual_seed(0)
+    return Net().eval()
+
+
+@torch.no_grad()
+def rounded(net, specs, limits=None):
+    twin = copy.deepcopy(net)
+    for name, spec in specs.items():
+        tensor = dict(twin.named_parameters())[name]
+        quantize_(tensor, tensor.clone(), spec, (limits or {}).get(name))
+    return twin
+
+
+def test_codes_after_training_are_of_the_float_weights_grid(net):
+    limits = {"conv.weight": (torch.full((4,), -0.1), torch.full((4,), 0.1))}
+    specs = {"conv.weight": EIGHT, "kernel": EIGHT, "head.weight": QuantSpec(scheme="affine", bits=4)}
+    twin = rounded(net, specs, limits)
+    grids = {name: (spec, None) for name, spec in specs.items()}
+    found = coded(twin, EXAMPLE, grids, reference=net, limits=limits)
+    assert isinstance(found.network, GraphNetwork) and not found.left and list(found.weights) == list(specs)
+    for name, weight in found.weights.items():
+        assert torch.equal(weight.values, dict(twin.named_parameters())[name].data)
+    assert found.weights["conv.weight"].qparams.scale.max() <= 0.1 / 127 * 1.0001, "clipped as asked"
+
+
+def test_codes_that_were_learned_on_the_grid_are_kept(net):
+    """AdaRound rounds up or down; the grid is that of the float weight."""
+    twin, expected = rounded(net, {"conv.weight": EIGHT}), weight_codes(net.conv.weight, EIGHT)
+    step = torch.zeros_like(net.conv.weight)
+    step[:, 0, 0, 0] = -torch.sign(expected.codes[:, 0, 0, 0])
+    with torch.no_grad():
+        twin.conv.weight.copy_(type(expected)(expected.codes + step.int(), expected.qparams).values)
+    found = coded(twin, EXAMPLE, {"conv.weight": (EIGHT, None)}, reference=net)
+    assert torch.equal(found.weights["conv.weight"].codes, expected.codes + step.int())
+    with torch.no_grad():
+        twin.conv.weight += 1e-4
+    with pytest.raises(UserError, match=r"conv\.weight=.*off their grid"):
+        coded(twin, EXAMPLE, {"conv.weight": (EIGHT, None)}, reference=net)
+
+
+def test_grids_of_a_training_are_taken_as_they_are(net):
+    expected = weight_codes(net.conv.weight * 0.9, EIGHT)
+    twin = copy.deepcopy(net)
+    with torch.no_grad():
+        twin.conv.weight.copy_(expected.values)
+    found = coded(twin, EXAMPLE, {"conv.weight": (EIGHT, expected.qparams)})
+    assert torch.equal(found.weights["conv.weight"].codes, expected.codes)
+    assert found.weights["conv.weight"].qparams is expected.qparams
+
+
+def test_what_a_file_cannot_hold_is_named_and_stays_float(net):
+    specs = {
+        "conv.weight": QuantSpec(scheme="linear", bits=8),
+        "head.weight": QuantSpec(scheme="affine", bits=4, granularity="per_group", group_size=2),
+        "kernel": EIGHT,
+        "head.bias": QuantSpec(scheme="affine", bits=8, mode="float"),
+    }
+    grids = {name: (spec, None) for name, spec in specs.items()}
+    found = coded(net, EXAMPLE, grids, reference=net, constant=("kernel",))
+    assert not found.weights and list(found.left) == list(specs)
+    assert found.left["conv.weight"] == "a file has no codes for linear" and "per_group" in found.left["head.weight"]
+    assert "no range" in found.left["kernel"] and "in mode float" in found.left["head.bias"]
+
+
+def test_a_grid_that_was_not_kept_is_found_again_or_named(net):
+    specs = {"conv.weight": EIGHT}
+    found = coded(rounded(net, specs), EXAMPLE, {"conv.weight": (EIGHT, None)})
+    assert list(found.weights) == ["conv.weight"], "its largest value has the last code"
+    with torch.no_grad():
+        twin = rounded(net, specs)
+        twin.conv.weight[0].clamp_(-0.05, 0.05)
+    found = coded(twin, EXAMPLE, {"conv.weight": (EIGHT, None)})
+    assert not found.weights and "was not kept" in found.left["conv.weight"]
+
+
+def test_tied_weights_are_coded_under_the_name_that_the_graph_reads(net):
+    net.other = nn.Linear(4, 5)
+    net.other.weight = net.head.weight
+    net._modules = {"other": net._modules.pop("other"), **net._modules}
+    twin = rounded(net, {"other.weight": EIGHT})
+    found = coded(twin, EXAMPLE, {"other.weight": (EIGHT, None)}, reference=net)
+    assert list(found.weights) == ["head.weight"]
+
+
+def test_a_float_network_has_a_graph_and_no_codes(net):
+    found = coded(net, EXAMPLE, {})
+    assert isinstance(found.network, GraphNetwork) and not found.weights and not found.left
+    again = trace(net, EXAMPLE).build()
+    assert coded(again, EXAMPLE, {}).network is again

@@ -1,0 +1,181 @@
+"""`python -m qexp.export` from the command line to its files, on a network of a few hundred weights."""
+
+import csv
+import json
+import runpy
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from qexp.base.files import hash_file
+from qexp.deploy import export, fidelity
+
+for library in ("onnx", "onnxruntime"):
+    pytest.importorskip(library, reason=f"needs {library}: pip install 'qexp[deploy]'")
+
+NETWORKS = Path(__file__).parents[1] / "networks.py"
+LABEL = "W8A8 int symmetric_restricted per_channel fold_bn"
+FEW = ("evaluate.num_images=20",)
+FOLDER = Path("runs/exports/digits") / LABEL.replace(" ", "_")
+
+
+@pytest.fixture
+def checkpoint():
+    torch.manual_seed(0)
+    network = runpy.run_path(str(NETWORKS))["tiny"](10, 1)
+    network[1].running_mean.uniform_(-0.2, 0.2)
+    network[1].running_var.uniform_(0.5, 2)
+    torch.save(network.state_dict(), "checkpoint.pt")
+
+
+@pytest.fixture
+def run(cli, tiny, checkpoint):
+    """Run the command on the checkpoint, without timing it."""
+    return lambda *more: cli("checkpoint=checkpoint.pt", *tiny, "export.cost=false", *more, verb="export")
+
+
+def table(name):
+    with open(Path("results/digits") / name) as handle:
+        return list(csv.DictReader(handle))
+
+
+def journal(kind):
+    rows = [json.loads(line) for line in Path("runs/journal/digits.jsonl").read_text().splitlines()]
+    return [row for row in rows if row["kind"] == kind]
+
+
+def test_the_ladder_holds_what_the_evaluation_says(run):
+    done = run()
+    assert done.code == 0, done.err
+    rungs = {row["name"]: row for row in table("ladder.csv")}
+    assert list(rungs) == ["fp32", "simulated", "evaluated", "integer", "onnxruntime"]
+    scored = {row["variant"]: row for row in table("table.csv")}
+    for rung, variant in (("fp32", "fp32"), ("evaluated", LABEL)):
+        assert (rungs[rung]["prec1"], rungs[rung]["prec5"]) == (scored[variant]["prec1"], scored[variant]["prec5"])
+        assert rungs[rung]["n"] == scored[variant]["n"] == "360"
+    for rung in ("integer", "onnxruntime"):
+        assert rungs[rung]["passed"] == "True" and int(rungs[rung]["layer_steps"]) <= 1
+        assert int(rungs[rung]["n_codes"]) == 360 and float(rungs[rung]["agreement"]) > 0.98
+    page = Path("results/digits/report.html").read_text(encoding="utf-8")
+    assert page.count('<td class="left">onnxruntime</td>') == 1 and page.count('<td class="left">pass</td>') == 2
+    assert scored[LABEL]["alarms"] == "" and "ALARM" not in done.out
+    assert sorted(path.name for path in FOLDER.iterdir()) == ["example.npz", "network.onnx"]
+    assert [path.name for path in (FOLDER.parent / "fp32").iterdir()] == ["network.onnx"]
+    assert "onnxruntime" in done.out and "n = 360 (test)" in Path("results/digits/ladder.md").read_text()
+    layers = {row["layer"]: row for row in table("layers.csv")}
+    assert [(layers[name]["weight_bits"], layers[name]["act_bits"]) for name in ("0", "5")] == [("8", "8")] * 2
+    assert layers["5"]["macs"] == "320" and layers["5"]["bops"] == str(320 * 64)
+    (metrics,) = (row["values"] for row in journal("metrics"))
+    assert metrics["onnxruntime/prec1"] == pytest.approx(float(rungs["onnxruntime"]["prec1"]))
+    assert metrics["file_bytes"] == (FOLDER / "network.onnx").stat().st_size
+
+
+def test_a_repeated_command_measures_nothing(run, monkeypatch):
+    assert run("evaluate.num_images=20").code == 0
+    digest = hash_file(FOLDER / "network.onnx")
+    counts = {kind: len(journal(kind)) for kind in ("export", "metrics", "record", "model")}
+    with monkeypatch.context() as patch:
+        patch.setattr(export._Job, "measure", lambda self: pytest.fail("measured again"))
+        again = run("evaluate.num_images=20")
+        assert again.code == 0 and "measured before" in again.out and "nothing to do" in again.out
+    assert counts == {kind: len(journal(kind)) for kind in counts} and counts["export"] == 1
+    (FOLDER / "network.onnx").unlink()
+    assert run("evaluate.num_images=20").code == 0
+    assert hash_file(FOLDER / "network.onnx") == digest
+
+
+def test_a_failed_rung_is_an_alarm_of_the_record(run, monkeypatch):
+    outcome = fidelity.Runtime.outcome
+
+    def wrong(self, images, *, with_codes):
+        found = outcome(self, images, with_codes=with_codes)
+        return replace(found, codes={place: codes + 2 * (place == "3") for place, codes in found.codes.items()})
+
+    with monkeypatch.context() as patch:
+        patch.setattr(fidelity.Runtime, "outcome", wrong)
+        done = run("evaluate.num_images=20")
+    assert done.code == 0, done.err
+    (alarm,) = [row["alarms"] for row in table("table.csv") if row["variant"] == LABEL]
+    assert alarm == "export: onnxruntime at 3: 2 steps from integers, 1 is allowed"
+    assert f"ALARM: {alarm}" in Path("results/digits/table.md").read_text() and "FAIL 3" in done.out
+    assert run("evaluate.num_images=20", "fresh=true").code == 0
+    assert not any(row["alarms"] for row in table("table.csv"))
+
+
+def test_a_copy_that_scores_otherwise_than_it_was_evaluated_is_an_alarm(run, monkeypatch):
+    lower = export.lower
+
+    def other(prepared, variant):
+        found = lower(prepared, variant)
+        with torch.no_grad():
+            found.network.get_parameter("5.bias").copy_(torch.arange(10) * 100.0)
+        return found
+
+    monkeypatch.setattr(export, "lower", other)
+    assert run("evaluate.num_images=20", "export.runtime=[]").code == 0
+    (alarms,) = [row["alarms"] for row in table("table.csv") if row["variant"] == LABEL]
+    assert "export: evaluated scores" in alarms
+
+
+def test_widths_and_the_fast_simulation(run):
+    done = run(
+        "evaluate.num_images=20", "bits=4,8", "quant.activation.bits=8", "export.simulate=fast", "export.pack_int4=true", "-m"
+    )
+    assert done.code == 0, done.err
+    rungs = table("ladder.csv")
+    assert [row["name"] for row in rungs] == ["fp32", "simulated", "integer", "onnxruntime"] * 2
+    sizes = {path.parent.name[:4]: path.stat().st_size for path in Path("runs/exports/digits").glob("W*_int4/*.onnx")}
+    assert sizes["W4A8"] < sizes["W8A8"]
+    scored = {row["variant"]: row["prec1"] for row in table("table.csv")}
+    for row in rungs:
+        if row["name"] == "simulated":
+            assert row["prec1"] == scored[row["variant"]]
+
+
+@pytest.mark.parametrize(("more", "rungs"), [("quant.activation.dynamic=true", 4), ("quant.activation.bits=null", 3)])
+def test_ranges_of_each_batch_and_weights_alone(run, more, rungs):
+    done = run(*FEW, more)
+    assert done.code == 0, done.err
+    found = table("ladder.csv")
+    assert len(found) == rungs and all(row["agreement"] == "1" and row["passed"] in ("", "True") for row in found)
+    note = "computed in float, on codes with each batch's range (0)" if rungs == 4 else "since activations are float"
+    assert note in Path("results/digits/ladder.md").read_text()
+
+
+def test_the_float_network(run):
+    done = run("float_only=true")
+    assert done.code == 0, done.err
+    rungs = {row["name"]: row for row in table("ladder.csv")}
+    assert list(rungs) == ["fp32", "onnxruntime"]
+    assert rungs["onnxruntime"]["prec1"] == table("table.csv")[0]["prec1"] and float(rungs["onnxruntime"]["logit_sqnr_db"]) > 100
+
+
+def test_a_network_that_was_trained_with_its_quantization(cli, tiny):
+    assert cli(*tiny, "qat=lsq", "bits=4").code == 0
+    (file,) = Path("runs/trainings").glob("*/converted.safetensors")
+    done = cli(*tiny, f"checkpoint={file}", "name=out", "export.cost=false", verb="export")
+    assert done.code == 0, done.err
+    with open("results/out/ladder.csv") as handle:
+        rungs = {row["name"]: row for row in csv.DictReader(handle)}
+    trained = {row["variant"]: row for row in table("table.csv")}
+    assert rungs["evaluated"]["prec1"] == trained["W4A4 lsq"]["prec1"]
+    assert rungs["onnxruntime"]["passed"] == rungs["integer"]["passed"] == "True"
+
+
+def test_costs(run, monkeypatch):
+    asked = []
+    monkeypatch.setattr(export, "peak_memory_bytes", lambda *args, **options: asked.append((args, options)) or 3 * 2**20)
+    done = run("evaluate.num_images=20", "export.cost=true", "export.repeats=2", "export.warmup=0", "export.batch_sizes=[1,4]")
+    assert done.code == 0, done.err
+    lines = table("cost.csv")
+    assert [(row["network"], row["batch"]) for row in lines] == [(n, b) for n in ("fp32", "quantized") for b in ("1", "4")]
+    for row in lines:
+        assert 0 < float(row["low_ms"]) <= float(row["median_ms"]) <= float(row["high_ms"])
+        assert float(row["images_per_s"]) == pytest.approx(1e3 * int(row["batch"]) / float(row["median_ms"]))
+        assert row["threads"] == "1" and row["repeats"] == "2" and row["cpu"]
+    assert [row["peak_bytes"] for row in lines] == ["", str(3 * 2**20)] * 2
+    assert [shape for (_, _, shape), _ in asked] == [(4, 1, 8, 8)] * 2
+    (metrics,) = (row["values"] for row in journal("metrics"))
+    assert metrics["onnxruntime/quantized_b4_median_ms"] == pytest.approx(float(lines[3]["median_ms"]))

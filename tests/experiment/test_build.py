@@ -1,0 +1,147 @@
+"""Copies that take more than rounding weights, through the whole of qexp.train on a network of a few hundred weights."""
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+
+from qexp.ptq.calibration import Calibration
+
+
+def rows(name="digits"):
+    with open(f"results/{name}/table.csv") as handle:
+        return {row["variant"]: row for row in csv.DictReader(handle)}
+
+
+def test_activations_have_a_width_of_their_own(cli, tiny):
+    command = (*tiny, "quant=affine", "bits=8", "quant.activation.bits=null,8,3", "-m")
+    done = cli(*command)
+    assert done.code == 0, done.err
+    found = rows()
+    assert list(found) == ["fp32", "W8 int affine", "W8A8 int affine", "W8A3 int affine"]
+    sqnr = [float(found[name]["logit_sqnr_db"]) for name in list(found)[1:]]
+    assert sqnr[0] > sqnr[1] > sqnr[2]
+    assert [found[name]["activation_bits"] for name in found] == ["", "", "8", "3"]
+    assert found["W8A8 int affine"]["ranges"] == "weights minmax, activations minmax"
+    assert "W8A8 (activations static affine per_tensor)" in done.out and "made by" in done.out
+    (folder,) = Path("runs/trainings").iterdir()
+    calibration = Calibration.load(folder / found["W8A8 int affine"]["calibration"])
+    assert calibration.split == "calib" and calibration.num_images == 100
+    again = cli(*command)
+    assert "nothing to do" in again.out
+
+
+def test_settings_that_nothing_reads_make_no_other_variant(cli, tiny):
+    assert cli(*tiny, "bits=8", "calibrate=minmax,mse", "calibrate.num_bins=512,1024", "-m").code == 0
+    assert list(rows()) == ["fp32", "W8 int"]
+    assert cli(*tiny, "bits=8", "quant=affine", "quant.activation.bits=8", "calibrate.num_bins=512,1024", "-m").code == 0
+    assert [name for name in rows() if "A8" in name] == ["W8A8 int affine"]
+
+
+def test_folding_and_equalizing_preserve_the_network(cli, tiny):
+    done = cli(*tiny, "bits=16", "quant=symmetric_restricted", "correct.fold_bn=true", "correct.equalize=false,true", "-m")
+    assert done.code == 0, done.err
+    for name, row in rows().items():
+        assert name == "fp32" or (float(row["logit_sqnr_db"]) > 60 and not row["alarms"]), name
+
+
+def test_each_correction_is_one_switch(cli, tiny):
+    grid = ("quant=symmetric_restricted", "bits=3", "quant.weight.granularity=per_channel", "correct.fold_bn=true")
+    corrections = ("correct.bias=none,empirical,analytic", "correct.adaround=false,true", "correct.adaround_iterations=200")
+    done = cli(*tiny, *grid, *corrections, "-m")
+    assert done.code == 0, done.err
+    found = rows()
+    assert len(found) == 7
+    loss = {row["corrections"]: float(row["kl"]) for row in found.values() if row["corrections"]}
+    assert loss["fold_bn, adaround"] < loss["fold_bn"]
+    assert loss["fold_bn, bias_empirical"] < loss["fold_bn"]
+
+
+def test_the_dynamic_range_is_the_batchs_and_needs_no_images(cli, tiny):
+    arguments = ("quant=affine", "bits=8", "quant.activation.bits=8", "quant.activation.dynamic=true", "data.num_calib=0")
+    done = cli(*tiny, *arguments)
+    assert done.code == 0, done.err
+    row = rows()["W8A8 int affine dynamic"]
+    assert row["calibration"] == "" and float(row["logit_sqnr_db"]) > 25
+
+
+def test_calibrating_on_the_test_split_is_stamped_on_the_number(cli, tiny):
+    done = cli(*tiny, "quant=affine", "bits=8", "quant.activation.bits=8", "calibrate.split=test")
+    assert done.code == 0, done.err
+    assert "calibrated on test images" in rows()["W8A8 int affine"]["alarms"]
+    assert "calibrated on test images" in done.out
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["quant.activation.bits=8", "data.num_calib=0"], "calibrate.split=calib: allowed is a split that holds images"),
+        (["correct.adaround=true", "calibrate.num_images=5000"], "calibrate.num_images=5000: allowed is at most 100"),
+        (["correct.equalize=true"], "correct.equalize=true: allowed is true only with correct.fold_bn=true"),
+        (["calibrate=bn", "correct.fold_bn=true", "correct.equalize=true"], "calibrate=bn: allowed is another method"),
+        (["calibrate=entropy"], "calibrate=entropy: allowed is"),
+        (["quant.activation.bits=17"], "quant.activation.bits=17"),
+        (
+            ["policy=rules", "policy.rules=[{match: '*'}, {match: layer9, role: activation, bits: 4}]"],
+            "allowed is a rule that matches an activation",
+        ),
+    ],
+)
+def test_bad_input_starts_nothing(cli, tiny, arguments, message):
+    done = cli(*tiny, *arguments)
+    assert done.code == 2 and message in done.err, done.err
+    assert not Path("runs/trainings").exists()
+
+
+def test_two_states_of_one_training_are_calibrated_apart(cli, tiny):
+    assert cli(*tiny, "train.epochs=2", "quant=affine", "bits=8", "quant.activation.bits=8").code == 0
+    (path,) = [path for path in Path("runs/trainings").glob("*/variants/*.jsonl") if "W8A8" in path.read_text()]
+    files = [json.loads(line)["calibration"] for line in path.read_text().splitlines()]
+    hashes = {Calibration.load(path.parents[1] / file).hash for file in files}
+    assert len(files) == len(hashes) == 2
+
+
+def test_cases_are_run_one_after_the_other(cli, tiny):
+    cases = "cases=[['bits=8,4'],['bits=3','quant=affine']]"
+    done = cli(*tiny, cases, "mode=int,float", "-m")
+    assert done.code == 0, done.err
+    assert "6 jobs: 1 training (0 stored), 6 quantized variants" in done.out
+    assert set(rows()) == {"fp32", "W8 int", "W4 int", "W3 int affine", "W8 float", "W4 float", "W3 float affine"}
+    assert cli(*tiny, cases, "bits=2", "-m").code == 0  # what is typed wins
+    assert {"W2 int", "W2 int affine"} < set(rows())
+    alone = cli(*tiny, cases)
+    assert alone.code == 2 and "add -m" in alone.err
+
+
+def test_rescaled_channels_are_the_same_network_until_it_is_rounded(cli, tiny):
+    grid = ("quant=symmetric_restricted", "correct.fold_bn=true", "correct.rescale_log10=2")
+    model = ("model=resnet20", "model.factory=null", "data.num_train=64", "evaluate.num_images=50")  # `tiny` has no pairs
+    done = cli(*tiny, *model, *grid, "cases=[['mode=float'],['correct.rescale_seed=0,1'],['correct.equalize=true']]", "-m")
+    assert done.code == 0, done.err
+    sqnr = {name: float(row["logit_sqnr_db"]) for name, row in rows().items() if row["logit_sqnr_db"]}
+    grid = "W8 int symmetric_restricted fold_bn rescale_2"
+    scaled, other, equalized = (sqnr[f"{grid}{end}"] for end in ("", "_seed1", " equalize"))
+    assert sqnr["W8 float symmetric_restricted fold_bn rescale_2"] > 80 and scaled < equalized - 5 and scaled != other
+
+
+def test_batch_norm_does_not_tell_the_range_of_a_rescaled_channel(cli, tiny):
+    done = cli(*tiny, "correct.fold_bn=true", "correct.rescale_log10=1", "calibrate=bn")
+    assert done.code == 2 and "calibrate=bn: allowed is another method with correct.rescale_log10" in done.err
+
+
+def test_what_a_correction_leaves_alone_is_said_once_for_a_copy(cli, tiny):
+    Path("net.py").write_text(
+        "from torch import nn\n"
+        "def make(num_classes, in_channels):\n"
+        "    layers = nn.BatchNorm2d(in_channels), nn.Conv2d(in_channels, 8, 3, 2), nn.BatchNorm2d(8), nn.ReLU()\n"
+        "    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, num_classes))\n"
+    )
+    options = (*tiny, "model.factory=net.py:make", "correct.fold_bn=true")
+    done = cli(*options, "train.epochs=2", "bits=8,4", "-m")
+    assert done.code == 0, done.err
+    said = [line for line in done.out.splitlines() if "not folded, its input is not the output" in line]
+    assert len(said) == 2 and "[W8 int fold_bn]" in said[0] and said[0].endswith("(0)") and "[W4 int fold_bn]" in said[1]
+    (checkpoint,) = Path("runs/trainings").glob("*/epochs/0002.safetensors")
+    profile = cli(*options, "task=profile", f"checkpoint={checkpoint}", verb="analyze")
+    assert profile.code == 0 and profile.out.count("not folded, its input is not the output") == 1, profile.err

@@ -1,0 +1,61 @@
+import pytest
+
+from qexp.experiment import messages
+
+
+def test_the_plan_names_jobs_trainings_and_variants(prepared, capsys):
+    merged = [
+        prepared({"bits": 4}, {"bits": 8}, {"bits": 4, "mode": "half"}, {"bits": 2, "mode": "half"}),
+        prepared({"train.lr": 0.5}),
+    ]
+    messages.plan(merged, num_jobs=5)
+    out = capsys.readouterr().out
+    assert out.startswith("5 jobs: 2 trainings (0 stored), 4 quantized variants\n")
+    for label in ("[W4 int]", "[W8 int]", "[half]"):
+        assert label in out
+    assert "0.weight" in out and "5.weight" in out
+    assert "left alone:" in out and "BN statistic" in out
+    assert "bits=2" in out and "listed once" in out
+    assert out.count("conv and linear weights") == 2  # two tensors, printed once
+
+
+def test_one_is_singular(prepared, capsys):
+    messages.plan([prepared({})], num_jobs=1)
+    assert capsys.readouterr().out.startswith("1 job: 1 training (0 stored), 1 quantized variant\n")
+
+
+def test_the_estimate_counts_trainings_time_and_disk(prepared, capsys):
+    messages.estimate([prepared({"train.epochs": 4}), prepared({"train.epochs": 40})])
+    first, second, total = capsys.readouterr().out.splitlines()
+    assert total.startswith("in all: 2 trainings, about ") and "nothing was started" in total
+    assert all("min and" in line and "MiB" in line for line in (first, second))
+
+
+@pytest.mark.parametrize("keep, kept", [("all", 6), ("every:4", 2), ("last", 1)])
+def test_the_estimate_knows_what_is_kept(prepared, keep, kept):
+    one = prepared({"train.epochs": 6, "trajectory.keep": keep})
+    state_mib = sum(value.numel() * value.element_size() for value in one.network().state_dict().values()) / 2**20
+    seconds, mib = messages._cost(one)
+    assert seconds > 0
+    assert kept * state_mib <= mib <= (kept + 8) * state_mib
+
+
+def test_what_corrections_left_alone_is_said_by_reason(capsys):
+    found = [f"bn{number}: not folded, it is alone" for number in range(5)]
+    messages.left_alone("W4 int", [*found, "a, b: not equalized, no pair", "nothing converged"])
+    assert capsys.readouterr().out.splitlines() == [
+        "  note: [W4 int] not folded, it is alone (bn0; bn1; bn2; ... 5 in all)",
+        "  note: [W4 int] not equalized, no pair (a, b)",
+        "  note: [W4 int] nothing converged",
+    ]
+
+
+def test_a_failure_leaves_its_traceback_in_a_file(prepared, capsys):
+    one = prepared({})
+    try:
+        raise OSError("no space left")
+    except OSError as error:
+        messages.failure(one, error)
+    err = capsys.readouterr().err
+    assert f"training {one.training} failed: OSError: no space left" in err and "Traceback" not in err
+    assert "Traceback" in (one.folder / "traceback.txt").read_text()

@@ -1,0 +1,99 @@
+"""What analyses found of an experiment's layers: frames, maps, and their place on the page."""
+
+import numpy as np
+import pytest
+
+from qexp.reporting.figures.layers import kl_map, sensitivity_map, sqnr_map
+from qexp.reporting.frames.layers import histogram_sheets, load_layers
+from qexp.reporting.report import write_report
+
+
+def _cells(figure):
+    return {(round(text.get_position()[1]), round(text.get_position()[0])): text.get_text() for text in figure.axes[0].texts}
+
+
+SVG = '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 4 4"><g id="figure_1"><path d="M 0 0"/></g></svg>'
+
+
+def _profile(folder, label, *rows):
+    """The files of a profile, as far as they are read: label, tensor, role, bits, SQNR; and a sheet of histograms."""
+    path = folder / "profile" / label.replace(" ", "_")
+    (path / "figures").mkdir(parents=True)
+    lines = ["variant,name,role,bits,sqnr_db", *(f"{label},{row}" for row in rows)]
+    (path / "tensors.csv").write_text("\n".join(lines) + "\n")
+    (path / "figures" / "sheet_weights.svg").write_text(SVG)
+
+
+def _sensitivity(folder, label):
+    path = folder / "sensitivity" / label.replace("/", "-").replace(" ", "_")
+    path.mkdir(parents=True)
+    rows = [f"{label},layer{k},{bits},{'' if k == 3 else 20 + k},{kl / bits},-1,100"
+            for k, kl in enumerate((0.4, 0.3, 0.0, float("inf"))) for bits in (2, 4)]  # fmt: skip
+    (path / "sensitivity.csv").write_text("\n".join(["variant,layer,bits,sqnr_db,kl,delta_prec1,n", *rows]) + "\n")
+
+
+@pytest.fixture
+def analysed(tmp_path):
+    """`results/exp` with profiles of two variants and an analysis of single layers."""
+    folder = tmp_path / "results" / "exp"
+    _profile(folder, "W2A2 int affine", "conv1.weight,weight,2,15.2", "fc.weight,weight,2,", "input,activation,2,9.1")
+    _profile(folder, "W4 int affine", "conv1.weight,weight,4,27.3")
+    _sensitivity(folder, "W2/4 int affine")
+    return folder
+
+
+def test_frame_maps_and_page(analysed, answers, write, tmp_path):
+    frame = load_layers(analysed)
+    assert frame.groupby("task").size().to_dict() == {"profile": 4, "sensitivity": 8}
+    assert list(frame["variant"].unique()) == ["W2A2 int affine", "W4 int affine", "W2/4 int affine"]
+
+    (analysed / "sensitivity").rename(analysed / "allocation")  # an allocation has its own below its folder
+    for path in list((analysed / "allocation").iterdir()):
+        (path / "sensitivity").mkdir()
+        (path / "sensitivity.csv").rename(path / "sensitivity" / "sensitivity.csv")
+    assert load_layers(analysed).equals(frame)
+
+    figure = sqnr_map(frame)
+    columns = [label.get_text() for label in figure.axes[0].get_xticklabels()]
+    assert columns == ["W2A2 int affine", "W4 int affine", "2 bits", "4 bits"]
+    layers = [label.get_text() for label in figure.axes[0].get_yticklabels()]
+    assert layers == ["conv1.weight", "fc.weight", "layer0", "layer1", "layer2", "layer3"]  # activations are not weights
+    cells = _cells(figure)
+    assert (cells[0, 0], cells[0, 1], cells[1, 0], cells[1, 1], cells[2, 3], cells[5, 2]) == (
+        "15.2", "27.3", "exact", "", "20.0", "exact",
+    )  # fmt: skip
+
+    figure = sensitivity_map(frame)
+    assert [label.get_text() for label in figure.axes[0].get_xticklabels()] == ["2 bits", "4 bits"]
+    assert _cells(figure)[0, 0] == "0.2" and _cells(figure)[3, 1] == "inf"
+    assert "n = 100 images" in figure.get_suptitle()
+
+    images = np.arange(100)
+    rows = answers({"fp32": images < 90, "W4 int": images < 80})
+    report = write_report("exp", runs_dir=write(rows), results_dir=tmp_path / "results")
+    names = {path.name for path in report.figures}
+    assert {f"{stem}.{kind}" for stem in ("weight_sqnr", "layer_sensitivity") for kind in ("png", "svg")} <= names
+    text = (report.folder / "report.html").read_text(encoding="utf-8")
+    assert "What each layer costs" in text and text.count("<summary>Histograms: W2A2 int affine") == 1
+    assert 'id="figure_1"' not in text  # names of its own
+
+
+def test_without_an_analysis_there_is_no_map(tmp_path):
+    frame = load_layers(tmp_path)
+    assert frame.empty and sqnr_map(frame) is None and sensitivity_map(frame) is None and histogram_sheets(tmp_path) == []
+
+
+def test_cells_that_cannot_be_coloured_are_drawn_all_the_same(analysed):
+    frame = load_layers(analysed)
+    exact = sqnr_map(frame.assign(sqnr_db=np.inf))
+    assert set(_cells(exact).values()) == {"exact", ""}
+    zero = kl_map(frame.pivot_table(index="layer", columns="bits", values="kl") * 0, "nothing is lost")
+    assert "0" in _cells(zero).values()
+
+
+def test_two_analyses_are_told_apart(analysed):
+    _sensitivity(analysed, "W2/4 int linear")
+    found = load_layers(analysed)
+    assert set(found["column"][found["task"] == "sensitivity"]) == {
+        f"W2/4 int {name}: {bits} bits" for name in ("affine", "linear") for bits in (2, 4)
+    }

@@ -1,0 +1,115 @@
+"""Numbers of different protocols stand in one table only where that is asked for."""
+
+import csv
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+import qexp
+from qexp.base.keyvalue import run_verb
+from qexp.experiment import messages
+from qexp.report import ReportSettings, run
+from qexp.reporting.frames.load import load_records
+from qexp.reporting.frames.protocol import MixedProtocolsError, find_protocols
+from qexp.reporting.report import write_report
+
+ONE, OTHER = "a1b2c3d4e5f60718", "bb" * 8
+
+
+def _found(runs_dir):
+    records = load_records("exp", runs_dir)
+    return records["protocol"].tolist() if "protocol" in records else None
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        {"seed": 1},
+        {"train.lr": 0.01},
+        {"model.name": "resnet56"},
+        {"data.augment": "crop_flip"},
+        {"data.num_train": 1000},
+        {"data.num_calib": 100, "data.num_select": 50},
+    ],
+)
+def test_what_a_sweep_compares_is_one_protocol(write, training, params):
+    """Images taken from the training part change the hash of the data, not what is scored on its test part."""
+    content = "other" if any(key.startswith("data.num") for key in params) else "d"
+    rows = training(["W8 int"], training=OTHER, params=params, data_hash=content)
+    assert _found(write(training(["W8 int"]), rows)) is None
+
+
+@pytest.mark.parametrize(
+    ("params", "changes", "told"),
+    [
+        ({}, {"n": 500}, "mnist5k, split test, n = 500"),
+        ({}, {"split": "select"}, "mnist5k, split select, n = 1000"),
+        ({}, {"data_hash": "e"}, "mnist5k, content e, split test, n = 1000"),
+        ({"data.name": "cifar10"}, {"data_hash": "e"}, "cifar10, split test, n = 1000"),
+        ({"data.mean": "[0.5]", "data.std": "[0.5]"}, {"data_hash": "e"}, "mnist5k, mean [0.5], std [0.5], split test, n = 1000"),
+        ({"data.image_size": 16}, {"data_hash": "e"}, "mnist5k, image_size 16, split test, n = 1000"),
+    ],
+)
+def test_other_protocols_are_refused(write, training, tmp_path, params, changes, told):
+    runs_dir = write(training(["W8 int"]), training(["W8 int"], training=OTHER, params=params, **changes))
+    with pytest.raises(MixedProtocolsError) as caught:
+        write_report("exp", runs_dir=runs_dir, results_dir=tmp_path / "results")
+    assert f"B: {told})" in str(caught.value) and "name=exp mixed=true" in str(caught.value)
+    assert not (tmp_path / "results").exists()
+    marks = load_records("exp", runs_dir).groupby("training")["protocol"].unique()
+    assert [marks[ONE].tolist(), marks[OTHER].tolist()] == [["A"], ["B"]]
+
+
+def test_a_test_part_that_is_cut_from_the_images_depends_on_the_cut(write, training):
+    cut = {"data.num_test": 500}
+    other = training(["W8 int"], training=OTHER, params=cut | {"data.split_seed": 1}, data_hash="e")
+    assert _found(write(training(["W8 int"], params=cut), other)) is not None
+    other = training(["W8 int"], training=OTHER, params={"data.split_seed": 1}, data_hash="e")
+    assert _found(write(training(["W8 int"]), other)) is None  # the set's own part is not cut
+
+
+def test_where_it_is_asked_for_rows_are_marked(tmp_path, answers, write):
+    images = np.arange(2000)
+    right = {"fp32": images < 1800, "W4 int": images < 1700}
+    few = {name: values[:500] for name, values in right.items()}
+    folder = tmp_path / "runs"
+    runs_dir = write(answers(right, folder=folder), answers(few, folder=folder, training=OTHER, seed=1))
+    report = write_report("exp", runs_dir=runs_dir, results_dir=tmp_path / "results", mixed=True)
+    with (report.folder / "table.csv").open() as file:
+        assert [row["protocol"] for row in csv.DictReader(file)] == list("AABB")
+    with (report.folder / "epochs.csv").open() as file:
+        assert {(row["protocol"], row["n"]) for row in csv.DictReader(file)} == {("A", "2000"), ("B", "500")}
+    texts = {name: (report.folder / name).read_text(encoding="utf-8") for name in ("table.md", "report.html")}
+    for text in (report.table, *texts.values()):
+        assert "Rows of different protocols stand here side by side" in text
+        assert "A: mnist5k, split test, n = 2000." in text and "B: mnist5k, split test, n = 500." in text
+        assert "mnist5k, test, protocol B: " in text.replace("\n", " ")
+    assert "| protocol |" in texts["table.md"] and '<th class="left">protocol</th>' in texts["report.html"]
+    assert 'class="facts"' not in texts["report.html"]  # no headline picks a row among numbers that are no comparison
+    assert set(qexp.load("exp", runs_dir)["protocol"]) == {"A", "B"}
+
+
+def test_the_command(write, training, monkeypatch, capsys):
+    write(training(["W8 int"], epochs=1), training(["W8 int"], training=OTHER, n=500, epochs=1))
+    for argument, code in (("mixed=false", 2), ("mixed=true", 0)):
+        monkeypatch.setattr("sys.argv", ["qexp.report", "name=exp", argument])
+        assert run_verb(ReportSettings, run, "") == code
+    said = capsys.readouterr()
+    assert "B: mnist5k, split test, n = 500), and their numbers are no comparison" in said.err
+    assert "Rows of different protocols stand here side by side" in said.out
+
+
+def test_a_sweep_that_ends_so_is_not_a_failure(write, training, tmp_path, capsys):
+    """Every number is stored; the report alone is refused, and nothing is sent in its place."""
+    runs_dir = write(training(["W8 int"], epochs=1), training(["W8 int"], training=OTHER, n=500, epochs=1))
+    config = SimpleNamespace(name="exp", runs_dir=runs_dir, results_dir=tmp_path / "results")
+    assert messages.report(config) == []
+    assert "no report: name=exp: " in capsys.readouterr().out
+
+
+def test_letters_do_not_run_out(write, training):
+    rows = [row for n in range(30) for row in training([], training=f"{n:02d}" * 8, epochs=1, n=100 + n)]
+    records = load_records("exp", write(rows))
+    found = find_protocols(records, {})
+    assert list(found.told)[-2:] == ["P29", "P30"] and len(set(found.marks)) == 30

@@ -1,0 +1,106 @@
+"""Ladders and costs from the rows of a journal to tables."""
+
+import csv
+import math
+
+import pytest
+
+from qexp.reporting.figures.cost import points, prec1_by_bops, prec1_by_cost, work
+from qexp.reporting.tables.exports import format_exports, load_exports, write_exports
+from qexp.tracking import rows
+from qexp.tracking.journal import Journal
+
+
+def rung(name, **more):
+    values = {"prec1": 90.0, "prec5": 99.0, "n": 100, "agreement": 0.99, "logit_sqnr_db": 40.0, "max_steps": None}
+    blank = {"first_difference": None, "layer_steps": None, "failed_layer": None, "passed": None, "n_codes": 0, "note": ""}
+    return {"name": name, "version": "", **values, **blank, **more}
+
+
+def cost(network, batch, median):
+    ends = {"median_ms": median, "low_ms": median - 0.1, "high_ms": median + 0.1, "repeats": 9, "peak_bytes": None}
+    return {"runtime": "ort", "version": "1", "network": network, "batch": batch, "images_per_s": 1e3 / median, **ends}
+
+
+FAILED = rung("ort", version="1", passed=False, failed_layer="conv2", n_codes=50, max_steps=7)
+
+
+def values(**more):
+    return {
+        "asked": "a", "variant": "W8A8 int", "training": "t1", "file": "runs/x/network.onnx", "digest": "d", "split": "test",
+        "n": 100, "simulate": "exact", "requantization": "float32", "threads": 1, "cpu": "a CPU",
+        "sizes": {"fp32": 4 * 2**20, "file": 2**20, "packed": 2**20},
+        "rungs": [rung("fp32"), rung("simulated"), FAILED],
+        "cost": [cost("fp32", 1, 3.0), cost("quantized", 1, 1.0)],
+        "layers": [{"layer": "conv", "macs": 10**6, "weight_bits": 8, "act_bits": 8, "bops": 64 * 10**6}],
+        "alarms": ["ort at conv2"], "notes": ["stays | float"], **more,
+    }  # fmt: skip
+
+
+@pytest.fixture
+def exports(tmp_path):
+    journal = Journal.of(tmp_path, "exp")
+    journal.append([rows.export_row("t1/v1", key="k1", values=values(n=1)), rows.export_row("t1/v1", key="k1", values=values())])
+    journal.append([rows.export_row("t1/v2", key="k1", values=values(variant="W4A4 int", cost=[], alarms=[], notes=[]))])
+    return load_exports("exp", tmp_path)
+
+
+def test_the_last_measurement_of_each_counts(exports):
+    assert [(row["run"], row["n"]) for row in exports] == [("t1/v1", 100), ("t1/v2", 100)]
+
+
+def test_files(exports, tmp_path):
+    written = write_exports("exp", exports, tmp_path / "results")
+    assert [path.name for path in written] == ["ladder.csv", "cost.csv", "layers.csv", "ladder.md"]
+    lines = {path.name: list(csv.DictReader(path.read_text().splitlines())) for path in written[:3]}
+    assert [(row["variant"], row["name"]) for row in lines["ladder.csv"]] == [
+        (variant, name) for variant in ("W8A8 int", "W4A4 int") for name in ("fp32", "simulated", "ort")
+    ]
+    assert lines["ladder.csv"][2]["failed_layer"] == "conv2" and lines["ladder.csv"][0]["passed"] == ""
+    assert [row["speedup"] for row in lines["cost.csv"]] == ["", "3"] and lines["cost.csv"][1]["fp32_bytes"] == str(4 * 2**20)
+    assert sum(int(row["bops"]) for row in lines["layers.csv"]) == 2 * 64 * 10**6
+    text = written[3].read_text()
+    assert "n = 100 (test), simulate exact, 1 thread; file 1.00 MiB, fp32 4.00 MiB (4.00 times)" in text
+    assert "| ort | 1 | 100 | 90.00 | 99.00 | 99.00 | 40.0 | 50 | 7 | FAIL conv2 |" in text
+    assert "ALARM: ort at conv2" in text and "*fp32* is the same network" in text
+
+
+def test_what_is_gone_is_removed(exports, tmp_path):
+    write_exports("exp", exports, tmp_path)
+    assert [path.name for path in write_exports("exp", exports[1:], tmp_path)] == ["ladder.csv", "layers.csv", "ladder.md"]
+    assert not (tmp_path / "cost.csv").exists()
+    assert write_exports("exp", [], tmp_path) == [] and not (tmp_path / "ladder.md").exists()
+
+
+def test_the_screen(exports):
+    lines = format_exports(exports).splitlines()
+    assert lines[0].startswith("W8A8 int: n = 100") and "ALARM: ort at conv2" in lines
+    assert any(line.split() == ["ort", "quantized", "1", "1.000", "0.900", "1.100", "1000.0", "3.00"] for line in lines)
+
+
+def test_exact_logits_are_called_so(exports):
+    exact = [{**exports[0], "rungs": [rung("fp32", logit_sqnr_db=math.inf)]}]
+    assert "exact" in format_exports(exact)
+
+
+def test_a_point_for_each_network_in_each_runtime(exports):
+    found = points(exports)
+    assert found.to_numpy().tolist() == [["fp32", "ort", 3.0, 90.0, 100], ["W8A8 int", "ort", 1.0, 90.0, 100]]
+    figure = prec1_by_cost(exports)
+    front, *dots = figure.axes[0].lines
+    assert list(front.get_xdata()) == [1.0] and [list(line.get_xdata()) for line in dots] == [[3.0], [1.0]]
+    assert [text.get_text() for text in figure.legends[0].texts] == ["fp32", "W8A8 int", "ort", "Pareto front"]
+    # The interval of 90 right among 100.
+    for bar in figure.axes[0].collections:
+        assert bar.get_segments()[0][:, 1] == pytest.approx([82.56, 94.48], abs=0.01)
+    assert prec1_by_cost(exports[1:]) is None
+
+
+def test_bit_operations_stand_for_a_network_whatever_runs_it(exports):
+    better = [{**exports[1], "rungs": [rung("fp32", prec1=91.0), rung("simulated", prec1=80.0), rung("evaluated", prec1=85.0)]}]
+    found = work([exports[0], *better])
+    assert found[["network", "cost", "prec1"]].to_numpy().tolist() == [
+        ["fp32", 1.024, 90.0], ["W8A8 int", 0.064, 90.0], ["fp32", 1.024, 91.0], ["W4A4 int", 0.064, 85.0],
+    ]  # fmt: skip
+    assert len(prec1_by_bops(exports).axes[0].lines) == 1 + 3
+    assert prec1_by_bops([]) is None and prec1_by_bops([{**exports[0], "layers": []}]) is None
