@@ -23,7 +23,7 @@ from qexp.analysis.results import Against, Allocated, Allocation, Sensitivity
 from qexp.analysis.sensitivity import study
 from qexp.analysis.sensitivity_report import write_sensitivity
 from qexp.analysis.solvers import Choice, dynamic, exact, greedy
-from qexp.base.console import say
+from qexp.base.console import print_main
 from qexp.base.errors import UserError
 from qexp.base.text import file_name
 from qexp.config.analyze import MEASURES, AnalyzeSettings
@@ -96,8 +96,10 @@ def run(config: Config, sweep: Sweep) -> None:
     )
     policy = rules(layers.rows, found[0].bits)
     files += write_allocation(result, policy_text(policy, result), POLICY, folder)
-    say(summary(result), "", f"written: {len(files)} files in {folder}/ (allocation.md, policy/{POLICY}.yaml, sensitivity/)")
-    say("the allocation again, with other settings as you like:", f"  {result.use}")
+    print_main(
+        summary(result), "", f"written: {len(files)} files in {folder}/ (allocation.md, policy/{POLICY}.yaml, sensitivity/)"
+    )
+    print_main("the allocation again, with other settings as you like:", f"  {result.use}")
 
 
 def _notes(config: Config) -> list[str]:
@@ -180,7 +182,7 @@ def _run(
     kl = {(each.layer, each.bits): each.kl for each in measured.layers}
     parts = [kl.get(item) for item in bits.items()]
     count = sum(row.info.num_elements for row in layers.rows)
-    say(f"  {method} {measure}: Prec@1 {scores['prec1']:.2f}, KL {scores['kl']:.4g}".replace(" :", ":"))
+    print_main(f"  {method} {measure}: Prec@1 {scores['prec1']:.2f}, KL {scores['kl']:.4g}".replace(" :", ":"))
     return Allocated(
         method=method,
         measure=measure,

@@ -15,7 +15,7 @@ from qexp.analysis.profile_report import summary, write_profile
 from qexp.analysis.results import ClassScore, Profile, TensorProfile
 from qexp.analysis.scores import class_scores
 from qexp.analysis.weights import profile_weights
-from qexp.base.console import say
+from qexp.base.console import print_main
 from qexp.base.errors import UserError
 from qexp.base.outputs import main_output
 from qexp.base.text import by_reason, file_name
@@ -59,7 +59,7 @@ def run(config: Config, sweep: Sweep) -> None:
     found = replace(found, command=sweep.command)
     folder = Path(config.results_dir) / config.name / "profile" / file_name(found.label)
     files = write_profile(found, folder)
-    say(summary(found), "", f"written: {len(files)} files in {folder}/ (tensors.md, tensors.csv, figures/)")
+    print_main(summary(found), "", f"written: {len(files)} files in {folder}/ (tensors.md, tensors.csv, figures/)")
 
 
 def measure(prepared: Prepared, variant: Variant, device: torch.device, image: Tensor | None = None) -> Profile:

@@ -9,7 +9,7 @@ from qexp.analysis.layers import Layers
 from qexp.analysis.ranking import trust
 from qexp.analysis.results import LayerLoss, Sensitivity
 from qexp.analysis.sensitivity_report import summary, write_sensitivity
-from qexp.base.console import say
+from qexp.base.console import print_main
 from qexp.base.text import file_name
 from qexp.config.root import Config
 from qexp.engine.device import pick_device
@@ -36,7 +36,9 @@ def run(config: Config, sweep: Sweep) -> None:
         found = study(layers, config.analyze.tried(config.bits, "sensitivity"), command=sweep.command)
     folder = Path(config.results_dir) / config.name / "sensitivity" / file_name(found.label)
     files = write_sensitivity(found, folder)
-    say(summary(found), "", f"written: {len(files)} files in {folder}/ (sensitivity.md, sensitivity.csv, trust.csv, figures/)")
+    print_main(
+        summary(found), "", f"written: {len(files)} files in {folder}/ (sensitivity.md, sensitivity.csv, trust.csv, figures/)"
+    )
 
 
 def study(layers: Layers, widths: tuple[int, ...], *, command: str) -> Sensitivity:
@@ -49,11 +51,11 @@ def study(layers: Layers, widths: tuple[int, ...], *, command: str) -> Sensitivi
     notes = layers.alarms()
     prec1 = layers.prec1()
     tried = ", ".join(map(str, widths))
-    say(f"float: Prec@1 {prec1:.2f} on {layers.images}; KL of {len(layers.rows)} layers, one at a time, at {tried} bits:")
+    print_main(f"float: Prec@1 {prec1:.2f} on {layers.images}; KL of {len(layers.rows)} layers, one at a time, at {tried} bits:")
     found: list[LayerLoss] = []
     for row in layers.rows:
         losses = [layers.loss(row, bits) for bits in widths]
-        say(f"  {row.info.name}: " + ", ".join(f"{each.bits} bits {each.kl:.4g}" for each in losses))
+        print_main(f"  {row.info.name}: " + ", ".join(f"{each.bits} bits {each.kl:.4g}" for each in losses))
         found += losses
     missing = [row.info.name for row in layers.rows if any(each.layer == row.info.name and each.fisher is None for each in found)]
     notes += [f"no gradients: {', '.join(missing)}"] if missing else []

@@ -11,14 +11,14 @@ def is_main_process() -> bool:
     return int(os.environ.get("RANK", "0")) == 0
 
 
-def say(*lines: str) -> None:
+def print_main(*lines: str) -> None:
     """Print lines on rank 0 and flush, so that a log file is current."""
     if is_main_process():
         for line in lines:
             print(line, flush=True)
 
 
-def complain(*lines: str) -> None:
+def warn_main(*lines: str) -> None:
     """`say` on standard error."""
     if is_main_process():
         for line in lines:

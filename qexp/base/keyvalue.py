@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import is_dataclass
 from typing import Any, TypeVar, get_type_hints
 
-from qexp.base.console import complain
+from qexp.base.console import warn_main
 from qexp.base.errors import UserError, UserErrors, nearest
 
 Settings = TypeVar("Settings")
@@ -81,5 +81,5 @@ def run_verb(kind: type[Settings], run: Callable[[Settings], int | None], descri
     try:
         return run(parse(kind, arguments)) or 0
     except (UserError, UserErrors) as error:
-        complain(*(f"qexp: {line}" for line in str(error).splitlines()))
+        warn_main(*(f"qexp: {line}" for line in str(error).splitlines()))
         return 2

@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from qexp.base.console import say
+from qexp.base.console import print_main
 from qexp.base.errors import UserError, nearest
 from qexp.config.data import DataSettings
 from qexp.data.ram import RamImages, RamPart
@@ -132,7 +132,7 @@ def decode_tree(tree: Tree, settings: DataSettings) -> RamImages:
     """
     count = sum(len(part.paths) for part in tree.parts.values())
     if count >= _WORTH_A_LINE:
-        say(f"data: decoding {count} images below {tree.root}")
+        print_main(f"data: decoding {count} images below {tree.root}")
     first = tree.parts["train"].paths[0]
     try:
         shape = decode(first, settings.image_size).shape

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from qexp.base.console import say
+from qexp.base.console import print_main
 from qexp.base.errors import UserError, UserErrors
 from qexp.base.files import hash_file, hash_json, write_atomic
 from qexp.base.text import by_reason, file_name
@@ -73,7 +73,7 @@ def run(prepared: Prepared, recorder: Recorder) -> None:
             found = job.measure()
             recorder.num_measured += 1
         else:
-            say(f"  {variant.label}: exported and measured before (fresh=true measures again): {found['file']}")
+            print_main(f"  {variant.label}: exported and measured before (fresh=true measures again): {found['file']}")
         job.note(found)
 
 
@@ -144,7 +144,7 @@ class _Job:
     def measure(self) -> dict[str, Any]:
         """Write the file and measure it; written down before it is returned."""
         lowered, written = self._write()
-        say(f"  {self.variant.label}: {self.path} written, {written.size_bytes / 1024:.1f} KiB")
+        print_main(f"  {self.variant.label}: {self.path} written, {written.size_bytes / 1024:.1f} KiB")
         plain = self._plain() if not self.variant.is_float else written
         fidelity = Climb(self.config, self.prepared.network().eval(), lowered, written).run(self.prepared)
         row = {
@@ -177,7 +177,7 @@ class _Job:
         """Write what was measured into the experiment's journal, unless it is there, and its alarms into the record."""
         self.recorder.set_alarms(self.variant, 0, ABOUT, found["alarms"])
         for alarm in found["alarms"]:
-            say(f"  ! {self.variant.label}: {alarm}")
+            print_main(f"  ! {self.variant.label}: {alarm}")
         journal = self.recorder.journal
         known = [row for row in journal.rows() if row["kind"] in ("export", "model") and row["run"] == self._run]
         new = []
@@ -192,7 +192,7 @@ class _Job:
             new += [] if same else [
                 rows.model_row(self._run, name=name, path=self.path, example=example, digest=found["digest"])
             ]  # fmt: skip
-            say(f"  {self.variant.label}: {'was' if same else 'to be'} registered in MLflow as {name}")
+            print_main(f"  {self.variant.label}: {'was' if same else 'to be'} registered in MLflow as {name}")
         journal.append(new)
 
     @property

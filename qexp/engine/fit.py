@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from qexp.base import dist, preemption
-from qexp.base.console import say
+from qexp.base.console import print_main
 from qexp.base.types import Batch
 from qexp.config.train import TrainSettings
 from qexp.engine.hooks import NO_HOOKS, TrainHooks
@@ -97,7 +97,7 @@ def fit(
             on_checkpoint(end.state, end)
         state = end.state
         if progress:
-            say(
+            print_main(
                 f"{label}  loss {end.train_loss:.4f}  Prec@1 {end.train_prec1:.2f} (train)  lr {end.lr:.4g}  "
                 f"{end.seconds:.1f} s  {end.images_per_s:.0f} images/s"
             )

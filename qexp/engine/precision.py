@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
-from qexp.base.console import say
+from qexp.base.console import print_main
 from qexp.config.train import PRECISION_ALIASES, check_precision
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -28,7 +28,7 @@ def amp(precision: str, device: torch.device) -> tuple[Callable[[], AbstractCont
     check_precision(precision, device.type)
     name = PRECISION_ALIASES.get(precision, precision)
     if name != precision:
-        say(f"train.precision={precision} (an apex opt level) maps to {name} under torch.amp, with fp32 master weights")
+        print_main(f"train.precision={precision} (an apex opt level) maps to {name} under torch.amp, with fp32 master weights")
     scaler = torch.amp.GradScaler(device.type, enabled=name == "fp16")
     if name == "fp32":
         return nullcontext, scaler

@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from tqdm import tqdm
 
-from qexp.base.console import is_main_process, say
+from qexp.base.console import is_main_process, print_main
 
 T = TypeVar("T")
 LINE_EVERY_S = 60.0
@@ -34,4 +34,4 @@ def track(items: Iterable[T], *, label: str, total: int | None = None, enabled: 
             yield item
             if time.monotonic() - last >= LINE_EVERY_S:
                 last = time.monotonic()
-                say(f"{label}: {done}/{total}" if total else f"{label}: {done}")
+                print_main(f"{label}: {done}/{total}" if total else f"{label}: {done}")

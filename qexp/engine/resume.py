@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from qexp.base.console import complain
+from qexp.base.console import warn_main
 from qexp.base.faults import fault_point
 from qexp.base.files import write_atomic
 from qexp.engine.state import FitState
@@ -53,7 +53,7 @@ class ResumeFiles:
             if state is not None:
                 return state
             if path.exists():
-                complain(f"{path} is damaged; going on from an earlier state")
+                warn_main(f"{path} is damaged; going on from an earlier state")
         return None
 
     def find(self, epoch: int) -> FitState | None:

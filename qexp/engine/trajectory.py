@@ -28,7 +28,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from qexp.base.console import say
+from qexp.base.console import print_main
 from qexp.base.errors import UserError, nearest
 from qexp.base.faults import fault_point
 from qexp.base.files import write_atomic, write_text_atomic
@@ -173,7 +173,7 @@ class Training:
         try:
             lock.acquire(timeout=0)
         except Timeout:
-            say(f"Waiting for another process that works on training {self.hash}")
+            print_main(f"Waiting for another process that works on training {self.hash}")
             lock.acquire()
         try:
             yield

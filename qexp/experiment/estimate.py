@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import torch
 
-from qexp.base.console import say
+from qexp.base.console import print_main
 from qexp.base.text import counted
 from qexp.experiment.job import Prepared
 from qexp.experiment.messages import float_starts, is_stored
@@ -21,10 +21,10 @@ def estimate(prepared: Sequence[Prepared]) -> None:
         seconds, mib = cost_of(one)
         total_s, total_mib = total_s + seconds, total_mib + mib
         what = " for the float training to begin from" if one in starts else ""
-        say(f"{one.training}: about {seconds / 60:.1f} min and {mib:.1f} MiB here{what}")
+        print_main(f"{one.training}: about {seconds / 60:.1f} min and {mib:.1f} MiB here{what}")
     begun = f" and {counted(len(starts), 'float training')} to begin from" if starts else ""
     whole = f"about {total_s / 60:.1f} min and {total_mib:.1f} MiB"
-    say(f"in all: {counted(len(prepared), 'training')}{begun}, {whole}; nothing was started (plan_only)")
+    print_main(f"in all: {counted(len(prepared), 'training')}{begun}, {whole}; nothing was started (plan_only)")
 
 
 def cost_of(one: Prepared) -> tuple[float, float]:

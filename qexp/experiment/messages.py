@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from qexp.base.console import say
+from qexp.base.console import print_main
 from qexp.base.text import by_reason, counted
 from qexp.base.types import Plan
 from qexp.engine.state import FitState
@@ -23,16 +23,16 @@ def plan(prepared: Sequence[Prepared], *, num_jobs: int) -> None:
     if starts := float_starts(prepared):
         parts.append(f"{counted(len(starts), 'float training')} to begin from ({sum(map(is_stored, starts))} stored)")
     parts.append(counted(sum(len(one.variants) - 1 for one in prepared), "quantized variant"))
-    say(f"{counted(num_jobs, 'job')}: {', '.join(parts)}")
+    print_main(f"{counted(num_jobs, 'job')}: {', '.join(parts)}")
     shown: dict[str, str] = {}
     for one in prepared:
-        say(*(f"note: {note}" for note in one.notes))
+        print_main(*(f"note: {note}" for note in one.notes))
         for variant in one.variants[1:]:
             header, _, body = format_plan(variant.plan, policy=variant.config.policy.name).partition("\n")
             gist = _gist(variant.plan, body)
             same = shown.setdefault(gist, variant.label)
             lines = body.splitlines() if same == variant.label else [f"  the tensors of [{same}]"]
-            say(f"[{variant.label}] {header}", *lines, *(f"  note: {note}; listed once" for note in variant.notes))
+            print_main(f"[{variant.label}] {header}", *lines, *(f"  note: {note}; listed once" for note in variant.notes))
 
 
 def float_starts(prepared: Sequence[Prepared]) -> list[Prepared]:
@@ -56,18 +56,18 @@ def going_on(training: str, start: FitState | None) -> None:
     """Say where an interrupted training goes on."""
     if start is not None:
         place = f"epoch {start.epoch}" + (f", step {start.step} of the next" if start.step else "")
-        say(f"  {training}: going on from {place}")
+        print_main(f"  {training}: going on from {place}")
 
 
 def epoch(records: Sequence[Record]) -> None:
     """One line per epoch: Prec@1 of the float network and of every copy."""
     parts = [f"{record.variant} {record.prec1:.2f}{' !' if record.alarms else ''}" for record in records]
-    say(f"  epoch {records[0].epoch}  Prec@1  " + "  ".join(parts))
+    print_main(f"  epoch {records[0].epoch}  Prec@1  " + "  ".join(parts))
     for record in records:
         for alarm in record.alarms:
-            say(f"  ! {record.variant}: {alarm}")
+            print_main(f"  ! {record.variant}: {alarm}")
 
 
 def left_alone(label: str, notes: Sequence[str]) -> None:
     """What the corrections of a copy left alone, and why."""
-    say(*(f"  note: [{label}] {line}" for line in by_reason(notes, most=3)))
+    print_main(*(f"  note: [{label}] {line}" for line in by_reason(notes, most=3)))

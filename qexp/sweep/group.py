@@ -7,7 +7,7 @@ import sys
 from dataclasses import dataclass, field, replace
 from types import TracebackType
 
-from qexp.base.console import is_main_process, say
+from qexp.base.console import is_main_process, print_main
 from qexp.base.files import SaveError
 from qexp.base.preemption import Preempted
 from qexp.deploy import export
@@ -100,7 +100,7 @@ def run_on_this_rank(job: MergedJob, prepared: Prepared, resources: Resources) -
             export.run(prepared, recorder)
         status = "FINISHED"
         if recorder.num_measured == 0 and sweep.verb != START:
-            say(f"  {prepared.training}: nothing to do, every number is stored (fresh=true trains again)")
+            print_main(f"  {prepared.training}: nothing to do, every number is stored (fresh=true trains again)")
     except (KeyboardInterrupt, Preempted) as stop:
         status = "KILLED" if isinstance(stop, KeyboardInterrupt) else "PREEMPTED"
         if isinstance(stop, Preempted) and config.checkpoint is None and open_training(prepared).info:

@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from qexp.base.console import say
+from qexp.base.console import print_main
 from qexp.config.launcher import LauncherSettings
 from qexp.experiment.job import Prepared
 from qexp.sweep.group import Resources, run_group
@@ -56,11 +56,11 @@ def run_side_by_side(jobs: Sequence[MergedJob], settings: LauncherSettings, fold
             while waiting and len(running) < limit:
                 number = waiting.popleft()
                 running[number] = start(number)
-                say(f"training {number + 1} of {len(jobs)}: {running[number].name}, output in {running[number].log}")
+                print_main(f"training {number + 1} of {len(jobs)}: {running[number].name}, output in {running[number].log}")
             ended = [number for number, worker in running.items() if worker.done()]
             for number in ended:
                 error = running.pop(number).error()
-                say(f"training {number + 1} of {len(jobs)}: {'done' if error is None else 'failed'}")
+                print_main(f"training {number + 1} of {len(jobs)}: {'done' if error is None else 'failed'}")
                 yield number, error
             if not ended:
                 time.sleep(POLL_S)

@@ -19,7 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
-from qexp.base.console import complain
+from qexp.base.console import warn_main
 from qexp.base.errors import JobsFailed, RankFailed, UserError, UserErrors
 from qexp.base.files import SaveError
 from qexp.base.preemption import Preempted, listening
@@ -52,7 +52,7 @@ def run_command_line(verb: str, config_name: str, run: Run | None = None) -> int
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return _run(config_name, arguments, sweep, run, None)
     if verb in ("analyze", "export"):
-        complain("qexp: nothing was started.", f"  qexp.{verb} runs in one process: leave torchrun away.")
+        warn_main("qexp: nothing was started.", f"  qexp.{verb} runs in one process: leave torchrun away.")
         return 2
     from qexp.sweep import ranks
 
@@ -84,20 +84,20 @@ def _run(config_name: str, arguments: Sequence[str], sweep: Sweep, run: Run | No
             if composed is not None:
                 _run_composed(composed, sweep, typed, run, ranks)
     except (UserErrors, UserError) as error:
-        complain("qexp: nothing was started.", *(f"  {line}" for line in str(error).splitlines()))
+        warn_main("qexp: nothing was started.", *(f"  {line}" for line in str(error).splitlines()))
         return 2
     except (HydraException, OmegaConfBaseException) as error:
-        complain("qexp: nothing was started.", f"  {hydra_error(error)}")
+        warn_main("qexp: nothing was started.", f"  {hydra_error(error)}")
         return 2
     except (JobsFailed, RankFailed, SaveError) as error:
-        complain(f"qexp: {error}")
+        warn_main(f"qexp: {error}")
         return 1
     except BrokenPipeError:  # `--help | head`: the reader has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except (KeyboardInterrupt, Preempted) as stop:
         asked = stop if isinstance(stop, Preempted) else Preempted(signal.SIGINT)
-        complain(f"qexp: {asked}. The same command goes on where this one stopped.")
+        warn_main(f"qexp: {asked}. The same command goes on where this one stopped.")
         return asked.exit_code
     except Exception:
         traceback.print_exc()

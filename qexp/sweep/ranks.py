@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import NoReturn, Protocol
 
 from qexp.base import dist
-from qexp.base.console import complain
+from qexp.base.console import warn_main
 from qexp.base.errors import RankFailed
 from qexp.base.preemption import Preempted, listening
 from qexp.sweep.types import MergedJob
@@ -128,7 +128,7 @@ def _run_and_agree(channel: dist.ControlChannel, number: int, run: Callable[[], 
 
 def _leave(message: str, code: int) -> NoReturn:
     """End this process at once: the group may hold half a collective, and destroying it could hang."""
-    complain(f"qexp: {message}")
+    warn_main(f"qexp: {message}")
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)

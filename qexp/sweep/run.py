@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
-from qexp.base.console import complain, say
+from qexp.base.console import print_main, warn_main
 from qexp.base.errors import JobsFailed, RankFailed
 from qexp.base.files import SaveError
 from qexp.config.launcher import check_single, launcher_settings
@@ -128,16 +128,16 @@ def _launch_all(
 
 def failure(one: Prepared, error: Exception) -> Path | None:
     """Say which training failed and why; the traceback goes to a file beside it, which is returned, or to the screen."""
-    complain(f"qexp: training {one.training} failed: {type(error).__name__}: {error}")
+    warn_main(f"qexp: training {one.training} failed: {type(error).__name__}: {error}")
     text, path = "".join(traceback.format_exception(error)), one.folder / "traceback.txt"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
     except OSError:  # the disk may be full, and that be the failure
         if not isinstance(error, SaveError):
-            complain(text)
+            warn_main(text)
         return None
-    complain(f"  traceback: {path}")
+    warn_main(f"  traceback: {path}")
     return path
 
 
@@ -146,10 +146,10 @@ def report(config: Config) -> list[Path]:
     try:
         written = write_report(config.name, runs_dir=config.runs_dir, results_dir=config.results_dir)
     except MixedProtocolsError as error:  # every number is stored: the sweep is done, its table has to be asked for
-        say("", f"no report: {error}")
+        print_main("", f"no report: {error}")
         return []
-    say("", written.table, "", f"tables and figures: {written.folder}/")
+    print_main("", written.table, "", f"tables and figures: {written.folder}/")
     if config.tracking.enabled:
         uri = config.tracking.uri or f"sqlite:///{(Path(config.runs_dir) / 'mlflow.db').resolve()}"
-        say(f"MLflow UI: make ui   (or: mlflow ui --host 127.0.0.1 --backend-store-uri {uri})")
+        print_main(f"MLflow UI: make ui   (or: mlflow ui --host 127.0.0.1 --backend-store-uri {uri})")
     return [*written.figures, *written.tables]

@@ -45,7 +45,7 @@ class Changes:
     ends: dict[str, Row] = field(default_factory=dict)
 
 
-class Ledger:
+class ChangeTracker:
     """Reads a journal's rows in their order and tells what each part of them changes.
 
     `last_ms` has the time of every run's last row.

@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
-from qexp.base.console import say
+from qexp.base.console import print_main
 from qexp.config.root import Config
 from qexp.config.tracking import TrackingSettings
 from qexp.tracking.journal import Journal
@@ -127,4 +127,4 @@ class Feeds:
         while self._feeds:
             behind = self._feeds.popitem()[1].close(limit_s=PREEMPTED_LIMIT_S if hurry else None)
             if behind:
-                say(behind)
+                print_main(behind)

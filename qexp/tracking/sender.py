@@ -16,7 +16,7 @@ from filelock import FileLock, Timeout
 
 from qexp.base.files import hash_json, write_text_atomic
 from qexp.config.tracking import TrackingSettings
-from qexp.tracking.changes import Changes, Ledger
+from qexp.tracking.changes import Changes, ChangeTracker
 from qexp.tracking.journal import Journal, journal_names
 from qexp.tracking.mlflow_runs import MlflowRuns
 from qexp.tracking.mlflow_store import Store, open_store, shown_uri, store_uri
@@ -39,7 +39,7 @@ class Sender:
         self.shown_uri = shown_uri(self._uri)
         self._progress_path = journal.path.with_name(f"{journal.path.stem}.mlflow.json")
         self._lock = FileLock(journal.path.with_name(f".{journal.path.stem}.mlflow.lock"), thread_local=False)
-        self._offset, self._ledger = 0, Ledger()
+        self._offset, self._ledger = 0, ChangeTracker()
 
     def behind(self) -> int:
         """How many rows MLflow has not been sent."""
@@ -64,7 +64,7 @@ class Sender:
         try:
             return self._catch_up(stop, close_dead) if close_dead or self.behind() else 0
         except BaseException:
-            self._offset, self._ledger = 0, Ledger()  # it may have noted rows that did not arrive
+            self._offset, self._ledger = 0, ChangeTracker()  # it may have noted rows that did not arrive
             raise
         finally:
             self._lock.release()
@@ -82,7 +82,7 @@ class Sender:
                     runs.close_dead(self._ledger.last_ms, journal_names(self._runs_dir))
                 if not runs.seconds:
                     break
-                self._offset, self._ledger = 0, Ledger()
+                self._offset, self._ledger = 0, ChangeTracker()
                 self._save_progress(
                     store
                 )  # before the deletion: whoever goes on from here sends all points to the run that stays
@@ -98,7 +98,7 @@ class Sender:
         progress = self._progress()
         target = progress.get("offset", 0) if progress.get("experiment") == store.identity else 0
         if target < self._offset:
-            self._offset, self._ledger = 0, Ledger()
+            self._offset, self._ledger = 0, ChangeTracker()
         rows, self._offset = self._journal.rows_from(self._offset, end=target)
         self._ledger.take(rows)
 

@@ -1,7 +1,7 @@
 from dataclasses import replace
 
 from qexp.tracking import rows
-from qexp.tracking.changes import Ledger, Point
+from qexp.tracking.changes import ChangeTracker, Point
 
 
 def _names(points):
@@ -9,7 +9,7 @@ def _names(points):
 
 
 def test_metrics_of_a_record(record):
-    changes = Ledger().take([rows.record_row(record("W8", 3))])
+    changes = ChangeTracker().take([rows.record_row(record("W8", 3))])
     ((run, points),) = changes.points.items()
     assert run == "a1b2c3d4/keyW8"
     assert points[0] == Point("prec1", 83.0, 3, 1_000_003)
@@ -17,20 +17,20 @@ def test_metrics_of_a_record(record):
 
 
 def test_float_rows_belong_to_the_training(record):
-    changes = Ledger().take([rows.record_row(record("fp32", 1))])
+    changes = ChangeTracker().take([rows.record_row(record("fp32", 1))])
     assert list(changes.points) == ["a1b2c3d4"]
     assert "kl" not in [point.name for point in changes.points["a1b2c3d4"]]
 
 
 def test_a_reused_record_changes_nothing(record):
-    ledger = Ledger()
+    ledger = ChangeTracker()
     first = record()
     assert ledger.take([rows.record_row(first)]).points
     assert not ledger.take([rows.record_row(replace(first, reused=True, time_ms=9_999_999))]).points
 
 
 def test_new_values_are_added_at_their_time_and_old_ones_come_back(record):
-    ledger = Ledger()
+    ledger = ChangeTracker()
     ledger.take([rows.record_row(record())])
     again = ledger.take([rows.record_row(record(prec1=50.0, time_ms=7))]).points["a1b2c3d4/keyW8"]
     assert again == [Point("prec1", 50.0, 1, 7)]
@@ -39,32 +39,32 @@ def test_new_values_are_added_at_their_time_and_old_ones_come_back(record):
 
 
 def test_other_splits_have_their_own_names(record):
-    points = Ledger().take([rows.record_row(record("fp32", 1, split="select"))]).points["a1b2c3d4"]
+    points = ChangeTracker().take([rows.record_row(record("fp32", 1, split="select"))]).points["a1b2c3d4"]
     assert points[0].name == "select/prec1"
 
 
 def test_non_finite_values_are_left_to_the_alarm(record):
     bad = record(loss=float("nan"), kl=float("inf"), alarms=("logits are not finite",))
-    changes = Ledger().take([rows.record_row(bad)])
+    changes = ChangeTracker().take([rows.record_row(bad)])
     assert _names(changes.points["a1b2c3d4/keyW8"])[:2] == [("prec1", 1, 81.0), ("prec5", 1, 99.0)]
     assert {"loss", "kl"}.isdisjoint(point.name for point in changes.points["a1b2c3d4/keyW8"])
     assert changes.tags == {"a1b2c3d4/keyW8": {"qexp.alarms": "logits are not finite"}}
 
 
 def test_a_run_opened_after_its_end_stays_open(sweep):
-    changes = Ledger().take(sweep() + sweep(end=False))
+    changes = ChangeTracker().take(sweep() + sweep(end=False))
     assert changes.ends == {}
-    assert Ledger().take(sweep()).ends.keys() == {"a1b2c3d4", "a1b2c3d4/keyW8", "a1b2c3d4/keyW4"}
+    assert ChangeTracker().take(sweep()).ends.keys() == {"a1b2c3d4", "a1b2c3d4/keyW8", "a1b2c3d4/keyW4"}
 
 
 def test_texts_are_sent_when_they_change(sweep):
-    ledger = Ledger()
+    ledger = ChangeTracker()
     assert ledger.take(sweep()).texts == {"a1b2c3d4": {"config.yaml": "seed: 0\n"}}
     assert ledger.take(sweep()).texts == {}
 
 
 def test_files_without_a_run_go_to_every_training(sweep):
-    ledger = Ledger()
+    ledger = ChangeTracker()
     ledger.take(sweep() + sweep(training="ffff"))
     changes = ledger.take([rows.files_row(None, ["/a.png"]), rows.files_row("ffff", ["/b.png"])])
     assert changes.files == {"a1b2c3d4": ["/a.png"], "ffff": ["/b.png"]}
@@ -72,8 +72,8 @@ def test_files_without_a_run_go_to_every_training(sweep):
 
 def test_the_same_rows_in_parts_give_the_same_points(sweep):
     everything = sweep(epochs=3) + sweep(epochs=3)
-    whole = Ledger().take(everything).points
-    ledger, parts = Ledger(), {}
+    whole = ChangeTracker().take(everything).points
+    ledger, parts = ChangeTracker(), {}
     for row in everything:
         for run, points in ledger.take([row]).points.items():
             parts.setdefault(run, []).extend(points)
@@ -82,7 +82,7 @@ def test_the_same_rows_in_parts_give_the_same_points(sweep):
 
 def test_the_states_of_jobs_mean_nothing_to_mlflow(sweep):
     job = rows.job_row("s1", "key", "failed", reason="no", time_ms=99)
-    ledger = Ledger()
-    assert ledger.take([job]) == Ledger().take([])
+    ledger = ChangeTracker()
+    assert ledger.take([job]) == ChangeTracker().take([])
     ledger.take([*sweep(), job])
     assert 99 not in ledger.last_ms.values()
