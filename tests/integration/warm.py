@@ -1,18 +1,24 @@
 """Processes that start warm: a server that has imported everything forks one process per command.
 
 A child is a process like any other: it has its own files, signals and exit code, and is killed for real. What it does not do
-again is to import torch, Hydra and pandas, which takes 4 seconds. Tests that look at start-up itself use real commands.
+again is to import torch, Hydra and pandas, which takes 4 seconds, nor what a first command loads on its way (SciPy, statsmodels,
+Matplotlib, MLflow), which takes as long again. Tests that look at start-up itself use real commands.
 
     python warm.py      reads JSON lines ({"arguments", "verb", "folder", ...}), answers with pids and exit codes
 """
 
+import contextlib
+import gc
 import json
 import os
 import select
 import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
+
+FIRST = ("data=digits", "train=smoke", "model=custom", "device=cpu", "tracking.enabled=false", "bits=4,8", "-m")
 
 
 class Warm:
@@ -63,9 +69,29 @@ class Child:
         return self.log.read_text()
 
 
-def serve():
-    from qexp.pipeline import entry, story  # noqa: F401 story imports torch and pandas
+def load_everything():
+    """Train and report once: whatever that loads, every child finds loaded.
 
+    It is then out of the garbage collector's sight, which statsmodels calls several times a report: a third of a small command.
+    """
+    from qexp.pipeline import entry, prepare
+    from qexp.tracking.mlflow_store import import_mlflow
+
+    import_mlflow()
+    here, network = os.getcwd(), Path(__file__).parents[1] / "networks.py"
+    with tempfile.TemporaryDirectory() as folder, open(os.devnull, "w") as nothing, contextlib.redirect_stdout(nothing):
+        os.chdir(folder)
+        sys.argv = ["qexp.train", *FIRST, f"model.factory={network}:tiny"]
+        assert entry.main("train", "config") == 0
+        os.chdir(here)
+    prepare._BUNDLES.clear()
+    prepare._PREPARED.clear()
+    gc.collect()
+    gc.freeze()
+
+
+def serve():
+    load_everything()
     running = set()
     for line in sys.stdin:
         job = json.loads(line)
