@@ -17,7 +17,7 @@ PYTEST := $(PYTEST_HERE) -n $(WORKERS) --maxprocesses 4 --dist loadfile
 # Tests that bear no others in their process come first; pytest's 5 says that ARGS chose none of them.
 ALONE = $(PYTEST_HERE) -m "alone $(1)" $(ARGS) || test $$? -eq 5
 
-.PHONY: help setup sweep test test-all lint format ui report docker clean
+.PHONY: help setup sweep test test-more test-all lint format ui report docker clean
 
 help: ## show this help
 	@echo "Usage: make TARGET [NAME=value]"
@@ -51,6 +51,10 @@ sweep: setup ## train once on the bundled data, compare 4, 8 and 16 bit copies o
 test: setup ## run the tests and the examples in docstrings, without those marked slow or gpu (ARGS="-k name")
 	$(call ALONE,and not slow and not gpu)
 	$(PYTEST) -m "not alone and not slow and not gpu" $(ARGS)
+
+test-more: setup ## run the tests marked slow, without those marked gpu: what `make test` leaves out (ARGS="-k name")
+	$(call ALONE,and slow and not gpu)
+	$(PYTEST) -m "not alone and slow and not gpu" $(ARGS)
 
 test-all: setup ## run every test; those that need a GPU skip themselves where there is none
 	$(call ALONE,)

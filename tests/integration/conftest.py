@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -9,11 +10,20 @@ from pathlib import Path
 
 import pytest
 
+LIMIT_S = 900  # on whatever is waited for; reached only where something is wrong
+
+
+def pytest_collection_modifyitems(items):
+    """Processes that share their cores with other work take many times as long; each has its own limit, of LIMIT_S."""
+    for item in items:
+        if Path(__file__).parent in item.path.parents and not item.get_closest_marker("timeout"):
+            item.add_marker(pytest.mark.timeout(2 * LIMIT_S))
+
 
 def run_process(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
     """`python -m <arguments>` in the working directory, warnings as usual."""
     return subprocess.run(
-        [sys.executable, "-m", *arguments], env=os.environ | environment, capture_output=True, text=True, timeout=240
+        [sys.executable, "-m", *arguments], env=os.environ | environment, capture_output=True, text=True, timeout=LIMIT_S
     )
 
 
@@ -56,3 +66,20 @@ def ranks(warm):
         return [warm.start(*arguments, **environment, **shared, RANK=str(k), LOCAL_RANK=str(k)) for k in range(count)]
 
     return start
+
+
+@pytest.fixture(scope="session")
+def empty_store(tmp_path_factory):
+    """A SQLite store without runs, made once: making one takes seconds."""
+    from qexp.tracking.mlflow_store import import_mlflow
+
+    path = tmp_path_factory.mktemp("store") / "mlflow.db"
+    import_mlflow().MlflowClient(tracking_uri=f"sqlite:///{path}").search_experiments()
+    return path
+
+
+@pytest.fixture
+def tracked_here(empty_store):
+    """The default store of the working directory, empty and ready."""
+    Path("runs").mkdir()
+    shutil.copy(empty_store, "runs/mlflow.db")

@@ -42,7 +42,7 @@ def _wait(folder: Path) -> None:
     partial = folder / f"{os.getpid()}.tmp"
     partial.write_text(str(os.getpid()))
     partial.rename(folder / "reached")
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 900
     while not (folder / "open").exists():
         assert time.monotonic() < deadline, "nobody opened the gate"
         time.sleep(0.02)

@@ -2,6 +2,7 @@
 
 import json
 import sys
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -62,6 +63,7 @@ def train(values):
 
 
 if __name__ == "__main__":
+    warnings.simplefilter("error")
     jobs, out = json.loads(Path(sys.argv[1]).read_text()), Path(sys.argv[2])
     if dist.launched():
         dist.init_from_env("cpu")

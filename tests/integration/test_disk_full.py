@@ -33,17 +33,17 @@ def undisturbed(command, cli, numbers, tmp_path_factory):
 
 # The weights take 0.8 MB, the state for a resume 1.6 MB.
 @pytest.mark.parametrize("limit, suffix", [("400000", ".safetensors"), ("1100000", ".pt")], ids=["weights", "resume state"])
-def test_the_same_command_goes_on_once_there_is_space(command, undisturbed, numbers, process, cli, limit, suffix):
-    failed = process("qexp.train", *command, FULL_STEP="25", FULL_BYTES=limit)  # of 60, in the second epoch
-    assert failed.returncode == 1
-    assert "Traceback" not in failed.stdout + failed.stderr
-    (said,) = re.findall(r"failed: SaveError: (\S+) could not be saved: File too large\. (.*)", failed.stderr)
+def test_the_same_command_goes_on_once_there_is_space(command, undisturbed, numbers, warm, cli, limit, suffix):
+    failed = warm.start(*command, FULL_STEP="25", FULL_BYTES=limit)  # of 60, in the second epoch
+    assert failed.wait() == 1
+    assert "Traceback" not in failed.text
+    (said,) = re.findall(r"failed: SaveError: (\S+) could not be saved: File too large\. (.*)", failed.text)
     assert Path(said[0]).is_relative_to(folder("runs")) and said[0].endswith(suffix)
     assert said[1] == (
         "What was saved before is intact. Raise the limit on the size of a file (ulimit -f) or free space and run the same "
         "command again: it goes on from there."
     )
-    assert "1 of 1 trainings failed; the same command tries them again" in failed.stderr
+    assert "1 of 1 trainings failed; the same command tries them again" in failed.text
 
     training = TrajectoryStore("runs").open(folder("runs").name)
     assert training.resume_state().epoch == 1

@@ -97,10 +97,10 @@ def test_a_sweep_of_failures_is_reported(cli, tiny, told):
     assert out.splitlines()[-4].startswith("jobs: 1 done, 2 failed")
 
 
-def test_a_killed_process_is_not_running(process, cli, tiny, told):
+def test_a_killed_process_is_not_running(warm, cli, tiny, told):
     network = next(text for text in tiny if text.startswith("model.factory=")).replace(":tiny", ":Mortal")
     command = [*(text for text in tiny if not text.startswith("model.factory=")), network, "train.epochs=2", "bits=4,8", "-m"]
-    assert process("qexp.train", *command, MORTAL_STEP="30").returncode == -signal.SIGKILL
+    assert warm.start(*command, MORTAL_STEP="30").wait() == -signal.SIGKILL
     out, rows = told()
     assert states(rows) == ["killed", "killed"] and "was stopped" in rows[0]["reason"]
     assert "jobs: 2 killed" in out

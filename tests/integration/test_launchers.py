@@ -56,7 +56,7 @@ def logs(pattern="*.log"):
     return "\n".join(path.read_text() for path in sorted(Path("runs/jobs").rglob(pattern)))
 
 
-def test_two_trainings_side_by_side_share_one_store(cli, tiny):
+def test_two_trainings_side_by_side_share_one_store(cli, tiny, tracked_here):
     sweep = (*tiny, "train.lr=0.05,0.01", "bits=4,8")
     done = cli(*sweep, *JOBLIB, "tracking.enabled=true")
     assert done.code == 0, done.err
@@ -69,6 +69,7 @@ def test_two_trainings_side_by_side_share_one_store(cli, tiny):
     assert numbers("runs") == numbers("alone") and len(numbers("runs")) == 6
 
 
+@pytest.mark.slow
 def test_a_worker_that_dies_takes_no_other_along(cli, tiny, monkeypatch):
     network = next(text for text in tiny if text.startswith("model.factory=")).replace(":tiny", ":Mortal")
     sweep = (*with_network(tiny, network), "train.epochs=1,2", "bits=4", "deterministic=true")
@@ -84,6 +85,7 @@ def test_a_worker_that_dies_takes_no_other_along(cli, tiny, monkeypatch):
     assert {row["state"] for row in table()} == {"done"}
 
 
+@pytest.mark.slow
 def test_a_job_that_is_signalled_saves_and_is_queued_again(cli, tiny):
     Path("signalled.py").write_text(SIGNALLED)
     sweep = (*with_network(tiny, "model.factory=signalled.py:Signalled"), "bits=4", "deterministic=true", "-m")
@@ -111,7 +113,7 @@ def test_sigterm_stops_the_workers_too(tiny):
         while leader.poll() is None and logs().count("epoch 2 ") < 2:
             time.sleep(0.2)
         leader.send_signal(signal.SIGTERM)
-        out, err = leader.communicate(timeout=200)
+        out, err = leader.communicate(timeout=900)
     finally:
         leader.kill()
     assert leader.returncode == 143, err

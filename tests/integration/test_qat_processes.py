@@ -141,7 +141,7 @@ def test_two_ranks_train_convert_and_evaluate(ranks, command):
             assert row["digest"] in {each["digest"] for each in found}, (training, count)
 
 
-def test_mlflow_has_parameters_and_metrics_of_the_training(cli, command):
+def test_mlflow_has_parameters_and_metrics_of_the_training(cli, command, tracked_here):
     assert cli(*command, "qat=lsq", "tracking.enabled=true", "bits=2,3", "-m").code == 0
     with sqlite3.connect("runs/mlflow.db") as store:
         runs = dict(store.execute("select name, run_uuid from runs where lifecycle_stage = 'active'"))

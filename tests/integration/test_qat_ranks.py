@@ -2,15 +2,12 @@
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
 WORKER = Path(__file__).with_name("qat_ranks.py")
-LIMIT_S = 240
 # Batch norm and observed ranges see one rank's images, so that those trainings differ from one rank's by more than rounding.
 LEARNED = {
     "lsq": ("qat=lsq", "qat.freeze_bn_epoch=1"),
@@ -25,7 +22,7 @@ OBSERVED = {"ste": ("qat=ste",), "every_step": ("qat=every_step",), "batch_norm"
 
 
 @pytest.fixture(scope="module")
-def results(cli, compose, tiny, tmp_path_factory, port_of_module):
+def results(cli, compose, tiny, tmp_path_factory, ranks):
     """Rank -> job -> what it found, `1.0` being the single process."""
     folder, before = tmp_path_factory.mktemp("ranks"), os.getcwd()
     os.chdir(folder)
@@ -33,30 +30,11 @@ def results(cli, compose, tiny, tmp_path_factory, port_of_module):
     assert cli(*common, "float_only=true").code == 0
     jobs = {name: compose(*common, *overrides) for name, overrides in (LEARNED | OBSERVED).items()}
     Path("jobs.json").write_text(json.dumps(jobs))
-    several = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port_of_module), "WORLD_SIZE": "2"}
-    places = [{}, *({**several, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(2))]
-    command = [sys.executable, "-W", "error", str(WORKER), "jobs.json", "."]
-    processes = [
-        subprocess.Popen(command, env=os.environ | place, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-        for place in places
-    ]
-    try:
-        errors = [process.communicate(timeout=LIMIT_S)[1] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-        os.chdir(before)
-    assert [process.returncode for process in processes] == [0, 0, 0], "\n".join(errors)
+    children = [child for count in (1, 2) for child in ranks(count, "jobs.json", ".", script=WORKER)]
+    codes = [child.wait() for child in children]
+    os.chdir(before)
+    assert codes == [0, 0, 0], "\n".join(child.text for child in children)
     return {name: torch.load(folder / f"{name}.pt", weights_only=True) for name in ("1.0", "2.0", "2.1")}
-
-
-@pytest.fixture(scope="module")
-def port_of_module():
-    import socket
-
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def equal(first, second):

@@ -85,30 +85,30 @@ def test_a_second_sweep_adds_no_run_but_the_new_variant(store, process):
     assert len(after.points("W2 int", "prec1")) == EPOCHS
 
 
-def test_report_makes_the_tables_again(store, process):
+def test_report_makes_the_tables_again(store, warm):
     before = Path("results/digits/table.csv").read_text()
     shutil.rmtree("results")
-    done = process("qexp.report", "name=digits", "results_dir=out")
-    assert done.returncode == 0 and "Prec@1" in done.stdout and "out/digits/" in done.stdout
+    child = warm.start("name=digits", "results_dir=out", verb="report")
+    assert child.wait() == 0 and "Prec@1" in child.text and "out/digits/" in child.text
     assert Path("out/digits/table.csv").read_text() == before
     assert list(Path("out/digits/figures").iterdir())
 
 
-def test_sync_sends_what_a_lost_store_had(store, process):
+def test_sync_sends_what_a_lost_store_had(store, warm):
     before = Runs()
     Path("runs/mlflow.db").unlink()
-    done = process("qexp.sync")
-    assert done.returncode == 0 and "digits: " in done.stdout and "rows sent" in done.stdout
+    child = warm.start(verb="sync")
+    assert child.wait() == 0 and "digits: " in child.text and "rows sent" in child.text
     after = Runs()
     assert set(after.ids) == set(before.ids) and set(after.status.values()) == {"FINISHED"}
     assert after.points("W4 int", "prec1") == before.points("W4 int", "prec1")
 
 
-def test_trainings_are_listed_and_removed(store, process):
+def test_trainings_are_listed_and_removed(store, warm):
     (training,) = [path.name for path in Path("runs/trainings").iterdir()]
-    listed = process("qexp.trainings")
-    assert listed.returncode == 0
-    assert f"{training}  custom        digits" in listed.stdout and "2/2" in listed.stdout and "1 stored" in listed.stdout
-    removed = process("qexp.trainings", f"remove={training[:5]}")
-    assert removed.returncode == 0 and removed.stdout.startswith(f"removed {training}")
+    listed = warm.start(verb="trainings")
+    assert listed.wait() == 0
+    assert f"{training}  custom        digits" in listed.text and "2/2" in listed.text and "1 stored" in listed.text
+    removed = warm.start(f"remove={training[:5]}", verb="trainings")
+    assert removed.wait() == 0 and removed.text.startswith(f"removed {training}")
     assert not list(Path("runs/trainings").iterdir())

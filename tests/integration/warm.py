@@ -1,19 +1,26 @@
 """Processes that start warm: a server that has imported everything forks one process per command.
 
 A child is a process like any other: it has its own files, signals and exit code, and is killed for real. What it does not do
-again is to import torch, Hydra and pandas, which takes 4 seconds. Tests that look at start-up itself use real commands.
+again is to import torch, Hydra and pandas, which takes 4 seconds, nor what a first command loads on its way (SciPy, statsmodels,
+Matplotlib, MLflow), which takes as long again. Tests that look at start-up itself use real commands.
 
-    python warm.py      reads JSON lines ({"arguments", "verb", "folder", ...}), answers with pids and exit codes
+    python warm.py      reads JSON lines ({"arguments", "module", "folder", ...}), answers with pids and exit codes
 """
 
-import importlib
+import contextlib
+import gc
 import json
 import os
+import runpy
 import select
 import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
+
+LIMIT_S = 900  # on whatever is waited for; reached only where something is wrong
+FIRST = ("data=digits", "train=smoke", "model=custom", "device=cpu", "tracking.enabled=false", "bits=4,8", "-m")
 
 
 class Warm:
@@ -25,12 +32,12 @@ class Warm:
         self._count = 0
         self._server = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
 
-    def start(self, *arguments, verb="train", **environment):
-        """Start `python -m qexp.<verb> <arguments>` in the working directory."""
+    def start(self, *arguments, verb="train", script=None, **environment):
+        """Start `python -m qexp.<verb> <arguments>`, or a script, in the working directory."""
         self._count += 1
         log = Path(f"process-{self._count}.log").resolve()
-        job = {"arguments": arguments, "verb": verb, "folder": os.getcwd(), "environment": environment, "log": str(log)}
-        return Child(self._ask(job), log, self)
+        job = {"arguments": arguments, "module": f"qexp.{verb}", "script": script and str(script), "environment": environment}
+        return Child(self._ask(job | {"folder": os.getcwd(), "log": str(log)}), log, self)
 
     def _ask(self, job):
         self._server.stdin.write(json.dumps(job) + "\n")
@@ -48,7 +55,7 @@ class Child:
     def __init__(self, pid, log, server):
         self.pid, self.log, self._server = pid, log, server
 
-    def wait(self, timeout_s=120):
+    def wait(self, timeout_s=LIMIT_S):
         """Its exit code as subprocess has it: negative for a signal. Kills it and fails if it takes too long."""
         code = self._server._ask({"wait": self.pid, "timeout_s": timeout_s})
         assert code is not None, f"no end within {timeout_s} s:\n{self.text}"
@@ -58,15 +65,38 @@ class Child:
         """Send a signal; False if it is gone."""
         return self._server._ask({"kill": self.pid, "signal": int(signum)})
 
+    def ended(self):
+        """Whether it is gone, without waiting for it."""
+        return not self.kill(0)
+
     @property
     def text(self):
         """What it has printed so far."""
         return self.log.read_text()
 
 
-def serve():
-    from qexp.sweep import main, run  # noqa
+def load_everything():
+    """Train and report once: whatever that loads, every child finds loaded.
 
+    It is then out of the garbage collector's sight, which statsmodels calls several times a report: a third of a small command.
+    """
+    from qexp.tracking.mlflow_store import import_mlflow
+
+    import_mlflow()
+    here, network = os.getcwd(), Path(__file__).parents[1] / "networks.py"
+    with tempfile.TemporaryDirectory() as folder, open(os.devnull, "w") as nothing, contextlib.redirect_stdout(nothing):
+        os.chdir(folder)
+        sys.argv = ["qexp.train", *FIRST, f"model.factory={network}:tiny"]
+        with contextlib.suppress(SystemExit):
+            runpy.run_module("qexp.train", run_name="__main__", alter_sys=True)
+        assert Path("results/digits/table.csv").is_file()
+        os.chdir(here)
+    gc.collect()
+    gc.freeze()
+
+
+def serve():
+    load_everything()
     running = set()
     for line in sys.stdin:
         job = json.loads(line)
@@ -86,7 +116,10 @@ def serve():
 
 
 def signalled(pid, signum):
-    if os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None:
+    try:
+        if os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None:
+            return False
+    except ChildProcessError:  # it was waited for
         return False
     os.kill(pid, signum)
     return True
@@ -114,14 +147,20 @@ def child(job):
             os.dup2(source, target)
         sys.stdout = open(1, "w", buffering=1, closefd=False)
         sys.stderr = open(2, "w", buffering=1, closefd=False)
-        sys.argv = [f"qexp.{job['verb']}", *job["arguments"]]
-        code = importlib.import_module(f"qexp.{job['verb']}").main()
-        sys.stdout.flush()
+        sys.argv = [job["script"] or job["module"], *job["arguments"]]
+        if job["script"]:
+            runpy.run_path(job["script"], run_name="__main__")
+        else:
+            runpy.run_module(job["module"], run_name="__main__", alter_sys=True)
+        code = 0
+    except SystemExit as leave:
+        code = leave.code or 0
     except BaseException:
         import traceback
 
         traceback.print_exc()
     finally:
+        sys.stdout.flush()
         os._exit(code)
 
 
