@@ -1,6 +1,7 @@
 import pytest
 
 from qexp.experiment import messages
+from qexp.experiment.estimate import cost_of, estimate
 
 
 def test_the_plan_names_jobs_trainings_and_variants(prepared, capsys):
@@ -25,7 +26,7 @@ def test_one_is_singular(prepared, capsys):
 
 
 def test_the_estimate_counts_trainings_time_and_disk(prepared, capsys):
-    messages.estimate([prepared({"train.epochs": 4}), prepared({"train.epochs": 40})])
+    estimate([prepared({"train.epochs": 4}), prepared({"train.epochs": 40})])
     first, second, total = capsys.readouterr().out.splitlines()
     assert total.startswith("in all: 2 trainings, about ") and "nothing was started" in total
     assert all("min and" in line and "MiB" in line for line in (first, second))
@@ -35,7 +36,7 @@ def test_the_estimate_counts_trainings_time_and_disk(prepared, capsys):
 def test_the_estimate_knows_what_is_kept(prepared, keep, kept):
     one = prepared({"train.epochs": 6, "trajectory.keep": keep})
     state_mib = sum(value.numel() * value.element_size() for value in one.network().state_dict().values()) / 2**20
-    seconds, mib = messages._cost(one)
+    seconds, mib = cost_of(one)
     assert seconds > 0
     assert kept * state_mib <= mib <= (kept + 8) * state_mib
 
@@ -48,14 +49,3 @@ def test_what_corrections_left_alone_is_said_by_reason(capsys):
         "  note: [W4 int] not equalized, no pair (a, b)",
         "  note: [W4 int] nothing converged",
     ]
-
-
-def test_a_failure_leaves_its_traceback_in_a_file(prepared, capsys):
-    one = prepared({})
-    try:
-        raise OSError("no space left")
-    except OSError as error:
-        messages.failure(one, error)
-    err = capsys.readouterr().err
-    assert f"training {one.training} failed: OSError: no space left" in err and "Traceback" not in err
-    assert "Traceback" in (one.folder / "traceback.txt").read_text()

@@ -7,8 +7,8 @@ import torch
 
 from qexp.engine import predictions
 from qexp.experiment.evaluator import Evaluator
-from qexp.experiment.recorder import Ledger
-from qexp.sweep.jobs import JobBook
+from qexp.experiment.recorder import Recorder
+from qexp.sweep.jobs import JobLog, ask_for
 
 
 @pytest.fixture
@@ -22,22 +22,22 @@ def scored(merged):
 
 
 @pytest.fixture
-def open_ledger(sweep):
-    def make(merged, poke=lambda: None):
-        ledger = Ledger(merged, sweep, "cpu", poke)
-        ledger.begin()
-        return ledger
+def open_recorder(sweep):
+    def make(merged, notify=lambda: None):
+        recorder = Recorder(merged, sweep, "cpu", notify)
+        recorder.begin()
+        return recorder
 
     return make
 
 
-def kinds(ledger):
-    return [row["kind"] for row in ledger.journal.rows()]
+def kinds(recorder):
+    return [row["kind"] for row in recorder.journal.rows()]
 
 
-def test_a_new_sweep_opens_a_run_per_variant(merged, open_ledger):
-    ledger = open_ledger(merged)
-    sweep, *runs = ledger.journal.rows()
+def test_a_new_sweep_opens_a_run_per_variant(merged, open_recorder):
+    recorder = open_recorder(merged)
+    sweep, *runs = recorder.journal.rows()
     assert (sweep["kind"], sweep["sweep"]) == ("sweep", "s1")
     assert [row["run"] for row in runs] == [merged.training, *(f"{merged.training}/{v.key}" for v in merged.variants[1:])]
     assert [row["parent"] for row in runs] == [None, merged.training, merged.training]
@@ -66,29 +66,29 @@ def test_a_new_sweep_opens_a_run_per_variant(merged, open_ledger):
     assert json.loads(parent["artifacts"]["config.json"])["data"]["name"] == "digits"
 
 
-def test_records_are_written_once_and_told(merged, open_ledger, scored):
-    pokes = []
-    ledger = open_ledger(merged, lambda: pokes.append(1))
-    assert ledger.missing(1) == list(merged.variants)
-    records = ledger.write(1, scored, last=True)
-    assert pokes == [1] and ledger.missing(1) == []
-    assert ledger.missing(2) == list(merged.variants)
+def test_records_are_written_once_and_told(merged, open_recorder, scored):
+    calls = []
+    recorder = open_recorder(merged, lambda: calls.append(1))
+    assert recorder.missing(1) == list(merged.variants)
+    records = recorder.write(1, scored, last=True)
+    assert calls == [1] and recorder.missing(1) == []
+    assert recorder.missing(2) == list(merged.variants)
     assert [record.variant for record in records] == ["fp32", "W4 int", "W8 int"]
     assert [record.bits for record in records] == [32, 4, 8]
     assert records[0].delta_prec1 == 0 and records[0].kl is None
     assert records[1].delta_prec1 == pytest.approx(records[1].prec1 - records[0].prec1)
     assert records[1].plan_hash == merged.variants[1].plan.hash
-    assert ledger.digests(1) == {item.variant.key: item.evaluation.digest for item in scored}
-    ledger.write(1, scored, last=True)
-    assert kinds(ledger).count("record") == 3
+    assert recorder.digests(1) == {item.variant.key: item.evaluation.digest for item in scored}
+    recorder.write(1, scored, last=True)
+    assert kinds(recorder).count("record") == 3
 
 
-def test_what_is_stored_is_brought_in_once(merged, open_ledger, scored):
-    open_ledger(merged).write(1, scored, last=True)
-    again = open_ledger(merged)
+def test_what_is_stored_is_brought_in_once(merged, open_recorder, scored):
+    open_recorder(merged).write(1, scored, last=True)
+    again = open_recorder(merged)
     assert again.missing(1) == []
     assert kinds(again).count("record") == 3
-    other = Ledger(replace(merged, config=replace(merged.config, name="other")), again.sweep, "cpu")
+    other = Recorder(replace(merged, config=replace(merged.config, name="other")), again.sweep, "cpu")
     for _ in range(2):
         other.begin()
         records = [row for row in other.journal.rows() if row["kind"] == "record"]
@@ -99,57 +99,57 @@ def test_what_is_stored_is_brought_in_once(merged, open_ledger, scored):
     assert [row["time_ms"] for row in records] == [row["time_ms"] for row in mine]
 
 
-def test_evaluations_of_another_size_do_not_hide_each_other(prepared, open_ledger, scored, merged):
+def test_evaluations_of_another_size_do_not_hide_each_other(prepared, open_recorder, scored, merged):
     small = prepared({"bits": 4, "evaluate.num_images": 50}, {"bits": 8, "evaluate.num_images": 50})
     assert small.training == merged.training
     few = Evaluator(small, torch.device("cpu")).score(small.network().state_dict(), small.variants, {})
     elsewhere = replace(merged, config=replace(merged.config, name="elsewhere"))
-    open_ledger(elsewhere).write(1, scored, last=True)
-    open_ledger(small).write(1, few, last=True)
-    ledger = open_ledger(merged)
-    rows = [row for row in ledger.journal.rows() if row["kind"] == "record"]
+    open_recorder(elsewhere).write(1, scored, last=True)
+    open_recorder(small).write(1, few, last=True)
+    recorder = open_recorder(merged)
+    rows = [row for row in recorder.journal.rows() if row["kind"] == "record"]
     assert sorted(row["n"] for row in rows) == [50, 50, 50, 360, 360, 360]
 
 
-def test_a_training_done_afresh_elsewhere_replaces_its_numbers(merged, open_ledger, scored, monkeypatch):
-    open_ledger(merged).write(1, scored, last=True)
+def test_a_training_done_afresh_elsewhere_replaces_its_numbers(merged, open_recorder, scored, monkeypatch):
+    open_recorder(merged).write(1, scored, last=True)
     for file in (merged.folder / "variants").glob("*.jsonl"):
         row = json.loads(file.read_text())
         file.write_text(json.dumps({**row, "prec1": 12.5, "time_ms": row["time_ms"] + 5}) + "\n")
-    last = [row for row in open_ledger(merged).journal.rows() if row["kind"] == "record"][-3:]
+    last = [row for row in open_recorder(merged).journal.rows() if row["kind"] == "record"][-3:]
     assert [row["prec1"] for row in last] == [12.5] * 3
 
 
 @pytest.mark.parametrize("keep, kept", [("none", (False, False)), ("last", (False, True)), ("all", (True, True))])
-def test_predictions_are_kept_as_asked(prepared, open_ledger, keep, kept):
+def test_predictions_are_kept_as_asked(prepared, open_recorder, keep, kept):
     merged = prepared({"evaluate.keep": keep})
     scored = Evaluator(merged, torch.device("cpu")).score(merged.network().state_dict(), merged.variants, {})
-    ledger = open_ledger(merged)
+    recorder = open_recorder(merged)
     for epoch, expected in enumerate(kept, 1):
-        for record in ledger.write(epoch, scored, last=epoch == 2):
+        for record in recorder.write(epoch, scored, last=epoch == 2):
             assert (record.predictions is not None) == expected
             if expected:
                 found = predictions.load(merged.folder / record.predictions)
                 assert 100 * found.correct1.double().mean() == pytest.approx(record.prec1)
 
 
-def test_numbers_that_are_not_finite_survive(prepared, open_ledger):
+def test_numbers_that_are_not_finite_survive(prepared, open_recorder):
     merged = prepared({})
     state = merged.network().state_dict()
     state["5.bias"][0] = math.nan
     scored = Evaluator(merged, torch.device("cpu")).score(state, merged.variants, {})
-    open_ledger(merged).write(1, scored, last=False)
-    again = open_ledger(merged)
+    open_recorder(merged).write(1, scored, last=False)
+    again = open_recorder(merged)
     assert again.missing(1) == []
     record = next(row for row in again.journal.rows() if row["kind"] == "record")
     assert math.isnan(record["loss"]) and record["alarms"] == ["non-finite logits"]
 
 
-def test_runs_end(merged, open_ledger):
-    ledger = open_ledger(merged)
-    ledger.training_metrics(1, {"train_loss": 2.0})
-    ledger.end("FAILED")
-    metrics, *ends = list(ledger.journal.rows())[-4:]
+def test_runs_end(merged, open_recorder):
+    recorder = open_recorder(merged)
+    recorder.training_metrics(1, {"train_loss": 2.0})
+    recorder.end("FAILED")
+    metrics, *ends = list(recorder.journal.rows())[-4:]
     assert metrics["run"] == merged.training and metrics["values"] == {"train_loss": 2.0}
     assert [row["status"] for row in ends] == ["FAILED"] * 3
 
@@ -164,10 +164,10 @@ def test_runs_end(merged, open_ledger):
     ],
 )
 def test_jobs_end_as_their_runs_do(merged, job, sweep, status, state, known):
-    ledger = Ledger(merged, sweep, "cpu", book=JobBook([job({"bits": 4}), job({"bits": 8})], sweep))
-    ledger.begin()
-    ledger.end(status, OSError("no space"))
-    rows = list(ledger.journal.rows())
+    recorder = Recorder(merged, sweep, "cpu", note_jobs=JobLog(ask_for([job({"bits": 4}), job({"bits": 8})]), sweep).note)
+    recorder.begin()
+    recorder.end(status, OSError("no space"))
+    rows = list(recorder.journal.rows())
     assert [row["status"] for row in rows if row["kind"] == "end"] == [known] * 3
     reason = "OSError: no space" if status == "FAILED" else None
     told = [(row["state"], row["reason"]) for row in rows if row["kind"] == "job"]

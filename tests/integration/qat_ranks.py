@@ -12,7 +12,7 @@ from qexp.base import dist
 from qexp.engine.fit import fit
 from qexp.engine.seed import seed_everything
 from qexp.experiment.evaluator import Evaluator
-from qexp.experiment.job import prepare
+from qexp.experiment.prepare import Preparer
 from qexp.experiment.qat_training import QatTraining
 from qexp.sweep.check import check
 
@@ -25,7 +25,7 @@ def copied(state):
 
 def train(values):
     """Calibrate, train and evaluate one job, whose float training is stored."""
-    prepared = prepare(check([values], "train"))
+    prepared = Preparer().prepare(check([values], "train"))
     config, bundle = prepared.config, prepared.bundle
     seed_everything(config.seed, config.deterministic)
     qat = QatTraining(prepared, CPU)

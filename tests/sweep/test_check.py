@@ -9,7 +9,7 @@ from omegaconf.errors import OmegaConfBaseException
 from qexp.base.errors import UserError, UserErrors
 from qexp.sweep.arguments import check_arguments, hydra_error
 from qexp.sweep.check import check, check_read, group
-from qexp.sweep.main import conf_dir
+from qexp.sweep.compose import conf_dir
 
 
 @pytest.fixture(scope="session")

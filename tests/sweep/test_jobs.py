@@ -4,9 +4,9 @@ from pathlib import Path
 import pytest
 
 from qexp.base.errors import UserErrors
-from qexp.experiment.job import Unprepared, prepare_all
+from qexp.experiment.prepare import Preparer, Unprepared
 from qexp.sweep.check import check, group
-from qexp.sweep.jobs import JobBook, asked_for, job_key
+from qexp.sweep.jobs import JobLog, ask_for, asked_for, job_key
 
 
 def written(name="digits"):
@@ -19,11 +19,14 @@ def facts(rows, *names):
 
 
 def refuse(jobs, sweep):
-    """What run_sweep does with jobs that are wrong."""
+    """What a command does with jobs that are wrong."""
+    log = JobLog(ask_for(jobs), sweep)
     with pytest.raises(UserErrors) as raised:
-        configs = check(jobs, sweep.verb)
-        prepare_all([[configs[position] for position in positions] for positions in group(configs)])
-    JobBook(jobs, sweep).refused(raised.value)
+        with log.refusals():
+            configs = check(jobs, sweep.verb)
+        groups = group(configs)
+        with log.refusals(groups):
+            Preparer().prepare_all([[configs[position] for position in positions] for positions in groups])
     return raised.value
 
 
@@ -62,12 +65,12 @@ def test_jobs_are_named_by_what_tells_them_apart(job):
     ]  # fmt: skip
 
 
-def test_planned_jobs_know_training_and_variant(job, sweep):
+def test_planned_jobs_know_training_and_variant(job, sweep, preparer):
     jobs = [job({"bits": 4}), job({"seed": 1}), job({"bits": 4, "mode": "half"}), job({"bits": 8, "mode": "half"})]
     configs = check(jobs, "train")
     groups = group(configs)
-    prepared = prepare_all([[configs[position] for position in positions] for positions in groups])
-    JobBook(jobs, sweep).planned(configs, groups, prepared)
+    prepared = preparer.prepare_all([[configs[position] for position in positions] for positions in groups])
+    JobLog(ask_for(jobs), sweep).planned(configs, groups, prepared)
     rows = written()
     assert facts(rows, "job", "state", "sweep") == [(number, "planned", "s1") for number in range(4)]
     assert [row["variant"] for row in rows] == ["W4 int", "W8 int", "half", "half"]  # two jobs, one variant
@@ -114,9 +117,9 @@ def test_a_mistake_does_not_begin_an_experiment(job, sweep):
 
 def test_states_are_noted_by_key(job, sweep):
     jobs = [job({"bits": 4}), job({"bits": 8, "fresh": True})]
-    book = JobBook(jobs, sweep)
-    book.note("running")
-    book.note("failed", [1], error=OSError("no\n  space"), traceback=Path("t.txt"))
+    log = JobLog(ask_for(jobs), sweep)
+    log.note("running")
+    log.note("failed", [1], error=OSError("no\n  space"), traceback=Path("t.txt"))
     keys = [job_key(values) for values in jobs]
     assert facts(written(), "key", "state", "fresh") == [
         (keys[0], "running", False), (keys[1], "running", True), (keys[1], "failed", True),

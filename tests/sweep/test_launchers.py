@@ -8,10 +8,13 @@ from pathlib import Path
 import pytest
 
 from qexp.base.errors import UserError, UserErrors
-from qexp.config.launcher import DEFAULTS, INNER, LauncherSettings
-from qexp.sweep import launchers
-from qexp.sweep import run as story
+from qexp.config.launcher import DEFAULTS, INNER, LauncherSettings, launcher_settings
+from qexp.sweep import group, launchers
+from qexp.sweep.check import check
+from qexp.sweep.jobs import ask_for
+from qexp.sweep.types import MergedJob
 from qexp.sweep.worker import Submission, run_here
+from qexp.sweep.workers import JobWorker, as_exception, make_executor
 
 REFUSED = [
     ({"inner": "jobib"}, ["hydra.launcher.inner=jobib", "Did you mean joblib?"]),
@@ -43,7 +46,7 @@ def test_every_setting_has_a_reader():
 @pytest.mark.parametrize("values, parts", REFUSED, ids=[str(values) for values, _ in REFUSED])
 def test_wrong_settings_are_refused(values, parts):
     with pytest.raises((UserError, UserErrors)) as caught:
-        launchers.launcher_settings({"_target_": "x", **values})
+        launcher_settings({"_target_": "x", **values})
     assert all(part in str(caught.value) for part in parts), caught.value
 
 
@@ -51,17 +54,17 @@ def test_wrong_settings_are_refused(values, parts):
 def test_only_basic_works_under_torchrun(monkeypatch, inner):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(UserError, match="allowed is basic under torchrun"):
-        launchers.launcher_settings({"inner": inner})
-    assert launchers.launcher_settings({"inner": "basic"}) == LauncherSettings()
+        launcher_settings({"inner": inner})
+    assert launcher_settings({"inner": "basic"}) == LauncherSettings()
 
 
 def test_what_is_not_installed_is_said(monkeypatch):
     monkeypatch.setenv("PATH", "")
     with pytest.raises(UserError, match="where srun is found"):
-        launchers.launcher_settings({"inner": "submitit_slurm"})
+        launcher_settings({"inner": "submitit_slurm"})
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"pip install 'qexp\[slurm\]'"):
-        launchers.launcher_settings({"inner": "submitit_local"})
+        launcher_settings({"inner": "submitit_local"})
 
 
 @pytest.mark.parametrize(
@@ -81,37 +84,44 @@ def test_a_command_is_refused_in_one_line(cli, tiny, arguments, parts):
     assert not Path("runs/trainings").exists()
 
 
-def test_groups_in_turn_go_on_after_a_failure():
-    def run(positions):
-        if positions == [1]:
+@pytest.fixture
+def merged(job, sweep):
+    jobs = [job({"bits": 4})]
+    return MergedJob(tuple(check(jobs, "train")), tuple(ask_for(jobs)), sweep)
+
+
+def test_groups_in_turn_go_on_after_a_failure(monkeypatch):
+    def run(job, prepared, resources):
+        if job == "b":
             raise ValueError("one")
 
-    outcomes = list(launchers.in_turn(run, [[0], [1], [2]]))
+    monkeypatch.setattr(launchers, "run_group", run)
+    outcomes = list(launchers.run_in_turn(["a", "b", "c"], [None] * 3, resources=None))
     assert [(number, str(error)) for number, error in outcomes] == [(0, "None"), (1, "one"), (2, "None")]
 
 
-def test_a_failure_keeps_name_message_and_traceback(monkeypatch, sweep, capsys):
-    def fail(jobs, sweep):
+def test_a_failure_keeps_name_message_and_traceback(monkeypatch, merged, capsys):
+    def fail(job, prepared, resources):
         raise UserError("bits", 0, allowed="more")  # does not survive pickling itself
 
     closed = []
-    monkeypatch.setattr(story, "run_group", fail)
-    monkeypatch.setattr(story, "close_feeds", lambda: closed.append(1))
-    failure = run_here([{}], sweep)
-    assert closed == [1]
+    monkeypatch.setattr(group, "run_group", fail)
+    monkeypatch.setattr(group.Feeds, "close", lambda self, hurry: closed.append(hurry))
+    failure = run_here(merged)
+    assert closed == [False]
     assert "UserError: bits=0" in capsys.readouterr().err  # in the worker's own output, too
-    again = launchers._raised(pickle.loads(pickle.dumps(failure)))
+    again = as_exception(pickle.loads(pickle.dumps(failure)))
     assert type(again).__name__ == "UserError" and str(again) == "bits=0: allowed is more"
     assert "test_launchers.py" in str(again.__cause__)
-    monkeypatch.setattr(story, "run_group", lambda jobs, sweep: None)
-    assert launchers._raised(run_here([{}], sweep)) is None
+    monkeypatch.setattr(group, "run_group", lambda job, prepared, resources: None)
+    assert as_exception(run_here(merged)) is None
 
 
-def test_the_script_for_slurm_asks_for_what_was_set(slurm, sweep, tmp_path):
+def test_the_script_for_slurm_asks_for_what_was_set(slurm, merged, tmp_path):
     asked = {"partition": "gpu", "account": "ann", "nodes": 2, "tasks_per_node": 4, "gpus_per_node": 4, "cpus_per_task": 8}
     more = {"mem_gb": 64.0, "timeout_min": 600, "setup": ["module load cuda"], "additional_parameters": {"constraint": "a100"}}
-    settings = launchers.launcher_settings({"inner": "submitit_slurm", **asked, **more})
-    job = launchers._Job(launchers._executor(settings, tmp_path), Submission([{"device": "auto"}], sweep))
+    settings = launcher_settings({"inner": "submitit_slurm", **asked, **more})
+    job = JobWorker(make_executor(settings, tmp_path), Submission(merged))
     assert job.name == "job 12" and job.log.name == "12_0_log.out"
     lines = slurm.read_text().splitlines()
     options = ("nodes=2", "ntasks-per-node=4", "gpus-per-node=4", "cpus-per-task=8", "mem=64GB", "time=600", "partition=gpu")
@@ -125,7 +135,7 @@ def test_the_script_for_slurm_asks_for_what_was_set(slurm, sweep, tmp_path):
     )
 
 
-def test_what_submitit_queues_again_is_the_same_call(sweep):
-    submission = Submission([{"device": "cpu"}], sweep)
+def test_what_submitit_queues_again_is_the_same_call(merged):
+    submission = Submission(merged)
     for hook in (submission.checkpoint, submission.__submitit_checkpoint__):
         assert hook().function == submission

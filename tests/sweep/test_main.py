@@ -10,8 +10,10 @@ import pytest
 
 from qexp.engine import fit as fit_module
 from qexp.engine.trajectory import TrajectoryStore
+from qexp.experiment import training as training_module
 from qexp.sweep import run
-from qexp.sweep.main import clean_arguments, conf_dir
+from qexp.sweep.arguments import clean_arguments
+from qexp.sweep.compose import conf_dir
 
 COLUMNS = "training variant bits mode policy quant granularity seed epoch prec1 prec5 loss delta_prec1 n size_bytes state"
 SWEEP = ("bits=4,8", "mode=int,float", "-m")
@@ -53,7 +55,7 @@ def store(finished, tmp_path):
 def counted(monkeypatch):
     """Names of the trainings done and of the variants evaluated, as they happen."""
     seen = {"fit": 0, "scored": []}
-    fit, score = run.fit, run.Evaluator.score
+    fit, score = training_module.fit, training_module.Evaluator.score
 
     def counted_fit(*args, **kwargs):
         seen["fit"] += 1
@@ -63,8 +65,8 @@ def counted(monkeypatch):
         seen["scored"] += [variant.label for variant in wanted]
         return score(self, state, wanted, *more)
 
-    monkeypatch.setattr(run, "fit", counted_fit)
-    monkeypatch.setattr(run.Evaluator, "score", counted_score)
+    monkeypatch.setattr(training_module, "fit", counted_fit)
+    monkeypatch.setattr(training_module.Evaluator, "score", counted_score)
     return seen
 
 

@@ -3,7 +3,10 @@ import json
 import pytest
 
 from qexp.base.errors import RankFailed
-from qexp.sweep import ranks, run
+from qexp.sweep import ranks
+from qexp.sweep.check import check
+from qexp.sweep.jobs import ask_for
+from qexp.sweep.types import MergedJob
 
 
 class Channel:
@@ -32,12 +35,18 @@ class Channel:
 
 
 @pytest.fixture
+def merged(job, sweep):
+    """Jobs that share a training, of a rule, a list and a number that is no integer among others."""
+    rules = {"policy.name": "rules", "policy.rules": [{"match": "0.*", "bits": 4}]}
+    jobs = [job({"bits": 4, "train.lr": 0.1}), job({"train.lr": 0.1, "data.mean": [0.5], **rules})]
+    return MergedJob(tuple(check(jobs, "train")), tuple(ask_for(jobs)), sweep)
+
+
+@pytest.fixture
 def lead(monkeypatch):
     def make(channel):
-        monkeypatch.setattr(ranks, "_CHANNEL", channel)
-        monkeypatch.setattr(ranks, "_NUMBER", 0)
-        monkeypatch.setattr(ranks, "_BROKEN", False)
-        return channel
+        monkeypatch.setattr(ranks, "_join", lambda device: channel)
+        return ranks.Leader("cpu")
 
     return make
 
@@ -46,38 +55,40 @@ def fail():
     raise ValueError("mine")
 
 
-def test_a_single_process_just_runs(sweep):
+def test_a_job_arrives_as_it_was_sent(merged):
+    assert MergedJob.from_json(merged.to_json()) == merged
+
+
+def test_a_single_process_just_runs(merged):
     done = []
-    ranks.together([{}], sweep, lambda: done.append(1))
+    ranks.Alone().run_on_all(merged, lambda: done.append(1))
     assert done == [1]
-    ranks.dismiss(0)
 
 
-def test_jobs_are_numbered_and_the_dismissal_comes_last(lead, sweep):
-    channel = lead(Channel())
-    for k in range(2):
-        ranks.together([{"bits": k}], sweep, lambda: None)
-    ranks.dismiss(1)
-    assert [channel.sent[number].get("jobs") for number in (1, 2, 3)] == [[{"bits": 0}], [{"bits": 1}], None]
-    assert channel.sent[1]["sweep"]["verb"] == "train"
+def test_jobs_are_numbered_and_the_end_comes_last(lead, merged):
+    channel = Channel()
+    leader = lead(channel)
+    for _ in range(2):
+        leader.run_on_all(merged, lambda: None)
+    leader.shutdown(1)
+    assert [MergedJob.from_json(channel.sent[number]["job"]) for number in (1, 2)] == [merged, merged]
     assert channel.sent[3] == {"exit": 1} and channel.waited
 
 
-def test_a_rank_that_failed_stops_all(lead, sweep, capsys):
-    lead(Channel(fails_at=1))
+def test_a_rank_that_failed_stops_all(lead, merged, capsys):
     with pytest.raises(RankFailed, match="rank 1: no disk"):
-        ranks.together([{}], sweep, lambda: None)
-    channel = lead(Channel())
+        lead(Channel(fails_at=1)).run_on_all(merged, lambda: None)
+    channel = Channel()
+    leader = lead(channel)
     with pytest.raises(RankFailed, match="rank 0: ValueError: mine"):
-        ranks.together([{}], sweep, fail)
-    ranks.dismiss(1)
+        leader.run_on_all(merged, fail)
+    leader.shutdown(1)
     assert not hasattr(channel, "waited")  # nobody is left to answer
 
 
-def test_a_follower_runs_what_it_is_sent(monkeypatch, sweep):
-    job = {"jobs": [{"bits": 4}], "sweep": vars(sweep)}
-    monkeypatch.setattr(ranks, "_join", lambda device: Channel(messages=[job, job, {"exit": 3}]))
-    seen = []
-    monkeypatch.setattr(run, "run_group_here", lambda jobs, its_sweep: seen.append((jobs, its_sweep)))
-    assert ranks.follow("cpu") == 3
-    assert seen == [([{"bits": 4}], sweep)] * 2
+def test_a_rank_serves_what_it_is_sent(monkeypatch, merged):
+    message = {"job": merged.to_json()}
+    monkeypatch.setattr(ranks, "_join", lambda device: Channel(messages=[message, message, {"exit": 3}]))
+    received = []
+    assert ranks.serve("cpu", received.append) == 3
+    assert received == [merged, merged]

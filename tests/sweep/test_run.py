@@ -3,12 +3,13 @@
 import csv
 from pathlib import Path
 
+from qexp.experiment import training
 from qexp.experiment.evaluator import Evaluator
-from qexp.sweep import run
+from qexp.sweep.run import failure
 
 
 def test_a_sweep_that_dies_keeps_what_it_measured(cli, tiny, monkeypatch):
-    monkeypatch.setattr(run, "WRITE_EVERY", 2)
+    monkeypatch.setattr(training, "WRITE_EVERY", 2)
     command = (*tiny, "bits=2,4,8", "-m")
     whole, scored = Evaluator.score, []
 
@@ -41,7 +42,7 @@ def test_a_sweep_that_dies_keeps_what_it_measured(cli, tiny, monkeypatch):
 
 
 def test_the_float_network_is_evaluated_once_for_all(cli, tiny, monkeypatch):
-    monkeypatch.setattr(run, "WRITE_EVERY", 2)
+    monkeypatch.setattr(training, "WRITE_EVERY", 2)
     whole, calls = Evaluator.score, []
 
     def notes(self, state, wanted, known, float_network=None):
@@ -51,3 +52,14 @@ def test_the_float_network_is_evaluated_once_for_all(cli, tiny, monkeypatch):
     monkeypatch.setattr(Evaluator, "score", notes)
     assert cli(*tiny, "bits=2,4,8", "-m").code == 0
     assert calls == [True, False]
+
+
+def test_a_failure_leaves_its_traceback_in_a_file(prepared, capsys):
+    one = prepared({})
+    try:
+        raise OSError("no space left")
+    except OSError as error:
+        failure(one, error)
+    err = capsys.readouterr().err
+    assert f"training {one.training} failed: OSError: no space left" in err and "Traceback" not in err
+    assert "Traceback" in (one.folder / "traceback.txt").read_text()

@@ -6,14 +6,12 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from qexp.base.errors import UserError, UserErrors
-from qexp.experiment import job as module
-from qexp.experiment.job import prepare, prepare_all
+from qexp.experiment.prepare import Preparer
 from qexp.sweep.check import check
 
 
 def one(job, changes=None, verb="train"):
-    module._PREPARED.clear()
-    return prepare(check([job(changes)], verb))
+    return Preparer().prepare(check([job(changes)], verb))
 
 
 def refused(job, changes, verb="train") -> str:
@@ -44,10 +42,10 @@ def test_what_a_job_needs(prepared):
     assert all(torch.equal(value, second[name]) for name, value in first.items())
 
 
-def test_the_same_jobs_are_prepared_once(prepared):
-    assert prepared({"bits": 4}) is prepared({"bits": 4})
-    assert prepared({"bits": 4}) is not prepared({"bits": 5})
+def test_what_jobs_share_is_loaded_once(prepared):
     assert prepared({"bits": 4}).bundle is prepared({"bits": 5}).bundle
+    first, second = (prepared({"qat.name": "lsq", "bits": bits}) for bits in (4, 5))
+    assert first.start is second.start is not None and first.training != second.training
 
 
 def test_a_changed_network_file_is_another_training(job, network):
@@ -149,6 +147,6 @@ def test_mistakes_of_several_groups_are_reported_together(job):
     rules = {"policy.name": "rules", "policy.rules": [{"match": "nosuch"}]}
     changes = ({"bits": 4}, rules, {"train.precision": "fp16"}, {**rules, "train.lr": 0.5})
     with pytest.raises(UserErrors) as raised:
-        prepare_all([check([job(change)], "train") for change in changes])
+        Preparer().prepare_all([check([job(change)], "train") for change in changes])
     first, second = map(str, raised.value.errors)
     assert "nosuch" in first and "fp16" in second
