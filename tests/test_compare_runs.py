@@ -188,7 +188,7 @@ def test_one_change_fails_and_is_named(compare, outputs, name, change, message):
 @pytest.mark.parametrize(
     "name, change, message",
     [
-        ("results/exp/table.csv", lambda path: path.write_text('n,variant,prec1,label\n9,W4 int,91.5,"two, words"'), "table.csv n"),
+        ("results/exp/table.csv", lambda p: p.write_text('n,variant,prec1,label\n9,W4 int,91.5,"two, words"'), "table.csv n"),
         ("runs/journal/exp.jsonl", text('"variant"', '"seed": 0, "variant"'), "exp.jsonl seed"),
         ("results/exp", lambda path: (path / "more.csv").write_text("n\n1\n"), "file results/exp/more.csv"),
     ],
