@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -25,8 +26,12 @@ from qexp.config.validate import validate
 from qexp.data.load import load_data
 from qexp.engine.fit import fit
 from qexp.models.build import build_model
-from qexp.sweep import run
-from qexp.sweep.main import conf_dir
+from qexp.sweep.check import check
+from qexp.sweep.compose import conf_dir
+from qexp.sweep.group import Resources
+from qexp.sweep.jobs import JobLog, ask_for
+from qexp.sweep.launchers import run_in_turn
+from qexp.sweep.run import run_sweep
 from qexp.tracking import environment
 from qexp.tracking.record import Sweep
 
@@ -85,7 +90,9 @@ def sweep(epochs: int, folder: str) -> float:
         for bits in BITS
     ]
     info = Sweep(sweep="bench", command="bench_sweep", verb="train")
-    run.run_sweep(jobs, info, launch=lambda positions: run.run_group([jobs[position] for position in positions], info))
+    with Resources() as resources:
+        log = JobLog(ask_for(jobs), info)
+        run_sweep(check(jobs, "train"), log, resources, partial(run_in_turn, resources=resources), typed={})
     return time.perf_counter() - began
 
 

@@ -23,7 +23,7 @@ from qexp import report, study, sync, trainings
 from qexp.base.keyvalue import parse, run_verb
 from qexp.experiment import messages
 from qexp.models.cifar_resnet import CifarResNet
-from qexp.sweep.arguments import check_arguments
+from qexp.sweep.arguments import check_arguments, typed_settings
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -224,7 +224,7 @@ def give(command, kit, cli, *, run):
         return run_verb(kind, function, ""), ""
     experiment = next((word.partition("=")[2] for word in arguments if word.startswith("experiment=")), None)
     if experiment and not run:  # run by tests/test_experiments.py
-        check_arguments(arguments, verb)
+        check_arguments(typed_settings(arguments), verb)
         text = (ROOT / "conf" / "experiment" / f"{experiment}.yaml").read_text(encoding="utf-8")
         return (0, text) if f"-m qexp.{verb} " in text else (1, f"{experiment} is none of qexp.{verb}")
     done = cli(*small(verb, arguments, kit, run=run), verb=verb)

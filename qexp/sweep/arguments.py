@@ -46,7 +46,7 @@ def typed_settings(arguments: Sequence[str]) -> dict[str, str]:
         if word.startswith("-") or not ("=" in word or word.startswith("~")):
             continue  # an option or its value; what else it may be, Hydra says
         try:
-            override = parser.parse_override(word)
+            (override,) = parser.parse_overrides([word])
         except OverrideParseException as error:
             errors.append(hydra_error(error))
         else:

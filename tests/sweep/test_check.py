@@ -7,7 +7,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from qexp.base.errors import UserError, UserErrors
-from qexp.sweep.arguments import check_arguments, hydra_error
+from qexp.sweep.arguments import check_arguments, hydra_error, typed_settings
 from qexp.sweep.check import check, check_read, group
 from qexp.sweep.compose import conf_dir
 
@@ -37,11 +37,11 @@ def messages(error: UserErrors) -> list[str]:
     [
         "bits=4", "+bits=4", "++bits=4", "~bits", "data=cifar10", "data.root=/x", "quant.weight.rounding=floor", "experiment=x",
         "hydra.verbose=true", "hydra/launcher=basic", "policy.rules.0.bits=4", "policy.rules=[{match: conv1, bits: 4}]",
-        "name=a=b", "-m", "--config-dir", "--cfg=job", "/some/folder",
+        "name='a=b'", "-m", "--config-dir", "--cfg=job", "/some/folder",
     ],
 )  # fmt: skip
 def test_known_arguments_pass(argument):
-    check_arguments([argument])
+    check_arguments(typed_settings([argument]))
 
 
 @pytest.mark.parametrize(
@@ -59,19 +59,26 @@ def test_known_arguments_pass(argument):
 )
 def test_unknown_keys_are_refused_before_hydra_sees_them(argument, near):
     with pytest.raises(UserErrors) as raised:
-        check_arguments(["seed=1", argument, "-m"])
+        check_arguments(typed_settings(["seed=1", argument, "-m"]))
     (message,) = messages(raised.value)
     assert "there is no such key" in message and near in message
 
 
 def test_what_the_command_chooses_is_not_typed():
     with pytest.raises(UserErrors, match=r"^verb=export\. The command chooses it: python -m qexp\.export"):
-        check_arguments(["verb=export"])
+        check_arguments({"verb": "export"})
+
+
+def test_words_that_are_no_overrides_are_named_together():
+    with pytest.raises(UserErrors) as raised:
+        typed_settings(["bits=[4", "seed=1", "name=a=b"])
+    first, second = messages(raised.value)
+    assert first.startswith("command line=bits=[4") and second.startswith("command line=name=a=b")
 
 
 def test_all_unknown_keys_are_named_at_once():
     with pytest.raises(UserErrors) as raised:
-        check_arguments(["bitz=4", "sed=1", "bits=4"])
+        check_arguments({"bitz": "4", "sed": "1", "bits": "4"})
     assert len(raised.value.errors) == 2
 
 
@@ -103,23 +110,23 @@ def test_a_mistake_of_all_jobs_needs_no_numbers(values):
 def test_a_setting_that_no_job_reads_is_refused(compose, typed):
     configs = check([compose("data=digits", f"bits={bits}") for bits in (4, 8)], "train")
     with pytest.raises(UserErrors, match=typed.lstrip("+").partition("=")[0]):
-        check_read(configs, f"python -m qexp.train bits=4,8 {typed} -m")
+        check_read(configs, typed_settings(["bits=4,8", typed, "-m"]))
 
 
 def test_a_method_for_ranges_that_nobody_looks_for_is_refused(compose):
     dynamic = check([compose("data=digits", "quant.activation.bits=8", "quant.activation.dynamic=true")], "train")
     with pytest.raises(UserErrors, match="calibrate=mse. With quant.activation.dynamic=true"):
-        check_read(dynamic, "python -m qexp.train quant.activation.dynamic=true calibrate=mse")
+        check_read(dynamic, typed_settings(["quant.activation.dynamic=true", "calibrate=mse"]))
     static = check([compose("data=digits", "quant.activation.bits=8")], "train")
-    check_read([*dynamic, *static], "python -m qexp.train quant.activation.dynamic=true,false calibrate=mse -m")
+    check_read([*dynamic, *static], typed_settings(["quant.activation.dynamic=true,false", "calibrate=mse", "-m"]))
 
 
 def test_a_setting_that_one_job_reads_is_not_refused(compose):
     configs = check([compose("data=digits"), compose("data=digits", "qat=lsq"), compose("quant.activation.bits=4")], "train")
-    check_read(configs, "python -m qexp.train qat=none,lsq qat.lr=0.01 calibrate.file=f -m")
+    check_read(configs, typed_settings(["qat=none,lsq", "qat.lr=0.01", "calibrate.file=f", "-m"]))
     with pytest.raises(UserErrors, match="qat.lr=0.01"):
-        check_read(configs[::2], "python -m qexp.train qat.lr=0.01")
-    check_read(configs[:1], "python -m qexp.train qat=none experiment=qat_cifar")
+        check_read(configs[::2], typed_settings(["qat.lr=0.01"]))
+    check_read(configs[:1], typed_settings(["qat=none", "experiment=qat_cifar"]))
 
 
 def test_what_belongs_to_one_verb(values, tmp_path):
