@@ -18,7 +18,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import JobReturn, JobStatus, configure_log, setup_globals
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, open_dict
 
 from qexp.config.launcher import DEFAULTS
 
@@ -65,8 +65,7 @@ class QexpLauncher(Launcher):
         folder.mkdir(parents=True, exist_ok=True)
         asked = [[*case, *overrides] for overrides in job_overrides for case in self._cases()]
         jobs = tuple(resolved(self._compose(overrides, initial_job_idx + k)) for k, overrides in enumerate(asked))
-        launcher = OmegaConf.to_container(self.config.hydra.launcher, resolve=True)
-        self.task_function(Composed(jobs, launcher, folder, is_sweep=True))
+        self.task_function(Composed(jobs, resolved(self.config.hydra.launcher), folder, is_sweep=True))
         return [_handed_on() for _ in jobs]
 
     def _cases(self) -> list[list[str]]:

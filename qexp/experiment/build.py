@@ -10,7 +10,7 @@ alike where a correction learns from them, and in shares where only ranges are f
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from qexp.base import dist
 from qexp.base.errors import UserError
-from qexp.base.types import ActivationRow, Batch
+from qexp.base.types import ActivationRow, Batch, QuantSpec
 from qexp.experiment.job import Prepared
 from qexp.experiment.variants import Variant
 from qexp.nn.fake_quant import CONTAINER, fake_quants, insert, observed
@@ -42,9 +42,12 @@ class Built:
     """A quantized copy: float32 images -> float32 logits.
 
     Args:
-        module: in eval mode. reference: the float network that it was made from, folded and equalized as asked.
-        limits: weight -> what `calibrate.weights` clipped it to. calibration: of its activations, None where none are static.
-        constant: planned weights without a range. notes: what corrections left alone, and why.
+        module: in eval mode.
+        reference: the float network that it was made from, folded and equalized as asked.
+        limits: weight -> what `calibrate.weights` clipped it to.
+        calibration: of its activations, None where none are static.
+        constant: planned weights without a range.
+        notes: what corrections left alone, and why.
     """
 
     module: nn.Module
@@ -59,7 +62,8 @@ class Builder:
     """Builds copies of the states of one network.
 
     Args:
-        prepared: the merged job. network: the float network, on the device; in eval mode with the state's weights at each call.
+        prepared: the merged job.
+        network: the float network, on the device; in eval mode with the state's weights at each call.
     """
 
     def __init__(self, prepared: Prepared, network: nn.Module) -> None:
@@ -90,14 +94,16 @@ class Builder:
             notes += reestimate_batch_norm_(quantized, self._all(variant))
         dist.broadcast_state(quantized)  # sums on a GPU may differ in their last bit from rank to rank
         module, calibration = self._with_activations(variant, quantized)
-        if variant.calibration is not None and calibration.weights_hash != hash_tensors(quantized.state_dict()):
+        reused = variant.calibration
+        if reused is not None and reused.weights_hash != hash_tensors(quantized.state_dict()):
             notes.append("the ranges of calibrate.file were found with other weights than these")
         module = self._with_input(variant, module)
         return Built(module, reference, limits, calibration, constant, tuple(dict.fromkeys(notes)))
 
     def _reference(self, variant: Variant) -> tuple[nn.Module, dict[str, ChannelStatistics], list[str]]:
         """The float network as it is quantized: the same function, folded and equalized as asked."""
-        correct, model, notes = variant.config.correct, self.network, []
+        correct, model = variant.config.correct, self.network
+        notes: list[str] = []
         statistics: dict[str, ChannelStatistics] = {}
         if correct.fold_bn:
             folded = fold_batch_norm(model)
@@ -130,44 +136,52 @@ class Builder:
 
     def _with_activations(self, variant: Variant, quantized: nn.Module) -> tuple[nn.Module, Calibration | None]:
         """Fake quantization at the planned places, its ranges found."""
-        rows = [row for row in variant.plan.activations if row.spec is not None]
-        if not rows:
+        specs = variant.plan.quantized_activations
+        if not specs:
             return quantized.eval(), None
-        if self._traced is None:
-            self._traced = trace(self.network, torch.zeros(1, *self.prepared.bundle.image_shape, device=self.device))
-        module = insert(self._traced, variant.plan, quantized).eval()
-        if rows[0].spec.dynamic:
+        module = insert(self._trace(), variant.plan, quantized).eval()
+        if any(spec.dynamic for spec in specs.values()):
             return module, None
-        calibration = variant.calibration or self._calibrate(variant, rows, quantized)
+        calibration = variant.calibration or self._calibrate(variant, specs, quantized)
         places = fake_quants(module)
-        for row in rows:
-            low, high = calibration.ranges[f"{CONTAINER}.{row.info.name}"]
-            places[row.info.name].set_range(low.to(self.device), high.to(self.device))
+        for name in specs:
+            low, high = calibration.ranges[f"{CONTAINER}.{name}"]
+            places[name].set_range(low.to(self.device), high.to(self.device))
         return module, calibration
 
-    def _calibrate(self, variant: Variant, rows: Sequence[ActivationRow], quantized: nn.Module) -> Calibration:
+    def _trace(self) -> Traced:
+        """The graph of the network, traced once."""
+        if self._traced is None:
+            self._traced = trace(self.network, torch.zeros(1, *self.prepared.bundle.image_shape, device=self.device))
+        return self._traced
+
+    def _calibrate(self, variant: Variant, specs: Mapping[str, QuantSpec], quantized: nn.Module) -> Calibration:
         """The ranges of the places, found on calibration images."""
         settings = variant.config.calibrate
+        layers_only = any(spec.layers_only for spec in specs.values())
         return calibrate(
-            observed(self._traced, layers_only=rows[0].spec.layers_only, network=quantized).eval(),
+            observed(self._trace(), layers_only=layers_only, network=quantized).eval(),
             lambda: self.prepared.calibration_images(settings, self.device, rank=dist.rank(), world_size=dist.world_size()),
-            {f"{CONTAINER}.{row.info.name}": row.spec for row in rows},
+            {f"{CONTAINER}.{name}": spec for name, spec in specs.items()},
             settings,
             split=settings.split,
             data_fingerprint=self.prepared.bundle.fingerprint,
-            norms=self._norms(rows) if settings.name == "bn" else None,
+            norms=self._norms(variant.plan.activations) if settings.name == "bn" else None,
         )
 
     def _norms(self, rows: Iterable[ActivationRow]) -> dict[str, BehindNorm]:
         """Place -> the batch norm before it, as trained."""
-        found = {}
+        norms = {}
         for row in rows:
-            if row.info.norm is not None:
+            if row.spec is not None and row.info.norm is not None:
                 norm = self.network.get_submodule(row.info.norm)
+                assert isinstance(norm.bias, Tensor) and isinstance(norm.weight, Tensor), (
+                    f"{row.info.norm} has no scale and shift"
+                )
                 last = row.info.operator.rpartition("+")[2]
                 ends = {"relu": (0.0, None), "relu6": (0.0, 6.0)}.get(last, (None, None))
-                found[f"{CONTAINER}.{row.info.name}"] = BehindNorm(norm.bias, norm.weight, *ends)
-        return found
+                norms[f"{CONTAINER}.{row.info.name}"] = BehindNorm(norm.bias, norm.weight, *ends)
+        return norms
 
     @staticmethod
     def _with_input(variant: Variant, module: nn.Module) -> nn.Module:

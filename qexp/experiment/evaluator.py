@@ -39,7 +39,9 @@ class Evaluator:
     streamed set is decoded once for as many shadows as the memory budget allows.
 
     Args:
-        prepared: the merged job. device: where the copies run. qat: of a quantization-aware training.
+        prepared: the merged job.
+        device: where the copies run.
+        qat: of a quantization-aware training.
     """
 
     def __init__(self, prepared: Prepared, device: torch.device, qat: QatTraining | None = None) -> None:
@@ -54,7 +56,7 @@ class Evaluator:
         # Of the state scored last; the built networks themselves are not kept.
         self._calibrations: dict[str, Calibration | None] = {}
         self._constant: dict[str, tuple[str, ...]] = {}  # of the state scored last
-        self._told: set[str] = set()  # variants whose corrections have said what they left alone
+        self._reported: set[str] = set()  # variants whose corrections have said what they left alone
 
     def score(
         self,
@@ -66,12 +68,14 @@ class Evaluator:
         """Evaluate the float network and the wanted variants of one state dict; the float network comes first.
 
         Args:
+            state: the weights as they were trained.
+            wanted: variants to score.
             known: variant key -> digest of its logits for this state, of variants that were evaluated before.
             float_network: its evaluation by an earlier call with this state, which is not done again.
         """
         float_variant = self.prepared.variants[0]
         variants = [float_variant, *(variant for variant in wanted if not variant.is_float)]
-        reference: Tensor | str = float_variant.key
+        reference: Tensor | str | None = float_variant.key
         evaluations: dict[str, Evaluation] = {}
         float_network = float_network or self._start
         if float_network is not None:
@@ -79,19 +83,21 @@ class Evaluator:
         for chunk in self._chunks([variant for variant in variants if variant.key not in evaluations]):
             models = self._load(state, chunk)
             with_float = float_variant in chunk
-            found = evaluate(
+            scores = evaluate(
                 models, self._batches(), class_count=self.prepared.num_classes, reference=reference, keep_logits=with_float
             )
             if with_float:
-                reference = found[float_variant.key].logits
+                reference = scores[float_variant.key].logits
                 if self._qat is not None and self._qat.begins_trained:
-                    self._start = found[float_variant.key]
+                    self._start = scores[float_variant.key]
             for variant in chunk:
                 self._probe(variant, models[variant.key], state)
-            evaluations |= found
-        digests = dict(known) | {key: found.digest for key, found in evaluations.items()}
-        found = [(variant, evaluations[variant.key]) for variant in variants]
-        return [Scored(v, each, self._alarms(v, each, digests), self._calibrations.get(v.key)) for v, each in found]
+            evaluations |= scores
+        digests = dict(known) | {key: evaluation.digest for key, evaluation in evaluations.items()}
+        return [self._scored(variant, evaluations[variant.key], digests) for variant in variants]
+
+    def _scored(self, variant: Variant, evaluation: Evaluation, digests: Mapping[str, str]) -> Scored:
+        return Scored(variant, evaluation, self._alarms(variant, evaluation, digests), self._calibrations.get(variant.key))
 
     def _batches(self) -> Iterator[Batch]:
         return self.prepared.bundle.eval_batches(
@@ -124,8 +130,7 @@ class Evaluator:
             if number == len(pool):
                 half, input_quant = variant.structure
                 pool.append(Shadow(self._prototype, half=half, input_quant=input_quant, channels_last=self.channels_last))
-            reference = variant.is_float and self._qat is not None
-            values = self._qat.reference(state) if reference else state
+            values = self._qat.reference(state) if variant.is_float and self._qat is not None else state
             self._constant[variant.key] = pool[number].load(values, variant.plan)
             models[variant.key] = pool[number].module
             used[variant.structure] = number + 1
@@ -135,12 +140,15 @@ class Evaluator:
         """A copy that is made anew."""
         trained = self._qat is not None or self.prepared.converted is not None
         module = self._trained(state) if trained else self._after_training(state, variant)
-        return module.to(memory_format=torch.channels_last) if self.channels_last else module
+        if self.channels_last:
+            module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack this form
+        return module
 
     def _trained(self, state: Mapping[str, Tensor]) -> nn.Module:
         """The copy of a network that was trained with its quantization."""
         if self._qat is not None:
             return self._qat.build(state)
+        assert self.prepared.converted is not None, "else it was not trained with its quantization"
         example = torch.zeros(1, *self.prepared.bundle.image_shape, device=self.device)
         return assemble(self.prepared.untrained().to(self.device), self.prepared.converted, example)
 
@@ -150,8 +158,8 @@ class Evaluator:
         self._prototype.eval()
         built = self._builder.build(variant)
         self._calibrations[variant.key], self._constant[variant.key] = built.calibration, built.constant
-        if variant.key not in self._told:
-            self._told.add(variant.key)
+        if variant.key not in self._reported:
+            self._reported.add(variant.key)
             messages.left_alone(variant.label, built.notes)
         return built.module
 
@@ -167,7 +175,7 @@ class Evaluator:
         self._prototype.eval()
         images = next(iter(self._probe_batches())).images[:4]
         unused = check_in_use(self._prototype, copy, list(variant.plan.quantized), images)
-        self._probed[self._graph(variant)] = (f"weights not in use: {_some(unused)}",) if unused else ()
+        self._probed[self._graph(variant)] = (f"weights not in use: {_first_few(unused)}",) if unused else ()
 
     def _scores(self, calibration: Calibration) -> bool:
         """True where the images scored are of the split that the ranges were found on."""
@@ -187,12 +195,12 @@ class Evaluator:
     def _probe_batches(self) -> Iterator[Batch]:
         return self.prepared.bundle.eval_batches(self.settings.split, batch_size=4, device=self.device, num_images=4)
 
-    def _alarms(self, variant: Variant, found: Evaluation, digests: Mapping[str, str]) -> tuple[str, ...]:
+    def _alarms(self, variant: Variant, evaluation: Evaluation, digests: Mapping[str, str]) -> tuple[str, ...]:
         """What is suspicious: weights not in use, constant tensors, logits that are not finite or do not depend on the width."""
         alarms = list(self._probed.get(self._graph(variant), ()))
         if self._constant.get(variant.key):
-            alarms.append(f"constant, left unquantized: {_some(self._constant[variant.key])}")
-        if not found.metrics.finite:
+            alarms.append(f"constant, left unquantized: {_first_few(self._constant[variant.key])}")
+        if not evaluation.metrics.finite:
             alarms.append("non-finite logits")
         if (calibration := self._calibrations.get(variant.key)) is not None:
             alarms += calibration.alarms(self.prepared.bundle.fingerprint)
@@ -202,10 +210,10 @@ class Evaluator:
             same = [
                 other.label
                 for other in self.prepared.variants
-                if _is_int(other) and other.bits != variant.bits and digests.get(other.key) == found.digest
+                if _is_int(other) and other.bits != variant.bits and digests.get(other.key) == evaluation.digest
             ]
             if same:
-                alarms.append(f"bitwise the logits of {_some(same)}: no effect of the bit width")
+                alarms.append(f"bitwise the logits of {_first_few(same)}: no effect of the bit width")
         return tuple(alarms)
 
 
@@ -213,6 +221,6 @@ def _is_int(variant: Variant) -> bool:
     return variant.config.mode == "int" and not variant.is_float
 
 
-def _some(names: Sequence[str]) -> str:
+def _first_few(names: Sequence[str]) -> str:
     """The first few names, and how many there are."""
     return ", ".join(names[:3]) + (f", ... ({len(names)})" if len(names) > 3 else "")

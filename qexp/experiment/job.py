@@ -29,11 +29,15 @@ class Prepared:
     """A merged job, ready to run.
 
     Args:
-        config: of the first job; what trains is the same in all. variants: distinct ways to quantize, as asked for.
-        tensors: the inventory of the network. training: hash of the training, or of the checkpoint.
-        notes: what loading weights has to say. places: of its activations, everywhere or (True) at layers only; found when first
-            asked for. start: the float training that a quantization-aware one begins from. converted: the checkpoint, where such
-            a training made it. data: the sets that this process holds.
+        config: of the first job; what trains is the same in all.
+        variants: distinct ways to quantize, as asked for.
+        tensors: the inventory of the network.
+        training: hash of the training, or of the checkpoint.
+        notes: what loading weights has to say.
+        places: of its activations, everywhere or (True) at layers only; found when first asked for.
+        start: the float training that a quantization-aware one begins from.
+        converted: the checkpoint, where such a training made it.
+        data: the sets that this process holds.
     """
 
     config: Config

@@ -41,8 +41,8 @@ def _preparation_words(config: Config, plan: Plan, reused: Calibration | None) -
     calibrate, correct, specs = config.calibrate, config.correct, plan.quantized_activations.values()
     words = [f"w_{calibrate.weights}"] if calibrate.weights != "minmax" else []
     if specs:
-        found = calibrate.name if reused is None else f"ranges_{reused.hash[:6]}"
-        words += ["dynamic"] if any(spec.dynamic for spec in specs) else [found] if found != "minmax" else []
+        method = calibrate.name if reused is None else f"ranges_{reused.hash[:6]}"
+        words += ["dynamic"] if any(spec.dynamic for spec in specs) else [method] if method != "minmax" else []
         words += ["layers"] if any(spec.layers_only for spec in specs) else []
         words += [f"a_{config.quant.activation.scheme}"] if config.quant.activation.scheme != "affine" else []
     static = reused is None and any(not spec.dynamic for spec in specs)

@@ -95,7 +95,8 @@ class Preparer:
         Raises:
             Unprepared: all that is wrong with any of them.
         """
-        prepared, causes = [], {}
+        prepared: list[Prepared] = []
+        causes: dict[tuple[int, int], UserError | UserErrors] = {}
         for number, configs in enumerate(groups):
             try:
                 prepared.append(self.prepare(configs))
@@ -126,8 +127,10 @@ class Unprepared(UserErrors):
 
     def __init__(self, causes: Mapping[tuple[int, int], UserError | UserErrors]) -> None:
         self.causes = dict(causes)
-        found = [item for cause in self.causes.values() for item in (cause.errors if isinstance(cause, UserErrors) else [cause])]
-        super().__init__({str(error): error for error in found}.values())
+        errors = [
+            error for cause in self.causes.values() for error in (cause.errors if isinstance(cause, UserErrors) else [cause])
+        ]
+        super().__init__({str(error): error for error in errors}.values())
 
 
 def _identity(config: Config, bundle: DataBundle, variants: Sequence[Variant], start: Prepared | None) -> str:

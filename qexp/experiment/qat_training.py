@@ -24,7 +24,8 @@ class QatTraining:
     """One quantization-aware training.
 
     Args:
-        prepared: its merged job. device: where it trains and is evaluated.
+        prepared: its merged job.
+        device: where it trains and is evaluated.
     """
 
     def __init__(self, prepared: Prepared, device: torch.device) -> None:

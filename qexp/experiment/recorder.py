@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, fields, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from qexp.engine import predictions
 from qexp.experiment.evaluator import Scored
@@ -22,13 +22,16 @@ from qexp.tracking.journal import Journal
 from qexp.tracking.process import host
 from qexp.tracking.record import Record, Sweep
 
-JOB_STATES: dict[str, rows.JobState] = {"FINISHED": "done", "FAILED": "failed", "KILLED": "killed", "PREEMPTED": "preempted"}
+Status = Literal["FINISHED", "FAILED", "KILLED", "PREEMPTED"]
+JOB_STATES: dict[Status, rows.JobState] = {"FINISHED": "done", "FAILED": "failed", "KILLED": "killed", "PREEMPTED": "preempted"}
 
 
 class NoteJobs(Protocol):
     """Writes down what became of the jobs that were merged."""
 
-    def __call__(self, state: rows.JobState, *, error: BaseException | None = None) -> None: ...
+    def __call__(self, state: rows.JobState, *, error: BaseException | None = None) -> None:
+        """Note the state of all of them, and why they failed."""
+        ...
 
 
 class Recorder:
@@ -60,8 +63,8 @@ class Recorder:
         self.num_measured = 0  # evaluations made by this job; the others were stored
         self._stored: dict[str, dict[int, dict[str, Any]]] = {}
         for variant in prepared.variants:
-            found = Journal(self._folder / f"{variant.key}.jsonl").rows()
-            self._stored[variant.key] = {row["epoch"]: row for row in found}
+            stored = Journal(self._folder / f"{variant.key}.jsonl").rows()
+            self._stored[variant.key] = {row["epoch"]: row for row in stored}
 
     def begin(self) -> None:
         """Open the runs in the journal, and bring in what is already known of them."""
@@ -85,13 +88,13 @@ class Recorder:
 
     def forget_after(self, epoch: int) -> None:
         """The training goes on from `epoch`: what was measured of later states is measured again, of what they become."""
-        for found in self._stored.values():
-            for later in [stored for stored in found if stored > epoch]:
-                del found[later]
+        for rows_by_epoch in self._stored.values():
+            for later in [stored for stored in rows_by_epoch if stored > epoch]:
+                del rows_by_epoch[later]
 
     def digests(self, epoch: int) -> dict[str, str]:
         """Variant key -> digest of its logits after this epoch, where it was evaluated before."""
-        return {key: found[epoch]["digest"] for key, found in self._stored.items() if epoch in found}
+        return {key: by_epoch[epoch]["digest"] for key, by_epoch in self._stored.items() if epoch in by_epoch}
 
     def write(self, epoch: int, scored: Sequence[Scored], *, last: bool) -> list[Record]:
         """Record what was measured after `epoch`; returns the records, the float network's first."""
@@ -117,7 +120,7 @@ class Recorder:
         return dict(self._stored[variant.key][epoch])
 
     def set_alarms(self, variant: Variant, epoch: int, about: str, alarms: Sequence[str]) -> None:
-        """Let a record carry these alarms, each behind `about: `, in place of those about the same; a new row of both books."""
+        """Let a record carry these alarms, each behind `about: `, in place of those about the same; a new row in both files."""
         row = self.stored(variant, epoch)
         prefix = f"{about}: "
         kept = [text for text in row["alarms"] if not text.startswith(prefix)]
@@ -133,13 +136,14 @@ class Recorder:
         """Write down the training's own curve."""
         self.journal.append([rows.metrics_row(run_key(self.prepared, self.prepared.variants[0]), step=epoch, values=values)])
 
-    def end(self, status: str, error: BaseException | None = None) -> None:
-        """Close the runs and note how the jobs ended: FINISHED, FAILED, KILLED or PREEMPTED.
+    def end(self, status: Status, error: BaseException | None = None) -> None:
+        """Close the runs and note how the jobs ended.
 
-        MLflow has no word for preempted: such a run is KILLED there until it goes on. error: why it failed; the leader, which
-        keeps the traceback, notes its file, but may be gone by then.
+        Args:
+            status: MLflow has no word for preempted: such a run is KILLED there until it goes on.
+            error: why it failed; the leader, which keeps the traceback, notes its file, but may be gone by then.
         """
-        known = "KILLED" if status == "PREEMPTED" else status
+        known: Literal["FINISHED", "FAILED", "KILLED"] = "KILLED" if status == "PREEMPTED" else status
         self.journal.append([rows.end_row(run_key(self.prepared, variant), known) for variant in self.prepared.variants])
         self._note_jobs(JOB_STATES[status], error=error if status == "FAILED" else None)
 

@@ -156,8 +156,8 @@ def _beside_weights(variant: Variant) -> dict[str, Any]:
     calibrate, specs = variant.config.calibrate, list(variant.plan.quantized_activations.values())
     trained = variant.config.qat.is_on or variant.trained_bits is not None
     if variant.calibration is not None:
-        found = sorted(set(variant.calibration.methods.values()))
-        static = f"{'/'.join(found)} of file {variant.calibration.hash}"
+        methods = sorted(set(variant.calibration.methods.values()))
+        static = f"{'/'.join(methods)} of file {variant.calibration.hash}"
     else:
         static = calibrate.name if specs and not specs[0].dynamic else "dynamic" if specs else ""
     return {

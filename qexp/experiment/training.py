@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
+from torch import Tensor
 
 from qexp.base import dist
 from qexp.base.types import Batch
@@ -59,9 +61,9 @@ def _train(
     start = None if stored["start"] is None else FitState(**stored["start"])
     if recorder is not None and not stored["complete"]:
         recorder.forget_after(0 if start is None else start.epoch)
-    for epoch in stored["stored"]:
-        if dist.from_main(lambda epoch=epoch: bool(recorder.missing(epoch))):
-            state = dist.from_main(lambda epoch=epoch: training.load_epoch(epoch))
+    for epoch in stored["epochs"]:
+        if dist.from_main(partial(_missing, recorder, epoch)):
+            state = dist.from_main(partial(training.load_epoch, epoch))
             _evaluate(evaluator, recorder, state, epoch=epoch, last=epoch == recipe.epochs)
     if stored["complete"]:
         if qat is not None and dist.from_main(lambda: not (training.folder / CONVERTED).exists()):
@@ -118,22 +120,37 @@ def _train_batches(prepared: Prepared, device: torch.device) -> Callable[[int, i
     )
 
 
-def _stored(training: Training) -> dict[str, Any]:
-    """What the store holds: whether nothing is left to train, where to go on, and the epochs that can be evaluated."""
+class Stored(TypedDict):
+    """What the store holds of a training, as it travels between ranks."""
+
+    complete: bool  # nothing is left to train
+    start: dict[str, Any] | None  # of a FitState, where to go on
+    epochs: list[int]  # that can be evaluated
+
+
+def _stored(training: Training) -> Stored:
     if training.is_complete:
-        return {"complete": True, "start": None, "stored": training.epochs()}
+        return {"complete": True, "start": None, "epochs": training.epochs()}
     start = training.resume_state()
     if start is None:
-        return {"complete": False, "start": None, "stored": []}
+        return {"complete": False, "start": None, "epochs": []}
     # Weights of a later epoch were written just before a crash; the epoch is done again, and they with it.
-    stored = {epoch for epoch in training.epochs() if epoch <= start.epoch}
+    epochs = {epoch for epoch in training.epochs() if epoch <= start.epoch}
     if start.step == 0:
-        stored.add(start.epoch)
-    return {"complete": False, "start": start.as_dict(), "stored": sorted(stored)}
+        epochs.add(start.epoch)
+    return {"complete": False, "start": start.as_dict(), "epochs": sorted(epochs)}
 
 
-def _evaluate(evaluator: Evaluator, recorder: Recorder | None, state: dict, *, epoch: int, last: bool) -> list[Record]:
-    keys = dist.from_main(lambda: [variant.key for variant in recorder.missing(epoch)])
+def _missing(recorder: Recorder | None, epoch: int) -> list[str]:
+    """Keys of the variants without a number for this epoch; asked on rank 0."""
+    assert recorder is not None, "rank 0 records"
+    return [variant.key for variant in recorder.missing(epoch)]
+
+
+def _evaluate(
+    evaluator: Evaluator, recorder: Recorder | None, state: Mapping[str, Tensor], *, epoch: int, last: bool
+) -> list[Record]:
+    keys = dist.from_main(partial(_missing, recorder, epoch))
     wanted = [variant for variant in evaluator.prepared.variants if variant.key in keys]
     if not wanted:
         return []

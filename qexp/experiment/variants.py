@@ -28,9 +28,13 @@ class Variant:
     """One quantized copy of every epoch.
 
     Args:
-        label: what a person reads. key: hash of all that decides its numbers, the versions of quantizer and evaluator included.
-        config: of the first job that asked for it. plan: which tensor gets which quantizer. size_bytes: packed.
-        notes: other jobs that ask for the same numbers. calibration: of `calibrate.file`, where the plan has static places.
+        label: what a person reads.
+        key: hash of all that decides its numbers, the versions of quantizer and evaluator included.
+        config: of the first job that asked for it.
+        plan: which tensor gets which quantizer.
+        size_bytes: packed.
+        notes: other jobs that ask for the same numbers.
+        calibration: of `calibrate.file`, where the plan has static places.
         trained_bits: of a converted network, which is quantized as it was trained.
     """
 
@@ -77,7 +81,8 @@ def make_variants(
     have different plans and stay apart.
 
     Args:
-        configs: of jobs that share a training. tensors: inventory of the network.
+        configs: of jobs that share a training.
+        tensors: inventory of the network.
         activations: the places of its activations, everywhere or (True) at layers only; asked only where a job quantizes them.
 
     Raises:
@@ -90,11 +95,11 @@ def make_variants(
             continue
         plan = _plan(config, tensors, activations)
         reused = _reused(config, plan)
-        found = _variant(label(config, plan, reused), config, plan, reused)
-        twin = next((number for number, other in enumerate(variants) if other.key == found.key), None)
+        variant = _variant(label(config, plan, reused), config, plan, reused)
+        twin = next((number for number, other in enumerate(variants) if other.key == variant.key), None)
         if twin is None:
-            variants.append(found)
-        elif variants[twin].label == found.label and found.bits == config.bits:
+            variants.append(variant)
+        elif variants[twin].label == variant.label and variant.bits == config.bits:
             continue
         else:
             note = f"bits={config.bits} policy={config.policy.name} quant={config.quant.name} asks for the same numbers"
@@ -125,7 +130,8 @@ def converted_variants(
     """What a converted file holds: its weights with float activations, and quantized as it was trained.
 
     Args:
-        configs: jobs that look at it; their dials have no say. tensors: inventory of the network with the file's weights.
+        configs: jobs that look at it; their dials have no say.
+        tensors: inventory of the network with the file's weights.
         activations: the places of the network's activations, everywhere or (True) at layers only.
 
     Raises:
@@ -149,13 +155,13 @@ def converted_variants(
 
 def _reused(config: Config, plan: Plan) -> Calibration | None:
     """The ranges of `calibrate.file`; None where none are asked for, or none are static."""
-    rows = [row for row in plan.activations if row.spec is not None and not row.spec.dynamic]
-    if config.calibrate.file is None or not rows:
+    specs = {f"{CONTAINER}.{name}": spec for name, spec in plan.quantized_activations.items() if not spec.dynamic}
+    if config.calibrate.file is None or not specs:
         return None
-    found = Calibration.load(Path(config.calibrate.file))
-    places = {f"{CONTAINER}.{row.info.name}": row for row in rows}
-    found.check({name: row.spec for name, row in places.items()}, {name: row.info.shape for name, row in places.items()})
-    return found
+    calibration = Calibration.load(Path(config.calibrate.file))
+    shapes = {f"{CONTAINER}.{row.info.name}": row.info.shape for row in plan.activations}
+    calibration.check(specs, {name: shapes[name] for name in specs})
+    return calibration
 
 
 def _variant(name: str, config: Config, plan: Plan, reused: Calibration | None = None) -> Variant:
@@ -192,15 +198,15 @@ def _preparation(config: Config, plan: Plan, reused: Calibration | None) -> dict
     read = {key for key, readers in READS.items() if set(methods.values()) & set(readers)}
     if static or correct.needs_images:
         read |= {"split", "num_images", "batch_size"}
-    found: dict[str, Any] = {"version": CALIBRATION_VERSION, **methods, **{key: calibrate[key] for key in sorted(read)}}
+    preparation: dict[str, Any] = {"version": CALIBRATION_VERSION, **methods, **{key: calibrate[key] for key in sorted(read)}}
     if reused is not None:
-        found["activations"] = {"file": reused.hash}  # of the content, wherever the file lies
+        preparation["activations"] = {"file": reused.hash}  # of the content, wherever the file lies
     if correct.names:
         values = asdict(correct)
         unread = (() if correct.adaround else ("adaround_",)) + (() if correct.rescale_log10 else ("rescale_",))
-        found |= {key: value for key, value in values.items() if not key.startswith(unread)}
-        found |= {"seed": config.seed} if correct.adaround else {}
-    return {"preparation": found}
+        preparation |= {key: value for key, value in values.items() if not key.startswith(unread)}
+        preparation |= {"seed": config.seed} if correct.adaround else {}
+    return {"preparation": preparation}
 
 
 def _distinct(variants: Sequence[Variant]) -> list[Variant]:

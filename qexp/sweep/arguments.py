@@ -95,7 +95,8 @@ def hydra_error(error: Exception) -> UserError:
     missing = getattr(error, "missing_cfg_file", None)
     if missing:
         folder, _, name = missing.rpartition("/")
-        choices = [option for option in error.options or () if not option.startswith("_")]
+        options: Sequence[str] = getattr(error, "options", None) or ()
+        choices = [option for option in options if not option.startswith("_")]
         shown = ", ".join(choices) if len(choices) < 30 else f"one of {len(choices)} (python -m qexp.train --help lists them)"
         return UserError(folder, name, allowed=shown or "an option of the group", remedy=nearest(name, choices))
     cause = error.__cause__

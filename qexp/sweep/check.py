@@ -121,6 +121,7 @@ def _check_verb(config: Config, verb: str) -> None:
 
 
 def no_training(method: str, verb: str) -> UserError:
+    """What to say where a command that does not train is given a training method."""
     remedy = "It trains: python -m qexp.train model.weights=FILE qat.init=checkpoint begins from a file."
     return UserError("qat", method, allowed=f"none in qexp.{verb}", remedy=remedy)
 

@@ -31,6 +31,7 @@ def check_analysis(config: Config) -> None:
 
 
 def _check_one_layer(config: Config) -> None:
+    assert config.task is not None, "checked before"
     where = f"with task={config.task}"
     if config.mode != "int":
         raise UserError("mode", config.mode, allowed=f"int {where}", remedy="Only rounding to codes has a width to choose.")
@@ -62,8 +63,8 @@ def check_analysis_read(config: Config, typed: Mapping[str, str]) -> None:
     """
     errors = []
     for key, value in typed.items():
-        tasks = READ_BY.get(key.removeprefix("analyze."), (config.task,))
-        if config.task not in tasks:
+        tasks = READ_BY.get(key.removeprefix("analyze."))
+        if tasks is not None and config.task not in tasks:
             remedy = (
                 "Layers are compared on analyze.split." if key == "evaluate.split" else f"task={' and '.join(tasks)} read it."
             )

@@ -47,8 +47,7 @@ def compose(config_name: str) -> Composed | None:
             composed.append(config)
             return
         own = HydraConfig.get()
-        launcher = OmegaConf.to_container(own.launcher, resolve=True)
-        composed.append(Composed((resolved(config),), launcher, Path(own.runtime.output_dir), is_sweep=False))
+        composed.append(Composed((resolved(config),), resolved(own.launcher), Path(own.runtime.output_dir), is_sweep=False))
 
     if any(argument in ("-h", "--help") for argument in sys.argv[1:]):
         _print_help(keep)
@@ -59,7 +58,9 @@ def compose(config_name: str) -> Composed | None:
 
 def resolved(config: DictConfig) -> dict[str, object]:
     """The values of a job with all interpolations resolved."""
-    return OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    values = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    assert isinstance(values, dict), "a job is a mapping"
+    return {str(key): value for key, value in values.items()}
 
 
 def _print_help(hydra_main: Callable[[], None]) -> None:

@@ -15,7 +15,7 @@ from qexp.engine.device import pick_device
 from qexp.engine.seed import seed_everything
 from qexp.experiment.job import Prepared
 from qexp.experiment.prepare import Preparer
-from qexp.experiment.recorder import Recorder
+from qexp.experiment.recorder import Recorder, Status
 from qexp.experiment.training import open_training, run_job
 from qexp.sweep.jobs import JobLog
 from qexp.sweep.ranks import Alone, Ranks
@@ -93,7 +93,7 @@ def run_on_this_rank(job: MergedJob, prepared: Prepared, resources: Resources) -
     feed = resources.feeds.of(config)
     recorder = Recorder(prepared, sweep, str(device), notify=feed.notify, note_jobs=JobLog(job.asked, sweep).note)
     recorder.begin()
-    status = "FAILED"
+    status: Status = "FAILED"
     try:
         run_job(prepared, device, recorder)
         if sweep.verb == "export":

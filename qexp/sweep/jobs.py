@@ -48,9 +48,17 @@ class JobLog:
             for position in positions:
                 variants = one.variants if one.converted else make_variants([configs[position]], one.tensors, one.places)
                 key = variants[-1].key
-                job = {"job": position, "asked": self.jobs[position].asked}
-                subject = {"training": one.training, "variant_key": key, "variant": labels[key]}
-                planned[position] = self._row(position, "planned", **job, **subject)
+                planned[position] = rows.job_row(
+                    self.sweep.sweep,
+                    self.jobs[position].key,
+                    "planned",
+                    job=position,
+                    asked=self.jobs[position].asked,
+                    training=one.training,
+                    variant_key=key,
+                    variant=labels[key],
+                    fresh=self.jobs[position].fresh,
+                )
         self._append(planned)
 
     @contextlib.contextmanager
@@ -80,11 +88,13 @@ class JobLog:
         written = {place for place in wrong if place in right or journal_path(*place).exists()}
         self._append(
             {
-                number: self._row(
-                    number,
+                number: rows.job_row(
+                    self.sweep.sweep,
+                    self.jobs[number].key,
                     "invalid" if number in reasons else "planned",
                     job=number,
                     asked=self.jobs[number].asked,
+                    fresh=self.jobs[number].fresh,
                     reason=reasons.get(number),
                 )
                 for number, place in places.items()
@@ -110,11 +120,19 @@ class JobLog:
         """
         reason = None if error is None else _one_line(error)
         chosen = range(len(self.jobs)) if positions is None else positions
-        self._append({number: self._row(number, state, reason=reason, traceback=traceback) for number in chosen})
-
-    def _row(self, number: int, state: rows.JobState, **values: object) -> rows.Row:
-        job = self.jobs[number]
-        return rows.job_row(self.sweep.sweep, job.key, state, fresh=job.fresh, **values)
+        self._append(
+            {
+                number: rows.job_row(
+                    self.sweep.sweep,
+                    self.jobs[number].key,
+                    state,
+                    fresh=self.jobs[number].fresh,
+                    reason=reason,
+                    traceback=traceback,
+                )
+                for number in chosen
+            }
+        )
 
     def _append(self, numbered: Mapping[int, rows.Row]) -> None:
         """Append rows by number of the job to the journals of their experiments, each in one go."""

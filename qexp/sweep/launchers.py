@@ -50,7 +50,8 @@ def run_side_by_side(jobs: Sequence[MergedJob], settings: LauncherSettings, fold
     else:
         executor = make_executor(settings, folder)
         start = lambda number: JobWorker(executor, Submission(jobs[number]))  # noqa: E731
-    waiting, running = deque(range(len(jobs))), {}
+    waiting = deque(range(len(jobs)))
+    running: dict[int, Worker] = {}
     try:
         while waiting or running:
             while waiting and len(running) < limit:

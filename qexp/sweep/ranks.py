@@ -12,6 +12,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable
+from functools import partial
 from typing import NoReturn, Protocol
 
 from qexp.base import dist
@@ -95,7 +96,7 @@ def serve(device: str, run: Callable[[MergedJob], None]) -> int:
         job = MergedJob.from_json(message["job"])
         try:
             with listening():
-                _run_and_agree(channel, number, lambda job=job: run(job))
+                _run_and_agree(channel, number, partial(run, job))
         except Preempted as stop:
             _leave(f"rank {channel.rank} {stop}", stop.exit_code)
         except RankFailed as error:

@@ -10,11 +10,12 @@ import contextlib
 import os
 import signal
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import FrameType
+from typing import TYPE_CHECKING
 
 from qexp.base.preemption import Preempted, listening
 from qexp.sweep.ranks import Alone, Leader, Ranks, serve
@@ -120,10 +121,11 @@ class Submission:
 @contextlib.contextmanager
 def _requeue_on(number: signal.Signals) -> Iterator[None]:
     """Within, submitit's signal stops the training as SIGTERM does; submitit's own handler queues the job again after it."""
-    requeue: Callable[[int, Any], Any] = signal.getsignal(number)
+    requeue = signal.getsignal(number)
+    assert callable(requeue), "submitit has installed its handler"
     asked = False
 
-    def on_signal(number: int, frame: Any) -> None:
+    def on_signal(number: int, frame: FrameType | None) -> None:
         nonlocal asked
         asked = True
         signal.raise_signal(signal.SIGTERM)

@@ -9,11 +9,14 @@ import signal
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from qexp.config.launcher import LauncherSettings
 from qexp.sweep.types import MergedJob
 from qexp.sweep.worker import Failure, Submission, run_logged
+
+if TYPE_CHECKING:
+    from submitit import Executor
 
 GRACE_S = 60.0  # that workers are given to save when the leader is stopped
 
@@ -26,13 +29,21 @@ class Worker(Protocol):
     name: str
     log: Path
 
-    def done(self) -> bool: ...
+    def done(self) -> bool:
+        """True once it has ended."""
+        ...
 
-    def error(self) -> Exception | None: ...
+    def error(self) -> Exception | None:
+        """Why it failed; asked once it has ended."""
+        ...
 
-    def terminate(self) -> None: ...
+    def terminate(self) -> None:
+        """Tell it to save and stop."""
+        ...
 
-    def kill(self) -> None: ...
+    def kill(self) -> None:
+        """End it now."""
+        ...
 
 
 class ProcessWorker:
@@ -49,25 +60,29 @@ class ProcessWorker:
         self.name, self.log = f"process {', '.join(str(process.pid) for process in self._processes)}", log
 
     def done(self) -> bool:
+        """True once it has ended."""
         return self._future.done()
 
     def error(self) -> Exception | None:
+        """Why it failed; asked once it has ended."""
         died = self._future.exception()
         self._executor.shutdown(kill_workers=died is not None)
         return RuntimeError(f"its process ended ({died}); output in {self.log}") if died else as_exception(self._future.result())
 
     def terminate(self) -> None:
+        """Tell it to save and stop."""
         for process in self._processes:
             process.terminate()
 
     def kill(self) -> None:
+        """End it now."""
         self._executor.shutdown(kill_workers=True)
 
 
 class JobWorker:
     """A group as a job of submitit."""
 
-    def __init__(self, executor: Any, submission: Submission) -> None:
+    def __init__(self, executor: Executor, submission: Submission) -> None:
         from submitit import LocalExecutor
         from submitit.helpers import clean_env
 
@@ -78,14 +93,17 @@ class JobWorker:
         self.name, self.log = f"job {self._job.job_id}", from_here(self._job.task(0).paths.stdout)
 
     def done(self) -> bool:
+        """True once it has ended."""
         return self._job.done()
 
     def error(self) -> Exception | None:
+        """Why it failed; asked once it has ended."""
         first = self._job.task(0)  # the rank that leads the others
         died = first.exception()
         return RuntimeError(f"{self.name} ended without a result; output in {self.log}") if died else as_exception(first.result())
 
     def terminate(self) -> None:
+        """Tell it to save and stop."""
         if self._is_local:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(int(self._job.job_id), signal.SIGTERM)  # its controller hands it on to the tasks
@@ -93,10 +111,17 @@ class JobWorker:
             self._job.cancel(check=False)  # scancel: SIGTERM, and SIGKILL after the cluster's KillWait
 
     def kill(self) -> None:
+        """End it now."""
         self._job.cancel(check=False)
 
 
-def make_executor(settings: LauncherSettings, folder: Path) -> Any:
+def make_executor(settings: LauncherSettings, folder: Path) -> Executor:
+    """Submitit's executor for these settings.
+
+    Args:
+        settings: of the launcher.
+        folder: for submitit's files.
+    """
     import submitit
 
     files, setup = folder / "submitit" / "%j", list(settings.setup)
@@ -143,6 +168,7 @@ def stop_workers(workers: Sequence[Worker]) -> None:
 
 
 def num_cores() -> int:
+    """Cores that this process may use."""
     import joblib
 
-    return joblib.cpu_count()  # of those that this process may use
+    return joblib.cpu_count()
