@@ -60,9 +60,10 @@ test-all: setup ## run every test; those that need a GPU skip themselves where t
 	$(call ALONE,)
 	$(PYTEST) -m "not alone" $(ARGS)
 
-lint: setup ## check style and formatting
+lint: setup ## check style, formatting and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 format: setup ## mend what ruff can mend
 	$(BIN)/ruff check --fix .
@@ -80,5 +81,5 @@ docker: ## build the image for NVIDIA GPUs (needs Docker and NVIDIA's registry)
 	docker build -t $(IMAGE) .
 
 clean: ## remove caches and builds; .venv, runs/ and results/ stay
-	rm -rf build dist .pytest_cache .ruff_cache .hypothesis *.egg-info
+	rm -rf build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis *.egg-info
 	find qexp hydra_plugins tests scripts -name __pycache__ -type d -prune -exec rm -rf {} +

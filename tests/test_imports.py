@@ -1,5 +1,6 @@
 """What starts fast stays fast: validating a sweep and asking for help load no heavy library. Run in fresh interpreters."""
 
+import ast
 import json
 import subprocess
 import sys
@@ -36,6 +37,19 @@ def test_import_is_light(module):
     done, loaded = loaded_by(f"import {module}")
     assert done.returncode == 0, done.stderr
     assert not loaded & set(HEAVY)
+
+
+def test_the_public_names_are_listed_and_found():
+    import qexp
+
+    source = ast.parse((ROOT / "qexp" / "__init__.py").read_text())
+    (typed,) = (node for node in source.body if isinstance(node, ast.If))
+    assert sorted(alias.name for line in typed.body for alias in line.names) == list(qexp.__all__)
+    assert set(qexp.__all__) <= set(dir(qexp))
+    for name in qexp.__all__:
+        assert getattr(qexp, name).__doc__, name
+    with pytest.raises(AttributeError, match="no attribute 'nosuch'"):
+        qexp.nosuch  # noqa: B018
 
 
 @pytest.mark.parametrize("verb", ["train", "evaluate", "analyze", "export"])
