@@ -29,6 +29,7 @@ SchemeName = Literal[
 Rounding = Literal["half_even", "half_up", "half_away", "floor", "ceil", "trunc", "stochastic"]
 Granularity = Literal["per_tensor", "per_channel", "per_group", "per_in_out_channel"]
 SCHEME_NAMES: tuple[SchemeName, ...] = get_args(SchemeName)
+ROUNDING_NAMES: tuple[Rounding, ...] = get_args(Rounding)
 GRANULARITIES: tuple[Granularity, ...] = get_args(Granularity)
 # A grid with as many codes on each side of zero, 2^(bits-1) - 1, has none at one bit; nor has torch's full one a step then.
 _SIGNED = ("symmetric", "symmetric_restricted", "scale_factor", "pow2_scale", "log2", "apot", "quadratic", "ternary")
