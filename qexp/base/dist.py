@@ -75,7 +75,7 @@ def all_reduce_max_async(tensor: Tensor) -> dist.Work:
     return dist.all_reduce(tensor, op=dist.ReduceOp.MAX, async_op=True)
 
 
-def all_gather_object(value: Value) -> list[Value]:
+def all_gather_object(value: object) -> list[Any]:
     """The values of all ranks, in rank order: tensors, numbers, texts, None, and lists, tuples and dicts of them.
 
     They travel in the form of a checkpoint and are read as one, by `torch.load(weights_only=True)`: nothing is unpickled.
