@@ -15,7 +15,15 @@ from qexp.base.keyvalue import run_verb
 
 @dataclass(frozen=True, kw_only=True)
 class ReportSettings:
-    """What `qexp.report` takes."""
+    """What `qexp.report` takes.
+
+    Args:
+        name: the experiment.
+        runs_dir: where journals and predictions lie.
+        results_dir: parent of the folder that is written.
+        verify: write nothing, and recompute the numbers of the tables.
+        mixed: put evaluations of different protocols into one table.
+    """
 
     name: str
     runs_dir: str = "runs"
@@ -34,8 +42,8 @@ def run(settings: ReportSettings) -> int:
         return 1 if result.wrong else 0
     from qexp.reporting.report import write_report
 
-    folders = {"runs_dir": Path(settings.runs_dir), "results_dir": Path(settings.results_dir)}
-    written = write_report(settings.name, **folders, mixed=settings.mixed)
+    runs_dir, results_dir = Path(settings.runs_dir), Path(settings.results_dir)
+    written = write_report(settings.name, runs_dir=runs_dir, results_dir=results_dir, mixed=settings.mixed)
     print(f"{written.table}\n\ntables and figures: {written.folder}/")
     return 0
 

@@ -35,7 +35,7 @@ def run(settings: StudySettings) -> int:
 
 
 def _without_folders(argument: str) -> str:
-    """KEY=some/folder/FILE as KEY=FILE: where things lie on this machine says nothing to a reader."""
+    """KEY=some/folder/FILE as KEY=FILE: where a file lies on this machine means nothing to a reader."""
     key, equals, value = argument.partition("=")
     return f"{key}={Path(value).name}" if equals and key in ("checkpoint", "data.root", "image", "results_dir") else argument
 

@@ -12,7 +12,13 @@ from qexp.base.keyvalue import run_verb
 
 @dataclass(frozen=True, kw_only=True)
 class SyncSettings:
-    """What `qexp.sync` takes."""
+    """What `qexp.sync` takes.
+
+    Args:
+        name: the experiment; None takes all.
+        uri: tracking store or server; None is SQLite at `<runs_dir>/mlflow.db`.
+        runs_dir: where the journals lie.
+    """
 
     name: str | None = None
     uri: str | None = None
@@ -20,7 +26,7 @@ class SyncSettings:
 
 
 def run(settings: SyncSettings) -> None:
-    """Replay the journals, and say what was sent."""
+    """Replay the journals, and print what was sent."""
     from qexp.config.tracking import TrackingSettings
     from qexp.tracking.sync import sync
 

@@ -7,8 +7,10 @@ Keys: remove, runs_dir=runs. Records in the journal stay: reports keep their num
 """
 
 import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from qexp.base.errors import UserError, nearest
 from qexp.base.keyvalue import run_verb
@@ -16,7 +18,12 @@ from qexp.base.keyvalue import run_verb
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingsSettings:
-    """What `qexp.trainings` takes."""
+    """What `qexp.trainings` takes.
+
+    Args:
+        remove: hashes, `incomplete` or `all`; None lists what is stored.
+        runs_dir: where trainings lie.
+    """
 
     remove: str | None = None
     runs_dir: str = "runs"
@@ -43,17 +50,18 @@ def run(settings: TrainingsSettings) -> None:
     print(f"{len(rows)} stored in {store.root}")
 
 
-def _choose(wanted: str, rows: list[dict]) -> list[dict]:
+def _choose(wanted: str, rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The stored trainings that `remove` names."""
     if wanted in ("all", "incomplete"):
         return [row for row in rows if wanted == "all" or row["status"] != "done"]
-    chosen = []
+    chosen: list[Mapping[str, Any]] = []
     for beginning in wanted.split(","):
-        found = [row for row in rows if beginning and row["hash"].startswith(beginning)]
-        if len(found) != 1:
+        matches = [row for row in rows if beginning and row["hash"].startswith(beginning)]
+        if len(matches) != 1:
             hashes = [row["hash"] for row in rows]
-            problem = "the beginning of exactly one stored hash" if found else "a stored hash, incomplete or all"
-            raise UserError("remove", beginning, allowed=problem, remedy=nearest(beginning, hashes))
-        chosen += [row for row in found if row not in chosen]
+            allowed = "the beginning of exactly one stored hash" if matches else "a stored hash, incomplete or all"
+            raise UserError("remove", beginning, allowed=allowed, remedy=nearest(beginning, hashes))
+        chosen += [row for row in matches if row not in chosen]
     return chosen
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.config_store import ConfigStore
@@ -45,7 +44,7 @@ class QexpLauncher(Launcher):
         settings: `hydra.launcher`, which `qexp.sweep.run` validates, as Hydra would wrap what is raised here.
     """
 
-    def __init__(self, **settings: Any) -> None:
+    def __init__(self, **settings: object) -> None:
         self.config: DictConfig | None = None
         self.task_function: TaskFunction | None = None
         self.hydra_context: HydraContext | None = None
@@ -59,20 +58,20 @@ class QexpLauncher(Launcher):
         from qexp.sweep.compose import resolved
         from qexp.sweep.types import Composed
 
+        assert self.config is not None and self.task_function is not None, "Hydra calls setup before launch"
         setup_globals()
-        configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)
-        folder = Path(str(self.config.hydra.sweep.dir))
+        own = self.config.hydra
+        configure_log(own.hydra_logging, own.verbose)
+        folder = Path(str(own.sweep.dir))
         folder.mkdir(parents=True, exist_ok=True)
-        asked = [[*case, *overrides] for overrides in job_overrides for case in self._cases()]
+        asked = [[*case, *overrides] for overrides in job_overrides for case in _expand_cases(self.config)]
         jobs = tuple(resolved(self._compose(overrides, initial_job_idx + k)) for k, overrides in enumerate(asked))
-        self.task_function(Composed(jobs, resolved(self.config.hydra.launcher), folder, is_sweep=True))
-        return [_handed_on() for _ in jobs]
-
-    def _cases(self) -> list[list[str]]:
-        """The sets of overrides of `cases`, several values swept within each; what was typed comes after them and wins."""
-        return [job for case in self.config.cases or [[]] for job in _expand(list(case))]
+        self.task_function(Composed(jobs, resolved(own.launcher), folder, is_sweep=True))
+        return [_completed() for _ in jobs]
 
     def _compose(self, overrides: Sequence[str], number: int) -> DictConfig:
+        """The values of one job."""
+        assert self.config is not None and self.hydra_context is not None
         config = self.hydra_context.config_loader.load_sweep_config(self.config, list(overrides))
         with open_dict(config):
             config.cases = None
@@ -80,6 +79,11 @@ class QexpLauncher(Launcher):
             config.hydra.job.num = number
             del config["hydra"]
         return config
+
+
+def _expand_cases(config: DictConfig) -> list[list[str]]:
+    """The sets of overrides of `cases`, several values swept within each; what was typed comes after them and wins."""
+    return [job for case in config.cases or [[]] for job in _expand(list(case))]
 
 
 def _expand(overrides: list[str]) -> list[list[str]]:
@@ -94,8 +98,8 @@ def _expand(overrides: list[str]) -> list[list[str]]:
     return [list(job) for job in itertools.product(*choices)]
 
 
-def _handed_on() -> JobReturn:
-    """What Hydra is told of a job: that there is nothing left for it to do."""
+def _completed() -> JobReturn:
+    """What Hydra is told of a job: that nothing is left to do."""
     result = JobReturn()
     result.status = JobStatus.COMPLETED
     result.return_value = None

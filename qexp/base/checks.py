@@ -1,4 +1,4 @@
-"""Range checks shared by the settings dataclasses of every room; torch-free."""
+"""Range checks shared by the settings dataclasses of all packages; torch-free."""
 
 from __future__ import annotations
 

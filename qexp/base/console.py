@@ -7,7 +7,7 @@ import sys
 
 
 def is_main_process() -> bool:
-    """True on the process that speaks and writes: rank 0, or the only one."""
+    """True on the process that prints and writes: rank 0, or the only one."""
     return int(os.environ.get("RANK", "0")) == 0
 
 
@@ -19,7 +19,7 @@ def print_main(*lines: str) -> None:
 
 
 def warn_main(*lines: str) -> None:
-    """`say` on standard error."""
+    """`print_main`, on standard error."""
     if is_main_process():
         for line in lines:
             print(line, file=sys.stderr, flush=True)

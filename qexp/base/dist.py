@@ -1,4 +1,4 @@
-"""torch.distributed in a few words that do nothing in a single process, and the channel between rank 0 and the others.
+"""Collectives of torch.distributed that do nothing in a single process, and the channel between rank 0 and the others.
 
 One process group lives as long as its process. Beside it, on the same store, runs a control channel: rank 0 alone reads the
 command line, the others wait for what it resolved, and how a job ended is agreed through the store, never through a collective.
@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -24,6 +24,8 @@ from torch import Tensor, nn
 
 COLLECTIVE_TIMEOUT = timedelta(minutes=30)  # longest that one rank may keep the others waiting within a job
 _POLL_S = 0.05
+
+Value = TypeVar("Value")
 
 
 def is_initialized() -> bool:
@@ -42,7 +44,7 @@ def world_size() -> int:
 
 
 def barrier() -> None:
-    """Wait until every rank has come here."""
+    """Wait until every rank has called this."""
     if is_initialized():
         dist.barrier()
 
@@ -73,7 +75,7 @@ def all_reduce_max_async(tensor: Tensor) -> dist.Work:
     return dist.all_reduce(tensor, op=dist.ReduceOp.MAX, async_op=True)
 
 
-def all_gather_object(value: Any) -> list[Any]:
+def all_gather_object(value: object) -> list[Any]:
     """The values of all ranks, in rank order: tensors, numbers, texts, None, and lists, tuples and dicts of them.
 
     They travel in the form of a checkpoint and are read as one, by `torch.load(weights_only=True)`: nothing is unpickled.
@@ -89,21 +91,25 @@ def all_gather_object(value: Any) -> list[Any]:
     return [_unpack(data[: int(size)]) for data, size in zip(gathered, sizes, strict=True)]
 
 
-def from_main(compute: Callable[[], Any]) -> Any:
+def from_main(compute: Callable[[], Value]) -> Value:
     """What `compute` returns on rank 0, on every rank; the others do not call it. Values as for `all_gather_object`."""
     if not is_initialized():
         return compute()
-    value = compute() if rank() == 0 else None
-    data = _pack(value) if rank() == 0 else torch.empty(0, dtype=torch.uint8)
-    size = torch.tensor([data.numel()])
+    if rank() == 0:
+        value = compute()
+        data = _pack(value)
+        dist.broadcast(torch.tensor([data.numel()]), src=0)
+        dist.broadcast(data, src=0)
+        return value
+    size = torch.tensor([0])
     dist.broadcast(size, src=0)
-    if rank() > 0:
-        data = torch.empty(int(size), dtype=torch.uint8)
+    data = torch.empty(int(size), dtype=torch.uint8)
     dist.broadcast(data, src=0)
-    return value if rank() == 0 else _unpack(data)
+    received: Value = _unpack(data)
+    return received
 
 
-def _pack(value: Any) -> Tensor:
+def _pack(value: object) -> Tensor:
     """[bytes] uint8, the file that `torch.save` would write."""
     buffer = io.BytesIO()
     torch.save(value, buffer)
@@ -111,6 +117,7 @@ def _pack(value: Any) -> Tensor:
 
 
 def _unpack(data: Tensor) -> Any:
+    """The value that `_pack` made a file of."""
     return torch.load(io.BytesIO(data.numpy().tobytes()), map_location="cpu", weights_only=True)
 
 
@@ -140,7 +147,14 @@ def broadcast_state(module: nn.Module) -> None:
 
 @dataclass(frozen=True)
 class Group:
-    """This process's place: `rank` of `world_size`, `local_rank` on its machine, and the store that the control channel uses."""
+    """This process among the others of a training.
+
+    Args:
+        rank: its number.
+        world_size: how many there are.
+        local_rank: its number on its machine.
+        control: the store that the control channel uses.
+    """
 
     rank: int
     world_size: int
@@ -160,10 +174,10 @@ def init_from_env(device_type: str) -> Group:
     """
     assert not is_initialized(), "one process group per process"
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
-    attempt, options = _attempt(), {}
+    attempt, device = _attempt(), None
     if device_type == "cuda":
-        torch.cuda.set_device(local_rank)
-        options["device_id"] = torch.device("cuda", local_rank)
+        device = torch.device("cuda", local_rank)
+        torch.cuda.set_device(device)
     store, own_rank, size = next(iter(dist.rendezvous("env://", timeout=COLLECTIVE_TIMEOUT)))
     dist.init_process_group(
         "cpu:gloo,cuda:nccl" if device_type == "cuda" else "gloo",
@@ -171,7 +185,7 @@ def init_from_env(device_type: str) -> Group:
         rank=own_rank,
         world_size=size,
         timeout=COLLECTIVE_TIMEOUT,
-        **options,
+        device_id=device,
     )
     return Group(own_rank, size, local_rank, dist.PrefixStore(f"qexp/{attempt}", store))
 
@@ -200,7 +214,9 @@ class ControlChannel:
     """Numbered messages from rank 0 to the others, and numbered outcomes among all.
 
     Args:
-        store: the control store of `init_from_env`. rank, world_size: of this process.
+        store: the control store of `init_from_env`.
+        rank: of this process.
+        world_size: how many processes there are.
     """
 
     def __init__(self, store: dist.Store, rank: int, world_size: int) -> None:

@@ -1,4 +1,4 @@
-"""Mistakes of the user, said once and clearly.
+"""Mistakes of the user, reported once and clearly.
 
 A `UserError` names the key, the value that was given, what is allowed and the remedy; entry modules print it without a
 traceback and exit with code 2. Everything else that is raised is our own fault and keeps its traceback.
@@ -7,8 +7,15 @@ traceback and exit with code 2. Everything else that is raised is our own fault 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from os.path import commonprefix
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
+    from pydantic_core import ErrorDetails
+
+_MISSING = ("missing", "missing_argument")  # pydantic's names for a value that was not given
 
 
 class UserError(ValueError):
@@ -42,17 +49,41 @@ class UserErrors(ValueError):
         super().__init__("\n".join(str(error) for error in self.errors))
 
 
+def as_user_errors(
+    error: ValidationError, *, prefix: str = "", explain: Callable[[str, ErrorDetails], UserError | None] | None = None
+) -> list[UserError]:
+    """What pydantic refused, one error for each value; a `UserError` that a check of ours raised within comes back as it is.
+
+    Args:
+        error: as pydantic raised it.
+        prefix: put before each key (`hydra.launcher.`).
+        explain: `explain(key, details)` gives the error where the caller knows more than pydantic says, else None.
+    """
+    errors = []
+    for details in error.errors():
+        key, cause = prefix + ".".join(str(part) for part in details["loc"]), details.get("ctx", {}).get("error")
+        if isinstance(cause, UserError):
+            errors.append(cause)
+        elif explain is not None and (explained := explain(key, details)) is not None:
+            errors.append(explained)
+        elif details["type"] in _MISSING:
+            errors.append(UserError(key, "(missing)", allowed="a value"))
+        else:
+            errors.append(UserError(key, details["input"], allowed=details["msg"].removeprefix("Input should be ")))
+    return errors
+
+
 def nearest(name: str, choices: Iterable[str]) -> str:
     """The sentence that suggests the closest of `choices`, or an empty string where none is close.
 
     >>> nearest("bitz", ["bits", "mode"])
     'Did you mean bits?'
     """
-    found = difflib.get_close_matches(name, list(choices), n=10, cutoff=0.6)
-    if not found:
+    close = difflib.get_close_matches(name, list(choices), n=10, cutoff=0.6)
+    if not close:
         return ""
     # Of names equally close, the one that begins alike: resnet21 is meant to be resnet20 rather than resnet32.
-    best = max(found, key=lambda other: (difflib.SequenceMatcher(None, other, name).ratio(), len(commonprefix([name, other]))))
+    best = max(close, key=lambda other: (difflib.SequenceMatcher(None, other, name).ratio(), len(commonprefix([name, other]))))
     return f"Did you mean {best}?"
 
 

@@ -1,4 +1,4 @@
-"""Places where a test can kill a process: nothing happens at them unless the environment asks for it.
+"""Points at which a test can kill a process: nothing happens at them unless the environment asks for it.
 
 `QEXP_FAULT=state.rotated` kills the process (SIGKILL, no clean-up) when it first passes the point of that name, and
 `QEXP_FAULT=state.rotated:3` when it passes it for the third time. A crash at a random moment seldom falls between two system

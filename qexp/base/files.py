@@ -28,7 +28,8 @@ class SaveError(OSError):
     """A file that could not be saved, whatever the library that wrote it raised; what was there before still is.
 
     Args:
-        path: the file. error: what the system said.
+        path: the file.
+        error: what the system said.
 
     >>> print(SaveError(Path("last.pt"), OSError(errno.ENOSPC, "No space left on device")))
     last.pt could not be saved: No space left on device. What was saved before is intact. Free space on that disk and run the \
@@ -39,7 +40,7 @@ same command again: it goes on from there.
         super().__init__(error.errno, error.strerror or str(error), str(path))
 
     def __str__(self) -> str:
-        remedy = _REMEDIES.get(self.errno, "Mend that")
+        remedy = _REMEDIES.get(self.errno or 0, "Mend that")
         again = "run the same command again: it goes on from there."
         return f"{self.filename} could not be saved: {self.strerror}. What was saved before is intact. {remedy} and {again}"
 
@@ -66,8 +67,8 @@ def hash_file(path: Path, length: int = 16) -> str:
     return digest.hexdigest()[:length]
 
 
-def write_atomic(path: Path, write: Callable[[Path], None]) -> None:
-    """Let `write` fill a temporary file beside `path`, then fsync it and rename it into place.
+def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
+    """Let `write` fill a temporary file beside `path`, then fsync it and rename it to `path`.
 
     A reader sees the old file or the new one, never a part; after a crash the old one is still there.
 

@@ -8,7 +8,7 @@ from dataclasses import is_dataclass
 from typing import Any, TypeVar, get_type_hints
 
 from qexp.base.console import warn_main
-from qexp.base.errors import UserError, UserErrors, nearest
+from qexp.base.errors import UserError, UserErrors, as_user_errors, nearest
 
 Settings = TypeVar("Settings")
 
@@ -21,12 +21,11 @@ def parse(kind: type[Settings], arguments: Sequence[str]) -> Settings:
     Raises:
         UserErrors: unknown keys, missing keys and wrong types, all together.
     """
-    from omegaconf import OmegaConf
     from pydantic import TypeAdapter, ValidationError
 
     hints = dict(_hints(kind))
     names = list(hints)
-    values: dict[str, Any] = {}
+    values: dict[str, object] = {}
     errors: list[Exception] = []
     for argument in arguments:
         key, equals, text = argument.partition("=")
@@ -36,40 +35,39 @@ def parse(kind: type[Settings], arguments: Sequence[str]) -> Settings:
         elif hints[key] in (str, str | None):  # as YAML the hash 12345678 would be an integer, and 1e234567 infinite
             _put(values, key, None if text in ("", "null") else text)
         else:
-            _put(values, key, OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]))["value"])
+            _put(values, key, _from_yaml(text))
     if errors:
         raise UserErrors(errors)
     try:
         return TypeAdapter(kind).validate_python(values)
     except ValidationError as error:
-        raise UserErrors(_as_user_errors(error)) from None
+        raise UserErrors(as_user_errors(error)) from None
 
 
 def _hints(kind: type, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Dotted key -> type of every field."""
     for name, hint in get_type_hints(kind).items():
-        if is_dataclass(hint):
+        if isinstance(hint, type) and is_dataclass(hint):
             yield from _hints(hint, f"{prefix}{name}.")
         else:
             yield prefix + name, hint
 
 
-def _put(values: dict[str, Any], key: str, value: Any) -> None:
+def _from_yaml(text: str) -> object:
+    """The value that a text stands for: a number, a truth value, a list, a text."""
+    from omegaconf import OmegaConf
+
+    parsed = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]))
+    assert isinstance(parsed, dict)
+    return parsed["value"]
+
+
+def _put(values: dict[str, Any], key: str, value: object) -> None:
     """Set a dotted key in nested mappings."""
     *path, last = key.split(".")
     for part in path:
         values = values.setdefault(part, {})
     values[last] = value
-
-
-def _as_user_errors(error: Any) -> list[UserError]:
-    found = []
-    for item in error.errors():
-        key = ".".join(str(part) for part in item["loc"])
-        missing = item["type"] in ("missing", "missing_argument")
-        value = "(missing)" if missing else item.get("input")
-        found.append(UserError(key, value, allowed="a value" if missing else item["msg"].removeprefix("Input should be ")))
-    return found
 
 
 def run_verb(kind: type[Settings], run: Callable[[Settings], int | None], description: str) -> int:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from torch import Tensor
 
 from qexp.base.errors import UserError
 
 
-def main_output(output: Any) -> Tensor:
+def main_output(output: object) -> Tensor:
     """The logits [N, C] of whatever a network returned.
 
     GoogLeNet and Inception return (logits, auxiliary logits) while they train, so the first of a sequence is taken.

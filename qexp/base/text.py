@@ -11,18 +11,23 @@ def by_reason(notes: Sequence[str], most: int | None = None) -> list[str]:
     >>> by_reason(["bn1: not folded, it is alone", "bn2: not folded, it is alone"])
     ['not folded, it is alone (bn1; bn2)']
     """
-    reasons: dict[str, list[str]] = {}
+    layers_of: dict[str, list[str]] = {}
     for note in notes:
-        names, colon, reason = note.partition(": ")
-        reasons.setdefault(reason if colon else note, []).extend([names] if colon else [])
+        layer, colon, reason = note.partition(": ")
+        layers_of.setdefault(reason if colon else note, []).extend([layer] if colon else [])
     lines = []
-    for reason, names in reasons.items():
-        rest = f"; ... {len(names)} in all" if most is not None and len(names) > most else ""
-        lines.append(f"{reason} ({'; '.join(names[:most])}{rest})" if names else reason)
+    for reason, layers in layers_of.items():
+        rest = f"; ... {len(layers)} in all" if most is not None and len(layers) > most else ""
+        lines.append(f"{reason} ({'; '.join(layers[:most])}{rest})" if layers else reason)
     return lines
 
 
 def counted(number: int, noun: str) -> str:
+    """A number with its noun, in the plural where it is not 1.
+
+    >>> counted(1, "job"), counted(3, "job")
+    ('1 job', '3 jobs')
+    """
     return f"{number} {noun}{'' if number == 1 else 's'}"
 
 

@@ -1,4 +1,4 @@
-"""The one door through which torchvision is imported.
+"""The one function that imports torchvision, beside any build of torch.
 
 PyPI's torchvision wheel is built beside a CUDA torch. Beside a CPU-only torch its extension does not load, and the import
 then fails at `operator torchvision::nms does not exist`, data sets and models included: `torchvision/_meta_registrations.py`
@@ -11,12 +11,16 @@ from __future__ import annotations
 import importlib.util
 from functools import cache
 from types import ModuleType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch.library import Library
 
 _SCHEMAS = (
     ("nms", "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"),
     ("qnms", "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"),
 )
-_LIBRARY = []  # keeps the definitions alive as long as the process
+_DEFINED: list[Library] = []  # keeps the definitions alive as long as the process
 
 
 @cache
@@ -41,7 +45,7 @@ def torchvision() -> ModuleType:
     for name, schema in _SCHEMAS:
         if not hasattr(torch.ops.torchvision, name):
             library.define(schema)
-    _LIBRARY.append(library)
+    _DEFINED.append(library)
     import torchvision
 
     return torchvision

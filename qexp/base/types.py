@@ -1,4 +1,4 @@
-"""The few nouns that cross the doors between rooms: frozen, flat, free of torch at import.
+"""The few types that travel between packages: frozen, flat, free of torch at import.
 
 Shapes: N images, C classes (logits) or channels (images), H W pixels.
 """
@@ -20,13 +20,13 @@ class Batch(NamedTuple):
     Args:
         images: [N, C, H, W] float32, normalized.
         labels: [N] int64.
-        index: [N] int64, position of each image in its split (stable over epochs, ranks and batch sizes).
+        positions: [N] int64, of each image in its split (stable over epochs, ranks and batch sizes).
         num_global: images in this step over all ranks; N where there is one rank.
     """
 
     images: Tensor
     labels: Tensor
-    index: Tensor
+    positions: Tensor
     num_global: int
 
 
@@ -35,7 +35,8 @@ class QuantSpec:
     """How one tensor is quantized.
 
     Args:
-        scheme: name in `qexp.quant.schemes.SCHEMES` (`linear`, `affine`, `symmetric`, ...). bits: width of the codes, 1 to 16.
+        scheme: name in `qexp.quant.schemes.SCHEMES` (`linear`, `affine`, `symmetric`, ...).
+        bits: width of the codes, 1 to 16.
         mode: `int` rounds to the grid; `float` is the control, the same map and clamp without rounding; `half` casts to fp16.
         granularity: `per_tensor`, `per_channel`, `per_group` or `per_in_out_channel`.
         axis: the output-channel axis where granularity is `per_channel` or `per_group` (0; of a transposed conv 1).
@@ -43,8 +44,13 @@ class QuantSpec:
         arithmetic: `reciprocal` multiplies by 1/scale as torch does, `divide` divides by scale as ONNX does.
         group_size: elements of a group where granularity is `per_group`.
         rounding_seed: of the generator where rounding is `stochastic`.
-        level, signed, fraction_bits, pow2_round, pin_zero: of single schemes, as in `qexp.config.quant.WeightQuantSettings`.
-        dynamic: of an activation: its range is each batch's as it comes. layers_only: only what layers read is quantized.
+        level: of `log2` and `quadratic`, as in `qexp.config.quant.WeightQuantSettings`, where the next four are described too.
+        signed: of `scale_factor`.
+        fraction_bits: of `fixed_point`.
+        pow2_round: of `pow2_scale`.
+        pin_zero: of the `lut` schemes.
+        dynamic: of an activation: its range is each batch's as it comes.
+        layers_only: of an activation: only what layers read is quantized.
     """
 
     scheme: str
@@ -72,9 +78,9 @@ class QuantSpec:
         """
         values = asdict(self)
         return {
-            item.name: values[item.name]
-            for item in fields(self)
-            if item.name in _FIRST_FIELDS or values[item.name] != item.default
+            field.name: values[field.name]
+            for field in fields(self)
+            if field.name in _FIRST_FIELDS or values[field.name] != field.default
         }
 
 
@@ -88,7 +94,8 @@ class QParams:
     Args:
         scale: float32, 0-d (per tensor) or [channels].
         zero_point: same shape as scale; integral where the scheme represents zero exactly.
-        quant_min: smallest code. quant_max: largest code.
+        quant_min: smallest code.
+        quant_max: largest code.
         axis: channel axis, None per tensor.
     """
 
@@ -105,10 +112,13 @@ class TensorInfo:
 
     Args:
         name: key in the state dict.
-        module: qualified name of the module that owns it. module_type: its class name (`Conv2d`).
+        module: qualified name of the module that owns it.
+        module_type: the class name of that module (`Conv2d`).
         kind: `conv`, `linear`, `norm`, `embedding` or `other`, by module type.
         role: `weight`, `bias`, `statistic` (BN running mean and variance), `counter` (integer buffers) or `other`.
-        shape, dtype: as stored. channel_axis: output-channel axis of a weight.
+        shape: as stored.
+        dtype: as stored (`float32`).
+        channel_axis: output-channel axis of a weight.
         constant: all elements equal, so a range quantizer is undefined on it.
         order: position of its first use in one forward; -1 if that forward never reads it.
         tied_to: the earlier name under which the same storage is listed; None where there is none.
@@ -137,7 +147,14 @@ class TensorInfo:
 
 @dataclass(frozen=True)
 class PlanRow:
-    """What happens to one tensor: its quantizer, or None with the reason it is left alone."""
+    """What happens to one tensor.
+
+    Args:
+        info: the tensor.
+        spec: its quantizer; None where it is left alone.
+        rule: what chose the quantizer.
+        reason: why it is left alone; empty where it is quantized.
+    """
 
     info: TensorInfo
     spec: QuantSpec | None
@@ -147,21 +164,23 @@ class PlanRow:
 
 @dataclass(frozen=True, kw_only=True)
 class ActivationInfo:
-    """One place where activations become codes, as a policy sees it: a value of the network, or several that share a scale.
+    """One activation point, where activations become codes, as a policy sees it: a value, or several that share a scale.
 
     Args:
         name: path of the module or function whose value it is (`layer1.0.relu`, `layer1.0.add`), of a concatenation that joins
             several (`inception3a.cat`), or `input`, the images.
-        producers: names of all values that get the codes. operator: what makes them (`conv+norm+relu`, `add`, `concat`, `image`).
-        consumers: names of the operators that read the codes. kinds: theirs (`conv`, `linear`, `matmul`, `attention`, `add`,
-            `multiply`, `concat`, `pool`).
+        producers: names of all values that get the codes.
+        operator: what makes these values (`conv+norm+relu`, `add`, `concat`, `image`).
+        consumers: names of the operators that read the codes.
+        kinds: of the consumers (`conv`, `linear`, `matmul`, `attention`, `add`, `multiply`, `concat`, `pool`).
         layers: state-dict names of the weights that the codes are multiplied with, or that lie in what is not entered.
-        shape: of one image's value. channel_axis: of the batch's.
+        shape: of one image's value.
+        channel_axis: of a batch's value.
         non_negative: no value is below zero, whatever the images.
         norm: the batch norm that, followed by at most a ReLU or ReLU6, makes the value; None where there is none.
         order: position in the order of execution; -1 where the layer that it names is not executed.
-        executed: false for a layer that the forward never calls. entered: false for the products inside an operator that is not
-            looked into, as attention.
+        executed: false for a layer that the forward never calls.
+        entered: false for the products inside an operator that is not looked into, as attention.
     """
 
     name: str
@@ -181,7 +200,14 @@ class ActivationInfo:
 
 @dataclass(frozen=True)
 class ActivationRow:
-    """What happens to one activation: its quantizer, or None with the reason it is left float."""
+    """What happens to one activation.
+
+    Args:
+        info: the activation point.
+        spec: its quantizer; None where it is left float.
+        rule: what chose the quantizer.
+        reason: why it is left float; empty where it is quantized.
+    """
 
     info: ActivationInfo
     spec: QuantSpec | None
@@ -195,9 +221,10 @@ class Plan:
 
     Args:
         rows: one per state-dict entry, in its order.
+        mode: `int`, `float` or `half`.
         input_quant: what is done to the network's input: `none`, `int`, ...
         notes: sentences for the reader (settings that were not used, tensors that would have been destroyed).
-        activations: one row per place of the network's graph; none where activations stay float.
+        activations: one row per activation point of the network's graph; none where activations stay float.
     """
 
     rows: tuple[PlanRow, ...]
@@ -220,9 +247,11 @@ class Plan:
     def hash(self) -> str:
         """Names everything that decides the numbers: specs, mode, input, activations; not rule names nor notes."""
         specs = {name: spec.identity for name, spec in self.quantized.items()}
-        places = {row.info.name: [row.spec.identity, row.info.producers] for row in self.activations if row.spec}
-        more = {"activations": places} if places else {}  # a plan without them keeps the hash that it has always had
-        return hash_json({"specs": specs, "mode": self.mode, "input": self.input_quant, **more})
+        activations = {row.info.name: [row.spec.identity, row.info.producers] for row in self.activations if row.spec}
+        parts = {"specs": specs, "mode": self.mode, "input": self.input_quant}
+        if activations:  # a plan without them keeps the hash that it has always had
+            parts["activations"] = activations
+        return hash_json(parts)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -230,8 +259,10 @@ class Metrics:
     """One evaluation, in the units the field prints.
 
     Args:
-        prec1: share of images whose first prediction is right, percent. prec5: among the first five (or all classes if fewer).
-        loss: mean cross-entropy, nats. n: images.
+        prec1: share of images whose first prediction is right, percent.
+        prec5: share of images whose class is among the first five predictions (or all classes if fewer), percent.
+        loss: mean cross-entropy, nats.
+        n: number of images.
         kl: mean KL(reference || this) over images, nats; None without a reference.
         logit_sqnr_db: 10 log10(sum ref^2 / sum (ref - this)^2), dB; None without a reference, or where both are bitwise equal.
         finite: all logits were finite.

@@ -7,18 +7,18 @@ import importlib.util
 import inspect
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 from qexp.base.errors import UserError, nearest
 from qexp.base.files import hash_file
 
 _FORM = "package.module:function or file.py:function"
+_NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)  # what an argument can be given to by name
 
 
-def load_factory(key: str, text: str) -> Callable[..., Any]:
+def load_factory(key: str, text: str) -> Callable[..., object]:
     """Import the function that `text` names.
 
     A file is imported under a name made of its content, so that the same file gives the same classes throughout a process; its
@@ -34,16 +34,16 @@ def load_factory(key: str, text: str) -> Callable[..., Any]:
     >>> load_factory("model.factory", "collections:OrderedDict").__name__
     'OrderedDict'
     """
-    place, colon, name = text.rpartition(":")
-    if not (colon and place and name.isidentifier()):
+    source, colon, name = text.rpartition(":")
+    if not (colon and source and name.isidentifier()):
         raise UserError(key, text, allowed=_FORM)
-    module = _import_file(key, text, Path(place).expanduser()) if place.endswith(".py") else _import_module(key, text, place)
+    module = _import_file(key, text, Path(source).expanduser()) if source.endswith(".py") else _import_module(key, text, source)
     if not hasattr(module, name):
-        known = sorted(item for item, value in vars(module).items() if callable(value) and not item.startswith("_"))
+        known = sorted(public for public, value in vars(module).items() if callable(value) and not public.startswith("_"))
         listed = ", ".join(known[:12]) + (", ..." if len(known) > 12 else "")
         remedy = nearest(name, known) or (f"It has: {listed}." if known else "It defines no function.")
-        raise UserError(key, text, allowed=f"a function in {place}", remedy=remedy)
-    factory = getattr(module, name)
+        raise UserError(key, text, allowed=f"a function in {source}", remedy=remedy)
+    factory: object = getattr(module, name)
     if not callable(factory):
         raise UserError(key, text, allowed="a function", remedy=f"{name} is of type {type(factory).__name__}.")
     return factory
@@ -54,19 +54,19 @@ def source_hash(text: str) -> str | None:
 
     What that file imports is not covered.
     """
-    place = text.rpartition(":")[0]
-    if place.endswith(".py"):
-        path: str | None = str(Path(place).expanduser())
+    source = text.rpartition(":")[0]
+    if source.endswith(".py"):
+        path: str | None = str(Path(source).expanduser())
     else:
         try:
-            spec = importlib.util.find_spec(place)
+            spec = importlib.util.find_spec(source)
         except (ImportError, ValueError):
             return None
         path = spec.origin if spec is not None else None
     return hash_file(Path(path)) if path is not None and Path(path).is_file() else None
 
 
-def call_factory(key: str, text: str, *, offered: dict[str, Any]) -> Any:
+def call_factory(key: str, text: str, *, offered: Mapping[str, object]) -> object:
     """Call the function that `text` names with those of the `offered` keyword arguments that it takes.
 
     Raises:
@@ -74,17 +74,18 @@ def call_factory(key: str, text: str, *, offered: dict[str, Any]) -> Any:
     """
     factory = load_factory(key, text)
     try:
-        parameters = inspect.signature(factory).parameters.values()
+        parameters = tuple(inspect.signature(factory).parameters.values())
     except ValueError:  # some builtins have no signature
         parameters = ()
-    takes_all = any(item.kind is item.VAR_KEYWORD for item in parameters)
-    named = [item for item in parameters if item.kind in (item.POSITIONAL_OR_KEYWORD, item.KEYWORD_ONLY)]
-    unmet = [item.name for item in parameters if item.kind is item.POSITIONAL_ONLY and item.default is item.empty]
-    unmet += [item.name for item in named if item.default is item.empty and item.name not in offered]
+    takes_all = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters)
+    named = [parameter for parameter in parameters if parameter.kind in _NAMED]
+    required = [parameter for parameter in parameters if parameter.default is inspect.Parameter.empty]
+    unmet = [parameter.name for parameter in required if parameter.kind is inspect.Parameter.POSITIONAL_ONLY]
+    unmet += [parameter.name for parameter in required if parameter.kind in _NAMED and parameter.name not in offered]
     if unmet:
         allowed = f"a function that needs nothing but {', '.join(offered)}"
         raise UserError(key, text, allowed=allowed, remedy=f"Give {', '.join(unmet)} a default.")
-    taken = offered if takes_all else {item.name: offered[item.name] for item in named if item.name in offered}
+    taken = offered if takes_all else {name: offered[name] for name in (parameter.name for parameter in named) if name in offered}
     try:
         return factory(**taken)
     except UserError:
@@ -95,13 +96,13 @@ def call_factory(key: str, text: str, *, offered: dict[str, Any]) -> Any:
         ) from error
 
 
-def _import_module(key: str, text: str, place: str) -> ModuleType:
+def _import_module(key: str, text: str, name: str) -> ModuleType:
     """Import a module by its dotted name."""
     try:
-        return importlib.import_module(place)
+        return importlib.import_module(name)
     except Exception as error:
         missing = getattr(error, "name", None) if isinstance(error, ModuleNotFoundError) else None
-        if isinstance(missing, str) and (place == missing or place.startswith(missing + ".")):
+        if isinstance(missing, str) and (name == missing or name.startswith(missing + ".")):
             remedy = f"There is no module {missing} on the Python path; for a file write path/file.py:function."
             raise UserError(key, text, allowed="a module that can be imported", remedy=remedy) from None
         raise _failed_import(key, text, error) from error
@@ -110,7 +111,7 @@ def _import_module(key: str, text: str, place: str) -> ModuleType:
 def _import_file(key: str, text: str, path: Path) -> ModuleType:
     """Import a file, once per content."""
     if not path.is_file():
-        near = nearest(path.name, [item.name for item in path.parent.glob("*.py")] if path.parent.is_dir() else [])
+        near = nearest(path.name, [file.name for file in path.parent.glob("*.py")] if path.parent.is_dir() else [])
         raise UserError(key, text, allowed="a file that exists", remedy=near or f"There is no file {path.absolute()}.")
     path = path.resolve()
     name = f"qexp_factory_{path.stem.replace('.', '_')}_{hash_file(path, 12)}"
@@ -138,8 +139,8 @@ def _failed_import(key: str, text: str, error: Exception) -> UserError:
 def _where(error: Exception) -> str:
     """Type, message and line of an exception in the user's code."""
     if isinstance(error, SyntaxError):
-        place = f"{error.filename}:{error.lineno}"
+        line = f"{error.filename}:{error.lineno}"
     else:
         frame = traceback.extract_tb(error.__traceback__)[-1]
-        place = f"{frame.filename}:{frame.lineno}"
-    return f"{type(error).__name__}: {error} ({place})"
+        line = f"{frame.filename}:{frame.lineno}"
+    return f"{type(error).__name__}: {error} ({line})"

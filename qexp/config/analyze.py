@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from qexp.base.checks import check_all, check_bits, check_range
 from qexp.base.errors import UserError
 
+Task = Literal["profile", "sensitivity", "allocate"]  # of qexp.analyze
+TASKS: tuple[Task, ...] = get_args(Task)
+Proxy = Literal["sqnr", "mse", "weighted_mse", "fisher", "hessian"]
+Measure = Literal["kl", "loss", Proxy]  # that an allocation can add up; Prec@1 moves in steps of whole images
 MEASURED = ("kl", "loss", "prec1")  # by running the network with that layer quantized
-PROXIES = ("sqnr", "mse", "weighted_mse", "fisher", "hessian")  # without it
-MEASURES = ("kl", "loss", *PROXIES)  # that an allocation can add up; Prec@1 moves in steps of whole images
-SPLITS = ("select", "calib", "train")  # what a choice may be made on; never the images that it is tested on
+PROXIES: tuple[Proxy, ...] = get_args(Proxy)  # without running it
+MEASURES: tuple[Measure, ...] = get_args(Measure)
 BUDGETS = ("budget_bytes", "average_bits", "bops")
 DEFAULT_WIDTHS = (2, 3, 4, 5, 6, 8)  # that task=allocate chooses among
 # Setting -> the tasks that read it.
-READS = {name: ("allocate",) for name in ("measure", *BUDGETS)} | {
+READS: dict[str, tuple[Task, ...]] = {name: ("allocate",) for name in ("measure", *BUDGETS)} | {
     name: ("sensitivity", "allocate") for name in ("split", "num_images", "widths", "proxy_images", "probes")
 }
 
@@ -25,26 +28,29 @@ class AnalyzeSettings:
     """How layers are compared, and the budget that their widths share.
 
     Args:
-        split: images that layers are compared on. num_images: only the first so many.
+        split: images that a choice may be made on; never those that it is tested on.
+        num_images: only the first so many.
         widths: bits that each layer is tried at; None takes the root `bits` for sensitivity, `DEFAULT_WIDTHS` for allocate.
-        proxy_images: images that gradients and curvature are estimated from. probes: random vectors of a Hessian trace.
+        proxy_images: images that gradients and curvature are estimated from.
+        probes: random vectors of a Hessian trace.
         measure: the loss that allocate adds up: `kl` and `loss` (rise of the cross-entropy) are measured, the rest are proxies.
-        budget_bytes: of the stored state dict. average_bits: of the codes of a weight. bops: bit operations of an image.
-            Allocate takes exactly one of the three.
+        budget_bytes: of the stored state dict. Allocate takes exactly one of the three budgets.
+        average_bits: of the codes of a weight.
+        bops: bit operations of an image.
     """
 
-    split: Literal[SPLITS] = "select"
+    split: Literal["select", "calib", "train"] = "select"
     num_images: int | None = None
     widths: list[int] | None = None
     proxy_images: int = 128
     probes: int = 50
-    measure: Literal[MEASURES] = "kl"
+    measure: Measure = "kl"
     budget_bytes: int | None = None
     average_bits: float | None = None
     bops: int | None = None
 
     def __post_init__(self) -> None:
-        """Check the ranges, and that widths are told once."""
+        """Check the ranges, and that no width is listed twice."""
         check_all(
             (
                 ("analyze.num_images", self.num_images, 1, None),
@@ -65,11 +71,12 @@ class AnalyzeSettings:
         """Names of the budgets that were given."""
         return tuple(name for name in BUDGETS if getattr(self, name) is not None)
 
-    def tried(self, bits: int, task: str) -> tuple[int, ...]:
+    def tried(self, bits: int, task: Task) -> tuple[int, ...]:
         """The widths that a task tries each layer at, ascending.
 
         Args:
-            bits: the root setting. task: `sensitivity` or `allocate`.
+            bits: the root setting.
+            task: `sensitivity` or `allocate`.
         """
         chosen = self.widths or ((bits,) if task == "sensitivity" else DEFAULT_WIDTHS)
         return tuple(sorted(chosen))

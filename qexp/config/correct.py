@@ -8,7 +8,6 @@ from typing import Literal
 from qexp.base.checks import check_all, check_range
 from qexp.base.errors import UserError
 
-BIAS_CORRECTIONS = ("none", "empirical", "analytic")
 ADVISED_IMAGES = 1000  # fewer leave BN's re-estimated statistics noisy
 
 
@@ -17,15 +16,21 @@ class CorrectSettings:
     """What is done to a network before, while and after its weights are rounded; each is one switch.
 
     Args:
-        fold_bn: batch norm into the layer before it. equalize: channel ranges of neighbouring layers. absorb_bias: high biases
-            into the next layer.
+        fold_bn: fold batch norm into the layer before it.
+        equalize: equalize the channel ranges of neighbouring layers.
+        absorb_bias: move high biases into the next layer.
         rescale_log10: no correction but what one undoes: channels are first scaled by 10^U(-r, r), which leaves the float
-            function as it is. rescale_seed: of these factors.
+            function as it is.
+        rescale_seed: of the factors of `rescale_log10`.
         bias: of each layer, by the mean that quantization shifted: `empirical` on calibration images, `analytic` from batch norm.
         reestimate_bn: statistics of the batch norms that are left, on calibration images of the quantized network.
         adaround: weights rounded up or down as the layer's output asks, not to the nearest code.
-        adaround_iterations: of Adam, for each layer. adaround_lr: its learning rate. adaround_lambda: weight of the regularizer.
-        adaround_warmup: share of the iterations without it. adaround_beta_start, adaround_beta_end: its annealed exponent.
+        adaround_iterations: of Adam, for each layer.
+        adaround_lr: learning rate of Adam.
+        adaround_lambda: weight of the regularizer.
+        adaround_warmup: share of the iterations without the regularizer.
+        adaround_beta_start: exponent of the regularizer at first.
+        adaround_beta_end: exponent of the regularizer at the end.
         adaround_relu: compare behind the ReLU where a layer has one; on samples, which takes longer.
         adaround_batch_size: output positions drawn for an iteration, where samples are drawn.
     """
@@ -35,7 +40,7 @@ class CorrectSettings:
     absorb_bias: bool = False
     rescale_log10: float = 0.0
     rescale_seed: int = 0
-    bias: Literal[BIAS_CORRECTIONS] = "none"
+    bias: Literal["none", "empirical", "analytic"] = "none"
     reestimate_bn: bool = False
     adaround: bool = False
     adaround_iterations: int = 1000

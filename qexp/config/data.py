@@ -1,16 +1,17 @@
-"""Settings of the data room."""
+"""Settings of the data: which images, how they are split and stored; torch-free."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from qexp.base.checks import check_all, check_range
 from qexp.base.errors import UserError
 
-DATASETS = (
-    "mnist5k", "digits", "cifar10", "cifar100", "fashion_mnist", "mnist", "imagefolder", "imagenet", "fake", "custom",
-)  # fmt: skip
+Dataset = Literal[
+    "mnist5k", "digits", "cifar10", "cifar100", "fashion_mnist", "mnist", "imagefolder", "imagenet", "fake", "custom"
+]  # fmt: skip
+DATASETS: tuple[Dataset, ...] = get_args(Dataset)
 NEEDS_ROOT = ("cifar10", "cifar100", "fashion_mnist", "mnist", "imagefolder", "imagenet")
 HAS_TEST_PART = ("cifar10", "cifar100", "fashion_mnist", "mnist", "imagenet")
 STORAGE = {"imagefolder": ("auto", "ram", "stream"), "imagenet": ("auto", "stream")}  # the other sets fit into memory
@@ -21,22 +22,25 @@ class DataSettings:
     """Which images, how they are split, and how training sees them.
 
     Args:
-        name: the data set. root: its folder, for the sets that lie on disk.
+        name: the data set.
+        root: folder of the set, for the sets that lie on disk.
         download: let torchvision fetch the set into `root` if it is not there.
         factory: `module:function` or `file.py:function` for `custom`; see `qexp.data.custom`.
         image_size: height and width in pixels after resizing; None keeps the set's own size.
         num_classes: classes of `fake` (and passed to `custom`); other sets know theirs and take None.
-        mean, std: per channel (or one for all), on the 0-1 scale; None measures them on the train split (streamed: ImageNet's).
+        mean: per channel (or one for all), on the 0-1 scale; None measures it on the train split (streamed: ImageNet's).
+        std: standard deviation, given together with the mean.
         augment: what training does to its images; see `qexp.data.augment.Augmentation`.
-        num_calib, num_select, num_test: images set aside for the splits; `num_test` only where the set has no test part of its
-            own.
+        num_calib: images set aside for the split `calib`.
+        num_select: images set aside for the split `select`.
+        num_test: images set aside for the split `test`; only where the set has no test part of its own.
         num_train: use only so many training images (None: all that remain).
         split_seed: seed of the permutation that cuts the splits.
         storage: `ram` decodes once into uint8, `stream` decodes in DataLoader workers; `auto` streams ImageNet-sized sets.
         workers: DataLoader workers of a streamed set, threads of a decoded one.
     """
 
-    name: Literal[DATASETS]
+    name: Dataset
     root: str | None = None
     download: bool = False
     factory: str | None = None

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from qexp.base.checks import check_range
 from qexp.base.errors import UserError, choose
 
 RUNTIMES = ("onnxruntime", "openvino", "torch")
-SIMULATIONS = ("exact", "fast")
-REQUANTIZATIONS = ("float32", "fixed_point")
-# Weights whose codes a file can hold: uniform grids, zero among their values. `qexp.deploy.weight_codes.has_codes` tells it of one.
+Requantization = Literal["float32", "fixed_point"]
+REQUANTIZATIONS: tuple[Requantization, ...] = get_args(Requantization)
+# Weights whose codes a file can hold: uniform grids, zero among their values; `qexp.deploy.weight_codes.has_codes` asks of one.
 FILE_SCHEMES = ("affine", "symmetric", "symmetric_restricted", "unsigned_symmetric", "pow2_scale", "fixed_point")
 FILE_GRANULARITIES = ("per_tensor", "per_channel")
 
@@ -29,16 +29,19 @@ class ExportSettings:
         num_compared: images whose codes are compared layer by layer; the predictions of all are. None compares all.
         pack_int4: weights of 4 bits and less as INT4, two to a byte, which a CPU runtime computes with in float.
         unsigned: activations as UINT8, which CPU runtimes want; false writes INT8 and float biases, as TensorRT reads.
-        cost: measure latency and memory. batch_sizes: of the latency, images. threads: of a runtime.
-        repeats: timed runs at each batch size, after `warmup` others.
+        cost: measure latency and memory.
+        batch_sizes: of the latency, images.
+        threads: of a runtime.
+        repeats: timed runs at each batch size.
+        warmup: runs before these, not timed.
         torch_export: write the simulated network as a program of `torch.export` too.
         register: name of a registered model in MLflow that gets the file as a new version; None registers nothing.
         folder: where files go, as `<folder>/<name>/<variant>/network.onnx`; None is `<runs_dir>/exports`.
     """
 
     runtime: str | list[str] = "onnxruntime"
-    simulate: Literal[SIMULATIONS] = "exact"
-    requantization: Literal[REQUANTIZATIONS] = "float32"
+    simulate: Literal["exact", "fast"] = "exact"
+    requantization: Requantization = "float32"
     num_compared: int | None = 500
     pack_int4: bool = False
     unsigned: bool = True

@@ -6,17 +6,17 @@ import importlib.util
 import json
 import os
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
 from qexp.base.checks import check_range
-from qexp.base.errors import UserError, UserErrors, choose, nearest
+from qexp.base.errors import UserError, UserErrors, as_user_errors, choose, nearest
 
 _LOCAL = ("n_jobs", "timeout_min", "tasks_per_node", "gpus_per_node", "signal_delay_s", "max_num_timeout", "setup")
 _SLURM = ("nodes", "cpus_per_task", "mem_gb", "partition", "account", "qos", "additional_parameters")
+_PREFIX = "hydra.launcher."
 # Inner launcher -> the settings that it reads; any other that is set is a mistake.
 INNER: dict[str, tuple[str, ...]] = {
     "basic": (),
@@ -34,11 +34,18 @@ class LauncherSettings:
         inner: `basic` (one after the other in this process), `joblib` (in worker processes here), `submitit_local` (as submitit
             jobs here) or `submitit_slurm` (as Slurm jobs).
         n_jobs: how many run at a time; -1 is one per core here, and no limit on Slurm.
-        timeout_min: time limit of a job, minutes. signal_delay_s: how long before it the job is told to save, seconds.
+        timeout_min: time limit of a job, minutes.
+        signal_delay_s: how long before its limit a job is told to save, seconds.
         max_num_timeout: how often a job that reached its limit is queued again.
-        nodes: of one training. tasks_per_node: processes of one training on each node, one per GPU where there are GPUs.
-        gpus_per_node, cpus_per_task, mem_gb (per node): what a job asks for.
-        partition, account, qos: Slurm's. additional_parameters: any other option of sbatch, such as {constraint: a100}.
+        nodes: of one training.
+        tasks_per_node: processes of one training on each node, one per GPU where there are GPUs.
+        gpus_per_node: that a job asks for.
+        cpus_per_task: that a job asks for.
+        mem_gb: per node, that a job asks for.
+        partition: Slurm's.
+        account: Slurm's.
+        qos: Slurm's.
+        additional_parameters: any other option of sbatch, such as {constraint: a100}.
         setup: lines of shell that run before the job, such as "module load cuda".
     """
 
@@ -55,7 +62,7 @@ class LauncherSettings:
     partition: str | None = None
     account: str | None = None
     qos: str | None = None
-    additional_parameters: dict[str, Any] = field(default_factory=dict)
+    additional_parameters: dict[str, object] = field(default_factory=dict)
     setup: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -75,51 +82,46 @@ class LauncherSettings:
                 raise UserError(f"hydra.launcher.{key}", getattr(self, key), remedy=remedy)
 
 
-DEFAULTS: dict[str, Any] = {}  # of every setting, by name
-DEFAULTS.update({item.name: getattr(LauncherSettings(), item.name) for item in fields(LauncherSettings)})
+DEFAULTS: dict[str, object] = {}  # of every setting, by name
+DEFAULTS.update({setting.name: getattr(LauncherSettings(), setting.name) for setting in fields(LauncherSettings)})
 
 
 def launcher_settings(values: Mapping[str, object]) -> LauncherSettings:
     """Validate `hydra.launcher`, and that what it asks for can work here.
 
     Raises:
-        UserErrors: a key, type or range is wrong. UserError: submitit or Slurm is missing, or torchrun started this process.
+        UserErrors: a key, type or range is wrong.
+        UserError: submitit or Slurm is missing, or torchrun started this process.
     """
     values = {key: value for key, value in values.items() if key != "_target_"}  # Hydra's
-    known = [item.name for item in fields(LauncherSettings)]
+    known = list(DEFAULTS)
     unknown = [key for key in values if key not in known]
     if unknown:
-        raise UserErrors(_error(key, values[key], known, nearest(key, known)) for key in unknown)
+        raise UserErrors(UserError(_PREFIX + key, values[key], allowed=known, remedy=nearest(key, known)) for key in unknown)
     try:
         settings = TypeAdapter(LauncherSettings).validate_json(json.dumps(values), strict=True)
     except ValidationError as error:
-        raise UserErrors(
-            item["ctx"]["error"]
-            if isinstance(item.get("ctx", {}).get("error"), UserError)
-            else _error(".".join(map(str, item["loc"])), item["input"], item["msg"].removeprefix("Input should be "))
-            for item in error.errors()
-        ) from None
-    _check_place(settings)
+        raise UserErrors(as_user_errors(error, prefix=_PREFIX)) from None
+    _check_machine(settings)
     return settings
 
 
-def _error(key: str, value: object, allowed: str | Iterable[str] = "", remedy: str = "") -> UserError:
-    return UserError(f"hydra.launcher.{key}", value, allowed=allowed, remedy=remedy)
-
-
-def _check_place(settings: LauncherSettings) -> None:
-    inner = settings.inner
+def _check_machine(settings: LauncherSettings) -> None:
+    """Refuse an inner launcher that cannot work in this process or on this machine."""
+    key, inner = f"{_PREFIX}inner", settings.inner
     if inner != "basic" and int(os.environ.get("WORLD_SIZE", "1")) > 1:
         remedy = "These processes are one training already. Start the command without torchrun"
         remedy += "; hydra.launcher.tasks_per_node gives a job its ranks." if inner.startswith("submitit") else "."
-        raise _error("inner", inner, "basic under torchrun", remedy)
+        raise UserError(key, inner, allowed="basic under torchrun", remedy=remedy)
     if inner.startswith("submitit") and importlib.util.find_spec("submitit") is None:
-        raise _error("inner", inner, "basic or joblib without submitit", "pip install 'qexp[slurm]' brings it.")
+        remedy = "pip install 'qexp[slurm]' brings it."
+        raise UserError(key, inner, allowed="basic or joblib without submitit", remedy=remedy)
     if inner == "submitit_slurm" and shutil.which("srun") is None:
-        raise _error("inner", inner, "another one where there is no Slurm", "Start it where srun is found, on a login node say.")
+        remedy = "Start it where srun is found, on a login node say."
+        raise UserError(key, inner, allowed="another one where there is no Slurm", remedy=remedy)
 
 
 def check_single(settings: LauncherSettings) -> None:
     """Refuse settings of the launcher in a command without `-m`, which has one job and would not read them."""
     if settings.inner != "basic":
-        raise _error("inner", settings.inner, "basic without -m", "Add -m.")
+        raise UserError(f"{_PREFIX}inner", settings.inner, allowed="basic without -m", remedy="Add -m.")

@@ -1,4 +1,4 @@
-"""Settings of the models room."""
+"""Settings of the network; torch-free."""
 
 from __future__ import annotations
 

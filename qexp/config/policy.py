@@ -1,14 +1,15 @@
-"""Settings of the policy room."""
+"""Settings of the policy, which tensor gets which width; torch-free."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from qexp.base.checks import check_bits
 from qexp.base.errors import UserError
 
-POLICIES = ("uniform", "conv_linear", "first_last", "rules", "document_002")
+PolicyName = Literal["uniform", "conv_linear", "first_last", "rules", "document_002"]
+POLICIES: tuple[PolicyName, ...] = get_args(PolicyName)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,8 +21,10 @@ class RuleSettings:
         kind: only tensors of such modules; None any but `norm`, whose scale and shift must be asked for by `kind: norm` or
             `role: any`.
         role: only such tensors; `any` covers all but statistics and counters, which no rule reaches. `activation` is about the
-            network's activations: `match` fits the place's name or that of an operator that reads it, `kind` is a reader's.
-        bits: width; None takes the root `bits`, of an activation `quant.activation.bits`. keep: leave the tensor as it is.
+            network's activations: `match` fits the name of an activation point or of an operator that reads it, `kind` is
+            a reader's.
+        bits: width; None takes the root `bits`, of an activation `quant.activation.bits`.
+        keep: leave the tensor as it is.
     """
 
     match: str = "*"
@@ -47,11 +50,13 @@ class PolicySettings:
         name: `uniform` gives every conv and linear weight `bits`; `conv_linear` gives them `conv_bits` and `linear_bits`;
             `first_last` gives the first and last layer `edge_bits`; `rules` reads `rules`; `document_002` selects what that
             document's code selects.
-        conv_bits, linear_bits: None takes the root `bits`. edge_bits: of the first and last layer.
+        conv_bits: of conv weights; None takes the root `bits`.
+        linear_bits: of linear weights; None takes the root `bits`.
+        edge_bits: of the first and last layer.
         rules: ordered; the first match wins; a rule that matches nothing is an error.
     """
 
-    name: Literal[POLICIES] = "uniform"
+    name: PolicyName = "uniform"
     conv_bits: int | None = None
     linear_bits: int | None = None
     edge_bits: int = 8

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, get_args
 
 from qexp.base.checks import check_all, check_range
 from qexp.base.errors import UserError
-from qexp.config.quant import ActivationQuantSettings, QuantSettings
+from qexp.config.quant import ActivationQuantSettings, ActivationScheme, QuantSettings
 from qexp.config.train import TrainSettings
+from qexp.quant.scheme_table import SchemeName
 
-METHODS = ("ste", "lsq", "lsq_plus", "pact", "dorefa", "every_step")
+Method = Literal["ste", "lsq", "lsq_plus", "pact", "dorefa", "every_step"]
+METHODS: tuple[Method, ...] = get_args(Method)
 # What each method quantizes with: (weights, activations). `unsigned_symmetric` is signed where values may be negative.
-SCHEMES = {
+SCHEMES: dict[str, tuple[SchemeName, ActivationScheme]] = {
     "ste": ("symmetric_restricted", "affine"),
     "lsq": ("symmetric", "unsigned_symmetric"),
     "lsq_plus": ("symmetric", "affine"),
@@ -21,7 +23,7 @@ SCHEMES = {
     "every_step": ("linear", "affine"),
 }
 # Where the user may choose the grid instead.
-WEIGHT_GRIDS = {
+WEIGHT_GRIDS: dict[str, tuple[SchemeName, ...]] = {
     "ste": ("symmetric_restricted", "symmetric", "affine"),
     "every_step": ("linear", "affine", "symmetric", "symmetric_restricted", "scale_factor", "pow2_scale"),
 }
@@ -47,24 +49,27 @@ class QatSettings:
             document 003 does. `none` trains in float.
         init: where it begins: `training` takes the float training of the same job, which is trained first where it is not stored,
             once for all; `checkpoint` takes `model.weights`; `none` begins with random weights.
-        epochs, weight_decay: of the recipe; None takes `train.epochs` and `train.weight_decay`. lr: None takes a tenth of
-            `train.lr` behind a float training, else `train.lr`. warmup_epochs: None takes none behind a float training.
+        epochs: of the recipe; None takes `train.epochs`.
+        lr: None takes a tenth of `train.lr` behind a float training, else `train.lr`.
+        weight_decay: of the recipe; None takes `train.weight_decay`.
+        warmup_epochs: None takes 0 behind a float training, else `train.warmup_epochs`.
         activations: quantize them too, at `quant.activation.bits` or else at `bits`.
         mask: which values pass their gradient: `paper` those inside the limits, `rounded` those that round to codes, as torch,
             which `qat=ste` needs: its limits are the range's own ends, where `paper` would hold each tensor's largest weight.
         first_step: what `lsq` begins with: `paper`, 2 E|x| / sqrt(p), or `calibrated`, what covers the range that `calibrate`
-            finds of an activation, and `calibrate.weights` of a weight.
+            gives an activation, and `calibrate.weights` a weight.
         momentum: of the observed ranges of `ste` and `every_step`: weight of the average so far when a batch is added.
-        scale_decay: weight decay of learned step sizes and offsets. alpha_decay: of `pact`'s clipping; None takes the recipe's.
+        scale_decay: weight decay of learned step sizes and offsets.
+        alpha_decay: weight decay of `pact`'s clipping; None takes the recipe's.
         batch_norm: `unfolded` quantizes the weights as they are stored; `folded` as they are once batch norm is folded into them,
             with running statistics, while batch statistics normalize.
         freeze_bn_epoch: from this epoch on, batch norm uses its running statistics and leaves them; None never.
         reestimate_bn: take its statistics anew from calibration images, in every copy that is evaluated or converted.
-        distill_weight: share of the loss that compares with the float network it began from, 0 to 1. distill_temperature: of both
-            softmaxes.
+        distill_weight: share of the loss that compares with the float network it began from, 0 to 1.
+        distill_temperature: of both softmaxes.
     """
 
-    name: Literal["none", *METHODS] = "none"
+    name: Literal["none", Method] = "none"
     init: Literal["training", "checkpoint", "none"] = "training"
     epochs: int | None = None
     lr: float | None = None
@@ -120,10 +125,14 @@ class QatSettings:
         if not self.is_on:
             return train
         behind = self.init == "training"
-        given = {"epochs": self.epochs, "weight_decay": self.weight_decay}
-        given |= {"lr": self.lr if self.lr is not None else train.lr * FINE_TUNING if behind else None}
-        given |= {"warmup_epochs": self.warmup_epochs if self.warmup_epochs is not None else 0 if behind else None}
-        return replace(train, **{key: value for key, value in given.items() if value is not None})
+        lr, warmup_epochs = (train.lr * FINE_TUNING, 0) if behind else (train.lr, train.warmup_epochs)
+        return replace(
+            train,
+            epochs=train.epochs if self.epochs is None else self.epochs,
+            lr=lr if self.lr is None else self.lr,
+            weight_decay=train.weight_decay if self.weight_decay is None else self.weight_decay,
+            warmup_epochs=warmup_epochs if self.warmup_epochs is None else self.warmup_epochs,
+        )
 
     def quantizers(self, quant: QuantSettings, bits: int) -> QuantSettings:
         """The grids of weights and activations: what the method says, and what it leaves to the user.

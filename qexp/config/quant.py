@@ -7,7 +7,10 @@ from typing import Literal
 
 from qexp.base.checks import check_range
 from qexp.base.errors import UserError
-from qexp.quant.scheme_table import GRANULARITIES, MIN_BITS, ROUNDING_NAMES, SCHEME_NAMES, check_rounding
+from qexp.quant.scheme_table import MIN_BITS, Granularity, Rounding, SchemeName, check_rounding
+
+Arithmetic = Literal["reciprocal", "divide"]
+ActivationScheme = Literal["affine", "symmetric", "symmetric_restricted", "unsigned_symmetric", "pow2_scale"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,7 +21,8 @@ class WeightQuantSettings:
         granularity: what shares a range: the tensor, an output channel, `group_size` consecutive elements of an output channel,
             or the kernel between one input and one output channel, as in document 003.
         group_size: of `per_group`; the last group of a channel may be smaller.
-        rounding: to codes. rounding_seed: of `stochastic`; what is drawn is a function of it and of the tensor's name.
+        rounding: to codes.
+        rounding_seed: of `stochastic`; what is drawn is a function of it and of the tensor's name.
         arithmetic: `reciprocal` multiplies by 1/scale as torch does, `divide` divides by scale as ONNX does.
         level: of `log2` and `quadratic`: `nearest` takes the nearest level, `companded` rounds the logarithm or the root.
         signed: of `scale_factor`: document 003's two forms.
@@ -27,11 +31,11 @@ class WeightQuantSettings:
         pin_zero: of the `lut` schemes: the centroid nearest to zero is zero.
     """
 
-    granularity: Literal[GRANULARITIES] = "per_tensor"
+    granularity: Granularity = "per_tensor"
     group_size: int = 64
-    rounding: Literal[ROUNDING_NAMES] = "half_even"
+    rounding: Rounding = "half_even"
     rounding_seed: int = 0
-    arithmetic: Literal["reciprocal", "divide"] = "reciprocal"
+    arithmetic: Arithmetic = "reciprocal"
     level: Literal["nearest", "companded"] = "nearest"
     signed: bool = True
     fraction_bits: int | None = None
@@ -61,12 +65,12 @@ class ActivationQuantSettings:
     """
 
     bits: int | None = None
-    scheme: Literal["affine", "symmetric", "symmetric_restricted", "unsigned_symmetric", "pow2_scale"] = "affine"
+    scheme: ActivationScheme = "affine"
     granularity: Literal["per_tensor", "per_channel"] = "per_tensor"
     dynamic: bool = False
     places: Literal["all", "layers"] | None = None
     rounding: Literal["half_even", "half_up", "half_away", "floor", "ceil", "trunc"] = "half_even"
-    arithmetic: Literal["reciprocal", "divide"] = "reciprocal"
+    arithmetic: Arithmetic = "reciprocal"
 
     def __post_init__(self) -> None:
         """Check the ranges."""
@@ -86,12 +90,14 @@ class QuantSettings:
     """The quantizer.
 
     Args:
-        name: scheme of the weights. weight: its grid. activation: bits, scheme and grid of the activations.
+        name: scheme of the weights.
+        weight: grid of the weights.
+        activation: bits, scheme and grid of the activations.
         input: what is done to normalized images before the first layer: `none`, or `int` (truncate to integers, as document 002
             does with `input.int().float()`), or `round` (the nearest integer).
     """
 
-    name: Literal[SCHEME_NAMES] = "linear"
+    name: SchemeName = "linear"
     weight: WeightQuantSettings = field(default_factory=WeightQuantSettings)
     activation: ActivationQuantSettings = field(default_factory=ActivationQuantSettings)
     input: Literal["none", "int", "round"] = "none"

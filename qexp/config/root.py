@@ -1,19 +1,19 @@
-"""The root configuration, composed of the rooms' settings, and its validation.
+"""The root configuration, composed of the settings of each group; torch-free.
 
-YAML holds values, Hydra composes them, and here the resolved values meet their types once, at the door. pydantic is strict and
-reports all errors of a job together; ranges live in each settings' `__post_init__`. Imports no torch: a whole sweep is
-validated before the first heavy import. Rejected: OmegaConf structured configs, which accept `+quant.bit=4` in silence and
-stop at the first error.
+YAML holds values, Hydra composes them, and `qexp.config.validate` makes a `Config` of the resolved values, once. Ranges, and what
+belongs together, are checked in each settings' `__post_init__`.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
+
+from pydantic import ConfigDict
 
 from qexp.base.checks import check_bits, check_range
 from qexp.base.errors import UserError
-from qexp.config.analyze import AnalyzeSettings
+from qexp.config.analyze import AnalyzeSettings, Task
 from qexp.config.calibrate import CalibrateSettings
 from qexp.config.correct import CorrectSettings
 from qexp.config.data import DataSettings
@@ -25,8 +25,7 @@ from qexp.config.quant import QuantSettings
 from qexp.config.tracking import TrackingSettings
 from qexp.config.train import EvaluateSettings, TrainSettings, TrajectorySettings
 
-MODES = ("int", "float", "half")
-TASKS = ("profile", "sensitivity", "allocate")  # of qexp.analyze
+Mode = Literal["int", "float", "half"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,19 +34,37 @@ class Config:
 
     Args:
         name: experiment; names the MLflow experiment and `results/<name>/`.
-        seed: of initialization, order and augmentation. deterministic: bit-reproducible kernels, at some cost in speed.
+        data: images and their splits.
+        model: the network.
+        train: recipe of the training.
+        seed: of initialization, order and augmentation.
+        deterministic: bit-reproducible kernels, at some cost in speed.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
-        bits: width of quantized weights, 1 to 16. mode: `int`, `float` (the control) or `half`.
+        bits: width of quantized weights, 1 to 16.
+        mode: `int`, `float` (the control) or `half`.
+        policy: which tensor gets which width.
+        quant: scheme and grid of weights and activations.
+        calibrate: how clipping ranges are chosen.
+        correct: corrections of a quantized network.
+        qat: training with quantization in the loop.
+        evaluate: which images are scored.
+        trajectory: which epochs stay on disk.
+        tracking: where MLflow's runs go.
+        export: of `qexp.export`.
+        analyze: of `qexp.analyze`, tasks `sensitivity` and `allocate`.
+        checkpoint: state-dict file, for `qexp.evaluate`, `qexp.analyze` and `qexp.export` only.
         float_only: evaluate the float network alone, as a control of other trainings.
-        checkpoint: state-dict file, for `qexp.evaluate`, `qexp.analyze` and `qexp.export` only. export: for `qexp.export` only.
         task: of `qexp.analyze`: `profile` measures every quantized tensor, `sensitivity` quantizes one layer at a time,
-            `allocate` chooses bits per layer. image: a file whose classes `profile` scores too. analyze: of the other two.
+            `allocate` chooses bits per layer.
+        image: a file whose classes `profile` scores too.
         cases: of a sweep: sets of overrides that are run one after the other, where a product of values would not do.
-        plan_only: print plan and estimates, and stop. fresh: train again although stored.
-        runs_dir, results_dir: where trainings, journal and MLflow's store lie, and where reports go.
+        plan_only: print plan and estimates, and stop.
+        fresh: train again although stored.
+        runs_dir: where trainings, journal and MLflow's store lie.
+        results_dir: where reports go.
     """
 
-    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid", "allow_inf_nan": False}
+    __pydantic_config__: ClassVar[ConfigDict] = {"extra": "forbid", "allow_inf_nan": False}
 
     name: str
     data: DataSettings
@@ -57,7 +74,7 @@ class Config:
     deterministic: bool = False
     device: str = "auto"
     bits: int = 8
-    mode: Literal[MODES] = "int"
+    mode: Mode = "int"
     policy: PolicySettings = field(default_factory=PolicySettings)
     quant: QuantSettings = field(default_factory=QuantSettings)
     calibrate: CalibrateSettings = field(default_factory=CalibrateSettings)
@@ -70,7 +87,7 @@ class Config:
     analyze: AnalyzeSettings = field(default_factory=AnalyzeSettings)
     checkpoint: str | None = None
     float_only: bool = False
-    task: Literal[TASKS] | None = None
+    task: Task | None = None
     image: str | None = None
     cases: list[list[str]] | None = None
     plan_only: bool = False

@@ -1,4 +1,4 @@
-"""What `qexp.study` takes."""
+"""Settings of `qexp.study`; torch-free."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ class StudyData:
 
     Args:
         root: a tree of image files, train/<class>/* and test/<class>/*; None takes the bundled digits.
-        mean, std: per channel on the 0-1 scale; ImageNet's unless given, as in document 002.
+        mean: per channel on the 0-1 scale; ImageNet's unless given, as in document 002.
+        std: per channel on the 0-1 scale; ImageNet's unless given.
         num_calib: training images for re-estimating batch norm.
     """
 
@@ -28,8 +29,11 @@ class StudySettings:
     """One study.
 
     Args:
-        name: which. checkpoint: a state-dict file of `model`; without it, a small network is trained on the bundled digits.
-        model: name of the checkpoint's network. data: its images. num_images: of the test split that are scored.
+        name: of the study.
+        checkpoint: a state-dict file of `model`; without it, a small network is trained on the bundled digits.
+        model: name of the checkpoint's network.
+        data: images of the checkpoint's network.
+        num_images: of the test split that are scored.
         image: a file, for `fixed_point`; else a test image of `data.root`, else a bundled digit.
         results_dir: parent of the folder that is written.
     """

@@ -1,4 +1,4 @@
-"""Settings of the tracking room."""
+"""Settings of the tracking with MLflow; torch-free."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Settings of the training loop, the evaluation and the trajectory store."""
+"""Settings of the training loop, the evaluation and the trajectory store; torch-free."""
 
 from __future__ import annotations
 
@@ -39,13 +39,22 @@ class TrainSettings:
     """One training; all of this is part of its hash, but for `checkpoint_every_steps`.
 
     Args:
-        epochs: passes over the train split. batch_size: images per optimizer step, over all ranks and accumulation steps.
-        lr: peak learning rate. momentum, nesterov, weight_decay: of SGD. schedule: how lr falls.
-        warmup_epochs: linear rise from 0 at the start. milestones, gamma: epochs at which `step` multiplies lr by gamma.
-        label_smoothing: 0 to 1. accumulate: forward-backward passes per optimizer step.
-        precision: arithmetic of forward and backward under `torch.amp`; master weights stay fp32. `O0`..`O3` are aliases.
+        epochs: passes over the train split.
+        lr: peak learning rate.
+        batch_size: images per optimizer step, over all ranks and accumulation steps.
         optimizer: `sgd`, or `apex_fused_sgd`, the same update in apex's kernel where apex is installed.
-        channels_last: memory format of images and weights. compile: wrap the network in `torch.compile`.
+        momentum: of SGD.
+        nesterov: Nesterov's form of the momentum.
+        weight_decay: of SGD.
+        schedule: how lr falls.
+        warmup_epochs: linear rise of lr from 0 at the start.
+        milestones: epochs at which `step` multiplies lr by gamma.
+        gamma: factor of the schedule `step`.
+        label_smoothing: 0 to 1.
+        accumulate: forward-backward passes per optimizer step.
+        precision: arithmetic of forward and backward under `torch.amp`; master weights stay fp32. `O0`..`O3` are aliases.
+        channels_last: memory format of images and weights.
+        compile: wrap the network in `torch.compile`.
         sync_bn: batch statistics over the images of all ranks (GPUs only).
         checkpoint_every_steps: store what a resume needs within an epoch too; None only at its end.
     """
@@ -98,7 +107,9 @@ class EvaluateSettings:
     """One evaluation.
 
     Args:
-        split: the split that is scored. num_images: only its first so many images. batch_size: images per forward pass.
+        split: the split that is scored.
+        num_images: only the first so many images of the split.
+        batch_size: images per forward pass.
         keep: epochs whose per-image predictions stay on disk.
         memory_mib: budget for quantized copies held at once over a streamed set, MiB.
     """
@@ -122,7 +133,11 @@ class EvaluateSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class TrajectorySettings:
-    """Which epochs of a training stay on disk: `all`, `every:K` (and the last) or `last`."""
+    """Which epochs of a training stay on disk.
+
+    Args:
+        keep: `all`, `every:K` (and the last) or `last`.
+    """
 
     keep: str = "all"
 

@@ -13,12 +13,16 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from functools import cache
-from typing import Any, get_args, get_type_hints
+from typing import TYPE_CHECKING, get_args, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
-from qexp.base.errors import UserError, UserErrors, nearest
+from qexp.base.errors import UserError, UserErrors, as_user_errors, nearest
 from qexp.config.root import Config
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+    from pydantic_core import ErrorDetails
 
 
 @cache
@@ -26,59 +30,57 @@ def _adapter() -> TypeAdapter[Config]:
     return TypeAdapter(Config)
 
 
-def validate(values: Mapping[str, Any]) -> Config:
-    """Turn resolved values into a `Config`, or raise one `UserErrors` that names every mistake.
+def validate(values: Mapping[str, object]) -> Config:
+    """Turn resolved values into a `Config`.
 
     Strict: "8" is no integer and 8.0 no width. Infinities and NaN are refused.
+
+    Raises:
+        UserErrors: every mistake, together.
     """
-    remaining, found = copy.deepcopy(dict(values)), {}
+    remaining = copy.deepcopy(dict(values))
+    errors: dict[str, UserError] = {}
     while True:
         try:
             config = _adapter().validate_json(json.dumps(remaining), strict=True)
             break
         except ValidationError as error:
             # pydantic checks no range of an object one of whose types is wrong, and our own checks stop at the first: take out
-            # what was found and look again.
-            new = {each.key: each for each in map(_as_user_error, error.errors()) if each.key not in found}
-            found |= new
+            # what is known to be wrong and look again.
+            new = {wrong.key: wrong for wrong in as_user_errors(error, explain=_explain) if wrong.key not in errors}
+            errors |= new
             if not any([_drop(remaining, key) for key in new]):
                 break
-    if found:
-        raise UserErrors(found.values())
+    if errors:
+        raise UserErrors(errors.values())
     return config
 
 
-def _drop(values: dict[str, Any], key: str) -> bool:
+def _drop(values: dict[str, object], key: str) -> bool:
     """Remove a dotted key; False where it is not there."""
     *path, last = key.split(".")
+    group: object = values
     for part in path:
-        values = values.get(part) if isinstance(values, dict) else None
-    return isinstance(values, dict) and values.pop(last, values) is not values
+        group = group.get(part) if isinstance(group, dict) else None
+    return isinstance(group, dict) and group.pop(last, group) is not group
 
 
-def _as_user_error(item: Mapping[str, Any]) -> UserError:
-    """Say one of pydantic's findings as key, value, allowed, remedy."""
-    cause = item.get("ctx", {}).get("error")
-    if isinstance(cause, UserError):
-        return cause
-    key, value, kind = ".".join(str(part) for part in item["loc"]), item.get("input"), item["type"]
+def _explain(key: str, details: ErrorDetails) -> UserError | None:
+    """What the configuration knows of a value that pydantic refused: choices, the nearest key, how to set it."""
+    value, kind = details["input"], details["type"]
     if kind == "unexpected_keyword_argument":
         return UnknownKey(key, value)
     if kind in ("missing", "missing_argument"):
         return UserError(key, "(missing)", allowed="a value", remedy=f"Set {key}=VALUE.")
     if kind == "literal_error":
-        choices = _choices(item["ctx"]["expected"])
+        choices = _choices(details["ctx"]["expected"])
         return UserError(key, value, allowed=choices, remedy=nearest(str(value), choices))
     if kind == "finite_number" or (isinstance(value, float) and not math.isfinite(value)):
         return UserError(key, value, allowed="a finite number")
-    return UserError(
-        key,
-        value,
-        allowed=item["msg"]
-        .removeprefix("Input should be ")
-        .replace("valid integer", "integer")
-        .replace("a integer", "an integer"),
-    )
+    if "valid integer" in details["msg"]:
+        allowed = details["msg"].removeprefix("Input should be ")
+        return UserError(key, value, allowed=allowed.replace("valid integer", "integer").replace("a integer", "an integer"))
+    return None
 
 
 def _choices(expected: str) -> list[str]:
@@ -87,7 +89,12 @@ def _choices(expected: str) -> list[str]:
 
 
 class UnknownKey(UserError):
-    """A key that no setting has, with the nearest one."""
+    """A key that no setting has, with the nearest one.
+
+    Args:
+        key: as it was given, dotted.
+        value: what was given for it.
+    """
 
     def __init__(self, key: str, value: object) -> None:
         known = list(all_keys())
@@ -105,17 +112,17 @@ def _nearest_key(key: str, known: list[str]) -> str:
     group, _, part = key.rpartition(".")
     for names in ([name for name in known if name.rpartition(".")[0] == group], known):
         last = {name.rpartition(".")[2]: name for name in reversed(names)}
-        found = difflib.get_close_matches(part, list(last), n=1, cutoff=0.75)
-        if found:
-            return f"Did you mean {last[found[0]]}?"
+        close = difflib.get_close_matches(part, list(last), n=1, cutoff=0.75)
+        if close:
+            return f"Did you mean {last[close[0]]}?"
     return nearest(key, known)
 
 
-def all_keys(kind: type = Config, prefix: str = "") -> Iterator[str]:
+def all_keys(settings: type[DataclassInstance] = Config, prefix: str = "") -> Iterator[str]:
     """Every dotted key of the configuration, groups before their fields."""
-    hints = get_type_hints(kind)
-    for item in fields(kind):
-        yield prefix + item.name
-        for candidate in (hints[item.name], *get_args(hints[item.name])):
-            if is_dataclass(candidate):
-                yield from all_keys(candidate, f"{prefix}{item.name}.")
+    hints = get_type_hints(settings)
+    for field in fields(settings):
+        yield prefix + field.name
+        for hint in (hints[field.name], *get_args(hints[field.name])):
+            if isinstance(hint, type) and is_dataclass(hint):
+                yield from all_keys(hint, f"{prefix}{field.name}.")

@@ -139,7 +139,7 @@ class _Tally:
         top5 = logits.topk(min(5, self.class_count), dim=1).indices.to(small)
         finite = logits.isfinite().all(1)
         new = {
-            "index": batch.index,
+            "index": batch.positions,
             "label": batch.labels.to(small),
             "top5": top5.masked_fill(logits.isnan().any(1, keepdim=True), -1),
             "log_prob": log_probs.gather(1, batch.labels[:, None]).squeeze(1).float(),

@@ -1,4 +1,4 @@
-"""From the places of a network's activations and a policy to their quantizers, or the reasons to leave them float.
+"""From a network's activation points and a policy to their quantizers, or the reasons to leave them float.
 
 The width is `quant.activation.bits`; `policy=first_last` gives `edge_bits` to what enters the first and the last layer. Rules
 with `role: activation` go before it, the first match winning, and one that decides nothing is an error.
@@ -32,9 +32,12 @@ def plan_activations(
     """A row for each activation, and notes; no rows where neither the settings nor a rule give activations a width.
 
     Args:
-        activations: of `qexp.nn.places.activations`, everywhere or at layers only as `quant.activation` says.
+        activations: of `qexp.nn.activation_points.activations`, everywhere or at layers only as `quant.activation` says.
         tensors: the inventory, which says what is first and last.
-        policy, quant, bits: as for `make_plan`. mode: `int` or `float`, where values are clamped and not rounded.
+        policy: which tensor gets which width.
+        quant: scheme and grid.
+        bits: width of weights where the policy names none, 1 to 16.
+        mode: `int`, or `float`, where values are clamped and not rounded.
 
     Raises:
         UserError: a rule that matches nothing, that earlier rules shadow or that has no width; a network whose activations are
@@ -53,28 +56,28 @@ def plan_activations(
 
 
 def _match(rules: Sequence[tuple[int, Rule]], activations: Sequence[ActivationInfo], quant: QuantSettings) -> dict[str, Rule]:
-    """Place -> the first rule that matches it."""
-    places = [info for info in activations if info.executed and info.entered]
+    """Name of an activation point -> the first rule that matches it."""
+    points = [info for info in activations if info.executed and info.entered]
     taken: dict[str, Rule] = {}
     for number, rule in rules:
         key = f"policy.rules[{number}]"
-        matched = [info.name for info in places if _matches(rule, info)]
+        matched = [info.name for info in points if _matches(rule, info)]
         if not matched:
-            names = [*(info.name for info in places), *sorted({name for info in places for name in info.consumers})]
-            remedy = nearest(rule.pattern, names) or f"Activations: {', '.join(info.name for info in places[:5])}, ..."
+            names = [*(info.name for info in points), *sorted({name for info in points for name in info.consumers})]
+            remedy = nearest(rule.pattern, names) or f"Activations: {', '.join(info.name for info in points[:5])}, ..."
             raise UserError(key, rule.label, allowed="a rule that matches an activation", remedy=remedy)
-        fresh = [name for name in matched if name not in taken]
-        if not fresh:
+        undecided = [name for name in matched if name not in taken]
+        if not undecided:
             remedy = f"All {len(matched)} activations that it matches are taken by earlier rules; move it before."
             raise UserError(key, rule.label, allowed="a rule that decides something", remedy=remedy)
         if rule.bits is None and quant.activation.bits is None and not rule.keep:
             raise UserError(key, rule.label, allowed="a rule with bits or keep", remedy="quant.activation.bits is null.")
-        taken.update(dict.fromkeys(fresh, rule))
+        taken.update(dict.fromkeys(undecided, rule))
     return taken
 
 
 def _matches(rule: Rule, info: ActivationInfo) -> bool:
-    """True where the pattern fits the place or an operator that reads it, and the kind one of these."""
+    """True where the pattern fits the activation point or an operator that reads it, and the kind is that of such an operator."""
     named = any(fnmatchcase(name, rule.pattern) for name in (info.name, *info.consumers, *info.layers))
     return named and (len(rule.kinds) != 1 or rule.kinds[0] in info.kinds)
 
@@ -102,7 +105,10 @@ def activation_spec(info: ActivationInfo, settings: ActivationQuantSettings, bit
     """The quantizer of one activation: an unsigned grid only where no value is negative.
 
     Args:
-        info: of the place. settings: its grid. bits: width. mode: `int` or `float`.
+        info: the activation point.
+        settings: its grid.
+        bits: width.
+        mode: `int` or `float`.
 
     Raises:
         UserError: the grid has no codes at that width.

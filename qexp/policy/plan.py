@@ -20,7 +20,7 @@ __all__ = ["format_plan", "make_plan", "plan_rows", "plan_size_bytes"]
 CONSTANT = "constant tensor: a range quantizer is undefined"
 COUNTER = "counter"
 STATISTIC = "BN statistic"
-_SHOWN = 8
+_MAX_NAMES = 8
 
 
 def make_plan(
@@ -43,7 +43,7 @@ def make_plan(
         quant: scheme and grid.
         bits: width where the policy names none, 1 to 16.
         mode: `int`, `float` or `half`.
-        activations: the places of the network's graph, everywhere or at layers only; read where activations are quantized.
+        activations: the activation points of the network, everywhere or at layers only; read where activations are quantized.
 
     Raises:
         UserError: nothing to quantize, a rule that matches nothing or is shadowed, or one storage with two quantizers.
@@ -55,13 +55,13 @@ def make_plan(
     chosen = match_rules(rules, tensors, strict=policy.name == "rules")
     rows = tuple(_row(info, chosen.get(info.name), quant, mode, policy.name) for info in tensors)
     rows = _unify_ties(rows, policy)
-    places, more = plan_activations(activations, tensors, policy=policy, quant=quant, bits=bits, mode=mode)
-    if not any(row.spec for row in (*rows, *places)):
+    points, point_notes = plan_activations(activations, tensors, policy=policy, quant=quant, bits=bits, mode=mode)
+    if not any(row.spec for row in rows) and not any(row.spec for row in points):
         raise _nothing(tensors, rows, policy)
-    notes = [*unread_settings(policy), *_notes(rows, rules, chosen, quant, policy), *more]
+    notes = [*unread_settings(policy), *_notes(rows, rules, chosen, quant, policy), *point_notes]
     # The control isolates rounding, and rounding is all that quant.input does.
     input_quant = "none" if mode == "float" else quant.input
-    return Plan(rows=rows, mode=mode, input_quant=input_quant, notes=tuple(notes), activations=places)
+    return Plan(rows=rows, mode=mode, input_quant=input_quant, notes=tuple(notes), activations=points)
 
 
 def _row(info: TensorInfo, rule: Rule | None, quant: QuantSettings, mode: str, policy_name: str) -> PlanRow:
@@ -70,6 +70,7 @@ def _row(info: TensorInfo, rule: Rule | None, quant: QuantSettings, mode: str, p
     reason = _reason(info, rule, policy_name)
     if reason or rule is None:
         return PlanRow(info, None, label, reason)
+    assert rule.bits is not None, label  # only rules about activations leave the width to the settings
     return PlanRow(info, _spec(info, rule.bits, quant, mode), label)
 
 
@@ -162,7 +163,7 @@ def _unify_ties(rows: tuple[PlanRow, ...], policy: PolicySettings) -> tuple[Plan
                     row, spec=deciding.spec, rule=f"shares storage with {deciding.info.name}", reason=""
                 )
             elif row.spec != deciding.spec:
-                names = ", ".join(item.info.name for item in group)
+                names = ", ".join(tied.info.name for tied in group)
                 remedy = f"They share one storage: {names}."
                 raise UserError("policy", policy.name, allowed="one quantizer for tied tensors", remedy=remedy)
     return tuple(shared.get(row.info.name, row) for row in rows)
@@ -227,4 +228,4 @@ def _nothing(tensors: Sequence[TensorInfo], rows: Sequence[PlanRow], policy: Pol
 
 def _some(names: Sequence[str]) -> str:
     """The first few names, and how many more."""
-    return ", ".join(names[:_SHOWN]) + (f", ... {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
+    return ", ".join(names[:_MAX_NAMES]) + (f", ... {len(names) - _MAX_NAMES} more" if len(names) > _MAX_NAMES else "")

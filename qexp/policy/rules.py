@@ -1,4 +1,4 @@
-"""Every policy as one ordered list of rules, and the one engine that matches them; the first match wins."""
+"""Every policy as one ordered list of rules, and the one function that matches them; the first match wins."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ LAYERS = ("conv", "linear")
 _ALL_BUT_NORM = (*LAYERS, "embedding", "other")  # what a rule without a kind is about
 NEVER = ("statistic", "counter")  # roles that no policy quantizes
 ACTIVATION = "activation"  # the role of rules that `qexp.policy.activations` reads
-_READ = {  # which settings each policy reads
+_READ: dict[str, tuple[str, ...]] = {  # which settings each policy reads
     "uniform": (),
     "conv_linear": ("conv_bits", "linear_bits"),
     "first_last": ("edge_bits",),
@@ -31,9 +31,11 @@ class Rule:
     Args:
         label: what the plan prints.
         pattern: shell pattern over the state-dict key or the module's name.
-        kinds: of the modules. roles: of the tensors. Empty where any will do; statistics and counters are never matched.
+        kinds: of the modules; empty where any will do.
+        roles: of the tensors; empty where any will do, but statistics and counters are never matched.
         names: only these keys; None any.
-        bits: width; None, of an activation, the settings' own. keep: leave the tensor as it is.
+        bits: width; None, of an activation, the settings' own.
+        keep: leave the tensor as it is.
     """
 
     label: str
@@ -98,16 +100,16 @@ def match_rules(rules: Sequence[Rule], tensors: Sequence[TensorInfo], *, strict:
         if ACTIVATION in rule.roles:
             continue
         matched = [info.name for info in tensors if rule.matches(info)]
-        fresh = [name for name in matched if name not in taken]
+        undecided = [name for name in matched if name not in taken]
         if strict and not matched:
             raise _matches_nothing(number, rule, tensors)
-        if strict and not fresh:
+        if strict and not undecided:
             owners = sorted({rules.index(taken[name]) + 1 for name in matched})
             remedy = (
                 f"All {len(matched)} tensors that it matches are taken by rule {', '.join(map(str, owners))}; move it before."
             )
             raise UserError(f"policy.rules[{number - 1}]", rule.label, allowed="a rule that decides something", remedy=remedy)
-        taken.update(dict.fromkeys(fresh, rule))
+        taken.update(dict.fromkeys(undecided, rule))
     return taken
 
 
@@ -153,8 +155,8 @@ def _matches_nothing(number: int, rule: Rule, tensors: Sequence[TensorInfo]) -> 
     """The error for a rule without a tensor: why, and what is near."""
     named = [info for info in tensors if rule.matches_name(info)]
     if named:
-        found = sorted({f"{info.kind} {info.role}" for info in named})
-        remedy = f"Its pattern fits {len(named)} tensors, but these are: {', '.join(found)}."
+        groups = sorted({f"{info.kind} {info.role}" for info in named})
+        remedy = f"Its pattern fits {len(named)} tensors, but these are: {', '.join(groups)}."
         if rule.kinds == _ALL_BUT_NORM and any(info.kind == "norm" and info.role in rule.roles for info in named):
             remedy += " Scale and shift of norm layers are matched by kind: norm."
         elif all(info.role in NEVER for info in named):

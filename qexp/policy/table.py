@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TypedDict
 
 from qexp.base.types import ActivationRow, Plan, PlanRow, QuantSpec
 from qexp.policy.rules import NEVER
@@ -20,6 +20,50 @@ _NUM_BYTES = {
     "bfloat16": 2,
     "int16": 2,
 }
+
+
+class PlannedTensor(TypedDict):
+    """One state-dict entry of a plan, for JSON; what a quantizer would say is None where the tensor is left alone."""
+
+    name: str
+    module_type: str
+    kind: str
+    role: str
+    shape: list[int]
+    dtype: str
+    order: int
+    bits: int | None
+    mode: str | None
+    scheme: str | None
+    granularity: str | None
+    axis: int | None
+    group_size: int | None
+    rule: str
+    reason: str
+    num_elements: int
+    size_bytes: int
+
+
+class PlannedActivation(TypedDict):
+    """One activation point of a plan, for JSON; what a quantizer would say is None where it is left float."""
+
+    name: str
+    producers: list[str]
+    operator: str
+    consumers: list[str]
+    layers: list[str]
+    shape: list[int]
+    order: int
+    bits: int | None
+    mode: str | None
+    scheme: str | None
+    granularity: str | None
+    axis: int | None
+    dynamic: bool | None
+    rule: str
+    reason: str
+
+
 _HEADINGS = ("tensor", "shape", "bits", "scheme", "rule", "params %")
 _ACTIVATION_HEADINGS = ("activation", "made by", "read by", "shape", "bits", "scheme", "rule")
 
@@ -33,9 +77,9 @@ def plan_size_bytes(plan: Plan) -> int:
     return sum(_row_bytes(row) for row in plan.rows if row.info.tied_to is None)
 
 
-def plan_rows(plan: Plan) -> list[dict[str, Any]]:
-    """One flat dictionary per state-dict entry, for JSON; bits, scheme, granularity and mode are None where it is left alone."""
-    rows = []
+def plan_rows(plan: Plan) -> list[PlannedTensor]:
+    """One flat dictionary per state-dict entry."""
+    rows: list[PlannedTensor] = []
     for row in plan.rows:
         info, spec = row.info, row.spec
         rows.append(
@@ -62,9 +106,9 @@ def plan_rows(plan: Plan) -> list[dict[str, Any]]:
     return rows
 
 
-def activation_rows(plan: Plan) -> list[dict[str, Any]]:
-    """One flat dictionary per activation, for JSON; what its quantizer would say is None where it is left float."""
-    rows = []
+def activation_rows(plan: Plan) -> list[PlannedActivation]:
+    """One flat dictionary per activation point."""
+    rows: list[PlannedActivation] = []
     for row in plan.activations:
         info, spec = row.info, row.spec
         rows.append(
@@ -99,14 +143,16 @@ def format_plan(plan: Plan, *, policy: str = "") -> str:
     total = sum(row.info.num_elements for row in plan.rows if _is_parameter(row))
     chosen = [row for row in plan.rows if row.spec]
     lines = [_summary(plan, policy, total), *_table([_HEADINGS, *(_cells(row, total) for row in chosen)])]
-    places = [row for row in plan.activations if row.spec]
-    if places:
-        lines += _table([_ACTIVATION_HEADINGS, *map(_activation_cells, places)])
+    points = [row for row in plan.activations if row.spec]
+    if points:
+        lines += _table([_ACTIVATION_HEADINGS, *map(_activation_cells, points)])
     kept: dict[str, list[str]] = {}
-    for row in (*plan.rows, *plan.activations):
-        if row.spec is None:
-            reason = row.reason if isinstance(row, PlanRow) else f"activations: {row.reason}"
-            kept.setdefault(reason, []).append(row.info.name)
+    for tensor in plan.rows:
+        if tensor.spec is None:
+            kept.setdefault(tensor.reason, []).append(tensor.info.name)
+    for point in plan.activations:
+        if point.spec is None:
+            kept.setdefault(f"activations: {point.reason}", []).append(point.info.name)
     if kept:
         lines.append("left alone:")
         lines += [f"  {len(names)} x {reason} ({names[0]}{', ...' if len(names) > 1 else ''})" for reason, names in kept.items()]
@@ -163,9 +209,9 @@ def _activation_cells(row: ActivationRow) -> tuple[str, ...]:
     info, spec = row.info, row.spec
     assert spec is not None
     readers = ", ".join(info.consumers[:2]) + (f", {len(info.consumers) - 2} more" if len(info.consumers) > 2 else "")
-    made = f"{info.operator} x {len(info.producers)}" if len(info.producers) > 1 else info.operator
+    made_by = f"{info.operator} x {len(info.producers)}" if len(info.producers) > 1 else info.operator
     shape = "x".join(str(size) for size in info.shape)
-    return (info.name, made, readers, shape, str(spec.bits), _grid(spec), row.rule)
+    return (info.name, made_by, readers, shape, str(spec.bits), _grid(spec), row.rule)
 
 
 def _cells(row: PlanRow, total: int) -> tuple[str, ...]:

@@ -21,9 +21,9 @@ from qexp.quant.gradients import (
     initial_scale,
     initial_weight_scale,
     offset_zero_point,
-    quantize_clipped,
 )
 from qexp.quant.gradients_dorefa import quantize_dorefa_weight
+from qexp.quant.gradients_pact import quantize_clipped
 from qexp.quant.qparams import MIN_SCALE
 from qexp.quant.ranges import min_max
 from qexp.quant.scheme_table import code_range

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import overload
 
 import torch
 from torch import Tensor
@@ -51,7 +52,7 @@ def quantize_affine(
     >>> quantize_affine(x, choose_qparams(x.min(), x.max(), bits=2))
     tensor([-2., -1.,  1.])
     """
-    scale, zero_point = (expand(each, qparams.axis, x) for each in (qparams.scale, qparams.zero_point))
+    scale, zero_point = expand(qparams.scale, qparams.axis, x), expand(qparams.zero_point, qparams.axis, x)
     steps = count_steps(x.float(), *scaling(scale, arithmetic), rounding_of(rounding), out=out)
     return torch.clamp(torch.add(steps, zero_point, out=out), qparams.quant_min, qparams.quant_max, out=out)
 
@@ -64,7 +65,7 @@ def dequantize_affine(codes: Tensor, qparams: QParams, out: Tensor | None = None
         qparams: as for `quantize_affine`.
         out: float32, where to write; may be codes.
     """
-    zero_point, scale = (expand(each, qparams.axis, codes) for each in (qparams.zero_point, qparams.scale))
+    scale, zero_point = expand(qparams.scale, qparams.axis, codes), expand(qparams.zero_point, qparams.axis, codes)
     return torch.mul(torch.sub(codes.float(), zero_point, out=out), scale, out=out)
 
 
@@ -97,12 +98,16 @@ def fake_quantize_steps(
 ) -> Tensor:
     """`fake_quantize_affine` on float32 x, with its parts looked up; tensors broadcast to x, out may be x."""
     steps = count_steps(x, operation, operand, rounding, out=out)
-    if isinstance(low, Tensor):
+    return torch.mul(clamp_steps(steps, low, high, out=out), scale, out=out)
+
+
+def clamp_steps(steps: Tensor, low: Tensor | float, high: Tensor | float, out: Tensor | None = None) -> Tensor:
+    """Steps brought between limits that are both numbers or both tensors, as `step_limits` gives them."""
+    if isinstance(low, Tensor) and isinstance(high, Tensor):
         # torch.clamp with tensor limits is not vectorized on the CPU: it takes three times as long as these two.
-        steps = torch.minimum(torch.maximum(steps, low, out=out), high, out=out)
-    else:
-        steps = torch.clamp(steps, low, high, out=out)
-    return torch.mul(steps, scale, out=out)
+        return torch.minimum(torch.maximum(steps, low, out=out), high, out=out)
+    assert not isinstance(low, Tensor) and not isinstance(high, Tensor)
+    return torch.clamp(steps, low, high, out=out)
 
 
 def count_steps(
@@ -140,6 +145,10 @@ def step_limits(qparams: QParams) -> tuple[Tensor | float, Tensor | float]:
     return qparams.quant_min - qparams.zero_point, qparams.quant_max - qparams.zero_point
 
 
+@overload
+def expand(value: Tensor, axis: int | None, x: Tensor) -> Tensor: ...
+@overload
+def expand(value: float, axis: int | None, x: Tensor) -> float: ...
 def expand(value: Tensor | float, axis: int | None, x: Tensor) -> Tensor | float:
     """A per-channel tensor shaped to broadcast against x along the axis; numbers and 0-d tensors as they are."""
     if axis is None or x.dim() == 0 or not isinstance(value, Tensor):

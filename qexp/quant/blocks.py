@@ -89,5 +89,6 @@ def memory_order(x: Tensor) -> tuple[int, ...] | None:
     >>> memory_order(torch.empty(2, 3, 4, 5).to(memory_format=torch.channels_last))
     (0, 2, 3, 1)
     """
-    order = tuple(sorted(range(x.dim()), key=lambda dim: -x.stride(dim)))
+    strides = x.stride()
+    order = tuple(sorted(range(x.dim()), key=lambda dim: -strides[dim]))
     return order if x.permute(order).is_contiguous() else None

@@ -50,9 +50,10 @@ def fit_codebook(rows: Tensor, bits: int, *, kmeans: bool, pin_zero: bool = Fals
     else:
         low, high = ordered[:, :1], ordered[:, -1:]
         sums = torch.nn.functional.pad(ordered.cumsum(1), (1, 0))
-        found = [_lloyd(ordered, sums, start) for start in (_compressed(ordered, share), low + (high - low) * share)]
-        errors = [_distortion(ordered, sums, each) for each in found]
-        centroids = torch.where((errors[1] < errors[0])[:, None], found[1], found[0])
+        starts = (_compressed(ordered, share), low + (high - low) * share)
+        by_density, by_steps = (_lloyd(ordered, sums, start) for start in starts)
+        steps_are_better = _distortion(ordered, sums, by_steps) < _distortion(ordered, sums, by_density)
+        centroids = torch.where(steps_are_better[:, None], by_steps, by_density)
     codebook = centroids.half()
     if pin_zero:
         codebook.scatter_(1, codebook.float().abs().argmin(1, keepdim=True), 0.0)
@@ -61,10 +62,10 @@ def fit_codebook(rows: Tensor, bits: int, *, kmeans: bool, pin_zero: bool = Fals
 
 def _quantiles(ordered: Tensor, share: Tensor) -> Tensor:
     """torch.quantile of sorted rows, without its limit on their length."""
-    place = share * (ordered.shape[1] - 1)
-    below = place.floor().long()
+    position = share * (ordered.shape[1] - 1)
+    below = position.floor().long()
     above = (below + 1).clamp(max=ordered.shape[1] - 1)
-    return torch.lerp(ordered[:, below], ordered[:, above], (place - below).expand(ordered.shape[0], -1))
+    return torch.lerp(ordered[:, below], ordered[:, above], (position - below).expand(ordered.shape[0], -1))
 
 
 def _compressed(ordered: Tensor, share: Tensor) -> Tensor:
@@ -76,10 +77,10 @@ def _compressed(ordered: Tensor, share: Tensor) -> Tensor:
     edges = _quantiles(ordered, torch.linspace(0, 1, cells + 1, device=ordered.device, dtype=torch.float64))
     mass = torch.nn.functional.pad(edges.diff(dim=1).pow(2 / 3).cumsum(1), (1, 0))
     wanted = (share * mass[:, -1:]).contiguous()
-    place = torch.searchsorted(mass, wanted).clamp(1, cells)
-    before, after = mass.gather(1, place - 1), mass.gather(1, place)
+    cell = torch.searchsorted(mass, wanted).clamp(1, cells)
+    before, after = mass.gather(1, cell - 1), mass.gather(1, cell)
     part = (wanted - before) / torch.where(after > before, after - before, torch.ones_like(after))
-    return torch.lerp(edges.gather(1, place - 1), edges.gather(1, place), part)
+    return torch.lerp(edges.gather(1, cell - 1), edges.gather(1, cell), part)
 
 
 def _edges(ordered: Tensor, centroids: Tensor) -> Tensor:

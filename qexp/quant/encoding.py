@@ -10,7 +10,7 @@ from torch import Tensor
 from qexp.base.errors import UserError
 from qexp.base.types import QuantSpec
 from qexp.quant.packing import pack, unpack
-from qexp.quant.quantizers import Params
+from qexp.quant.quantizer import Params
 from qexp.quant.scheme_table import code_range
 from qexp.quant.schemes import Fitted, Limits, check_spec, decode_rows, encode_rows, fit
 
@@ -23,8 +23,7 @@ class Encoded:
         codes: int32, of the tensor's shape; in `code_range` of the scheme.
         fitted: its groups, and its parameters by name, each 0-d, [num_groups] or [num_groups, levels]: `scale` and `zero_point`
             of the affine grids, `scale` and `offset` of the linear map (with the `minimum` and `span` they come from), `factor`
-            of
-            `scale_factor`, `scale` and `codebook` (fp16, relative to the scale) of the codebooks, `scale` of the others.
+            of `scale_factor`, `scale` and `codebook` (fp16, relative to the scale) of the codebooks, `scale` of the others.
         spec: how it was quantized.
     """
 

@@ -11,8 +11,9 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
+from torch.autograd.function import FunctionCtx
 
-from qexp.quant.affine import expand, fake_quantize_steps
+from qexp.quant.affine import clamp_steps, expand, fake_quantize_steps
 from qexp.quant.blocks import in_blocks, memory_order
 from qexp.quant.rounding import half_even
 
@@ -20,7 +21,18 @@ from qexp.quant.rounding import half_even
 # level cache holds. A quarter of it takes a third longer, for its operator calls; twice as much about the same.
 BLOCK = 1 << 16
 
+MASKS = ("rounded", "paper")  # where the gradient passes; see `qexp.quant.gradients`
+
+Limit = Tensor | float  # one for all channels, or one for each
+Buffers = tuple[Tensor | None, Tensor | None]
 Kernel = Callable[..., tuple[Tensor | None, tuple[Tensor, ...]]]
+
+
+class GradientContext(FunctionCtx):
+    """What torch gives to every backward pass: the tensors that the forward pass saved, and which arguments need a gradient."""
+
+    saved_tensors: tuple[Tensor, ...]
+    needs_input_grad: tuple[bool, ...]
 
 
 def eager_cpu(x: Tensor) -> bool:
@@ -43,7 +55,7 @@ def compute_dtype(x: Tensor) -> torch.dtype:
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
-def as_number(value: Tensor | float, x: Tensor) -> Tensor | float:
+def as_number(value: Limit, x: Tensor) -> Limit:
     """A zero point as a number, where all channels share it and reading it costs nothing."""
     if not isinstance(value, Tensor) or not eager_cpu(x):
         return value
@@ -52,14 +64,15 @@ def as_number(value: Tensor | float, x: Tensor) -> Tensor | float:
     return value if value.any() else 0.0
 
 
-def quantize_in_blocks(x: Tensor, scale: Tensor, low: Tensor | float, high: Tensor | float, axis: int | None) -> Tensor:
+def quantize_in_blocks(x: Tensor, scale: Tensor, low: Limit, high: Limit, axis: int | None) -> Tensor:
     """fake_quantize_affine, in the dtype and layout of x."""
     inverse = scale.reciprocal()
     if not blocked(x):
-        inverse, low, high, scale = (expand(each, axis, x) for each in (inverse, low, high, scale))
+        inverse, scale = expand(inverse, axis, x), expand(scale, axis, x)
+        low, high = expand(low, axis, x), expand(high, axis, x)
         return fake_quantize_steps(x.to(compute_dtype(x)), torch.mul, inverse, half_even, low, high, scale).to(x.dtype)
 
-    def kernel(x: Tensor, out: Tensor, inverse: Tensor, low: Tensor | float, high: Tensor | float, scale: Tensor) -> None:
+    def kernel(x: Tensor, out: Tensor, inverse: Tensor, low: Limit, high: Limit, scale: Tensor) -> None:
         fake_quantize_steps(x, torch.mul, inverse, half_even, low, high, scale, out=out)
 
     target = torch.empty_like(x)
@@ -68,7 +81,7 @@ def quantize_in_blocks(x: Tensor, scale: Tensor, low: Tensor | float, high: Tens
 
 
 def backward_in_blocks(
-    kernel: Kernel, x: Tensor, grad: Tensor, params: Sequence[Tensor | float], axis: int | None, *, wants_x: bool
+    kernel: Kernel, x: Tensor, grad: Tensor, params: Sequence[Limit | None], axis: int | None, *, wants_x: bool
 ) -> tuple[Tensor | None, tuple[Tensor, ...]]:
     """The gradient with respect to x, in its dtype and layout, and the sums over all elements or, with an axis, each channel's.
 
@@ -77,7 +90,7 @@ def backward_in_blocks(
             is the block's own, `out` and the two `buffers` are memory to write to, or None.
         x: any dtype, layout and device.
         grad: of equal shape.
-        params: numbers, 0-d tensors, or [C] tensors, which the kernel gets broadcastable to its block.
+        params: numbers, None, 0-d tensors, or [C] tensors, which the kernel gets broadcastable to its block.
         axis: channel axis, None per tensor.
         wants_x: whether there shall be a gradient with respect to x.
     """
@@ -86,8 +99,8 @@ def backward_in_blocks(
         dtype = compute_dtype(x)
         if grad.stride() != x.stride():  # else the result would have the layout of grad
             grad = torch.empty_like(x, dtype=dtype).copy_(grad)
-        found, sums = kernel(x.to(dtype), grad.to(dtype), *columns, axis=axis, out=None, buffers=(None, None))
-        return (found.to(x.dtype) if wants_x else None), sums
+        grad_x, sums = kernel(x.to(dtype), grad.to(dtype), *columns, axis=axis, out=None, buffers=(None, None))
+        return (grad_x.to(x.dtype) if wants_x and grad_x is not None else None), sums
     order = memory_order(x)
     if order is None:
         x, order = x.contiguous(), tuple(range(x.dim()))
@@ -95,7 +108,7 @@ def backward_in_blocks(
     axis = None if axis is None else order.index(axis % x.dim())
     x, grad = x.permute(order), grad.permute(order).contiguous()
     shape = _shape(x, axis)
-    whole = target.permute(order).view(shape) if wants_x else None
+    whole = target.permute(order).view(shape) if target is not None else None
     return target, _run(kernel, x.view(shape), grad.view(shape), whole, params)
 
 
@@ -107,52 +120,76 @@ def _shape(x: Tensor, axis: int | None) -> tuple[int, ...]:
     return (channels, -1) if before == 1 else (before, channels, -1)
 
 
-def _run(kernel: Kernel, x: Tensor, grad: Tensor, target: Tensor | None, params: Sequence[Tensor | float]) -> tuple[Tensor, ...]:
+def _run(kernel: Kernel, x: Tensor, grad: Tensor, target: Tensor | None, params: Sequence[Limit | None]) -> tuple[Tensor, ...]:
     """`backward_in_blocks` for contiguous tensors, cut along their first dimension."""
     rows = max(1, block_size() // (1 if x.dim() == 1 else x[0].numel()))
     axis = x.dim() - 2 if x.dim() > 1 else None
     buffers = [torch.empty((min(rows, len(x)), *x.shape[1:]), dtype=torch.float32) for _ in range(3)]
     # A block along C takes its channels' rows of the columns; one along A all of them.
     columns = [param.reshape(-1, 1) if isinstance(param, Tensor) and param.dim() else param for param in params]
-    fits = target is not None and target.dtype == torch.float32
+    direct = target if target is not None and target.dtype == torch.float32 else None
     parts = []
     for start in range(0, len(x), rows):
         block = slice(start, start + rows)
-        mine, size = x[block].float(), min(rows, len(x) - start)
-        one, two, three = (buffer[:size] for buffer in buffers)
-        out = target[block] if fits else three
+        values, size = x[block].float(), min(rows, len(x) - start)
+        first, second, third = (buffer[:size] for buffer in buffers)
+        out = third if direct is None else direct[block]
         chosen = [column[block] if axis == 0 and isinstance(column, Tensor) and column.dim() else column for column in columns]
-        parts.append(kernel(mine, grad[block].float(), *chosen, axis=axis, out=out, buffers=(one, two))[1])
-        if target is not None and not fits:
+        parts.append(kernel(values, grad[block].float(), *chosen, axis=axis, out=out, buffers=(first, second))[1])
+        if target is not None and direct is None:
             target[block].copy_(out)
     join = torch.cat if axis == 0 else _add
     return tuple(join(part) for part in zip(*parts, strict=True))
 
 
 def _add(parts: Sequence[Tensor]) -> Tensor:
-    return parts[0] if len(parts) == 1 else torch.stack(parts).sum(0)
+    return parts[0] if len(parts) == 1 else torch.stack(list(parts)).sum(0)
 
 
-def learned_kernel(x, grad, inverse, low, high, below, above, *, axis, out, buffers, wants_x, wants_scale, wants_outside):
+def learned_kernel(
+    x: Tensor,
+    grad: Tensor,
+    inverse: Tensor,
+    low: Limit,
+    high: Limit,
+    below: Limit,
+    above: Limit,
+    *,
+    axis: int | None,
+    out: Tensor | None,
+    buffers: Buffers,
+    wants_x: bool,
+    wants_scale: bool,
+    wants_outside: bool,
+) -> tuple[Tensor | None, tuple[Tensor, ...]]:
     """Of LSQ: the gradient inside, sum(grad {R(v) - v; low; high}), sum(grad outside)."""
     steps = torch.mul(x, inverse, out=buffers[0])
     passed = gate(grad, steps, below, above, out=out) if wants_x or wants_outside else None
     sums = []
     if wants_scale:
-        rounded = torch.round(steps, out=buffers[1])
-        if isinstance(low, Tensor):
-            rounded = torch.minimum(torch.maximum(rounded, low), high)
-        else:
-            rounded = rounded.clamp_(low, high)
+        rounded = clamp_steps(torch.round(steps, out=buffers[1]), low, high)
         # What is subtracted is v inside and 0 outside. Two dot products, grad R(v) and grad_x v, would be faster and cancel.
         rounded = rounded.sub_(gate(steps, steps, below, above, out=buffers[0]))
         sums.append(inner_product(grad, rounded, axis))
     if wants_outside:
+        assert passed is not None
         sums.append(total(torch.sub(grad, passed, out=buffers[0]), axis))
     return passed, tuple(sums)
 
 
-def clipped_kernel(x, grad, inverse, below, above, *, axis, out, buffers, signed, wants_alpha):
+def clipped_kernel(
+    x: Tensor,
+    grad: Tensor,
+    inverse: Tensor | None,
+    below: Limit,
+    above: Limit,
+    *,
+    axis: int | None,
+    out: Tensor | None,
+    buffers: Buffers,
+    signed: bool,
+    wants_alpha: bool,
+) -> tuple[Tensor, tuple[Tensor, ...]]:
     """Of PACT: the gradient inside, and the sum of what is above, less what is below if signed."""
     values = x if inverse is None else torch.mul(x, inverse, out=buffers[0])
     passed = gate(grad, values, below, above, out=out)
@@ -165,7 +202,7 @@ def clipped_kernel(x, grad, inverse, below, above, *, axis, out, buffers, signed
     return passed, (total(gate(outside, values, 0.0, math.inf, out=buffers[1]), axis),)
 
 
-def gate(grad: Tensor, values: Tensor, low: Tensor | float, high: Tensor | float, out: Tensor | None = None) -> Tensor:
+def gate(grad: Tensor, values: Tensor, low: Limit, high: Limit, out: Tensor | None = None) -> Tensor:
     """`grad` where low < value < high, else 0; one pass where the limits are numbers."""
     if isinstance(low, Tensor) or isinstance(high, Tensor):
         passed = torch.where((values > low) & (values < high), grad, 0.0)
@@ -189,7 +226,7 @@ def total(a: Tensor, axis: int | None) -> Tensor:
     return a.sum([dim for dim in range(a.dim()) if dim != axis % a.dim()])
 
 
-def rounded_limits(low: Tensor | float, high: Tensor | float, dtype: torch.dtype) -> tuple[Tensor | float, Tensor | float]:
+def rounded_limits(low: Limit, high: Limit, dtype: torch.dtype) -> tuple[Limit, Limit]:
     """Open limits of v that hold exactly where low <= R(v) <= high, for integral limits and ties to even.
 
     v = high + 1/2 is rounded down to an even `high`, so that the limit is then the next float above it; likewise below.
@@ -200,10 +237,11 @@ def rounded_limits(low: Tensor | float, high: Tensor | float, dtype: torch.dtype
     return _beyond(low, -1, dtype), _beyond(high, 1, dtype)
 
 
-def _beyond(limit: Tensor | float, side: int, dtype: torch.dtype) -> Tensor | float:
+def _beyond(limit: Limit, side: int, dtype: torch.dtype) -> Limit:
     """`limit` + side / 2, or the next float on that side where the limit is even."""
-    half = limit + side / 2
     if isinstance(limit, Tensor):
-        return torch.where(limit % 2 == 0, torch.nextafter(half, torch.full_like(half, side * math.inf)), half)
+        ends = limit + side / 2
+        return torch.where(limit % 2 == 0, torch.nextafter(ends, torch.full_like(ends, side * math.inf)), ends)
+    half = limit + side / 2
     digits = 53 if dtype == torch.float64 else 24
     return half + side * math.ldexp(1.0, math.frexp(half)[1] - digits) if limit % 2 == 0 else half

@@ -1,4 +1,4 @@
-"""Quantizers that gradients pass: straight-through, LSQ and LSQ+, PACT; `qexp.quant.gradients_dorefa` has DoReFa-Net's.
+"""Quantizers that gradients pass: straight-through, LSQ and LSQ+; PACT's and DoReFa-Net's have modules of their own.
 
 Forward they are `qexp.quant.affine.fake_quantize_affine` (`reciprocal`, ties to even), bit for bit, so that what was trained is
 what a converted network computes. Backward each is what its paper says. v = x / scale; R rounds.
@@ -20,22 +20,19 @@ from functools import partial
 import torch
 from torch import Tensor
 from torch.autograd import Function
-from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.autograd.function import once_differentiable
 
 from qexp.base.errors import choose
 from qexp.quant.gradient_blocks import (
+    MASKS,
+    GradientContext,
     as_number,
     backward_in_blocks,
-    clipped_kernel,
     compute_dtype,
-    eager_cpu,
     learned_kernel,
     quantize_in_blocks,
     rounded_limits,
 )
-from qexp.quant.scheme_table import code_range
-
-MASKS = ("rounded", "paper")
 
 
 def fake_quantize_ste(
@@ -57,7 +54,8 @@ def fake_quantize_ste(
         x: any shape, floating.
         scale: float32, positive, 0-d or [channels]; gets no gradient.
         zero_point: integral, float32 of the shape of scale, or a number for all channels (on a GPU the faster).
-        quant_min: smallest code. quant_max: largest code.
+        quant_min: smallest code.
+        quant_max: largest code.
         axis: channel axis of scale and zero_point, None per tensor.
         mask: `rounded` (torch) or `paper`.
 
@@ -101,7 +99,8 @@ def fake_quantize_learned(
     Args:
         x: any shape, floating.
         scale: float32, 0-d or [channels]. The caller keeps it positive.
-        quant_min: smallest code. quant_max: largest code.
+        quant_min: smallest code.
+        quant_max: largest code.
         gradient_factor: of the gradients of scale and offset; see `gradient_factor`.
         axis: channel axis of scale and offset, None per tensor.
         mask: `paper` or `rounded`.
@@ -157,7 +156,8 @@ def initial_weight_scale(mean: Tensor, std: Tensor, bits: int) -> Tensor:
     """LSQ+'s first scale of a weight, max(|mean - 3 std|, |mean + 3 std|) / 2^(b-1).
 
     Args:
-        mean: of the weights, 0-d or [channels]. std: their standard deviation, likewise.
+        mean: of the weights, 0-d or [channels].
+        std: standard deviation of the weights, likewise.
         bits: width.
 
     Source: Bhalgat et al. 2020, arXiv:2004.09576, section 3.
@@ -165,40 +165,34 @@ def initial_weight_scale(mean: Tensor, std: Tensor, bits: int) -> Tensor:
     return torch.maximum((mean - 3 * std).abs(), (mean + 3 * std).abs()) / 2 ** (bits - 1)
 
 
-def quantize_clipped(x: Tensor, alpha: Tensor, bits: int, *, signed: bool = False, mask: str = "paper") -> Tensor:
-    """PACT: the range [0, alpha], or [-alpha, alpha], is learned.
+class _Context(GradientContext):
+    """What the forward pass leaves to the backward pass.
 
-    x^ = clamp(R(x * (1/s)), 0, p) * s,  s = alpha / p, p = 2^b - 1                        (the grid `unsigned_symmetric`)
-    signed: clamp(R(x * (1/s)), -p, p) * s, p = 2^(b-1) - 1                               (the grid `symmetric_restricted`)
-
-    dx^/dx = 1 where 0 <= x < alpha, else 0                                               (signed: -alpha < x < alpha)
-    dx^/dalpha = 1 where x >= alpha, else 0                                               (signed: and -1 where x <= -alpha)
-
-    Args:
-        x: any shape, floating.
-        alpha: float32, one number. The caller keeps it positive.
-        bits: 1 to 16, signed 2 to 16.
-        signed: whether values may be negative.
-        mask: `paper`, as above; `rounded` takes what rounds to a code as inside.
-
-    Raises:
-        UserError: an unknown mask.
-
-    Source: Choi et al. 2018, arXiv:1805.06085, eqs. 1 to 3; the signed form is its usual extension.
-
-    >>> x, alpha = torch.tensor([-1.0, 0.3, 2.0, 3.0]), torch.tensor(1.5, requires_grad=True)
-    >>> quantize_clipped(x, alpha, 2).sum().backward()
-    >>> alpha.grad
-    tensor(2.)
+    `settings` are quant_min, quant_max, axis, mask, gradient factor, and the zero point where it is a number; `dtypes` and
+    `shapes` those of scale and offset.
     """
-    return Clipped.apply(x, alpha, bits, signed, choose("mask", mask, MASKS))
+
+    settings: tuple[int, int, int | None, str, float, float | None]
+    dtypes: tuple[torch.dtype, torch.dtype | None]
+    shapes: tuple[torch.Size, torch.Size | None]
 
 
 class _FakeQuantize(Function):
-    """Straight-through, LSQ and LSQ+: they differ in who asks for a gradient."""
+    """Straight-through, LSQ and LSQ+: they differ in which arguments ask for a gradient."""
 
     @staticmethod
-    def forward(ctx: FunctionCtx, x, scale, offset, zero_point, quant_min, quant_max, axis, mask, factor) -> Tensor:
+    def forward(
+        ctx: _Context,
+        x: Tensor,
+        scale: Tensor,
+        offset: Tensor | None,
+        zero_point: Tensor | float,
+        quant_min: int,
+        quant_max: int,
+        axis: int | None,
+        mask: str,
+        factor: float,
+    ) -> Tensor:
         ctx.dtypes = scale.dtype, None if offset is None else offset.dtype
         ctx.shapes = scale.shape, None if offset is None else offset.shape
         axis = None if scale.dim() == 0 else axis
@@ -215,70 +209,23 @@ class _FakeQuantize(Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
-        quant_min, quant_max, axis, mask, factor, zero_point = ctx.settings
+    def backward(ctx: _Context, grad: Tensor) -> tuple[Tensor | None, ...]:
+        quant_min, quant_max, axis, mask, factor, number = ctx.settings
         x, scale, *rest = ctx.saved_tensors
-        zero_point = rest[0] if rest else zero_point
+        zero_point = rest[0] if number is None else number
         wants_x, wants_scale, wants_offset = ctx.needs_input_grad[:3]
         low, high = quant_min - zero_point, quant_max - zero_point
         ends = rounded_limits(low, high, scale.dtype) if mask == "rounded" else (low, high)
         # With an offset the ends are codes, not steps from zero: z more of the part that was clamped.
         shifted = wants_scale and ctx.shapes[1] is not None
         kernel = partial(learned_kernel, wants_scale=wants_scale, wants_outside=wants_offset or shifted, wants_x=wants_x)
-        found, sums = backward_in_blocks(kernel, x, grad, (scale.reciprocal(), low, high, *ends), axis, wants_x=wants_x)
+        grad_x, sums = backward_in_blocks(kernel, x, grad, (scale.reciprocal(), low, high, *ends), axis, wants_x=wants_x)
         grad_scale = grad_offset = None
         if wants_scale:
             steps = sums[0] + zero_point * sums[1] if shifted else sums[0]
             grad_scale = (steps * factor).to(ctx.dtypes[0]).reshape(ctx.shapes[0])
         if wants_offset:
-            grad_offset = (sums[-1] * factor).to(ctx.dtypes[1]).reshape(ctx.shapes[1])
-        return found, grad_scale, grad_offset, None, None, None, None, None, None
-
-
-class Clipped(Function):
-    """PACT, and with an alpha that is fixed DoReFa-Net's activations."""
-
-    @staticmethod
-    def forward(ctx: FunctionCtx, x, alpha, bits, signed, mask) -> Tensor:
-        """Values on the grid."""
-        ctx.save_for_backward(x, alpha)
-        ctx.settings = bits, signed, mask
-        low, high = _clipped_range(bits, signed)
-        return quantize_in_blocks(x, _clipped_scale(alpha, high, x), low, high, None)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
-        """Gradients of x and alpha."""
-        bits, signed, mask = ctx.settings
-        x, alpha = ctx.saved_tensors
-        wants_x, wants_alpha = ctx.needs_input_grad[:2]
-        low, high = _clipped_range(bits, signed)
-        dtype = compute_dtype(x)
-        inverse = None
-        if mask == "rounded":
-            inverse = _clipped_scale(alpha, high, x).reciprocal()
-            ends = rounded_limits(low, high, dtype)
-        else:
-            end = alpha.to(dtype).reshape(())
-            end = float(end) if eager_cpu(x) else end
-            ends = (-end if signed else -_smallest(dtype)), end
-        kernel = partial(clipped_kernel, signed=signed, wants_alpha=wants_alpha)
-        found, sums = backward_in_blocks(kernel, x, grad, (inverse, *ends), None, wants_x=wants_x)
-        grad_alpha = sums[0].to(alpha.dtype).reshape(alpha.shape) if wants_alpha else None
-        return found, grad_alpha, None, None, None
-
-
-def _clipped_range(bits: int, signed: bool) -> tuple[float, float]:
-    low, high = code_range("symmetric_restricted" if signed else "unsigned_symmetric", bits)
-    return float(low), float(high)
-
-
-def _clipped_scale(alpha: Tensor, high: float, x: Tensor) -> Tensor:
-    # Divided by a tensor: by a number, CUDA multiplies with its reciprocal, one unit in the last place off.
-    alpha = alpha.detach().to(compute_dtype(x)).reshape(())
-    return alpha / torch.full_like(alpha, high)
-
-
-def _smallest(dtype: torch.dtype) -> float:
-    return math.ldexp(1.0, -1074 if dtype == torch.float64 else -149)
+            dtype, shape = ctx.dtypes[1], ctx.shapes[1]
+            assert dtype is not None and shape is not None
+            grad_offset = (sums[-1] * factor).to(dtype).reshape(shape)
+        return grad_x, grad_scale, grad_offset, None, None, None, None, None, None

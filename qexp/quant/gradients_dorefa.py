@@ -10,11 +10,13 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 from torch.autograd import Function
-from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.autograd.function import once_differentiable
 
 from qexp.quant.blocks import in_blocks
 from qexp.quant.codebooks import decode_binary, decode_dorefa, encode_binary, encode_dorefa, fit_binary
 from qexp.quant.gradient_blocks import (
+    Buffers,
+    GradientContext,
     backward_in_blocks,
     block_size,
     blocked,
@@ -49,11 +51,17 @@ def quantize_dorefa_weight(w: Tensor, bits: int) -> Tensor:
     return _DorefaWeight.apply(w, bits)
 
 
+class _Context(GradientContext):
+    """What the forward pass leaves to the backward pass."""
+
+    binary: bool
+
+
 class _DorefaWeight(Function):
     """DoReFa-Net's weights; w and three numbers are kept, and tanh is computed anew."""
 
     @staticmethod
-    def forward(ctx: FunctionCtx, w, bits) -> Tensor:
+    def forward(ctx: _Context, w: Tensor, bits: int) -> Tensor:
         ctx.binary = bits == 1
         if ctx.binary:
             scale = fit_binary(w.to(compute_dtype(w)).reshape(1, -1)).reshape(())
@@ -65,24 +73,25 @@ class _DorefaWeight(Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, None]:
+    def backward(ctx: _Context, grad: Tensor) -> tuple[Tensor | None, None]:
         if ctx.binary:
             return grad, None
         narrow, top, peak = ctx.saved_tensors
         w = narrow.to(compute_dtype(narrow))
-        found, (moment,) = backward_in_blocks(_slope_kernel, w, grad, (peak,), None, wants_x=True)
+        slope, (moment,) = backward_in_blocks(_slope_kernel, w, grad, (peak,), None, wants_x=True)
+        assert slope is not None
         # The largest weights have one slope, that of the end, so that what pulls them is one number.
-        return _pulled(found, w, top, moment * (1 - peak.square()) / peak.square()).to(narrow.dtype), None
+        return _pulled(slope, w, top, moment * (1 - peak.square()) / peak.square()).to(narrow.dtype), None
 
 
-def _pulled(found: Tensor, w: Tensor, top: Tensor, pull: Tensor) -> Tensor:
+def _pulled(slope: Tensor, w: Tensor, top: Tensor, pull: Tensor) -> Tensor:
     """A gradient less sign(w) pull / k at the k largest weights; there are none where all is zero, whose level is a constant."""
     if not blocked(w):
         largest = w.abs() == top
-        return torch.where(largest, found - torch.sign(w) * (pull / largest.sum().clamp(min=1)), found)
-    places = torch.nonzero((w == top) | (w == -top), as_tuple=True)
-    found[places] -= torch.sign(w[places]) * (pull / max(1, len(places[0])))
-    return found
+        return torch.where(largest, slope - torch.sign(w) * (pull / largest.sum().clamp(min=1)), slope)
+    at_top = torch.nonzero((w == top) | (w == -top), as_tuple=True)
+    slope[at_top] -= torch.sign(w[at_top]) * (pull / max(1, len(at_top[0])))
+    return slope
 
 
 def _in_blocks(w: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
@@ -94,7 +103,9 @@ def _in_blocks(w: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
     return target
 
 
-def _slope_kernel(x, grad, peak, *, axis, out, buffers):
+def _slope_kernel(
+    x: Tensor, grad: Tensor, peak: Tensor, *, axis: int | None, out: Tensor | None, buffers: Buffers
+) -> tuple[Tensor, tuple[Tensor]]:
     """The gradient grad (1 - tanh(x)^2) / peak, and sum(grad tanh(x))."""
     squashed = torch.tanh(x, out=buffers[0])
     moment = inner_product(grad, squashed, None)  # which leaves both as they are, per tensor

@@ -24,8 +24,11 @@ class Layout:
     """The groups of one tensor.
 
     Args:
-        shape: of the tensor. axis: which of its dimensions comes first in [channels, size].
-        channels, size: rows, and elements of each. group: elements that share parameters, at most `size`.
+        shape: of the tensor.
+        axis: which of its dimensions comes first in [channels, size].
+        channels: number of rows.
+        size: elements of a row.
+        group: elements that share parameters, at most `size`.
     """
 
     shape: tuple[int, ...]

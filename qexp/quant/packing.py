@@ -46,7 +46,7 @@ def pack(codes: Tensor, bits: int, *, signed: bool) -> Tensor:
         raise UserError("codes", f"{int(codes.min())} to {int(codes.max())}", allowed=f"what {bits} bits hold, {low} to {high}")
     rows = torch.nn.functional.pad(flat, (0, -flat.numel() % _STRIDE)).reshape(-1, _STRIDE) & (2**bits - 1)
     stream = torch.zeros(rows.shape[0], bits, dtype=torch.int32, device=codes.device)
-    for column, byte, shift in _places(bits):
+    for column, byte, shift in _positions(bits):
         part = rows[:, column]
         stream[:, byte] |= part << shift if shift >= 0 else part >> -shift
     return (stream & 255).to(torch.uint8).reshape(-1)[: packed_bytes(codes.shape, bits)]
@@ -57,8 +57,9 @@ def unpack(data: Tensor, bits: int, shape: Sequence[int], *, signed: bool) -> Te
 
     Args:
         data: uint8 [packed_bytes(shape, bits)].
-        bits, signed: as packed.
+        bits: as packed.
         shape: of the codes.
+        signed: as packed.
 
     Returns:
         int32 codes of that shape.
@@ -75,7 +76,7 @@ def unpack(data: Tensor, bits: int, shape: Sequence[int], *, signed: bool) -> Te
         raise UserError("data", given, allowed=f"torch.uint8 [{packed_bytes(shape, bits)}] for shape {list(shape)}")
     stream = torch.nn.functional.pad(data.to(torch.int32), (0, -data.numel() % bits)).reshape(-1, bits)
     rows = torch.zeros(stream.shape[0], _STRIDE, dtype=torch.int32, device=data.device)
-    for column, byte, shift in _places(bits):
+    for column, byte, shift in _positions(bits):
         part = stream[:, byte]
         rows[:, column] |= part >> shift if shift >= 0 else part << -shift
     rows &= 2**bits - 1
@@ -84,10 +85,10 @@ def unpack(data: Tensor, bits: int, shape: Sequence[int], *, signed: bool) -> Te
     return rows.reshape(-1)[: prod(shape)].reshape(tuple(shape))
 
 
-def _places(bits: int) -> list[tuple[int, int, int]]:
+def _positions(bits: int) -> list[tuple[int, int, int]]:
     """Which codes lie in which bytes, of each run of 8 codes: (code, byte, bits to shift the code left, negative for right)."""
-    places = []
+    positions = []
     for column in range(_STRIDE):
         first, last = column * bits, column * bits + bits - 1
-        places += [(column, byte, first - 8 * byte) for byte in range(first // 8, last // 8 + 1)]
-    return places
+        positions += [(column, byte, first - 8 * byte) for byte in range(first // 8, last // 8 + 1)]
+    return positions

@@ -81,6 +81,7 @@ def choose_qparams(
 
 def _span(minimum: Tensor, maximum: Tensor, scheme: str, quant_min: int, quant_max: int) -> tuple[Tensor, float]:
     """What the steps of a grid cover, float64, and their number; the range holds zero."""
+    steps: float
     if scheme == "affine":
         span, steps = maximum - minimum, quant_max - quant_min
     elif scheme == "unsigned_symmetric":
@@ -102,11 +103,11 @@ def power_of_two(scale: Tensor, span: Tensor, steps: float, pow2_round: str) -> 
     """The float64 scale as a power of two: the smallest 2^k with 2^k * steps >= span, or 2^round(log2(scale)); exact."""
     choose("quant.weight.pow2_round", pow2_round, ("ceil", "nearest"))
     mantissa, exponent = torch.frexp(scale)  # scale = mantissa 2^exponent, mantissa in [1/2, 1)
-    one = torch.ones_like(scale)
+    unit = torch.ones_like(scale)
     if pow2_round == "nearest":
-        power = torch.ldexp(one, exponent - (mantissa < 0.5**0.5).to(exponent.dtype))
+        power = torch.ldexp(unit, exponent - (mantissa < 0.5**0.5).to(exponent.dtype))
     else:
-        power = torch.ldexp(one, exponent)
+        power = torch.ldexp(unit, exponent)
         power = torch.where(power / 2 * steps >= span, power / 2, power)
         power = torch.where(power * steps < span, power * 2, power)
     if float(power.max()) > torch.finfo(torch.float32).max:

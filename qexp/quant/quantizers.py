@@ -1,13 +1,7 @@
-"""Each scheme's three steps, fit, encode and decode, on rows of a tensor, and the fused kernel of those that are worth one.
-
-Rows are [G, N], float32; parameters are 0-d, [G], or [G, levels]. `fit` makes them of all groups from the ranges, or from the
-rows where the ranges do not say enough. Codes are float32 here, integral, and unrounded where no rounding is given and the scheme
-has such a control.
-"""
+"""Each scheme's three steps, fit, encode and decode, on rows of a tensor, and the fused kernel of those that are worth one."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 
 import torch
@@ -30,11 +24,8 @@ from qexp.quant.codebooks import (
 from qexp.quant.levels import clamp_levels, decode_levels, encode_levels, level_scale
 from qexp.quant.linear import linear_clamp, linear_constants, linear_inverse, linear_map, linear_span, linear_unmap
 from qexp.quant.qparams import choose_qparams, fixed_point_qparams, scale_factors
+from qexp.quant.quantizer import FusedQuantizer, Kernel, KernelParams, Params, Quantizer, RowQuantizer, Rows
 from qexp.quant.scheme_table import code_range
-
-Params = Mapping[str, Tensor]
-Kernel = Callable[..., None]  # (x, out, *params): float32 blocks, params broadcast along the channels
-Rows = Sequence[Tensor]
 
 
 def column(param: Tensor) -> Tensor:
@@ -42,7 +33,7 @@ def column(param: Tensor) -> Tensor:
     return param.reshape(-1, 1) if param.dim() else param
 
 
-class Linear:
+class Linear(FusedQuantizer):
     """`linear` and `linear_raw`: linear_quantize, rounding, and for `linear` linear_dequantize."""
 
     @staticmethod
@@ -64,7 +55,7 @@ class Linear:
         return codes if spec.scheme == "linear_raw" else linear_unmap(codes, column(params["scale"]), column(params["offset"]))
 
     @staticmethod
-    def kernel(params: Params, spec: QuantSpec, rounding: Operation | None, clipped: bool) -> tuple[Kernel, tuple]:
+    def kernel(params: Params, spec: QuantSpec, rounding: Operation | None, clipped: bool) -> tuple[Kernel, KernelParams]:
         """The steps in place; codes outside their range occur only where the range is not the tensor's own."""
         raw = spec.scheme == "linear_raw"
         # 0-d tensors: torch would wrap Python numbers anew in every call
@@ -84,10 +75,11 @@ class Linear:
 
 @cache
 def _constant_tensors(bits: int) -> tuple[Tensor, Tensor]:
-    return tuple(torch.tensor(value, device="cpu") for value in linear_constants(bits))
+    levels, lowest = linear_constants(bits)
+    return torch.tensor(levels, device="cpu"), torch.tensor(lowest, device="cpu")
 
 
-class Affine:
+class Affine(FusedQuantizer):
     """The affine grids: scale and zero point from `choose_qparams`, or of a fixed-point format."""
 
     @staticmethod
@@ -111,7 +103,7 @@ class Affine:
         return (codes - column(params["zero_point"])) * column(params["scale"])
 
     @staticmethod
-    def kernel(params: Params, spec: QuantSpec, rounding: Operation | None, clipped: bool) -> tuple[Kernel, tuple]:
+    def kernel(params: Params, spec: QuantSpec, rounding: Operation | None, clipped: bool) -> tuple[Kernel, KernelParams]:
         """fake_quantize_affine in place."""
         qparams = QParams(params["scale"], params["zero_point"], *code_range(spec.scheme, spec.bits))
         operation, operand = scaling(qparams.scale, spec.arithmetic)
@@ -122,7 +114,7 @@ class Affine:
         return kernel, (operand, *step_limits(qparams), qparams.scale)
 
 
-class ScaleFactor:
+class ScaleFactor(FusedQuantizer):
     """`scale_factor`: q = R(clamp(x f, quant_min, quant_max)), x^ = q / f, in document 003's order of operations."""
 
     @staticmethod
@@ -142,7 +134,7 @@ class ScaleFactor:
         return codes / column(params["factor"])
 
     @staticmethod
-    def kernel(params: Params, spec: QuantSpec, rounding: Operation | None, clipped: bool) -> tuple[Kernel, tuple]:
+    def kernel(params: Params, spec: QuantSpec, rounding: Operation | None, clipped: bool) -> tuple[Kernel, KernelParams]:
         """The steps in place."""
         low, high = code_range(spec.scheme, spec.bits, spec.signed)
 
@@ -155,7 +147,7 @@ class ScaleFactor:
         return kernel, (params["factor"],)
 
 
-class Levels:
+class Levels(RowQuantizer):
     """`log2`, `apot` and `quadratic`: the nearest of a fixed table of levels times max|x|."""
 
     @staticmethod
@@ -179,7 +171,7 @@ class Levels:
         return clamp_levels(x, column(params["scale"]))
 
 
-class Dorefa:
+class Dorefa(RowQuantizer):
     """`dorefa`: even levels of tanh(x) / max|tanh x|; at one bit the signs times mean|x|."""
 
     @staticmethod
@@ -206,7 +198,7 @@ class Dorefa:
         return decode_dorefa(encode_dorefa(x, column(params["peak"]), spec.bits, None), spec.bits)
 
 
-class Codebook:
+class Codebook(Quantizer):
     """`lut_quantile` and `lut_kmeans`: the nearest of 2^bits fitted values."""
 
     @staticmethod
@@ -226,7 +218,7 @@ class Codebook:
         return decode_codebook(codes, params["scale"], params["codebook"])
 
 
-class Binary:
+class Binary(Quantizer):
     """`binary`: mean|x| with the sign of x."""
 
     @staticmethod
@@ -245,7 +237,7 @@ class Binary:
         return decode_binary(codes, column(params["scale"]))
 
 
-class Ternary:
+class Ternary(Quantizer):
     """`ternary`: a mean magnitude with the sign of x, and zero below a threshold."""
 
     @staticmethod

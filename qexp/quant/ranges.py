@@ -15,7 +15,12 @@ from qexp.quant.blocks import memory_order
 
 
 class ConstantTensorError(UserError):
-    """A tensor without a range: all elements equal, so that a quantizer that divides by the range is undefined on it."""
+    """A tensor without a range: all elements equal, so that a quantizer that divides by the range is undefined on it.
+
+    Args:
+        value: of the elements.
+        allowed: as of `UserError`.
+    """
 
     def __init__(self, value: float, *, allowed: str) -> None:
         super().__init__("tensor", f"constant {value:g}", allowed=allowed, remedy="Leave the tensor unquantized.")

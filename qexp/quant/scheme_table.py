@@ -1,11 +1,13 @@
-"""Settings of the quantizers, and what each scheme allows and reads; torch-free: a sweep is checked before torch loads."""
+"""Names of quantizers and settings, and what each scheme allows and reads; torch-free: a sweep is checked before torch loads."""
 
 from __future__ import annotations
+
+from typing import Literal, get_args
 
 from qexp.base.checks import check_bits
 from qexp.base.errors import UserError
 
-SCHEME_NAMES = (
+SchemeName = Literal[
     "linear",
     "linear_raw",
     "affine",
@@ -23,10 +25,15 @@ SCHEME_NAMES = (
     "lut_kmeans",
     "binary",
     "ternary",
-)
+]
+Rounding = Literal["half_even", "half_up", "half_away", "floor", "ceil", "trunc", "stochastic"]
+Granularity = Literal["per_tensor", "per_channel", "per_group", "per_in_out_channel"]
+SCHEME_NAMES: tuple[SchemeName, ...] = get_args(SchemeName)
+ROUNDING_NAMES: tuple[Rounding, ...] = get_args(Rounding)
+GRANULARITIES: tuple[Granularity, ...] = get_args(Granularity)
 # A grid with as many codes on each side of zero, 2^(bits-1) - 1, has none at one bit; nor has torch's full one a step then.
 _SIGNED = ("symmetric", "symmetric_restricted", "scale_factor", "pow2_scale", "log2", "apot", "quadratic", "ternary")
-MIN_BITS = dict.fromkeys(_SIGNED, 2)
+MIN_BITS: dict[str, int] = dict.fromkeys(_SIGNED, 2)
 MAX_BITS = {"log2": 8, "lut_quantile": 8, "lut_kmeans": 8, "binary": 1, "ternary": 2}
 _WHY_MAX = {
     "log2": "At 9 bits its smallest level would be 2^-254 of its largest, which float32 does not hold.",
@@ -37,7 +44,10 @@ _WHY_MAX = {
 }
 NO_CONTROL = ("lut_quantile", "lut_kmeans", "binary", "ternary")  # their map exists on codes only: no mode=float
 NEAREST_LEVEL = ("log2", "apot", "quadratic", *NO_CONTROL)  # schemes that choose a level instead of rounding a number
-COMPANDED = ("log2", "quadratic")  # of these, the ones that may round in a domain where their levels are even
+COMPANDED: tuple[SchemeName, ...] = (
+    "log2",
+    "quadratic",
+)  # of these, the ones that may round in a domain where their levels are even
 CLIPPED = (  # schemes whose range may be given from outside
     "linear",
     "linear_raw",
@@ -52,9 +62,7 @@ CLIPPED = (  # schemes whose range may be given from outside
     "quadratic",
 )
 UNSIGNED = ("unsigned_symmetric",)  # negative values become 0; `scale_factor` too where signed is false
-ROUNDING_NAMES = ("half_even", "half_up", "half_away", "floor", "ceil", "trunc", "stochastic")
-GRANULARITIES = ("per_tensor", "per_channel", "per_group", "per_in_out_channel")
-READS = {  # which schemes read a setting that most do not
+READS: dict[str, tuple[SchemeName, ...]] = {  # which schemes read a setting that most do not
     "level": COMPANDED,
     "signed": ("scale_factor",),
     "fraction_bits": ("fixed_point",),

@@ -9,9 +9,7 @@ Rejected: a compiled kernel, which is faster still but needs a compiler where a 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,7 +19,8 @@ from qexp.base.types import QuantSpec
 from qexp.quant.affine import Operation, rounding_of
 from qexp.quant.blocks import in_blocks
 from qexp.quant.layout import Layout, layout_of
-from qexp.quant.quantizers import Affine, Binary, Codebook, Dorefa, Levels, Linear, Params, ScaleFactor, Ternary
+from qexp.quant.quantizer import FusedQuantizer, Params, Quantizer, RowQuantizer
+from qexp.quant.quantizers import Affine, Binary, Codebook, Dorefa, Levels, Linear, ScaleFactor, Ternary
 from qexp.quant.ranges import check_limits, check_not_zero, min_max
 from qexp.quant.scheme_table import CLIPPED, check_control, check_rounding, check_width
 
@@ -38,18 +37,13 @@ class Scheme:
         zero_representable: 0 maps to 0 exactly (`represents_zero` says it of a spec).
         needs_range: undefined on a constant tensor, whatever the constant.
         dequantizes: the copy holds values; otherwise the codes themselves.
-        quantizer: its fit, encode and decode, and a kernel or control where it has them; None for the cast to fp16.
+        quantizer: its steps; None for the cast to fp16.
     """
 
     zero_representable: bool
     needs_range: bool = False
     dequantizes: bool = True
-    quantizer: Any = None
-
-    @property
-    def kernel(self) -> Callable[..., Any] | None:
-        """The fused steps for blocks; None where there are none."""
-        return getattr(self.quantizer, "kernel", None)
+    quantizer: type[Quantizer] | None = None
 
 
 SCHEMES: dict[str, Scheme] = {
@@ -115,13 +109,14 @@ def quantize_(target: Tensor, source: Tensor, spec: QuantSpec, limits: Limits | 
     if target.shape != source.shape:
         raise UserError("target", list(target.shape), allowed=f"the shape of the source, {list(source.shape)}")
     scheme = check_spec(spec, limits)
-    if scheme.quantizer is None or spec.mode == "half":
+    quantizer = scheme.quantizer
+    if quantizer is None or spec.mode == "half":
         return _cast_half_(target, source)
     fitted = fit(source, spec, limits)
     # Stochastic rounding draws in the order of the rows, which encode must share.
-    if scheme.kernel is None or (spec.rounding == "stochastic" and spec.mode == "int"):
-        return target.copy_(fitted.layout.fold(_copy_rows(scheme, fitted, spec, source)))
-    kernel, params = scheme.kernel(fitted.params, spec, _rounding(spec), limits is not None)
+    if not issubclass(quantizer, FusedQuantizer) or (spec.rounding == "stochastic" and spec.mode == "int"):
+        return target.copy_(fitted.layout.fold(_copy_rows(quantizer, fitted, spec, source)))
+    kernel, params = quantizer.kernel(fitted.params, spec, _rounding(spec), limits is not None)
     layout = fitted.layout
     if spec.granularity in ("per_tensor", "per_channel"):
         in_blocks(kernel, source, target, params, layout.axis if spec.granularity == "per_channel" and source.dim() else None)
@@ -137,7 +132,12 @@ def quantize_(target: Tensor, source: Tensor, spec: QuantSpec, limits: Limits | 
 
 @dataclass(frozen=True)
 class Fitted:
-    """The parameters of one tensor's grid: name -> 0-d, [num_groups] or [num_groups, levels], and the groups they belong to."""
+    """The parameters of one tensor's grid.
+
+    Args:
+        layout: the groups that the parameters belong to.
+        params: name -> 0-d, [num_groups] or [num_groups, levels].
+    """
 
     layout: Layout
     params: Params
@@ -165,34 +165,42 @@ def fit(source: Tensor, spec: QuantSpec, limits: Limits | None = None) -> Fitted
         minimum, maximum = check_limits(limits, layout.num_groups, source)
     if quantizer not in (Linear, Affine, ScaleFactor):
         check_not_zero(minimum, maximum)
-    if hasattr(quantizer, "kernel"):
+    if issubclass(quantizer, FusedQuantizer):
         return Fitted(layout, quantizer.fit((), minimum, maximum, spec))
-    found = [
+    parts = [
         quantizer.fit((rows,), low.reshape(-1), high.reshape(-1), spec)
         for rows, low, high in zip(layout.rows(source.float()), layout.cut(minimum), layout.cut(maximum), strict=True)
     ]
-    return Fitted(layout, {name: layout.join([params[name] for params in found]) for name in found[0]})
+    return Fitted(layout, {name: layout.join([params[name] for params in parts]) for name in parts[0]})
 
 
 def encode_rows(source: Tensor, spec: QuantSpec, fitted: Fitted) -> list[Tensor]:
     """The codes of each part of `layout.rows`, float32."""
-    quantizer, rounding = SCHEMES[spec.scheme].quantizer, _rounding(spec)
+    quantizer, rounding = _quantizer(spec), _rounding(spec)
     rows = fitted.layout.rows(source.float())
     return [quantizer.encode(part, params, spec, rounding) for part, params in zip(rows, fitted.parts(), strict=True)]
 
 
 def decode_rows(codes: list[Tensor], spec: QuantSpec, fitted: Fitted) -> list[Tensor]:
     """The values of each part."""
-    quantizer = SCHEMES[spec.scheme].quantizer
+    quantizer = _quantizer(spec)
     return [quantizer.decode(part, params, spec) for part, params in zip(codes, fitted.parts(), strict=True)]
 
 
-def _copy_rows(scheme: Scheme, fitted: Fitted, spec: QuantSpec, source: Tensor) -> list[Tensor]:
+def _copy_rows(quantizer: type[Quantizer], fitted: Fitted, spec: QuantSpec, source: Tensor) -> list[Tensor]:
     """The copy of each part, without a kernel."""
     if spec.mode == "int":
         return decode_rows(encode_rows(source, spec, fitted), spec, fitted)
+    assert issubclass(quantizer, RowQuantizer), spec.scheme
     rows = fitted.layout.rows(source.float())
-    return [scheme.quantizer.control(part, params, spec) for part, params in zip(rows, fitted.parts(), strict=True)]
+    return [quantizer.control(part, params, spec) for part, params in zip(rows, fitted.parts(), strict=True)]
+
+
+def _quantizer(spec: QuantSpec) -> type[Quantizer]:
+    """The quantizer of a spec that has codes."""
+    quantizer = SCHEMES[spec.scheme].quantizer
+    assert quantizer is not None, spec.scheme
+    return quantizer
 
 
 def check_spec(spec: QuantSpec, limits: Limits | None = None) -> Scheme:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import combinations
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 from statsmodels.stats.multitest import multipletests
 
 from qexp.base.checks import check_range
@@ -16,17 +16,21 @@ from qexp.stats.inputs import as_correct, check_same_images, check_same_length, 
 from qexp.stats.paired import mcnemar
 
 METHODS = {"holm": "holm", "benjamini_hochberg": "fdr_bh"}
-SHOWN = 8  # names of a sentence
+MAX_NAMES = 8  # of a sentence
 
 
 @dataclass(frozen=True, kw_only=True)
 class Standing:
-    """How variants compare with one of them.
+    """How variants compare with one of them, the reference.
 
     Args:
-        reference: name of that one. is_best: it was chosen for having the highest accuracy on these images.
-        n: images. alpha: family-wise error rate. num_tests: size of the family that Holm's correction is over.
-        accuracy: name -> percent, of all. p_values: name -> adjusted p value of its comparison with the reference, of the others.
+        reference: name of the variant that the others are compared with.
+        is_best: the reference was chosen for having the highest accuracy on these images.
+        n: images.
+        alpha: family-wise error rate.
+        num_tests: size of the family that Holm's correction is over.
+        accuracy: name -> percent, of all.
+        p_values: name -> adjusted p value of its comparison with the reference, of the others.
     """
 
     reference: str
@@ -66,7 +70,8 @@ def adjust(p_values: Mapping[str, float], *, method: str = "holm") -> dict[str, 
     Benjamini-Hochberg to explore.
 
     Args:
-        p_values: name -> p value, of everything that was tested, not only of what is shown.
+        p_values: name -> p value, of everything that was tested, not only of what is printed.
+        method: `holm` or `benjamini_hochberg`.
 
     Raises:
         UserError: a value outside 0 to 1, or an unknown method.
@@ -100,6 +105,7 @@ def indistinguishable_from_best(
     Args:
         correct: name -> [n] bool. Of equal accuracies the first is the best.
         index: name -> [n] integers, which images these are.
+        alpha: family-wise error rate.
 
     Raises:
         UserError: no variants, no images, or not the same ones.
@@ -117,7 +123,10 @@ def indistinguishable_from(
     Exact McNemar tests of the k - 1 others against it, Holm over these.
 
     Args:
-        reference: one of the names. correct, index: as in `indistinguishable_from_best`.
+        reference: one of the names.
+        correct: as in `indistinguishable_from_best`.
+        index: as in `indistinguishable_from_best`.
+        alpha: family-wise error rate.
 
     Raises:
         UserError: an unknown reference, no images, or not the same ones.
@@ -153,7 +162,8 @@ def in_words(standing: Standing) -> str:
 
 def _arrays(
     correct: Mapping[str, ArrayLike], index: Mapping[str, ArrayLike] | None, alpha: float
-) -> tuple[dict[str, np.ndarray], int]:  # fmt: skip
+) -> tuple[dict[str, NDArray[np.bool_]], int]:  # fmt: skip
+    """Correctness by name, and the number of images, all checked."""
     check_share("alpha", alpha)
     check_range("number of variants", len(correct), 1)
     arrays = {name: as_correct(name, values) for name, values in correct.items()}
@@ -166,19 +176,20 @@ def _arrays(
 
 
 def _standing(
-    arrays: dict[str, np.ndarray], n: int, reference: str, pairs: list[tuple[str, str]], *, is_best: bool, alpha: float
+    arrays: dict[str, NDArray[np.bool_]], n: int, reference: str, pairs: list[tuple[str, str]], *, is_best: bool, alpha: float
 ) -> Standing:  # fmt: skip
-    place = {name: number for number, name in enumerate(arrays)}
+    """The adjusted tests of `pairs`; their family is what Holm's correction is over."""
+    row_of = {name: number for number, name in enumerate(arrays)}
     right = np.stack(list(arrays.values())).astype(np.float64)  # counts of images are exact in it, and it multiplies fast
     only = right @ (1 - right).T  # [k, k], images that the row's variant gets right and the column's wrong
-    rows, columns = np.array([[place[name] for name in pair] for pair in pairs], dtype=int).reshape(-1, 2).T
+    rows, columns = np.array([[row_of[name] for name in pair] for pair in pairs], dtype=int).reshape(-1, 2).T
     p_values = mcnemar(only[rows, columns], only[columns, rows])
     adjusted = adjust({f"{number}": float(p_value) for number, p_value in enumerate(p_values)})
-    found = {}
+    against_reference = {}
     for pair, p_value in zip(pairs, adjusted.values(), strict=True):
         if reference in pair:
-            found[pair[0] if pair[1] == reference else pair[1]] = p_value
-    accuracy = {name: 100 * np.count_nonzero(values) / n for name, values in arrays.items()}
+            against_reference[pair[0] if pair[1] == reference else pair[1]] = p_value
+    accuracy = {name: 100 * int(np.count_nonzero(values)) / n for name, values in arrays.items()}
     return Standing(
         reference=reference,
         is_best=is_best,
@@ -186,11 +197,12 @@ def _standing(
         alpha=alpha,
         num_tests=len(pairs),
         accuracy=accuracy,
-        p_values=found,
+        p_values=against_reference,
     )
 
 
 def _listed(standing: Standing, names: Iterable[str]) -> str:
-    words = [f"{name} ({standing.differences[name]:+.2f})" for name in names]
-    more = len(words) - SHOWN
-    return ", ".join(words) if more <= 0 else f"{', '.join(words[:SHOWN])} and {more} more"
+    """Names with their differences, the first few of many."""
+    variants = [f"{name} ({standing.differences[name]:+.2f})" for name in names]
+    num_left_out = len(variants) - MAX_NAMES
+    return ", ".join(variants) if num_left_out <= 0 else f"{', '.join(variants[:MAX_NAMES])} and {num_left_out} more"

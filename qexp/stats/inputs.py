@@ -5,18 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from qexp.base.errors import UserError
 
 SAME_IMAGES = "Paired statistics need every network's answer for the same images in the same order."
 
 
-def as_correct(name: str, values: ArrayLike, *, ndim: int = 1) -> np.ndarray:
+def as_correct(name: str, values: ArrayLike, *, ndim: int = 1) -> NDArray[np.bool_]:
     """Return correctness as a bool array; [n] or, with `ndim=2`, [seeds, n].
 
     Args:
-        name: of the network, for the message. values: True where the network was right; 0 and 1 will do.
+        name: of the network, for the message.
+        values: True where the network was right; 0 and 1 will do.
+        ndim: 1 or 2.
 
     Raises:
         UserError: there is no image, the shape is another, or a value is neither 0 nor 1.
@@ -46,8 +48,9 @@ def check_same_images(index: Mapping[str, ArrayLike], n: int) -> None:
 
     Args:
         index: name -> positions of its images in the split, [n] integers.
+        n: number of images.
     """
-    first, expected = None, None
+    first, expected = "", None
     for name, values in index.items():
         array = np.asarray(values)
         if array.shape != (n,) or array.dtype.kind not in "iu":
@@ -58,11 +61,11 @@ def check_same_images(index: Mapping[str, ArrayLike], n: int) -> None:
         if expected is None:
             first, expected = name, array
         elif not np.array_equal(array, expected):
-            place = int(np.flatnonzero(array != expected)[0])
+            position = int(np.flatnonzero(array != expected)[0])
             raise UserError(
                 f"index of {name}",
-                f"image {array[place]} at place {place}",
-                allowed=f"image {expected[place]}, as {first} has there",
+                f"image {array[position]} at place {position}",
+                allowed=f"image {expected[position]}, as {first} has there",
                 remedy=SAME_IMAGES,
             )
 
@@ -81,7 +84,7 @@ def check_share(key: str, value: float) -> None:
         raise UserError(key, value, allowed="a number between 0 and 1, both excluded")
 
 
-def as_finite(key: str, values: ArrayLike, *, least: int = 1) -> np.ndarray:
+def as_finite(key: str, values: ArrayLike, *, least: int = 1) -> NDArray[np.float64]:
     """Return [count] float64, or raise `UserError` for fewer than `least` numbers or one that is not finite."""
     array = np.asarray(values, dtype=np.float64)
     if array.ndim != 1 or len(array) < least:

@@ -16,7 +16,9 @@ class Interval:
     """A confidence interval.
 
     Args:
-        low, high: its ends, in percent or points. level: share of repetitions that it is meant to cover, 0.95 for 95 %.
+        low: lower end, percent or points.
+        high: upper end.
+        level: share of repetitions that it is meant to cover, 0.95 for 95 %.
     """
 
     low: float
@@ -40,7 +42,9 @@ def wilson(num_correct: int, n: int, *, level: float = 0.95) -> Interval:
     scored on the same images are compared by `qexp.stats.paired.compare`; whether their Wilson intervals overlap says little.
 
     Args:
-        num_correct: images that it got right. n: images.
+        num_correct: images that the network got right.
+        n: images.
+        level: of the interval.
 
     Raises:
         UserError: n is 0, or num_correct is not from 0 to n.

@@ -20,10 +20,12 @@ class NonInferiority:
     """Whether B is not worse than A by as much as a margin.
 
     Args:
-        margin: the loss that would matter, points. alpha: error rate of each one-sided test. interval: of the difference B - A,
-        points, at level 1 - 2 alpha (90 % where alpha is 0.05), so that each end is a one-sided
-            1 - alpha bound.
-        p_value: one-sided, of a loss of at least the margin. p_gain: one-sided, of a gain of at least the margin.
+        margin: the loss that would matter, points.
+        alpha: error rate of each one-sided test.
+        interval: of the difference B - A, points, at level 1 - 2 alpha (90 % where alpha is 0.05), so that each end is a
+            one-sided 1 - alpha bound.
+        p_value: one-sided, of a loss of at least the margin.
+        p_gain: one-sided, of a gain of at least the margin.
     """
 
     margin: float
@@ -54,11 +56,12 @@ def non_inferiority(paired: Paired, *, margin: float = MARGIN, alpha: float = 0.
     The two one-sided tests (TOST), each Tango's score test (`qexp.stats.score`) of a difference of exactly the margin, and the
     interval that belongs to them. Not the bootstrap: without flips that is the point 0 whatever n is, and would call 20 images
     proof of no loss. Where the true loss is the margin, `holds` errs in 2 to 5 % of repetitions at alpha 0.05. Like every
-    interval of this room but those over seeds, it is about new test images for these two trained networks.
+    interval of this package but those over seeds, it is about new test images for these two trained networks.
 
     Args:
         paired: of `qexp.stats.paired.compare`.
         margin: points, chosen before looking. For "99 % of the float accuracy" it is a hundredth of that accuracy.
+        alpha: error rate of each one-sided test.
 
     Raises:
         UserError: a margin that is not positive.

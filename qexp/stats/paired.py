@@ -12,7 +12,7 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 from scipy.stats import binom, norm
 
 from qexp.base.checks import check_range
@@ -28,7 +28,9 @@ class Paired:
     """B against A on the same images.
 
     Args:
-        n: images. n10: right in A, wrong in B. n01: wrong in A, right in B.
+        n: images.
+        n10: images right in A and wrong in B.
+        n01: images wrong in A and right in B.
         interval: of `difference`, points; the paired percentile bootstrap of `bootstrap_interval`.
         p_value: of the exact McNemar test, two-sided, of equal accuracy.
         disagreement: share of images for which the two predict different classes, percent, which counts images that both get
@@ -73,29 +75,36 @@ def compare(
     """Compare B with A image by image.
 
     Args:
-        correct_a, correct_b: [n] bool, right or wrong for each image.
-        index_a, index_b: [n] integers, which images these are; give both, so that different images are noticed.
-        classes_a, classes_b: [n] integers, predicted classes, for `Paired.disagreement`. -1, where logits were NaN, is a class
-            like any other.
-        level: of the interval. draws, seed: of the bootstrap.
+        correct_a: [n] bool, whether A is right for each image.
+        correct_b: [n] bool, likewise of B.
+        index_a: [n] integers, which images A has seen; give both, so that different images are noticed.
+        index_b: [n] integers, likewise of B.
+        classes_a: [n] integers, classes that A predicts, for `Paired.disagreement`. -1, where logits were NaN, is a class like
+            any other.
+        classes_b: [n] integers, likewise of B.
+        level: of the interval.
+        draws: of the bootstrap.
+        seed: of the bootstrap.
 
     Raises:
         UserError: no images, or not the same ones.
 
-    >>> found = compare([1, 1, 1, 0], [1, 0, 0, 1])
-    >>> found.difference, found.n10, found.n01, found.p_value
+    >>> paired = compare([1, 1, 1, 0], [1, 0, 0, 1])
+    >>> paired.difference, paired.n10, paired.n01, paired.p_value
     (-25.0, 2, 1, 1.0)
     """
     a, b = as_correct("A", correct_a), as_correct("B", correct_b)
     n = check_same_length({"A": len(a), "B": len(b)})
-    if _both("index", index_a, index_b):
+    _check_both("index", index_a, index_b)
+    if index_a is not None and index_b is not None:
         check_same_images({"A": index_a, "B": index_b}, n)
     disagreement = None
-    if _both("classes", classes_a, classes_b):
+    _check_both("classes", classes_a, classes_b)
+    if classes_a is not None and classes_b is not None:
         first, second = np.asarray(classes_a), np.asarray(classes_b)
         check_same_length({"A": n, "the classes of A": len(first), "the classes of B": len(second)})
-        disagreement = 100 * np.count_nonzero(first != second) / n
-    n10, n01 = np.count_nonzero(a & ~b), np.count_nonzero(~a & b)
+        disagreement = 100 * int(np.count_nonzero(first != second)) / n
+    n10, n01 = int(np.count_nonzero(a & ~b)), int(np.count_nonzero(~a & b))
     return compare_counts(n10, n01, n, disagreement=disagreement, level=level, draws=draws, seed=seed)
 
 
@@ -111,8 +120,8 @@ def compare_counts(
 ) -> Paired:
     """`compare` from the counts, which hold all that correctness says about the difference.
 
-    >>> found = compare_counts(117, 74, 2000)
-    >>> found.difference, round(found.p_value, 4), round(found.se, 2)
+    >>> paired = compare_counts(117, 74, 2000)
+    >>> paired.difference, round(paired.p_value, 4), round(paired.se, 2)
     (-2.15, 0.0023, 0.69)
     """
     interval = bootstrap_interval(n10, n01, n, level=level, draws=draws, seed=seed)
@@ -125,8 +134,8 @@ def bootstrap_interval(
 ) -> Interval:  # fmt: skip
     """Paired percentile bootstrap interval of the difference, points.
 
-    Images are resampled with replacement, each with both its answers. The difference depends on a resample by its counts alone,
-    and these are multinomial: (N10, N01, rest) ~ Multinomial(n; n10/n, n01/n, rest/n). So counts are drawn, not images, and
+    Images are resampled with replacement, each with the results of both. The difference depends on a resample's counts alone, and
+    these are multinomial: (N10, N01, rest) ~ Multinomial(n; n10/n, n01/n, rest/n). So counts are drawn, not images, and
     nothing is approximated by it. The ends are the (1 - level)/2 and (1 + level)/2 quantiles of 100 (N01 - N10)/n. B against A
     gives exactly the mirrored interval of A against B.
 
@@ -135,7 +144,12 @@ def bootstrap_interval(
     `qexp.stats.score.score_interval` holds there too.
 
     Args:
-        n10, n01: flips. n: images. draws, seed: of numpy's default generator; the same on every machine for one numpy.
+        n10: images right in A and wrong in B.
+        n01: images wrong in A and right in B.
+        n: images.
+        level: of the interval.
+        draws: number of resamples.
+        seed: of numpy's default generator; the same on every machine for one numpy.
 
     Raises:
         UserError: counts that cannot be.
@@ -149,10 +163,10 @@ def bootstrap_interval(
     check_share("level", level)
     check_range("draws", draws, 1)
     # The larger count first, so that the order of the two networks changes the sign and nothing else.
-    more, less = max(n10, n01), min(n10, n01)
-    counts = np.random.default_rng(seed).multinomial(n, [more / n, less / n, (n - more - less) / n], size=draws)
+    larger, smaller = max(n10, n01), min(n10, n01)
+    counts = np.random.default_rng(seed).multinomial(n, [larger / n, smaller / n, (n - larger - smaller) / n], size=draws)
     change = counts[:, 0] - counts[:, 1]
-    if more == less:
+    if larger == smaller:
         high = float(np.quantile(np.abs(change), level))
         low = 0.0 - high
     else:
@@ -161,7 +175,7 @@ def bootstrap_interval(
     return interval if n01 >= n10 else interval.mirrored()
 
 
-def mcnemar(n10: ArrayLike, n01: ArrayLike) -> np.ndarray:
+def mcnemar(n10: ArrayLike, n01: ArrayLike) -> NDArray[np.float64]:
     """Exact two-sided McNemar p value of equal accuracy, elementwise.
 
     p = min(1, 2 sum_{k <= min(n10, n01)} C(m, k)/2^m), m = n10 + n01: given that m images flipped, each way is as likely. It is
@@ -169,7 +183,8 @@ def mcnemar(n10: ArrayLike, n01: ArrayLike) -> np.ndarray:
     equal: see `qexp.stats.noninferiority`.
 
     Args:
-        n10, n01: integers of one shape.
+        n10: images right in A and wrong in B, integers.
+        n01: images wrong in A and right in B, integers of the same shape.
 
     Source: McNemar, Note on the sampling error of the difference between correlated proportions or percentages,
     Psychometrika 12 (1947), with the binomial distribution in place of its approximation.
@@ -187,6 +202,9 @@ def minimum_detectable_effect(discordant: float, n: int, *, power: float = 0.8, 
 
     Args:
         discordant: share of images on which exactly one of the two networks is right, percent (`Paired.discordant`).
+        n: images.
+        power: probability that the difference is found.
+        alpha: of the two-sided test.
 
     Source: Connor, Sample size for testing differences in proportions for the paired-sample design, Biometrics 43 (1987), without
     its d^2 term, which is small where differences are.
@@ -202,9 +220,9 @@ def minimum_detectable_effect(discordant: float, n: int, *, power: float = 0.8, 
     return 100 * float(norm.ppf(1 - alpha / 2) + norm.ppf(power)) * math.sqrt(discordant / 100 / n)
 
 
-def _both(what: str, a: object | None, b: object | None) -> bool:
+def _check_both(what: str, a: object | None, b: object | None) -> None:
+    """Raise `UserError` where one of the two is given without the other."""
     if (a is None) != (b is None):
         raise UserError(
             what, f"given for {'B' if a is None else 'A'} only", allowed="given for both or neither", remedy=SAME_IMAGES
         )
-    return a is not None

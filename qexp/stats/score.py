@@ -19,7 +19,10 @@ def score(n10: int, n01: int, n: int, difference: float) -> float:
     b = (2 n + n10 - n01) D - n10 - n01, c = -n10 D (1 - D). At D = 0 the square of z is McNemar's chi squared.
 
     Args:
-        n10: right in A, wrong in B. n01: the reverse. n: images. difference: B - A, points, -100 to 100.
+        n10: images right in A and wrong in B.
+        n01: images wrong in A and right in B.
+        n: images.
+        difference: B - A, points, -100 to 100.
 
     Source: Tango, Equivalence test and confidence interval for the difference in proportions for the paired-sample design,
     Statistics in Medicine 17 (1998).
@@ -55,6 +58,7 @@ def score_interval(n10: int, n01: int, n: int, *, level: float = 0.95) -> Interv
 
 
 def _lower(n10: int, n01: int, n: int, limit: float) -> float:
+    """The difference, points, whose score is `limit`."""
     check_counts(n10, n01, n)
     if n10 == n:
         return -100.0

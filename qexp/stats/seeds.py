@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -24,7 +23,8 @@ class OverSeeds:
     """Mean and spread over seeds.
 
     Args:
-        mean: percent or points, as the values were. num_seeds: how many there are.
+        mean: percent or points, as the values were.
+        num_seeds: number of values.
         sd: sample standard deviation, ddof 1, of single seeds; None of one seed.
         interval: t interval of the mean; None of one seed.
         p_value: of the paired t test, two-sided; None of a lone accuracy, of one seed, and where all seeds give the same.
@@ -37,7 +37,7 @@ class OverSeeds:
     p_value: float | None = None
 
 
-def over_seeds(values: Sequence[float], *, level: float = 0.95) -> OverSeeds:
+def over_seeds(values: ArrayLike, *, level: float = 0.95) -> OverSeeds:
     """Mean +- sd over seeds, with a t interval of the mean.
 
     mean +- t_{S - 1} sd/sqrt(S), sd = sqrt(sum (x - mean)^2/(S - 1)), t the quantile of (1 + level)/2. It covers the mean over
@@ -46,12 +46,13 @@ def over_seeds(values: Sequence[float], *, level: float = 0.95) -> OverSeeds:
 
     Args:
         values: one for each of S seeds, percent or points.
+        level: of the interval.
 
     Raises:
         UserError: no value, or one that is not finite.
 
-    >>> found = over_seeds([91.0, 92.0, 93.0])
-    >>> found.mean, found.sd, round(found.interval.low, 2), round(found.interval.high, 2)
+    >>> spread = over_seeds([91.0, 92.0, 93.0])
+    >>> spread.mean, spread.sd, round(spread.interval.low, 2), round(spread.interval.high, 2)
     (92.0, 1.0, 89.52, 94.48)
     """
     array = as_finite("values over seeds", values)
@@ -64,11 +65,13 @@ def over_seeds(values: Sequence[float], *, level: float = 0.95) -> OverSeeds:
     return OverSeeds(mean=mean, num_seeds=count, sd=sd, interval=Interval(mean - half, mean + half, level))
 
 
-def paired_over_seeds(values_a: Sequence[float], values_b: Sequence[float], *, level: float = 0.95) -> OverSeeds:
+def paired_over_seeds(values_a: ArrayLike, values_b: ArrayLike, *, level: float = 0.95) -> OverSeeds:
     """`over_seeds` of B - A seed by seed, with the p value of the paired t test.
 
     Args:
-        values_a, values_b: percent; the same seeds in the same order, so that what a seed does to both cancels.
+        values_a: percent, one for each seed.
+        values_b: percent; the same seeds in the same order, so that what a seed does to both cancels.
+        level: of the interval.
 
     Raises:
         UserError: different numbers of seeds, none, or a value that is not finite.
@@ -76,11 +79,10 @@ def paired_over_seeds(values_a: Sequence[float], values_b: Sequence[float], *, l
     a, b = as_finite("values of A", values_a), as_finite("values of B", values_b)
     if len(a) != len(b):
         raise UserError("seeds of B", len(b), allowed=f"{len(a)}, as many as A has", remedy="A paired test needs the same seeds.")
-    found = over_seeds(b - a, level=level)
-    if not found.sd:  # one seed, or no spread: t is undefined
-        return found
-    p_value = float(ttest_1samp(b - a, 0.0).pvalue)
-    return OverSeeds(mean=found.mean, num_seeds=found.num_seeds, sd=found.sd, interval=found.interval, p_value=p_value)
+    differences = over_seeds(b - a, level=level)
+    if not differences.sd:  # one seed, or no spread: t is undefined
+        return differences
+    return replace(differences, p_value=float(ttest_1samp(b - a, 0.0).pvalue))
 
 
 def hierarchical_bootstrap(
@@ -91,7 +93,7 @@ def hierarchical_bootstrap(
     Each draw resamples the S seeds with replacement, then the n images once for all seeds, since all are scored on the same
     test set and an image that is hard for one is hard for the others; images resampled for each seed apart would count as S
     test sets, and the interval would be too short. Percentiles of 100 sum_si w_s v_i x_si/(S n), w and v multinomial. Images
-    with equal answers over all seeds are drawn together, as `qexp.stats.paired.bootstrap_interval` does.
+    with equal results over all seeds are drawn together, as `qexp.stats.paired.bootstrap_interval` does.
 
     It covers the mean over seeds that might have been drawn, on the population of images. At level 0.95 and n = 1000 it did so in
     92 to 98 % of repetitions, with 3 to 10 seeds: less than it says where seeds matter more than images, since S of them hold
@@ -99,7 +101,11 @@ def hierarchical_bootstrap(
     were 85 to 89 %.
 
     Args:
-        correct: [S, n] bool, at least two seeds. against: [S, n] bool, the reference with the same seeds and images.
+        correct: [S, n] bool, at least two seeds.
+        against: [S, n] bool, the reference with the same seeds and images.
+        level: of the interval.
+        draws: number of resamples.
+        seed: of numpy's default generator.
 
     Returns:
         Accuracy in percent, or the difference `correct` - `against` in points, and its interval.

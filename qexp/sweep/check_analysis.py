@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from qexp.base.errors import UserError, UserErrors
-from qexp.config.analyze import BUDGETS, READS
-from qexp.config.root import TASKS, Config
+from qexp.config.analyze import BUDGETS, READS, TASKS
+from qexp.config.root import Config
 from qexp.quant.scheme_table import check_width
 
 ONE_LAYER = ("sensitivity", "allocate")  # tasks that quantize one layer at a time

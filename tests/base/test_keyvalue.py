@@ -3,6 +3,7 @@ from dataclasses import dataclass
 
 import pytest
 
+from qexp.base.checks import check_range
 from qexp.base.errors import UserError, UserErrors
 from qexp.base.keyvalue import parse, run_verb
 
@@ -13,6 +14,9 @@ class Settings:
     count: int = 1
     uri: str | None = None
     verify: bool = False
+
+    def __post_init__(self):
+        check_range("count", self.count, 1)
 
 
 def test_values_have_their_types():
@@ -39,6 +43,7 @@ def test_all_mistakes_at_once():
         (["name="], "name=None"),
         (["name=x", "count=many"], "count=many: allowed is a valid integer"),
         (["name=x", "verify=perhaps"], "verify=perhaps"),
+        (["name=x", "count=0"], "count=0: allowed is an integer of at least 1"),
     ],
 )
 def test_wrong_values(arguments, message):

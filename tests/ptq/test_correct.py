@@ -86,7 +86,7 @@ def test_one_batch_and_several_give_the_same_biases():
     for copied, sizes in zip(copies, [(24,), (10, 10, 4)], strict=True):
         whole = batches(24)[0]
         parts = torch.split(whole.images, list(sizes))
-        correct_bias_(copied, model, [Batch(images, whole.labels, whole.index, len(images)) for images in parts])
+        correct_bias_(copied, model, [Batch(images, whole.labels, whole.positions, len(images)) for images in parts])
     for name, value in copies[0].state_dict().items():
         assert torch.allclose(value, copies[1].state_dict()[name], atol=1e-6)
 

@@ -15,8 +15,8 @@ from qexp.quant.gradients import (
     fake_quantize_learned,
     fake_quantize_ste,
     offset_zero_point,
-    quantize_clipped,
 )
+from qexp.quant.gradients_pact import quantize_clipped
 from qexp.quant.scheme_table import code_range
 
 LAYOUTS = {

@@ -13,8 +13,8 @@ from qexp.quant.gradients import (
     gradient_factor,
     initial_scale,
     initial_weight_scale,
-    quantize_clipped,
 )
+from qexp.quant.gradients_pact import quantize_clipped
 
 
 def normal(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> torch.Tensor:

@@ -14,18 +14,18 @@ from qexp.quant import blocks
 from qexp.quant.affine import fake_quantize_affine
 from qexp.quant.linear import linear_dequantize, linear_quantize
 from qexp.quant.qparams import choose_qparams, fixed_point_qparams, scale_factors
+from qexp.quant.quantizer import FusedQuantizer
 from qexp.quant.ranges import min_max
 from qexp.quant.rounding import ROUNDINGS
 from qexp.quant.scheme_table import MAX_BITS, MIN_BITS, NO_CONTROL, SCHEME_NAMES
 from qexp.quant.schemes import SCHEMES, quantize_, represents_zero
 
 GRIDS = [name for name in SCHEMES if name != "half"]
-FUSED = [name for name in GRIDS if SCHEMES[name].kernel]  # schemes that run in blocks
+FUSED = [name for name in GRIDS if issubclass(SCHEMES[name].quantizer, FusedQuantizer)]  # schemes that run in blocks
 DETERMINISTIC = [name for name in ROUNDINGS if name != "stochastic"]
 # On the scale of what they quantize, with a range from end to end, both signs kept.
-COVERING = [
-    name for name in GRIDS if name not in ("linear_raw", "unsigned_symmetric", "fixed_point", "dorefa", "binary", "ternary")
-]
+NOT_COVERING = ("linear_raw", "unsigned_symmetric", "fixed_point", "dorefa", "binary", "ternary")
+COVERING = [name for name in GRIDS if name not in NOT_COVERING]
 
 
 def width(scheme: str, bits: int) -> int:

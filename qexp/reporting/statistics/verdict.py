@@ -11,7 +11,7 @@ import pandas as pd
 from qexp.reporting.frames.predictions import Answers, Found, float_keys, keys_of, place_of
 from qexp.reporting.frames.summary import is_control, is_float, seed_table
 from qexp.reporting.statistics.paired import ALPHA, all_pairs, comparable, holm, is_tested, row_names, seed_intervals
-from qexp.stats.family import SHOWN, Standing, in_words, indistinguishable_from_best
+from qexp.stats.family import MAX_NAMES, Standing, in_words, indistinguishable_from_best
 from qexp.stats.noninferiority import MARGIN
 from qexp.stats.paired import minimum_detectable_effect
 from qexp.tracking.record import FLOAT_VARIANT
@@ -152,9 +152,9 @@ def _no_loss(tested: pd.DataFrame, names: dict[int, str]) -> Iterator[str]:
     """What is shown to lose less than the margin."""
     holds = tested[tested["non_inferior"].eq(True)].sort_values("loss_bound", kind="stable")
     shown = [f"{names[at]} (at most {max(holds.at[at, 'loss_bound'], 0.0):.2f})" for at in holds.index]
-    more = f" and {len(shown) - SHOWN} more" if len(shown) > SHOWN else ""
+    more = f" and {len(shown) - MAX_NAMES} more" if len(shown) > MAX_NAMES else ""
     what = f"{len(shown)} of {len(tested)} are shown to lose less than {MARGIN:g} points"
-    yield f"{what}{': ' if shown else ''}{', '.join(shown[:SHOWN])}{more} (one-sided score test, 95 %)."
+    yield f"{what}{': ' if shown else ''}{', '.join(shown[:MAX_NAMES])}{more} (one-sided score test, 95 %)."
 
 
 def _against_best(part: pd.DataFrame, answers: Sequence[Answers], table: pd.DataFrame) -> tuple[pd.Series, str]:
@@ -197,8 +197,8 @@ def _gaps(table: pd.DataFrame, found: Found) -> Iterator[str]:
         if len(names) == int((~is_float(table)).sum()):
             yield f"No statistics: {reason}."
         else:
-            more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-            yield f"No statistics for {', '.join(names[:SHOWN])}{more}: {reason}."
+            more = f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else ""
+            yield f"No statistics for {', '.join(names[:MAX_NAMES])}{more}: {reason}."
 
 
 def _place(part: pd.DataFrame) -> str:
@@ -208,5 +208,5 @@ def _place(part: pd.DataFrame) -> str:
 
 def _listed(texts: Iterable[tuple[float, str, bool]]) -> str:
     words = [f"{name} ({delta:+.2f})" for delta, name, _ in sorted(texts, key=lambda text: -text[0])]
-    more = f" and {len(words) - SHOWN} more" if len(words) > SHOWN else ""
-    return f": {', '.join(words[:SHOWN])}{more}" if words else ""
+    more = f" and {len(words) - MAX_NAMES} more" if len(words) > MAX_NAMES else ""
+    return f": {', '.join(words[:MAX_NAMES])}{more}" if words else ""

@@ -1,0 +1,55 @@
+"""What a quantizer defines: its three steps on rows of a tensor, and two more where it has them.
+
+Rows are [G, N], float32; parameters are 0-d, [G], or [G, levels].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+from torch import Tensor
+
+from qexp.base.types import QuantSpec
+from qexp.quant.affine import Operation
+
+Params = Mapping[str, Tensor]
+Rows = Sequence[Tensor]
+Kernel = Callable[..., None]  # (x, out, *params): float32 blocks, params broadcast along the channels
+KernelParams = tuple[Tensor | float, ...]
+
+
+class Quantizer:
+    """Fit, encode and decode."""
+
+    @staticmethod
+    def fit(rows: Rows, minimum: Tensor, maximum: Tensor, spec: QuantSpec) -> Params:
+        """The parameters of all groups, from their ranges, or from the rows where the ranges do not say enough."""
+        raise NotImplementedError
+
+    @staticmethod
+    def encode(x: Tensor, params: Params, spec: QuantSpec, rounding: Operation | None) -> Tensor:
+        """Values -> float32 codes, integral, and unrounded where no rounding is given and the scheme has such a control."""
+        raise NotImplementedError
+
+    @staticmethod
+    def decode(codes: Tensor, params: Params, spec: QuantSpec) -> Tensor:
+        """Codes -> values."""
+        raise NotImplementedError
+
+
+class FusedQuantizer(Quantizer):
+    """One whose steps run in place over blocks that stay in cache."""
+
+    @staticmethod
+    def kernel(params: Params, spec: QuantSpec, rounding: Operation | None, clipped: bool) -> tuple[Kernel, KernelParams]:
+        """The steps in place, and their parameters; `clipped` where the range is not the tensor's own."""
+        raise NotImplementedError
+
+
+class RowQuantizer(Quantizer):
+    """One that works on whole rows and has a control."""
+
+    @staticmethod
+    def control(x: Tensor, params: Params, spec: QuantSpec) -> Tensor:
+        """The map without its rounding."""
+        raise NotImplementedError
