@@ -18,7 +18,8 @@ class ChannelStatistics:
     """Mean and standard deviation of each channel of a layer's output over the training data, as its batch norm knew them.
 
     Args:
-        mean: [C] float64, batch norm's shift beta. std: [C] float64, its scale gamma, whose sign says nothing.
+        mean: [C] float64, batch norm's shift beta.
+        std: [C] float64, its scale gamma, whose sign says nothing.
     """
 
     mean: Tensor

@@ -29,8 +29,11 @@ class Insertion:
     """A module to call on a node's value.
 
     Args:
-        node: whose value. name: dotted path of the module in the network. module: may serve several nodes.
-        users: which readers get `module(value)` instead; None all. options: further arguments of the call.
+        node: whose value.
+        name: dotted path of the module in the network.
+        module: may serve several nodes.
+        users: which readers get `module(value)` instead; None all.
+        options: further arguments of the call.
     """
 
     node: fx.Node
@@ -186,7 +189,8 @@ def follow(model: nn.Module, leaves: tuple[type[nn.Module], ...] = ()) -> tuple[
     """torch.fx's graph of a network in the mode that it is in, and the tensors that its forward makes; raises as `trace` does.
 
     Args:
-        model: as before afterwards. leaves: own modules that are not entered, beside torch's.
+        model: as before afterwards.
+        leaves: own modules that are not entered, beside torch's.
     """
     refuse_instance_forward(model)
     before, made = set(model.__dict__), {}

@@ -66,7 +66,8 @@ class Link:
     """A layer's input, followed back to the layer or batch norm that made it.
 
     Args:
-        source: module name of that layer or batch norm. target: of the layer that reads it.
+        source: module name of that layer or batch norm.
+        target: of the layer that reads it.
         activation: on the way, `none`, `relu`, `relu6`, `clip` (a `ChannelClip`) or `prelu`; its module's name, None where it is
             a function.
         features: of the target's inputs for each channel of the source: 1, or more behind a flatten.

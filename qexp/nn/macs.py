@@ -15,7 +15,8 @@ def macs_per_layer(model: nn.Module, example: Tensor) -> dict[str, int]:
     """Multiply-accumulates of one image, by module: of convolutions, linear layers and matrix products, as torch counts them.
 
     Args:
-        model: any network. example: [N, C, H, W] images.
+        model: any network.
+        example: [N, C, H, W] images.
 
     >>> macs_per_layer(nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten(), nn.Linear(32, 2)), torch.zeros(1, 3, 4, 4))
     {'0': 864, '2': 64}

@@ -33,7 +33,8 @@ class Place:
     """One tensor of codes, or several with one scale.
 
     Args:
-        info: what a plan says of it. nodes: of the graph, each of whose values is quantized, in order of execution.
+        info: what a plan says of it.
+        nodes: of the graph, each of whose values is quantized, in order of execution.
         users: which readers of the value get the codes; None all.
         overwritable: of each node: its memory holds nothing else that is read later.
     """

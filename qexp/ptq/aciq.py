@@ -32,7 +32,8 @@ def aciq_ratio(distribution: str, kappa: float) -> float:
     """The best clip in units of the scale: b = E|x| of `laplace`, sigma of `gaussian`.
 
     Args:
-        distribution: `laplace` or `gaussian`. kappa: the grid's step in units of the clip, above 0.
+        distribution: `laplace` or `gaussian`.
+        kappa: the grid's step in units of the clip, above 0.
 
     >>> [round(aciq_ratio("laplace", 2 / 2**bits), 2) for bits in (2, 4, 5)]
     [2.83, 5.03, 6.2]

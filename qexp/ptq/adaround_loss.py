@@ -75,7 +75,8 @@ class Quadratic:
     """E|r - D x|^2 over all positions, as tr(D E[xx'] D') - 2 tr(D E[x r']) + E[r'r].
 
     Args:
-        layer: a layer of the quantized network, whose bias it takes. weight: its unquantized weight.
+        layer: a layer of the quantized network, whose bias it takes.
+        weight: its unquantized weight.
     """
 
     def __init__(self, layer: nn.Module, weight: Tensor) -> None:

@@ -58,8 +58,10 @@ def calibrate(
         model: on the device of the images; its modes, buffers and hooks are as before afterwards.
         batches: gives the same images anew at each call, this rank's share of them.
         places: qualified module name -> the spec of what passes there, `per_tensor` or `per_channel` along its axis.
-        settings: the method. split: where the images come from, which has to be `settings.split`.
-        data_fingerprint: of the data set. weights_hash: names the network; by default `hash_tensors` of its state dict.
+        settings: the method.
+        split: where the images come from, which has to be `settings.split`.
+        data_fingerprint: of the data set.
+        weights_hash: names the network; by default `hash_tensors` of its state dict.
         side: `output` or `input` of the modules.
         norms: for `calibrate=bn`, the places that lie behind a batch norm; the others take `minmax`, and the result says so.
         gather: values of all ranks in their order, `all_gather_object`.

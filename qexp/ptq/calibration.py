@@ -34,9 +34,13 @@ class Calibration:
 
     Args:
         ranges: place -> (minimum, maximum), float32 on the CPU, 0-d or [channels].
-        methods: place -> name of the method that found its range. grids: place -> what that range depends on of its spec.
-        settings: of `CalibrateSettings`, as plain values. split: where the images came from. num_images: over all ranks.
-        data_fingerprint: of the data set. weights_hash: of the network, `hash_tensors` of its state dict.
+        methods: place -> name of the method that found its range.
+        grids: place -> what that range depends on of its spec.
+        settings: of `CalibrateSettings`, as plain values.
+        split: where the images came from.
+        num_images: over all ranks.
+        data_fingerprint: of the data set.
+        weights_hash: of the network, `hash_tensors` of its state dict.
         version: of the methods.
     """
 
@@ -128,7 +132,8 @@ class Calibration:
         Which data and weights the ranges rest on is not asked here: `data_fingerprint` and `weights_hash` tell.
 
         Args:
-            places: place -> spec, all that are wanted. shapes: place -> shape of a batch there, without its first size.
+            places: place -> spec, all that are wanted.
+            shapes: place -> shape of a batch there, without its first size.
         """
         for place, spec in places.items():
             name = place.removeprefix(f"{CONTAINER}.")

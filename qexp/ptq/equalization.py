@@ -36,7 +36,8 @@ class EqualizedPair:
     """What equalization did to two layers.
 
     Args:
-        first, second: layer names. activation: between them.
+        first, second: layer names.
+        activation: between them.
         scale: [C] float64; the first layer's output channels were divided by it and the second's inputs multiplied.
         dead: channels that were left alone.
     """
@@ -149,7 +150,8 @@ def rescale_channels(
     Args:
         model: in eval mode, batch norms folded; not changed.
         statistics: of layers' outputs, from `fold_batch_norm`.
-        log10: r. seed: of the factors.
+        log10: r.
+        seed: of the factors.
 
     Raises:
         UserError: a network in training mode, or one that torch.fx cannot trace.

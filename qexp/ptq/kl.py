@@ -53,8 +53,9 @@ def best_threshold(counts: Tensor, levels: int, num_candidates: int) -> Tensor:
     """How many of the first bins lie below the best threshold.
 
     Args:
-        counts: float64 [G, B], of magnitudes. levels: of the grid up to the threshold. num_candidates: thresholds tried, evenly
-            spaced; all bins are one of them.
+        counts: float64 [G, B], of magnitudes.
+        levels: of the grid up to the threshold.
+        num_candidates: thresholds tried, evenly spaced; all bins are one of them.
 
     Returns:
         float32 [G], 1 to B.

@@ -31,8 +31,10 @@ def mse_range(sample: Sample, spec: QuantSpec, *, norm: float, num_candidates: i
     """Clip limits [G] with the least error among the candidates.
 
     Args:
-        sample: at least one group has a range. spec: its grid; its granularity is not read.
-        norm: p. num_candidates: n; each shrinks the range by 1/n of its full width.
+        sample: at least one group has a range.
+        spec: its grid; its granularity is not read.
+        norm: p.
+        num_candidates: n; each shrinks the range by 1/n of its full width.
     """
     values, weights = sample.points()
     grid, buffer = row_spec(spec), torch.empty_like(values)

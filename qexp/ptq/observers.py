@@ -128,7 +128,9 @@ class HistogramObserver:
     """Counts within a range that is known, for the methods that read a sample.
 
     Args:
-        extremes: minimum and maximum [G] of all values that will come. settings: method and number of bins. axis: of the groups.
+        extremes: minimum and maximum [G] of all values that will come.
+        settings: method and number of bins.
+        axis: of the groups.
     """
 
     def __init__(self, extremes: Limits, settings: CalibrateSettings, axis: int | None = None) -> None:

@@ -22,7 +22,8 @@ def observing(model: nn.Module, places: Mapping[str, Observer], *, side: str = "
     """Let each observer see what its module gives out (or takes in) while the scope lasts.
 
     Args:
-        model: any module. places: qualified module name (`layer1.0.relu`; empty for the model itself) -> observer.
+        model: any module.
+        places: qualified module name (`layer1.0.relu`; empty for the model itself) -> observer.
         side: `output`, or `input`, the first positional argument.
 
     Raises:

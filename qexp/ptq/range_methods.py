@@ -33,8 +33,8 @@ class Method:
     """One way to find a range.
 
     Args:
-        reads: `ends` of batches, a `sample`, or a `batch_norm`. find: (what it reads, spec, settings) -> limits; None for
-            `batch_norm`, which is `bn_range`.
+        reads: `ends` of batches, a `sample`, or a `batch_norm`.
+        find: (what it reads, spec, settings) -> limits; None for `batch_norm`, which is `bn_range`.
         depends_on_grid: other bits or another scheme give other limits.
     """
 
@@ -128,7 +128,9 @@ def weight_range(weight: Tensor, spec: QuantSpec, settings: CalibrateSettings) -
     """Clipping limits of a weight by `settings.weights`, as `quantize_(limits=)` takes them.
 
     Args:
-        weight: any shape and floating dtype. spec: its quantizer. settings: method and what it reads.
+        weight: any shape and floating dtype.
+        spec: its quantizer.
+        settings: method and what it reads.
 
     Returns:
         minimum, maximum float32: 0-d per tensor, else [num_groups].
@@ -165,7 +167,9 @@ def bn_range(
     clamp(beta - n |gamma|, floor, ceiling) .. clamp(beta + n |gamma|, floor, ceiling); per tensor the widest over the channels
 
     Args:
-        beta, gamma: [C], bias and scale of the batch norm. spec: of the activation, per tensor or per channel. num_sigmas: n.
+        beta, gamma: [C], bias and scale of the batch norm.
+        spec: of the activation, per tensor or per channel.
+        num_sigmas: n.
         floor, ceiling: what the activation function clamps to: floor 0 for ReLU, also ceiling 6 for ReLU6; None for none.
 
     Returns:

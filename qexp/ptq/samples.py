@@ -52,7 +52,8 @@ class Rows:
     """All values at hand; build it with `of`.
 
     Args:
-        values: float32 [G, N]. minimum, maximum: [G].
+        values: float32 [G, N].
+        minimum, maximum: [G].
     """
 
     values: Tensor
@@ -91,7 +92,9 @@ class Histogram:
     """Counts in even bins over [-edge, edge].
 
     Args:
-        minimum, maximum: float32 [G], of the values. counts: int64 [G, 2B], exact zeros left out. zeros: int64 [G].
+        minimum, maximum: float32 [G], of the values.
+        counts: int64 [G, 2B], exact zeros left out.
+        zeros: int64 [G].
     """
 
     minimum: Tensor
@@ -157,7 +160,9 @@ def count_bins(x: Tensor, edge: Tensor, num_bins: int, axis: int | None) -> tupl
     into batches changes nothing.
 
     Args:
-        x: any shape, finite. edge: [G]; values beyond go to the last bins. axis: of the G groups; None for one.
+        x: any shape, finite.
+        edge: [G]; values beyond go to the last bins.
+        axis: of the G groups; None for one.
 
     Returns:
         counts int64 [G, 2 num_bins], zeros int64 [G].

@@ -42,7 +42,8 @@ class Converted:
     Args:
         state: plain state dict, float32 on the CPU; quantized weights hold the values of their codes.
         weights: name -> grid, value = (code - zero_point) * scale; no parameters (None) where the scheme stores codes otherwise.
-        activations: place in the graph -> grid. folded: the state is the folded network's.
+        activations: place in the graph -> grid.
+        folded: the state is the folded network's.
         about: method, model, bits and what else its reader wants to know; plain values.
     """
 
@@ -75,7 +76,8 @@ def convert(
     """The network as it stands, quantized.
 
     Args:
-        qat: initialised; not changed. network: the float network that it was prepared from, with any weights; not changed.
+        qat: initialised; not changed.
+        network: the float network that it was prepared from, with any weights; not changed.
         about: for the file's reader.
         refine: may change batch norm's statistics of the network with quantized weights, in place.
     """
@@ -117,7 +119,8 @@ def assemble(network: nn.Module, converted: Converted, example: Tensor) -> nn.Mo
     """The converted network, ready to run: float32 images -> float32 logits, in eval mode.
 
     Args:
-        network: the float network, with any weights; not changed. example: one image, on its device.
+        network: the float network, with any weights; not changed.
+        example: one image, on its device.
 
     Raises:
         UserError: the file was converted from another network.

@@ -14,7 +14,9 @@ def train_hooks(qat: QatNetwork, recipe: TrainSettings, teacher: nn.Module | Non
     """Decay of quantizers' parameters, frozen batch norm, weights overwritten after each step, and distillation.
 
     Args:
-        qat: what is trained. recipe: of the training. teacher: the float network, read where it is distilled from.
+        qat: what is trained.
+        recipe: of the training.
+        teacher: the float network, read where it is distilled from.
     """
     settings = qat.settings
     decays = {}

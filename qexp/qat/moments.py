@@ -19,8 +19,11 @@ class Moments:
     """Float32, 0-d or [channels].
 
     Args:
-        minimum, maximum: the range, clipped as the calibration's method finds best. mean_abs: E|x|. mean, std: of a weight.
-        three_sigma: a weight's first step size covers three standard deviations, as LSQ+ has it. ranged: it covers the range.
+        minimum, maximum: the range, clipped as the calibration's method finds best.
+        mean_abs: E|x|.
+        mean, std: of a weight.
+        three_sigma: a weight's first step size covers three standard deviations, as LSQ+ has it.
+        ranged: it covers the range.
     """
 
     minimum: Tensor
@@ -54,7 +57,8 @@ def magnitudes(model: nn.Module, batches: Iterable[Batch]) -> Mapping[str, tuple
     """Place -> (E|x|, max|x|) over all values that pass it, 0-d.
 
     Args:
-        model: of `qexp.nn.fake_quant.observed`; its modes are as before afterwards. batches: calibration images.
+        model: of `qexp.nn.fake_quant.observed`; its modes are as before afterwards.
+        batches: calibration images.
     """
     seen: dict[str, list[float]] = {}
 

@@ -42,11 +42,15 @@ class QatNetwork:
     """A network with quantizers in it.
 
     Args:
-        module: what is trained; takes and gives what the network does. plan: what is quantized. settings: how.
-        weights: name of each quantized weight -> its quantizer; empty for `every_step`. activations: place -> its quantizer.
+        module: what is trained; takes and gives what the network does.
+        plan: what is quantized.
+        settings: how.
+        weights: name of each quantized weight -> its quantizer; empty for `every_step`.
+        activations: place -> its quantizer.
         norms: with folding, name of each batch norm that is -> the layer before it.
-        traced: of the network. network: it, whose modules the trained one shares. inserted_weights: quantizers of weights that
-            functions read.
+        traced: of the network.
+        network: it, whose modules the trained one shares.
+        inserted_weights: quantizers of weights that functions read.
     """
 
     module: GraphNetwork
@@ -90,7 +94,9 @@ def prepare(network: nn.Module, plan: Plan, settings: QatSettings, example: Tens
 
     Args:
         network: on the device where it trains; its parameters and modules become those of the result, which alone is to be used
-            from here on. plan: of its tensors and of its activations, if those are quantized. settings: the method.
+            from here on.
+        plan: of its tensors and of its activations, if those are quantized.
+        settings: the method.
         example: one image, on that device.
 
     Raises:
@@ -153,7 +159,8 @@ def initialise(qat: QatNetwork, batches: Callable[[], Iterable[Batch]], settings
     running statistics.
 
     Args:
-        qat: of `prepare`. batches: gives the calibration images anew at each call.
+        qat: of `prepare`.
+        batches: gives the calibration images anew at each call.
         settings: the method that finds the ranges from which `ste`, `lsq_plus`, `pact` and `every_step` begin.
     """
     masters = qat.masters()

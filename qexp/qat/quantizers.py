@@ -33,7 +33,8 @@ class Quantizer(nn.Module):
     """x -> the values that its codes stand for, with a gradient; shape, dtype and memory format stay.
 
     Args:
-        spec: the grid. mask: which values pass their gradient, `paper` or `rounded`.
+        spec: the grid.
+        mask: which values pass their gradient, `paper` or `rounded`.
     """
 
     def __init__(self, spec: QuantSpec, mask: str) -> None:
@@ -118,7 +119,8 @@ class LearnedStep(Quantizer):
     """`lsq`, and with an offset `lsq_plus`: the step size is a parameter.
 
     Args:
-        num_elements: of a step: weights, or values of one image. num_channels: steps, where they are per channel.
+        num_elements: of a step: weights, or values of one image.
+        num_channels: steps, where they are per channel.
         with_offset: learn the value of code 0 too.
     """
 
@@ -240,7 +242,9 @@ class FoldedWeight(nn.Module):
     when both together are the folded layer.
 
     Args:
-        quantizer: of the folded weight. layer: that holds the weight. norm: the batch norm behind it.
+        quantizer: of the folded weight.
+        layer: that holds the weight.
+        norm: the batch norm behind it.
 
     Source: Jacob et al. 2018, arXiv:1712.05877, section 3.2; Krishnamoorthi 2018, arXiv:1806.08342, section 3.2.2.
     """
