@@ -51,7 +51,7 @@ from qexp.nn.fake_quant import CONTAINER, FakeQuantize, fake_quants, insert, obs
 from qexp.nn.fold import fold_batch_norm
 from qexp.nn.graph import trace
 from qexp.nn.inventory import inventory
-from qexp.nn.places import activations
+from qexp.nn.activation_points import activations
 from qexp.policy.plan import make_plan
 from qexp.ptq.bn_reestimation import reestimate_batch_norm_
 from qexp.ptq.calibrate import calibrate

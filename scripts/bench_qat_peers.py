@@ -20,7 +20,7 @@ from qexp.config.quant import QuantSettings
 from qexp.nn.fake_quant import CONTAINER
 from qexp.nn.graph import evaluating, trace
 from qexp.nn.inventory import inventory
-from qexp.nn.places import activations
+from qexp.nn.activation_points import activations
 from qexp.policy.plan import make_plan
 from qexp.qat.prepare import QatNetwork, initialise, prepare
 from qexp.qat.quantizers import LearnedStep, Quantizer

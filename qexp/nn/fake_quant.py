@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from qexp.base.errors import UserError, nearest
 from qexp.base.types import Plan, QParams, QuantSpec
 from qexp.nn.graph import GraphNetwork, Insertion, Traced
-from qexp.nn.places import Place, find_places
+from qexp.nn.activation_points import ActivationPoint, find_activation_points
 from qexp.quant.affine import fake_quantize_steps, rounding_of, scaling, step_limits
 from qexp.quant.blocks import in_blocks, memory_order
 from qexp.quant.qparams import choose_qparams
@@ -152,7 +152,7 @@ def insert(traced: Traced, plan: Plan, network: nn.Module | None = None) -> Grap
 
     Args:
         traced: of `qexp.nn.graph.trace`.
-        plan: whose activations were planned from `qexp.nn.places.activations(traced)`.
+        plan: whose activations were planned from `qexp.nn.activation_points.activations(traced)`.
         network: share these weights instead: a copy of the traced network, folded or not.
 
     Raises:
@@ -162,7 +162,7 @@ def insert(traced: Traced, plan: Plan, network: nn.Module | None = None) -> Grap
     insertions = []
     source = traced.root if network is None else network
     device = next((tensor.device for tensor in source.state_dict().values()), torch.device("cpu"))
-    for name, place in planned_places(traced, specs).items():
+    for name, place in planned_points(traced, specs).items():
         info, spec = place.info, specs[name]
         channels = (1, *info.shape)[info.channel_axis] if spec.granularity == "per_channel" else None
         module = FakeQuantize(name, spec, channels).to(device)
@@ -177,7 +177,7 @@ def observed(
 ) -> GraphNetwork:
     """The network with an `Observed` at every place, for `observing`, and what `more` inserts; weights shared as by `insert`."""
     insertions = list(more)
-    for place in find_places(traced, layers_only=layers_only):
+    for place in find_activation_points(traced, layers_only=layers_only):
         module = Observed(place.info.name)
         insertions += [Insertion(node, f"{CONTAINER}.{module.name}", module, place.users) for node in place.nodes]
     return traced.build(insertions, network)
@@ -201,7 +201,7 @@ def fake_quants(model: nn.Module) -> dict[str, FakeQuantize]:
     return {module.name: module for module in model.modules() if isinstance(module, FakeQuantize)}
 
 
-def planned_places(traced: Traced, specs: Mapping[str, QuantSpec]) -> dict[str, Place]:
+def planned_points(traced: Traced, specs: Mapping[str, QuantSpec]) -> dict[str, ActivationPoint]:
     """The places of these names, in order of execution.
 
     Raises:
@@ -209,7 +209,7 @@ def planned_places(traced: Traced, specs: Mapping[str, QuantSpec]) -> dict[str, 
     """
     layers_only = any(spec.layers_only or spec.dynamic for spec in specs.values())
     assert layers_only == all(spec.layers_only or spec.dynamic for spec in specs.values()) or not specs, "two kinds of places"
-    places = {place.info.name: place for place in find_places(traced, layers_only=layers_only)}
+    places = {place.info.name: place for place in find_activation_points(traced, layers_only=layers_only)}
     for name in specs:
         if name not in places:
             raise UserError("activation", name, allowed="a place of the network's graph", remedy=nearest(name, places))

@@ -32,7 +32,7 @@ def plan_activations(
     """A row for each activation, and notes; no rows where neither the settings nor a rule give activations a width.
 
     Args:
-        activations: of `qexp.nn.places.activations`, everywhere or at layers only as `quant.activation` says.
+        activations: of `qexp.nn.activation_points.activations`, everywhere or at layers only as `quant.activation` says.
         tensors: the inventory, which says what is first and last.
         policy, quant, bits: as for `make_plan`. mode: `int` or `float`, where values are clamped and not rounded.
 

@@ -17,7 +17,7 @@ from qexp.base.errors import UserError
 from qexp.base.types import Batch, QuantSpec
 from qexp.config.correct import CorrectSettings
 from qexp.nn.graph import evaluating
-from qexp.nn.links import activations_after
+from qexp.nn.layer_pairs import activations_after
 from qexp.ptq.adaround_loss import SUPPORTED, Quadratic, Samples, kernel_rows, make_loss
 from qexp.ptq.grid_traits import EVEN
 from qexp.ptq.layer_inputs import layers_in_order, run_until

@@ -17,7 +17,7 @@ from qexp.base.types import Batch
 from qexp.nn.channels import LAYERS, add_to_bias_, mean_response, output_dim
 from qexp.nn.fold import ChannelStatistics
 from qexp.nn.graph import evaluating
-from qexp.nn.links import RELU6_CAP, Link, find_links
+from qexp.nn.layer_pairs import RELU6_CAP, Link, find_layer_pairs
 from qexp.ptq.layer_inputs import layers_in_order, run_until
 
 
@@ -136,7 +136,7 @@ def correct_bias_analytic_(
     Source: Nagel et al. 2019, arXiv:1906.04721, section 4.2.1 and appendix C.
     """
     shifts, notes, known = {}, [], dict(statistics or {})
-    links = {link.target: link for link in find_links(reference)}
+    links = {link.target: link for link in find_layer_pairs(reference)}
     for name, layer in reference.named_modules():
         if name not in links:
             continue

@@ -26,7 +26,7 @@ from qexp.nn.channels import (
     scale_outputs_,
 )
 from qexp.nn.fold import ChannelStatistics
-from qexp.nn.links import RELU6_CAP, ChannelClip, Link, find_links
+from qexp.nn.layer_pairs import RELU6_CAP, ChannelClip, Link, find_layer_pairs
 
 DEAD = 1e-8  # a channel whose weights are all below is left alone: its ratio of ranges means nothing
 
@@ -168,7 +168,7 @@ def rescale_channels(
 def _scalable(model: nn.Module) -> tuple[list[Link], list[str]]:
     """The pairs between which a positive scale passes, and why others are left out."""
     links, notes = [], []
-    for link in find_links(model):
+    for link in find_layer_pairs(model):
         if _usable(link, model):
             if link.activation == "relu6" and link.activation_module is None:
                 notes.append(f"{link.source}, {link.target}: not equalized, the ReLU6 between them is no module of its own")
@@ -251,7 +251,7 @@ def absorb_high_biases(model: nn.Module, statistics: Mapping[str, ChannelStatist
     Source: Nagel et al. 2019, arXiv:1906.04721, section 4.1.3.
     """
     network, shifted, pairs, notes = copy.deepcopy(model), dict(statistics), [], []
-    for link in find_links(model):
+    for link in find_layer_pairs(model):
         if not _usable(link, model) or link.activation not in ("relu", "clip"):
             continue
         reason = _no_absorption(link, model, statistics, padded)

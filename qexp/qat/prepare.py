@@ -20,7 +20,7 @@ from qexp.base.errors import UserError
 from qexp.base.types import ActivationInfo, Batch, Plan, QuantSpec
 from qexp.config.calibrate import CalibrateSettings
 from qexp.config.qat import SCHEMES, QatSettings
-from qexp.nn.fake_quant import CONTAINER, observed, planned_places
+from qexp.nn.fake_quant import CONTAINER, observed, planned_points
 from qexp.nn.fold import fold_batch_norm
 from qexp.nn.graph import GraphNetwork, Insertion, Traced, evaluating, trace
 from qexp.ptq.bn_reestimation import reestimate_batch_norm_
@@ -109,7 +109,7 @@ def prepare(network: nn.Module, plan: Plan, settings: QatSettings, example: Tens
             norms = fold_batch_norm(network).layers
     device = example.device
     insertions, activations = [], {}
-    for name, place in planned_places(traced, plan.quantized_activations).items():
+    for name, place in planned_points(traced, plan.quantized_activations).items():
         module = activations[name] = _of_activation(place.info, plan.quantized_activations[name], settings).to(device)
         insertions += [Insertion(node, f"{CONTAINER}.{name}", module, place.users) for node in place.nodes]
     weights, inserted = _weights(traced, network, plan, settings, norms)

@@ -10,7 +10,7 @@ from qexp.config.policy import PolicySettings
 from qexp.config.quant import ActivationQuantSettings, QuantSettings
 from qexp.nn.fake_quant import fake_quants, insert, observed, observing
 from qexp.nn.inventory import inventory
-from qexp.nn.places import activations
+from qexp.nn.activation_points import activations
 from qexp.policy.plan import make_plan
 
 

@@ -12,7 +12,7 @@ from qexp.base.torchvision_compat import torchvision
 from qexp.models.cifar_resnet import CifarResNet
 from qexp.nn.channels import by_channel, input_ranges, mean_response, output_ranges
 from qexp.nn.fold import fold_batch_norm
-from qexp.nn.links import activations_after, find_links
+from qexp.nn.layer_pairs import activations_after, find_layer_pairs
 from qexp.ptq.equalization import equalize
 
 models = torchvision().models
@@ -180,12 +180,12 @@ class Ways(nn.Module):
 
 
 def test_links():
-    links = {(link.source, link.target): link for link in find_links(Ways().eval())}
+    links = {(link.source, link.target): link for link in find_layer_pairs(Ways().eval())}
     assert set(links) == {("a", "b"), ("b", "c"), ("e", "f")}  # not through the sigmoid, nor through the sum
     assert links["a", "b"].exclusive and links["a", "b"].max_pooled and links["a", "b"].activation == "relu"
     assert not links["b", "c"].exclusive and links["b", "c"].activation_module == "act"
     flat = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU6(), nn.Linear(4, 4)).eval()  # a linear layer over width, not over channels
-    assert find_links(flat) == ()
+    assert find_layer_pairs(flat) == ()
     assert activations_after(Ways().eval()) == {"a": "relu", "e": "relu"}
 
 

@@ -11,7 +11,7 @@ from torch import nn
 from qexp.base.errors import UserError
 from qexp.base.types import Batch, QuantSpec
 from qexp.nn.fold import ChannelStatistics, fold_batch_norm
-from qexp.nn.links import ChannelClip, Link
+from qexp.nn.layer_pairs import ChannelClip, Link
 from qexp.ptq.bias_correction import correct_bias_, correct_bias_analytic_, mean_input
 from qexp.ptq.bn_reestimation import reestimate_batch_norm_
 from qexp.quant.schemes import quantize_

@@ -11,7 +11,7 @@ from torch import nn
 from qexp.base.types import QuantSpec
 from qexp.nn.fold import ChannelStatistics, fold_batch_norm
 from qexp.nn.graph import trace
-from qexp.nn.links import ChannelClip
+from qexp.nn.layer_pairs import ChannelClip
 from qexp.ptq.equalization import absorb_high_biases, equalize, rescale_channels
 from qexp.quant.schemes import quantize_
 

@@ -14,7 +14,7 @@ from qexp.config.qat import QatSettings
 from qexp.config.quant import QuantSettings, WeightQuantSettings
 from qexp.nn.graph import evaluating, trace
 from qexp.nn.inventory import inventory
-from qexp.nn.places import activations
+from qexp.nn.activation_points import activations
 from qexp.policy.plan import make_plan
 from qexp.qat.convert import Converted, assemble, convert
 from qexp.qat.prepare import QatNetwork, initialise, prepare

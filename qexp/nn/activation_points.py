@@ -29,7 +29,7 @@ _FRESH = (*INTEGER, *_FLOAT_CHAIN)
 
 
 @dataclass(frozen=True)
-class Place:
+class ActivationPoint:
     """One tensor of codes, or several with one scale.
 
     Args:
@@ -45,7 +45,7 @@ class Place:
     overwritable: tuple[bool, ...]
 
 
-def find_places(traced: Traced, *, layers_only: bool = False) -> tuple[Place, ...]:
+def find_activation_points(traced: Traced, *, layers_only: bool = False) -> tuple[ActivationPoint, ...]:
     """The places in order of execution; see the module's text.
 
     Args:
@@ -60,7 +60,7 @@ def find_places(traced: Traced, *, layers_only: bool = False) -> tuple[Place, ..
         users = frozenset(graph.readers[key]) if layers_only else None
         name = traced.names[shared.get(key, nodes[0])]
         info = graph.describe(name, nodes, graph.readers[key], taken, concat=key in shared)
-        places.append(Place(info, tuple(nodes), users, tuple(graph.overwritable(node, users) for node in nodes)))
+        places.append(ActivationPoint(info, tuple(nodes), users, tuple(graph.overwritable(node, users) for node in nodes)))
     return tuple(places)
 
 
@@ -70,7 +70,7 @@ def activations(traced: Traced, *, layers_only: bool = False) -> tuple[Activatio
     Listed as not entered: the products inside attention and recurrent modules, whose inputs are places. Listed as not executed:
     conv and linear layers that the forward never calls (auxiliary heads).
     """
-    found = [place.info for place in find_places(traced, layers_only=layers_only)]
+    found = [place.info for place in find_activation_points(traced, layers_only=layers_only)]
     calls = [node for node in traced.graph.nodes if node in traced.values and not traced.values[node].constant]
     for order, node in enumerate(calls):
         if traced.kind(node) == "attention":

@@ -7,7 +7,7 @@ from torch import nn
 
 from qexp.models.cifar_resnet import CifarResNet
 from qexp.nn.graph import trace
-from qexp.nn.places import activations, find_places
+from qexp.nn.activation_points import activations, find_activation_points
 
 
 def infos(net, graphs, **options):
@@ -84,7 +84,7 @@ class Aliases(nn.Module):
 
 
 def test_memory_that_is_read_again_is_not_overwritten(graphs):
-    places = {place.info.name: place for place in find_places(trace(Aliases().eval(), graphs.images(1)))}
+    places = {place.info.name: place for place in find_activation_points(trace(Aliases().eval(), graphs.images(1)))}
     assert places["relu"].overwritable == (False,) and places["input"].overwritable == (False,)
     assert places["two"].overwritable == (True,)
 
