@@ -69,21 +69,21 @@ def aciq_range(sample: Sample, spec: QuantSpec, distribution: str) -> tuple[Tens
     if is_unsigned(spec):
         values, weights = values.clamp(min=0), weights * (values > 0)
     steps = num_steps(spec)
-    both = aciq_ratio(distribution, 2 / steps)
+    two_sided = aciq_ratio(distribution, 2 / steps)
     nonzero = weights * (values != 0)
     around_zero = _scale(values, nonzero, distribution)
     if shrinks_together(spec):
-        low, high = -both * around_zero, both * around_zero
+        low, high = -two_sided * around_zero, two_sided * around_zero
     else:
-        one = aciq_ratio(distribution, 1 / steps)
+        one_sided = aciq_ratio(distribution, 1 / steps)
         mean = (values * weights).sum(1) / weights.sum(1)
         around_mean = _scale(values - mean[:, None], weights, distribution)
-        low, high = mean - both * around_mean, mean + both * around_mean
+        low, high = mean - two_sided * around_mean, mean + two_sided * around_mean
         zero = torch.zeros_like(mean)
         positive, negative = sample.minimum >= 0, sample.maximum <= 0
         positive = positive | torch.full_like(positive, is_unsigned(spec))
-        low = torch.where(positive, zero, torch.where(negative, -one * around_zero, low))
-        high = torch.where(positive, one * around_zero, torch.where(negative, zero, high))
+        low = torch.where(positive, zero, torch.where(negative, -one_sided * around_zero, low))
+        high = torch.where(positive, one_sided * around_zero, torch.where(negative, zero, high))
     low, high = torch.maximum(low.float(), sample.minimum), torch.minimum(high.float(), sample.maximum)
     return low, torch.maximum(low, high)  # an unsigned grid keeps nothing of a group without positive values
 

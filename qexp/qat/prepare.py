@@ -179,7 +179,7 @@ def initialise(qat: QatNetwork, batches: Callable[[], Iterable[Batch]], settings
         return
     layers_only = next(iter(qat.plan.quantized_activations.values())).layers_only
     # Not the trained module, whose activations are to be quantized, but another graph over the same weights.
-    watched = observed(qat.traced, layers_only=layers_only, network=qat.network, more=qat.inserted_weights)
+    watched = observed(qat.traced, layers_only=layers_only, network=qat.network, extra=qat.inserted_weights)
     with _normalized(watched, qat.settings, batches):
         found = _activation_moments(qat, watched, batches, settings)
     device = next(iter(masters.values())).device

@@ -11,8 +11,9 @@ from torch import nn
 from qexp.base.types import QuantSpec
 from qexp.nn.fold import ChannelStatistics, fold_batch_norm
 from qexp.nn.graph import trace
-from qexp.nn.layer_pairs import ChannelClip
-from qexp.ptq.equalization import absorb_high_biases, equalize, rescale_channels
+from qexp.nn.connectivity import ChannelClip
+from qexp.ptq.bias_absorption import absorb_high_biases
+from qexp.ptq.equalization import equalize, rescale_channels
 from qexp.quant.schemes import quantize_
 
 IMAGES = torch.randn(64, 3, 8, 8, generator=torch.Generator().manual_seed(3))
