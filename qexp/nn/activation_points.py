@@ -69,6 +69,10 @@ def activations(traced: Traced, *, layers_only: bool = False) -> tuple[Activatio
 
     Listed as not entered: the products inside attention and recurrent modules, whose inputs are points. Listed as not executed:
     conv and linear layers that the forward never calls (auxiliary heads).
+
+    Args:
+        traced: of `qexp.nn.graph.trace`.
+        layers_only: as for `find_activation_points`.
     """
     infos = [point.info for point in find_activation_points(traced, layers_only=layers_only)]
     calls = [node for node in traced.graph.nodes if node in traced.values and not traced.values[node].constant]

@@ -39,6 +39,12 @@ def as_norm(module: nn.Module) -> _BatchNorm:
     return module
 
 
+def running_statistics(norm: _BatchNorm) -> tuple[Tensor, Tensor]:
+    """Running mean and variance of a batch norm that keeps them."""
+    assert norm.running_mean is not None and norm.running_var is not None
+    return norm.running_mean, norm.running_var
+
+
 def num_outputs(layer: Layer) -> int:
     """Output channels of a layer."""
     return layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels
@@ -57,6 +63,10 @@ def output_dim(layer: Layer) -> int:
 def by_channel(layer: Layer, weight: Tensor) -> Tensor:
     """A tensor of the weight's shape as [G, O, I, K...], a view.
 
+    Args:
+        layer: whose weight has this shape.
+        weight: as the layer stores it.
+
     >>> by_channel(nn.ConvTranspose2d(4, 6, 3, groups=2), torch.zeros(4, 3, 3, 3)).shape
     torch.Size([2, 3, 2, 3, 3])
     """
@@ -67,25 +77,47 @@ def by_channel(layer: Layer, weight: Tensor) -> Tensor:
 
 
 def scale_outputs_(layer: Layer, weight: Tensor, scale: Tensor) -> None:
-    """Multiply what leads to output channel o by scale[o], in place."""
+    """Multiply what leads to output channel o by scale[o], in place.
+
+    Args:
+        layer: whose weight has this shape.
+        weight: overwritten.
+        scale: [out].
+    """
     view = by_channel(layer, weight)
     view.mul_(scale.to(view).reshape(*view.shape[:2], *[1] * (view.dim() - 2)))
 
 
 def scale_inputs_(layer: Layer, weight: Tensor, scale: Tensor) -> None:
-    """Multiply what reads input channel i by scale[i], in place."""
+    """Multiply what reads input channel i by scale[i], in place.
+
+    Args:
+        layer: whose weight has this shape.
+        weight: overwritten.
+        scale: [in].
+    """
     view = by_channel(layer, weight)
     view.mul_(scale.to(view).reshape(view.shape[0], 1, view.shape[2], *[1] * (view.dim() - 3)))
 
 
 def output_ranges(layer: Layer, size: Tensor) -> Tensor:
-    """Largest of the weight's magnitudes that leads to each output channel, [out]."""
+    """Largest of the weight's magnitudes that leads to each output channel, [out].
+
+    Args:
+        layer: whose weight has this shape.
+        size: magnitudes of its weight.
+    """
     view = by_channel(layer, size)
     return view.amax(dim=tuple(range(2, view.dim()))).flatten()
 
 
 def input_ranges(layer: Layer, size: Tensor) -> Tensor:
-    """Largest of the weight's magnitudes that reads each input channel, [in]."""
+    """Largest of the weight's magnitudes that reads each input channel, [in].
+
+    Args:
+        layer: whose weight has this shape.
+        size: magnitudes of its weight.
+    """
     view = by_channel(layer, size)
     return view.amax(dim=(1, *range(3, view.dim()))).flatten()
 
@@ -111,7 +143,12 @@ def mean_response(layer: Layer, weight: Tensor, mean: Tensor) -> Tensor:
 
 
 def add_to_bias_(layer: Layer, shift: Tensor) -> None:
-    """Add shift[o] to the layer's bias in place; a layer without one gets it."""
+    """Add shift[o] to the layer's bias in place; a layer without one gets it.
+
+    Args:
+        layer: changed in place.
+        shift: [out].
+    """
     if layer.bias is None:
         layer.bias = nn.Parameter(torch.zeros(num_outputs(layer), dtype=layer.weight.dtype, device=layer.weight.device))
         layer.bias.requires_grad_(layer.weight.requires_grad)

@@ -95,7 +95,12 @@ class FakeQuantize(nn.Module):
         self.quant_min, self.quant_max = qparams.quant_min, qparams.quant_max
 
     def set_range(self, minimum: Tensor | float, maximum: Tensor | float) -> None:
-        """Choose scale and zero point that cover a range, 0-d or [channels]; a range of zero alone gets scale 1."""
+        """Choose scale and zero point that cover a range, 0-d or [channels]; a range of zero alone gets scale 1.
+
+        Args:
+            minimum: finite, 0-d or [channels].
+            maximum: likewise.
+        """
         ends = [torch.as_tensor(end, dtype=torch.float32, device=self.scale.device) for end in (minimum, maximum)]
         ends = [end.reshape(self.scale.shape) for end in ends]
         self.set_qparams(range_qparams(ends[0], ends[1], self.spec))
@@ -130,7 +135,13 @@ class Observed(nn.Module):
 
 
 def range_qparams(minimum: Tensor, maximum: Tensor, spec: QuantSpec) -> QParams:
-    """`choose_qparams` for a spec; a range of zero alone gets scale 1, since an activation may be zero on all images."""
+    """`choose_qparams` for a spec; a range of zero alone gets scale 1, since an activation may be zero on all images.
+
+    Args:
+        minimum: finite, 0-d or [channels].
+        maximum: likewise.
+        spec: the grid.
+    """
     axis = spec.axis if spec.granularity == "per_channel" else None
     try:
         return choose_qparams(minimum, maximum, spec.bits, scheme=spec.scheme, pow2_round=spec.pow2_round, axis=axis)
@@ -187,7 +198,12 @@ def observed(
 
 @contextmanager
 def observing(model: nn.Module, watch: Watch) -> Iterator[None]:
-    """While it lasts, `watch(name, values)` is called with what passes every `Observed`; it must not change the values."""
+    """While it lasts, `watch(name, values)` is called with what passes every `Observed`; it must not change the values.
+
+    Args:
+        model: of `observed`.
+        watch: gets the name of the activation point, and the values.
+    """
     with watching({module.name: module for module in model.modules() if isinstance(module, Observed)}, watch):
         yield
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from qexp.nn.channels import Layer, add_to_bias_, as_layer, as_norm, num_outputs, scale_outputs_
+from qexp.nn.channels import Layer, add_to_bias_, as_layer, as_norm, num_outputs, running_statistics, scale_outputs_
 from qexp.nn.connectivity import Connectivity, source_of
 
 
@@ -108,8 +108,7 @@ def _obstacle(connectivity: Connectivity, node: fx.Node) -> str:
 @torch.no_grad()
 def _fold_into_layer_(layer: Layer, norm: _BatchNorm) -> ChannelStatistics:
     """Fold `norm` into `layer`, in place."""
-    assert norm.running_mean is not None and norm.running_var is not None
-    mean, var = norm.running_mean.double(), norm.running_var.double()
+    mean, var = (value.double() for value in running_statistics(norm))
     gamma = torch.ones_like(var) if norm.weight is None else norm.weight.double()
     beta = torch.zeros_like(var) if norm.bias is None else norm.bias.double()
     gain = gamma / torch.sqrt(var + norm.eps)

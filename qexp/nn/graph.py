@@ -47,6 +47,10 @@ class GraphNetwork(fx.GraphModule):
     """A graph over modules that it shares with the network it was traced from, all of them, those that never run included.
 
     torch's own GraphModule drops modules that the graph does not call, from the state dict and at every `deepcopy`.
+
+    Args:
+        root: the modules, parameters and buffers to share.
+        graph: calls them by their names.
     """
 
     def __init__(self, root: nn.Module, graph: fx.Graph) -> None:

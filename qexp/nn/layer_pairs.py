@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch import fx, nn
 
 from qexp.nn.channels import as_layer, as_norm, num_inputs, num_outputs
-from qexp.nn.connectivity import PASS_CHANNELS, RELU_LIKE, Connectivity, source_of
+from qexp.nn.connectivity import PASS_CHANNELS, RELU_LIKE, ChannelClip, Connectivity, source_of
 
 
 @dataclass(frozen=True)
@@ -95,3 +95,11 @@ def activations_after(model: nn.Module) -> dict[str, str]:
             if len(readers) == 1 and connectivity.kind(readers[0]) in RELU_LIKE:
                 activations[str(node.target)] = connectivity.kind(readers[0])
     return activations
+
+
+def clip_of(network: nn.Module, pair: LayerPair) -> ChannelClip:
+    """The `ChannelClip` between the layers of a pair that has one."""
+    assert pair.activation_module is not None
+    clip = network.get_submodule(pair.activation_module)
+    assert isinstance(clip, ChannelClip)
+    return clip

@@ -62,7 +62,13 @@ _CONDITIONS: dict[str, Callable[[float, float], float]] = {"laplace": _laplace, 
 
 
 def aciq_range(sample: Sample, spec: QuantSpec, distribution: str) -> tuple[Tensor, Tensor]:
-    """Clip limits [G]: around zero on symmetric grids and for one-sided values, else around the mean; never beyond the values."""
+    """Clip limits [G]: around zero on symmetric grids and for one-sided values, else around the mean; never beyond the values.
+
+    Args:
+        sample: at least one group has a range.
+        spec: its grid; its granularity is not read.
+        distribution: `laplace` or `gaussian`.
+    """
     values, weights = sample.points()
     values = values.double()
     weights = torch.ones_like(values) if weights is None else weights

@@ -28,12 +28,22 @@ SUPPORTED = (nn.Conv1d, nn.Conv2d, nn.Linear)
 
 
 def kernel_rows(layer: Layer, weight: Tensor) -> Tensor:
-    """A tensor of the weight's shape as [G, O, K]."""
+    """A tensor of the weight's shape as [G, O, K].
+
+    Args:
+        layer: whose weight has this shape.
+        weight: as the layer stores it.
+    """
     return by_channel(layer, weight).flatten(2)
 
 
 def input_rows(layer: Layer, x: Tensor) -> Tensor:
-    """What meets the kernel at each output position, [G, M, K]: rows @ kernel_rows' is the layer's output without its bias."""
+    """What meets the kernel at each output position, [G, M, K]: rows @ kernel_rows' is the layer's output without its bias.
+
+    Args:
+        layer: one of `SUPPORTED`.
+        x: its input.
+    """
     if isinstance(layer, nn.Linear):
         return x.reshape(1, -1, x.shape[-1])
     if any(layer._reversed_padding_repeated_twice):
@@ -47,7 +57,12 @@ def input_rows(layer: Layer, x: Tensor) -> Tensor:
 
 
 def output_rows(layer: Layer, y: Tensor) -> Tensor:
-    """The layer's output at each position, [G, M, O]."""
+    """The layer's output at each position, [G, M, O].
+
+    Args:
+        layer: one of `SUPPORTED`.
+        y: its output.
+    """
     if isinstance(layer, nn.Linear):
         return y.reshape(1, -1, y.shape[-1])
     return y.flatten(2).unflatten(1, (layer.groups, -1)).permute(1, 0, 3, 2).flatten(1, 2)
@@ -62,7 +77,15 @@ def _parts(layer: Layer, x: Tensor, y: Tensor) -> Iterator[tuple[Tensor, Tensor]
 
 
 def make_loss(layer: Layer, weight: Tensor, *, relu: bool, num_images: int, generator: torch.Generator) -> Quadratic | Samples:
-    """The loss of a layer, empty: a quadratic form where there is no ReLU and its matrix is not too large."""
+    """The loss of a layer, empty: a quadratic form where there is no ReLU and its matrix is not too large.
+
+    Args:
+        layer: a layer of the quantized network, whose bias it takes.
+        weight: its unquantized weight.
+        relu: compare behind a ReLU.
+        num_images: that will be added.
+        generator: draws positions and batches, where samples are drawn.
+    """
     groups, _, size = kernel_rows(layer, weight).shape
     if not relu and groups * size * size <= QUADRATIC_ELEMENTS:
         return Quadratic(layer, weight)

@@ -12,8 +12,8 @@ from torch.nn.modules.conv import _ConvTransposeNd
 
 from qexp.nn.channels import add_to_bias_, as_layer, mean_response
 from qexp.nn.fold import ChannelStatistics
-from qexp.nn.layer_pairs import LayerPair, find_layer_pairs
-from qexp.ptq.equalization import clip_of, joins_two_layers
+from qexp.nn.layer_pairs import LayerPair, clip_of, find_layer_pairs
+from qexp.ptq.equalization import joins_two_layers
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,14 @@ class AbsorbedPair:
 
 @dataclass(frozen=True)
 class Absorbed:
-    """A new network without high biases, what was done, statistics of the shifted outputs, and what was left alone."""
+    """A new network without high biases, what was done, statistics of the shifted outputs, and what was left alone.
+
+    Args:
+        model: a new network.
+        pairs: what was done, in order of execution.
+        statistics: of the shifted outputs of layers.
+        notes: pairs that were left alone, and why.
+    """
 
     model: nn.Module
     pairs: tuple[AbsorbedPair, ...]

@@ -18,8 +18,7 @@ from qexp.nn.channels import LAYERS, Layer, add_to_bias_, as_layer, mean_respons
 from qexp.nn.connectivity import RELU6_CAP
 from qexp.nn.fold import ChannelStatistics
 from qexp.nn.graph import evaluating
-from qexp.nn.layer_pairs import LayerPair, find_layer_pairs
-from qexp.ptq.equalization import clip_of
+from qexp.nn.layer_pairs import LayerPair, clip_of, find_layer_pairs
 from qexp.ptq.layer_inputs import layers_in_order, run_until
 
 
@@ -179,6 +178,11 @@ def mean_input(pair: LayerPair, model: nn.Module, before: ChannelStatistics) -> 
     """Mean of each channel behind the activation of a pair, of a Gaussian before it; [C] float64.
 
     relu: m = std phi(mean/std) + mean Phi(mean/std);  a cap a takes away the same of (mean - a);  prelu: m + slope (mean - m)
+
+    Args:
+        pair: a layer and what feeds it.
+        model: the network of the pair.
+        before: statistics of the source's output.
     """
     mean, std = before.mean, before.std
     if pair.activation == "none":

@@ -11,6 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from qexp.base.errors import UserError
 from qexp.base.types import Batch
 from qexp.config.correct import ADVISED_IMAGES
+from qexp.nn.channels import running_statistics
 from qexp.nn.graph import evaluating
 
 
@@ -63,12 +64,6 @@ def reestimate_batch_norm_(model: nn.Module, batches: Iterable[Batch]) -> tuple[
     if num_images < ADVISED_IMAGES:
         return (f"batch norm re-estimated on {num_images} images; at least {ADVISED_IMAGES} are advised",)
     return ()
-
-
-def running_statistics(norm: _BatchNorm) -> tuple[Tensor, Tensor]:
-    """Running mean and variance of a batch norm that keeps them."""
-    assert norm.running_mean is not None and norm.running_var is not None
-    return norm.running_mean, norm.running_var
 
 
 def _counter(norm: _BatchNorm) -> Tensor:

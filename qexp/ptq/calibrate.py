@@ -110,7 +110,12 @@ def calibrate(
 
 
 def check_split(split: str, settings: CalibrateSettings) -> None:
-    """Raise UserError unless the images come from the split that the settings name: `calib`, unless the user waives that."""
+    """Raise UserError unless the images come from the split that the settings name: `calib`, unless the user waives that.
+
+    Args:
+        split: where the images come from.
+        settings: whose `split` it has to be.
+    """
     if split != settings.split:
         remedy = f"calibrate.split={split} allows it and is written beside every number." if settings.split == CALIB else ""
         raise UserError("calibrate.split", split, allowed=f"images of {settings.split}", remedy=remedy)

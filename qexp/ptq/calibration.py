@@ -155,7 +155,12 @@ def _in_words(grid: Mapping[str, object]) -> str:
 
 
 def grid_of(spec: QuantSpec, method: str) -> dict[str, object]:
-    """What a range depends on of a spec: all that a searched grid is, else only what shares the range."""
+    """What a range depends on of a spec: all that a searched grid is, else only what shares the range.
+
+    Args:
+        spec: of the activation.
+        method: name of the method that finds its range.
+    """
     if METHODS[method].depends_on_grid:
         return dict(spec.identity)
     return {"granularity": spec.granularity, **({"axis": spec.axis} if spec.granularity != "per_tensor" else {})}
@@ -163,6 +168,10 @@ def grid_of(spec: QuantSpec, method: str) -> dict[str, object]:
 
 def hash_tensors(tensors: Mapping[str, Tensor], length: int = 16) -> str:
     """The first `length` hex digits of a SHA-256 over names, dtypes, shapes and bytes, in the order of the names.
+
+    Args:
+        tensors: name -> tensor, any shape, dtype and device.
+        length: hex digits.
 
     >>> hash_tensors({"a": torch.zeros(2)}) == hash_tensors({"a": torch.zeros(2, 1)})
     False

@@ -26,7 +26,7 @@ from qexp.nn.channels import (
 )
 from qexp.nn.connectivity import RELU6_CAP, ChannelClip
 from qexp.nn.fold import ChannelStatistics
-from qexp.nn.layer_pairs import LayerPair, find_layer_pairs
+from qexp.nn.layer_pairs import LayerPair, clip_of, find_layer_pairs
 
 DEAD = 1e-8  # a channel whose weights are all below is left alone: its ratio of ranges means nothing
 
@@ -52,7 +52,15 @@ class EqualizedPair:
 
 @dataclass(frozen=True)
 class Equalized:
-    """A new network with equalized channels, what was done, statistics of the scaled outputs, and what was left alone."""
+    """A new network with equalized channels, what was done, statistics of the scaled outputs, and what was left alone.
+
+    Args:
+        model: a new network.
+        pairs: what was done, in order of execution.
+        statistics: of the scaled outputs of layers.
+        num_iterations: rounds until the scales stayed.
+        notes: pairs that were left alone, and why.
+    """
 
     model: nn.Module
     pairs: tuple[EqualizedPair, ...]
@@ -63,7 +71,13 @@ class Equalized:
 
 @dataclass(frozen=True)
 class Rescaled:
-    """A new network of the same function, statistics of its scaled outputs, and what was left alone."""
+    """A new network of the same function, statistics of its scaled outputs, and what was left alone.
+
+    Args:
+        model: a new network.
+        statistics: of its scaled outputs of layers.
+        notes: pairs that were left alone, and why.
+    """
 
     model: nn.Module
     statistics: Mapping[str, ChannelStatistics]
@@ -212,11 +226,3 @@ def _apply_scale_(network: nn.Module, pair: LayerPair, scale: Tensor, statistics
     elif pair.activation == "clip":
         clip = clip_of(network, pair)
         clip.cap.copy_(clip.cap.double() / scale.reshape(clip.cap.shape))
-
-
-def clip_of(network: nn.Module, pair: LayerPair) -> ChannelClip:
-    """The `ChannelClip` between the layers of a pair that has one."""
-    assert pair.activation_module is not None
-    clip = network.get_submodule(pair.activation_module)
-    assert isinstance(clip, ChannelClip)
-    return clip

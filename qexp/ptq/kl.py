@@ -23,7 +23,14 @@ _GROUPS = 1024  # of weights at once: their histograms are far larger than they 
 
 
 def kl_range(sample: Sample, spec: QuantSpec, *, num_bins: int, num_candidates: int) -> tuple[Tensor, Tensor]:
-    """Clip limits [G]: [-threshold, threshold], and no further than the values go."""
+    """Clip limits [G]: [-threshold, threshold], and no further than the values go.
+
+    Args:
+        sample: at least one group has a range.
+        spec: its grid; its granularity is not read.
+        num_bins: of the histogram, on each side of zero.
+        num_candidates: thresholds tried.
+    """
     if isinstance(sample, Rows) and len(sample.values) > _GROUPS:
         parts = sample.values.split(_GROUPS)
         ranges = [kl_range(Rows.of(part), spec, num_bins=num_bins, num_candidates=num_candidates) for part in parts]

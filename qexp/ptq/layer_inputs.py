@@ -22,6 +22,10 @@ def layers_in_order(model: nn.Module, images: Tensor) -> tuple[list[str], tuple[
     """Convolutions and linear layers by name, in the order in which one forward calls them, and notes on those it calls twice.
 
     Layers that are called more than once are left out: their rounding errors meet several inputs.
+
+    Args:
+        model: in eval mode.
+        images: [N, C, H, W], one suffices.
     """
     calls: list[str] = []
     names = {name: module for name, module in model.named_modules() if is_layer(module)}
@@ -34,7 +38,12 @@ def layers_in_order(model: nn.Module, images: Tensor) -> tuple[list[str], tuple[
 
 @contextmanager
 def hooked(layers: Mapping[str, Layer], hook: Hook) -> Iterator[None]:
-    """Within, `hook` sees input and output of each of these layers, and may replace the output; hooks are gone afterwards."""
+    """Within, `hook` sees input and output of each of these layers, and may replace the output; hooks are gone afterwards.
+
+    Args:
+        layers: name -> layer.
+        hook: gets name, layer, input and output; what it returns replaces the output, unless that is None.
+    """
 
     def adapter(name: str) -> Callable[..., Any]:
         return lambda layer, args, output: hook(name, layer, args[0], output)

@@ -1,8 +1,8 @@
 """The range methods by name, and the range of a weight.
 
 A method reads one of three things: the ends of each batch (`minmax`, `ema_minmax`), the values themselves or their histogram
-(`percentile`, `mse`, `kl`, `aciq`), or the batch norm before the activation (`bn`). All give clipping limits [G], one pair for each
-group that has a range of its own, in the order of `qexp.quant.layout`. A group whose values are all equal has nothing to search:
+(`percentile`, `mse`, `kl`, `aciq`), or the batch norm before the activation (`bn`). All give clipping limits [G], one pair for
+each group that has a range of its own, in the order of `qexp.quant.layout`. A group of equal values has nothing to search:
 its limits are that value.
 """
 
@@ -112,7 +112,14 @@ METHODS: dict[str, Method] = {
 
 
 def find_in_sample(name: str, sample: Sample, spec: QuantSpec, settings: CalibrateSettings) -> Limits:
-    """The limits [G] that a method which reads a sample finds; constant groups keep their value."""
+    """The limits [G] that a method which reads a sample finds; constant groups keep their value.
+
+    Args:
+        name: of the method, in `METHODS`.
+        sample: of G groups.
+        spec: the grid that the limits are for.
+        settings: what the method reads.
+    """
     low, high = sample.minimum, sample.maximum
     varied = high > low
     find = METHODS[name].find

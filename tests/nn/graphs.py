@@ -8,9 +8,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from qexp.base.types import Plan, QuantSpec
 from qexp.config.policy import PolicySettings
 from qexp.config.quant import ActivationQuantSettings, QuantSettings
+from qexp.nn.activation_points import activations
 from qexp.nn.fake_quant import fake_quants, insert, observed, observing
 from qexp.nn.inventory import inventory
-from qexp.nn.activation_points import activations
 from qexp.policy.plan import make_plan
 
 

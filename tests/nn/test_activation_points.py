@@ -6,8 +6,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from qexp.models.cifar_resnet import CifarResNet
-from qexp.nn.graph import trace
 from qexp.nn.activation_points import activations, find_activation_points
+from qexp.nn.graph import trace
 
 
 def infos(net, graphs, **options):

@@ -13,11 +13,11 @@ from sklearn.datasets import load_sample_images
 from torch import nn
 
 from qexp.base.torchvision_compat import torchvision
+from qexp.nn.activation_points import activations
 from qexp.nn.fake_quant import fake_quants
 from qexp.nn.fold import fold_batch_norm
 from qexp.nn.graph import trace
 from qexp.nn.inventory import inventory
-from qexp.nn.activation_points import activations
 from qexp.policy.plan import NOT_EXECUTED
 from qexp.ptq.equalization import equalize
 from qexp.quant.schemes import quantize_

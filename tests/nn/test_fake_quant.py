@@ -7,9 +7,9 @@ import torch
 
 from qexp.base.errors import UserError
 from qexp.base.types import QParams, QuantSpec
+from qexp.nn.activation_points import activations
 from qexp.nn.fake_quant import CONTAINER, FakeQuantize, Observed, fake_quants, insert, observed, observing, range_qparams
 from qexp.nn.graph import trace
-from qexp.nn.activation_points import activations
 from qexp.nn.shadow import Shadow
 from qexp.quant.affine import fake_quantize_affine
 

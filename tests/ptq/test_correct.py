@@ -10,8 +10,9 @@ from torch import nn
 
 from qexp.base.errors import UserError
 from qexp.base.types import Batch, QuantSpec
+from qexp.nn.connectivity import ChannelClip
 from qexp.nn.fold import ChannelStatistics, fold_batch_norm
-from qexp.nn.layer_pairs import ChannelClip, Link
+from qexp.nn.layer_pairs import LayerPair
 from qexp.ptq.bias_correction import correct_bias_, correct_bias_analytic_, mean_input
 from qexp.ptq.bn_reestimation import reestimate_batch_norm_
 from qexp.quant.schemes import quantize_
@@ -134,7 +135,7 @@ def test_mean_behind_an_activation(activation):
     prelu = nn.PReLU(4)
     prelu.weight.copy_(slope)
     modules = {"none": nn.Identity(), "relu": nn.ReLU(), "relu6": nn.ReLU6(), "clip": ChannelClip(cap), "prelu": prelu}
-    link = Link("a", "b", activation, "0", 1, True, False)
+    link = LayerPair("a", "b", activation, "0", 1, True, False)
     # The quantiles of the normal distribution at the middles of equal shares.
     z = torch.special.ndtri((torch.arange(200_000, dtype=torch.float64) + 0.5) / 200_000).reshape(-1, 1)
     net = nn.Sequential(modules[activation]).double()

@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 from qexp.base.types import QuantSpec
+from qexp.nn.connectivity import ChannelClip
 from qexp.nn.fold import ChannelStatistics, fold_batch_norm
 from qexp.nn.graph import trace
-from qexp.nn.connectivity import ChannelClip
 from qexp.ptq.bias_absorption import absorb_high_biases
 from qexp.ptq.equalization import equalize, rescale_channels
 from qexp.quant.schemes import quantize_

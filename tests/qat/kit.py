@@ -12,12 +12,13 @@ from qexp.config.calibrate import CalibrateSettings
 from qexp.config.policy import PolicySettings
 from qexp.config.qat import QatSettings
 from qexp.config.quant import QuantSettings, WeightQuantSettings
+from qexp.nn.activation_points import activations
 from qexp.nn.graph import evaluating, trace
 from qexp.nn.inventory import inventory
-from qexp.nn.activation_points import activations
 from qexp.policy.plan import make_plan
 from qexp.qat.convert import Converted, assemble, convert
-from qexp.qat.prepare import QatNetwork, initialise, prepare
+from qexp.qat.initialise import initialise
+from qexp.qat.prepare import QatNetwork, prepare
 
 METHODS = (  # method, granularity of the weights
     ("ste", "per_tensor"),

@@ -10,9 +10,9 @@ from torch import nn
 
 from qexp.base.errors import UserError
 from qexp.models.weights import load_weights
+from qexp.nn.activation_points import activations
 from qexp.nn.graph import trace
 from qexp.nn.inventory import inventory
-from qexp.nn.activation_points import activations
 from qexp.qat.convert import CONVERTED_VERSION, assemble, convert, load_converted, plain_network, save_converted
 from qexp.quant.affine import fake_quantize_affine
 

@@ -7,7 +7,7 @@ from torch import nn
 
 from qexp.config.calibrate import CalibrateSettings
 from qexp.config.qat import METHODS
-from qexp.qat.prepare import initialise
+from qexp.qat.initialise import initialise
 
 
 class Plain(nn.Module):

@@ -9,8 +9,9 @@ from torch import nn
 from qexp.base.errors import UserError
 from qexp.config.policy import PolicySettings, RuleSettings
 from qexp.config.qat import QatSettings
+from qexp.qat.folded_weight import FoldedWeight
 from qexp.qat.prepare import prepare
-from qexp.qat.quantizers import ClippedRange, FoldedWeight, LearnedStep, ObservedRange
+from qexp.qat.quantizers import ClippedRange, LearnedStep, ObservedRange
 from qexp.quant.schemes import quantize_
 
 
@@ -176,7 +177,7 @@ def test_a_copy_of_the_module_shares_nothing(graphs, kit):
         before, logits = copy.deepcopy(twin.state_dict()), case.logits()
         assert torch.equal(case.logits(twin), logits) and list(before) == list(case.qat.module.state_dict())
         if more:
-            assert twin.conv1.parametrizations.weight[0].neighbours[0] is twin.bn1
+            assert twin.conv1.parametrizations.weight[0].norms[0] is twin.bn1
         case.train(2)
         assert not torch.equal(case.logits(), logits) and torch.equal(case.logits(twin), logits)
         assert all(torch.equal(value, before[key]) for key, value in twin.state_dict().items())

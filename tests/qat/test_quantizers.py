@@ -6,8 +6,9 @@ import torch
 from torch import nn
 
 from qexp.base.types import QuantSpec
+from qexp.qat.folded_weight import FoldedWeight
 from qexp.qat.moments import Moments, weight_moments
-from qexp.qat.quantizers import ClippedRange, DorefaWeight, FoldedWeight, LearnedStep, ObservedRange, WeightRange
+from qexp.qat.quantizers import ClippedRange, DorefaWeight, LearnedStep, ObservedRange, WeightRange
 from qexp.quant.affine import fake_quantize_affine
 
 
