@@ -45,11 +45,11 @@ from qexp.deploy.onnx.qdq import export_qdq
 from qexp.deploy.runtimes import installed_runtimes, open_runtime
 from qexp.deploy.torch_export import PROGRAM_SUFFIX, save_program
 from qexp.models.build import build_model
+from qexp.nn.activation_points import activations
 from qexp.nn.fake_quant import insert
 from qexp.nn.fold import fold_batch_norm
 from qexp.nn.graph import trace
 from qexp.nn.inventory import inventory
-from qexp.nn.places import activations
 from qexp.policy.plan import make_plan
 from qexp.ptq.bn_reestimation import reestimate_batch_norm_
 

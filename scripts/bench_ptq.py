@@ -47,11 +47,11 @@ from qexp.config.model import ModelSettings
 from qexp.config.policy import PolicySettings
 from qexp.config.quant import ActivationQuantSettings, QuantSettings
 from qexp.models.build import build_model
+from qexp.nn.activation_points import activations
 from qexp.nn.fake_quant import CONTAINER, FakeQuantize, fake_quants, insert, observed
 from qexp.nn.fold import fold_batch_norm
 from qexp.nn.graph import trace
 from qexp.nn.inventory import inventory
-from qexp.nn.places import activations
 from qexp.policy.plan import make_plan
 from qexp.ptq.bn_reestimation import reestimate_batch_norm_
 from qexp.ptq.calibrate import calibrate

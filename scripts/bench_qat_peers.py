@@ -17,12 +17,13 @@ from qexp.config.calibrate import CalibrateSettings
 from qexp.config.policy import PolicySettings
 from qexp.config.qat import QatSettings
 from qexp.config.quant import QuantSettings
+from qexp.nn.activation_points import activations
 from qexp.nn.fake_quant import CONTAINER
 from qexp.nn.graph import evaluating, trace
 from qexp.nn.inventory import inventory
-from qexp.nn.places import activations
 from qexp.policy.plan import make_plan
-from qexp.qat.prepare import QatNetwork, initialise, prepare
+from qexp.qat.initialise import initialise
+from qexp.qat.prepare import QatNetwork, prepare
 from qexp.qat.quantizers import LearnedStep, Quantizer
 
 BITS = 4

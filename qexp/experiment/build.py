@@ -27,11 +27,12 @@ from qexp.nn.graph import Traced, trace
 from qexp.nn.input_quant import INPUT_QUANTS
 from qexp.nn.shadow import Shadow
 from qexp.ptq.adaround import adaround_
+from qexp.ptq.bias_absorption import absorb_high_biases
 from qexp.ptq.bias_correction import correct_bias_, correct_bias_analytic_
 from qexp.ptq.bn_reestimation import reestimate_batch_norm_
 from qexp.ptq.calibrate import BehindNorm, calibrate
 from qexp.ptq.calibration import Calibration, hash_tensors
-from qexp.ptq.equalization import absorb_high_biases, equalize, rescale_channels
+from qexp.ptq.equalization import equalize, rescale_channels
 from qexp.ptq.range_methods import Limits, weight_range
 from qexp.quant.ranges import ConstantTensorError
 from qexp.quant.schemes import quantize_

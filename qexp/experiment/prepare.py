@@ -26,9 +26,9 @@ from qexp.experiment.data_checks import check_calibration, check_evaluation
 from qexp.experiment.identity import training_hash
 from qexp.experiment.job import Prepared, load_network, untrained_network
 from qexp.experiment.variants import Variant, converted_variants, make_variants
+from qexp.nn.activation_points import activations
 from qexp.nn.graph import trace
 from qexp.nn.inventory import as_trained, inventory
-from qexp.nn.places import activations
 from qexp.qat.convert import load_converted
 
 if TYPE_CHECKING:

@@ -17,7 +17,8 @@ from qexp.experiment.variants import Variant
 from qexp.ptq.bn_reestimation import reestimate_batch_norm_
 from qexp.qat.convert import Converted, assemble, convert, save_converted
 from qexp.qat.hooks import train_hooks
-from qexp.qat.prepare import QatNetwork, initialise, prepare
+from qexp.qat.initialise import initialise
+from qexp.qat.prepare import QatNetwork, prepare
 
 
 class QatTraining:

@@ -145,7 +145,7 @@ def converted_variants(
     places = {info.name: info for info in activations(layers_only)} if converted.activations else {}
     plan = converted.plan(tuple(tensors), places)
     untouched = Plan(rows=tuple(PlanRow(info, None, "", "as in the file") for info in tensors), mode="float32")
-    trained = replace(_variant(str(converted.about["label"]), config, plan), trained_bits=int(converted.about["bits"]))
+    trained = replace(_variant(str(converted.about["label"]), config, plan), trained_bits=converted.bits)
     notes = (
         "the file's own quantizers: bits, mode, policy, quant, calibrate and correct have no say",
         "fp32 here is the file's own weights, quantized as they are, with float activations: delta and KL are to that",

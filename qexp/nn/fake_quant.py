@@ -1,4 +1,4 @@
-"""Activations as the codes stand for them: modules that are put at the places of a plan, and identities that are watched there.
+"""Fake quantization of activations: modules at the activation points of a plan, and identities that are observed there.
 
 The steps are `fake_quantize_affine`'s, block by block and in place where the graph allows. Measured against torch's own
 `fake_quantize_per_tensor_affine` on one core of an AMD EPYC (torch 2.13): 32 x 64 x 56 x 56 in 3.0 ms in place and 3.8 ms to new
@@ -8,26 +8,24 @@ turns NaN into the lowest code, so that no alarm would see it; here NaN stays.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from qexp.base.errors import UserError, nearest
 from qexp.base.types import Plan, QParams, QuantSpec
+from qexp.nn.activation_points import ActivationPoint, find_activation_points
 from qexp.nn.graph import GraphNetwork, Insertion, Traced
-from qexp.nn.places import Place, find_places
+from qexp.nn.watching import Watch, watching
 from qexp.quant.affine import fake_quantize_steps, rounding_of, scaling, step_limits
-from qexp.quant.blocks import in_blocks, memory_order
+from qexp.quant.blocks import in_blocks
 from qexp.quant.qparams import choose_qparams
-from qexp.quant.ranges import ConstantTensorError
+from qexp.quant.ranges import ConstantTensorError, extremes
 from qexp.quant.scheme_table import code_range
 
-CONTAINER = "activation_fake_quant"  # where the modules lie in the network, by the names of their places
-
-Watch = Callable[[str, Tensor], None]
+CONTAINER = "activation_fake_quant"  # where the modules lie in the network, by the names of their points
 
 
 class FakeQuantize(nn.Module):
@@ -37,7 +35,7 @@ class FakeQuantize(nn.Module):
     none. For evaluation: it has no gradient and refuses to be asked for one.
 
     Args:
-        name: of the place.
+        name: of the activation point.
         spec: scheme (a uniform grid), bits, mode, granularity, axis, rounding, arithmetic, dynamic.
         num_channels: along `spec.axis`, where granularity is `per_channel`.
     """
@@ -52,7 +50,10 @@ class FakeQuantize(nn.Module):
         self.axis = spec.axis if spec.granularity == "per_channel" else None
         self.quant_min, self.quant_max = code_range(spec.scheme, spec.bits)
         if not spec.dynamic:
-            shape = () if self.axis is None else (num_channels,)
+            shape: tuple[int, ...] = ()
+            if self.axis is not None:
+                assert num_channels is not None, spec
+                shape = (num_channels,)
             self.register_buffer("scale", torch.full(shape, torch.nan))
             self.register_buffer("zero_point", torch.full(shape, torch.nan))
 
@@ -72,7 +73,9 @@ class FakeQuantize(nn.Module):
         operation, operand = scaling(qparams.scale, self.spec.arithmetic)
         rounding = rounding_of(self.spec.rounding) if self.spec.mode == "int" else None
 
-        def kernel(block: Tensor, target: Tensor, operand: Tensor, scale: Tensor, low: Any, high: Any) -> None:
+        def kernel(
+            block: Tensor, target: Tensor, operand: Tensor, scale: Tensor, low: Tensor | float, high: Tensor | float
+        ) -> None:
             fake_quantize_steps(block, operation, operand, rounding, low, high, scale, out=target)
 
         out = x if overwrite else torch.empty_like(x)
@@ -92,56 +95,59 @@ class FakeQuantize(nn.Module):
         self.quant_min, self.quant_max = qparams.quant_min, qparams.quant_max
 
     def set_range(self, minimum: Tensor | float, maximum: Tensor | float) -> None:
-        """Choose scale and zero point that cover a range, 0-d or [channels]; a range of zero alone gets scale 1."""
+        """Choose scale and zero point that cover a range, 0-d or [channels]; a range of zero alone gets scale 1.
+
+        Args:
+            minimum: finite, 0-d or [channels].
+            maximum: likewise.
+        """
         ends = [torch.as_tensor(end, dtype=torch.float32, device=self.scale.device) for end in (minimum, maximum)]
         ends = [end.reshape(self.scale.shape) for end in ends]
         self.set_qparams(range_qparams(ends[0], ends[1], self.spec))
 
     def _batch_qparams(self, x: Tensor) -> QParams | None:
         """The range of this batch; None where it has none (NaN, infinity), so that its values pass and are seen further on."""
-        if self.axis is None:
-            order = memory_order(x)  # torch.aminmax takes 40 times as long on a channels-last tensor, seen as such
-            ends = torch.aminmax(x if order is None else x.permute(order))
-        else:
-            others = [dim for dim in range(x.dim()) if dim != self.axis % x.dim()]
-            ends = torch.amin(x, dim=others), torch.amax(x, dim=others)
-        if not all(bool(end.isfinite().all()) for end in ends):
+        minimum, maximum = extremes(x, self.axis)
+        if not (bool(minimum.isfinite().all()) and bool(maximum.isfinite().all())):
             return None
-        return range_qparams(ends[0].float(), ends[1].float(), self.spec)
+        return range_qparams(minimum.float(), maximum.float(), self.spec)
 
     def extra_repr(self) -> str:
         """What `print(model)` shows."""
-        way = "dynamic" if self.spec.dynamic else "static"
-        return f"{self.name}, {self.spec.scheme}, bits={self.spec.bits}, {self.spec.granularity}, {way}"
+        kind = "dynamic" if self.spec.dynamic else "static"
+        return f"{self.name}, {self.spec.scheme}, bits={self.spec.bits}, {self.spec.granularity}, {kind}"
 
 
 class Observed(nn.Module):
-    """The identity at a place, which shows what passes to a watcher, where there is one.
+    """The identity at an activation point, for `observing`.
 
     Args:
-        name: of the place.
+        name: of the point.
     """
 
     def __init__(self, name: str) -> None:
         super().__init__()
         self.name = name
-        self.watch: Watch | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         """The input."""
-        if self.watch is not None:
-            self.watch(self.name, x)
         return x
 
 
 def range_qparams(minimum: Tensor, maximum: Tensor, spec: QuantSpec) -> QParams:
-    """`choose_qparams` for a spec; a range of zero alone gets scale 1, since a place may be zero on all images seen."""
+    """`choose_qparams` for a spec; a range of zero alone gets scale 1, since an activation may be zero on all images.
+
+    Args:
+        minimum: finite, 0-d or [channels].
+        maximum: likewise.
+        spec: the grid.
+    """
     axis = spec.axis if spec.granularity == "per_channel" else None
     try:
         return choose_qparams(minimum, maximum, spec.bits, scheme=spec.scheme, pow2_round=spec.pow2_round, axis=axis)
     except ConstantTensorError:
-        one = torch.ones_like(minimum, dtype=torch.float32)
-        return QParams(one, torch.zeros_like(one), *code_range(spec.scheme, spec.bits), axis)
+        scale = torch.ones_like(minimum, dtype=torch.float32)
+        return QParams(scale, torch.zeros_like(scale), *code_range(spec.scheme, spec.bits), axis)
 
 
 def insert(traced: Traced, plan: Plan, network: nn.Module | None = None) -> GraphNetwork:
@@ -152,65 +158,75 @@ def insert(traced: Traced, plan: Plan, network: nn.Module | None = None) -> Grap
 
     Args:
         traced: of `qexp.nn.graph.trace`.
-        plan: whose activations were planned from `qexp.nn.places.activations(traced)`.
+        plan: whose activations were planned from `qexp.nn.activation_points.activations(traced)`.
         network: share these weights instead: a copy of the traced network, folded or not.
 
     Raises:
-        UserError: the plan names a place that the network does not have.
+        UserError: the plan names an activation point that the network does not have.
     """
     specs = plan.quantized_activations
     insertions = []
     source = traced.root if network is None else network
     device = next((tensor.device for tensor in source.state_dict().values()), torch.device("cpu"))
-    for name, place in planned_places(traced, specs).items():
-        info, spec = place.info, specs[name]
+    for name, point in planned_points(traced, specs).items():
+        info, spec = point.info, specs[name]
         channels = (1, *info.shape)[info.channel_axis] if spec.granularity == "per_channel" else None
         module = FakeQuantize(name, spec, channels).to(device)
-        for node, overwritable in zip(place.nodes, place.overwritable, strict=True):
+        for node, overwritable in zip(point.nodes, point.overwritable, strict=True):
             options = {"overwrite": True} if overwritable else {}
-            insertions.append(Insertion(node, f"{CONTAINER}.{name}", module, place.users, options))
+            insertions.append(Insertion(node, f"{CONTAINER}.{name}", module, point.users, options))
     return traced.build(insertions, network)
 
 
 def observed(
-    traced: Traced, *, layers_only: bool = False, network: nn.Module | None = None, more: Sequence[Insertion] = ()
+    traced: Traced, *, layers_only: bool = False, network: nn.Module | None = None, extra: Sequence[Insertion] = ()
 ) -> GraphNetwork:
-    """The network with an `Observed` at every place, for `observing`, and what `more` inserts; weights shared as by `insert`."""
-    insertions = list(more)
-    for place in find_places(traced, layers_only=layers_only):
-        module = Observed(place.info.name)
-        insertions += [Insertion(node, f"{CONTAINER}.{module.name}", module, place.users) for node in place.nodes]
+    """The network with an `Observed` at every activation point, for `observing`; weights shared as by `insert`.
+
+    Args:
+        traced: of `qexp.nn.graph.trace`.
+        layers_only: only at what layers and matrix products read.
+        network: share these weights instead of the traced network's.
+        extra: what else to insert.
+    """
+    insertions = list(extra)
+    for point in find_activation_points(traced, layers_only=layers_only):
+        module = Observed(point.info.name)
+        insertions += [Insertion(node, f"{CONTAINER}.{module.name}", module, point.users) for node in point.nodes]
     return traced.build(insertions, network)
 
 
 @contextmanager
 def observing(model: nn.Module, watch: Watch) -> Iterator[None]:
-    """While it lasts, `watch(name, values)` is called with what passes every `Observed`; it must not change the values."""
-    modules = [module for module in model.modules() if isinstance(module, Observed)]
-    for module in modules:
-        module.watch = watch
-    try:
+    """While it lasts, `watch(name, values)` is called with what passes every `Observed`; it must not change the values.
+
+    Args:
+        model: of `observed`.
+        watch: gets the name of the activation point, and the values.
+    """
+    with watching({module.name: module for module in model.modules() if isinstance(module, Observed)}, watch):
         yield
-    finally:
-        for module in modules:
-            module.watch = None
 
 
 def fake_quants(model: nn.Module) -> dict[str, FakeQuantize]:
-    """Place name -> its module, in the order of the network."""
+    """Name of an activation point -> its module, in the order of the network."""
     return {module.name: module for module in model.modules() if isinstance(module, FakeQuantize)}
 
 
-def planned_places(traced: Traced, specs: Mapping[str, QuantSpec]) -> dict[str, Place]:
-    """The places of these names, in order of execution.
+def planned_points(traced: Traced, specs: Mapping[str, QuantSpec]) -> dict[str, ActivationPoint]:
+    """The activation points of these names, in order of execution.
+
+    Args:
+        traced: of `qexp.nn.graph.trace`.
+        specs: name of an activation point -> its quantizer; all of one kind, at layers only or everywhere.
 
     Raises:
-        UserError: the network has no place of a name.
+        UserError: the network has no point of a name.
     """
     layers_only = any(spec.layers_only or spec.dynamic for spec in specs.values())
-    assert layers_only == all(spec.layers_only or spec.dynamic for spec in specs.values()) or not specs, "two kinds of places"
-    places = {place.info.name: place for place in find_places(traced, layers_only=layers_only)}
+    assert layers_only == all(spec.layers_only or spec.dynamic for spec in specs.values()) or not specs, "two kinds of points"
+    points = {point.info.name: point for point in find_activation_points(traced, layers_only=layers_only)}
     for name in specs:
-        if name not in places:
-            raise UserError("activation", name, allowed="a place of the network's graph", remedy=nearest(name, places))
-    return {name: place for name, place in places.items() if name in specs}
+        if name not in points:
+            raise UserError("activation", name, allowed="a place of the network's graph", remedy=nearest(name, points))
+    return {name: point for name, point in points.items() if name in specs}

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
-from qexp.nn.channels import add_to_bias_, num_outputs, scale_outputs_
-from qexp.nn.links import Wiring, source_of
+from qexp.nn.channels import Layer, add_to_bias_, as_layer, as_norm, num_outputs, running_statistics, scale_outputs_
+from qexp.nn.connectivity import Connectivity, source_of
 
 
 @dataclass(frozen=True)
@@ -18,7 +19,8 @@ class ChannelStatistics:
     """Mean and standard deviation of each channel of a layer's output over the training data, as its batch norm knew them.
 
     Args:
-        mean: [C] float64, batch norm's shift beta. std: [C] float64, its scale gamma, whose sign says nothing.
+        mean: [C] float64, batch norm's shift beta.
+        std: [C] float64, its scale gamma, whose sign says nothing.
     """
 
     mean: Tensor
@@ -65,46 +67,48 @@ def fold_batch_norm(model: nn.Module) -> Folded:
     >>> fold_batch_norm(net).layers
     {'1': '0'}
     """
-    wiring = Wiring(model)
-    norms = {node.target: node for node in wiring.nodes if wiring.kind(node) == "norm"}
+    connectivity = Connectivity(model)
+    norms = {str(node.target): node for node in connectivity.nodes if connectivity.kind(node) == "norm"}
     folded = copy.deepcopy(model)
     modules = dict(folded.named_modules(remove_duplicate=False))
-    layers, statistics, notes = {}, {}, []
-    for name, module in wiring.modules.items():
-        if not isinstance(module, nn.modules.batchnorm._BatchNorm):
+    layers: dict[str, str] = {}
+    statistics: dict[str, ChannelStatistics] = {}
+    notes = []
+    for name, module in connectivity.modules.items():
+        if not isinstance(module, _BatchNorm):
             continue
-        reason = _obstacle(wiring, norms[name]) if name in norms else "the network does not execute it, or not as a module"
+        reason = _obstacle(connectivity, norms[name]) if name in norms else "the network does not execute it, or not as a module"
         if reason:
             notes.append(f"{name}: not folded, {reason}")
             continue
-        layers[name] = source_of(norms[name]).target
-        statistics[layers[name]] = _fold_one(modules[layers[name]], module)
+        layers[name] = str(source_of(norms[name]).target)
+        statistics[layers[name]] = _fold_into_layer_(as_layer(modules[layers[name]]), module)
     for name in layers:
         parent, _, leaf = name.rpartition(".")
         setattr(modules[parent], leaf, nn.Identity().eval())
     return Folded(folded, layers, _renamed(model, layers), statistics, tuple(notes))
 
 
-def _obstacle(wiring: Wiring, node: fx.Node) -> str:
+def _obstacle(connectivity: Connectivity, node: fx.Node) -> str:
     """Why a batch norm cannot be folded; empty where it can."""
-    module, before = wiring.modules[node.target], source_of(node)
-    if module.running_mean is None:
+    norm, before = as_norm(connectivity.module(node)), source_of(node)
+    if norm.running_mean is None:
         return "it keeps no running statistics"
-    if wiring.kind(before) != "layer":
+    if connectivity.kind(before) != "layer":
         return "its input is not the output of a convolution or linear layer"
-    if len(wiring.readers(before)) > 1:
+    if len(connectivity.readers(before)) > 1:
         return f"something else reads the output of {before.target}"
-    if not (wiring.single(node) and wiring.single(before)):
+    if not (connectivity.single(node) and connectivity.single(before)):
         return f"it or {before.target} is called more than once or shares parameters"
-    if num_outputs(wiring.modules[before.target]) != module.num_features:
+    if num_outputs(as_layer(connectivity.module(before))) != norm.num_features:
         return f"it does not count the channels of {before.target}"
     return ""
 
 
 @torch.no_grad()
-def _fold_one(layer: nn.Module, norm: nn.Module) -> ChannelStatistics:
+def _fold_into_layer_(layer: Layer, norm: _BatchNorm) -> ChannelStatistics:
     """Fold `norm` into `layer`, in place."""
-    mean, var = norm.running_mean.double(), norm.running_var.double()
+    mean, var = (value.double() for value in running_statistics(norm))
     gamma = torch.ones_like(var) if norm.weight is None else norm.weight.double()
     beta = torch.zeros_like(var) if norm.bias is None else norm.bias.double()
     gain = gamma / torch.sqrt(var + norm.eps)
@@ -120,12 +124,12 @@ def _fold_one(layer: nn.Module, norm: nn.Module) -> ChannelStatistics:
 
 def _renamed(model: nn.Module, layers: Mapping[str, str]) -> dict[str, str]:
     """Old name -> new name of every tensor of the state dict that lives on."""
-    homes = {"weight": "weight", "running_var": "weight", "bias": "bias", "running_mean": "bias"}
+    destinations = {"weight": "weight", "running_var": "weight", "bias": "bias", "running_mean": "bias"}
     names = {}
     for name in model.state_dict():
         path, _, leaf = name.rpartition(".")
         if path not in layers:
             names[name] = name
-        elif leaf in homes:
-            names[name] = f"{layers[path]}.{homes[leaf]}"
+        elif leaf in destinations:
+            names[name] = f"{layers[path]}.{destinations[leaf]}"
     return names

@@ -21,7 +21,7 @@ from torch import Tensor, fx, nn
 
 from qexp.base.errors import UserError
 from qexp.nn.operators import function_name, operator_of, tensors_of
-from qexp.nn.shadow import refuse_instance_forward
+from qexp.nn.tracing import fx_graph
 
 
 @dataclass(frozen=True)
@@ -29,8 +29,11 @@ class Insertion:
     """A module to call on a node's value.
 
     Args:
-        node: whose value. name: dotted path of the module in the network. module: may serve several nodes.
-        users: which readers get `module(value)` instead; None all. options: further arguments of the call.
+        node: whose value.
+        name: dotted path of the module in the network.
+        module: may serve several nodes.
+        users: which readers get `module(value)` instead; None all.
+        options: further arguments of the call.
     """
 
     node: fx.Node
@@ -44,16 +47,20 @@ class GraphNetwork(fx.GraphModule):
     """A graph over modules that it shares with the network it was traced from, all of them, those that never run included.
 
     torch's own GraphModule drops modules that the graph does not call, from the state dict and at every `deepcopy`.
+
+    Args:
+        root: the modules, parameters and buffers to share.
+        graph: calls them by their names.
     """
 
     def __init__(self, root: nn.Module, graph: fx.Graph) -> None:
         super().__init__(root, graph, "GraphNetwork")
         # Tensors that are attributes of the network or made by its forward came as buffers; they stay out of the state dict.
-        made = {name: value for name, value in self._buffers.items() if name not in root._buffers}
+        constants = {name: value for name, value in self._buffers.items() if name not in root._buffers}
         self._modules = dict(root._modules)
         self._parameters = dict(root._parameters)
-        self._buffers = {**root._buffers, **made}
-        self._non_persistent_buffers_set = {*root._non_persistent_buffers_set, *made}
+        self._buffers = {**root._buffers, **constants}
+        self._non_persistent_buffers_set = {*root._non_persistent_buffers_set, *constants}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> GraphNetwork:
         root = nn.Module()
@@ -104,7 +111,7 @@ class Traced:
 
     def operands(self, node: fx.Node) -> list[fx.Node]:
         """The activations that a node reads: tensors that depend on the images."""
-        return [each for each in node.all_input_nodes if each in self.values and not self.values[each].constant]
+        return [value for value in node.all_input_nodes if value in self.values and not self.values[value].constant]
 
     def kind(self, node: fx.Node) -> str:
         """`operator_of`, with an add or multiply of one activation and a constant as `other`, like a norm's scale and shift."""
@@ -112,10 +119,10 @@ class Traced:
         operands = self.operands(node)
         if kind in ("add", "multiply") and len(operands) < 2 and not _doubles(node):
             return "other"
-        if kind == "other" and any(self._is_matrix(each) for each in node.all_input_nodes):
+        if kind == "other" and any(self._is_matrix(value) for value in node.all_input_nodes):
             return "attention"  # a function that is not entered and takes a weight, as torchvision's shifted windows
-        takes_part = node.op == "call_function" and function_name(node) == "getitem"
-        if kind == "keep" and takes_part and self.values[operands[0]].shape is None and self.kind(operands[0]) != "keep":
+        selects = node.op == "call_function" and function_name(node) == "getitem"
+        if kind == "keep" and selects and self.values[operands[0]].shape is None and self.kind(operands[0]) != "keep":
             return "other"  # one result of an operator that has several
         return kind
 
@@ -134,24 +141,25 @@ class Traced:
         """
         source = network if network is not None else self.root
         root = _bare(source)
-        root.__dict__.update({name: value for name, value in self.root.__dict__.items() if name.startswith(_MADE)})
-        graph, twins = fx.Graph(), {}
+        root.__dict__.update({name: value for name, value in self.root.__dict__.items() if name.startswith(_CONSTANT)})
+        graph = fx.Graph()
+        twins: dict[fx.Node, fx.Node] = {}
         graph.output(graph.graph_copy(self.graph, twins))
         first = next(node for node in graph.nodes if node.op != "placeholder")
-        for item in insertions:
-            _attach(root, item.name, item.module)
-            twin = twins[item.node]
-            chosen = None if item.users is None else {twins[user] for user in item.users}
+        for insertion in insertions:
+            _attach(root, insertion.name, insertion.module)
+            twin = twins[insertion.node]
+            readers = None if insertion.users is None else {twins[user] for user in insertion.users}
             with graph.inserting_before(first) if twin.op == "placeholder" else graph.inserting_after(twin):
-                call = graph.call_module(item.name, (twin,), dict(item.options))
+                call = graph.call_module(insertion.name, (twin,), dict(insertion.options))
             for user in list(twin.users):
-                if user is not call and (chosen is None or user in chosen):
+                if user is not call and (readers is None or user in readers):
                     user.replace_input_with(twin, call)
         graph.lint()
         return GraphNetwork(root, graph)
 
 
-_MADE = "_tensor_constant"  # torch.fx's name for tensors that a forward makes
+_CONSTANT = "_tensor_constant"  # torch.fx's name for tensors that a forward makes
 _HELD = ("_modules", "_parameters", "_buffers", "_non_persistent_buffers_set")
 
 
@@ -167,34 +175,19 @@ def trace(model: nn.Module, example: Tensor) -> Traced:
             trace; names the module.
     """
     with evaluating(model), torch.no_grad(), torch.random.fork_rng(devices=[example.device] if example.is_cuda else []):
-        graph, made = follow(model)
+        graph, constants = fx_graph(model)
         root = _bare(model)
-        root.__dict__.update(made)
-        recorder = _Recorder(root, garbage_collect_values=False, graph=graph)
+        root.__dict__.update(constants)
+        recorder = _ValueRecorder(root, garbage_collect_values=False, graph=graph)
         state = torch.random.get_rng_state()
-        found = recorder.run(example)
+        output = recorder.run(example)
         torch.random.set_rng_state(state)
         expected = model(example)
-    if not all(torch.equal(a, b) for a, b in zip(tensors_of(found), tensors_of(expected), strict=True)):
+    if not all(torch.equal(a, b) for a, b in zip(tensors_of(output), tensors_of(expected), strict=True)):
         remedy = "Its graph gives other numbers: something in its forward depends on more than the images."
         raise UserError("model", type(model).__name__, allowed="a network that torch.fx can trace", remedy=remedy)
     owned = frozenset(tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers()))
     return Traced(root, graph, recorder.values(), _names(graph), owned)
-
-
-def follow(model: nn.Module, leaves: tuple[type[nn.Module], ...] = ()) -> tuple[fx.Graph, dict[str, Tensor]]:
-    """torch.fx's graph of a network in the mode that it is in, and the tensors that its forward makes; raises as `trace` does.
-
-    Args:
-        model: as before afterwards. leaves: own modules that are not entered, beside torch's.
-    """
-    refuse_instance_forward(model)
-    before, made = set(model.__dict__), {}
-    try:
-        return _Tracer(leaves).trace(model), made
-    finally:
-        # torch.fx puts tensors that a forward makes on the network as attributes; they belong to the graph.
-        made |= {name: model.__dict__.pop(name) for name in list(model.__dict__) if name not in before}
 
 
 @contextmanager
@@ -209,53 +202,21 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-class _Tracer(fx.Tracer):
-    """torch.fx's tracer, which says in which module it got stuck."""
-
-    def __init__(self, leaves: tuple[type[nn.Module], ...]) -> None:
-        super().__init__()
-        self.leaves, self.path, self.stuck = leaves, [""], None
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return isinstance(m, self.leaves) or super().is_leaf_module(m, module_qualified_name)
-
-    def call_module(self, m: nn.Module, forward: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        self.path.append(self.path_of_module(m))
-        try:
-            return super().call_module(m, forward, args, kwargs)
-        except Exception:
-            self.stuck = self.stuck or self.path[-1]
-            raise
-        finally:
-            self.path.pop()
-
-    def trace(self, root: nn.Module, concrete_args: dict[str, Any] | None = None) -> fx.Graph:
-        try:
-            return super().trace(root, concrete_args)
-        except Exception as error:  # whatever a forward raises on symbols
-            where = self.stuck or type(root).__name__
-            text = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            remedy = (
-                f"Tracing stopped in module {where}: {text} Branches and loops on the values of tensors cannot be followed: take "
-                "them out of its forward, or into a function marked with torch.fx.wrap, which is then not entered."
-            )
-            raise UserError("model", type(root).__name__, allowed="a network that torch.fx can trace", remedy=remedy) from error
-
-
-class _Recorder(fx.Interpreter):
+class _ValueRecorder(fx.Interpreter):
     """Runs the graph and notes what each node gave; results stay alive, so that no memory is used twice."""
 
     def values(self) -> dict[fx.Node, Value]:
-        found: dict[fx.Node, Value] = {}
+        values: dict[fx.Node, Value] = {}
         for node in self.graph.nodes:
             tensors = list(tensors_of(self.env.get(node)))
             if not tensors or node.op == "output":
                 continue
-            value = self.env[node]
+            result = self.env[node]
             storages = frozenset(tensor.untyped_storage().data_ptr() for tensor in tensors)
-            constant = node.op != "placeholder" and all(found[each].constant for each in node.all_input_nodes if each in found)
-            found[node] = Value(tuple(value.shape) if isinstance(value, Tensor) else None, storages, constant)
-        return found
+            inputs = [values[source] for source in node.all_input_nodes if source in values]
+            constant = node.op != "placeholder" and all(source.constant for source in inputs)
+            values[node] = Value(tuple(result.shape) if isinstance(result, Tensor) else None, storages, constant)
+        return values
 
 
 def _names(graph: fx.Graph) -> dict[fx.Node, str]:
@@ -291,9 +252,9 @@ def _bare(model: nn.Module) -> nn.Module:
 
 
 def _attach(root: nn.Module, path: str, module: nn.Module) -> None:
-    """Put a module at a dotted path, with bare modules on the way."""
-    *way, last = path.split(".")
-    for part in way:
+    """Put a module at a dotted path; modules that are missing on the way are made, empty."""
+    *parents, last = path.split(".")
+    for part in parents:
         if part not in root._modules:
             root.add_module(part, nn.Module())
         root = root.get_submodule(part)

@@ -25,14 +25,14 @@ class RoundToHalf(TorchFunctionMode):
     0.333251953125
     """
 
-    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+    def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        fresh = [tensor for tensor in _tensors(result) if tensor.dtype == torch.float32 and tensor.numel()]
-        if fresh:
-            given = list(_tensors((args, kwargs or {})))
-            owners = {tensor.untyped_storage().data_ptr() for tensor in given}
-            for tensor in fresh:
-                if tensor.untyped_storage().data_ptr() not in owners or any(tensor is other for other in given):
+        results = [tensor for tensor in _tensors(result) if tensor.dtype == torch.float32 and tensor.numel()]
+        if results:
+            arguments = list(_tensors((args, kwargs or {})))
+            owners = {tensor.untyped_storage().data_ptr() for tensor in arguments}
+            for tensor in results:
+                if tensor.untyped_storage().data_ptr() not in owners or any(tensor is other for other in arguments):
                     round_to_half_(tensor)
         return result
 

@@ -54,8 +54,8 @@ def inventory(model: nn.Module, example: Tensor) -> tuple[TensorInfo, ...]:
         path, _, leaf = name.rpartition(".")
         owner = modules.get(path, model)
         kind, role = _kind_and_role(owner, leaf, value)
-        place = (value.data_ptr(), value.shape, value.stride(), value.dtype)
-        first = seen.setdefault(place, name) if value.numel() else name
+        memory = (value.data_ptr(), value.shape, value.stride(), value.dtype)
+        first = seen.setdefault(memory, name) if value.numel() else name
         rows.append(
             TensorInfo(
                 name=name,
@@ -123,8 +123,7 @@ def _execution_orders(model: nn.Module, example: Tensor, state: dict[str, Tensor
 
     Counters and statistics that eval mode does not read take the place of their module.
     """
-    ranges = {name: _Range(value) for name, value in state.items()}
-    recorder = _Recorder(ranges)
+    recorder = _ReadRecorder({name: _ByteRange(value) for name, value in state.items()})
     modes = [(module, module.training) for module in model.modules()]
     buffers = [
         (module, name, buffer, buffer.clone())
@@ -146,10 +145,10 @@ def _execution_orders(model: nn.Module, example: Tensor, state: dict[str, Tensor
                 module._buffers[name] = buffer.copy_(before)
     used = recorder.first_use
     by_module: dict[str, int] = {}
-    for name, position in used.items():
+    for name, first in used.items():
         path = name.rpartition(".")[0]
-        by_module[path] = min(position, by_module.get(path, position))
-    rank = {position: index for index, position in enumerate(sorted(set(used.values())))}
+        by_module[path] = min(first, by_module.get(path, first))
+    rank = {first: index for index, first in enumerate(sorted(set(used.values())))}
     orders = {}
     for name, value in state.items():
         position = used.get(name)
@@ -159,7 +158,7 @@ def _execution_orders(model: nn.Module, example: Tensor, state: dict[str, Tensor
     return orders
 
 
-class _Range:
+class _ByteRange:
     """The bytes that a tensor occupies, to tell a read of it or of its views."""
 
     def __init__(self, value: Tensor) -> None:
@@ -170,15 +169,15 @@ class _Range:
         self.start = value.data_ptr()
         self.stop = self.start + reach * value.element_size()
 
-    def overlaps(self, other: _Range) -> bool:
+    def overlaps(self, other: _ByteRange) -> bool:
         """True where both have a byte in common."""
         return self.start < other.stop and other.start < self.stop
 
 
-class _Recorder(TorchDispatchMode):
+class _ReadRecorder(TorchDispatchMode):
     """Notes which operator is the first to read each tensor's storage."""
 
-    def __init__(self, ranges: dict[str, _Range]) -> None:
+    def __init__(self, ranges: dict[str, _ByteRange]) -> None:
         super().__init__()
         self.by_storage: dict[int, list[str]] = {}
         for name, span in ranges.items():
@@ -192,7 +191,7 @@ class _Recorder(TorchDispatchMode):
         for value in self._dense((args, kwargs)):
             names = self.by_storage.get(value.untyped_storage().data_ptr(), ())
             if names:
-                span = _Range(value)
+                span = _ByteRange(value)
                 for name in names:
                     if name not in self.first_use and self.ranges[name].overlaps(span):
                         self.first_use[name] = self.position

@@ -15,7 +15,8 @@ def macs_per_layer(model: nn.Module, example: Tensor) -> dict[str, int]:
     """Multiply-accumulates of one image, by module: of convolutions, linear layers and matrix products, as torch counts them.
 
     Args:
-        model: any network. example: [N, C, H, W] images.
+        model: any network.
+        example: [N, C, H, W] images.
 
     >>> macs_per_layer(nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten(), nn.Linear(32, 2)), torch.zeros(1, 3, 4, 4))
     {'0': 864, '2': 64}
@@ -29,11 +30,11 @@ def macs_per_layer(model: nn.Module, example: Tensor) -> dict[str, int]:
         torch.backends.mha.set_fastpath_enabled(fast)
     root = type(model).__name__
     totals = {name: sum(counts.values()) for name, counts in counter.get_flop_counts().items() if name != "Global"}
-    own = dict(totals)  # without what the modules inside multiply
+    own = dict(totals)  # without what submodules multiply
     for name, total in totals.items():
-        around = name.rpartition(".")[0]
-        while around and around not in totals:  # a graph calls its modules itself, not by way of those around them
-            around = around.rpartition(".")[0]
-        if around:
-            own[around] -= total
+        parent = name.rpartition(".")[0]
+        while parent and parent not in totals:  # a graph calls its modules itself, not by way of their parents
+            parent = parent.rpartition(".")[0]
+        if parent:
+            own[parent] -= total
     return {name.removeprefix(root).removeprefix(".") or root: flops // 2 for name, flops in own.items() if flops > 0}

@@ -134,7 +134,12 @@ def operator_of(node: fx.Node, module: nn.Module | None) -> str:
 
 
 def operator_name(node: fx.Node, module: nn.Module | None) -> str:
-    """What a reader calls the operator: its kind, or for `other` the name of the module's class or of the function."""
+    """What a reader calls the operator: its kind, or for `other` the name of the module's class or of the function.
+
+    Args:
+        node: of a graph traced in eval mode.
+        module: what a `call_module` node calls.
+    """
     kind = operator_of(node, module)
     if module is not None and kind == "other":
         return type(module).__name__.lower()

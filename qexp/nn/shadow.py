@@ -45,7 +45,7 @@ class Shadow:
         refuse_instance_forward(model)
         network = copy.deepcopy(model).requires_grad_(False).eval()
         if channels_last:
-            network = network.to(memory_format=torch.channels_last)
+            network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's overloads lack it
         device = next((tensor.device for tensor in network.state_dict().values()), torch.device("cpu"))
         self.half, self.input_quant = half, input_quant
         self._emulated = half and device.type == "cpu"
@@ -86,7 +86,7 @@ class Shadow:
         targets, specs = self._network.state_dict(), plan.quantized
         _check_fits(targets, state_dict, specs)
         constant = []
-        for name in _one_name_each(targets, specs):
+        for name in _names_by_memory(targets, specs):
             target, source, spec = targets[name], state_dict[name], specs.get(name)
             if spec is None:
                 target.copy_(source)
@@ -118,7 +118,7 @@ class _Structure:
         return RoundToHalf() if self.emulated else contextlib.nullcontext()
 
 
-class _ShadowForward:
+class _ShadowForward(nn.Module):
     """Mixed in before the network's class: its forward between input quantization and the cast back to float32."""
 
     def forward(self, images: Tensor) -> Any:
@@ -164,13 +164,13 @@ def _check_fits(targets: Mapping[str, Tensor], source: Mapping[str, Tensor], spe
     assert specs.keys() <= targets.keys(), f"planned but not in the network: {sorted(specs.keys() - targets.keys())[:5]}"
 
 
-def _one_name_each(targets: Mapping[str, Tensor], specs: Mapping[str, QuantSpec]) -> list[str]:
+def _names_by_memory(targets: Mapping[str, Tensor], specs: Mapping[str, QuantSpec]) -> list[str]:
     """One name per piece of memory: of tied names the first that is quantized, or else the first."""
     chosen: dict[tuple[Any, ...], str] = {}
     for name, tensor in targets.items():
-        place = (tensor.data_ptr(), tuple(tensor.shape), tensor.stride()) if tensor.numel() else (name,)
-        if place not in chosen or (name in specs and chosen[place] not in specs):
-            chosen[place] = name
+        memory = (tensor.data_ptr(), tuple(tensor.shape), tensor.stride()) if tensor.numel() else (name,)
+        if memory not in chosen or (name in specs and chosen[memory] not in specs):
+            chosen[memory] = name
     return list(chosen.values())
 
 

@@ -32,7 +32,8 @@ def aciq_ratio(distribution: str, kappa: float) -> float:
     """The best clip in units of the scale: b = E|x| of `laplace`, sigma of `gaussian`.
 
     Args:
-        distribution: `laplace` or `gaussian`. kappa: the grid's step in units of the clip, above 0.
+        distribution: `laplace` or `gaussian`.
+        kappa: the grid's step in units of the clip, above 0.
 
     >>> [round(aciq_ratio("laplace", 2 / 2**bits), 2) for bits in (2, 4, 5)]
     [2.83, 5.03, 6.2]
@@ -61,28 +62,34 @@ _CONDITIONS: dict[str, Callable[[float, float], float]] = {"laplace": _laplace, 
 
 
 def aciq_range(sample: Sample, spec: QuantSpec, distribution: str) -> tuple[Tensor, Tensor]:
-    """Clip limits [G]: around zero on symmetric grids and for one-sided values, else around the mean; never beyond the values."""
+    """Clip limits [G]: around zero on symmetric grids and for one-sided values, else around the mean; never beyond the values.
+
+    Args:
+        sample: at least one group has a range.
+        spec: its grid; its granularity is not read.
+        distribution: `laplace` or `gaussian`.
+    """
     values, weights = sample.points()
     values = values.double()
     weights = torch.ones_like(values) if weights is None else weights
     if is_unsigned(spec):
         values, weights = values.clamp(min=0), weights * (values > 0)
     steps = num_steps(spec)
-    both = aciq_ratio(distribution, 2 / steps)
+    two_sided = aciq_ratio(distribution, 2 / steps)
     nonzero = weights * (values != 0)
     around_zero = _scale(values, nonzero, distribution)
     if shrinks_together(spec):
-        low, high = -both * around_zero, both * around_zero
+        low, high = -two_sided * around_zero, two_sided * around_zero
     else:
-        one = aciq_ratio(distribution, 1 / steps)
+        one_sided = aciq_ratio(distribution, 1 / steps)
         mean = (values * weights).sum(1) / weights.sum(1)
         around_mean = _scale(values - mean[:, None], weights, distribution)
-        low, high = mean - both * around_mean, mean + both * around_mean
+        low, high = mean - two_sided * around_mean, mean + two_sided * around_mean
         zero = torch.zeros_like(mean)
         positive, negative = sample.minimum >= 0, sample.maximum <= 0
         positive = positive | torch.full_like(positive, is_unsigned(spec))
-        low = torch.where(positive, zero, torch.where(negative, -one * around_zero, low))
-        high = torch.where(positive, one * around_zero, torch.where(negative, zero, high))
+        low = torch.where(positive, zero, torch.where(negative, -one_sided * around_zero, low))
+        high = torch.where(positive, one_sided * around_zero, torch.where(negative, zero, high))
     low, high = torch.maximum(low.float(), sample.minimum), torch.minimum(high.float(), sample.maximum)
     return low, torch.maximum(low, high)  # an unsigned grid keeps nothing of a group without positive values
 

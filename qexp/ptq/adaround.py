@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from qexp.base.errors import UserError
 from qexp.base.types import Batch, QuantSpec
 from qexp.config.correct import CorrectSettings
+from qexp.nn.channels import Layer, as_layer
 from qexp.nn.graph import evaluating
-from qexp.nn.links import activations_after
+from qexp.nn.layer_pairs import activations_after
 from qexp.ptq.adaround_loss import SUPPORTED, Quadratic, Samples, kernel_rows, make_loss
 from qexp.ptq.grid_traits import EVEN
 from qexp.ptq.layer_inputs import layers_in_order, run_until
@@ -35,8 +36,9 @@ class Rounded:
 
     Args:
         name: of the weight in the state dict.
-        nearest_mse, mse: of the layer's output on the calibration images, quantized inputs included, rounded to nearest and as
-            learned; mean over channels and positions.
+        nearest_mse: mean squared error of the layer's output on the calibration images, over channels and positions, quantized
+            inputs included, rounded to nearest.
+        mse: the same error with the learned rounding.
         flipped: share of the weights whose code is not the nearest.
     """
 
@@ -48,7 +50,12 @@ class Rounded:
 
 @dataclass(frozen=True)
 class AdaRounded:
-    """One row per rounded weight in order of execution, and weights that stay rounded to nearest, with why."""
+    """What AdaRound made of a network.
+
+    Args:
+        rows: one per rounded weight, in order of execution.
+        notes: weights that stay rounded to nearest, and why.
+    """
 
     rows: tuple[Rounded, ...]
     notes: tuple[str, ...]
@@ -94,19 +101,20 @@ def adaround_(
     rows, notes = [], []
     with evaluating(quantized), evaluating(reference):
         activations = activations_after(reference) if settings.adaround_relu else {}
-        order, twice = layers_in_order(quantized, images[0][:1])
-        notes += [note for note in twice if f"{note.split(':')[0]}.weight" in specs]
+        order, repeated = layers_in_order(quantized, images[0][:1])
+        notes += [note for note in repeated if f"{note.split(':')[0]}.weight" in specs]
         for layer in order:
             name = f"{layer}.weight"
             if name not in specs:
                 continue
-            grid = _grid(name, quantized.get_submodule(layer), reference, specs[name], limits.get(name), notes)
+            module = as_layer(quantized.get_submodule(layer))
+            grid = _grid(name, module, reference, specs[name], limits.get(name), notes)
             if grid is not None:
                 generator = torch.Generator().manual_seed(seed)
                 loss = _collect(layer, quantized, reference, images, activations.get(layer) == "relu", generator)
                 if isinstance(loss, Samples):
                     loss.batch_size = settings.adaround_batch_size
-                rows.append(_round_layer(name, quantized.get_submodule(layer), grid, loss, settings))
+                rows.append(_round_layer(name, module, grid, loss, settings))
     return AdaRounded(tuple(rows), tuple(notes))
 
 
@@ -127,7 +135,7 @@ class _Grid:
 
 
 def _grid(
-    name: str, layer: nn.Module, reference: nn.Module, spec: QuantSpec, limits: Limits | None, notes: list[str]
+    name: str, layer: Layer, reference: nn.Module, spec: QuantSpec, limits: Limits | None, notes: list[str]
 ) -> _Grid | None:
     """The grid of a weight; None, with a note, where it cannot be learned on."""
     weight = reference.get_parameter(name).float()
@@ -143,8 +151,11 @@ def _grid(
         return None
     layout = fitted.layout
     codes = layout.fold(encode_rows(weight, replace(spec, mode="float"), fitted))
-    zero, one = (decode_rows([torch.full_like(part, at) for part in layout.rows(weight)], spec, fitted) for at in (0.0, 1.0))
-    return _Grid(weight, spec, fitted, codes, layout.fold(one) - layout.fold(zero), layout.fold(zero))
+    at_zero, at_one = (
+        layout.fold(decode_rows([torch.full_like(part, code) for part in layout.rows(weight)], spec, fitted))
+        for code in (0.0, 1.0)
+    )
+    return _Grid(weight, spec, fitted, codes, step=at_one - at_zero, offset=at_zero)
 
 
 def _collect(
@@ -152,18 +163,27 @@ def _collect(
 ) -> Quadratic | Samples:
     """The loss of a layer: its input in the quantized network against its output in the float one."""
     weight = reference.get_parameter(f"{layer}.weight")
-    num_images = sum(len(each) for each in images)
-    loss = make_loss(quantized.get_submodule(layer), weight, relu=relu, num_images=num_images, generator=generator)
-    for each in images:
-        seen: list[Tensor] = []
-        run_until(quantized, each, [layer], lambda name, module, x, y, seen=seen: seen.append(x))
-        run_until(reference, each, [layer], lambda name, module, x, y, seen=seen: seen.append(y))
-        loss.add(*seen)
+    num_images = sum(len(batch_images) for batch_images in images)
+    module = as_layer(quantized.get_submodule(layer))
+    loss = make_loss(module, weight, relu=relu, num_images=num_images, generator=generator)
+    for batch_images in images:
+        loss.add(_input_and_output(quantized, layer, batch_images)[0], _input_and_output(reference, layer, batch_images)[1])
     loss.close()
     return loss
 
 
-def _round_layer(name: str, layer: nn.Module, grid: _Grid, loss: Quadratic | Samples, settings: CorrectSettings) -> Rounded:
+def _input_and_output(model: nn.Module, layer: str, images: Tensor) -> tuple[Tensor, Tensor]:
+    """What a layer of a network reads and gives on these images."""
+    seen: list[tuple[Tensor, Tensor]] = []
+
+    def keep(name: str, module: Layer, x: Tensor, y: Tensor) -> None:
+        seen.append((x, y))
+
+    run_until(model, images, [layer], keep)
+    return seen[0]
+
+
+def _round_layer(name: str, layer: Layer, grid: _Grid, loss: Quadratic | Samples, settings: CorrectSettings) -> Rounded:
     """Learn the codes of a layer and write its weight."""
     low, high = code_range(grid.spec.scheme, grid.spec.bits, grid.spec.signed)
     nearest = torch.round(grid.codes)
@@ -171,7 +191,7 @@ def _round_layer(name: str, layer: nn.Module, grid: _Grid, loss: Quadratic | Sam
     if settings.adaround_iterations:
         codes = (torch.floor(grid.codes) + (_learn(layer, grid, loss, settings) >= 0.5)).clamp_(low, high)
     weight = kernel_rows(layer, grid.weight)
-    errors = [loss.error(kernel_rows(layer, grid.values(each)) - weight) for each in (nearest, codes)]
+    errors = [loss.error(kernel_rows(layer, grid.values(rounded)) - weight) for rounded in (nearest, codes)]
     better = (errors[1] < errors[0]).unsqueeze(-1)
     merged = torch.where(better, kernel_rows(layer, codes), kernel_rows(layer, nearest))
     # In groups of channels, [G, O, K] is the weight's own order but for a transposed convolution, which has no form here.
@@ -182,10 +202,10 @@ def _round_layer(name: str, layer: nn.Module, grid: _Grid, loss: Quadratic | Sam
     return Rounded(name, float(errors[0].mean()), float(kept.mean()), flipped)
 
 
-def _learn(layer: nn.Module, grid: _Grid, loss: Quadratic | Samples, settings: CorrectSettings) -> Tensor:
+def _learn(layer: Layer, grid: _Grid, loss: Quadratic | Samples, settings: CorrectSettings) -> Tensor:
     """The learned h of every weight, in the weight's shape."""
     low, high = code_range(grid.spec.scheme, grid.spec.bits, grid.spec.signed)
-    codes, step, weight, offset = (kernel_rows(layer, each) for each in (grid.codes, grid.step, grid.weight, grid.offset))
+    codes, step, weight, offset = (kernel_rows(layer, values) for values in (grid.codes, grid.step, grid.weight, grid.offset))
     floor = torch.floor(codes)
     # D = W~ - W, where floor and the range's ends are constants.
     fixed = offset + step * floor - weight

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from qexp.nn.channels import by_channel
+from qexp.nn.channels import Layer, by_channel
 
 QUADRATIC_ELEMENTS = 1 << 26  # of E[x x'] at most: 256 MiB of float32
 SAMPLE_ELEMENTS = 1 << 25  # of kept rows at most: 128 MiB of float32
@@ -27,44 +27,65 @@ _CHUNK_ELEMENTS = 1 << 23  # of rows that are made at once: 32 MiB
 SUPPORTED = (nn.Conv1d, nn.Conv2d, nn.Linear)
 
 
-def kernel_rows(layer: nn.Module, weight: Tensor) -> Tensor:
-    """A tensor of the weight's shape as [G, O, K]."""
+def kernel_rows(layer: Layer, weight: Tensor) -> Tensor:
+    """A tensor of the weight's shape as [G, O, K].
+
+    Args:
+        layer: whose weight has this shape.
+        weight: as the layer stores it.
+    """
     return by_channel(layer, weight).flatten(2)
 
 
-def input_rows(layer: nn.Module, x: Tensor) -> Tensor:
-    """What meets the kernel at each output position, [G, M, K]: rows @ kernel_rows' is the layer's output without its bias."""
-    if type(layer) is nn.Linear:
+def input_rows(layer: Layer, x: Tensor) -> Tensor:
+    """What meets the kernel at each output position, [G, M, K]: rows @ kernel_rows' is the layer's output without its bias.
+
+    Args:
+        layer: one of `SUPPORTED`.
+        x: its input.
+    """
+    if isinstance(layer, nn.Linear):
         return x.reshape(1, -1, x.shape[-1])
     if any(layer._reversed_padding_repeated_twice):
         mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
         x = F.pad(x, layer._reversed_padding_repeated_twice, mode)
     kernel, dilation, stride = layer.kernel_size, layer.dilation, layer.stride
-    if type(layer) is nn.Conv1d:
+    if isinstance(layer, nn.Conv1d):
         x, kernel, dilation, stride = x.unsqueeze(2), (1, *kernel), (1, *dilation), (1, *stride)
     patches = F.unfold(x, kernel, dilation=dilation, stride=stride)
     return patches.unflatten(1, (layer.groups, -1)).permute(1, 0, 3, 2).flatten(1, 2)
 
 
-def output_rows(layer: nn.Module, y: Tensor) -> Tensor:
-    """The layer's output at each position, [G, M, O]."""
-    if type(layer) is nn.Linear:
+def output_rows(layer: Layer, y: Tensor) -> Tensor:
+    """The layer's output at each position, [G, M, O].
+
+    Args:
+        layer: one of `SUPPORTED`.
+        y: its output.
+    """
+    if isinstance(layer, nn.Linear):
         return y.reshape(1, -1, y.shape[-1])
     return y.flatten(2).unflatten(1, (layer.groups, -1)).permute(1, 0, 3, 2).flatten(1, 2)
 
 
-def _parts(layer: nn.Module, x: Tensor, y: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+def _parts(layer: Layer, x: Tensor, y: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     """Inputs and outputs in parts of so many images that the rows of inputs stay small."""
-    size = layer.weight[0].numel() * (1 if type(layer) is nn.Linear else layer.groups)
-    positions = max(y[0].numel() // (y.shape[-1] if type(layer) is nn.Linear else y.shape[1]), 1)
+    size = layer.weight[0].numel() * (1 if isinstance(layer, nn.Linear) else layer.groups)
+    positions = max(y[0].numel() // (y.shape[-1] if isinstance(layer, nn.Linear) else y.shape[1]), 1)
     step = max(1, _CHUNK_ELEMENTS // (size * positions))
     yield from zip(x.split(step), y.split(step), strict=True)
 
 
-def make_loss(
-    layer: nn.Module, weight: Tensor, *, relu: bool, num_images: int, generator: torch.Generator
-) -> Quadratic | Samples:
-    """The loss of a layer, empty: a quadratic form where there is no ReLU and its matrix is not too large."""
+def make_loss(layer: Layer, weight: Tensor, *, relu: bool, num_images: int, generator: torch.Generator) -> Quadratic | Samples:
+    """The loss of a layer, empty: a quadratic form where there is no ReLU and its matrix is not too large.
+
+    Args:
+        layer: a layer of the quantized network, whose bias it takes.
+        weight: its unquantized weight.
+        relu: compare behind a ReLU.
+        num_images: that will be added.
+        generator: draws positions and batches, where samples are drawn.
+    """
     groups, _, size = kernel_rows(layer, weight).shape
     if not relu and groups * size * size <= QUADRATIC_ELEMENTS:
         return Quadratic(layer, weight)
@@ -75,16 +96,17 @@ class Quadratic:
     """E|r - D x|^2 over all positions, as tr(D E[xx'] D') - 2 tr(D E[x r']) + E[r'r].
 
     Args:
-        layer: a layer of the quantized network, whose bias it takes. weight: its unquantized weight.
+        layer: a layer of the quantized network, whose bias it takes.
+        weight: its unquantized weight.
     """
 
-    def __init__(self, layer: nn.Module, weight: Tensor) -> None:
+    def __init__(self, layer: Layer, weight: Tensor) -> None:
         self.layer, self.weight = layer, kernel_rows(layer, weight.float())
         groups, outputs, size = self.weight.shape
-        new = self.weight.new_zeros
-        self.square = new(groups, size, size, dtype=torch.float64)
-        self.cross = new(groups, outputs, size, dtype=torch.float64)
-        self.rest = new(groups, outputs, dtype=torch.float64)
+        zeros = self.weight.new_zeros
+        self.square = zeros(groups, size, size, dtype=torch.float64)
+        self.cross = zeros(groups, outputs, size, dtype=torch.float64)
+        self.rest = zeros(groups, outputs, dtype=torch.float64)
         self.count = 0
 
     def add(self, x: Tensor, y: Tensor) -> None:
@@ -116,7 +138,8 @@ class Samples:
     """E|f(y) - f(y - r + D x)|^2 over positions drawn from every image, f a ReLU or nothing; an iteration sees a batch of them.
 
     Args:
-        layer, weight: as for `Quadratic`.
+        layer: a layer of the quantized network, whose bias it takes.
+        weight: its unquantized weight.
         relu: whether f is a ReLU.
         num_images: that will be added, to share the memory among.
         generator: draws positions and batches.
@@ -124,10 +147,10 @@ class Samples:
 
     batch_size = 1024
 
-    def __init__(self, layer: nn.Module, weight: Tensor, *, relu: bool, num_images: int, generator: torch.Generator) -> None:
+    def __init__(self, layer: Layer, weight: Tensor, *, relu: bool, num_images: int, generator: torch.Generator) -> None:
         self.layer, self.weight, self.relu, self.generator = layer, kernel_rows(layer, weight.float()), relu, generator
         groups, outputs, size = self.weight.shape
-        self.each = max(1, SAMPLE_ELEMENTS // (groups * (size + 2 * outputs) * num_images))
+        self.positions_per_image = max(1, SAMPLE_ELEMENTS // (groups * (size + 2 * outputs) * num_images))
         self.kept: list[tuple[Tensor, Tensor, Tensor]] = []
 
     def add(self, x: Tensor, y: Tensor) -> None:
@@ -135,7 +158,7 @@ class Samples:
         for part, wanted in _parts(self.layer, x, y):
             rows, wanted = input_rows(self.layer, part), output_rows(self.layer, wanted)
             positions = rows.shape[1] // len(part)
-            drawn = torch.rand(len(part), positions, generator=self.generator).argsort(1)[:, : self.each]
+            drawn = torch.rand(len(part), positions, generator=self.generator).argsort(1)[:, : self.positions_per_image]
             index = (drawn + positions * torch.arange(len(part)).unsqueeze(1)).flatten().to(rows.device)
             rows = rows[:, index]
             self.kept.append((rows, _base(self.layer, self.weight, rows), wanted[:, index]))
@@ -162,7 +185,7 @@ class Samples:
         return ((given.clamp_(min=0) if self.relu else given) - self.wanted).square_().mean(1, dtype=torch.float64)
 
 
-def _base(layer: nn.Module, weight: Tensor, rows: Tensor) -> Tensor:
+def _base(layer: Layer, weight: Tensor, rows: Tensor) -> Tensor:
     """What the unquantized weights make of the rows, with the layer's bias, [G, M, O]."""
     base = rows @ weight.transpose(1, 2)
     return base if layer.bias is None else base + layer.bias.float().reshape(weight.shape[0], 1, -1)

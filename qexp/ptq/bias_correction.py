@@ -14,16 +14,22 @@ from torch import Tensor, nn
 
 from qexp.base.errors import UserError
 from qexp.base.types import Batch
-from qexp.nn.channels import LAYERS, add_to_bias_, mean_response, output_dim
+from qexp.nn.channels import LAYERS, Layer, add_to_bias_, as_layer, mean_response, output_dim
+from qexp.nn.connectivity import RELU6_CAP
 from qexp.nn.fold import ChannelStatistics
 from qexp.nn.graph import evaluating
-from qexp.nn.links import RELU6_CAP, Link, find_links
+from qexp.nn.layer_pairs import LayerPair, clip_of, find_layer_pairs
 from qexp.ptq.layer_inputs import layers_in_order, run_until
 
 
 @dataclass(frozen=True)
 class BiasCorrection:
-    """Layer name -> what was taken from its bias, [out] float64, in order of execution; and layers left alone, with why."""
+    """What bias correction did.
+
+    Args:
+        shifts: layer name -> what was taken from its bias, [out] float64, in order of execution.
+        notes: layers that were left alone, and why.
+    """
 
     shifts: Mapping[str, Tensor]
     notes: tuple[str, ...]
@@ -56,8 +62,8 @@ def correct_bias_(quantized: nn.Module, reference: nn.Module, batches: Iterable[
         layers, notes = layers_in_order(quantized, images[0][:1])
         _check_names(layers, reference)
         wanted = {name: _Mean() for name in layers}
-        for each in images:
-            run_until(reference, each, layers, lambda name, layer, x, y: wanted[name].add(layer, y))
+        for batch_images in images:
+            run_until(reference, batch_images, layers, lambda name, layer, x, y: wanted[name].add(layer, y))
         # With one batch the corrected output goes on to the next layer at once.
         groups = [layers] if len(images) == 1 else [[name] for name in layers]
         shifts: dict[str, Tensor] = {}
@@ -80,7 +86,7 @@ class _Mean:
     def __init__(self) -> None:
         self.total, self.count = torch.zeros(()), 0
 
-    def add(self, layer: nn.Module, y: Tensor) -> None:
+    def add(self, layer: Layer, y: Tensor) -> None:
         channel = output_dim(layer) % y.dim()
         others = [dim for dim in range(y.dim()) if dim != channel]
         self.total = self.total.to(y.device) + y.sum(others, dtype=torch.float64)
@@ -94,21 +100,23 @@ def _correct_group(
     model: nn.Module, group: Sequence[str], images: Sequence[Tensor], wanted: Mapping[str, _Mean]
 ) -> dict[str, Tensor]:
     """Correct layers that one run over the images can: one layer, or all where there is one batch."""
-    found, shifts, last = {name: _Mean() for name in group}, {}, False
+    measured = {name: _Mean() for name in group}
+    shifts: dict[str, Tensor] = {}
+    last = False
 
-    def hook(name: str, layer: nn.Module, x: Tensor, y: Tensor) -> Tensor | None:
-        found[name].add(layer, y)
+    def hook(name: str, layer: Layer, x: Tensor, y: Tensor) -> Tensor | None:
+        measured[name].add(layer, y)
         if not last:
             return None
-        shifts[name] = found[name] - wanted[name]
+        shifts[name] = measured[name] - wanted[name]
         add_to_bias_(layer, -shifts[name])
         shape = [1] * y.dim()
         shape[output_dim(layer)] = -1
         return y - shifts[name].to(y.dtype).reshape(shape)
 
-    for number, each in enumerate(images):
+    for number, batch_images in enumerate(images):
         last = number == len(images) - 1
-        run_until(model, each, group, hook)
+        run_until(model, batch_images, group, hook)
     return shifts
 
 
@@ -135,28 +143,27 @@ def correct_bias_analytic_(
 
     Source: Nagel et al. 2019, arXiv:1906.04721, section 4.2.1 and appendix C.
     """
-    shifts, notes, known = {}, [], dict(statistics or {})
-    links = {link.target: link for link in find_links(reference)}
-    for name, layer in reference.named_modules():
-        if name not in links:
+    shifts, notes = {}, []
+    pairs = {pair.target: pair for pair in find_layer_pairs(reference)}
+    for name, module in reference.named_modules():
+        if name not in pairs:
             continue
-        link = links[name]
-        source = reference.get_submodule(link.source)
-        before = known.get(link.source) or _statistics_of(source)
-        if before is None or link.max_pooled:
-            why = "there is a max pooling before it" if link.max_pooled else f"{link.source} had no batch norm"
+        pair = pairs[name]
+        before = (statistics or {}).get(pair.source) or _statistics_of(reference.get_submodule(pair.source))
+        if before is None or pair.max_pooled:
+            why = "there is a max pooling before it" if pair.max_pooled else f"{pair.source} had no batch norm"
             notes.append(f"{name}: bias not corrected, {why}")
             continue
-        twin = quantized.get_submodule(name)
-        mean = mean_input(link, reference, before).repeat_interleave(link.features)
-        shifts[name] = mean_response(layer, twin.weight.double() - layer.weight.double(), mean)
-        add_to_bias_(twin, -shifts[name])
-    return BiasCorrection(shifts, (*notes, *_unlinked(reference, links)))
+        layer, quantized_layer = as_layer(module), as_layer(quantized.get_submodule(name))
+        mean = mean_input(pair, reference, before).repeat_interleave(pair.features)
+        shifts[name] = mean_response(layer, quantized_layer.weight.double() - layer.weight.double(), mean)
+        add_to_bias_(quantized_layer, -shifts[name])
+    return BiasCorrection(shifts, (*notes, *_unpaired(reference, pairs)))
 
 
-def _unlinked(reference: nn.Module, links: Mapping[str, Link]) -> list[str]:
+def _unpaired(reference: nn.Module, pairs: Mapping[str, LayerPair]) -> list[str]:
     """A note for each layer whose input comes from no single layer or batch norm."""
-    names = [name for name, module in reference.named_modules() if name not in links and type(module) in LAYERS]
+    names = [name for name, module in reference.named_modules() if name not in pairs and type(module) in LAYERS]
     return [f"{name}: bias not corrected, its input is not the output of one layer or batch norm" for name in names]
 
 
@@ -167,20 +174,28 @@ def _statistics_of(source: nn.Module) -> ChannelStatistics | None:
     return ChannelStatistics(source.bias.double(), source.weight.double().abs())
 
 
-def mean_input(link: Link, model: nn.Module, before: ChannelStatistics) -> Tensor:
-    """Mean of each channel behind the link's activation, of a Gaussian before it; [C] float64.
+def mean_input(pair: LayerPair, model: nn.Module, before: ChannelStatistics) -> Tensor:
+    """Mean of each channel behind the activation of a pair, of a Gaussian before it; [C] float64.
 
     relu: m = std phi(mean/std) + mean Phi(mean/std);  a cap a takes away the same of (mean - a);  prelu: m + slope (mean - m)
+
+    Args:
+        pair: a layer and what feeds it.
+        model: the network of the pair.
+        before: statistics of the source's output.
     """
     mean, std = before.mean, before.std
-    if link.activation == "none":
+    if pair.activation == "none":
         return mean
     rectified = _mean_above_zero(mean, std)
-    if link.activation == "prelu":
-        return rectified + model.get_submodule(link.activation_module).weight.double() * (mean - rectified)
-    if link.activation == "relu":
+    if pair.activation == "prelu":
+        assert pair.activation_module is not None
+        prelu = model.get_submodule(pair.activation_module)
+        assert isinstance(prelu, nn.PReLU)
+        return rectified + prelu.weight.double() * (mean - rectified)
+    if pair.activation == "relu":
         return rectified
-    cap = RELU6_CAP if link.activation == "relu6" else model.get_submodule(link.activation_module).cap.double().flatten()
+    cap = RELU6_CAP if pair.activation == "relu6" else clip_of(model, pair).cap.double().flatten()
     return rectified - _mean_above_zero(mean - cap, std)
 
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from qexp.base.errors import UserError
 from qexp.base.types import Batch
 from qexp.config.correct import ADVISED_IMAGES
+from qexp.nn.channels import running_statistics
 from qexp.nn.graph import evaluating
 
 
@@ -34,13 +36,11 @@ def reestimate_batch_norm_(model: nn.Module, batches: Iterable[Batch]) -> tuple[
 
     Source: Sun et al. 2019, arXiv:1902.03090, section 3; torch.nn.BatchNorm2d.
     """
-    norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
-    norms = [module for module in norms if module.track_running_stats]
+    norms = [module for module in model.modules() if isinstance(module, _BatchNorm) and module.track_running_stats]
     if not norms:
         return ("no batch norm is left to re-estimate",)
     kept = [
-        (norm, norm.momentum, norm.num_batches_tracked.clone(), norm.running_mean.clone(), norm.running_var.clone())
-        for norm in norms
+        (norm, norm.momentum, _counter(norm).clone(), [value.clone() for value in running_statistics(norm)]) for norm in norms
     ]
     num_images = 0
     with evaluating(model):
@@ -53,14 +53,20 @@ def reestimate_batch_norm_(model: nn.Module, batches: Iterable[Batch]) -> tuple[
                 model(batch.images)
                 num_images += len(batch.images)
         finally:
-            for norm, momentum, counter, mean, var in kept:
-                if not norm.num_batches_tracked:  # it saw no image: not executed, or none came
-                    norm.running_mean.copy_(mean)
-                    norm.running_var.copy_(var)
+            for norm, momentum, counter, statistics in kept:
+                if not _counter(norm):  # it saw no image: not executed, or none came
+                    for current, before in zip(running_statistics(norm), statistics, strict=True):
+                        current.copy_(before)
                 norm.momentum = momentum
-                norm.num_batches_tracked.copy_(counter)
+                _counter(norm).copy_(counter)
     if not num_images:
         raise UserError("correct.reestimate_bn", True, allowed="at least one batch of calibration images")
     if num_images < ADVISED_IMAGES:
         return (f"batch norm re-estimated on {num_images} images; at least {ADVISED_IMAGES} are advised",)
     return ()
+
+
+def _counter(norm: _BatchNorm) -> Tensor:
+    """The number of batches that a batch norm which keeps statistics has seen."""
+    assert norm.num_batches_tracked is not None
+    return norm.num_batches_tracked

@@ -30,7 +30,14 @@ Gather = Callable[[Any], list[Any]]
 
 @dataclass(frozen=True, eq=False)
 class BehindNorm:
-    """A place behind a batch norm: its `beta` and `gamma` [C], and the clamp of the activation function between, if any."""
+    """What lies before an activation point: a batch norm, and maybe an activation function that clamps.
+
+    Args:
+        beta: [C], bias of the batch norm.
+        gamma: [C], its scale.
+        floor: what the activation function clamps to from below; None for none.
+        ceiling: what it clamps to from above; None for none.
+    """
 
     beta: Tensor
     gamma: Tensor
@@ -42,7 +49,7 @@ class BehindNorm:
 def calibrate(
     model: nn.Module,
     batches: Callable[[], Iterable[Batch]],
-    places: Mapping[str, QuantSpec],
+    specs: Mapping[str, QuantSpec],
     settings: CalibrateSettings,
     *,
     split: str,
@@ -52,46 +59,48 @@ def calibrate(
     norms: Mapping[str, BehindNorm] | None = None,
     gather: Gather = all_gather_object,
 ) -> Calibration:
-    """Find the clipping range of every place.
+    """Find the clipping range of every activation point.
 
     Args:
         model: on the device of the images; its modes, buffers and hooks are as before afterwards.
         batches: gives the same images anew at each call, this rank's share of them.
-        places: qualified module name -> the spec of what passes there, `per_tensor` or `per_channel` along its axis.
-        settings: the method. split: where the images come from, which has to be `settings.split`.
-        data_fingerprint: of the data set. weights_hash: names the network; by default `hash_tensors` of its state dict.
+        specs: qualified module name -> the spec of what passes there, `per_tensor` or `per_channel` along its axis.
+        settings: the method.
+        split: where the images come from, which has to be `settings.split`.
+        data_fingerprint: of the data set.
+        weights_hash: names the network; by default `hash_tensors` of its state dict.
         side: `output` or `input` of the modules.
-        norms: for `calibrate=bn`, the places that lie behind a batch norm; the others take `minmax`, and the result says so.
+        norms: for `calibrate=bn`, the points that lie behind a batch norm; the others take `minmax`, and the result says so.
         gather: values of all ranks in their order, `all_gather_object`.
 
     Raises:
-        UserError: images of another split than `settings.split`, or none; a place that no forward reaches or where NaN passes; a
+        UserError: images of another split than `settings.split`, or none; a point that no forward reaches or where NaN passes; a
             granularity or scheme without such a range; `batches` that do not begin anew.
     """
     check_split(split, settings)
-    for name, spec in places.items():
+    for name, spec in specs.items():
         check_clipped(spec)
         if spec.granularity not in ("per_tensor", "per_channel"):
             raise UserError("granularity", spec.granularity, allowed=f"per_tensor or per_channel for the activations at {name}")
     weights_hash = weights_hash or hash_tensors({k: v for k, v in model.state_dict().items() if isinstance(v, Tensor)})
-    by_norm = {name: norm for name, norm in (norms or {}).items() if settings.name == "bn" and name in places}
-    found: dict[str, Limits] = {}
+    by_norm = {name: norm for name, norm in (norms or {}).items() if settings.name == "bn" and name in specs}
+    ranges: dict[str, Limits] = {}
     for name, norm in by_norm.items():
         low, high = bn_range(
-            norm.beta, norm.gamma, places[name], num_sigmas=settings.num_sigmas, floor=norm.floor, ceiling=norm.ceiling
+            norm.beta, norm.gamma, specs[name], num_sigmas=settings.num_sigmas, floor=norm.floor, ceiling=norm.ceiling
         )
-        found[name] = low.cpu(), high.cpu()
-    rest = {name: spec for name, spec in places.items() if name not in by_norm}
+        ranges[name] = low.cpu(), high.cpu()
+    rest = {name: spec for name, spec in specs.items() if name not in by_norm}
     num_images = 0
     if rest:
-        seen, num_images = _by_images(model, batches, rest, settings, side, gather)
-        found |= seen
+        measured, num_images = _by_images(model, batches, rest, settings, side, gather)
+        ranges |= measured
     method = "minmax" if settings.name == "bn" else settings.name
-    methods = {name: "bn" if name in by_norm else method for name in places}
+    methods = {name: "bn" if name in by_norm else method for name in specs}
     return Calibration(
-        ranges={name: found[name] for name in places},
+        ranges={name: ranges[name] for name in specs},
         methods=methods,
-        grids={name: grid_of(spec, methods[name]) for name, spec in places.items()},
+        grids={name: grid_of(spec, methods[name]) for name, spec in specs.items()},
         settings=asdict(settings),
         split=split,
         num_images=num_images,
@@ -101,7 +110,12 @@ def calibrate(
 
 
 def check_split(split: str, settings: CalibrateSettings) -> None:
-    """Raise UserError unless the images come from the split that the settings name: `calib`, unless the user waives that."""
+    """Raise UserError unless the images come from the split that the settings name: `calib`, unless the user waives that.
+
+    Args:
+        split: where the images come from.
+        settings: whose `split` it has to be.
+    """
     if split != settings.split:
         remedy = f"calibrate.split={split} allows it and is written beside every number." if settings.split == CALIB else ""
         raise UserError("calibrate.split", split, allowed=f"images of {settings.split}", remedy=remedy)
@@ -110,13 +124,13 @@ def check_split(split: str, settings: CalibrateSettings) -> None:
 def _by_images(
     model: nn.Module,
     batches: Callable[[], Iterable[Batch]],
-    places: Mapping[str, QuantSpec],
+    specs: Mapping[str, QuantSpec],
     settings: CalibrateSettings,
     side: str,
     gather: Gather,
 ) -> tuple[dict[str, Limits], int]:
-    """The ranges of places, and the number of images over all ranks."""
-    axes = {name: spec.axis if spec.granularity == "per_channel" else None for name, spec in places.items()}
+    """The ranges of activation points, and the number of images over all ranks."""
+    axes = {name: spec.axis if spec.granularity == "per_channel" else None for name, spec in specs.items()}
     ends = {name: EndsObserver(settings, axis) for name, axis in axes.items()}
     num_images = _run(model, batches, ends, side, gather)
     if num_images == 0:
@@ -131,7 +145,7 @@ def _by_images(
         again = _run(model, batches, observers, side, gather)
         if again != num_images:
             raise UserError("batches", f"{num_images} images, then {again}", allowed="the same images at each call")
-    return {name: _at(name, observers[name].result, spec) for name, spec in places.items()}, num_images
+    return {name: _at(name, observers[name].result, spec) for name, spec in specs.items()}, num_images
 
 
 def _run(
@@ -145,17 +159,17 @@ def _run(
             num_images += len(batch.images)
             for observer in observers.values():
                 observer.end_batch()
-    gathered = gather({"num_images": num_images, "states": {name: each.state() for name, each in observers.items()}})
+    gathered = gather({"num_images": num_images, "states": {name: observer.state() for name, observer in observers.items()}})
     for name, observer in observers.items():
         observer.merge([part["states"][name] for part in gathered])
     return sum(part["num_images"] for part in gathered)
 
 
-def _at(place: str, find: Callable[..., Limits], *arguments: Any) -> Limits:
-    """What `find` returns; its error names the place."""
+def _at(point: str, find: Callable[..., Limits], *arguments: object) -> Limits:
+    """What `find` returns; its error names the activation point."""
     try:
         return find(*arguments)
     except UserError as error:
         raise UserError(
-            f"{error.key} at {place or 'the model itself'}", error.value, allowed=error.allowed, remedy=error.remedy
+            f"{error.key} at {point or 'the model itself'}", error.value, allowed=error.allowed, remedy=error.remedy
         ) from None

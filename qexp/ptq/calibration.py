@@ -1,4 +1,4 @@
-"""What a calibration found, and all that it rests on; one file that is read again without running anything.
+"""The ranges that a calibration found, and all that they rest on; one file that is read again without running anything.
 
 The file is safetensors: the ranges are its tensors, everything else JSON in its header, with the hash of both.
 """
@@ -33,17 +33,21 @@ class Calibration:
     """The ranges of a network's activations.
 
     Args:
-        ranges: place -> (minimum, maximum), float32 on the CPU, 0-d or [channels].
-        methods: place -> name of the method that found its range. grids: place -> what that range depends on of its spec.
-        settings: of `CalibrateSettings`, as plain values. split: where the images came from. num_images: over all ranks.
-        data_fingerprint: of the data set. weights_hash: of the network, `hash_tensors` of its state dict.
+        ranges: activation point -> (minimum, maximum), float32 on the CPU, 0-d or [channels].
+        methods: activation point -> name of the method that found its range.
+        grids: activation point -> what that range depends on of its spec.
+        settings: of `CalibrateSettings`, as plain values.
+        split: where the images came from.
+        num_images: over all ranks.
+        data_fingerprint: of the data set.
+        weights_hash: of the network, `hash_tensors` of its state dict.
         version: of the methods.
     """
 
     ranges: Mapping[str, Limits]
     methods: Mapping[str, str]
-    grids: Mapping[str, Mapping[str, Any]]
-    settings: Mapping[str, Any]
+    grids: Mapping[str, Mapping[str, object]]
+    settings: Mapping[str, object]
     split: str
     num_images: int
     data_fingerprint: str
@@ -61,10 +65,10 @@ class Calibration:
         Args:
             data_fingerprint: of the data that the number is measured on.
         """
-        found = [f"calibrated on {self.split} images, which are not the {CALIB} split"] if self.waived else []
+        alarms = [f"calibrated on {self.split} images, which are not the {CALIB} split"] if self.waived else []
         if self.num_images > 0 and self.data_fingerprint != data_fingerprint:
-            found.append(f"calibrated on other data ({self.data_fingerprint}, not {data_fingerprint})")
-        return tuple(found)
+            alarms.append(f"calibrated on other data ({self.data_fingerprint}, not {data_fingerprint})")
+        return tuple(alarms)
 
     @property
     def about(self) -> dict[str, Any]:
@@ -80,8 +84,8 @@ class Calibration:
     def _tensors(self) -> dict[str, Tensor]:
         sides = ("minimum", "maximum")
         return {
-            f"{side}/{place}": end.detach().float().cpu().contiguous().clone()
-            for place, ends in self.ranges.items()
+            f"{side}/{point}": end.detach().float().cpu().contiguous().clone()
+            for point, ends in self.ranges.items()
             for side, end in zip(sides, ends, strict=True)
         }
 
@@ -112,44 +116,51 @@ class Calibration:
         if header.get("version") != CALIBRATION_VERSION:
             what = f"{path} of version {header.get('version')}"
             raise UserError(key, what, allowed=f"version {CALIBRATION_VERSION}", remedy=remedy)
-        expected, places = header.pop("hash", None), header.get("methods")
-        ranges = {place: (tensors.get(f"minimum/{place}"), tensors.get(f"maximum/{place}")) for place in places or ()}
-        whole = set(header) == {item.name for item in fields(cls)} - {"ranges"}
-        if not whole or any(end is None for ends in ranges.values() for end in ends):
+        expected, points = header.pop("hash", None), header.get("methods")
+        names = {point: (f"minimum/{point}", f"maximum/{point}") for point in points or ()}
+        whole = set(header) == {field.name for field in fields(cls)} - {"ranges"}
+        if not whole or not all(low in tensors and high in tensors for low, high in names.values()):
             raise UserError(key, path, allowed="an undamaged file", remedy=remedy)
-        found = cls(ranges=ranges, **header)
-        if found.hash != expected:
+        ranges = {point: (tensors[low], tensors[high]) for point, (low, high) in names.items()}
+        calibration = cls(ranges=ranges, **header)
+        if calibration.hash != expected:
             raise UserError(key, path, allowed=f"an undamaged file, of hash {expected}", remedy=remedy)
-        return found
+        return calibration
 
-    def check(self, places: Mapping[str, QuantSpec], shapes: Mapping[str, Sequence[int]]) -> None:
-        """Raise UserError unless there is a range for every place, found for what its grid is now.
+    def check(self, specs: Mapping[str, QuantSpec], shapes: Mapping[str, Sequence[int]]) -> None:
+        """Raise UserError unless there is a range for every activation point, found for what its grid is now.
 
         Which data and weights the ranges rest on is not asked here: `data_fingerprint` and `weights_hash` tell.
 
         Args:
-            places: place -> spec, all that are wanted. shapes: place -> shape of a batch there, without its first size.
+            specs: activation point -> spec, of all points that are wanted.
+            shapes: activation point -> shape of a batch there, without its first size.
         """
-        for place, spec in places.items():
-            name = place.removeprefix(f"{CONTAINER}.")
-            if place not in self.ranges:
+        for point, spec in specs.items():
+            name = point.removeprefix(f"{CONTAINER}.")
+            if point not in self.ranges:
                 known = [known.removeprefix(f"{CONTAINER}.") for known in self.ranges]
                 remedy = nearest(name, known) or f"It has {', '.join(known[:3])}, ... ({len(known)})."
                 raise UserError("calibrate.file", f"no {name}", allowed="a range for every place of the plan", remedy=remedy)
-            method, count = self.methods[place], self.ranges[place][0].numel()
-            channels = shapes[place][spec.axis - 1] if spec.granularity == "per_channel" else 1
-            if self.grids[place] != grid_of(spec, method) or count != channels:
-                was = f"{name}: {count} {method} range{'s' if count > 1 else ''}, found for {_words(self.grids[place])}"
-                allowed = f"{channels}, for {_words(grid_of(spec, method))}"
+            method, count = self.methods[point], self.ranges[point][0].numel()
+            channels = shapes[point][spec.axis - 1] if spec.granularity == "per_channel" else 1
+            if self.grids[point] != grid_of(spec, method) or count != channels:
+                was = f"{name}: {count} {method} range{'s' if count > 1 else ''}, found for {_in_words(self.grids[point])}"
+                allowed = f"{channels}, for {_in_words(grid_of(spec, method))}"
                 raise UserError("calibrate.file", was, allowed=allowed, remedy="Calibrate again for this grid.")
 
 
-def _words(grid: Mapping[str, Any]) -> str:
+def _in_words(grid: Mapping[str, object]) -> str:
     return " ".join(f"{key}={value}" for key, value in grid.items())
 
 
-def grid_of(spec: QuantSpec, method: str) -> dict[str, Any]:
-    """What a range depends on of a spec: all that a searched grid is, else only what shares the range."""
+def grid_of(spec: QuantSpec, method: str) -> dict[str, object]:
+    """What a range depends on of a spec: all that a searched grid is, else only what shares the range.
+
+    Args:
+        spec: of the activation.
+        method: name of the method that finds its range.
+    """
     if METHODS[method].depends_on_grid:
         return dict(spec.identity)
     return {"granularity": spec.granularity, **({"axis": spec.axis} if spec.granularity != "per_tensor" else {})}
@@ -157,6 +168,10 @@ def grid_of(spec: QuantSpec, method: str) -> dict[str, Any]:
 
 def hash_tensors(tensors: Mapping[str, Tensor], length: int = 16) -> str:
     """The first `length` hex digits of a SHA-256 over names, dtypes, shapes and bytes, in the order of the names.
+
+    Args:
+        tensors: name -> tensor, any shape, dtype and device.
+        length: hex digits.
 
     >>> hash_tensors({"a": torch.zeros(2)}) == hash_tensors({"a": torch.zeros(2, 1)})
     False

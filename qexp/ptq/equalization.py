@@ -1,4 +1,4 @@
-"""Data-free corrections of a folded network: cross-layer equalization, and the absorption of high biases.
+"""Cross-layer equalization of a folded network, a data-free correction.
 
 A ReLU6 does not commute with a positive scale. The paper replaces it by a ReLU, which changes the function; here its module is
 replaced by a `ChannelClip`, whose cap is 6 / s for each channel, and the function stays. A ReLU6 that is called as a function
@@ -9,24 +9,24 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from qexp.nn.channels import (
     LAYERS,
-    TRANSPOSED,
-    add_to_bias_,
+    Layer,
+    as_layer,
     input_ranges,
-    mean_response,
     num_outputs,
     output_ranges,
     scale_inputs_,
     scale_outputs_,
 )
+from qexp.nn.connectivity import RELU6_CAP, ChannelClip
 from qexp.nn.fold import ChannelStatistics
-from qexp.nn.links import RELU6_CAP, ChannelClip, Link, find_links
+from qexp.nn.layer_pairs import LayerPair, clip_of, find_layer_pairs
 
 DEAD = 1e-8  # a channel whose weights are all below is left alone: its ratio of ranges means nothing
 
@@ -36,7 +36,9 @@ class EqualizedPair:
     """What equalization did to two layers.
 
     Args:
-        first, second: layer names. activation: between them.
+        first: name of the layer whose outputs were scaled.
+        second: name of the layer that reads them.
+        activation: between them.
         scale: [C] float64; the first layer's output channels were divided by it and the second's inputs multiplied.
         dead: channels that were left alone.
     """
@@ -50,7 +52,15 @@ class EqualizedPair:
 
 @dataclass(frozen=True)
 class Equalized:
-    """A new network with equalized channels, what was done, statistics of the scaled outputs, and what was left alone."""
+    """A new network with equalized channels, what was done, statistics of the scaled outputs, and what was left alone.
+
+    Args:
+        model: a new network.
+        pairs: what was done, in order of execution.
+        statistics: of the scaled outputs of layers.
+        num_iterations: rounds until the scales stayed.
+        notes: pairs that were left alone, and why.
+    """
 
     model: nn.Module
     pairs: tuple[EqualizedPair, ...]
@@ -61,28 +71,15 @@ class Equalized:
 
 @dataclass(frozen=True)
 class Rescaled:
-    """A new network of the same function, statistics of its scaled outputs, and what was left alone."""
+    """A new network of the same function, statistics of its scaled outputs, and what was left alone.
+
+    Args:
+        model: a new network.
+        statistics: of its scaled outputs of layers.
+        notes: pairs that were left alone, and why.
+    """
 
     model: nn.Module
-    statistics: Mapping[str, ChannelStatistics]
-    notes: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class AbsorbedPair:
-    """What absorption did: the first layer's biases fell by `shift` [C], float64, and the second's took it up."""
-
-    first: str
-    second: str
-    shift: Tensor
-
-
-@dataclass(frozen=True)
-class Absorbed:
-    """A new network without high biases, what was done, statistics of the shifted outputs, and what was left alone."""
-
-    model: nn.Module
-    pairs: tuple[AbsorbedPair, ...]
     statistics: Mapping[str, ChannelStatistics]
     notes: tuple[str, ...]
 
@@ -116,24 +113,24 @@ def equalize(
 
     Source: Nagel et al. 2019, arXiv:1906.04721, section 4.1 and appendix A.
     """
-    network, (links, notes) = copy.deepcopy(model), _scalable(model)
-    modules = dict(network.named_modules())
-    sizes = {name: modules[name].weight.float().abs() for link in links for name in (link.source, link.target)}
-    total = {link: torch.ones(num_outputs(modules[link.source]), dtype=torch.float64) for link in links}
-    iterations, moved = 0, bool(links)
+    network, (pairs, notes) = copy.deepcopy(model), _scalable(model)
+    layers = {name: as_layer(network.get_submodule(name)) for pair in pairs for name in (pair.source, pair.target)}
+    magnitudes = {name: layer.weight.float().abs() for name, layer in layers.items()}
+    total = {pair: torch.ones(num_outputs(layers[pair.source]), dtype=torch.float64) for pair in pairs}
+    iterations, moved = 0, bool(pairs)
     while moved and iterations < max_iterations:
         iterations, moved = iterations + 1, False
-        for link in links:
-            scale = _equalize_pair(link, modules, sizes)
-            total[link] = total[link].to(scale) * scale
+        for pair in pairs:
+            scale = _equalize_pair_(pair, layers, magnitudes)
+            total[pair] = total[pair].to(scale) * scale
             moved |= bool((scale - 1).abs().max() > tolerance)
     if moved:
         notes.append(f"equalization did not converge to {tolerance:g} in {max_iterations} rounds")
     scaled = dict(statistics or {})
-    for link in links:
-        _apply_scale(network, link, total[link], scaled)
-    pairs = [_pair(link, model, total[link]) for link in links]
-    return Equalized(network, tuple(pairs), scaled, iterations, tuple(notes))
+    for pair in pairs:
+        _apply_scale_(network, pair, total[pair], scaled)
+    equalized = [_equalized_pair(pair, model, total[pair]) for pair in pairs]
+    return Equalized(network, tuple(equalized), scaled, iterations, tuple(notes))
 
 
 @torch.no_grad()
@@ -149,136 +146,83 @@ def rescale_channels(
     Args:
         model: in eval mode, batch norms folded; not changed.
         statistics: of layers' outputs, from `fold_batch_norm`.
-        log10: r. seed: of the factors.
+        log10: r.
+        seed: of the factors.
 
     Raises:
         UserError: a network in training mode, or one that torch.fx cannot trace.
     """
-    network, (links, notes) = copy.deepcopy(model), _scalable(model)
+    network, (pairs, notes) = copy.deepcopy(model), _scalable(model)
     generator, scaled = torch.Generator().manual_seed(seed), dict(statistics or {})
-    for link in links:
-        first = network.get_submodule(link.source)
+    for pair in pairs:
+        first = as_layer(network.get_submodule(pair.source))
         drawn = torch.rand(num_outputs(first), dtype=torch.float64, generator=generator)
-        _apply_scale(network, link, (10 ** (log10 * (2 * drawn - 1))).to(first.weight.device), scaled)
+        _apply_scale_(network, pair, (10 ** (log10 * (2 * drawn - 1))).to(first.weight.device), scaled)
     return Rescaled(network, scaled, tuple(notes))
 
 
-def _scalable(model: nn.Module) -> tuple[list[Link], list[str]]:
+def _scalable(model: nn.Module) -> tuple[list[LayerPair], list[str]]:
     """The pairs between which a positive scale passes, and why others are left out."""
-    links, notes = [], []
-    for link in find_links(model):
-        if _usable(link, model):
-            if link.activation == "relu6" and link.activation_module is None:
-                notes.append(f"{link.source}, {link.target}: not equalized, the ReLU6 between them is no module of its own")
+    pairs, notes = [], []
+    for pair in find_layer_pairs(model):
+        if joins_two_layers(pair, model):
+            if pair.activation == "relu6" and pair.activation_module is None:
+                notes.append(f"{pair.source}, {pair.target}: not equalized, the ReLU6 between them is no module of its own")
             else:
-                links.append(link)
-    return links, notes
+                pairs.append(pair)
+    return pairs, notes
 
 
-def _usable(link: Link, model: nn.Module) -> bool:
-    """True for two layers that nothing else reads between."""
-    return link.exclusive and type(model.get_submodule(link.source)) in LAYERS
+def joins_two_layers(pair: LayerPair, model: nn.Module) -> bool:
+    """True for two layers between which nothing else reads."""
+    return pair.exclusive and type(model.get_submodule(pair.source)) in LAYERS
 
 
-def _equalize_pair(link: Link, modules: Mapping[str, nn.Module], sizes: Mapping[str, Tensor]) -> Tensor:
+def _equalize_pair_(pair: LayerPair, layers: Mapping[str, Layer], magnitudes: Mapping[str, Tensor]) -> Tensor:
     """One step on the magnitudes of a pair's weights, in place; its scale [C]."""
-    first, second = modules[link.source], modules[link.target]
-    above, below = _ranges(link, first, second, sizes[link.source], sizes[link.target])
+    first, second = layers[pair.source], layers[pair.target]
+    above, below = _ranges(pair, first, second, magnitudes[pair.source], magnitudes[pair.target])
     alive = (above >= DEAD) & (below >= DEAD)
     scale = torch.where(alive, torch.sqrt(above.double() / torch.where(alive, below, 1.0)), 1.0)
-    scale_outputs_(first, sizes[link.source], 1 / scale)
-    scale_inputs_(second, sizes[link.target], scale.repeat_interleave(link.features))
+    scale_outputs_(first, magnitudes[pair.source], 1 / scale)
+    scale_inputs_(second, magnitudes[pair.target], scale.repeat_interleave(pair.features))
     return scale
 
 
-def _ranges(link: Link, first: nn.Module, second: nn.Module, weight: Tensor, reader: Tensor) -> tuple[Tensor, Tensor]:
+def _ranges(pair: LayerPair, first: Layer, second: Layer, weight: Tensor, reader: Tensor) -> tuple[Tensor, Tensor]:
     """Ranges of each channel on both sides, [C], of weights' magnitudes."""
-    return output_ranges(first, weight), input_ranges(second, reader).reshape(-1, link.features).amax(1)
+    return output_ranges(first, weight), input_ranges(second, reader).reshape(-1, pair.features).amax(1)
 
 
-def _pair(link: Link, before: nn.Module, scale: Tensor) -> EqualizedPair:
+def _equalized_pair(pair: LayerPair, before: nn.Module, scale: Tensor) -> EqualizedPair:
     """The record of a pair."""
-    first, second = before.get_submodule(link.source), before.get_submodule(link.target)
-    above, below = _ranges(link, first, second, first.weight.abs(), second.weight.abs())
+    first, second = (as_layer(before.get_submodule(name)) for name in (pair.source, pair.target))
+    above, below = _ranges(pair, first, second, first.weight.abs(), second.weight.abs())
     dead = int(((above < DEAD) | (below < DEAD)).sum())
-    return EqualizedPair(link.source, link.target, link.activation, scale, dead)
+    return EqualizedPair(pair.source, pair.target, pair.activation, scale, dead)
 
 
-def _apply_scale(network: nn.Module, link: Link, scale: Tensor, statistics: dict[str, ChannelStatistics]) -> None:
+def _apply_scale_(network: nn.Module, pair: LayerPair, scale: Tensor, statistics: dict[str, ChannelStatistics]) -> None:
     """Apply a pair's scale to its weights, and divide by it what lies between: bias, statistics, the cap of the activation."""
-    first, second = network.get_submodule(link.source), network.get_submodule(link.target)
+    first, second = (as_layer(network.get_submodule(name)) for name in (pair.source, pair.target))
     for layer, apply, factor in (
         (first, scale_outputs_, 1 / scale),
-        (second, scale_inputs_, scale.repeat_interleave(link.features)),
+        (second, scale_inputs_, scale.repeat_interleave(pair.features)),
     ):
         weight = layer.weight.double()
         apply(layer, weight, factor)
         layer.weight.copy_(weight)
     if first.bias is not None:
         first.bias.copy_(first.bias.double() / scale)
-    known = statistics.get(link.source)
-    if known is not None:
-        statistics[link.source] = ChannelStatistics(known.mean / scale, known.std / scale)
-    if link.activation == "relu6":
-        parent, _, leaf = link.activation_module.rpartition(".")
+    before = statistics.get(pair.source)
+    if before is not None:
+        statistics[pair.source] = ChannelStatistics(before.mean / scale, before.std / scale)
+    if pair.activation == "relu6":
+        assert pair.activation_module is not None
+        parent, _, leaf = pair.activation_module.rpartition(".")
         spatial = [1] * (first.weight.dim() - 2)  # none behind a linear layer
         cap = (RELU6_CAP / scale).to(first.weight).reshape(-1, *spatial)
         setattr(network.get_submodule(parent), leaf, ChannelClip(cap).train(network.training))
-    elif link.activation == "clip":
-        clip = network.get_submodule(link.activation_module)
+    elif pair.activation == "clip":
+        clip = clip_of(network, pair)
         clip.cap.copy_(clip.cap.double() / scale.reshape(clip.cap.shape))
-
-
-@torch.no_grad()
-def absorb_high_biases(model: nn.Module, statistics: Mapping[str, ChannelStatistics], *, padded: bool = True) -> Absorbed:
-    """Move the part of a layer's bias that its ReLU almost never cuts into the next layer, where it costs no activation range.
-
-    c_i = max(0, beta_i - 3 |gamma_i|),  b1_i -= c_i,  b2 += W2 c
-
-    Were the outputs Gaussian, 99.87 % of them would exceed c, and for those ReLU(x - c) + c = ReLU(x): the function nearly stays.
-    Where the second layer pads with zeros its outputs at the border change too, since they now see -c there in place of 0.
-
-    Args:
-        model: in eval mode, batch norms folded, equalized if it is to be; not changed.
-        statistics: of the layers' outputs, from `fold_batch_norm` or `equalize`.
-        padded: take pairs whose second layer pads, as the paper does; False leaves those out.
-
-    Raises:
-        UserError: a network in training mode, or one that torch.fx cannot trace.
-
-    Source: Nagel et al. 2019, arXiv:1906.04721, section 4.1.3.
-    """
-    network, shifted, pairs, notes = copy.deepcopy(model), dict(statistics), [], []
-    for link in find_links(model):
-        if not _usable(link, model) or link.activation not in ("relu", "clip"):
-            continue
-        reason = _no_absorption(link, model, statistics, padded)
-        if reason:
-            notes.append(f"{link.source}, {link.target}: no bias absorbed, {reason}")
-            continue
-        known = shifted[link.source]
-        shift = (known.mean - 3 * known.std).clamp(min=0)
-        if not shift.any():
-            continue
-        second = network.get_submodule(link.target)
-        add_to_bias_(network.get_submodule(link.source), -shift)
-        taken_up = mean_response(second, second.weight.double(), shift.repeat_interleave(link.features))
-        add_to_bias_(second, taken_up)
-        shifted[link.source] = replace(known, mean=known.mean - shift)
-        if link.activation == "clip":
-            clip = network.get_submodule(link.activation_module)
-            clip.cap.copy_(clip.cap.double() - shift.reshape(clip.cap.shape))
-        pairs.append(AbsorbedPair(link.source, link.target, shift))
-    return Absorbed(network, tuple(pairs), shifted, tuple(notes))
-
-
-def _no_absorption(link: Link, model: nn.Module, statistics: Mapping[str, ChannelStatistics], padded: bool) -> str:
-    """Why a pair is left alone; empty where it is not."""
-    if link.source not in statistics:
-        return "its first layer had no batch norm that would tell its statistics"
-    second = model.get_submodule(link.target)
-    if type(second) in TRANSPOSED and any(stride > 1 for stride in second.stride):
-        return "its second layer is a strided transposed convolution"
-    if not padded and type(second) is not nn.Linear and second._reversed_padding_repeated_twice != [0] * (2 * len(second.stride)):
-        return "its second layer pads with zeros"
-    return ""

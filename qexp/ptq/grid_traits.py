@@ -42,14 +42,24 @@ def check_clipped(spec: QuantSpec) -> None:
 
 
 def check_even(spec: QuantSpec, method: str) -> None:
-    """Raise UserError for a grid of uneven steps, with a method that reckons with even ones."""
+    """Raise UserError for a grid of uneven steps, with a method that reckons with even ones.
+
+    Args:
+        spec: the grid.
+        method: name of the method, for the message.
+    """
     if spec.scheme not in EVEN or spec.scheme not in CLIPPED:
         remedy = "calibrate=mse searches the range of any of them."
         raise UserError("calibrate", method, allowed=f"minmax, percentile or mse for quant={spec.scheme}", remedy=remedy)
 
 
 def check_dequantizes(spec: QuantSpec, method: str) -> None:
-    """Raise UserError for a scheme whose copy holds codes, which have no distance to the values."""
+    """Raise UserError for a scheme whose copy holds codes, which have no distance to the values.
+
+    Args:
+        spec: the grid.
+        method: name of the method, for the message.
+    """
     if not SCHEMES[spec.scheme].dequantizes:
         raise UserError(
             "calibrate", method, allowed=f"minmax or percentile for quant={spec.scheme}", remedy="Its copy holds codes."

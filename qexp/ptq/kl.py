@@ -23,11 +23,18 @@ _GROUPS = 1024  # of weights at once: their histograms are far larger than they 
 
 
 def kl_range(sample: Sample, spec: QuantSpec, *, num_bins: int, num_candidates: int) -> tuple[Tensor, Tensor]:
-    """Clip limits [G]: [-threshold, threshold], and no further than the values go."""
+    """Clip limits [G]: [-threshold, threshold], and no further than the values go.
+
+    Args:
+        sample: at least one group has a range.
+        spec: its grid; its granularity is not read.
+        num_bins: of the histogram, on each side of zero.
+        num_candidates: thresholds tried.
+    """
     if isinstance(sample, Rows) and len(sample.values) > _GROUPS:
         parts = sample.values.split(_GROUPS)
-        found = [kl_range(Rows.of(part), spec, num_bins=num_bins, num_candidates=num_candidates) for part in parts]
-        return torch.cat([pair[0] for pair in found]), torch.cat([pair[1] for pair in found])
+        ranges = [kl_range(Rows.of(part), spec, num_bins=num_bins, num_candidates=num_candidates) for part in parts]
+        return torch.cat([low for low, _ in ranges]), torch.cat([high for _, high in ranges])
     histogram = sample.histogram(num_bins)
     bins = histogram.num_bins
     counts = histogram.counts[:, bins:] if is_unsigned(spec) else histogram.magnitudes().counts[:, bins:]
@@ -53,18 +60,19 @@ def best_threshold(counts: Tensor, levels: int, num_candidates: int) -> Tensor:
     """How many of the first bins lie below the best threshold.
 
     Args:
-        counts: float64 [G, B], of magnitudes. levels: of the grid up to the threshold. num_candidates: thresholds tried, evenly
-            spaced; all bins are one of them.
+        counts: float64 [G, B], of magnitudes.
+        levels: of the grid up to the threshold.
+        num_candidates: thresholds tried, evenly spaced; all bins are one of them.
 
     Returns:
         float32 [G], 1 to B.
     """
     bins = counts.shape[1]
     first = min(bins, max(levels, bins // _FIRST))
-    tried = torch.linspace(bins, first, num_candidates).round().long().unique().flip(0).tolist()
+    candidates = torch.linspace(bins, first, num_candidates).round().long().unique().flip(0).tolist()
     least = torch.full((counts.shape[0],), float("inf"), dtype=torch.float64, device=counts.device)
     best = torch.full_like(least, bins, dtype=torch.float32)
-    for number in tried:
+    for number in candidates:
         divergence = _divergence(counts, number, levels)
         better = divergence < least
         least, best = torch.where(better, divergence, least), torch.where(better, float(number), best)

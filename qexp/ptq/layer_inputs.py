@@ -1,4 +1,4 @@
-"""Looking into one layer after another of a network that runs: what the corrections that read images share."""
+"""Inputs and outputs of one layer after another of a network that runs: what the corrections that read images share."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from qexp.nn.channels import is_layer
+from qexp.nn.channels import Layer, as_layer, is_layer
 
-Hook = Callable[[str, nn.Module, Tensor, Tensor], Tensor | None]  # (name, layer, input, output) -> another output, or None
+Hook = Callable[[str, Layer, Tensor, Tensor], Tensor | None]  # (name, layer, input, output) -> another output, or None
 
 
-class _Reached(Exception):
+class _LastLayerReached(Exception):
     """Unwinds a forward whose last layer of interest has run."""
 
 
@@ -22,10 +22,14 @@ def layers_in_order(model: nn.Module, images: Tensor) -> tuple[list[str], tuple[
     """Convolutions and linear layers by name, in the order in which one forward calls them, and notes on those it calls twice.
 
     Layers that are called more than once are left out: their rounding errors meet several inputs.
+
+    Args:
+        model: in eval mode.
+        images: [N, C, H, W], one suffices.
     """
     calls: list[str] = []
     names = {name: module for name, module in model.named_modules() if is_layer(module)}
-    with looking(names, lambda name, layer, x, y: calls.append(name)):
+    with hooked(names, lambda name, layer, x, y: calls.append(name)):
         model(images)
     counts = Counter(calls)
     notes = tuple(f"{name}: left alone, it is called {count} times" for name, count in counts.items() if count > 1)
@@ -33,8 +37,13 @@ def layers_in_order(model: nn.Module, images: Tensor) -> tuple[list[str], tuple[
 
 
 @contextmanager
-def looking(layers: Mapping[str, nn.Module], hook: Hook) -> Iterator[None]:
-    """Within, `hook` sees input and output of each of these layers, and may replace the output; hooks are gone afterwards."""
+def hooked(layers: Mapping[str, Layer], hook: Hook) -> Iterator[None]:
+    """Within, `hook` sees input and output of each of these layers, and may replace the output; hooks are gone afterwards.
+
+    Args:
+        layers: name -> layer.
+        hook: gets name, layer, input and output; what it returns replaces the output, unless that is None.
+    """
 
     def adapter(name: str) -> Callable[..., Any]:
         return lambda layer, args, output: hook(name, layer, args[0], output)
@@ -52,18 +61,18 @@ def run_until(model: nn.Module, images: Tensor, layers: Sequence[str], hook: Hoo
         model: in eval mode.
         images: [N, C, H, W].
         layers: in order of execution, each called once in a forward.
-        hook: as for `looking`.
+        hook: as for `hooked`.
     """
-    modules = {name: model.get_submodule(name) for name in layers}
+    modules = {name: as_layer(model.get_submodule(name)) for name in layers}
 
-    def stop(name: str, layer: nn.Module, x: Tensor, y: Tensor) -> Tensor | None:
-        found = hook(name, layer, x, y)
+    def stop(name: str, layer: Layer, x: Tensor, y: Tensor) -> Tensor | None:
+        output = hook(name, layer, x, y)
         if name == layers[-1]:
-            raise _Reached
-        return found
+            raise _LastLayerReached
+        return output
 
-    with looking(modules, stop):
+    with hooked(modules, stop):
         try:
             model(images)
-        except _Reached:
+        except _LastLayerReached:
             pass

@@ -31,8 +31,10 @@ def mse_range(sample: Sample, spec: QuantSpec, *, norm: float, num_candidates: i
     """Clip limits [G] with the least error among the candidates.
 
     Args:
-        sample: at least one group has a range. spec: its grid; its granularity is not read.
-        norm: p. num_candidates: n; each shrinks the range by 1/n of its full width.
+        sample: at least one group has a range.
+        spec: its grid; its granularity is not read.
+        norm: p.
+        num_candidates: n; each shrinks the range by 1/n of its full width.
     """
     values, weights = sample.points()
     grid, buffer = row_spec(spec), torch.empty_like(values)
@@ -45,14 +47,14 @@ def mse_range(sample: Sample, spec: QuantSpec, *, norm: float, num_candidates: i
         low_start, high_start = low, high
         for number in range(num_candidates - 1, 0, -1):
             ratio = number / num_candidates
-            tried = (
+            limits = (
                 center + (low_start - center) * ratio if move_low else low_start,
                 center + (high_start - center) * ratio if move_high else high_start,
             )
-            error = _error(values, weights, grid, tried, norm, buffer)
+            error = _error(values, weights, grid, limits, norm, buffer)
             better = error < best
             best = torch.where(better, error, best)
-            low, high = torch.where(better, tried[0], low), torch.where(better, tried[1], high)
+            low, high = torch.where(better, limits[0], low), torch.where(better, limits[1], high)
     return low, high
 
 

@@ -1,4 +1,4 @@
-"""Observers: what is remembered of the values that pass a place, in fixed memory.
+"""Observers: what is remembered of the values that pass an activation point, in fixed memory.
 
 Two passes over the same images: `EndsObserver` sees each batch's range in the first, `HistogramObserver` counts within the range
 that it found in the second. What either remembers is exact (extremes and integer counts), so observers of several ranks or halves
@@ -19,16 +19,16 @@ from qexp.base.types import QuantSpec
 from qexp.config.calibrate import CalibrateSettings
 from qexp.ptq.range_methods import METHODS, Limits, find_in_sample
 from qexp.ptq.samples import Histogram, count_bins
-from qexp.quant.ranges import check_finite
+from qexp.quant.ranges import check_finite, extremes
 
 State = Mapping[str, Tensor]
 
 
 class Observer(Protocol):
-    """What watches one place; `axis` is the channel axis of its values, None where they share one range."""
+    """What watches one activation point; `axis` is the channel axis of its values, None where they share one range."""
 
     def observe(self, x: Tensor) -> None:
-        """See some values of the current batch; a place that runs twice in a forward is seen twice."""
+        """See some values of the current batch; a point that runs twice in a forward is seen twice."""
 
     def end_batch(self) -> None:
         """The batch is over."""
@@ -49,6 +49,10 @@ class EndsObserver:
     Batch b of the images is that of rank b % number of ranks, as `eval_batches` shards them: merging puts the batches of the
     ranks back into that order, so that the moving average, too, is a function of the global batches alone. Two numbers a batch
     and group.
+
+    Args:
+        settings: the method.
+        axis: channel axis of the values; None where they share one range.
     """
 
     def __init__(self, settings: CalibrateSettings, axis: int | None = None) -> None:
@@ -64,13 +68,10 @@ class EndsObserver:
         """
         if x.numel() == 0:
             raise UserError("tensor", f"shape {list(x.shape)}", allowed="at least one element to take a range from")
-        x = x.detach()
-        if self.axis is None:
-            low, high = (end.reshape(1) for end in torch.aminmax(x))
-        else:
-            others = [dim for dim in range(x.dim()) if dim != self.axis % x.dim()]
-            low, high = (x.amin(others), x.amax(others)) if others else (x.clone(), x.clone())
-        low, high = low.float(), high.float()
+        # Per tensor in the order of the indices: the order of memory, as `extremes` takes it, may end with the other sign of a
+        # zero, and ranges are saved and hashed.
+        low, high = torch.aminmax(x.detach()) if self.axis is None else extremes(x.detach(), self.axis)
+        low, high = (end.reshape(-1).to(torch.float32, copy=True) for end in (low, high))
         if self._open is not None:
             low, high = torch.minimum(low, self._open[0]), torch.maximum(high, self._open[1])
         self._open = low, high
@@ -119,6 +120,7 @@ class EndsObserver:
         low, high = self.extremes()
         method = METHODS[self.settings.name]
         if method.reads == "ends":
+            assert method.find is not None
             state = self.state()
             low, high = method.find((state["minima"], state["maxima"]), spec, self.settings)
         return (low.reshape(()), high.reshape(())) if self.axis is None else (low, high)
@@ -128,7 +130,9 @@ class HistogramObserver:
     """Counts within a range that is known, for the methods that read a sample.
 
     Args:
-        extremes: minimum and maximum [G] of all values that will come. settings: method and number of bins. axis: of the groups.
+        extremes: minimum and maximum [G] of all values that will come.
+        settings: method and number of bins.
+        axis: of the groups.
     """
 
     def __init__(self, extremes: Limits, settings: CalibrateSettings, axis: int | None = None) -> None:
@@ -141,7 +145,7 @@ class HistogramObserver:
     def observe(self, x: Tensor) -> None:
         """Count values."""
         if self._edge.device != x.device:
-            self._edge, self._counts, self._zeros = (each.to(x.device) for each in (self._edge, self._counts, self._zeros))
+            self._edge, self._counts, self._zeros = (held.to(x.device) for held in (self._edge, self._counts, self._zeros))
         counts, zeros = count_bins(x.detach(), self._edge, self.settings.num_bins, self.axis)
         self._counts += counts
         self._zeros += zeros

@@ -1,8 +1,8 @@
 """The range methods by name, and the range of a weight.
 
 A method reads one of three things: the ends of each batch (`minmax`, `ema_minmax`), the values themselves or their histogram
-(`percentile`, `mse`, `kl`, `aciq`), or the batch norm before the place (`bn`). All give clipping limits [G], one pair for each
-group that has a range of its own, in the order of `qexp.quant.layout`. A group whose values are all equal has nothing to search:
+(`percentile`, `mse`, `kl`, `aciq`), or the batch norm before the activation (`bn`). All give clipping limits [G], one pair for
+each group that has a range of its own, in the order of `qexp.quant.layout`. A group of equal values has nothing to search:
 its limits are that value.
 """
 
@@ -33,8 +33,8 @@ class Method:
     """One way to find a range.
 
     Args:
-        reads: `ends` of batches, a `sample`, or a `batch_norm`. find: (what it reads, spec, settings) -> limits; None for
-            `batch_norm`, which is `bn_range`.
+        reads: `ends` of batches, a `sample`, or a `batch_norm`.
+        find: (what it reads, spec, settings) -> limits; None for `batch_norm`, which is `bn_range`.
         depends_on_grid: other bits or another scheme give other limits.
     """
 
@@ -73,13 +73,13 @@ def percentile(sample: Sample, spec: QuantSpec, settings: CalibrateSettings) -> 
     low, high = sample.minimum, sample.maximum
     if shrinks_together(spec):
         end = sample.magnitudes().quantile(share)
-        found = torch.maximum(-end, low), torch.minimum(end, high)
+        lower, upper = torch.maximum(-end, low), torch.minimum(end, high)
     elif is_unsigned(spec):
-        found = low, sample.quantile(share)
+        lower, upper = low, sample.quantile(share)
     else:
-        found = sample.quantile(1 - share), sample.quantile(share)
-    nothing = (found[0] == 0) & (found[1] == 0) if not is_unsigned(spec) else found[1] <= 0
-    return torch.where(nothing, low, found[0]), torch.where(nothing, high, found[1])
+        lower, upper = sample.quantile(1 - share), sample.quantile(share)
+    nothing = (lower == 0) & (upper == 0) if not is_unsigned(spec) else upper <= 0
+    return torch.where(nothing, low, lower), torch.where(nothing, high, upper)
 
 
 def mse(sample: Sample, spec: QuantSpec, settings: CalibrateSettings) -> Limits:
@@ -112,15 +112,22 @@ METHODS: dict[str, Method] = {
 
 
 def find_in_sample(name: str, sample: Sample, spec: QuantSpec, settings: CalibrateSettings) -> Limits:
-    """The limits [G] that a method which reads a sample finds; constant groups keep their value."""
+    """The limits [G] that a method which reads a sample finds; constant groups keep their value.
+
+    Args:
+        name: of the method, in `METHODS`.
+        sample: of G groups.
+        spec: the grid that the limits are for.
+        settings: what the method reads.
+    """
     low, high = sample.minimum, sample.maximum
     varied = high > low
     find = METHODS[name].find
     assert find is not None and METHODS[name].reads == "sample"
     if not varied.any():
         return low, high
-    found = find(sample, spec, settings)
-    return torch.where(varied, found[0], low), torch.where(varied, found[1], high)
+    lower, upper = find(sample, spec, settings)
+    return torch.where(varied, lower, low), torch.where(varied, upper, high)
 
 
 @torch.no_grad()
@@ -128,7 +135,9 @@ def weight_range(weight: Tensor, spec: QuantSpec, settings: CalibrateSettings) -
     """Clipping limits of a weight by `settings.weights`, as `quantize_(limits=)` takes them.
 
     Args:
-        weight: any shape and floating dtype. spec: its quantizer. settings: method and what it reads.
+        weight: any shape and floating dtype.
+        spec: its quantizer.
+        settings: method and what it reads.
 
     Returns:
         minimum, maximum float32: 0-d per tensor, else [num_groups].
@@ -143,11 +152,11 @@ def weight_range(weight: Tensor, spec: QuantSpec, settings: CalibrateSettings) -
     check_clipped(spec)
     name = choose("calibrate.weights", settings.weights, WEIGHT_METHOD_NAMES)
     layout = layout_of(weight.shape, spec)
-    found = []
+    ranges: list[Limits] = []
     for part in layout.rows(weight.detach().float()):
         rows = Rows.of(part)
-        found.append((rows.minimum, rows.maximum) if name == "minmax" else find_in_sample(name, rows, spec, settings))
-    low, high = (layout.join([pair[side] for pair in found]) for side in (0, 1))
+        ranges.append((rows.minimum, rows.maximum) if name == "minmax" else find_in_sample(name, rows, spec, settings))
+    low, high = (layout.join([limits[side] for limits in ranges]) for side in (0, 1))
     return (low.reshape(()), high.reshape(())) if spec.granularity == "per_tensor" else (low, high)
 
 
@@ -165,8 +174,12 @@ def bn_range(
     clamp(beta - n |gamma|, floor, ceiling) .. clamp(beta + n |gamma|, floor, ceiling); per tensor the widest over the channels
 
     Args:
-        beta, gamma: [C], bias and scale of the batch norm. spec: of the activation, per tensor or per channel. num_sigmas: n.
-        floor, ceiling: what the activation function clamps to: floor 0 for ReLU, also ceiling 6 for ReLU6; None for none.
+        beta: [C], bias of the batch norm.
+        gamma: [C], its scale.
+        spec: of the activation, per tensor or per channel.
+        num_sigmas: n.
+        floor: what the activation function clamps to from below, 0 for ReLU; None for none.
+        ceiling: what it clamps to from above, 6 for ReLU6; None for none.
 
     Returns:
         minimum, maximum float32: 0-d per tensor, else [C].

@@ -25,14 +25,15 @@ _GOLDEN = 0.6180339887498949  # its multiples modulo 1 fill [0, 1) evenly, so th
 
 
 class Sample(Protocol):
-    """Values of G groups.
+    """Values of G groups."""
 
-    Args:
-        minimum, maximum: float32 [G], exact.
-    """
+    @property
+    def minimum(self) -> Tensor:
+        """[G] float32, exact."""
 
-    minimum: Tensor
-    maximum: Tensor
+    @property
+    def maximum(self) -> Tensor:
+        """[G] float32, exact."""
 
     def points(self) -> tuple[Tensor, Tensor | None]:
         """Float32 [G, P] and how much each counts, float64 [G, P]; None where all count 1."""
@@ -52,7 +53,9 @@ class Rows:
     """All values at hand; build it with `of`.
 
     Args:
-        values: float32 [G, N]. minimum, maximum: [G].
+        values: float32 [G, N].
+        minimum: [G], of the values.
+        maximum: [G], of the values.
     """
 
     values: Tensor
@@ -71,10 +74,10 @@ class Rows:
     def quantile(self, share: float) -> Tensor:
         """As torch.quantile, interpolated linearly, without its limit on N."""
         ordered = self.values.sort(1).values
-        place = share * (ordered.shape[1] - 1)
-        below = int(place)
+        position = share * (ordered.shape[1] - 1)
+        below = int(position)
         above = min(below + 1, ordered.shape[1] - 1)
-        return torch.lerp(ordered[:, below].double(), ordered[:, above].double(), place - below).float()
+        return torch.lerp(ordered[:, below].double(), ordered[:, above].double(), position - below).float()
 
     def magnitudes(self) -> Rows:
         """|x|."""
@@ -91,7 +94,10 @@ class Histogram:
     """Counts in even bins over [-edge, edge].
 
     Args:
-        minimum, maximum: float32 [G], of the values. counts: int64 [G, 2B], exact zeros left out. zeros: int64 [G].
+        minimum: float32 [G], of the values.
+        maximum: float32 [G], of the values.
+        counts: int64 [G, 2B], exact zeros left out.
+        zeros: int64 [G].
     """
 
     minimum: Tensor
@@ -111,11 +117,11 @@ class Histogram:
 
     def points(self) -> tuple[Tensor, Tensor]:
         """Some points in every bin that some group uses, within the group's range, and one for the zeros."""
-        places = torch.arange(self.counts.shape[1] * _POINTS_PER_BIN, dtype=torch.float64, device=self.counts.device)
-        places = (places + (places * _GOLDEN) % 1) / (self.num_bins * _POINTS_PER_BIN) - 1
+        positions = torch.arange(self.counts.shape[1] * _POINTS_PER_BIN, dtype=torch.float64, device=self.counts.device)
+        positions = (positions + (positions * _GOLDEN) % 1) / (self.num_bins * _POINTS_PER_BIN) - 1
         weights = (self.counts.double() / _POINTS_PER_BIN).repeat_interleave(_POINTS_PER_BIN, 1)
         used = weights.any(0)
-        values = torch.minimum(self.edge.double()[:, None] * places[used], self.maximum.double()[:, None])
+        values = torch.minimum(self.edge.double()[:, None] * positions[used], self.maximum.double()[:, None])
         values = torch.maximum(values, self.minimum.double()[:, None]).float()
         zero = values.new_zeros(len(values), 1)
         return torch.cat([values, zero], 1), torch.cat([weights[:, used], self.zeros.double()[:, None]], 1)
@@ -133,8 +139,8 @@ class Histogram:
         after = torch.searchsorted(reached, wanted).clamp(1, reached.shape[1] - 1)
         low, high = reached.gather(1, after - 1), reached.gather(1, after)
         part = ((wanted - low) / (high - low).clamp(min=1)).clamp(0, 1)
-        found = torch.lerp(ends[after - 1], ends[after], part)[:, 0] * self.edge.double()
-        return torch.minimum(torch.maximum(found.float(), self.minimum), self.maximum)
+        quantile = torch.lerp(ends[after - 1], ends[after], part)[:, 0] * self.edge.double()
+        return torch.minimum(torch.maximum(quantile.float(), self.minimum), self.maximum)
 
     def magnitudes(self) -> Histogram:
         """The bins of both sides added in pairs."""
@@ -157,7 +163,10 @@ def count_bins(x: Tensor, edge: Tensor, num_bins: int, axis: int | None) -> tupl
     into batches changes nothing.
 
     Args:
-        x: any shape, finite. edge: [G]; values beyond go to the last bins. axis: of the G groups; None for one.
+        x: any shape, finite.
+        edge: [G]; values beyond go to the last bins.
+        num_bins: on each side of zero.
+        axis: of the G groups; None for one.
 
     Returns:
         counts int64 [G, 2 num_bins], zeros int64 [G].
@@ -165,14 +174,20 @@ def count_bins(x: Tensor, edge: Tensor, num_bins: int, axis: int | None) -> tupl
     x, groups = x.float(), edge.numel()
     factor = (num_bins / edge.double()).clamp(max=torch.finfo(torch.float32).max)
     factor = torch.where(edge > 0, factor, torch.zeros_like(factor)).float()
-    factor = factor.reshape(()) if axis is None else expand(factor, axis, x)
-    places = (
-        torch.addcmul(torch.full((), float(num_bins), device=x.device), x, factor).floor_().clamp_(0, 2 * num_bins - 1).long()
-    )
+    factor = factor.reshape(()) if axis is None else _along(axis, factor, x)
+    zero_bin = torch.full((), float(num_bins), device=x.device)
+    bins = torch.addcmul(zero_bin, x, factor).floor_().clamp_(0, 2 * num_bins - 1).long()
     if axis is not None:
-        places += expand(torch.arange(groups, device=x.device) * (2 * num_bins), axis, x)
-    counts = torch.bincount(places.flatten(), minlength=groups * 2 * num_bins).view(groups, 2 * num_bins)
+        bins += _along(axis, torch.arange(groups, device=x.device) * (2 * num_bins), x)
+    counts = torch.bincount(bins.flatten(), minlength=groups * 2 * num_bins).view(groups, 2 * num_bins)
     is_zero = x == 0
     zeros = is_zero.sum().view(1) if axis is None else is_zero.sum([dim for dim in range(x.dim()) if dim != axis % x.dim()])
     counts[:, num_bins] -= zeros
     return counts, zeros
+
+
+def _along(axis: int, values: Tensor, x: Tensor) -> Tensor:
+    """Values of the groups, shaped to broadcast against x along its axis."""
+    shaped = expand(values, axis, x)
+    assert isinstance(shaped, Tensor)
+    return shaped

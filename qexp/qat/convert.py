@@ -25,8 +25,9 @@ from qexp.base.types import ActivationInfo, ActivationRow, Plan, PlanRow, QParam
 from qexp.nn.fake_quant import fake_quants, insert
 from qexp.nn.fold import fold_batch_norm
 from qexp.nn.graph import evaluating, trace
+from qexp.qat.folded_weight import FoldedWeight
 from qexp.qat.prepare import QatNetwork
-from qexp.qat.quantizers import DorefaWeight, FoldedWeight, WeightRange
+from qexp.qat.quantizers import DorefaWeight, Quantizer, WeightRange
 
 CONVERTED_VERSION = 1  # of the file
 _HEADER = "qexp_converted"
@@ -42,7 +43,8 @@ class Converted:
     Args:
         state: plain state dict, float32 on the CPU; quantized weights hold the values of their codes.
         weights: name -> grid, value = (code - zero_point) * scale; no parameters (None) where the scheme stores codes otherwise.
-        activations: place in the graph -> grid. folded: the state is the folded network's.
+        activations: activation point of the graph -> grid.
+        folded: the state is the folded network's.
         about: method, model, bits and what else its reader wants to know; plain values.
     """
 
@@ -50,41 +52,55 @@ class Converted:
     weights: Mapping[str, tuple[QuantSpec, QParams | None]]
     activations: Mapping[str, Grid]
     folded: bool
-    about: Mapping[str, Any]
+    about: Mapping[str, object]
 
-    def plan(self, tensors: tuple[TensorInfo, ...], places: Mapping[str, ActivationInfo]) -> Plan:
-        """What is quantized how, as a plan of the (folded) network's tensors and places."""
+    @property
+    def bits(self) -> int:
+        """The width that it was trained with."""
+        bits = self.about["bits"]
+        assert isinstance(bits, int)
+        return bits
+
+    def plan(self, tensors: tuple[TensorInfo, ...], points: Mapping[str, ActivationInfo]) -> Plan:
+        """What is quantized how, as a plan of the (folded) network.
+
+        Args:
+            tensors: its inventory.
+            points: name -> activation point of its graph.
+        """
         rows = tuple(
             PlanRow(info, self.weights[info.name][0], _RULE)
             if info.name in self.weights
             else PlanRow(info, None, "", "left alone in training")
             for info in tensors
         )
-        absent = sorted(self.activations.keys() - places.keys())
+        absent = sorted(self.activations.keys() - points.keys())
         if absent:
             raise UserError("checkpoint", absent[0], allowed="a file converted from this network, whose graph has that place")
-        quantized = [(info, self.activations[name][0]) for name, info in places.items() if name in self.activations]
+        quantized = [(info, self.activations[name][0]) for name, info in points.items() if name in self.activations]
         activations = tuple(ActivationRow(info, spec, _RULE) for info, spec in quantized)
         return Plan(rows=rows, mode="int", activations=activations)
 
 
 @torch.no_grad()
 def convert(
-    qat: QatNetwork, network: nn.Module, about: Mapping[str, Any], refine: Callable[[nn.Module], object] | None = None
+    qat: QatNetwork, network: nn.Module, about: Mapping[str, object], refine: Callable[[nn.Module], object] | None = None
 ) -> Converted:
     """The network as it stands, quantized.
 
     Args:
-        qat: initialised; not changed. network: the float network that it was prepared from, with any weights; not changed.
+        qat: initialised; not changed.
+        network: the float network that it was prepared from, with any weights; not changed.
         about: for the file's reader.
         refine: may change batch norm's statistics of the network with quantized weights, in place.
     """
     with evaluating(qat.module):
-        masters, values, weights = qat.masters(), {}, {}
+        masters, values = qat.masters(), {}
+        weights: dict[str, tuple[QuantSpec, QParams | None]] = {}
         for name, spec in qat.plan.quantized.items():
-            values[name], qparams = _weight(qat, name, masters[name])
+            values[name], qparams = _quantized_weight(qat, name, masters[name])
             weights[name] = spec, qparams
-        activations = {name: (each.spec, _on_cpu(each.qparams)) for name, each in qat.activations.items()}
+        activations = {name: (quantizer.spec, _on_cpu(quantizer.qparams)) for name, quantizer in qat.activations.items()}
     plain = copy.deepcopy(network).eval()
     plain.load_state_dict(masters)
     if qat.norms:
@@ -98,26 +114,32 @@ def convert(
     return Converted(state=state, weights=weights, activations=activations, folded=bool(qat.norms), about=dict(about))
 
 
-def _weight(qat: QatNetwork, name: str, master: Tensor) -> tuple[Tensor, QParams | None]:
+def _quantized_weight(qat: QatNetwork, name: str, master: Tensor) -> tuple[Tensor, QParams | None]:
     """The values of a weight's codes, and its grid."""
-    each = qat.weights.get(name)
-    if each is None:
+    module = qat.weights.get(name)
+    if module is None:
         return master, None  # every_step: it is stored quantized
-    if isinstance(each, FoldedWeight):
-        each, master = each.quantizer, each.folded(master)
-    found = each.at(master) if isinstance(each, (WeightRange, DorefaWeight)) else each.qparams
-    return each(master), _on_cpu(found)
+    quantizer: Quantizer
+    if isinstance(module, FoldedWeight):
+        quantizer, master = module.quantizer, module.folded(master)
+    else:
+        quantizer = module
+    qparams = quantizer.at(master) if isinstance(quantizer, (WeightRange, DorefaWeight)) else quantizer.qparams
+    return quantizer(master), _on_cpu(qparams)
 
 
-def _on_cpu(found: QParams) -> QParams:
-    return replace(found, scale=found.scale.detach().cpu().clone(), zero_point=found.zero_point.detach().cpu().clone())
+def _on_cpu(qparams: QParams) -> QParams:
+    """A copy on the CPU."""
+    return replace(qparams, scale=qparams.scale.detach().cpu().clone(), zero_point=qparams.zero_point.detach().cpu().clone())
 
 
 def assemble(network: nn.Module, converted: Converted, example: Tensor) -> nn.Module:
     """The converted network, ready to run: float32 images -> float32 logits, in eval mode.
 
     Args:
-        network: the float network, with any weights; not changed. example: one image, on its device.
+        network: the float network, with any weights; not changed.
+        converted: what was trained from it.
+        example: one image, on its device.
 
     Raises:
         UserError: the file was converted from another network.
@@ -125,13 +147,17 @@ def assemble(network: nn.Module, converted: Converted, example: Tensor) -> nn.Mo
     traced, plain = trace(network, example), plain_network(network, converted)
     rows = tuple(ActivationRow(ActivationInfo(name=name), spec, _RULE) for name, (spec, _) in converted.activations.items())
     module = insert(traced, Plan(rows=(), activations=rows), plain)
-    for name, place in fake_quants(module).items():
-        place.set_qparams(converted.activations[name][1])
+    for name, fake_quant in fake_quants(module).items():
+        fake_quant.set_qparams(converted.activations[name][1])
     return module.eval()
 
 
 def plain_network(network: nn.Module, converted: Converted) -> nn.Module:
     """The network with the converted weights and float activations, folded if they are; a copy.
+
+    Args:
+        network: the float network, with any weights; not changed.
+        converted: what was trained from it.
 
     Raises:
         UserError: the file was converted from another network.
@@ -147,15 +173,26 @@ def plain_network(network: nn.Module, converted: Converted) -> nn.Module:
 
 
 def save_converted(path: Path, converted: Converted) -> None:
-    """Write one safetensors file, whole or not at all: the state under its plain names, scales and zero points beside it."""
-    tensors, header = dict(converted.state), {"version": CONVERTED_VERSION, "folded": converted.folded, "about": converted.about}
-    for kind, grids in (("weights", converted.weights), ("activations", converted.activations)):
-        header[kind] = {}
-        for name, (spec, found) in grids.items():
-            header[kind][name] = {"spec": asdict(spec)}
-            if found is not None:
-                header[kind][name] |= {"quant_min": found.quant_min, "quant_max": found.quant_max, "axis": found.axis}
-                tensors[_key(kind, name, "scale")], tensors[_key(kind, name, "zero_point")] = found.scale, found.zero_point
+    """Write one safetensors file, whole or not at all: the state under its plain names, scales and zero points beside it.
+
+    Args:
+        path: of the file.
+        converted: what to write.
+    """
+    tensors = dict(converted.state)
+    header: dict[str, object] = {"version": CONVERTED_VERSION, "folded": converted.folded, "about": converted.about}
+    all_grids: tuple[tuple[str, Mapping[str, tuple[QuantSpec, QParams | None]]], ...] = (
+        ("weights", converted.weights),
+        ("activations", converted.activations),
+    )
+    for kind, grids in all_grids:
+        entries: dict[str, dict[str, object]] = {}
+        for name, (spec, qparams) in grids.items():
+            entries[name] = {"spec": asdict(spec)}
+            if qparams is not None:
+                entries[name] |= {"quant_min": qparams.quant_min, "quant_max": qparams.quant_max, "axis": qparams.axis}
+                tensors[_key(kind, name, "scale")], tensors[_key(kind, name, "zero_point")] = qparams.scale, qparams.zero_point
+        header[kind] = entries
     # A list of names, since safetensors keeps no order.
     header["state"] = list(converted.state)
     whole = {name: value.contiguous().clone() for name, value in tensors.items()}
@@ -180,24 +217,26 @@ def load_converted(path: Path | str) -> Converted | None:
         if header["version"] != CONVERTED_VERSION:
             what = f"{path}, converted by version {header['version']}"
             raise UserError("checkpoint", what, allowed=f"a file of version {CONVERTED_VERSION}")
-        grids = {
-            kind: {
-                name: (QuantSpec(**each["spec"]), _read_grid(tensors, kind, name, each)) for name, each in header[kind].items()
-            }
-            for kind in ("weights", "activations")
+        weights = {
+            name: (QuantSpec(**entry["spec"]), _read_qparams(tensors, "weights", name, entry) if "quant_min" in entry else None)
+            for name, entry in header["weights"].items()
+        }
+        activations = {
+            name: (QuantSpec(**entry["spec"]), _read_qparams(tensors, "activations", name, entry))
+            for name, entry in header["activations"].items()
         }
         state = {name: tensors[name] for name in header["state"]}
-        return Converted(state=state, folded=header["folded"], about=header["about"], **grids)
+        return Converted(state=state, weights=weights, activations=activations, folded=header["folded"], about=header["about"])
     except (KeyError, TypeError, AttributeError):
         raise UserError("checkpoint", path, allowed="an undamaged file of a converted network") from None
 
 
-def _read_grid(tensors: Mapping[str, Tensor], kind: str, name: str, each: Mapping[str, Any]) -> QParams | None:
-    if "quant_min" not in each:
-        return None
+def _read_qparams(tensors: Mapping[str, Tensor], kind: str, name: str, entry: Mapping[str, Any]) -> QParams:
+    """The grid of one tensor, from its entry in the header and the tensors beside it."""
     scale, zero_point = (tensors[_key(kind, name, part)] for part in ("scale", "zero_point"))
-    return QParams(scale, zero_point, each["quant_min"], each["quant_max"], each["axis"])
+    return QParams(scale, zero_point, entry["quant_min"], entry["quant_max"], entry["axis"])
 
 
 def _key(kind: str, name: str, part: str) -> str:
+    """Where a parameter of a grid lies among the tensors of the file."""
     return f"qparams/{kind}/{name}/{part}"

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from qexp.config.train import TrainSettings
 from qexp.engine.hooks import TrainHooks
@@ -14,10 +17,12 @@ def train_hooks(qat: QatNetwork, recipe: TrainSettings, teacher: nn.Module | Non
     """Decay of quantizers' parameters, frozen batch norm, weights overwritten after each step, and distillation.
 
     Args:
-        qat: what is trained. recipe: of the training. teacher: the float network, read where it is distilled from.
+        qat: what is trained.
+        recipe: of the training.
+        teacher: the float network, read where it is distilled from.
     """
     settings = qat.settings
-    decays = {}
+    decays: dict[str, float] = {}
     for path, quantizer in qat.quantizers():
         decay = settings.scale_decay
         if isinstance(quantizer, ClippedRange):
@@ -28,15 +33,18 @@ def train_hooks(qat: QatNetwork, recipe: TrainSettings, teacher: nn.Module | Non
     def freeze(epoch: int) -> None:
         if settings.freeze_bn_epoch is not None and epoch >= settings.freeze_bn_epoch:
             for module in qat.module.modules():
-                if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                if isinstance(module, _BatchNorm):
                     module.eval()
 
-    more = {"after_step": qat.overwrite_weights} if settings.name == "every_step" else {}
+    hooks = TrainHooks(weight_decay=decays, on_epoch_start=freeze)
+    if settings.name == "every_step":
+        hooks = replace(hooks, after_step=qat.overwrite_weights)
     if settings.distill_weight:
         assert teacher is not None, "distillation from a network that the training began from"
-        more |= {
-            "teacher": teacher,
-            "distill_weight": settings.distill_weight,
-            "distill_temperature": settings.distill_temperature,
-        }
-    return TrainHooks(weight_decay=decays, on_epoch_start=freeze, **more)
+        hooks = replace(
+            hooks,
+            teacher=teacher,
+            distill_weight=settings.distill_weight,
+            distill_temperature=settings.distill_temperature,
+        )
+    return hooks

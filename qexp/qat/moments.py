@@ -19,8 +19,13 @@ class Moments:
     """Float32, 0-d or [channels].
 
     Args:
-        minimum, maximum: the range, clipped as the calibration's method finds best. mean_abs: E|x|. mean, std: of a weight.
-        three_sigma: a weight's first step size covers three standard deviations, as LSQ+ has it. ranged: it covers the range.
+        minimum: lower end of the range, clipped as the calibration's method finds best.
+        maximum: its upper end.
+        mean_abs: E|x|.
+        mean: of a weight.
+        std: of a weight, its standard deviation.
+        three_sigma: a weight's first step size covers three standard deviations, as LSQ+ has it.
+        ranged: it covers the range.
     """
 
     minimum: Tensor
@@ -34,7 +39,13 @@ class Moments:
 
 @torch.no_grad()
 def weight_moments(weight: Tensor, axis: int | None, *, three_sigma: bool) -> Moments:
-    """Of a weight, per tensor (axis None) or along its channels."""
+    """Moments and range of a weight.
+
+    Args:
+        weight: any floating dtype.
+        axis: channel axis; None per tensor.
+        three_sigma: as for `Moments`.
+    """
     low, high = min_max(weight, axis)
     rows = weight.detach().float()
     rows = rows.flatten().unsqueeze(0) if axis is None else rows.movedim(axis, 0).flatten(1)
@@ -51,20 +62,21 @@ def weight_moments(weight: Tensor, axis: int | None, *, three_sigma: bool) -> Mo
 
 @torch.no_grad()
 def magnitudes(model: nn.Module, batches: Iterable[Batch]) -> Mapping[str, tuple[Tensor, Tensor]]:
-    """Place -> (E|x|, max|x|) over all values that pass it, 0-d.
+    """Activation point -> (E|x|, max|x|) over all values that pass it, 0-d.
 
     Args:
-        model: of `qexp.nn.fake_quant.observed`; its modes are as before afterwards. batches: calibration images.
+        model: of `qexp.nn.fake_quant.observed`; its modes are as before afterwards.
+        batches: calibration images.
     """
-    seen: dict[str, list[float]] = {}
+    sums: dict[str, tuple[float, int, float]] = {}  # total, count, largest
 
     def watch(name: str, values: Tensor) -> None:
-        found, size = seen.setdefault(name, [0.0, 0, 0.0]), values.abs()
-        found[0] += float(size.sum(dtype=torch.float64))
-        found[1] += size.numel()
-        found[2] = max(found[2], float(size.max()))
+        total, count, largest = sums.get(name, (0.0, 0, 0.0))
+        magnitude = values.abs()
+        total += float(magnitude.sum(dtype=torch.float64))
+        sums[name] = total, count + magnitude.numel(), max(largest, float(magnitude.max()))
 
     with evaluating(model), observing(model, watch):
         for batch in batches:
             model(batch.images)
-    return {name: (torch.tensor(total / count), torch.tensor(largest)) for name, (total, count, largest) in seen.items()}
+    return {name: (torch.tensor(total / count), torch.tensor(largest)) for name, (total, count, largest) in sums.items()}

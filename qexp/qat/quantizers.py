@@ -10,10 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from qexp.base.types import QParams, QuantSpec
-from qexp.nn.channels import TRANSPOSED
 from qexp.nn.fake_quant import range_qparams
 from qexp.qat.moments import Moments
-from qexp.quant.blocks import memory_order
 from qexp.quant.gradients import (
     fake_quantize_learned,
     fake_quantize_ste,
@@ -25,7 +23,7 @@ from qexp.quant.gradients import (
 from qexp.quant.gradients_dorefa import quantize_dorefa_weight
 from qexp.quant.gradients_pact import quantize_clipped
 from qexp.quant.qparams import MIN_SCALE
-from qexp.quant.ranges import min_max
+from qexp.quant.ranges import extremes, min_max
 from qexp.quant.scheme_table import code_range
 
 
@@ -33,7 +31,8 @@ class Quantizer(nn.Module):
     """x -> the values that its codes stand for, with a gradient; shape, dtype and memory format stay.
 
     Args:
-        spec: the grid. mask: which values pass their gradient, `paper` or `rounded`.
+        spec: the grid.
+        mask: which values pass their gradient, `paper` or `rounded`.
     """
 
     def __init__(self, spec: QuantSpec, mask: str) -> None:
@@ -69,9 +68,9 @@ class WeightRange(Quantizer):
 
     def forward(self, x: Tensor) -> Tensor:
         """The quantized weight."""
-        found = self.at(x)
+        qparams = self.at(x)
         return fake_quantize_ste(
-            x, found.scale, found.zero_point, found.quant_min, found.quant_max, axis=self.axis, mask=self.mask
+            x, qparams.scale, qparams.zero_point, qparams.quant_min, qparams.quant_max, axis=self.axis, mask=self.mask
         )
 
     def at(self, x: Tensor) -> QParams:
@@ -84,7 +83,15 @@ class ObservedRange(Quantizer):
     """`ste` of an activation: an average of the batches' ranges, which eval mode leaves as it is.
 
     Under several ranks each averages its own batches, and all begin each step with rank 0's average, as batch norm does.
+
+    Args:
+        spec: the grid.
+        mask: which values pass their gradient, `paper` or `rounded`.
+        momentum: weight of the average so far when a batch is added.
     """
+
+    minimum: Tensor
+    maximum: Tensor
 
     def __init__(self, spec: QuantSpec, mask: str, momentum: float) -> None:
         super().__init__(spec, mask)
@@ -100,13 +107,11 @@ class ObservedRange(Quantizer):
     def forward(self, x: Tensor) -> Tensor:
         """The quantized activation; the range moves first."""
         if self.training:
-            order = memory_order(x)  # torch.aminmax takes 40 times as long on a channels-last tensor, seen as such
-            ends = torch.aminmax(x.detach() if order is None else x.detach().permute(order))
-            for average, end in zip((self.minimum, self.maximum), ends, strict=True):
+            for average, end in zip((self.minimum, self.maximum), extremes(x.detach()), strict=True):
                 # A step of fp16 that overflowed, and that the gradient scaler skips, leaves it as it is.
                 average.lerp_(torch.where(end.isfinite(), end.to(average), average), 1 - self.momentum)
-        found = self.qparams
-        return fake_quantize_ste(x, found.scale, found.zero_point, self.quant_min, self.quant_max, mask=self.mask)
+        qparams = self.qparams
+        return fake_quantize_ste(x, qparams.scale, qparams.zero_point, self.quant_min, self.quant_max, mask=self.mask)
 
     @property
     def qparams(self) -> QParams:
@@ -118,7 +123,10 @@ class LearnedStep(Quantizer):
     """`lsq`, and with an offset `lsq_plus`: the step size is a parameter.
 
     Args:
-        num_elements: of a step: weights, or values of one image. num_channels: steps, where they are per channel.
+        spec: the grid.
+        mask: which values pass their gradient, `paper` or `rounded`.
+        num_elements: of a step: weights, or values of one image.
+        num_channels: steps, where they are per channel.
         with_offset: learn the value of code 0 too.
     """
 
@@ -143,18 +151,19 @@ class LearnedStep(Quantizer):
         bits lie beyond the largest value until the step is learned.
         """
         if self.offset is not None:
-            found = range_qparams(moments.minimum, moments.maximum, self.spec)
-            self.scale.copy_(found.scale)
-            self.offset.copy_(-found.zero_point * found.scale)
+            qparams = range_qparams(moments.minimum, moments.maximum, self.spec)
+            self.scale.copy_(qparams.scale)
+            self.offset.copy_(-qparams.zero_point * qparams.scale)
         elif moments.ranged:
             self.scale.copy_(_or_one(range_qparams(moments.minimum, moments.maximum, self.spec).scale))
         elif moments.three_sigma:
+            assert moments.mean is not None and moments.std is not None
             self.scale.copy_(_or_one(initial_weight_scale(moments.mean, moments.std, self.spec.bits)))
         else:
-            found = initial_scale(moments.mean_abs, self.positive)
+            scale = initial_scale(moments.mean_abs, self.positive)
             if self.spec.bits > 4:
-                found = torch.minimum(found, torch.maximum(moments.maximum, -moments.minimum) / self.positive)
-            self.scale.copy_(_or_one(found))
+                scale = torch.minimum(scale, torch.maximum(moments.maximum, -moments.minimum) / self.positive)
+            self.scale.copy_(_or_one(scale))
 
     def forward(self, x: Tensor) -> Tensor:
         """The quantized tensor."""
@@ -186,9 +195,13 @@ class ClippedRange(Quantizer):
     """`pact`: the activation's end alpha is a parameter; of `dorefa` it is fixed, at 1 but for the images.
 
     Args:
+        spec: the grid.
+        mask: which values pass their gradient, `paper` or `rounded`.
         learned: alpha is a parameter.
         end: where alpha begins; None takes the calibrated range.
     """
+
+    alpha: Tensor
 
     def __init__(self, spec: QuantSpec, mask: str, *, learned: bool, end: float | None = None) -> None:
         super().__init__(spec, mask)
@@ -202,8 +215,8 @@ class ClippedRange(Quantizer):
     @torch.no_grad()
     def initialise(self, moments: Moments) -> None:
         """The end that was given, else of the calibrated range."""
-        found = torch.tensor(self.end) if self.end is not None else torch.maximum(moments.maximum, -moments.minimum)
-        self.alpha.copy_(_or_one(found))
+        end = torch.tensor(self.end) if self.end is not None else torch.maximum(moments.maximum, -moments.minimum)
+        self.alpha.copy_(_or_one(end))
 
     def forward(self, x: Tensor) -> Tensor:
         """The quantized activation."""
@@ -231,48 +244,3 @@ class DorefaWeight(Quantizer):
         ends = 2**self.spec.bits - 1
         scale = x.detach().abs().mean() if self.spec.bits == 1 else torch.tensor(1 / ends, device=x.device)
         return QParams(scale.float(), torch.zeros_like(scale), -ends, ends)
-
-
-class FoldedWeight(nn.Module):
-    """A weight quantized as it will be once batch norm is folded into it: Q(W f) / f, f = gamma / sqrt(running_var + eps).
-
-    The batch norm behind the layer goes on to normalize with the batch's statistics, and with its running ones once it is frozen,
-    when both together are the folded layer.
-
-    Args:
-        quantizer: of the folded weight. layer: that holds the weight. norm: the batch norm behind it.
-
-    Source: Jacob et al. 2018, arXiv:1712.05877, section 3.2; Krishnamoorthi 2018, arXiv:1806.08342, section 3.2.2.
-    """
-
-    def __init__(self, quantizer: Quantizer, layer: nn.Module, norm: nn.Module) -> None:
-        super().__init__()
-        self.quantizer = quantizer
-        self.neighbours = (norm,)  # in a tuple: as a submodule it would be listed twice in the state dict
-        # A weight is [out, in / groups, ...], that of a transposed convolution [in, out / groups, ...].
-        turned = isinstance(layer, TRANSPOSED)
-        self.groups, self.rows = (layer.groups, layer.in_channels // layer.groups) if turned else (norm.num_features, 1)
-        self.kernel = (1,) * (layer.weight.dim() - 2)
-        self.held: Tensor | None = None  # f, while batch norm's statistics are taken anew
-
-    def forward(self, x: Tensor) -> Tensor:
-        """The weight that the layer uses; as it is where f is zero, which batch norm multiplies it by anyway."""
-        factor = self.factor()
-        idle = factor == 0
-        # Divided by one there: the gradient of a division by zero would be NaN, though nothing takes its result.
-        whole = torch.where(idle, 1.0, factor)
-        return torch.where(idle, x, self.quantizer(x * factor) / whole)
-
-    def factor(self) -> Tensor:
-        """The factor f, as the weight broadcasts with it."""
-        if self.held is not None:
-            return self.held
-        (norm,) = self.neighbours
-        gain = torch.rsqrt(norm.running_var + norm.eps)
-        gain = gain if norm.weight is None else gain * norm.weight
-        spread = gain.reshape(self.groups, 1, -1).expand(-1, self.rows, -1)
-        return spread.reshape(self.groups * self.rows, -1, *self.kernel)
-
-    def folded(self, x: Tensor) -> Tensor:
-        """W f."""
-        return x * self.factor()

@@ -44,18 +44,26 @@ def min_max(x: Tensor, axis: int | None = None) -> tuple[Tensor, Tensor]:
     """
     if x.numel() == 0:
         raise UserError("tensor", f"shape {list(x.shape)}", allowed="at least one element to take a range from")
+    minimum, maximum = extremes(x, axis)
+    check_finite(minimum, maximum)
+    return minimum, maximum
+
+
+def extremes(x: Tensor, axis: int | None = None) -> tuple[Tensor, Tensor]:
+    """`min_max` without its checks: NaN anywhere in x reaches both ends. They may be x itself, where x is [channels].
+
+    Args:
+        x: any shape and real dtype, not empty.
+        axis: channel axis, negative from the end; None per tensor.
+    """
     if axis is None or x.dim() == 0:
         # In memory order: on channels-last tensors torch.aminmax takes 40 times as long.
         order = None if x.is_contiguous() else memory_order(x)
         minimum, maximum = torch.aminmax(x if order is None else x.permute(order))
-        if axis is not None:
-            minimum, maximum = minimum.reshape(1), maximum.reshape(1)
-    else:
-        # amin and amax apart: torch.aminmax(dim=...) is not vectorized on the CPU and takes 15 times as long.
-        others = [dim for dim in range(x.dim()) if dim != axis % x.dim()]
-        minimum, maximum = (x, x) if not others else (torch.amin(x, dim=others), torch.amax(x, dim=others))
-    check_finite(minimum, maximum)
-    return minimum, maximum
+        return (minimum, maximum) if axis is None else (minimum.reshape(1), maximum.reshape(1))
+    # amin and amax apart: torch.aminmax(dim=...) is not vectorized on the CPU and takes 15 times as long.
+    others = [dim for dim in range(x.dim()) if dim != axis % x.dim()]
+    return (torch.amin(x, dim=others), torch.amax(x, dim=others)) if others else (x, x)
 
 
 def check_not_zero(minimum: Tensor, maximum: Tensor) -> None:

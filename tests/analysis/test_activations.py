@@ -10,10 +10,10 @@ from qexp.analysis.activations import profile_activations
 from qexp.base.types import Plan, QuantSpec
 from qexp.config.policy import PolicySettings
 from qexp.config.quant import ActivationQuantSettings, QuantSettings
+from qexp.nn.activation_points import activations
 from qexp.nn.fake_quant import fake_quants, insert, observed
 from qexp.nn.graph import trace
 from qexp.nn.inventory import inventory
-from qexp.nn.places import activations
 from qexp.policy.plan import make_plan
 
 IMAGES = torch.tensor([-1.0, 0.4, 1.2, 2.0]).reshape(1, 1, 2, 2)

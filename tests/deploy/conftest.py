@@ -15,11 +15,11 @@ from qexp.deploy.activation_codes import load_biases_, simulated_codes
 from qexp.deploy.onnx.qdq import export_qdq
 from qexp.deploy.runtimes import onnxruntime_saturates, show_codes
 from qexp.deploy.weight_codes import has_codes, weight_codes
+from qexp.nn.activation_points import activations
 from qexp.nn.fake_quant import fake_quants, insert, observed, observing
 from qexp.nn.fold import fold_batch_norm
 from qexp.nn.graph import trace
 from qexp.nn.inventory import inventory
-from qexp.nn.places import activations
 from qexp.policy.plan import make_plan
 from qexp.quant.schemes import quantize_
 

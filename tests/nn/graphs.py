@@ -8,9 +8,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from qexp.base.types import Plan, QuantSpec
 from qexp.config.policy import PolicySettings
 from qexp.config.quant import ActivationQuantSettings, QuantSettings
+from qexp.nn.activation_points import activations
 from qexp.nn.fake_quant import fake_quants, insert, observed, observing
 from qexp.nn.inventory import inventory
-from qexp.nn.places import activations
 from qexp.policy.plan import make_plan
 
 
@@ -89,20 +89,20 @@ def plan_for(model, traced, *, bits=8, example=None, **settings) -> Plan:
 @torch.no_grad()
 def values_at(traced, x, layers_only=False):
     """Place name -> what passes there."""
-    found: dict[str, list[torch.Tensor]] = {}
+    values: dict[str, list[torch.Tensor]] = {}
     network = observed(traced, layers_only=layers_only)
-    with observing(network, lambda name, value: found.setdefault(name, []).append(value.clone())):
+    with observing(network, lambda name, value: values.setdefault(name, []).append(value.clone())):
         network(x)
-    return found
+    return values
 
 
 def calibrated(traced, plan, x, network=None):
     """The network with fake quantization, each place at its range on x."""
     result = insert(traced, plan, network)
-    found = values_at(traced, x, layers_only=any(spec.layers_only for spec in plan.quantized_activations.values()))
+    observed_values = values_at(traced, x, layers_only=any(spec.layers_only for spec in plan.quantized_activations.values()))
     for name, module in fake_quants(result).items():
         if not module.spec.dynamic:
-            values = torch.cat([value.flatten() for value in found[name]])
+            values = torch.cat([value.flatten() for value in observed_values[name]])
             module.set_range(values.min(), values.max())
     return result
 

@@ -13,11 +13,11 @@ from sklearn.datasets import load_sample_images
 from torch import nn
 
 from qexp.base.torchvision_compat import torchvision
+from qexp.nn.activation_points import activations
 from qexp.nn.fake_quant import fake_quants
 from qexp.nn.fold import fold_batch_norm
 from qexp.nn.graph import trace
 from qexp.nn.inventory import inventory
-from qexp.nn.places import activations
 from qexp.policy.plan import NOT_EXECUTED
 from qexp.ptq.equalization import equalize
 from qexp.quant.schemes import quantize_
@@ -27,23 +27,23 @@ from qexp.quant.schemes import quantize_
 # one for each block, two for each of its 58 layers, two for each of three transitions (what its convolution and its average
 # read), and what the last average reads.
 # EfficientNet's 16 blocks have an average and a product for squeeze-excite.
-NUM_PLACES = {
+NUM_POINTS = {
     "resnet18": 1 + 20 + 8 + 1,
     "mobilenet_v2": 1 + 52 + 10 + 1,
     "googlenet": 1 + 57 - 9 * 3 + 1,
     "densenet121": 1 + 4 + 58 * 2 + 3 * 2 + 1 + 1,
     "efficientnet_b0": 1 + 81 + 16 + 16 + 9 + 1,
 }
-NAMES = tuple(NUM_PLACES)
+NAMES = tuple(NUM_POINTS)
 _NORMS = nn.modules.batchnorm._BatchNorm
 
 
 @cache
 def photographs(n):
     """[n, 3, 64, 64]: pieces of scikit-learn's two photographs, a temple and a flower, at half their size, normalized."""
-    whole = torch.stack([torch.from_numpy(each.copy()) for each in load_sample_images().images]).permute(0, 3, 1, 2) / 255
+    whole = torch.stack([torch.from_numpy(image.copy()) for image in load_sample_images().images]).permute(0, 3, 1, 2) / 255
     pieces = whole.unfold(2, 128, 96).unfold(3, 128, 96).permute(0, 2, 3, 1, 4, 5).reshape(-1, 3, 128, 128)
-    mean, std = (torch.tensor(each).view(3, 1, 1) for each in ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]))
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]))
     chosen = torch.linspace(0, len(pieces) - 1, n).round().long()
     return (nn.functional.interpolate(pieces, size=64, mode="area")[chosen] - mean) / std
 
@@ -71,15 +71,15 @@ def network(name):
 def test_every_layer_is_a_reader_of_a_place_or_not_executed(name, graphs):
     model, x = network(name)
     for dynamic in (False, True):
-        found = activations(trace(model, x[:1]), layers_only=dynamic)
-        executed = [layer for info in found if info.executed for layer in info.layers]
-        unexecuted = [layer for info in found if not info.executed for layer in info.layers]
+        infos = activations(trace(model, x[:1]), layers_only=dynamic)
+        executed = [layer for info in infos if info.executed for layer in info.layers]
+        unexecuted = [layer for info in infos if not info.executed for layer in info.layers]
         rows = [row for row in inventory(model, x[:1]) if row.kind in ("conv", "linear") and row.role == "weight"]
         # Which layers run is torch's own word here, not the graph's.
         assert sorted(executed) == sorted(row.name for row in rows if row.order >= 0)
         assert sorted(unexecuted) == sorted(row.name for row in rows if row.order < 0)
         if not dynamic:
-            assert sum(info.executed for info in found) == NUM_PLACES[name]
+            assert sum(info.executed for info in infos) == NUM_POINTS[name]
     assert bool(unexecuted) == (name == "googlenet")
     plan = graphs.plan_for(model, trace(model, x[:1]), example=x[:1])
     planned = {row.info.name: row for row in plan.rows}
@@ -106,12 +106,12 @@ def test_layers_read_codes(name, graphs):
 @torch.no_grad()
 def with_weights(model, plan, bits):
     """A copy with its planned weights rounded to a width, and each before and after."""
-    rounded, found = copy.deepcopy(model), {}
+    rounded, weights = copy.deepcopy(model), {}
     for name, spec in plan.quantized.items():
         weight = rounded.get_parameter(name)
         quantize_(weight, weight, replace(spec, bits=bits))
-        found[name] = model.get_parameter(name), weight
-    return rounded, found
+        weights[name] = model.get_parameter(name), weight
+    return rounded, weights
 
 
 @torch.no_grad()
@@ -133,10 +133,11 @@ def test_sixteen_bits_reproduce_the_logits_and_eight_each_tensor(name, graphs):
     clear = first - second > 0.05 * reference.std()
     assert clear.float().mean() > 0.8 and torch.equal(logits.argmax(1)[clear], reference.argmax(1)[clear])
 
-    found = graphs.values_at(traced, x)
+    values = graphs.values_at(traced, x)
     eight = graphs.calibrated(traced, graphs.plan_for(model, traced, bits=8, example=x[:1]), x)
     low = {
-        place: min(graphs.sqnr_db(value, module(value)) for value in found[place]) for place, module in fake_quants(eight).items()
+        point: min(graphs.sqnr_db(value, module(value)) for value in values[point])
+        for point, module in fake_quants(eight).items()
     }
     low |= {weight: graphs.sqnr_db(*pair) for weight, pair in with_weights(model, plan, 8)[1].items()}
     assert min(low.values()) > 25, sorted(low.items(), key=lambda item: item[1])[:5]

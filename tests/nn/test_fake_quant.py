@@ -7,9 +7,9 @@ import torch
 
 from qexp.base.errors import UserError
 from qexp.base.types import QParams, QuantSpec
+from qexp.nn.activation_points import activations
 from qexp.nn.fake_quant import CONTAINER, FakeQuantize, Observed, fake_quants, insert, observed, observing, range_qparams
 from qexp.nn.graph import trace
-from qexp.nn.places import activations
 from qexp.nn.shadow import Shadow
 from qexp.quant.affine import fake_quantize_affine
 
@@ -19,9 +19,9 @@ def spec(**fields):
 
 
 def module(low, high, **fields):
-    found = FakeQuantize("place", spec(**fields), None)
-    found.set_range(low, high)
-    return found
+    fake_quant = FakeQuantize("place", spec(**fields), None)
+    fake_quant.set_range(low, high)
+    return fake_quant
 
 
 def values(seed=0, shape=(3, 4, 7, 5)):
@@ -32,39 +32,39 @@ def values(seed=0, shape=(3, 4, 7, 5)):
 @pytest.mark.parametrize("scheme", ["affine", "symmetric", "symmetric_restricted", "unsigned_symmetric"])
 def test_torchs_values_bit_for_bit(bits, scheme):
     x = values()
-    found = module(-2.5, 4.0, bits=bits, scheme=scheme)
+    fake_quant = module(-2.5, 4.0, bits=bits, scheme=scheme)
     # Ties among them: exact multiples of half a step.
-    x = torch.cat([x.flatten(), found.scale * (torch.arange(-600, 600) / 2)])
-    limits = (found.quant_min, found.quant_max)
-    expected = torch.fake_quantize_per_tensor_affine(x, float(found.scale), int(found.zero_point), *limits)
-    assert torch.equal(found(x), expected)
+    x = torch.cat([x.flatten(), fake_quant.scale * (torch.arange(-600, 600) / 2)])
+    limits = (fake_quant.quant_min, fake_quant.quant_max)
+    expected = torch.fake_quantize_per_tensor_affine(x, float(fake_quant.scale), int(fake_quant.zero_point), *limits)
+    assert torch.equal(fake_quant(x), expected)
 
 
 def test_per_channel_is_torchs_too():
     x = values()
-    found = FakeQuantize("place", spec(granularity="per_channel", axis=1), 4)
-    found.set_range(x.amin((0, 2, 3)), x.amax((0, 2, 3)))
-    expected = torch.fake_quantize_per_channel_affine(x, found.scale, found.zero_point.int(), 1, -128, 127)
+    fake_quant = FakeQuantize("place", spec(granularity="per_channel", axis=1), 4)
+    fake_quant.set_range(x.amin((0, 2, 3)), x.amax((0, 2, 3)))
+    expected = torch.fake_quantize_per_channel_affine(x, fake_quant.scale, fake_quant.zero_point.int(), 1, -128, 127)
     for form in (torch.contiguous_format, torch.channels_last):
-        assert torch.equal(found(x.contiguous(memory_format=form)), expected)
+        assert torch.equal(fake_quant(x.contiguous(memory_format=form)), expected)
 
 
 @pytest.mark.parametrize("fields", [{"arithmetic": "divide"}, {"rounding": "floor"}, {"mode": "float"}], ids=str)
 def test_the_named_steps_are_affines(fields):
-    x, found = values(), module(-2.5, 4.0, **fields)
+    x, fake_quant = values(), module(-2.5, 4.0, **fields)
     rounding = None if fields.get("mode") == "float" else fields.get("rounding", "half_even")
     arithmetic = fields.get("arithmetic", "reciprocal")
-    assert torch.equal(found(x), fake_quantize_affine(x, found.qparams, rounding=rounding, arithmetic=arithmetic))
+    assert torch.equal(fake_quant(x), fake_quantize_affine(x, fake_quant.qparams, rounding=rounding, arithmetic=arithmetic))
 
 
 def test_in_place_or_not_is_the_same_and_keeps_the_format():
-    x, found = values().to(memory_format=torch.channels_last), module(-2.0, 3.0)
+    x, fake_quant = values().to(memory_format=torch.channels_last), module(-2.0, 3.0)
     kept = x.clone()
-    fresh = found(x)
+    fresh = fake_quant(x)
     assert torch.equal(x, kept) and fresh.is_contiguous(memory_format=torch.channels_last)
-    written = found(x, overwrite=True)
+    written = fake_quant(x, overwrite=True)
     assert written is x and torch.equal(x, fresh)
-    assert torch.equal(found(fresh), fresh)
+    assert torch.equal(fake_quant(fresh), fresh)
 
 
 @pytest.mark.parametrize("granularity", ["per_tensor", "per_channel"])
@@ -98,12 +98,12 @@ def test_before_calibration_and_for_a_gradient_it_refuses():
 
 
 def test_qparams_come_back_with_the_state_dict():
-    found = module(-2.0, 3.0)
+    fake_quant = module(-2.0, 3.0)
     other = FakeQuantize("place", spec())
-    other.load_state_dict(found.state_dict())
-    assert torch.equal(other(values()), found(values()))
+    other.load_state_dict(fake_quant.state_dict())
+    assert torch.equal(other(values()), fake_quant(values()))
     qparams = range_qparams(torch.tensor(-2.0), torch.tensor(3.0), spec())
-    assert isinstance(qparams, QParams) and torch.equal(qparams.scale, found.scale)
+    assert isinstance(qparams, QParams) and torch.equal(qparams.scale, fake_quant.scale)
 
 
 @pytest.fixture(params=["Residual", "Inception", "Functional"])
@@ -159,8 +159,8 @@ def test_a_copy_is_its_own(net, graphs):
     twin = copy.deepcopy(network)
     before = network(x)
     assert torch.equal(twin(x), before)
-    for found in fake_quants(twin).values():
-        found.set_range(-0.5, 0.5)
+    for fake_quant in fake_quants(twin).values():
+        fake_quant.set_range(-0.5, 0.5)
     assert not torch.equal(twin(x), before) and torch.equal(network(x), before)
 
 
@@ -203,8 +203,8 @@ def test_what_is_joined_shares_one_scale(graphs):
     calls = [node.target for node in network.graph.nodes if node.op == "call_module" and str(node.target).startswith(CONTAINER)]
     assert calls.count(f"{CONTAINER}.cat") == 3
     joined = torch.cat([value.flatten() for value in graphs.values_at(traced, x)["cat"]])
-    found = fake_quants(network)["cat"]
-    assert torch.equal(found.scale, range_qparams(joined.min(), joined.max(), found.spec).scale)
+    fake_quant = fake_quants(network)["cat"]
+    assert torch.equal(fake_quant.scale, range_qparams(joined.min(), joined.max(), fake_quant.spec).scale)
 
 
 @pytest.mark.gpu
@@ -213,12 +213,12 @@ def test_a_gpu_gives_the_same_values(granularity):
     fields = {"granularity": granularity, "axis": 1 if granularity == "per_channel" else 0}
     x = values()
     for dynamic in (False, True):
-        found = FakeQuantize("place", spec(dynamic=dynamic, **fields), 4)
+        fake_quant = FakeQuantize("place", spec(dynamic=dynamic, **fields), 4)
         if not dynamic:
             ends = (x.min(), x.max()) if granularity == "per_tensor" else (x.amin((0, 2, 3)), x.amax((0, 2, 3)))
-            found.set_range(*ends)
-        expected = found(x)
-        assert torch.equal(found.cuda()(x.cuda()).cpu(), expected)
+            fake_quant.set_range(*ends)
+        expected = fake_quant(x)
+        assert torch.equal(fake_quant.cuda()(x.cuda()).cpu(), expected)
 
 
 def test_static_places_at_layers_leave_adds_float(graphs):

@@ -12,7 +12,7 @@ from qexp.base.torchvision_compat import torchvision
 from qexp.models.cifar_resnet import CifarResNet
 from qexp.nn.channels import by_channel, input_ranges, mean_response, output_ranges
 from qexp.nn.fold import fold_batch_norm
-from qexp.nn.links import activations_after, find_links
+from qexp.nn.layer_pairs import activations_after, find_layer_pairs
 from qexp.ptq.equalization import equalize
 
 models = torchvision().models
@@ -40,8 +40,8 @@ def with_statistics(model, images):
     return model.eval()
 
 
-def distance(found, expected):
-    return float((found - expected).norm() / expected.norm())
+def distance(actual, expected):
+    return float((actual - expected).norm() / expected.norm())
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -180,12 +180,12 @@ class Ways(nn.Module):
 
 
 def test_links():
-    links = {(link.source, link.target): link for link in find_links(Ways().eval())}
-    assert set(links) == {("a", "b"), ("b", "c"), ("e", "f")}  # not through the sigmoid, nor through the sum
-    assert links["a", "b"].exclusive and links["a", "b"].max_pooled and links["a", "b"].activation == "relu"
-    assert not links["b", "c"].exclusive and links["b", "c"].activation_module == "act"
+    pairs = {(pair.source, pair.target): pair for pair in find_layer_pairs(Ways().eval())}
+    assert set(pairs) == {("a", "b"), ("b", "c"), ("e", "f")}  # not through the sigmoid, nor through the sum
+    assert pairs["a", "b"].exclusive and pairs["a", "b"].max_pooled and pairs["a", "b"].activation == "relu"
+    assert not pairs["b", "c"].exclusive and pairs["b", "c"].activation_module == "act"
     flat = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU6(), nn.Linear(4, 4)).eval()  # a linear layer over width, not over channels
-    assert find_links(flat) == ()
+    assert find_layer_pairs(flat) == ()
     assert activations_after(Ways().eval()) == {"a": "relu", "e": "relu"}
 
 

@@ -11,9 +11,9 @@ from qexp.base.types import ActivationInfo
 from qexp.config.policy import PolicySettings, RuleSettings
 from qexp.config.quant import ActivationQuantSettings, QuantSettings
 from qexp.models.cifar_resnet import CifarResNet
+from qexp.nn.activation_points import activations
 from qexp.nn.graph import trace
 from qexp.nn.inventory import as_trained, inventory
-from qexp.nn.places import activations
 from qexp.policy.activations import NOT_ENTERED, NOT_EXECUTED
 from qexp.policy.plan import format_plan, make_plan
 from qexp.policy.table import activation_rows

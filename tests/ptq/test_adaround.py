@@ -74,11 +74,11 @@ def test_better_than_nearest_which_is_better_than_floor_and_ceil(relu):
     specs = specs_of(model)
     copied = rounded(model, specs)
     errors = {name: logit_mse(rounded(model, specs, rounding=name), model) for name in ("half_even", "floor", "ceil")}
-    found = adaround_(copied, model, specs, batches(), CorrectSettings(adaround_iterations=300, adaround_relu=relu))
-    assert [row.name for row in found.rows] == list(specs) and not found.notes
-    assert all(row.mse <= row.nearest_mse for row in found.rows)
-    assert found.rows[-1].mse == pytest.approx(logit_mse(copied, model), rel=1e-3)  # on inputs quantized so far, as they are
-    assert found.rows[0].mse < 0.7 * found.rows[0].nearest_mse and found.rows[0].flipped > 0
+    adarounded = adaround_(copied, model, specs, batches(), CorrectSettings(adaround_iterations=300, adaround_relu=relu))
+    assert [row.name for row in adarounded.rows] == list(specs) and not adarounded.notes
+    assert all(row.mse <= row.nearest_mse for row in adarounded.rows)
+    assert adarounded.rows[-1].mse == pytest.approx(logit_mse(copied, model), rel=1e-3)  # on inputs quantized so far, as they are
+    assert adarounded.rows[0].mse < 0.7 * adarounded.rows[0].nearest_mse and adarounded.rows[0].flipped > 0
     assert logit_mse(copied, model) < 0.7 * errors["half_even"] < 0.35 * min(errors["floor"], errors["ceil"])
 
 
@@ -88,21 +88,21 @@ def test_weights_stay_on_the_grid_next_to_where_they_were(scheme, granularity):
     model = seeded(network)
     specs = specs_of(model, scheme=scheme, granularity=granularity, group_size=8)
     copied = rounded(model, specs)
-    found = adaround_(copied, model, specs, batches(), CorrectSettings(adaround_iterations=20))
-    assert len(found.rows) == 3
-    for row in found.rows:
+    adarounded = adaround_(copied, model, specs, batches(), CorrectSettings(adaround_iterations=20))
+    assert len(adarounded.rows) == 3
+    for row in adarounded.rows:
         value = copied.get_parameter(row.name)
         ways = [rounded(model, specs, rounding=rounding).get_parameter(row.name) for rounding in ("floor", "ceil", "half_even")]
         assert torch.isclose(torch.stack(ways), value, rtol=1e-6, atol=1e-7).any(0).all()
-    assert any(row.flipped > 0 for row in found.rows)
+    assert any(row.flipped > 0 for row in adarounded.rows)
 
 
 def test_without_iterations_it_is_nearest():
     model = seeded(network)
     specs = specs_of(model, scheme="affine", granularity="per_channel")
     nearest, copied = rounded(model, specs), rounded(model, specs, rounding="floor")
-    found = adaround_(copied, model, specs, batches(), CorrectSettings(adaround_iterations=0))
-    assert all(row.flipped == 0 and row.mse == row.nearest_mse for row in found.rows)
+    adarounded = adaround_(copied, model, specs, batches(), CorrectSettings(adaround_iterations=0))
+    assert all(row.flipped == 0 and row.mse == row.nearest_mse for row in adarounded.rows)
     assert all(torch.equal(value, nearest.state_dict()[name]) for name, value in copied.state_dict().items())
 
 
@@ -134,8 +134,8 @@ def test_what_it_has_no_form_for_stays_and_is_named():
     specs = {"0.weight": QuantSpec(scheme="affine", bits=4), "1.weight": QuantSpec(scheme="log2", bits=4)}
     specs["2.weight"] = QuantSpec(scheme="affine", bits=4)
     copied = copy.deepcopy(model)
-    found = adaround_(copied, model, specs, batches(), QUICK)
-    assert not found.rows and [note.split(":")[0] for note in found.notes] == list(specs)
+    adarounded = adaround_(copied, model, specs, batches(), QUICK)
+    assert not adarounded.rows and [note.split(":")[0] for note in adarounded.notes] == list(specs)
     assert all(torch.equal(value, model.state_dict()[name]) for name, value in copied.state_dict().items())
     with pytest.raises(UserError, match="calibration images"):
         adaround_(copied, model, specs, [], QUICK)

@@ -20,7 +20,7 @@ from qexp.config.calibrate import METHOD_NAMES, CalibrateSettings
 from qexp.ptq.calibrate import BehindNorm, calibrate
 from qexp.ptq.calibration import CALIBRATION_VERSION, Calibration, hash_tensors
 
-PLACES = {
+SPECS = {
     "0": QuantSpec(scheme="affine", bits=8),
     "2": QuantSpec(scheme="affine", bits=4, granularity="per_channel", axis=1),
     "4": QuantSpec(scheme="symmetric_restricted", bits=4),
@@ -40,11 +40,11 @@ def batches(rank: int = 0, world_size: int = 1, size: int = 8):
     return [Batch(IMAGES[part], part, part, len(part)) for part in index.split(size)[rank::world_size]]
 
 
-def run(name: str = "minmax", *, model: nn.Module | None = None, source=batches, places=PLACES, **values) -> Calibration:
+def run(name: str = "minmax", *, model: nn.Module | None = None, source=batches, specs=SPECS, **values) -> Calibration:
     settings = {key: values.pop(key) for key in list(values) if key in CalibrateSettings.__dataclass_fields__}
     split = values.pop("images_of", "calib")
     settings = CalibrateSettings(name=name, num_bins=256, **settings)
-    return calibrate(model or network(), source, places, settings, split=split, data_fingerprint="data", **values)
+    return calibrate(model or network(), source, specs, settings, split=split, data_fingerprint="data", **values)
 
 
 @pytest.mark.parametrize("name", METHOD_NAMES)
@@ -52,17 +52,17 @@ def test_every_method_gives_a_range_to_every_place(name):
     model = network().train()
     before, generator = copy.deepcopy(model.state_dict()), torch.get_rng_state()
     norm = BehindNorm(model[1].bias, model[1].weight, floor=0.0)
-    found = run(name, model=model, norms={"2": norm})
-    assert list(found.ranges) == list(PLACES) and found.num_images == 40 and not found.waived
-    assert found.ranges["0"][0].shape == () and found.ranges["2"][0].shape == (4,)
+    calibration = run(name, model=model, norms={"2": norm})
+    assert list(calibration.ranges) == list(SPECS) and calibration.num_images == 40 and not calibration.waived
+    assert calibration.ranges["0"][0].shape == () and calibration.ranges["2"][0].shape == (4,)
     with torch.no_grad():
         out = model[:3].eval()(IMAGES).transpose(0, 1).flatten(1)
-    low, high = found.ranges["2"]
+    low, high = calibration.ranges["2"]
     assert (low >= 0).all() and (name == "bn" or (high <= out.amax(1)).all()) and (high > 0.3 * out.amax(1)).all()
     if name == "minmax":
         assert torch.equal(low, out.amin(1)) and torch.equal(high, out.amax(1))
     if name == "bn":
-        assert torch.equal(high, torch.full((4,), 6.0)) and found.methods == {"0": "minmax", "2": "bn", "4": "minmax"}
+        assert torch.equal(high, torch.full((4,), 6.0)) and calibration.methods == {"0": "minmax", "2": "bn", "4": "minmax"}
     model.train()
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
     assert torch.equal(torch.get_rng_state(), generator)
@@ -71,8 +71,8 @@ def test_every_method_gives_a_range_to_every_place(name):
 def test_places_behind_norms_alone_need_no_images():
     model = network()
     norms = {"2": BehindNorm(model[1].bias, model[1].weight, floor=0.0)}
-    found = run("bn", model=model, source=lambda: pytest.fail("no images"), places={"2": PLACES["2"]}, norms=norms)
-    assert found.num_images == 0 and found.methods == {"2": "bn"}
+    calibration = run("bn", model=model, source=lambda: pytest.fail("no images"), specs={"2": SPECS["2"]}, norms=norms)
+    assert calibration.num_images == 0 and calibration.methods == {"2": "bn"}
 
 
 @pytest.mark.parametrize("world_size", [2, 7])
@@ -113,21 +113,21 @@ def test_only_the_calibration_split_unless_waived():
         run(images_of="test")
     with pytest.raises(UserError, match="images of test"):
         run(split="test")
-    found = run(images_of="test", split="test")
-    assert found.waived and found.split == "test" and found.hash != run().hash
+    calibration = run(images_of="test", split="test")
+    assert calibration.waived and calibration.split == "test" and calibration.hash != run().hash
 
 
 @pytest.mark.parametrize(
     ("change", "words"),
     [
         ({"source": list}, "at least one image"),
-        ({"places": {"7": PLACES["0"]}}, "place=7"),
-        ({"places": {"0": QuantSpec(scheme="lut_kmeans", bits=4)}}, "no clipping range"),
+        ({"specs": {"7": SPECS["0"]}}, "place=7"),
+        ({"specs": {"0": QuantSpec(scheme="lut_kmeans", bits=4)}}, "no clipping range"),
         (
-            {"places": {"0": QuantSpec(scheme="affine", bits=4, granularity="per_group", group_size=8)}},
+            {"specs": {"0": QuantSpec(scheme="affine", bits=4, granularity="per_group", group_size=8)}},
             "per_tensor or per_channel",
         ),
-        ({"name": "kl", "places": {"0": QuantSpec(scheme="log2", bits=4)}}, "calibrate at 0=kl"),
+        ({"name": "kl", "specs": {"0": QuantSpec(scheme="log2", bits=4)}}, "calibrate at 0=kl"),
     ],
 )
 def test_refusals(change, words):
@@ -140,7 +140,7 @@ def test_a_place_that_is_never_reached_and_one_where_nan_passes():
     model.register_module("idle", nn.ReLU())
     model.forward = nn.Sequential(*list(model)[:5]).forward
     with pytest.raises(UserError, match="place=idle: allowed is a module that a forward calls"):
-        run(model=model, places={"0": PLACES["0"], "idle": PLACES["0"]})
+        run(model=model, specs={"0": SPECS["0"], "idle": SPECS["0"]})
     model = network()
     model[0].weight.data[0] = float("nan")
     with pytest.raises(UserError, match="tensor at 0=holds NaN"):
@@ -155,20 +155,20 @@ def test_images_that_run_out():
 
 @pytest.fixture
 def saved(tmp_path) -> tuple[Path, Calibration]:
-    found, path = run("mse"), tmp_path / "deep" / "ranges.safetensors"
-    found.save(path)
-    return path, found
+    calibration, path = run("mse"), tmp_path / "deep" / "ranges.safetensors"
+    calibration.save(path)
+    return path, calibration
 
 
 def test_what_is_saved_is_what_is_loaded(saved):
-    path, found = saved
+    path, calibration = saved
     again = Calibration.load(path)
-    assert again.hash == found.hash and again.about == found.about and list(path.parent.iterdir()) == [path]
-    for place, ends in found.ranges.items():
-        assert all(torch.equal(*pair) for pair in zip(ends, again.ranges[place], strict=True))
+    assert again.hash == calibration.hash and again.about == calibration.about and list(path.parent.iterdir()) == [path]
+    for point, ends in calibration.ranges.items():
+        assert all(torch.equal(*pair) for pair in zip(ends, again.ranges[point], strict=True))
     model = network()
     assert again.weights_hash == hash_tensors(model.state_dict()) == run().weights_hash
-    again.check(PLACES, SHAPES)
+    again.check(SPECS, SHAPES)
     assert again.alarms("data") == ()
 
 
@@ -176,16 +176,16 @@ SHAPES = {"0": (4, 4, 4), "2": (4, 4, 4), "4": (3,)}
 
 
 def test_ranges_for_something_else_are_refused(saved):
-    found = Calibration.load(saved[0])
-    six = {**PLACES, "0": replace(PLACES["0"], bits=6)}
-    for places, shapes, words in (
-        ({**PLACES, "1": PLACES["0"]}, {**SHAPES, "1": (4,)}, r"no 1: allowed is a range for every place .* It has 0, 2, 4"),
-        ({"22": PLACES["0"]}, {"22": (4,)}, "Did you mean 2"),
+    calibration = Calibration.load(saved[0])
+    six = {**SPECS, "0": replace(SPECS["0"], bits=6)}
+    for specs, shapes, words in (
+        ({**SPECS, "1": SPECS["0"]}, {**SHAPES, "1": (4,)}, r"no 1: allowed is a range for every place .* It has 0, 2, 4"),
+        ({"22": SPECS["0"]}, {"22": (4,)}, "Did you mean 2"),
         (six, SHAPES, "0: 1 mse range, found for .* bits=8 .*: allowed is 1, for .* bits=6 "),
-        (PLACES, {**SHAPES, "2": (5, 4, 4)}, "2: 4 mse ranges, .*: allowed is 5"),
+        (SPECS, {**SHAPES, "2": (5, 4, 4)}, "2: 4 mse ranges, .*: allowed is 5"),
     ):
         with pytest.raises(UserError, match=words):
-            found.check(places, shapes)
+            calibration.check(specs, shapes)
     run("minmax").check(six, SHAPES)  # which does not depend on the width
 
 
@@ -210,7 +210,7 @@ def test_the_hash_is_of_the_content():
 
 
 def test_files_that_are_not_ours_or_damaged(saved, tmp_path):
-    path, found = saved
+    path, calibration = saved
     with pytest.raises(UserError, match="a file that exists"):
         Calibration.load(tmp_path / "none")
     (tmp_path / "text").write_text("no safetensors")
@@ -229,6 +229,6 @@ def test_files_that_are_not_ours_or_damaged(saved, tmp_path):
         save_file(left, path, metadata={"calibration": json.dumps(header | change)})
         with pytest.raises(UserError, match="undamaged"):
             Calibration.load(path)
-    replace(found, version=CALIBRATION_VERSION + 1).save(path)
+    replace(calibration, version=CALIBRATION_VERSION + 1).save(path)
     with pytest.raises(UserError, match=f"allowed is version {CALIBRATION_VERSION}"):
         Calibration.load(path)

@@ -10,8 +10,9 @@ from torch import nn
 
 from qexp.base.errors import UserError
 from qexp.base.types import Batch, QuantSpec
+from qexp.nn.connectivity import ChannelClip
 from qexp.nn.fold import ChannelStatistics, fold_batch_norm
-from qexp.nn.links import ChannelClip, Link
+from qexp.nn.layer_pairs import LayerPair
 from qexp.ptq.bias_correction import correct_bias_, correct_bias_analytic_, mean_input
 from qexp.ptq.bn_reestimation import reestimate_batch_norm_
 from qexp.quant.schemes import quantize_
@@ -25,8 +26,8 @@ def seeded(make):
 
 def batches(*sizes, shape=(3, 8, 8), seed=3):
     generator = torch.Generator().manual_seed(seed)
-    made = (torch.randn(size, *shape, generator=generator) for size in sizes)
-    return [Batch(images, torch.zeros(len(images)), torch.arange(len(images)), len(images)) for images in made]
+    image_batches = (torch.randn(size, *shape, generator=generator) for size in sizes)
+    return [Batch(images, torch.zeros(len(images)), torch.arange(len(images)), len(images)) for images in image_batches]
 
 
 def network():
@@ -55,15 +56,15 @@ def quantized(model, bits=3):
 
 def output_means(model, data):
     """Mean of every layer's output channel over all images."""
-    found, hooks = {}, []
+    outputs, hooks = {}, []
     for name, module in model.named_modules():
         if isinstance(module, nn.modules.conv._ConvNd | nn.Linear):
-            hooks.append(module.register_forward_hook(lambda layer, args, y, name=name: found.update({name: y.double()})))
+            hooks.append(module.register_forward_hook(lambda layer, args, y, name=name: outputs.update({name: y.double()})))
     with torch.no_grad():
         model(torch.cat([batch.images for batch in data]))
     for hook in hooks:
         hook.remove()
-    return {name: y.transpose(0, 1).flatten(1).mean(1) if y.dim() == 4 else y.mean(0) for name, y in found.items()}
+    return {name: y.transpose(0, 1).flatten(1).mean(1) if y.dim() == 4 else y.mean(0) for name, y in outputs.items()}
 
 
 @pytest.mark.parametrize("sizes", [(24,), (10, 10, 4)])
@@ -73,8 +74,8 @@ def test_empirical_correction_leaves_no_shift_on_its_images(sizes):
     wanted = output_means(model, data)
     assert max(float((mean - wanted[name]).abs().max()) for name, mean in output_means(copied.eval(), data).items()) > 0.02
     copied.train()
-    found = correct_bias_(copied, model, data)
-    assert list(found.shifts) == ["0", "2", "4", "8"] and not found.notes
+    correction = correct_bias_(copied, model, data)
+    assert list(correction.shifts) == ["0", "2", "4", "8"] and not correction.notes
     assert all(module.training for module in copied.modules())
     for name, mean in output_means(copied.eval(), data).items():
         assert torch.allclose(mean, wanted[name], atol=1e-6), name
@@ -94,8 +95,8 @@ def test_one_batch_and_several_give_the_same_biases():
 def test_a_layer_called_twice_is_left_alone():
     layer = nn.Conv2d(3, 3, 1)
     model = nn.Sequential(layer, nn.ReLU(), layer, nn.Conv2d(3, 2, 1)).eval()
-    found = correct_bias_(quantized(model), model, batches(4))
-    assert list(found.shifts) == ["3"] and "called 2 times" in found.notes[0]
+    correction = correct_bias_(quantized(model), model, batches(4))
+    assert list(correction.shifts) == ["3"] and "called 2 times" in correction.notes[0]
     with pytest.raises(UserError, match="calibration images"):
         correct_bias_(quantized(model), model, [])
 
@@ -113,17 +114,17 @@ def test_analytic_correction_takes_most_of_the_shift():
     quantize_(copied[3].weight.data, copied[3].weight.data, QuantSpec(scheme="symmetric_restricted", bits=3))
     wanted = output_means(folded.model, data)["3"]
     before = (output_means(copied, data)["3"] - wanted).abs()
-    found = correct_bias_analytic_(copied, folded.model, folded.statistics)
+    correction = correct_bias_analytic_(copied, folded.model, folded.statistics)
     after = (output_means(copied, data)["3"] - wanted).abs()
     assert before.mean() > 0.05 and after.mean() < 0.03 * before.mean()
-    assert list(found.shifts) == ["3"] and found.notes == (
+    assert list(correction.shifts) == ["3"] and correction.notes == (
         "0: bias not corrected, its input is not the output of one layer or batch norm",
     )
     # The same from a batch norm that stands in the network.
     standing = copy.deepcopy(model)
     standing[3].load_state_dict(folded.model[3].state_dict())
     quantize_(standing[3].weight.data, standing[3].weight.data, QuantSpec(scheme="symmetric_restricted", bits=3))
-    assert torch.allclose(correct_bias_analytic_(standing, model).shifts["3"], found.shifts["3"])
+    assert torch.allclose(correct_bias_analytic_(standing, model).shifts["3"], correction.shifts["3"])
 
 
 @pytest.mark.parametrize("activation", ["none", "relu", "relu6", "clip", "prelu"])
@@ -134,12 +135,12 @@ def test_mean_behind_an_activation(activation):
     prelu = nn.PReLU(4)
     prelu.weight.copy_(slope)
     modules = {"none": nn.Identity(), "relu": nn.ReLU(), "relu6": nn.ReLU6(), "clip": ChannelClip(cap), "prelu": prelu}
-    link = Link("a", "b", activation, "0", 1, True, False)
+    pair = LayerPair("a", "b", activation, "0", 1, True, False)
     # The quantiles of the normal distribution at the middles of equal shares.
     z = torch.special.ndtri((torch.arange(200_000, dtype=torch.float64) + 0.5) / 200_000).reshape(-1, 1)
     net = nn.Sequential(modules[activation]).double()
-    found = mean_input(link, net, ChannelStatistics(mean, std))
-    assert torch.allclose(found, net(mean + std * z).mean(0), atol=1e-4)
+    mean_rectified = mean_input(pair, net, ChannelStatistics(mean, std))
+    assert torch.allclose(mean_rectified, net(mean + std * z).mean(0), atol=1e-4)
 
 
 def with_norm():
@@ -155,15 +156,15 @@ def test_reestimation_is_the_cumulative_mean_and_changes_nothing_else():
     notes = reestimate_batch_norm_(model, data)
     assert "16 images" in notes[0] and not any(module.training for module in model.modules()) and model[1].momentum == 0.3
     x = [model[0](batch.images) for batch in data]
-    mean = sum(each.mean((0, 2, 3)) for each in x) / 3
-    var = sum(each.var((0, 2, 3), unbiased=True) for each in x) / 3
+    mean = sum(part.mean((0, 2, 3)) for part in x) / 3
+    var = sum(part.var((0, 2, 3), unbiased=True) for part in x) / 3
     assert torch.allclose(model[1].running_mean, mean, atol=1e-6) and torch.allclose(model[1].running_var, var, atol=1e-6)
     # Downstream, batch norm saw what the first one made with each batch's own statistics, without dropout.
     normed = [
         (each - each.mean((0, 2, 3), keepdim=True)) / (each.var((0, 2, 3), unbiased=False, keepdim=True) + 1e-5).sqrt()
-        for each in x
+        for part in x
     ]
-    second = sum(model[4](each.relu()).mean((0, 2, 3)) for each in normed) / 3
+    second = sum(model[4](part.relu()).mean((0, 2, 3)) for part in normed) / 3
     assert torch.allclose(model[5].running_mean, second, atol=1e-5)
     for name, value in model.state_dict().items():
         assert torch.equal(value, before[name]) != name.endswith(("running_mean", "running_var")), name

@@ -46,8 +46,8 @@ def trained(extra_data):
 
     @torch.no_grad()
     def prec1(network):
-        found = torch.cat([network(part).argmax(1) for part in images.split(500)])
-        return 100 * float((found == labels).float().mean())
+        predictions = torch.cat([network(part).argmax(1) for part in images.split(500)])
+        return 100 * float((predictions == labels).float().mean())
 
     return fold_batch_norm(model.eval()), prec1, [Batch(calib, torch.zeros(256), torch.arange(256), 256)]
 
@@ -91,6 +91,6 @@ def test_adaround_at_4_bits_per_channel_is_within_a_point(trained):
     folded, prec1, batches = trained
     copied, specs = at_4_bits(folded.model, "per_channel")
     before = prec1(copied)
-    found = adaround_(copied, folded.model, specs, batches, CorrectSettings(adaround_iterations=500))
-    assert len(found.rows) == 20 and all(row.mse <= row.nearest_mse for row in found.rows)
+    adarounded = adaround_(copied, folded.model, specs, batches, CorrectSettings(adaround_iterations=500))
+    assert len(adarounded.rows) == 20 and all(row.mse <= row.nearest_mse for row in adarounded.rows)
     assert prec1(copied) > max(prec1(folded.model) - 1.0, before)

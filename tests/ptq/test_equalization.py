@@ -9,10 +9,11 @@ import torch
 from torch import nn
 
 from qexp.base.types import QuantSpec
+from qexp.nn.connectivity import ChannelClip
 from qexp.nn.fold import ChannelStatistics, fold_batch_norm
 from qexp.nn.graph import trace
-from qexp.nn.links import ChannelClip
-from qexp.ptq.equalization import absorb_high_biases, equalize, rescale_channels
+from qexp.ptq.bias_absorption import absorb_high_biases
+from qexp.ptq.equalization import equalize, rescale_channels
 from qexp.quant.schemes import quantize_
 
 IMAGES = torch.randn(64, 3, 8, 8, generator=torch.Generator().manual_seed(3))
@@ -39,8 +40,8 @@ def depthwise(activation=nn.ReLU):
     ).eval()
 
 
-def sqnr_db(found, expected):
-    return float(10 * torch.log10(expected.square().sum() / (found - expected).square().sum()))
+def sqnr_db(actual, expected):
+    return float(10 * torch.log10(expected.square().sum() / (actual - expected).square().sum()))
 
 
 def quantized(model, bits=8):
@@ -79,16 +80,16 @@ def test_per_tensor_int8_collapses_and_equalization_brings_it_back():
 def test_the_function_stays_and_ranges_become_equal(activation):
     model = seeded(lambda: depthwise(activation))
     model[0].weight.mul_(20)  # so that a cap of 6 cuts
-    found = equalize(model)
-    assert torch.allclose(found.model(IMAGES), model(IMAGES), rtol=1e-4, atol=1e-5)
-    first, middle, last = (found.model[index].weight.abs() for index in (0, 2, 4))
+    equalized = equalize(model)
+    assert torch.allclose(equalized.model(IMAGES), model(IMAGES), rtol=1e-4, atol=1e-5)
+    first, middle, last = (equalized.model[index].weight.abs() for index in (0, 2, 4))
     ranges = torch.stack([first.amax((1, 2, 3)), middle.amax((1, 2, 3)), last.amax((0, 2, 3))])
     assert torch.allclose(ranges, ranges[:1].expand_as(ranges), rtol=5e-3)
-    assert [(pair.first, pair.second) for pair in found.pairs] == [("0", "2"), ("2", "4"), ("4", "8")]
-    traced = trace(found.model, IMAGES[:1]).build()
-    assert torch.equal(traced(IMAGES), found.model(IMAGES))
-    assert isinstance(found.model[1], ChannelClip) == (activation is nn.ReLU6)
-    assert torch.allclose(equalize(found.model).model(IMAGES), model(IMAGES), rtol=1e-4, atol=1e-5)  # caps again
+    assert [(pair.first, pair.second) for pair in equalized.pairs] == [("0", "2"), ("2", "4"), ("4", "8")]
+    traced = trace(equalized.model, IMAGES[:1]).build()
+    assert torch.equal(traced(IMAGES), equalized.model(IMAGES))
+    assert isinstance(equalized.model[1], ChannelClip) == (activation is nn.ReLU6)
+    assert torch.allclose(equalize(equalized.model).model(IMAGES), model(IMAGES), rtol=1e-4, atol=1e-5)  # caps again
 
 
 @torch.no_grad()
@@ -96,10 +97,10 @@ def test_dead_channels_are_left_alone():
     model = seeded(depthwise)
     model[0].weight[3] = 0
     model[2].weight[5] = 0
-    found = equalize(model)
-    pair = found.pairs[0]
+    equalized = equalize(model)
+    pair = equalized.pairs[0]
     assert pair.dead == 2 and pair.scale[3] == pair.scale[5] == 1
-    assert torch.allclose(found.model(IMAGES), model(IMAGES), rtol=1e-4, atol=1e-5)
+    assert torch.allclose(equalized.model(IMAGES), model(IMAGES), rtol=1e-4, atol=1e-5)
 
 
 def test_what_is_not_done_is_said():
@@ -119,9 +120,9 @@ def test_what_is_not_done_is_said():
 def test_statistics_follow_the_scale():
     net = seeded(lambda: nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 4, 1)).eval())
     folded = fold_batch_norm(net)
-    found = equalize(folded.model, folded.statistics)
-    scale = found.pairs[0].scale
-    assert torch.equal(found.statistics["0"].std, 1 / scale) and not torch.equal(scale, torch.ones(4, dtype=scale.dtype))
+    equalized = equalize(folded.model, folded.statistics)
+    scale = equalized.pairs[0].scale
+    assert torch.equal(equalized.statistics["0"].std, 1 / scale) and not torch.equal(scale, torch.ones(4, dtype=scale.dtype))
 
 
 def absorbable(padding):
@@ -136,22 +137,22 @@ def absorbable(padding):
 @torch.no_grad()
 def test_absorption_by_its_formula_and_on_outputs():
     net, statistics = absorbable(padding=0)
-    found = absorb_high_biases(net, statistics)
+    absorbed = absorb_high_biases(net, statistics)
     shift = torch.tensor([2.0, 2.5, 0.0, 0.0])
-    assert torch.equal(found.pairs[0].shift.float(), shift)
-    assert torch.allclose(found.model[0].bias, net[0].bias - shift)
+    assert torch.equal(absorbed.pairs[0].shift.float(), shift)
+    assert torch.allclose(absorbed.model[0].bias, net[0].bias - shift)
     expected_bias = net[2].bias + (net[2].weight.sum((2, 3)) * shift).sum(1)
-    assert torch.allclose(found.model[2].bias, expected_bias, atol=1e-6)
-    assert torch.equal(found.statistics["0"].mean.float(), torch.tensor([3.0, 1.5, 0.5, -2.0]))
-    assert sqnr_db(found.model(IMAGES), net(IMAGES)) > 45
+    assert torch.allclose(absorbed.model[2].bias, expected_bias, atol=1e-6)
+    assert torch.equal(absorbed.statistics["0"].mean.float(), torch.tensor([3.0, 1.5, 0.5, -2.0]))
+    assert sqnr_db(absorbed.model(IMAGES), net(IMAGES)) > 45
 
 
 @torch.no_grad()
 def test_absorption_at_padded_borders():
     net, statistics = absorbable(padding=1)
-    found = absorb_high_biases(net, statistics)
+    absorbed = absorb_high_biases(net, statistics)
     inner = (slice(None), slice(None), slice(1, -1), slice(1, -1))
-    assert sqnr_db(found.model(IMAGES)[inner], net(IMAGES)[inner]) > 45 > sqnr_db(found.model(IMAGES), net(IMAGES))
+    assert sqnr_db(absorbed.model(IMAGES)[inner], net(IMAGES)[inner]) > 45 > sqnr_db(absorbed.model(IMAGES), net(IMAGES))
     left = absorb_high_biases(net, statistics, padded=False)
     assert not left.pairs and "pads" in left.notes[0] and torch.equal(left.model(IMAGES), net(IMAGES))
     assert "no batch norm" in absorb_high_biases(net, {}).notes[0]
@@ -161,27 +162,27 @@ def test_absorption_at_padded_borders():
 def test_absorption_lowers_the_cap_too():
     net, statistics = absorbable(padding=0)
     net[1] = ChannelClip(torch.tensor([6.0, 4.0, 1.0, 1.0]).reshape(-1, 1, 1)).eval()
-    found = absorb_high_biases(net, statistics)
-    assert torch.equal(found.model[1].cap.flatten(), torch.tensor([4.0, 1.5, 1.0, 1.0]))
-    assert sqnr_db(found.model(IMAGES), net(IMAGES)) > 40
+    absorbed = absorb_high_biases(net, statistics)
+    assert torch.equal(absorbed.model[1].cap.flatten(), torch.tensor([4.0, 1.5, 1.0, 1.0]))
+    assert sqnr_db(absorbed.model(IMAGES), net(IMAGES)) > 40
 
 
 @torch.no_grad()
 def test_rescaled_channels_keep_the_function_and_equalization_undoes_them():
     folded = seeded(depthwise)
     statistics = {"0": ChannelStatistics(torch.ones(16, dtype=torch.float64), torch.ones(16, dtype=torch.float64))}
-    found = rescale_channels(folded, statistics, log10=2, seed=1)
-    factor = found.model[0].bias / folded[0].bias
+    rescaled = rescale_channels(folded, statistics, log10=2, seed=1)
+    factor = rescaled.model[0].bias / folded[0].bias
     assert 1e-2 <= factor.min() < 0.2 and 20 < factor.max() <= 1e2
-    torch.testing.assert_close(found.statistics["0"].std, factor.double(), rtol=1e-5, atol=0)
-    assert sqnr_db(found.model(IMAGES), folded(IMAGES)) > 100
-    assert sqnr_db(quantized(found.model)(IMAGES), folded(IMAGES)) < sqnr_db(quantized(folded)(IMAGES), folded(IMAGES)) - 10
-    for name, values in equalize(found.model).model.state_dict().items():
+    torch.testing.assert_close(rescaled.statistics["0"].std, factor.double(), rtol=1e-5, atol=0)
+    assert sqnr_db(rescaled.model(IMAGES), folded(IMAGES)) > 100
+    assert sqnr_db(quantized(rescaled.model)(IMAGES), folded(IMAGES)) < sqnr_db(quantized(folded)(IMAGES), folded(IMAGES)) - 10
+    for name, values in equalize(rescaled.model).model.state_dict().items():
         torch.testing.assert_close(values, equalize(folded).model.state_dict()[name], rtol=2e-2, atol=1e-4)
 
 
 def test_the_factors_are_a_function_of_the_seed():
     folded = seeded(depthwise)
-    one, again, other = (rescale_channels(folded, log10=1, seed=seed).model[0].weight for seed in (0, 0, 1))
-    assert torch.equal(one, again) and not torch.equal(one, other)
+    first, again, other = (rescale_channels(folded, log10=1, seed=seed).model[0].weight for seed in (0, 0, 1))
+    assert torch.equal(first, again) and not torch.equal(first, other)
     assert torch.equal(rescale_channels(folded, log10=0).model[0].weight, folded[0].weight)

@@ -18,7 +18,7 @@ SPEC = QuantSpec(scheme="affine", bits=8)
 
 def batches(number: int = 7) -> list[Tensor]:
     generator = torch.Generator().manual_seed(0)
-    return [torch.randn(4, 3, 5, 5, generator=generator).relu() * (1 + each) for each in range(number)]
+    return [torch.randn(4, 3, 5, 5, generator=generator).relu() * (1 + index) for index in range(number)]
 
 
 def watch(observer, parts):
@@ -28,8 +28,8 @@ def watch(observer, parts):
     return observer
 
 
-def equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
-    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+def equal(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
 
 @pytest.mark.parametrize("axis", [None, 1])

@@ -55,9 +55,9 @@ def test_mse_finds_the_best_clip_of_a_gaussian(million, bits):
     spec, step = RESTRICTED[bits], float(million.abs().max()) / 100
     limits = weight_range(million, spec, using("mse"))
     counted = find_in_sample("mse", Rows.of(million[None]).histogram(2048), spec, using("mse"))
-    for found in (limits, counted):
-        assert clip_of(found) == pytest.approx(clip, abs=step)
-        assert sqnr_db(million, spec, found) == pytest.approx(best, abs=0.1)
+    for clip_range in (limits, counted):
+        assert clip_of(clip_range) == pytest.approx(clip, abs=step)
+        assert sqnr_db(million, spec, clip_range) == pytest.approx(best, abs=0.1)
     assert sqnr_db(million, spec, weight_range(million, spec, using("minmax"))) == pytest.approx(absmax, abs=0.1)
 
 
@@ -263,8 +263,8 @@ def test_ema_is_its_recursion(ends, momentum):
     for one, other in ends[1:]:
         low, high = momentum * low + (1 - momentum) * one, momentum * high + (1 - momentum) * other
     table = torch.tensor(ends)
-    found = ema_minmax((table[:, :1], table[:, 1:]), RESTRICTED[8], CalibrateSettings(momentum=momentum))
-    assert [float(end) for end in found] == pytest.approx([low, high], rel=1e-6, abs=1e-30)
+    averages = ema_minmax((table[:, :1], table[:, 1:]), RESTRICTED[8], CalibrateSettings(momentum=momentum))
+    assert [float(end) for end in averages] == pytest.approx([low, high], rel=1e-6, abs=1e-30)
 
 
 def test_bn_range_by_hand():

@@ -79,8 +79,8 @@ def test_points_have_the_values_moments_and_stay_in_their_range():
     values, weights = Rows.of(x).histogram(2048).points()
     assert torch.allclose(weights.sum(1), torch.tensor(50_000.0).double())
     for power in (1, 2):
-        found = (values.double() ** power * weights).sum(1) / 50_000
-        assert torch.allclose(found, (x.double() ** power).mean(1), rtol=1e-3)
+        moment = (values.double() ** power * weights).sum(1) / 50_000
+        assert torch.allclose(moment, (x.double() ** power).mean(1), rtol=1e-3)
     assert (values.amin(1) >= torch.tensor([0.0, 0.0])).all() and (values.amax(1) <= x.amax(1)).all()
 
 

@@ -12,12 +12,13 @@ from qexp.config.calibrate import CalibrateSettings
 from qexp.config.policy import PolicySettings
 from qexp.config.qat import QatSettings
 from qexp.config.quant import QuantSettings, WeightQuantSettings
+from qexp.nn.activation_points import activations
 from qexp.nn.graph import evaluating, trace
 from qexp.nn.inventory import inventory
-from qexp.nn.places import activations
 from qexp.policy.plan import make_plan
 from qexp.qat.convert import Converted, assemble, convert
-from qexp.qat.prepare import QatNetwork, initialise, prepare
+from qexp.qat.initialise import initialise
+from qexp.qat.prepare import QatNetwork, prepare
 
 METHODS = (  # method, granularity of the weights
     ("ste", "per_tensor"),
@@ -42,12 +43,15 @@ class Case:
     images: torch.Tensor
 
     def train(self, num_steps: int = 2, lr: float = 0.01) -> "Case":
-        module, trained = self.qat.module.train(), [each for each in self.qat.module.parameters() if each.requires_grad]
+        module, trained = (
+            self.qat.module.train(),
+            [parameter for parameter in self.qat.module.parameters() if parameter.requires_grad],
+        )
         optimizer = torch.optim.SGD(trained, lr=lr, momentum=0.9)
         for _ in range(num_steps):
             optimizer.zero_grad()
             F.cross_entropy(module(self.images), torch.arange(len(self.images)) % 3).backward()
-            assert all(each.grad is not None for each in trained)
+            assert all(parameter.grad is not None for parameter in trained)
             optimizer.step()
             if self.qat.settings.name == "every_step":
                 self.qat.overwrite_weights()
@@ -68,9 +72,9 @@ class Case:
 
 def plan_of(network, example, settings, *, bits=4, granularity="per_tensor", policy=None):
     quant = settings.quantizers(QuantSettings(weight=WeightQuantSettings(granularity=granularity)), bits)
-    places = activations(trace(network, example), layers_only=quant.activation.layers_only)
+    points = activations(trace(network, example), layers_only=quant.activation.layers_only)
     policy = PolicySettings() if policy is None else policy
-    return make_plan(inventory(network, example), policy=policy, quant=quant, bits=bits, mode="int", activations=places)
+    return make_plan(inventory(network, example), policy=policy, quant=quant, bits=bits, mode="int", activations=points)
 
 
 def prepared(network, images, *, name="lsq", bits=4, granularity="per_tensor", policy=None, ready=True, **settings) -> Case:

@@ -44,7 +44,7 @@ def _network(name):
 def goes_through(case):
     """Two steps, and the converted network is the trained one; every weight of a layer that runs is quantized."""
     classes = {name: type(module) for name, module in case.network.named_modules()}
-    sources = {each: inspect.getsource(each.forward) for each in set(classes.values())}
+    sources = {kind: inspect.getsource(kind.forward) for kind in set(classes.values())}
     before = copy.deepcopy(case.network.state_dict())
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)  # for networks with dropout
@@ -52,22 +52,22 @@ def goes_through(case):
     assert case.qat.masters().keys() == before.keys()
     trained = [name for name, info in case.qat.masters().items() if not torch.equal(info, before[name])]
     converted, logits = case.convert(), case.logits()
-    found = case.assembled(converted)
+    converted_logits = case.assembled(converted)
     assert bool(logits.isfinite().all()) and float(logits.std(0).mean()) > 1e-3, "a constant answer shows nothing"
     rows = inventory(case.network, case.images[:1])
     layers = {row.name for row in rows if row.kind in ("conv", "linear") and row.role == "weight" and row.order >= 0}
     assert set(converted.weights) == layers and layers <= set(trained)
     assert all(converted.state[name].flatten()[:4096].unique().numel() <= 16 for name in layers)
     assert classes == {name: type(module) for name, module in case.network.named_modules()}
-    assert all(inspect.getsource(each.forward) == source for each, source in sources.items())
+    assert all(inspect.getsource(kind.forward) == source for kind, source in sources.items())
     assert all(torch.equal(value, before[name]) for name, value in case.network.state_dict().items())
-    return converted, logits, found
+    return converted, logits, converted_logits
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_lsq_at_four_bits(name, kit):
-    converted, logits, found = goes_through(kit.prepared(network(name), images(name)))
-    assert not converted.folded and torch.equal(found, logits)
+    converted, logits, converted_logits = goes_through(kit.prepared(network(name), images(name)))
+    assert not converted.folded and torch.equal(converted_logits, logits)
 
 
 @pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name == "densenet121")) for name in NAMES])
@@ -78,15 +78,15 @@ def test_lsq_at_four_bits_with_batch_norm_folded(name, kit):
     those behind one are folded.
     """
     case = kit.prepared(network(name).double(), images(name).double(), batch_norm="folded")
-    converted, logits, found = goes_through(case)
+    converted, logits, converted_logits = goes_through(case)
     assert converted.folded and len(case.qat.norms) > 19
-    torch.testing.assert_close(found, logits, rtol=0, atol=1e-5)
+    torch.testing.assert_close(converted_logits, logits, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize(("name", "method"), [("mobilenet_v2", "ste"), ("resnet18", "pact"), ("resnet18", "every_step")])
 def test_other_methods(name, method, kit):
-    converted, logits, found = goes_through(kit.prepared(network(name), images(name), name=method))
-    assert torch.equal(found, logits) and converted.about == {}
+    converted, logits, converted_logits = goes_through(kit.prepared(network(name), images(name), name=method))
+    assert torch.equal(converted_logits, logits) and converted.about == {}
 
 
 @pytest.mark.parametrize("method", ["lsq", "lsq_plus"])
@@ -98,6 +98,6 @@ def test_a_vision_transformer(method, kit):
         model = torchvision().models.VisionTransformer(num_classes=10, **sizes).eval()
         nn.init.normal_(model.heads.head.weight)  # zero otherwise, and so are all logits
         nn.init.normal_(model.conv_proj.weight, std=0.1)
-    converted, logits, found = goes_through(kit.prepared(model, images(), name=method))
-    assert torch.equal(found, logits)
+    converted, logits, converted_logits = goes_through(kit.prepared(model, images(), name=method))
+    assert torch.equal(converted_logits, logits)
     assert "encoder.layers.encoder_layer_0.self_attention.in_proj_weight" in converted.weights

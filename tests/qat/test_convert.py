@@ -10,16 +10,16 @@ from torch import nn
 
 from qexp.base.errors import UserError
 from qexp.models.weights import load_weights
+from qexp.nn.activation_points import activations
 from qexp.nn.graph import trace
 from qexp.nn.inventory import inventory
-from qexp.nn.places import activations
 from qexp.qat.convert import CONVERTED_VERSION, assemble, convert, load_converted, plain_network, save_converted
 from qexp.quant.affine import fake_quantize_affine
 
 
-def trained(graphs, kit, name, granularity="per_tensor", **more):
+def trained(graphs, kit, name, granularity="per_tensor", **settings):
     images = graphs.images(8)
-    return kit.prepared(kit.estimated(graphs.Residual(), images), images, name=name, granularity=granularity, **more).train(3)
+    return kit.prepared(kit.estimated(graphs.Residual(), images), images, name=name, granularity=granularity, **settings).train(3)
 
 
 def test_every_method_converts_to_its_own_logits(graphs, kit, tmp_path):
@@ -31,8 +31,8 @@ def test_every_method_converts_to_its_own_logits(graphs, kit, tmp_path):
         assert torch.equal(case.assembled(converted), logits), name
         assert all(torch.equal(value, before[key]) for key, value in case.qat.module.state_dict().items()), name
         save_converted(tmp_path / "converted.safetensors", converted)
-        found = load_converted(tmp_path / "converted.safetensors")
-        assert torch.equal(case.assembled(found), logits), name
+        loaded = load_converted(tmp_path / "converted.safetensors")
+        assert torch.equal(case.assembled(loaded), logits), name
         assert not torch.equal(logits, case.logits(case.network)), name
 
 
@@ -57,9 +57,9 @@ def test_with_folding_the_logits_are_close_and_the_predictions_equal(graphs, kit
     case = trained(graphs, kit, name, "per_channel", batch_norm="folded")
     converted, logits = case.convert(), case.logits()
     assert converted.folded and "bn1.weight" not in converted.state and "conv1.bias" in converted.state
-    found = case.assembled(converted)
-    torch.testing.assert_close(found, logits, rtol=1e-3, atol=1e-3 * float(logits.abs().max()))
-    assert torch.equal(found.argmax(1), logits.argmax(1))
+    logits_of_converted = case.assembled(converted)
+    torch.testing.assert_close(logits_of_converted, logits, rtol=1e-3, atol=1e-3 * float(logits.abs().max()))
+    assert torch.equal(logits_of_converted.argmax(1), logits.argmax(1))
 
 
 def test_what_is_refined_is_the_converted_network_alone(graphs, kit):
@@ -74,14 +74,14 @@ def test_the_plan_of_a_converted_network_lists_what_was_quantized(graphs, kit):
     case = trained(graphs, kit, "lsq")
     converted, traced = case.convert(), trace(case.network, case.images[:1])
     tensors = inventory(case.network, case.images[:1])
-    places = {info.name: info for info in activations(traced, layers_only=True)}
-    found = converted.plan(tensors, places)
-    assert found.quantized == case.qat.plan.quantized
-    assert found.quantized_activations == case.qat.plan.quantized_activations
-    turned = replace(converted, activations=dict(reversed(converted.activations.items()))).plan(tensors, places)
-    assert list(turned.quantized_activations) == ["input", "pool", "dropout"], "in order of execution"
+    points = {info.name: info for info in activations(traced, layers_only=True)}
+    plan = converted.plan(tensors, points)
+    assert plan.quantized == case.qat.plan.quantized
+    assert plan.quantized_activations == case.qat.plan.quantized_activations
+    reversed_plan = replace(converted, activations=dict(reversed(converted.activations.items()))).plan(tensors, points)
+    assert list(reversed_plan.quantized_activations) == ["input", "pool", "dropout"], "in order of execution"
     with pytest.raises(UserError, match=r"checkpoint=input: allowed is a file converted from this network"):
-        converted.plan(tensors, {name: info for name, info in places.items() if name != "input"})
+        converted.plan(tensors, {name: info for name, info in points.items() if name != "input"})
 
 
 def test_a_file_comes_back_bit_for_bit(graphs, kit, tmp_path):
@@ -89,12 +89,12 @@ def test_a_file_comes_back_bit_for_bit(graphs, kit, tmp_path):
     for name, granularity in (("lsq", "per_channel"), ("lsq_plus", "per_tensor"), ("every_step", "per_tensor")):
         converted = trained(graphs, kit, name, granularity).convert(model="residual", bits=4, more=["a", None])
         save_converted(path, converted)
-        found = load_converted(path)
-        assert (found.folded, found.about) == (converted.folded, converted.about)
-        assert list(found.state) == list(converted.state)
-        assert all(torch.equal(value, converted.state[key]) for key, value in found.state.items())
-        assert {value.dtype for value in found.state.values()} == {torch.float32, torch.int64}
-        for mine, theirs in ((found.weights, converted.weights), (found.activations, converted.activations)):
+        loaded = load_converted(path)
+        assert (loaded.folded, loaded.about) == (converted.folded, converted.about)
+        assert list(loaded.state) == list(converted.state)
+        assert all(torch.equal(value, converted.state[key]) for key, value in loaded.state.items())
+        assert {value.dtype for value in loaded.state.values()} == {torch.float32, torch.int64}
+        for mine, theirs in ((loaded.weights, converted.weights), (loaded.activations, converted.activations)):
             assert set(mine) == set(theirs) and all(mine[key][0] == spec for key, (spec, _) in theirs.items())
             for key, (_, qparams) in theirs.items():
                 assert (mine[key][1] is None) == (qparams is None)
@@ -195,7 +195,7 @@ def test_a_converted_network_can_be_converted_from_a_copy(graphs, kit):
     case = trained(graphs, kit, "lsq_plus")
     other = kit.prepared(copy.deepcopy(case.network), case.images, name="lsq_plus", ready=False)
     other.qat.module.load_state_dict(case.qat.module.state_dict())
-    one, two = case.convert(), replace(other, network=graphs.Residual()).convert()
-    assert all(torch.equal(value, two.state[name]) for name, value in one.state.items())
-    assert isinstance(assemble(case.network, two, case.images[:1]), nn.Module)
-    assert torch.equal(case.assembled(two), case.logits())
+    first, second = case.convert(), replace(other, network=graphs.Residual()).convert()
+    assert all(torch.equal(value, second.state[name]) for name, value in first.state.items())
+    assert isinstance(assemble(case.network, second, case.images[:1]), nn.Module)
+    assert torch.equal(case.assembled(second), case.logits())

@@ -12,9 +12,9 @@ NORMS = nn.modules.batchnorm._BatchNorm
 def test_what_quantizers_learn_does_not_decay_unless_asked(graphs, kit):
     for name, parts in (("lsq", {"scale"}), ("lsq_plus", {"scale", "offset"})):
         case = kit.prepared(graphs.Residual(), graphs.images(), name=name, ready=False)
-        found = train_hooks(case.qat, RECIPE, None).weight_decay
+        decays = train_hooks(case.qat, RECIPE, None).weight_decay
         learned = {key for key, _ in case.qat.module.named_parameters() if key.rpartition(".")[2] in parts}
-        assert set(found) == learned and set(found.values()) == {0.0} and learned
+        assert set(decays) == learned and set(decays.values()) == {0.0} and learned
     case = kit.prepared(graphs.Residual(), graphs.images(), name="lsq", scale_decay=0.3, ready=False)
     assert set(train_hooks(case.qat, RECIPE, None).weight_decay.values()) == {0.3}
 
@@ -29,8 +29,8 @@ def test_alpha_decays_as_weights_do_unless_told_otherwise(graphs, kit, given, de
 def test_folded_weights_scales_are_named_as_the_optimizer_names_them(graphs, kit):
     case = kit.prepared(graphs.Residual(), graphs.images(), batch_norm="folded")
     names = dict(case.qat.module.named_parameters())
-    found = train_hooks(case.qat, RECIPE, None).weight_decay
-    assert set(found) <= set(names) and "conv1.parametrizations.weight.0.quantizer.scale" in found
+    decays = train_hooks(case.qat, RECIPE, None).weight_decay
+    assert set(decays) <= set(names) and "conv1.parametrizations.weight.0.quantizer.scale" in decays
 
 
 def test_batch_norm_freezes_at_its_epoch(graphs, kit):
@@ -39,8 +39,8 @@ def test_batch_norm_freezes_at_its_epoch(graphs, kit):
     for epoch, frozen in ((1, False), (2, False), (3, True), (4, True)):
         module.train()
         hooks.on_epoch_start(epoch)
-        assert [each.training for each in module.modules() if isinstance(each, NORMS)] == [not frozen] * 2
-        assert all(each.training for each in module.modules() if not isinstance(each, NORMS) and each is not module)
+        assert [part.training for part in module.modules() if isinstance(part, NORMS)] == [not frozen] * 2
+        assert all(part.training for part in module.modules() if not isinstance(part, NORMS) and part is not module)
     before = case.qat.network.bn1.running_mean.clone()
     gamma = case.qat.network.bn1.weight
     module(case.images).square().sum().backward()

@@ -7,7 +7,7 @@ from torch import nn
 
 from qexp.config.calibrate import CalibrateSettings
 from qexp.config.qat import METHODS
-from qexp.qat.prepare import initialise
+from qexp.qat.initialise import initialise
 
 
 class Plain(nn.Module):
@@ -30,8 +30,8 @@ def test_lsq_begins_at_twice_the_mean_magnitude_over_the_root_of_p(graphs, kit):
     weights = {name: case.qat.weights[name](net.get_parameter(name)) for name in ("one.weight", "two.weight")}
     for name, weight in net.named_parameters():
         if name.endswith("weight"):
-            found = case.qat.weights[name].scale
-            torch.testing.assert_close(found, 2 * weight.abs().mean() / math.sqrt(7))
+            scale = case.qat.weights[name].scale
+            torch.testing.assert_close(scale, 2 * weight.abs().mean() / math.sqrt(7))
     torch.testing.assert_close(scales["input"], 2 * x.abs().mean() / math.sqrt(7))
     hidden = F.relu(F.conv2d(x, weights["one.weight"], net.one.bias))
     torch.testing.assert_close(scales["relu"], 2 * hidden.mean() / math.sqrt(15))
@@ -45,22 +45,24 @@ def test_lsq_begins_with_calibrated_ranges_where_asked(graphs, kit, granularity,
     x = graphs.images(6)
     options = {"granularity": granularity, "batch_norm": batch_norm, "first_step": "calibrated", "ready": False}
     case = kit.prepared(kit.estimated(graphs.Residual(), x), x, **options)
-    found = {}
+    scales = {}
     for method in ("minmax", "mse"):
         initialise(case.qat, lambda: kit.batches(x), CalibrateSettings(name=method, weights=method))
-        weights = {name: getattr(each, "quantizer", each) for name, each in case.qat.weights.items()}
-        found[method] = {name: each.scale.detach().clone() for name, each in (weights | case.qat.activations).items()}
-    name, each = next(iter(case.qat.weights.items()))
+        weights = {name: getattr(module, "quantizer", module) for name, module in case.qat.weights.items()}
+        scales[method] = {name: module.scale.detach().clone() for name, module in (weights | case.qat.activations).items()}
+    name, module = next(iter(case.qat.weights.items()))
     weight = (
-        case.network.get_parameter(name).detach() if batch_norm == "unfolded" else each.folded(case.qat.masters()[name]).detach()
+        case.network.get_parameter(name).detach()
+        if batch_norm == "unfolded"
+        else module.folded(case.qat.masters()[name]).detach()
     )
     axes = tuple(range(weight.dim())) if granularity == "per_tensor" else tuple(range(1, weight.dim()))
-    quantizer = getattr(each, "quantizer", each)
+    quantizer = getattr(module, "quantizer", module)
     span = (quantizer.quant_max - quantizer.quant_min) / 2
-    torch.testing.assert_close(found["minmax"][name], weight.abs().amax(axes) / span)
-    assert all(bool((found["mse"][name] <= found["minmax"][name] * 1.0001).all()) for name in found["mse"])
-    assert any(bool((found["mse"][name] < found["minmax"][name]).any()) for name in case.qat.weights)
-    assert any(bool((found["mse"][name] < found["minmax"][name]).any()) for name in case.qat.activations)
+    torch.testing.assert_close(scales["minmax"][name], weight.abs().amax(axes) / span)
+    assert all(bool((scales["mse"][name] <= scales["minmax"][name] * 1.0001).all()) for name in scales["mse"])
+    assert any(bool((scales["mse"][name] < scales["minmax"][name]).any()) for name in case.qat.weights)
+    assert any(bool((scales["mse"][name] < scales["minmax"][name]).any()) for name in case.qat.activations)
 
 
 @pytest.mark.parametrize(
@@ -77,7 +79,7 @@ def test_every_method_has_no_value_before_and_all_after(graphs, kit, name, batch
     initialise(case.qat, lambda: kit.batches(x), CalibrateSettings())
     assert modes == [module.training for module in case.qat.module.modules()]
     assert all(bool(value.isfinite().all()) for value in case.qat.module.state_dict().values())
-    assert all(bool(each.qparams.scale > 0) for each in case.qat.activations.values())
+    assert all(bool(quantizer.qparams.scale > 0) for quantizer in case.qat.activations.values())
     assert bool(case.logits().std(0).mean() > 0.01)
 
 
@@ -103,11 +105,11 @@ def test_only_the_calibration_images_are_seen(graphs, kit, way):
 
     initialise(case.qat, calibration, CalibrateSettings(name="percentile", percentile=99.0))
     assert served and sum(len(batch.images) for batch in served) % 2 == 0
-    found = case.qat.activations["input"]
+    quantizer = case.qat.activations["input"]
     if way == "magnitudes":
-        torch.testing.assert_close(found.scale.detach(), 2 * x[:2].abs().mean() / math.sqrt(7))
+        torch.testing.assert_close(quantizer.scale.detach(), 2 * x[:2].abs().mean() / math.sqrt(7))
     else:
-        assert x[:2].min() < found.minimum < x[:2].quantile(0.05) and x[:2].quantile(0.95) < found.maximum < x[:2].max()
+        assert x[:2].min() < quantizer.minimum < x[:2].quantile(0.05) and x[:2].quantile(0.95) < quantizer.maximum < x[:2].max()
 
 
 @pytest.mark.parametrize("name", ["pact", "ste", "lsq_plus"])
@@ -115,13 +117,13 @@ def test_calibration_says_where_ranges_begin(graphs, kit, name):
     x = graphs.images()
     case = kit.prepared(Plain(), x, name=name)
     low, high = float(x.min()), float(x.max())
-    found = case.qat.activations["input"]
+    quantizer = case.qat.activations["input"]
     if name == "pact":
-        assert float(found.alpha.detach()) == pytest.approx(max(-low, high))
+        assert float(quantizer.alpha.detach()) == pytest.approx(max(-low, high))
     elif name == "ste":
-        assert (float(found.minimum), float(found.maximum)) == pytest.approx((low, high))
+        assert (float(quantizer.minimum), float(quantizer.maximum)) == pytest.approx((low, high))
     else:
-        assert float(found.scale.detach()) == pytest.approx((high - low) / 15)
+        assert float(quantizer.scale.detach()) == pytest.approx((high - low) / 15)
 
 
 @torch.no_grad()

@@ -9,8 +9,9 @@ from torch import nn
 from qexp.base.errors import UserError
 from qexp.config.policy import PolicySettings, RuleSettings
 from qexp.config.qat import QatSettings
+from qexp.qat.folded_weight import FoldedWeight
 from qexp.qat.prepare import prepare
-from qexp.qat.quantizers import ClippedRange, FoldedWeight, LearnedStep, ObservedRange
+from qexp.qat.quantizers import ClippedRange, LearnedStep, ObservedRange
 from qexp.quant.schemes import quantize_
 
 
@@ -22,24 +23,24 @@ def test_the_states_names_are_the_networks_own_with_quantizers_beside_them(graph
     case = kit.prepared(graphs.Residual(), graphs.images())
     names, plain = set(case.qat.module.state_dict()), set(case.network.state_dict())
     layers = ("conv1", "conv2", "head")
-    masters = {f"{layer}.parametrizations.weight.original" for layer in layers}
+    originals = {f"{layer}.parametrizations.weight.original" for layer in layers}
     scales = {f"{layer}.parametrizations.weight.0.scale" for layer in layers}
     scales |= {f"activation_fake_quant.{place}.scale" for place in ("input", "pool", "dropout")}
-    assert names == plain - {f"{layer}.weight" for layer in layers} | masters | scales
-    found = case.qat.masters()
-    assert set(found) == plain and all(torch.equal(found[name], value) for name, value in case.network.state_dict().items())
+    assert names == plain - {f"{layer}.weight" for layer in layers} | originals | scales
+    masters = case.qat.masters()
+    assert set(masters) == plain and all(torch.equal(masters[name], value) for name, value in case.network.state_dict().items())
     assert case.qat.masters()["conv1.weight"] is not None and not torch.equal(
-        case.qat.network.conv1.weight, found["conv1.weight"]
+        case.qat.network.conv1.weight, masters["conv1.weight"]
     )
 
 
 def test_what_is_learned_has_the_size_of_what_it_scales(graphs, kit):
     """N of the gradient's factor: weights of a step, values of one image; p: 7 for weights and images, 15 behind a ReLU."""
     case = kit.prepared(graphs.Residual(), graphs.images(), granularity="per_channel")
-    weight, places = case.qat.weights["conv2.weight"], case.qat.activations
+    weight, activations = case.qat.weights["conv2.weight"], case.qat.activations
     assert weight.scale.shape == (8,) and weight.factor == 1 / math.sqrt(8 * 9 * 7)
-    assert places["input"].factor == 1 / math.sqrt(3 * 16 * 16 * 7)
-    assert places["pool"].factor == 1 / math.sqrt(8 * 8 * 8 * 15)
+    assert activations["input"].factor == 1 / math.sqrt(3 * 16 * 16 * 7)
+    assert activations["pool"].factor == 1 / math.sqrt(8 * 8 * 8 * 15)
 
 
 @pytest.mark.parametrize(
@@ -47,7 +48,7 @@ def test_what_is_learned_has_the_size_of_what_it_scales(graphs, kit):
 )
 def test_methods_by_their_quantizers_of_activations(graphs, kit, name, kind):
     case = kit.prepared(graphs.Residual(), graphs.images(), name=name, ready=False)
-    assert all(isinstance(each, kind) for each in case.qat.activations.values())
+    assert all(isinstance(quantizer, kind) for quantizer in case.qat.activations.values())
     assert bool(case.qat.weights) == (name != "every_step")
     assert {path for path, _ in case.qat.quantizers()} >= {f"activation_fake_quant.{place}" for place in case.qat.activations}
 
@@ -113,9 +114,9 @@ def test_folding_before_transposed_depthwise_and_linear_layers(graphs, kit, grou
     assert all(module.norm1.weight.grad.any() for module in (case.qat.network,))
     converted = case.convert()
     assert converted.folded and not any("norm" in name for name in converted.state)
-    trained, found = case.logits(), case.assembled(converted)
-    torch.testing.assert_close(found, trained, rtol=1e-3, atol=1e-3 * float(trained.abs().max()))
-    assert torch.equal(found.argmax(1), trained.argmax(1)) and float(trained.std(0).mean()) > 0.01
+    trained, converted_logits = case.logits(), case.assembled(converted)
+    torch.testing.assert_close(converted_logits, trained, rtol=1e-3, atol=1e-3 * float(trained.abs().max()))
+    assert torch.equal(converted_logits.argmax(1), trained.argmax(1)) and float(trained.std(0).mean()) > 0.01
 
 
 def test_batch_norm_is_not_folded_where_it_cannot_be(graphs, kit):
@@ -170,13 +171,13 @@ def test_a_planned_tensor_that_is_no_parameter_is_refused(graphs, kit, name):
 
 def test_a_copy_of_the_module_shares_nothing(graphs, kit):
     images = graphs.images(8)
-    for name, more in (("lsq", {"batch_norm": "folded"}), ("ste", {}), ("dorefa", {})):
-        case = kit.prepared(kit.estimated(graphs.Residual(), images), images, name=name, **more)
+    for name, settings in (("lsq", {"batch_norm": "folded"}), ("ste", {}), ("dorefa", {})):
+        case = kit.prepared(kit.estimated(graphs.Residual(), images), images, name=name, **settings)
         twin = copy.deepcopy(case.qat.module)
         before, logits = copy.deepcopy(twin.state_dict()), case.logits()
         assert torch.equal(case.logits(twin), logits) and list(before) == list(case.qat.module.state_dict())
-        if more:
-            assert twin.conv1.parametrizations.weight[0].neighbours[0] is twin.bn1
+        if settings:
+            assert twin.conv1.parametrizations.weight[0].norms[0] is twin.bn1
         case.train(2)
         assert not torch.equal(case.logits(), logits) and torch.equal(case.logits(twin), logits)
         assert all(torch.equal(value, before[key]) for key, value in twin.state_dict().items())

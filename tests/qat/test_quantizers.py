@@ -6,8 +6,9 @@ import torch
 from torch import nn
 
 from qexp.base.types import QuantSpec
+from qexp.qat.folded_weight import FoldedWeight
 from qexp.qat.moments import Moments, weight_moments
-from qexp.qat.quantizers import ClippedRange, DorefaWeight, FoldedWeight, LearnedStep, ObservedRange, WeightRange
+from qexp.qat.quantizers import ClippedRange, DorefaWeight, LearnedStep, ObservedRange, WeightRange
 from qexp.quant.affine import fake_quantize_affine
 
 
@@ -26,7 +27,7 @@ def seen(low, high, mean_abs=0.7):
 def of_activation(name, bits=4):
     """An initialised quantizer of an activation."""
     signed = spec("symmetric_restricted", bits)
-    made = {
+    quantizer = {
         "observed": lambda: ObservedRange(spec("affine", bits), "rounded", 0.9),
         "observed, symmetric": lambda: ObservedRange(spec("symmetric", bits), "rounded", 0.9),
         "lsq": lambda: LearnedStep(spec("unsigned_symmetric", bits), "paper", 30),
@@ -36,8 +37,8 @@ def of_activation(name, bits=4):
         "pact, signed": lambda: ClippedRange(signed, "paper", learned=True),
         "dorefa": lambda: ClippedRange(spec("unsigned_symmetric", bits), "paper", learned=False, end=1.0),
     }[name]()
-    made.initialise(seen(-0.41, 2.13))
-    return made
+    quantizer.initialise(seen(-0.41, 2.13))
+    return quantizer
 
 
 ACTIVATIONS = ("observed", "observed, symmetric", "lsq", "lsq, signed", "lsq_plus", "pact", "pact, signed", "dorefa")
@@ -47,8 +48,8 @@ ACTIVATIONS = ("observed", "observed, symmetric", "lsq", "lsq, signed", "lsq_plu
 @pytest.mark.parametrize("name", ACTIVATIONS)
 def test_the_grid_gives_what_forward_gave_in_eval_mode(name, bits):
     quantizer, x = of_activation(name, bits).eval(), values(3, 5, 4, 4) * 2
-    found = fake_quantize_affine(x, quantizer.qparams)
-    assert torch.equal(quantizer(x), found) and 2 < found.unique().numel() <= 2**bits
+    expected = fake_quantize_affine(x, quantizer.qparams)
+    assert torch.equal(quantizer(x), expected) and 2 < expected.unique().numel() <= 2**bits
 
 
 @pytest.mark.parametrize("axis", [None, 0, 1])
@@ -57,25 +58,25 @@ def test_the_grid_of_a_weight_gives_what_forward_gave(name, axis):
     x = values(6, 4, 3, 3)
     if name.startswith("ste"):
         quantizer = WeightRange(spec("affine" if "affine" in name else "symmetric_restricted", axis=axis), "rounded")
-        found = quantizer.at(x)
+        qparams = quantizer.at(x)
     else:
         channels = None if axis is None else x.shape[axis]
         quantizer = LearnedStep(spec("symmetric", axis=axis), "paper", 9, channels)
         quantizer.initialise(weight_moments(x, axis, three_sigma=name == "lsq_plus"))
-        found = quantizer.qparams
-    assert found.axis == axis and found.scale.shape == (() if axis is None else (x.shape[axis],))
-    assert torch.equal(quantizer(x), fake_quantize_affine(x, found))
+        qparams = quantizer.qparams
+    assert qparams.axis == axis and qparams.scale.shape == (() if axis is None else (x.shape[axis],))
+    assert torch.equal(quantizer(x), fake_quantize_affine(x, qparams))
 
 
 @pytest.mark.parametrize("bits", [1, 2, 4])
 def test_dorefas_levels_are_odd_multiples_of_half_their_distance(bits):
     quantizer, x = DorefaWeight(spec("dorefa", bits), "paper"), values(8, 3, 3, 3)
-    found, weight = quantizer.at(x), quantizer(x)
-    codes = weight / found.scale
+    qparams, weight = quantizer.at(x), quantizer(x)
+    codes = weight / qparams.scale
     torch.testing.assert_close(codes, codes.round(), atol=1e-5, rtol=0)
-    assert codes.round().abs().max() == found.quant_max == -found.quant_min == 2**bits - 1
+    assert codes.round().abs().max() == qparams.quant_max == -qparams.quant_min == 2**bits - 1
     assert bool((codes.round() % 2).abs().eq(1).all())
-    torch.testing.assert_close(found.scale * found.quant_max, x.abs().mean() if bits == 1 else torch.tensor(1.0))
+    torch.testing.assert_close(qparams.scale * qparams.quant_max, x.abs().mean() if bits == 1 else torch.tensor(1.0))
 
 
 @pytest.mark.parametrize(("bits", "scheme", "p"), [(4, "symmetric", 7), (2, "symmetric", 1), (3, "unsigned_symmetric", 7)])
@@ -167,9 +168,9 @@ def test_observed_ranges_move_in_train_mode_only():
 
 def test_observed_ranges_do_not_hang_on_the_memory_format():
     x = values(4, 6, 5, 5)
-    one, other = of_activation("observed"), of_activation("observed")
+    quantizer, other = of_activation("observed"), of_activation("observed")
     result = other(x.to(memory_format=torch.channels_last))
-    assert torch.equal(one(x), result) and torch.equal(one.minimum, other.minimum)
+    assert torch.equal(quantizer(x), result) and torch.equal(quantizer.minimum, other.minimum)
     assert result.is_contiguous(memory_format=torch.channels_last)
 
 
@@ -191,10 +192,10 @@ def test_nothing_works_before_it_has_values_and_all_values_are_in_the_state(name
 @pytest.mark.parametrize("name", ACTIVATIONS)
 def test_half_precision_comes_back_as_it_came(name, dtype):
     quantizer, x = of_activation(name).eval(), (values(40)).to(dtype).requires_grad_()
-    found = quantizer(x)
-    found.sum().backward()
-    assert found.dtype == x.grad.dtype == dtype
-    assert torch.equal(found, quantizer(x.detach().float()).to(dtype))
+    output = quantizer(x)
+    output.sum().backward()
+    assert output.dtype == x.grad.dtype == dtype
+    assert torch.equal(output, quantizer(x.detach().float()).to(dtype))
     assert all(parameter.grad.dtype == torch.float32 for parameter in quantizer.parameters())
 
 
@@ -223,8 +224,8 @@ def test_a_folded_weight_with_frozen_batch_norm_is_the_folded_layer(layer):
 
     # What the layer gives with W f is what it gives with W, times f.
     plain, mine = copy.deepcopy(layer), copy.deepcopy(layer)
-    for each in (plain, mine):
-        each.bias.data.zero_()
+    for twin in (plain, mine):
+        twin.bias.data.zero_()
     mine.weight.data.copy_(folded.folded(layer.weight))
     torch.testing.assert_close(mine(x), plain(x) * gain.view(shape))
 
@@ -243,15 +244,15 @@ def test_the_gradient_of_a_folded_weight_reaches_gamma_and_is_finite_where_gamma
     quantizer = LearnedStep(spec("symmetric"), "paper", layer.weight.numel())
     folded, grad = FoldedWeight(quantizer, layer, norm), values(4, 3, 3, 3)
     quantizer.initialise(weight_moments(folded.folded(layer.weight), None, three_sigma=False))
-    found = folded(layer.weight)
-    found.backward(grad)
-    assert torch.equal(found[2], layer.weight[2]) and torch.equal(layer.weight.grad[2], grad[2])
+    output = folded(layer.weight)
+    output.backward(grad)
+    assert torch.equal(output[2], layer.weight[2]) and torch.equal(layer.weight.grad[2], grad[2])
     assert bool(norm.weight.grad.isfinite().all()) and float(norm.weight.grad[2]) == 0
     # d(Q(W f) / f)/df = (W mask - Q(W f) / f) / f, f = gamma / sqrt(var + eps)
     gain = (norm.weight * torch.rsqrt(norm.running_var + norm.eps)).detach().view(4, 1, 1, 1)
     v = layer.weight.detach() * gain / quantizer.scale.detach()
     inside = (v > quantizer.quant_min) & (v < quantizer.quant_max)
-    slope = (layer.weight.detach() * inside - found.detach()) / gain
+    slope = (layer.weight.detach() * inside - output.detach()) / gain
     expected = (grad * slope).sum((1, 2, 3)) * torch.rsqrt(norm.running_var + norm.eps)
     torch.testing.assert_close(norm.weight.grad[[0, 1, 3]], expected[[0, 1, 3]], rtol=1e-4, atol=1e-5)
 

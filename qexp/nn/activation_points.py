@@ -1,8 +1,8 @@
-"""The places of a traced network: which of its values an integer runtime holds as codes, and which of them share a scale.
+"""The activation points of a network: which of its values an integer runtime holds as codes, and which of them share a scale.
 
 *Everywhere*, as ONNX Runtime, OpenVINO, TensorRT and torch's own flow run a quantized network: a value that a convolution, linear
 layer, matrix product, add, multiply, concatenation or average reads is quantized once, where it is made, after everything that is
-computed on the accumulator (batch norm, activation function). So conv+BN+ReLU is one place, after the ReLU; conv+BN before a
+computed on the accumulator (batch norm, activation function). So conv+BN+ReLU is one point, after the ReLU; conv+BN before a
 residual add is one, before the add; the add's result after its ReLU is one. Each operand of an add or a multiply has a scale of
 its own, as these requantize. What a concatenation joins shares one scale, since codes are copied there; so does what max pooling,
 reshaping, padding with zeros and a ReLU of codes give back. The logits stay float.
@@ -29,11 +29,12 @@ _FRESH = (*INTEGER, *_FLOAT_CHAIN)
 
 
 @dataclass(frozen=True)
-class Place:
+class ActivationPoint:
     """One tensor of codes, or several with one scale.
 
     Args:
-        info: what a plan says of it. nodes: of the graph, each of whose values is quantized, in order of execution.
+        info: what a plan says of it.
+        nodes: of the graph, each of whose values is quantized, in order of execution.
         users: which readers of the value get the codes; None all.
         overwritable: of each node: its memory holds nothing else that is read later.
     """
@@ -44,8 +45,8 @@ class Place:
     overwritable: tuple[bool, ...]
 
 
-def find_places(traced: Traced, *, layers_only: bool = False) -> tuple[Place, ...]:
-    """The places in order of execution; see the module's text.
+def find_activation_points(traced: Traced, *, layers_only: bool = False) -> tuple[ActivationPoint, ...]:
+    """The activation points in order of execution; see the module's text.
 
     Args:
         traced: of `qexp.nn.graph.trace`.
@@ -54,40 +55,44 @@ def find_places(traced: Traced, *, layers_only: bool = False) -> tuple[Place, ..
     graph = _Graph(traced)
     groups, shared = graph.at_layers() if layers_only else graph.everywhere()
     taken = {node for nodes in groups.values() for node in nodes}
-    places = []
+    points = []
     for key, nodes in groups.items():
         users = frozenset(graph.readers[key]) if layers_only else None
         name = traced.names[shared.get(key, nodes[0])]
         info = graph.describe(name, nodes, graph.readers[key], taken, concat=key in shared)
-        places.append(Place(info, tuple(nodes), users, tuple(graph.overwritable(node, users) for node in nodes)))
-    return tuple(places)
+        points.append(ActivationPoint(info, tuple(nodes), users, tuple(graph.overwritable(node, users) for node in nodes)))
+    return tuple(points)
 
 
 def activations(traced: Traced, *, layers_only: bool = False) -> tuple[ActivationInfo, ...]:
-    """The inventory of activations that a plan is made from: every place, and what is none.
+    """The inventory of activations that a plan is made from: every activation point, and what is none.
 
-    Listed as not entered: the products inside attention and recurrent modules, whose inputs are places. Listed as not executed:
+    Listed as not entered: the products inside attention and recurrent modules, whose inputs are points. Listed as not executed:
     conv and linear layers that the forward never calls (auxiliary heads).
+
+    Args:
+        traced: of `qexp.nn.graph.trace`.
+        layers_only: as for `find_activation_points`.
     """
-    found = [place.info for place in find_places(traced, layers_only=layers_only)]
+    infos = [point.info for point in find_activation_points(traced, layers_only=layers_only)]
     calls = [node for node in traced.graph.nodes if node in traced.values and not traced.values[node].constant]
     for order, node in enumerate(calls):
         if traced.kind(node) == "attention":
             name, kind = f"{traced.names[node]}.*", operator_name(node, traced.module_of(node))
             layers = tuple(_weights_inside(traced, node))
-            found.append(ActivationInfo(name=name, operator=kind, layers=layers, order=order, entered=False))
+            infos.append(ActivationInfo(name=name, operator=kind, layers=layers, order=order, entered=False))
     targets = [str(node.target) for node in traced.graph.nodes if node.op in ("call_module", "get_attr")]
     for path, module in traced.root.named_modules():
         used = any(target == path or target.startswith(f"{path}.") or path.startswith(f"{target}.") for target in targets)
         if isinstance(module, (nn.modules.conv._ConvNd, nn.Linear)) and not used:
             layers = (f"{path}.weight",)
             kinds = ("conv" if isinstance(module, nn.modules.conv._ConvNd) else "linear",)
-            found.append(ActivationInfo(name=path, consumers=(path,), kinds=kinds, layers=layers, order=-1, executed=False))
-    return tuple(found)
+            infos.append(ActivationInfo(name=path, consumers=(path,), kinds=kinds, layers=layers, order=-1, executed=False))
+    return tuple(infos)
 
 
 class _Graph:
-    """The kinds of a graph's nodes, and the two ways to find its places."""
+    """The kinds of a graph's nodes, and the two ways to find its activation points."""
 
     def __init__(self, traced: Traced) -> None:
         self.traced = traced
@@ -119,16 +124,17 @@ class _Graph:
             first, *others = sorted({find(node) for node in nodes}, key=self.position.__getitem__)
             parent.update(dict.fromkeys(others, first))
 
-        given, joins = set(), []  # nodes whose value is codes that another made; concatenations of codes
+        passing: set[fx.Node] = set()  # nodes whose value is codes that another node made
+        joins = []  # concatenations of codes
         for node in self.nodes:
             kind, operands = self.kinds[node], self.operands[node]
-            if kind == "concat" and len(operands) == len([each for each in node.all_input_nodes if each in self.traced.values]):
+            if kind == "concat" and len(operands) == sum(value in self.traced.values for value in node.all_input_nodes):
                 unite([node, *operands])
                 joins.append(node)
-                given.add(node)
+                passing.add(node)
             elif node in needed and (kind == "keep" or (kind == "relu" and operands[0] in needed)):
                 unite([node, operands[0]])
-                given.add(node)
+                passing.add(node)
         for node in self.nodes:
             if self.kinds[node] in INTEGER:
                 for operand in self.operands[node]:
@@ -136,7 +142,7 @@ class _Graph:
                     readers += [node] if node not in readers else []
         groups: dict[fx.Node, list[fx.Node]] = {}
         for node in self.nodes:
-            if node in needed and node not in given:
+            if node in needed and node not in passing:
                 groups.setdefault(find(node), []).append(node)
         shared: dict[fx.Node, fx.Node] = {}
         for join in joins:
@@ -162,11 +168,11 @@ class _Graph:
         assert shape is not None, f"{name}: quantized where it is a tuple"
         norm = next((node for node in reversed(chain) if not self._clips(node)), chain[0])
         batch_norm = isinstance(traced.module_of(norm), nn.modules.batchnorm._BatchNorm)
-        words = [operator_name(node, traced.module_of(node)) for node in chain]
+        operators = [operator_name(node, traced.module_of(node)) for node in chain]
         return ActivationInfo(
             name=name,
             producers=tuple(traced.names[node] for node in nodes),
-            operator="concat" if concat else "+".join(word for word in words if word != "keep"),
+            operator="concat" if concat else "+".join(operator for operator in operators if operator != "keep"),
             consumers=tuple(traced.names[reader] for reader in readers),
             kinds=tuple(sorted({self.kinds[reader] for reader in readers})),
             layers=tuple(layer for reader in readers for layer in self._weights(reader)),
@@ -212,13 +218,13 @@ class _Graph:
     def overwritable(self, node: fx.Node, users: frozenset[fx.Node] | None) -> bool:
         """True where the memory of a value is read by nobody but those that get it quantized."""
         values = self.traced.values
-        mine = values[node].storages
-        if self.kinds[node] not in _FRESH or mine & self.traced.owned:
+        storages = values[node].storages
+        if self.kinds[node] not in _FRESH or storages & self.traced.owned:
             return False
         if users is not None and not set(node.users) <= users:
             return False
         for other, value in values.items():
-            if other is node or not value.storages & mine or self.position[other] > self.position[node]:
+            if other is node or not value.storages & storages or self.position[other] > self.position[node]:
                 continue
             read_later = any(self.position[user] > self.position[node] for user in other.users)
             if read_later or other.op in ("placeholder", "get_attr"):
@@ -241,14 +247,14 @@ def _interpolates(traced: Traced, node: fx.Node) -> bool:
 
 def _matrices(traced: Traced, node: fx.Node) -> list[str]:
     """Names of the parameters of two dimensions and more that a node reads, directly or computed from them alone."""
-    found, waiting = [], list(node.all_input_nodes)
+    matrices, waiting = [], list(node.all_input_nodes)
     while waiting:
-        each = waiting.pop(0)
-        value = traced.values.get(each)
+        source = waiting.pop(0)
+        value = traced.values.get(source)
         if value is None or not value.constant:
             continue
-        if each.op != "get_attr":
-            waiting += each.all_input_nodes
+        if source.op != "get_attr":
+            waiting += source.all_input_nodes
         elif len(value.shape or ()) > 1:
-            found.append(str(each.target))
-    return found
+            matrices.append(str(source.target))
+    return matrices
