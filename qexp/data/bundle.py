@@ -57,8 +57,11 @@ class DataBundle:
     """Images, splits and batches of one data set.
 
     Args:
-        store: the pixels. splits: which rows are for what.
-        mean, std: per channel, 0-1 scale. augment: name of what training does to its images.
+        store: the pixels.
+        splits: which rows are for what.
+        mean: of each channel, 0-1 scale.
+        std: of each channel, 0-1 scale.
+        augment: name of what training does to its images.
     """
 
     def __init__(self, store: ImageStore, splits: Splits, *, mean: list[float], std: list[float], augment: str) -> None:

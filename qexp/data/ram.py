@@ -21,7 +21,8 @@ class RamPart:
     """One published half of a set.
 
     Args:
-        images: [N, C, H, W] uint8. labels: [N] int64, 0 to num_classes - 1.
+        images: [N, C, H, W] uint8.
+        labels: [N] int64, 0 to num_classes - 1.
     """
 
     images: Tensor

@@ -74,7 +74,8 @@ class FileImages(Dataset):
     """One part of a tree as a DataLoader sees it: (row, index) -> (image [3, H, W] uint8, label, index).
 
     Args:
-        shape: (3, H, W) that every image has in the end. resize: side in pixels, None where all files have `shape`.
+        shape: (3, H, W) that every image has in the end.
+        resize: side in pixels, None where all files have `shape`.
         margin: evaluation resizes the short side to `margin * resize` and cuts the centre; None resizes to a square.
         augmentation: of training; only its resized crop is done here.
     """

@@ -32,11 +32,14 @@ class EpochEnd:
     """What `fit` tells after an epoch; all ranks hear the same.
 
     Args:
-        epoch: 1 to `settings.epochs`. model_state: state dict of the bare network, references to live tensors, rank 0's on
-            every rank.
+        epoch: 1 to `settings.epochs`.
+        model_state: state dict of the bare network, references to live tensors, rank 0's on every rank.
         train_loss: mean training loss over the epoch's images, smoothing, auxiliary heads and distillation included, nats.
-        train_prec1: Prec@1 on the images as trained on, percent. seconds: of training. images_per_s: over all ranks.
-        lr: of the epoch's last step. state: what a resume needs.
+        train_prec1: Prec@1 on the images as trained on, percent.
+        seconds: of training.
+        images_per_s: over all ranks.
+        lr: of the epoch's last step.
+        state: what a resume needs.
     """
 
     epoch: int

@@ -29,7 +29,8 @@ def distillation_loss(student: Tensor, teacher: Tensor, temperature: float) -> T
     """T^2 sum_i KL(softmax(teacher_i / T) || softmax(student_i / T)), nats; T^2 keeps its gradients' size whatever T is.
 
     Args:
-        student, teacher: logits [N, C].
+        student: logits [N, C].
+        teacher: logits [N, C].
         temperature: T.
 
     Source: Hinton, Vinyals and Dean 2015, section 2 (arXiv:1503.02531).

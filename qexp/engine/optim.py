@@ -23,7 +23,8 @@ def make_optimizer(
     torchvision's reference trainings, whose numbers are compared with.
 
     Args:
-        model: on its device. settings: the recipe.
+        model: on its device.
+        settings: the recipe.
         own_decay: parameter name -> its own weight decay. With any, there is one group per decay, in the order of the network.
 
     Source: He et al. 2016, Deep Residual Learning for Image Recognition, section 3.4.

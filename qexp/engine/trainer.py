@@ -40,7 +40,9 @@ class Trainer:
 
     Args:
         model: the bare network, on `device`; wrapped in DistributedDataParallel where a process group exists.
-        settings: the recipe. device: where to train. start: where to go on; its tensors are taken over.
+        settings: the recipe.
+        device: where to train.
+        start: where to go on; its tensors are taken over.
         hooks: additions to the steps.
 
     Raises:

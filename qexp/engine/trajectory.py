@@ -58,8 +58,12 @@ class Training:
         """Write `training.json`, of which a resume keeps the first one's `created`, and note how many ranks go on from where.
 
         Args:
-            identity, config, versions: what is trained, for the list of trainings and for people. epochs: planned.
-            world_size: ranks from here on. start: where it goes on; None at the beginning.
+            identity: what the training's hash is made of.
+            config: the job's settings, for the list of trainings and for people.
+            versions: of the packages, for people.
+            epochs: planned.
+            world_size: ranks from here on.
+            start: where it goes on; None at the beginning.
         """
         for partial in self.folder.rglob(".*.tmp"):  # of processes that were killed while they wrote
             partial.unlink()

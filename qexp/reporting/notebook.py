@@ -29,7 +29,8 @@ def load(name: str, runs_dir: str | Path = "runs") -> pd.DataFrame:
     `qexp.analyze` found of the layers is `qexp.reporting.frames.layers.load_layers`, drawn by `qexp.reporting.figures.layers`.
 
     Args:
-        name: experiment. runs_dir: where its journal and its predictions lie.
+        name: experiment.
+        runs_dir: where its journal and its predictions lie.
 
     Raises:
         UserError: no such experiment, or nothing was evaluated in it.

@@ -31,7 +31,10 @@ class Drawn:
     """A figure of the page.
 
     Args:
-        path: its SVG file. title, caption: for the reader. folded: shown when asked for, as it is large.
+        path: its SVG file.
+        title: a line above it.
+        caption: sentences for the reader.
+        folded: shown when asked for, as it is large.
     """
 
     path: Path
@@ -53,8 +56,13 @@ def write_page(
     """Write the page; the same numbers give the same bytes.
 
     Args:
-        name: experiment. folder: `results/<name>`. verdict: of `judge`. card: of `protocol_card`. figures: already drawn.
-        exports: of `shown_on_page`. sweeps: of `load_sweeps`.
+        name: experiment.
+        folder: `results/<name>`.
+        verdict: of `judge`.
+        card: of `protocol_card`.
+        figures: already drawn.
+        exports: of `shown_on_page`.
+        sweeps: of `load_sweeps`.
     """
     table = verdict.table
     shown = display(table, wide=True)

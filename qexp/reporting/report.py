@@ -77,7 +77,10 @@ class Report:
     """What was written.
 
     Args:
-        name: experiment. folder: `results/<name>`. tables, figures: the files.
+        name: experiment.
+        folder: `results/<name>`.
+        tables: files of tables, and the page.
+        figures: files of figures.
         table: the table and the states of the jobs as fixed-width text, for the screen.
     """
 
@@ -92,7 +95,9 @@ def write_report(name: str, *, runs_dir: str | Path, results_dir: str | Path, mi
     """Write an experiment's tables and figures, as far as it has got.
 
     Args:
-        name: experiment. runs_dir: where its journal lies. results_dir: parent of the folder that is written.
+        name: experiment.
+        runs_dir: where its journal lies.
+        results_dir: parent of the folder that is written.
         mixed: put rows of different protocols into one table, marked.
 
     Raises:

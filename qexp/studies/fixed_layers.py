@@ -73,7 +73,9 @@ class IntegerLayer:
     """A convolution in integers.
 
     Args:
-        weight: codes in Q1.7. bias: [C] int64, codes of the accumulator's step 2^-(7 + fraction of its input). relu: follows.
+        weight: codes in Q1.7.
+        bias: [C] int64, codes of the accumulator's step 2^-(7 + fraction of its input).
+        relu: follows.
     """
 
     weight: Encoded
@@ -86,8 +88,10 @@ class IntegerRun:
     """What an integer network gave.
 
     Args:
-        output: float32, dequantized. exact: every accumulator equals that of a float32 convolution on the codes.
-        packed: stored weight bytes give the codes back. num_bytes: of weights at 8 bits and biases at 32.
+        output: float32, dequantized.
+        exact: every accumulator equals that of a float32 convolution on the codes.
+        packed: stored weight bytes give the codes back.
+        num_bytes: of weights at 8 bits and biases at 32.
     """
 
     output: Tensor

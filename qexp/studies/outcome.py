@@ -12,7 +12,9 @@ class Check:
     """One expected number beside the measured one.
 
     Args:
-        name: what is claimed. expected, measured: for a reader, with units.
+        name: what is claimed.
+        expected: what should come out, in words, with units.
+        measured: what came out, in words, with units.
         passed: whether the claim holds.
         identity: it follows from mathematics and holds for any network; otherwise it was measured on one network, and another
             may differ.
@@ -41,7 +43,9 @@ class Lines:
     """A figure of curves over one axis.
 
     Args:
-        stem: of its files. marked: abscissas of vertical lines, by label. log_y: logarithmic ordinate.
+        stem: of its files.
+        marked: abscissas of vertical lines, by label.
+        log_y: logarithmic ordinate.
     """
 
     stem: str
@@ -58,7 +62,9 @@ class Bars:
     """A figure of horizontal bars.
 
     Args:
-        stem: of its files. values: of each label, in this order from above. marked: abscissas of vertical lines, by label.
+        stem: of its files.
+        values: of each label, in this order from above.
+        marked: abscissas of vertical lines, by label.
     """
 
     stem: str
@@ -73,9 +79,13 @@ class Outcome:
     """What a study found.
 
     Args:
-        headline: a sentence or two with the numbers that matter. subject: network, data and number of images.
-        rows: of `table.csv`; all have the same keys. shown: those of the columns that `table.md` shows.
-        checks: expected and measured. figures: of `figures/`. notes: sentences for the reader.
+        headline: a sentence or two with the numbers that matter.
+        subject: network, data and number of images.
+        rows: of `table.csv`; all have the same keys.
+        shown: those of the columns that `table.md` shows.
+        checks: expected and measured.
+        figures: of `figures/`.
+        notes: sentences for the reader.
     """
 
     headline: str

@@ -20,7 +20,10 @@ def write_study(name: str, outcome: Outcome, *, command: str, results_dir: Path)
     """Write `table.csv`, `checks.csv`, `table.md` and `figures/`; returns the folder.
 
     Args:
-        name: of the study. outcome: what it found. command: that made it, for `table.md`. results_dir: parent of the folder.
+        name: of the study.
+        outcome: what it found.
+        command: that made it, for `table.md`.
+        results_dir: parent of the folder.
     """
     folder = results_dir / name
     write_text_atomic(folder / "table.csv", _csv(outcome.rows))

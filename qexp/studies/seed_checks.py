@@ -53,8 +53,12 @@ def all_checks(
     """Identities, then numbers; the latter only of a network of the user's.
 
     Args:
-        scores: of every variant. widths: bits. unused: share of the never executed weights that the probe flags.
-        refused: a shadow refuses such a network. zero_share: of pixels after `int()`. bundled: the small network.
+        scores: of every variant.
+        widths: bits.
+        unused: share of the never executed weights that the probe flags.
+        refused: a shadow refuses such a network.
+        zero_share: of pixels after `int()`.
+        bundled: the small network.
     """
     checks = [check for bits in widths for check in _same(scores, bits)]
     checks += _never_executed(scores, widths, unused, refused)

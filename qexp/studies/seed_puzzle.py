@@ -34,7 +34,9 @@ class Variant:
     """One network to score.
 
     Args:
-        group: what was done to the weights. bits: width, None where there is none. norm: whose statistics batch norm uses.
+        group: what was done to the weights.
+        bits: width, None where there is none.
+        norm: whose statistics batch norm uses.
     """
 
     group: str

@@ -33,8 +33,12 @@ class Subject:
     """A trained network in eval mode, and its images.
 
     Args:
-        label: for the reader. bundled: it is the small network, of which only identities are expected.
-        test, calib: batches. num_classes: width of the logits. norms: name of each batch norm behind a conv -> that conv's name.
+        label: for the reader.
+        bundled: it is the small network, of which only identities are expected.
+        test: batches of test images.
+        calib: batches to re-estimate batch norm with.
+        num_classes: width of the logits.
+        norms: name of each batch norm behind a conv -> that conv's name.
     """
 
     label: str

@@ -31,8 +31,12 @@ class Changes:
     """What to do in MLflow, in the order of the fields.
 
     Args:
-        opens: `run` rows, oldest first. points, tags, texts: by run key; `texts` maps file names to text.
-        files: by run key, paths to store with it. models: `model` rows, oldest first.
+        opens: `run` rows, oldest first.
+        points: by run key.
+        tags: by run key.
+        texts: by run key, file name -> text.
+        files: by run key, paths to store with it.
+        models: `model` rows, oldest first.
         ends: by run key, the `end` row of a run that is not opened again after it.
     """
 

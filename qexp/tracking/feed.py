@@ -26,8 +26,10 @@ class MlflowFeed:
     """Sends a journal's rows to MLflow while they are written.
 
     Args:
-        journal: what to send. experiment: MLflow's name for it.
-        settings: where to, and how long `close` waits. runs_dir: home of the default store.
+        journal: what to send.
+        experiment: MLflow's name for it.
+        settings: where to, and how long `close` waits.
+        runs_dir: home of the default store.
 
     Does nothing where `settings.enabled` is false: the journal has all of it, and `qexp.sync` sends it when asked.
     """

@@ -69,8 +69,12 @@ def run_row(
     """Open a run, or open it again.
 
     Args:
-        run: its key. name: the label a person reads. parent: key of the training's run, None for that run itself.
-        params: flat; a variant repeats its training's. tags: free text. artifacts: file name -> its text.
+        run: its key.
+        name: the label a person reads.
+        parent: key of the training's run, None for that run itself.
+        params: flat; a variant repeats its training's.
+        tags: free text.
+        artifacts: file name -> its text.
         planned_epochs: epochs the training will have, by which a report tells a partial variant; None where there is no training.
     """
     return {
@@ -137,7 +141,9 @@ def export_row(run: str, *, key: str, values: Mapping[str, Any], time_ms: int | 
     """What an exported network gave in its runtimes, for the report.
 
     Args:
-        run: the variant's. key: names file, settings and runtimes: an equal one replaces the row. values: JSON of any depth.
+        run: the variant's.
+        key: names file, settings and runtimes: an equal one replaces the row.
+        values: JSON of any depth.
     """
     return {"kind": "export", "run": run, "key": key, **values, "time_ms": now_ms() if time_ms is None else time_ms}
 
@@ -146,8 +152,11 @@ def model_row(run: str, *, name: str, path: str | Path, example: str | Path, dig
     """A file that becomes a version of a registered model.
 
     Args:
-        run: that it belongs to. name: of the registered model. path: of the ONNX file. digest: of its bytes; the version is
-            found again by it. example: an .npz with `images` [N, C, H, W] and `logits` [N, classes], float32.
+        run: that it belongs to.
+        name: of the registered model.
+        path: of the ONNX file.
+        digest: of its bytes; the version is found again by it.
+        example: an .npz with `images` [N, C, H, W] and `logits` [N, classes], float32.
     """
     return {
         "kind": "model",
@@ -178,10 +187,16 @@ def job_row(
     """What became of a job. What is None says nothing: an earlier row of the same (sweep, key) has it.
 
     Args:
-        sweep: id. key: hash of what was asked for, equal when it is asked for again. job: number in the sweep.
-        asked: the values in which it differs from the sweep's other jobs, as typed. variant: label.
-        training, variant_key: as in `Record`. fresh: numbers from before do not count.
-        reason: why it is invalid or failed, in one line. traceback: a file.
+        sweep: id.
+        key: hash of what was asked for, equal when it is asked for again.
+        job: number in the sweep.
+        asked: the values in which it differs from the sweep's other jobs, as typed.
+        variant: label.
+        training: its hash, as in `Record`.
+        variant_key: the variant's hash, as in `Record`.
+        fresh: numbers from before do not count.
+        reason: why it is invalid or failed, in one line.
+        traceback: a file.
     """
     assert state in get_args(JobState), state
     return {

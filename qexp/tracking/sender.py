@@ -30,7 +30,10 @@ class Sender:
     """Sends an experiment's journal to MLflow; not for more than one thread.
 
     Args:
-        journal: what to send. experiment: MLflow's name for it. settings: where to. runs_dir: home of the default store.
+        journal: what to send.
+        experiment: MLflow's name for it.
+        settings: where to.
+        runs_dir: home of the default store.
     """
 
     def __init__(self, journal: Journal, *, experiment: str, settings: TrackingSettings, runs_dir: str | Path) -> None:

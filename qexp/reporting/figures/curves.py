@@ -31,7 +31,8 @@ def epoch_curves(records: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
     afterwards; without a control the start is a level line. Other float trainings have a panel each.
 
     Args:
-        records: of the rows of `table`. table: of `summarize`.
+        records: of the rows of `table`.
+        table: of `summarize`.
     """
     places = [tuple(row) for row in table[PLACE].itertuples(index=False)]
     rows = {place: number for number, place in enumerate(places)}

@@ -94,7 +94,8 @@ def zoom_limits(curves: Mapping[str, pd.Series], reference: pd.Series) -> tuple[
     Early epochs may leave such an axis at its lower edge: it is made for the later half.
 
     Args:
-        curves: Prec@1 by position, one per variant. reference: of the float network.
+        curves: Prec@1 by position, one per variant.
+        reference: of the float network.
     """
     ends = {name: curve.iloc[-1] for name, curve in curves.items()}
     top = reference.iloc[-1]

@@ -81,7 +81,8 @@ def points_against_control(table: pd.DataFrame, records: pd.DataFrame) -> pd.Ser
     """Prec@1 less that of the float control after the same epoch, NaN where there is none.
 
     Args:
-        table: rows of quantized networks and others. records: all epochs.
+        table: rows of quantized networks and others.
+        records: all epochs.
     """
     plain = records[records["variant"] == FLOAT_VARIANT]
     rows = plain[["training", "split", "n", "epoch", "prec1"]].itertuples(index=False)

@@ -25,8 +25,10 @@ class Training:
     """A training as the journal tells of it.
 
     Args:
-        key: its hash, or a checkpoint's. params: of its run; `model.weights` is the file as it was typed.
-        asked: `train` as it was typed, before `qat` replaced some of it. epochs: planned; None where there was no training.
+        key: its hash, or a checkpoint's.
+        params: of its run; `model.weights` is the file as it was typed.
+        asked: `train` as it was typed, before `qat` replaced some of it.
+        epochs: planned; None where there was no training.
     """
 
     key: str

@@ -34,8 +34,10 @@ class Answers:
     """One evaluation, image by image.
 
     Args:
-        index: [N] integers, position in the split. label: [N] integers, the true class.
-        top1: [N] integers, predicted class; -1 where logits were NaN. right5: [N] bool, one of the first five is right.
+        index: [N] integers, position in the split.
+        label: [N] integers, the true class.
+        top1: [N] integers, predicted class; -1 where logits were NaN.
+        right5: [N] bool, one of the first five is right.
         log_prob: [N] float32, log-probability of the true class, nats; None where only classes were kept.
     """
 
@@ -97,7 +99,8 @@ def stored_answers(records: pd.DataFrame, runs_dir: str | Path, *, log_prob: boo
     A file whose Prec@1 is not the record's belongs to another evaluation (`fresh=true` under another name) and is not used.
 
     Args:
-        records: of `load_records`. log_prob: read these too, four bytes an image.
+        records: of `load_records`.
+        log_prob: read these too, four bytes an image.
     """
     found, shared = Found(), {}
     for key, path, prec1 in zip(keys_of(records), _paths(records, Path(runs_dir)), records["prec1"], strict=True):
@@ -155,7 +158,9 @@ def write_compact(folder: Path, frames: Iterable[pd.DataFrame], records: pd.Data
         The file and its digest; None, and no file, where nothing is stored.
 
     Args:
-        folder: `results/<name>`. frames: the table, and other rows that are compared. records: of all epochs.
+        folder: `results/<name>`.
+        frames: the table, and other rows that are compared.
+        records: of all epochs.
     """
     listed = [key for frame in frames for key in keys_of(frame)]
     places, floats = {place_of(key) for key in listed}, float_keys(records)

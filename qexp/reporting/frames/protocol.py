@@ -44,7 +44,8 @@ class Protocols:
     """Which rows were measured alike.
 
     Args:
-        marks: a letter per row. told: letter -> what was measured on; the facts in which protocols differ are named.
+        marks: a letter per row.
+        told: letter -> what was measured on; the facts in which protocols differ are named.
     """
 
     marks: pd.Series
@@ -63,7 +64,8 @@ def find_protocols(records: pd.DataFrame, params: Mapping[str, Mapping[str, Any]
     training images too, so it is compared among rows of equal `data.num_*` only.
 
     Args:
-        records: of `load_records`. params: training -> its parameters.
+        records: of `load_records`.
+        params: training -> its parameters.
     """
     places = records[[*PLACE, "data_hash"]].drop_duplicates()
     contents: dict[tuple, set[str]] = {}

@@ -24,11 +24,14 @@ class Named:
     """A training's place among the others, in words.
 
     Args:
-        label: what tells it from the others. group: that without the seed. curve: that without data and network.
+        label: what tells it from the others.
+        group: that without the seed.
+        curve: that without data and network.
         role: `start`, `control`, `qat`, `float` (neither of the former) or `checkpoint`.
         method: of a quantization-aware training: its method and what else differs, without the widths.
         comparison: what is drawn together: data, network and start, as far as the experiment has several; None outside of any.
-        start, control: as in `Lineage`; a control is its own.
+        start: as in `Lineage`.
+        control: as in `Lineage`; a control is its own.
     """
 
     label: str
@@ -45,7 +48,8 @@ def name_trainings(trainings: Mapping[str, Training], quantized: Mapping[str, tu
     """Hash -> names.
 
     Args:
-        trainings: of the experiment. quantized: hash -> label and parameters of what a training or a checkpoint was quantized to.
+        trainings: of the experiment.
+        quantized: hash -> label and parameters of what a training or a checkpoint was quantized to.
     """
     found = lineages(trainings)
     titles = _titles(found)

@@ -48,7 +48,8 @@ def summarize(records: pd.DataFrame, states: Mapping[tuple[str, str], str] = Map
     order of `training_order`, and `vs_control` holds the points against the float control, where there is one.
 
     Args:
-        records: what `load_records` returns. states: (training, variant_key) -> state of the jobs that are not done.
+        records: what `load_records` returns.
+        states: (training, variant_key) -> state of the jobs that are not done.
     """
     rows = [_last_row(part) for _, part in records.groupby(MEASUREMENT, sort=False)]
     table = pd.DataFrame(rows).reset_index(drop=True)

@@ -33,10 +33,14 @@ class Verdict:
     """A table with the columns `p_holm` and `vs_best`, and what a reader is told.
 
     Args:
-        table: of `summarize`. sentences: what can be told from what. gaps: rows without statistics, and why.
-        early: of `best_epoch_rows`. pairs: of `pairs_of`. seeds: of `seed_table`, with `seed_intervals`.
-        digest: of the predictions beside the table; empty where there are none. protocols: sentences about the protocols of
-            the rows; empty where there is one.
+        table: of `summarize`.
+        sentences: what can be told from what.
+        gaps: rows without statistics, and why.
+        early: of `best_epoch_rows`.
+        pairs: of `pairs_of`.
+        seeds: of `seed_table`, with `seed_intervals`.
+        digest: of the predictions beside the table; empty where there are none.
+        protocols: sentences about the protocols of the rows; empty where there is one.
     """
 
     table: pd.DataFrame
@@ -53,7 +57,8 @@ def judge(table: pd.DataFrame, records: pd.DataFrame, found: Found) -> Verdict:
     """Say which rows of a table differ.
 
     Args:
-        table: of `summarize`, from records `with_statistics`. records: of all epochs.
+        table: of `summarize`, from records `with_statistics`.
+        records: of all epochs.
     """
     best, sentences = against_best(table, found)
     against, groups = list(_against_float(table)), list(comparable(table, found))

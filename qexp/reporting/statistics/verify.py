@@ -65,8 +65,9 @@ class Verification:
     """What was found.
 
     Args:
-        equal: (file, column) -> numbers that are as written. wrong: numbers that are not, a sentence each. left: what was not
-            recomputed, and why.
+        equal: (file, column) -> numbers that are as written.
+        wrong: numbers that are not, a sentence each.
+        left: what was not recomputed, and why.
     """
 
     equal: dict[tuple[str, str], int] = field(default_factory=dict)

@@ -35,7 +35,9 @@ def protocol_card(table: pd.DataFrame, runs: Runs, sweeps: Sequence[Mapping[str,
     """Titles and texts, in the order in which they are asked for.
 
     Args:
-        table: of `summarize`. runs: of `load_runs`. sweeps: of `load_sweeps`.
+        table: of `summarize`.
+        runs: of `load_runs`.
+        sweeps: of `load_sweeps`.
     """
     trainings = [runs[key] for key in dict.fromkeys(table["training"]) if key in runs]
     params = [row["params"] for row in trainings]

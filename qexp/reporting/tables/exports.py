@@ -39,7 +39,9 @@ def write_exports(name: str, exports: Sequence[Row], folder: Path) -> list[Path]
     """Write `ladder.csv`, `cost.csv`, `layers.csv` and `ladder.md`; removes those that have nothing to tell. Returns the files.
 
     Args:
-        name: experiment. exports: of `load_exports`. folder: `results/<name>`.
+        name: experiment.
+        exports: of `load_exports`.
+        folder: `results/<name>`.
     """
     texts = dict(zip(FILES, (_flat_csv(exports, kind) for kind in ("rungs", "cost", "layers")), strict=False))
     texts["ladder.md"] = markdown(name, exports) if exports else ""

@@ -38,8 +38,12 @@ def write_tables(
     Tables of evaluations are written where there is one. Returns the files by name.
 
     Args:
-        name: experiment. records: of `load_records`. folder: `results/<name>`.
-        sweeps: of `load_sweeps`; commands, versions and revisions for `table.md`. jobs: of `load_jobs`. verdict: of `judge`.
+        name: experiment.
+        records: of `load_records`.
+        folder: `results/<name>`.
+        sweeps: of `load_sweeps`; commands, versions and revisions for `table.md`.
+        jobs: of `load_jobs`.
+        verdict: of `judge`.
     """
     texts = {} if jobs is None or jobs.empty else {"jobs.csv": csv_text(jobs)}
     if not records.empty:

@@ -14,7 +14,8 @@ def statistics(table: pd.DataFrame, *, wide: bool) -> list[Column]:
     """The columns of paired statistics; those without a number are left to the caller to drop.
 
     Args:
-        table: of `summarize`, with or without statistics. wide: flips, differing predictions and the claim of no loss, too.
+        table: of `summarize`, with or without statistics.
+        wide: flips, differing predictions and the claim of no loss, too.
     """
     if "p_value" not in table:
         return []
