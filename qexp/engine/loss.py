@@ -35,5 +35,5 @@ def distillation_loss(student: Tensor, teacher: Tensor, temperature: float) -> T
 
     Source: Hinton, Vinyals and Dean 2015, section 2 (arXiv:1503.02531).
     """
-    told, wanted = (F.log_softmax(logits.float() / temperature, 1) for logits in (student, teacher))
-    return temperature**2 * F.kl_div(told, wanted, reduction="sum", log_target=True)
+    log_probs, targets = (F.log_softmax(logits.float() / temperature, 1) for logits in (student, teacher))
+    return temperature**2 * F.kl_div(log_probs, targets, reduction="sum", log_target=True)

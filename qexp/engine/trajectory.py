@@ -32,10 +32,9 @@ from qexp.base.console import print_main
 from qexp.base.errors import UserError, nearest
 from qexp.base.faults import fault_point
 from qexp.base.files import write_atomic, write_text_atomic
+from qexp.base.text import MIB
 from qexp.engine.resume import ResumeFiles
 from qexp.engine.state import FitState
-
-_MIB = 2**20
 
 
 class Training:
@@ -233,13 +232,13 @@ class TrajectoryStore:
             UserError: none or several do.
         """
         hashes = self._hashes()
-        found = [name for name in hashes if name.startswith(prefix)]
-        if len(found) != 1:
-            what = "the hash of a stored training" if not found else f"one of {', '.join(found)}"
+        matches = [name for name in hashes if name.startswith(prefix)]
+        if len(matches) != 1:
+            what = "the hash of a stored training" if not matches else f"one of {', '.join(matches)}"
             raise UserError("training", prefix, allowed=what, remedy=nearest(prefix, hashes))
-        return self.open(found[0])
+        return self.open(matches[0])
 
-    def list(self) -> list[dict[str, Any]]:
+    def summaries(self) -> list[dict[str, Any]]:
         """One row per stored training, oldest first: hash, model, data, method (`lsq 4 bits`), epochs_done, epochs, ..."""
         rows = []
         for name in self._hashes():
@@ -254,7 +253,7 @@ class TrajectoryStore:
                     "method": f"{qat['name']} {qat['bits']} bits" if qat else "float",
                     "epochs_done": log[-1]["epoch"] if log else 0,
                     "epochs": info.get("epochs", 0),
-                    "size_mib": training.size_bytes / _MIB,
+                    "size_mib": training.size_bytes / MIB,
                     "created": info.get("created", ""),
                     "status": "preempted" if training.is_preempted else info.get("status", "damaged"),
                 }

@@ -1,10 +1,9 @@
-"""What a study hands over: rows, checks of what was expected, and what its figures show. Plain data."""
+"""The result of a study as plain data: rows, checks of what was expected, and what its figures show."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +75,7 @@ class Bars:
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What a study found.
+    """The result of a study.
 
     Args:
         headline: a sentence or two with the numbers that matter.
@@ -90,7 +89,7 @@ class Outcome:
 
     headline: str
     subject: str
-    rows: tuple[Mapping[str, Any], ...]
+    rows: tuple[Mapping[str, object], ...]
     shown: tuple[str, ...]
     checks: tuple[Check, ...]
     figures: tuple[Lines | Bars, ...] = ()

@@ -57,7 +57,10 @@ class MlflowFeed:
         self.notify()
 
     def close(self, limit_s: float | None = None) -> str | None:
-        """Wait up to `timeout_s`, or `limit_s` if that is less, until MLflow has everything.
+        """Wait until MLflow has everything.
+
+        Args:
+            limit_s: for how long, where that is less than the settings' `timeout_s`.
 
         Returns:
             None, or the sentence for the user where it is behind.

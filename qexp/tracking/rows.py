@@ -76,6 +76,7 @@ def run_row(
         tags: free text.
         artifacts: file name -> its text.
         planned_epochs: epochs the training will have, by which a report tells a partial variant; None where there is no training.
+        time_ms: when, in milliseconds since 1970; None is now.
     """
     return {
         "kind": "run",
@@ -144,6 +145,7 @@ def export_row(run: str, *, key: str, values: Mapping[str, Any], time_ms: int | 
         run: the variant's.
         key: names file, settings and runtimes: an equal one replaces the row.
         values: JSON of any depth.
+        time_ms: as in `run_row`.
     """
     return {"kind": "export", "run": run, "key": key, **values, "time_ms": now_ms() if time_ms is None else time_ms}
 
@@ -157,6 +159,7 @@ def model_row(run: str, *, name: str, path: str | Path, example: str | Path, dig
         path: of the ONNX file.
         digest: of its bytes; the version is found again by it.
         example: an .npz with `images` [N, C, H, W] and `logits` [N, classes], float32.
+        time_ms: as in `run_row`.
     """
     return {
         "kind": "model",
@@ -189,6 +192,7 @@ def job_row(
     Args:
         sweep: id.
         key: hash of what was asked for, equal when it is asked for again.
+        state: what became of it.
         job: number in the sweep.
         asked: the values in which it differs from the sweep's other jobs, as typed.
         variant: label.
@@ -197,6 +201,7 @@ def job_row(
         fresh: numbers from before do not count.
         reason: why it is invalid or failed, in one line.
         traceback: a file.
+        time_ms: as in `run_row`.
     """
     assert state in get_args(JobState), state
     return {

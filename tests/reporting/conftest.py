@@ -1,4 +1,4 @@
-"""Synthetic sweeps as the pipeline journals them: rows of plain dicts, as reporting reads no other room."""
+"""Synthetic sweeps as a sweep journals them: rows of plain dicts, which is all that reporting reads."""
 
 import json
 import math

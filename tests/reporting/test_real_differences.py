@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from qexp.reporting.frames.predictions import Answers, Found
+from qexp.reporting.frames.predictions import Predictions, StoredPredictions
 from qexp.reporting.report import write_report
 from qexp.reporting.statistics.paired import with_statistics
 
@@ -15,7 +15,7 @@ N = 10_000
 
 
 def flipped(plain, lost, gained, generator):
-    """Answers wrong on so many images that `plain` gets right, drawn at random, and right on so many that it gets wrong."""
+    """Predictions wrong on so many images that `plain` gets right, drawn at random, and right on so many that it gets wrong."""
     right = plain.copy()
     right[generator.permutation(np.flatnonzero(plain))[:lost]] = False
     right[generator.permutation(np.flatnonzero(~plain))[:gained]] = True
@@ -74,15 +74,15 @@ def test_intervals_of_a_report_cover():
     # Images are right in both, in the float network alone, in the copy alone, or in neither.
     kind = generator.choice(4, size=(count, n), p=(both, lost, gained, 1 - both - lost - gained))
     index, label = np.arange(n), np.zeros(n, dtype=np.int64)
-    found, rows = Found(), []
+    stored, rows = StoredPredictions(), []
     for number, drawn in enumerate(kind):
         for variant, right in (("fp32", (drawn == 0) | (drawn == 1)), ("W4 int", (drawn == 0) | (drawn == 2))):
             rows.append(
                 {"training": f"{number}", "variant": variant, "variant_key": variant, "epoch": 1, "split": "test", "n": n}
             )
             rows[-1]["prec1"] = 100 * int(right.sum()) / n
-            found.answers[(f"{number}", variant, 1, "test", n)] = Answers(index, label, np.where(right, 0, 1), right)
-    frame = with_statistics(pd.DataFrame(rows), found)
+            stored.by_key[(f"{number}", variant, 1, "test", n)] = Predictions(index, label, np.where(right, 0, 1), right)
+    frame = with_statistics(pd.DataFrame(rows), stored)
     copies = frame[frame["variant"] == "W4 int"]
     held = copies["ci_low"].le(100 * (gained - lost)) & copies["ci_high"].ge(100 * (gained - lost))
     assert len(held) == count and 0.93 <= held.mean() <= 0.97

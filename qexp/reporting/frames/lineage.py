@@ -16,13 +16,14 @@ from typing import Any
 
 from qexp.base.files import hash_json
 
+Origin = tuple[str, ...] | tuple[str, str | None]  # what a training's first weights are: `random`, a file, a training
 WEIGHTS = "model.weights"
 NO_DECISION = ("data.root", "data.download", "data.workers", "data.storage", "checkpoint_every_steps")  # of a training's weights
 
 
 @dataclass(frozen=True)
 class Training:
-    """A training as the journal tells of it.
+    """A training as the journal has it.
 
     Args:
         key: its hash, or a checkpoint's.
@@ -89,21 +90,21 @@ def read_training(key: str, run: Mapping[str, Any] | None) -> Training:
 
 def lineages(trainings: Mapping[str, Training]) -> dict[str, Lineage]:
     """The lineage of each quantization-aware training, by its hash."""
-    floats = [each for each in trainings.values() if each.is_float]
-    found = {}
-    for each in trainings.values():
-        if not each.is_qat:
+    floats = [training for training in trainings.values() if training.is_float]
+    by_key = {}
+    for qat in trainings.values():
+        if not qat.is_qat:
             continue
-        init = each.params.get("qat.init")
-        start = next((other.key for other in floats if _is_start(other, each)), None) if init == "training" else None
-        facts = each.network | {WEIGHTS: each.params.get(WEIGHTS), "qat.init": init}
-        facts |= {f"train.{key}": value for key, value in each.asked.items()} if init == "training" else {}
-        origin = ("training", start) if init == "training" else _origin(each, trainings)
-        control = next((other.key for other in floats if _is_control(other, each, origin, trainings)), None)
+        init = qat.params.get("qat.init")
+        start = next((candidate.key for candidate in floats if _is_start(candidate, qat)), None) if init == "training" else None
+        facts = qat.network | {WEIGHTS: qat.params.get(WEIGHTS), "qat.init": init}
+        facts |= {f"train.{key}": value for key, value in qat.asked.items()} if init == "training" else {}
+        origin = ("training", start) if init == "training" else _origin(qat, trainings)
+        control = next((candidate.key for candidate in floats if _is_control(candidate, qat, origin, trainings)), None)
         if start is None and init != "none":
-            start = str(each.params.get(WEIGHTS)) if init == "checkpoint" else "float training"
-        found[each.key] = Lineage(start, control, hash_json(facts), facts)
-    return found
+            start = str(qat.params.get(WEIGHTS)) if init == "checkpoint" else "float training"
+        by_key[qat.key] = Lineage(start, control, hash_json(facts), facts)
+    return by_key
 
 
 def _is_start(candidate: Training, qat: Training) -> bool:
@@ -111,16 +112,16 @@ def _is_start(candidate: Training, qat: Training) -> bool:
     return same and candidate.params.get(WEIGHTS) == qat.params.get(WEIGHTS)
 
 
-def _is_control(candidate: Training, qat: Training, origin: tuple, trainings: Mapping[str, Training]) -> bool:
+def _is_control(candidate: Training, qat: Training, origin: Origin, trainings: Mapping[str, Training]) -> bool:
     same = candidate.network == qat.network and _same_seed(candidate, qat) and same_values(candidate.recipe, qat.recipe)
     return same and _origin(candidate, trainings) == origin
 
 
-def _same_seed(one: Training, other: Training) -> bool:
-    return one.params.get("seed") == other.params.get("seed")
+def _same_seed(candidate: Training, qat: Training) -> bool:
+    return candidate.params.get("seed") == qat.params.get("seed")
 
 
-def _origin(training: Training, trainings: Mapping[str, Training]) -> tuple:
+def _origin(training: Training, trainings: Mapping[str, Training]) -> Origin:
     """The weights that a training begins with: random ones, a file, or the last epoch of another training of the experiment."""
     weights = training.params.get(WEIGHTS)
     if weights is None:
@@ -132,16 +133,16 @@ def _origin(training: Training, trainings: Mapping[str, Training]) -> tuple:
     return ("file", str(Path(weights)))
 
 
-def same_values(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+def same_values(settings: Mapping[str, Any], others: Mapping[str, Any]) -> bool:
     """True where both have the same values; a tenth of 0.05 is 0.005, whatever the last bit says.
 
     >>> same_values({"lr": 0.1 * 0.05}, {"lr": 0.005})
     True
     """
-    return one.keys() == other.keys() and all(_same(value, other[key]) for key, value in one.items())
+    return settings.keys() == others.keys() and all(_same(value, others[key]) for key, value in settings.items())
 
 
-def _same(one: Any, other: Any) -> bool:
-    if isinstance(one, float) and isinstance(other, float):
-        return math.isclose(one, other, rel_tol=1e-9)
-    return bool(one == other)
+def _same(value: object, other: object) -> bool:
+    if isinstance(value, float) and isinstance(other, float):
+        return math.isclose(value, other, rel_tol=1e-9)
+    return bool(value == other)

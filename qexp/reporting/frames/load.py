@@ -68,7 +68,7 @@ def load_sweeps(name: str, runs_dir: str | Path) -> list[dict[str, Any]]:
 
 def _latest(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """The last row of each measurement, in the order of the first ones."""
-    kept: dict[tuple, dict[str, Any]] = {}
+    kept: dict[tuple[object, ...], dict[str, Any]] = {}
     for row in rows:
         identity = tuple(row[key] for key in IDENTITY)
         record = {key: row.get(key) for key in ("run", *RECORD_COLUMNS)}
@@ -84,10 +84,10 @@ def _one_name_each(frame: pd.DataFrame) -> pd.DataFrame:
     The same plan under another key was evaluated again by another version of the evaluator: the last evaluation counts. Other
     plans under the same label have the first digits of their plan's hash added.
     """
-    place = ["training", "split", "n", "variant"]
-    last = frame.groupby([*place, "plan_hash"], sort=False)["variant_key"].transform("last")
+    columns = ["training", "split", "n", "variant"]
+    last = frame.groupby([*columns, "plan_hash"], sort=False)["variant_key"].transform("last")
     frame = frame[frame["variant_key"] == last].reset_index(drop=True)
-    plans = frame.groupby(place, sort=False)["plan_hash"].transform("nunique")
+    plans = frame.groupby(columns, sort=False)["plan_hash"].transform("nunique")
     marked = frame["variant"] + " #" + frame["plan_hash"].str[:6]
     return frame.assign(variant=frame["variant"].where(plans == 1, marked))
 
@@ -96,13 +96,14 @@ def _labelled(frame: pd.DataFrame, runs: Mapping[str, Mapping[str, Any]]) -> pd.
     """Add what trainings are called and, where some quantize, how they belong together."""
     trainings = {key: read_training(key, runs.get(key)) for key in dict.fromkeys(frame["training"])}
     trained = frame[(frame["ranges"] == TRAINED) & (frame["variant"] != FLOAT_VARIANT)].drop_duplicates("training")
-    if trained.empty and not any(each.is_qat for each in trainings.values()):
+    if trained.empty and not any(training.is_qat for training in trainings.values()):
         labels = training_labels({key: _params(runs, key) for key in trainings})
-        names = {"label": {key: pair[0] for key, pair in labels.items()}, "group": {key: pair[1] for key, pair in labels.items()}}
+        names = {"label": {key: label for key, (label, _) in labels.items()}}
+        names |= {"group": {key: group for key, (_, group) in labels.items()}}
     else:
         rows = zip(trained["training"], trained["variant"], trained["run"], strict=True)
         named = name_trainings(trainings, {key: (variant, _params(runs, run)) for key, variant, run in rows})
-        names = {item.name: {key: getattr(each, item.name) for key, each in named.items()} for item in fields(Named)}
+        names = {item.name: {key: getattr(words, item.name) for key, words in named.items()} for item in fields(Named)}
     return frame.assign(**{column: frame["training"].map(values) for column, values in names.items()})
 
 
@@ -114,7 +115,7 @@ def _params(runs: Mapping[str, Mapping[str, Any]], run: str) -> Mapping[str, Any
 def _differing_params(run_of_row: pd.Series, runs: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
     """The parameters in which runs differ, a column each, aligned with the records."""
     used = {run: _params(runs, run) for run in dict.fromkeys(run_of_row)}
-    # A training's own run has no dials: only variants can differ in those.
+    # A training's own run has no quantization settings: only variants can differ in those.
     keys = dict.fromkeys(key for params in used.values() for key in params)
     columns = {}
     for key in keys:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-# What tells trainings apart; the other parameters are dials of the variants, or say where things lie.
+# What tells trainings apart; the other parameters are settings of the variants, or say where things lie.
 TRAINING_KEYS = ("data.", "model.", "train.", "qat.")
 TRAINING_NAMES = ("seed", "deterministic", "checkpoint")
 NOT_SETTINGS = ("data.root", "data.download", "data.workers", "data.storage")
@@ -38,14 +38,14 @@ def training_labels(params: Mapping[str, Mapping[str, Any]]) -> dict[str, tuple[
     labels = {training: text(values, with_seed) for training, values in params.items()}
     groups = {training: text(values, no_seed) for training, values in params.items()}
     alike = list(labels.values())
-    found = {}
+    pairs = {}
     for training, label in labels.items():
         if alike.count(label) > 1 or not label:
             mark = training[:6]
-            found[training] = (f"{label} {mark}".strip(), f"{groups[training]} {mark}".strip())
+            pairs[training] = (f"{label} {mark}".strip(), f"{groups[training]} {mark}".strip())
         else:
-            found[training] = (label, groups[training])
-    return found
+            pairs[training] = (label, groups[training])
+    return pairs
 
 
 def is_training_key(key: str) -> bool:
@@ -65,10 +65,12 @@ def short(key: str, among: Iterable[str]) -> str:
     return key if sum(other.rpartition(".")[2] == last for other in among) > 1 else last
 
 
-def plain(value: Any) -> str:
+def plain(value: object) -> str:
     """A parameter's value as it is typed; a file's name without its folder."""
-    if value is None or isinstance(value, bool):
-        return {None: "null", True: "true", False: "false"}[value]
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return "true" if value else "false"
     if isinstance(value, float) and len(repr(value)) > LONG_NUMBER:
         return f"{value:.6g}"  # a tenth of 0.05 is 0.005000000000000001
     return Path(value).name if isinstance(value, str) and "/" in value else str(value)

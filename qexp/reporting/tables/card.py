@@ -10,13 +10,13 @@ from typing import Any
 
 import pandas as pd
 
+from qexp.base.text import MIB
 from qexp.reporting.frames.summary import is_float
 from qexp.reporting.frames.training_labels import plain
 from qexp.tracking.journal import find_journal, read_rows
 
 Runs = Mapping[str, Mapping[str, Any]]
 MAX_TEXTS = 4
-MIB = 1024 * 1024
 RECIPE = (
     "epochs", "optimizer", "lr", "momentum", "weight_decay", "schedule", "batch_size", "label_smoothing", "precision",
 )  # fmt: skip
@@ -49,7 +49,7 @@ def protocol_card(table: pd.DataFrame, runs: Runs, sweeps: Sequence[Mapping[str,
         ("Network", _some(_network(row, table) for row in params)),
         ("Training", _some(_training(values) for values in params)),
         ("Seeds", _some(str(seed) for seed in table["seed"])),
-        ("Quantized copies", _dials(table)),
+        ("Quantized copies", _quantization(table)),
         ("Widths", ", ".join(str(bits) for bits in sorted(set(table["bits"][~is_float(table)]), reverse=True))),
         ("Quantized", _some(_planned(runs, table))),
         ("Left as it is", _some(_left_alone(runs, table))),
@@ -62,9 +62,9 @@ def protocol_card(table: pd.DataFrame, runs: Runs, sweeps: Sequence[Mapping[str,
 
 def _some(texts: Iterable[str], most: int = MAX_TEXTS) -> str:
     """Different texts, the first ones of many."""
-    found = [text for text in dict.fromkeys(texts) if text]
-    more = f"; and {len(found) - most} more" if len(found) > most else ""
-    return "; ".join(found[:most]) + more
+    different = [text for text in dict.fromkeys(texts) if text]
+    rest = f"; and {len(different) - most} more" if len(different) > most else ""
+    return "; ".join(different[:most]) + rest
 
 
 def _kept_apart(params: Mapping[str, Any]) -> str:
@@ -89,8 +89,8 @@ def _training(params: Mapping[str, Any]) -> str:
     return qat + ", ".join(recipe)
 
 
-def _dials(table: pd.DataFrame) -> str:
-    """What the copies are made with, as far as the table tells."""
+def _quantization(table: pd.DataFrame) -> str:
+    """What the copies are made with, as far as the table says."""
     copies = table[~is_float(table)]
     parts = []
     for column, title in VARIANT_COLUMNS:
@@ -140,6 +140,6 @@ def _left_alone(runs: Runs, table: pd.DataFrame) -> Iterable[str]:
 
 
 def _device(row: Any, trainings: Sequence[Mapping[str, Any]]) -> str:
-    cpu = next((tags["qexp.cpu"] for tags in (each.get("tags", {}) for each in trainings) if tags.get("qexp.cpu")), "")
+    cpu = next((tags["qexp.cpu"] for tags in (run.get("tags", {}) for run in trainings) if tags.get("qexp.cpu")), "")
     ranks = f", {row.world_size} ranks" if row.world_size > 1 else ""
     return f"{row.device}{f' ({cpu})' if cpu and row.device == 'cpu' else ''}{ranks}"

@@ -1,4 +1,4 @@
-"""What analyses found of an experiment's layers: frames, maps, and their place on the page."""
+"""What analyses layers of an experiment's layers: frames, maps, and their place on the page."""
 
 import numpy as np
 import pytest
@@ -93,7 +93,7 @@ def test_cells_that_cannot_be_coloured_are_drawn_all_the_same(analysed):
 
 def test_two_analyses_are_told_apart(analysed):
     _sensitivity(analysed, "W2/4 int linear")
-    found = load_layers(analysed)
-    assert set(found["column"][found["task"] == "sensitivity"]) == {
+    layers = load_layers(analysed)
+    assert set(layers["column"][layers["task"] == "sensitivity"]) == {
         f"W2/4 int {name}: {bits} bits" for name in ("affine", "linear") for bits in (2, 4)
     }

@@ -7,10 +7,10 @@ from qexp.base.errors import UserError
 from qexp.report import ReportSettings, run
 from qexp.reporting import report
 from qexp.reporting.frames.load import load_records
-from qexp.reporting.frames.predictions import FILE, keys_of, read_compact, stored_answers, write_compact
+from qexp.reporting.frames.predictions import FILE, keys_of, load_predictions, read_compact, write_compact
 from qexp.reporting.statistics.verify import verify_tables
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 IMAGES = np.arange(2000)
 RIGHT = {"fp32": IMAGES < 1800, "W8 int": IMAGES < 1790, "W4 int": (IMAGES > 100) & (IMAGES < 1850)}
 
@@ -33,33 +33,33 @@ def test_compact_predictions_come_back(tmp_path, answers, write):
     rows = answers(RIGHT | {"W2 int": classes == IMAGES % 10}, folder=tmp_path / "runs", top1={"W2 int": classes})
     runs_dir = write(rows)
     records = load_records("exp", runs_dir)
-    found = stored_answers(records, runs_dir)
-    path, digest = write_compact(tmp_path / "results", [records], records, found)
+    stored = load_predictions(records, runs_dir)
+    path, digest = write_compact(tmp_path / "results", [records], records, stored)
     again, floats = read_compact(path)
     for key in keys_of(records):
         for name in ("index", "label", "top1", "right5"):
-            np.testing.assert_array_equal(getattr(again.answers[key], name), getattr(found.answers[key], name))
+            np.testing.assert_array_equal(getattr(again.by_key[key], name), getattr(stored.by_key[key], name))
     assert list(floats.values()) == [keys_of(records[records["variant"] == "fp32"])[0]]
     assert path.stat().st_size < 1.3 * len(rows) * len(IMAGES) + 8000
-    assert write_compact(tmp_path / "results", [records], records, found) == (path, digest)
+    assert write_compact(tmp_path / "results", [records], records, stored) == (path, digest)
 
 
 @pytest.mark.parametrize("classes", [10, 255, 256, 1000])
 def test_any_number_of_classes(tmp_path, answers, write, classes):
     runs_dir = write(answers(RIGHT, folder=tmp_path / "runs", classes=classes))
     records = load_records("exp", runs_dir)
-    found = stored_answers(records, runs_dir)
-    path, _ = write_compact(tmp_path / "results", [records], records, found)
+    stored = load_predictions(records, runs_dir)
+    path, _ = write_compact(tmp_path / "results", [records], records, stored)
     again, _ = read_compact(path)
     key = keys_of(records)[2]
-    np.testing.assert_array_equal(again.answers[key].top1, found.answers[key].top1)
+    np.testing.assert_array_equal(again.by_key[key].top1, stored.by_key[key].top1)
 
 
 def test_nothing_stored_is_no_file(tmp_path, answers, write):
     runs_dir = write(answers(RIGHT))
     (tmp_path / FILE).write_text("of an earlier report")
     records = load_records("exp", runs_dir)
-    assert write_compact(tmp_path, [records], records, stored_answers(records, runs_dir)) is None
+    assert write_compact(tmp_path, [records], records, load_predictions(records, runs_dir)) is None
     assert not (tmp_path / FILE).exists()
 
 
