@@ -75,9 +75,9 @@ def cut_splits(train_labels: Tensor, num_test_part: int | None, settings: DataSe
     left = len(train_labels) - sum(wanted.values())
     if left < 1:
         key = max(wanted, key=lambda name: wanted[name])
-        room = len(train_labels) - 1 - (sum(wanted.values()) - wanted[key])
+        most = len(train_labels) - 1 - (sum(wanted.values()) - wanted[key])
         remedy = f"{', '.join(wanted)} take {sum(wanted.values())} of {len(train_labels)} images and leave none to train on."
-        raise UserError(key, wanted[key], allowed=f"at most {max(room, 0)}", remedy=remedy)
+        raise UserError(key, wanted[key], allowed=f"at most {max(most, 0)}", remedy=remedy)
     if settings.num_train is not None and settings.num_train > left:
         raise UserError("data.num_train", settings.num_train, allowed=f"at most {left}, which the other splits leave")
     order = interleaved_permutation(train_labels, settings.split_seed)

@@ -47,8 +47,8 @@ class Training:
     def begin(
         self,
         *,
-        identity: Mapping[str, Any],
-        config: Mapping[str, Any],
+        identity: Mapping[str, object],
+        config: Mapping[str, object],
         versions: Mapping[str, str],
         epochs: int,
         world_size: int = 1,
@@ -93,10 +93,10 @@ class Training:
         except FileNotFoundError:
             return {}
 
-    def _write_info(self, info: Mapping[str, Any]) -> None:
+    def _write_info(self, info: Mapping[str, object]) -> None:
         write_text_atomic(self.folder / "training.json", json.dumps(info, indent=2, sort_keys=True) + "\n")
 
-    def save_epoch(self, state: FitState, log: Mapping[str, Any], *, keep: bool) -> None:
+    def save_epoch(self, state: FitState, log: Mapping[str, object], *, keep: bool) -> None:
         """Store an epoch: its weights if it is kept, the resume state, and a line of the log.
 
         Args:
@@ -284,7 +284,7 @@ def disk_bytes(weights_bytes: int, kept_epochs: int) -> int:
     return weights_bytes * kept_epochs + 3 * 2 * weights_bytes
 
 
-def _separate(state: Mapping[str, Any]) -> dict[str, Tensor]:
+def _separate(state: Mapping[str, object]) -> dict[str, Tensor]:
     """Contiguous CPU tensors that share no storage, as safetensors wants them."""
     seen: set[int] = set()
     result = {}

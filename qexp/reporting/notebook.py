@@ -50,7 +50,7 @@ def load(name: str, runs_dir: str | Path = "runs") -> pd.DataFrame:
 def _configured(records: pd.DataFrame, name: str, runs_dir: str | Path) -> pd.DataFrame:
     """Add every parameter of each row's run, a column each."""
     runs = load_runs(name, runs_dir)
-    params = [(runs.get(run) or {}).get("params", {}) for run in records["run"]]
+    params = [runs[run].get("params", {}) if run in runs else {} for run in records["run"]]
     keys = dict.fromkeys(key for values in params for key in values)
     settings = pd.DataFrame(
         {f"param.{key}": pd.Series([values.get(key) for values in params], dtype=object).infer_objects() for key in keys}

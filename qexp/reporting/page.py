@@ -19,6 +19,7 @@ from qexp.reporting.statistics.verdict import ALIKE, BEST, EXPLAINED, WORSE, Ver
 from qexp.reporting.tables.exports import EXPLAINED as EXPORTS_EXPLAINED
 from qexp.reporting.tables.results import display
 from qexp.reporting.tables.statistic_cells import interval_text
+from qexp.tracking.rows import SweepRow
 
 FILE = "report.html"
 TEMPLATE = Path(__file__).with_name("page.html.jinja")
@@ -51,7 +52,7 @@ def write_page(
     card: Sequence[tuple[str, str]],
     figures: Sequence[Drawn],
     exports: Sequence[Mapping[str, Any]] = (),
-    sweeps: Sequence[Mapping[str, Any]] = (),
+    sweeps: Sequence[SweepRow] = (),
 ) -> Path:
     """Write the page; the same numbers give the same bytes.
 

@@ -23,7 +23,7 @@ def flipped(plain, lost, gained, generator):
 
 
 @pytest.fixture
-def report(tmp_path, answers, write):
+def report(tmp_path, predicted, write):
     """Write the report of a float network with 90 % and of copies: W8 and W6 alike, W4 two points below, with their flips."""
     generator = np.random.default_rng(11)
     plain = generator.random(N) < 0.9
@@ -35,7 +35,7 @@ def report(tmp_path, answers, write):
         "W5 int": flipped(plain, 40, 40, generator),  # as good, wrong on other images
         "W4 int": flipped(plain, 500, 300, generator),
     }
-    return write_report("exp", runs_dir=write(answers(right, folder=tmp_path / "runs")), results_dir=tmp_path / "results")
+    return write_report("exp", runs_dir=write(predicted(right, folder=tmp_path / "runs")), results_dir=tmp_path / "results")
 
 
 def test_what_is_equal_is_called_so_and_two_points_are_told_apart(report):

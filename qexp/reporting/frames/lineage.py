@@ -12,9 +12,9 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from qexp.base.files import hash_json
+from qexp.tracking.rows import RunRow, Scalar
 
 Origin = tuple[str, ...] | tuple[str, str | None]  # what a training's first weights are: `random`, a file, a training
 WEIGHTS = "model.weights"
@@ -33,8 +33,8 @@ class Training:
     """
 
     key: str
-    params: Mapping[str, Any]
-    asked: Mapping[str, Any]
+    params: Mapping[str, Scalar]
+    asked: Mapping[str, object]
     epochs: int | None
 
     @property
@@ -48,12 +48,12 @@ class Training:
         return not self.is_qat and "checkpoint" not in self.params
 
     @property
-    def recipe(self) -> dict[str, Any]:
+    def recipe(self) -> dict[str, Scalar]:
         """What it was trained with: `train.*`."""
         return {key: value for key, value in self.params.items() if key.startswith("train.")}
 
     @property
-    def network(self) -> dict[str, Any]:
+    def network(self) -> dict[str, Scalar]:
         """Data and network, without the weights."""
         kept = {key: value for key, value in self.params.items() if key.startswith(("data.", "model."))}
         return {key: value for key, value in kept.items() if key not in (WEIGHTS, *NO_DECISION)}
@@ -73,19 +73,18 @@ class Lineage:
     start: str | None
     control: str | None
     comparison: str
-    facts: Mapping[str, Any]
+    facts: Mapping[str, object]
 
 
-def read_training(key: str, run: Mapping[str, Any] | None) -> Training:
+def read_training(key: str, run: RunRow | None) -> Training:
     """A training from its row in the journal; an empty one where it was never opened."""
-    run = run or {}
-    config = json.loads(run.get("artifacts", {}).get("config.json", "{}"))
-    params = dict(run.get("params", {}))
+    config = json.loads(run.get("artifacts", {}).get("config.json", "{}")) if run is not None else {}
+    params = dict(run.get("params", {})) if run is not None else {}
     if config.get("model", {}).get("weights") is not None:
         params[WEIGHTS] = config["model"]["weights"]
     recipe = {name.removeprefix("train."): value for name, value in params.items() if name.startswith("train.")}
     asked = {name: value for name, value in config.get("train", recipe).items() if name not in NO_DECISION}
-    return Training(key, params, asked, run.get("planned_epochs"))
+    return Training(key, params, asked, run.get("planned_epochs") if run is not None else None)
 
 
 def lineages(trainings: Mapping[str, Training]) -> dict[str, Lineage]:
@@ -97,7 +96,7 @@ def lineages(trainings: Mapping[str, Training]) -> dict[str, Lineage]:
             continue
         init = qat.params.get("qat.init")
         start = next((candidate.key for candidate in floats if _is_start(candidate, qat)), None) if init == "training" else None
-        facts = qat.network | {WEIGHTS: qat.params.get(WEIGHTS), "qat.init": init}
+        facts: dict[str, object] = {**qat.network, WEIGHTS: qat.params.get(WEIGHTS), "qat.init": init}
         facts |= {f"train.{key}": value for key, value in qat.asked.items()} if init == "training" else {}
         origin = ("training", start) if init == "training" else _origin(qat, trainings)
         control = next((candidate.key for candidate in floats if _is_control(candidate, qat, origin, trainings)), None)
@@ -126,14 +125,15 @@ def _origin(training: Training, trainings: Mapping[str, Training]) -> Origin:
     weights = training.params.get(WEIGHTS)
     if weights is None:
         return ("random",)
-    *_, folder, epochs, file = ("", "", *Path(weights).parts)
+    path = Path(str(weights))
+    *_, folder, epochs, file = ("", "", *path.parts)
     stored = trainings.get(folder)
     if stored is not None and epochs == "epochs" and Path(file).stem == f"{stored.epochs or 0:04d}":
         return ("training", folder)
-    return ("file", str(Path(weights)))
+    return ("file", str(path))
 
 
-def same_values(settings: Mapping[str, Any], others: Mapping[str, Any]) -> bool:
+def same_values(settings: Mapping[str, object], others: Mapping[str, object]) -> bool:
     """True where both have the same values; a tenth of 0.05 is 0.005, whatever the last bit says.
 
     >>> same_values({"lr": 0.1 * 0.05}, {"lr": 0.005})

@@ -19,6 +19,7 @@ from qexp.reporting.frames.qat_labels import Named, name_trainings
 from qexp.reporting.frames.training_labels import training_labels
 from qexp.tracking.journal import find_journal, read_rows
 from qexp.tracking.record import FLOAT_VARIANT, Record
+from qexp.tracking.rows import RunRow, Scalar, SweepRow, is_run, is_sweep
 
 RECORD_COLUMNS = tuple(item.name for item in fields(Record))
 IDENTITY = ["run", "variant_key", "epoch", "split", "n"]
@@ -44,7 +45,7 @@ def load_records(name: str, runs_dir: str | Path) -> pd.DataFrame:
     """
     path = find_journal(runs_dir, name)
     rows = read_rows(path)[0]
-    runs = {row["run"]: row for row in rows if row["kind"] == "run"}
+    runs = {row["run"]: row for row in rows if is_run(row)}
     records = _latest(row for row in rows if row["kind"] == "record")
     if not records:
         return pd.DataFrame(columns=[*RECORD_COLUMNS, "run", "data", "model", "planned_epochs", "label", "group"])
@@ -52,7 +53,7 @@ def load_records(name: str, runs_dir: str | Path) -> pd.DataFrame:
     frame = _labelled(frame, runs)
     for column in ("data", "model"):
         frame[column] = [_params(runs, training).get(f"{column}.name", "") for training in frame["training"]]
-    planned = [(runs.get(training) or {}).get("planned_epochs") for training in frame["training"]]
+    planned = [runs[training].get("planned_epochs") if training in runs else None for training in frame["training"]]
     frame["planned_epochs"] = pd.array(planned, dtype="Int64")
     protocols = find_protocols(frame, {training: _params(runs, training) for training in frame["training"].unique()})
     if protocols.sentences:
@@ -60,10 +61,10 @@ def load_records(name: str, runs_dir: str | Path) -> pd.DataFrame:
     return pd.concat([frame, _differing_params(frame["run"], runs)], axis=1)
 
 
-def load_sweeps(name: str, runs_dir: str | Path) -> list[dict[str, Any]]:
+def load_sweeps(name: str, runs_dir: str | Path) -> list[SweepRow]:
     """What was typed for this experiment and where it ran, oldest first; each sweep once."""
     rows = read_rows(find_journal(runs_dir, name))[0]
-    return list({row["sweep"]: row for row in rows if row["kind"] == "sweep"}.values())
+    return list({row["sweep"]: row for row in rows if is_sweep(row)}.values())
 
 
 def _latest(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -92,7 +93,7 @@ def _one_name_each(frame: pd.DataFrame) -> pd.DataFrame:
     return frame.assign(variant=frame["variant"].where(plans == 1, marked))
 
 
-def _labelled(frame: pd.DataFrame, runs: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
+def _labelled(frame: pd.DataFrame, runs: Mapping[str, RunRow]) -> pd.DataFrame:
     """Add what trainings are called and, where some quantize, how they belong together."""
     trainings = {key: read_training(key, runs.get(key)) for key in dict.fromkeys(frame["training"])}
     trained = frame[(frame["ranges"] == TRAINED) & (frame["variant"] != FLOAT_VARIANT)].drop_duplicates("training")
@@ -107,12 +108,12 @@ def _labelled(frame: pd.DataFrame, runs: Mapping[str, Mapping[str, Any]]) -> pd.
     return frame.assign(**{column: frame["training"].map(values) for column, values in names.items()})
 
 
-def _params(runs: Mapping[str, Mapping[str, Any]], run: str) -> Mapping[str, Any]:
+def _params(runs: Mapping[str, RunRow], run: str) -> Mapping[str, Scalar]:
     """The parameters of a run; none where it was never opened."""
-    return (runs.get(run) or {}).get("params", {})
+    return runs[run].get("params", {}) if run in runs else {}
 
 
-def _differing_params(run_of_row: pd.Series, runs: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
+def _differing_params(run_of_row: pd.Series, runs: Mapping[str, RunRow]) -> pd.DataFrame:
     """The parameters in which runs differ, a column each, aligned with the records."""
     used = {run: _params(runs, run) for run in dict.fromkeys(run_of_row)}
     # A training's own run has no quantization settings: only variants can differ in those.

@@ -8,12 +8,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from string import ascii_uppercase
-from typing import Any
 
 import pandas as pd
 
 from qexp.base.errors import UserError
-from qexp.reporting.frames.training_labels import plain
+from qexp.reporting.frames.training_labels import value_text
+from qexp.tracking.rows import Scalar
 
 ALWAYS = ("name", "factory", "image_size", "num_classes", "mean", "std")
 CUT = {
@@ -59,7 +59,7 @@ class Protocols:
         return (MARKED, *(f"{mark}: {text}." for mark, text in self.descriptions.items()))
 
 
-def find_protocols(records: pd.DataFrame, params: Mapping[str, Mapping[str, Any]]) -> Protocols:
+def find_protocols(records: pd.DataFrame, params: Mapping[str, Mapping[str, Scalar]]) -> Protocols:
     """Tell apart what rows were measured on: the data set and how its images are prepared, the split, the number of images.
 
     Data of the same settings with another content (another folder, a changed file) are other data. The hash of the content covers
@@ -71,7 +71,7 @@ def find_protocols(records: pd.DataFrame, params: Mapping[str, Mapping[str, Any]
     """
     measured = records[[*MEASURED, "data_hash"]].drop_duplicates()
     contents: dict[tuple[str, str], set[str]] = {}
-    facts: dict[tuple[str, str, int, str], dict[str, Any]] = {}
+    facts: dict[tuple[str, str, int, str], dict[str, Scalar]] = {}
     cuts: dict[tuple[str, str, int, str], tuple[str, str]] = {}
     for training, split, n, content in measured.itertuples(index=False):
         key = (training, split, n, content)
@@ -89,22 +89,22 @@ def find_protocols(records: pd.DataFrame, params: Mapping[str, Mapping[str, Any]
     return Protocols(pd.Series([marks[_text(facts[row])] for row in rows], index=records.index, dtype=object), descriptions)
 
 
-def _deciding(data: Mapping[str, Any], split: str) -> Sequence[str]:
+def _deciding(data: Mapping[str, Scalar], split: str) -> Sequence[str]:
     """The data settings that decide the images of a split and how a network sees them."""
     if split == "test" and data.get("num_test") is None:  # a part of its own, whatever is cut from the others
         return ALWAYS
     return (*ALWAYS, "num_test", *CUT.get(split, ()), "split_seed")
 
 
-def _description(facts: Mapping[str, Any], protocols: Sequence[Mapping[str, Any]]) -> str:
+def _description(facts: Mapping[str, Scalar], protocols: Sequence[Mapping[str, Scalar]]) -> str:
     """`mnist5k, mean 0.1, split test, n = 1000`: name, split and number, and what else tells it from the others."""
     keys = [key for key in dict.fromkeys(key for other in protocols for key in other) if key not in ("name", "split", "n")]
     differ = [key for key in keys if len({repr(other[key]) for other in protocols if key in other}) > 1]
-    details = [f"{key} {plain(facts[key])}" for key in differ if facts.get(key) not in (None, "")]
+    details = [f"{key} {value_text(facts[key])}" for key in differ if facts.get(key) not in (None, "")]
     return ", ".join([str(facts.get("name") or "data"), *details, f"split {facts['split']}", f"n = {facts['n']}"])
 
 
-def _text(values: Mapping[str, Any]) -> str:
+def _text(values: Mapping[str, Scalar]) -> str:
     return repr(sorted(values.items()))
 
 

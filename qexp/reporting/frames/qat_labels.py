@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from qexp.reporting.frames.lineage import WEIGHTS, Lineage, Training, lineages
-from qexp.reporting.frames.training_labels import MAX_LABEL_PARTS, is_training_key, plain, short, training_labels
+from qexp.reporting.frames.training_labels import MAX_LABEL_PARTS, is_training_key, short_key, training_labels, value_text
 from qexp.tracking.journal import CONVERTED
 
+Quantized = tuple[str, Mapping[str, object]]  # label and parameters of what a training was quantized to
 START, CONTROL = "float start", "float control"
 # What the method and its widths say already, and a number that no reader sets.
 IN_BASE = (
@@ -44,7 +44,7 @@ class Named:
     control: str | None = None
 
 
-def name_trainings(trainings: Mapping[str, Training], quantized: Mapping[str, tuple[str, Mapping[str, Any]]]) -> dict[str, Named]:
+def name_trainings(trainings: Mapping[str, Training], quantized: Mapping[str, Quantized]) -> dict[str, Named]:
     """The names of each training, by its hash.
 
     Args:
@@ -61,7 +61,7 @@ def name_trainings(trainings: Mapping[str, Training], quantized: Mapping[str, tu
     seeded = len({training.params.get("seed") for training in trainings.values()}) > 1
     texts = {}
     for key, training in trainings.items():
-        subject = [f"{short(name, network)}={plain(training.params.get(name))}" for name in network]
+        subject = [f"{short_key(name, network)}={value_text(training.params.get(name))}" for name in network]
         texts[key] = " ".join([*subject, bases[key], *extras[key]])
     seeds = {key: f" seed={training.params.get('seed')}" if seeded else "" for key, training in trainings.items()}
     labels = {key: texts[key] + seeds[key] for key in trainings}
@@ -109,7 +109,7 @@ def _lineage(training: Training, by_key: Mapping[str, Lineage]) -> Lineage | Non
 def _base(
     training: Training,
     by_key: Mapping[str, Lineage],
-    quantized: Mapping[str, tuple[str, Mapping[str, Any]]],
+    quantized: Mapping[str, Quantized],
     trainings: Mapping[str, Training],
 ) -> str:
     """`lsq W2A2`, `float start`, `float control`, `float`, `converted lsq W2A2` or `checkpoint=FILE`."""
@@ -137,10 +137,10 @@ def _widths(variant: str) -> str:
 def _extras(
     trainings: Mapping[str, Training],
     bases: Mapping[str, str],
-    quantized: Mapping[str, tuple[str, Mapping[str, Any]]],
+    quantized: Mapping[str, Quantized],
 ) -> dict[str, list[str]]:
     """What else differs: among the quantization-aware trainings, and among float ones of the same name."""
-    groups: dict[str, dict[str, Mapping[str, Any]]] = {}  # of trainings that are told apart from each other
+    groups: dict[str, dict[str, Mapping[str, object]]] = {}  # of trainings that are told apart from each other
     for key, training in trainings.items():
         variant_params = quantized.get(key, ("", {}))[1] if training.is_qat else {}
         params = {name: value for name, value in variant_params.items() if name.startswith(VARIANT_KEYS)}
@@ -152,17 +152,17 @@ def _extras(
         chosen = _differing(settings)[:MAX_LABEL_PARTS]
         known = {name for values in settings.values() for name in values}
         for key, values in settings.items():
-            extras[key] = [f"{_word(name, known)}={plain(values.get(name))}" for name in chosen]
+            extras[key] = [f"{_word(name, known)}={value_text(values.get(name))}" for name in chosen]
     return extras
 
 
 def _word(name: str, known: Iterable[str]) -> str:
     """`calibrate` for `qat.calibrate.name`, else as short as leaves no doubt."""
-    return short(name, known).removeprefix("qat.") if name.endswith(".name") else short(name, known)
+    return short_key(name, known).removeprefix("qat.") if name.endswith(".name") else short_key(name, known)
 
 
-def _differing(settings: Mapping[str, Mapping[str, Any]]) -> list[str]:
+def _differing(settings: Mapping[str, Mapping[str, object]]) -> list[str]:
     """The settings that differ as they are printed, names of things first, where trainings begin last."""
     names = sorted({name for values in settings.values() for name in values})
-    differ = [name for name in names if len({plain(values.get(name)) for values in settings.values()}) > 1]
+    differ = [name for name in names if len({value_text(values.get(name)) for values in settings.values()}) > 1]
     return sorted(differ, key=lambda name: (name == WEIGHTS, not name.endswith(".name"), name))

@@ -12,10 +12,11 @@ import pandas as pd
 
 from qexp.base.text import MIB
 from qexp.reporting.frames.summary import is_float
-from qexp.reporting.frames.training_labels import plain
+from qexp.reporting.frames.training_labels import value_text
 from qexp.tracking.journal import find_journal, read_rows
+from qexp.tracking.rows import RunRow, Scalar, SweepRow, is_run
 
-Runs = Mapping[str, Mapping[str, Any]]
+Runs = Mapping[str, RunRow]
 MAX_TEXTS = 4
 RECIPE = (
     "epochs", "optimizer", "lr", "momentum", "weight_decay", "schedule", "batch_size", "label_smoothing", "precision",
@@ -26,12 +27,12 @@ VARIANT_COLUMNS = (
 )  # fmt: skip
 
 
-def load_runs(name: str, runs_dir: str | Path) -> dict[str, dict[str, Any]]:
+def load_runs(name: str, runs_dir: str | Path) -> dict[str, RunRow]:
     """The runs of an experiment by their key, as last opened."""
-    return {row["run"]: row for row in read_rows(find_journal(runs_dir, name))[0] if row["kind"] == "run"}
+    return {row["run"]: row for row in read_rows(find_journal(runs_dir, name))[0] if is_run(row)}
 
 
-def protocol_card(table: pd.DataFrame, runs: Runs, sweeps: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
+def protocol_card(table: pd.DataFrame, runs: Runs, sweeps: Sequence[SweepRow]) -> list[tuple[str, str]]:
     """Titles and texts, in the order in which they are asked for.
 
     Args:
@@ -67,24 +68,24 @@ def _some(texts: Iterable[str], most: int = MAX_TEXTS) -> str:
     return "; ".join(different[:most]) + rest
 
 
-def _kept_apart(params: Mapping[str, Any]) -> str:
+def _kept_apart(params: Mapping[str, Scalar]) -> str:
     """Images that calibrate or select, and are scored by nobody."""
     parts = [f"{params[f'data.num_{name}']} to {verb}" for name, verb in (("calib", "calibrate"), ("select", "select"))
              if params.get(f"data.num_{name}")]  # fmt: skip
     return f"{', '.join(parts)}, of the training images" if parts else ""
 
 
-def _network(params: Mapping[str, Any], table: pd.DataFrame) -> str:
+def _network(params: Mapping[str, Scalar], table: pd.DataFrame) -> str:
     size = table["size_bytes"][is_float(table)]
     about = f", {size.iloc[0] / MIB:.2f} MiB in float" if len(size) else ""
-    weights = f", weights {plain(params['model.weights'])}" if params.get("model.weights") else ""
+    weights = f", weights {value_text(params['model.weights'])}" if params.get("model.weights") else ""
     return f"{params.get('model.name', '')}{weights}{about}"
 
 
-def _training(params: Mapping[str, Any]) -> str:
+def _training(params: Mapping[str, Scalar]) -> str:
     if "checkpoint" in params:
-        return f"none here: {plain(params['checkpoint'])} as it is"
-    recipe = [f"{name} {plain(params[f'train.{name}'])}" for name in RECIPE if params.get(f"train.{name}") is not None]
+        return f"none here: {value_text(params['checkpoint'])} as it is"
+    recipe = [f"{name} {value_text(params[f'train.{name}'])}" for name in RECIPE if params.get(f"train.{name}") is not None]
     qat = f"quantization-aware, {params['qat.name']}: " if "qat.name" in params else ""
     return qat + ", ".join(recipe)
 
@@ -109,7 +110,8 @@ def _quantization(table: pd.DataFrame) -> str:
 def _plans(runs: Runs, table: pd.DataFrame) -> Iterable[tuple[str, list[dict[str, Any]]]]:
     """Label and rows of the plan of each copy."""
     for training, key, variant in table[["training", "variant_key", "variant"]].itertuples(index=False):
-        text = (runs.get(f"{training}/{key}") or {}).get("artifacts", {}).get("plan.json")
+        run = runs.get(f"{training}/{key}")
+        text = run.get("artifacts", {}).get("plan.json") if run is not None else None
         rows = json.loads(text) if text else None
         if isinstance(rows, list):
             yield variant, rows
@@ -139,7 +141,7 @@ def _left_alone(runs: Runs, table: pd.DataFrame) -> Iterable[str]:
         yield ", ".join(f"{count} ({reason})" for reason, count in reasons.items())
 
 
-def _device(row: Any, trainings: Sequence[Mapping[str, Any]]) -> str:
+def _device(row: Any, trainings: Sequence[RunRow]) -> str:
     cpu = next((tags["qexp.cpu"] for tags in (run.get("tags", {}) for run in trainings) if tags.get("qexp.cpu")), "")
     ranks = f", {row.world_size} ranks" if row.world_size > 1 else ""
     return f"{row.device}{f' ({cpu})' if cpu and row.device == 'cpu' else ''}{ranks}"

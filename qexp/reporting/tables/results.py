@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
@@ -17,6 +16,7 @@ from qexp.reporting.statistics.verdict import EXPLAINED, Verdict
 from qexp.reporting.tables.render import Display, csv_text, fixed_width, loss_text, markdown_table, numbers_text, small_text
 from qexp.reporting.tables.statistic_cells import seed_statistics, seeds_explained, statistics
 from qexp.tracking.record import FLOAT_VARIANT
+from qexp.tracking.rows import SweepRow
 
 VS_CONTROL = (
     "vs control in points against the float control: trained in float from the same weights with the same recipe and seed, "
@@ -28,7 +28,7 @@ def write_tables(
     name: str,
     records: pd.DataFrame,
     folder: Path,
-    sweeps: Sequence[dict[str, Any]] = (),
+    sweeps: Sequence[SweepRow] = (),
     jobs: pd.DataFrame | None = None,
     verdict: Verdict | None = None,
 ) -> dict[str, Path]:
@@ -59,7 +59,7 @@ def write_tables(
 def _texts(
     name: str,
     records: pd.DataFrame,
-    sweeps: Sequence[dict[str, Any]],
+    sweeps: Sequence[SweepRow],
     states: Mapping[tuple[str, str], str],
     verdict: Verdict | None,
 ) -> dict[str, str]:
@@ -95,7 +95,7 @@ def format_table(table: pd.DataFrame) -> str:
 
 
 def markdown(
-    name: str, table: pd.DataFrame, seeds: pd.DataFrame, sweeps: Sequence[dict[str, Any]] = (), words: Sequence[str] = (),
+    name: str, table: pd.DataFrame, seeds: pd.DataFrame, sweeps: Sequence[SweepRow] = (), words: Sequence[str] = (),
     protocols: Sequence[str] = (),
 ) -> str:  # fmt: skip
     """The whole of `table.md`.
@@ -265,7 +265,7 @@ def _mean_and_sd(mean: float, sd: float) -> str:
     return "" if pd.isna(mean) else f"{mean:.2f} +- {sd:.2f}"
 
 
-def _sweep_line(sweep: dict[str, Any]) -> str:
+def _sweep_line(sweep: SweepRow) -> str:
     """One sweep: command, revision, versions, machine."""
     versions = ", ".join(f"{key} {value}" for key, value in sweep["versions"].items())
     when = pd.Timestamp(sweep["time_ms"], unit="ms").strftime("%Y-%m-%d %H:%M UTC")

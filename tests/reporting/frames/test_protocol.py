@@ -69,12 +69,12 @@ def test_a_test_part_that_is_cut_from_the_images_depends_on_the_cut(write, train
     assert _marks(write(training(["W8 int"]), other)) is None  # the set's own part is not cut
 
 
-def test_where_it_is_asked_for_rows_are_marked(tmp_path, answers, write):
+def test_where_it_is_asked_for_rows_are_marked(tmp_path, predicted, write):
     images = np.arange(2000)
     right = {"fp32": images < 1800, "W4 int": images < 1700}
     few = {name: values[:500] for name, values in right.items()}
     folder = tmp_path / "runs"
-    runs_dir = write(answers(right, folder=folder), answers(few, folder=folder, training=OTHER, seed=1))
+    runs_dir = write(predicted(right, folder=folder), predicted(few, folder=folder, training=OTHER, seed=1))
     report = write_report("exp", runs_dir=runs_dir, results_dir=tmp_path / "results", mixed=True)
     with (report.folder / "table.csv").open() as file:
         assert [row["protocol"] for row in csv.DictReader(file)] == list("AABB")

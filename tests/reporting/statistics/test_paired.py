@@ -25,11 +25,11 @@ def _verdict(runs_dir):
 
 
 @pytest.fixture
-def sweep(tmp_path, answers, write):
+def sweep(tmp_path, predicted, write):
     """Judge the training whose variants are right where told."""
 
     def make(right, **options):
-        return _verdict(write(answers(right, folder=tmp_path / "runs", **options)))
+        return _verdict(write(predicted(right, folder=tmp_path / "runs", **options)))
 
     return make
 
@@ -101,24 +101,24 @@ def test_controls_are_in_no_family(sweep):
     assert table.loc["fp32"]["vs_best"] == "best"
 
 
-def test_what_has_no_predictions_is_said(tmp_path, answers, write):
+def test_what_has_no_predictions_is_said(tmp_path, predicted, write):
     right = {"fp32": IMAGES < 9000, "W8 int": IMAGES < 8990, "W4 int": IMAGES < 8000}
-    assert _verdict(write(answers(right))).gaps == ("No statistics: no predictions were kept.",)
-    rows = answers(right, folder=tmp_path / "runs")
+    assert _verdict(write(predicted(right))).gaps == ("No statistics: no predictions were kept.",)
+    rows = predicted(right, folder=tmp_path / "runs")
     rows[-1]["predictions"] = None
     verdict = _verdict(write(rows))
     assert verdict.gaps == ("No statistics for W4 int: no predictions were kept.",)
     assert verdict.table.set_index("variant")["p_value"].notna().to_dict() == {"fp32": False, "W8 int": True, "W4 int": False}
 
 
-def test_predictions_of_another_evaluation_are_not_used(tmp_path, answers, write):
-    rows = answers({"fp32": IMAGES < 9000, "W8 int": IMAGES < 8990}, folder=tmp_path / "runs")
+def test_predictions_of_another_evaluation_are_not_used(tmp_path, predicted, write):
+    rows = predicted({"fp32": IMAGES < 9000, "W8 int": IMAGES < 8990}, folder=tmp_path / "runs")
     rows[-1]["prec1"] = 89.5
     assert "those of another evaluation" in _verdict(write(rows)).gaps[0]
 
 
-def test_a_damaged_file_is_told(tmp_path, answers, write):
-    rows = answers({"fp32": IMAGES < 9000, "W8 int": IMAGES < 8990}, folder=tmp_path / "runs")
+def test_a_damaged_file_is_told(tmp_path, predicted, write):
+    rows = predicted({"fp32": IMAGES < 9000, "W8 int": IMAGES < 8990}, folder=tmp_path / "runs")
     path = tmp_path / "runs" / "trainings" / rows[0]["run"] / rows[-1]["predictions"]
     path.write_bytes(path.read_bytes()[:100])
     assert "cannot be read" in _verdict(write(rows)).gaps[0]
@@ -126,19 +126,19 @@ def test_a_damaged_file_is_told(tmp_path, answers, write):
     assert "no longer there" in _verdict(write(rows)).gaps[0]
 
 
-def test_the_best_epoch_is_the_float_networks(tmp_path, answers, write):
+def test_the_best_epoch_is_the_float_networks(tmp_path, predicted, write):
     store = tmp_path / "runs"
-    first = answers({"fp32": IMAGES < 9100, "W8 int": IMAGES < 9050}, folder=store, epoch=1)
-    last = answers({"fp32": IMAGES < 9000, "W8 int": IMAGES < 9060}, folder=store, epoch=2)
+    first = predicted({"fp32": IMAGES < 9100, "W8 int": IMAGES < 9050}, folder=store, epoch=1)
+    last = predicted({"fp32": IMAGES < 9000, "W8 int": IMAGES < 9060}, folder=store, epoch=2)
     verdict = _verdict(write(first, last))
     assert verdict.pairs[["epoch", "difference"]].values.tolist() == [["2", 0.6], ["1", -0.5]]
 
 
-def test_seeds_and_images_together(tmp_path, answers, write):
+def test_seeds_and_images_together(tmp_path, predicted, write):
     parts = []
     for seed in range(3):
         right = {"fp32": IMAGES < 9000 + 20 * seed, "W4 int": (IMAGES + 100 * seed) % N < 8800 + 20 * seed}
-        parts.append(answers(right, training=f"{seed}{seed}" * 8, folder=tmp_path / "runs", seed=seed))
+        parts.append(predicted(right, training=f"{seed}{seed}" * 8, folder=tmp_path / "runs", seed=seed))
     verdict = _verdict(write(*parts))
     row = verdict.seeds.set_index("variant").loc["W4 int"]
     assert row["num_seeds"] == 3 and row["delta_prec1_mean"] == pytest.approx(-2.0)
@@ -148,10 +148,10 @@ def test_seeds_and_images_together(tmp_path, answers, write):
     )
 
 
-def test_the_files_of_a_report(tmp_path, answers, write, monkeypatch):
+def test_the_files_of_a_report(tmp_path, predicted, write, monkeypatch):
     monkeypatch.setattr(report, "_figures", lambda *_: [])
     right = {"fp32": IMAGES < 9000, "W8 int": (IMAGES > 9) & (IMAGES < 9005), "W4 int": IMAGES < 8000}
-    runs_dir = write(answers(right, folder=tmp_path / "runs"))
+    runs_dir = write(predicted(right, folder=tmp_path / "runs"))
     written = report.write_report("exp", runs_dir=runs_dir, results_dir=tmp_path / "results")
     table = list(csv.DictReader((written.folder / "table.csv").read_text().splitlines()))
     assert float(table[1]["ci_low"]) < -0.05 < float(table[1]["ci_high"]) and table[1]["vs_best"] == "="
