@@ -34,7 +34,7 @@ def run(settings: TrainingsSettings) -> None:
     from qexp.engine.trajectory import TrajectoryStore
 
     store = TrajectoryStore(Path(settings.runs_dir))
-    rows = store.list()
+    rows = store.summaries()
     if settings.remove is not None:
         for chosen in _choose(settings.remove, rows):
             store.remove(chosen["hash"])

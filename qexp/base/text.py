@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+MIB = 2**20  # bytes
+
 
 def by_reason(notes: Sequence[str], most: int | None = None) -> list[str]:
     """Notes of the form `layer: reason`, those for one reason together, of which `most` layers are named.

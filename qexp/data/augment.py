@@ -104,12 +104,12 @@ class Augmentation:
 
 
 def shifted(images: Tensor, row: Tensor, column: Tensor) -> Tensor:
-    """Pad `PAD` zeros on each side and cut the window at (row, column), each [N], taken modulo the 2 PAD + 1 places there are."""
+    """Pad `PAD` zeros on each side and cut the window at (row, column), each [N], taken modulo the 2 PAD + 1 positions."""
     height, width = images.shape[-2:]
     padded = functional.pad(images, (PAD, PAD, PAD, PAD))
     windows = padded.unfold(2, height, 1).unfold(3, width, 1)  # a view [N, C, 2 PAD + 1, 2 PAD + 1, H, W]
-    places = 2 * PAD + 1
-    return windows[torch.arange(len(images), device=images.device), :, row % places, column % places]
+    positions = 2 * PAD + 1
+    return windows[torch.arange(len(images), device=images.device), :, row % positions, column % positions]
 
 
 def resized_crop_box(key: int, index: Tensor, height: int, width: int) -> Tensor:
@@ -133,13 +133,13 @@ def resized_crop_box(key: int, index: Tensor, height: int, width: int) -> Tensor
     fits = (box_width >= 1) & (box_width <= width) & (box_height >= 1) & (box_height <= height)
     first = fits.int().argmax(dim=1, keepdim=True)
     box_height, box_width = box_height.gather(1, first)[:, 0], box_width.gather(1, first)[:, 0]
-    found = fits.any(dim=1)
+    any_fits = fits.any(dim=1)
     most_width = max(min(width, round(height * math.exp(_LOG_RATIO[1]))), 1)
     most_height = max(min(height, round(width / math.exp(_LOG_RATIO[0]))), 1)
-    top = torch.where(found, (draws[:, -2] * (height - box_height + 1)).floor(), (height - most_height) // 2)
-    left = torch.where(found, (draws[:, -1] * (width - box_width + 1)).floor(), (width - most_width) // 2)
-    box_height = torch.where(found, box_height, most_height)
-    box_width = torch.where(found, box_width, most_width)
+    top = torch.where(any_fits, (draws[:, -2] * (height - box_height + 1)).floor(), (height - most_height) // 2)
+    left = torch.where(any_fits, (draws[:, -1] * (width - box_width + 1)).floor(), (width - most_width) // 2)
+    box_height = torch.where(any_fits, box_height, most_height)
+    box_width = torch.where(any_fits, box_width, most_width)
     return torch.stack([top, left, box_height, box_width], dim=1).long()
 
 

@@ -22,8 +22,13 @@ from qexp.data.splits import Part, Split, Splits, representative
 class ImageStore(Protocol):
     """Where the pixels come from: `qexp.data.ram.RamImages` or `qexp.data.streaming.StreamedImages`."""
 
-    class_names: tuple[str, ...]
-    streamed: bool
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of the classes, by label."""
+
+    @property
+    def streamed(self) -> bool:
+        """True where images are decoded batch by batch."""
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -57,8 +62,11 @@ class DataBundle:
     """Images, splits and batches of one data set.
 
     Args:
-        store: the pixels. splits: which rows are for what.
-        mean, std: per channel, 0-1 scale. augment: name of what training does to its images.
+        store: the pixels.
+        splits: which rows are for what.
+        mean: of each channel, 0-1 scale.
+        std: of each channel, 0-1 scale.
+        augment: name of what training does to its images.
     """
 
     def __init__(self, store: ImageStore, splits: Splits, *, mean: list[float], std: list[float], augment: str) -> None:
@@ -84,23 +92,23 @@ class DataBundle:
         digest.update(repr((self.mean, self.std)).encode())
         return digest.hexdigest()[:16]
 
-    def num_shared(self, one: Split | str, other: Split | str) -> int:
-        """Images of split `one` that are in split `other` too, byte for byte: pixels, or files where the set is streamed.
+    def num_shared(self, split: Split | str, other: Split | str) -> int:
+        """Images of `split` that are in split `other` too, byte for byte: pixels, or files where the set is streamed.
 
         Splits are cut disjoint, so these are copies that the set itself holds.
         """
-        pair = Split(one), Split(other)
+        pair = Split(split), Split(other)
         if pair not in self._shared:
-            places = {name: self._splits.part(name) for name in pair}
-            sizes = {name: self._store.sizes(part, self._splits.rows[name]) for name, part in places.items()}
-            found = []
-            for name, twin in (pair, pair[::-1]):
-                possible = set(sizes[twin])  # files of other sizes are not read
+            parts = {name: self._splits.part(name) for name in pair}
+            sizes = {name: self._store.sizes(part, self._splits.rows[name]) for name, part in parts.items()}
+            digests: list[list[bytes]] = []
+            for name, partner in (pair, pair[::-1]):
+                possible = set(sizes[partner])  # files of other sizes are not read
                 rows = zip(self._splits.rows[name].tolist(), sizes[name], strict=True)
-                wanted = [row for row, size in rows if size in possible]
-                found.append([hashlib.sha1(self._store.content(places[name], row)).digest() for row in wanted])
-            there = set(found[1])
-            self._shared[pair] = sum(digest in there for digest in found[0])
+                candidates = [row for row, size in rows if size in possible]
+                digests.append([hashlib.sha1(self._store.content(parts[name], row)).digest() for row in candidates])
+            others = set(digests[1])
+            self._shared[pair] = sum(digest in others for digest in digests[0])
         return self._shared[pair]
 
     def steps_per_epoch(self, batch_size: int) -> int:
@@ -134,8 +142,8 @@ class DataBundle:
         """
         key = epoch_key(seed, epoch)
         steps = epoch_order(self.split_sizes[Split.TRAIN], key).split(batch_size)[start_step:]
-        shares = [whole[len(whole) * rank // world_size : len(whole) * (rank + 1) // world_size] for whole in steps]
-        return self._batches(Split.TRAIN, shares, [len(whole) for whole in steps], device, Augmentation(self._augment, key))
+        shares = [step[len(step) * rank // world_size : len(step) * (rank + 1) // world_size] for step in steps]
+        return self._batches(Split.TRAIN, shares, [len(step) for step in steps], device, Augmentation(self._augment, key))
 
     def eval_batches(
         self,

@@ -37,6 +37,7 @@ def load_custom(settings: DataSettings) -> RamImages:
         UserError: the factory is not found, cannot be called that way, or returns something else.
     """
     factory = settings.factory
+    assert factory is not None, "checked with the settings"
     returned = call_factory(_KEY, factory, offered={name: getattr(settings, name) for name in _OFFERED})
     values = _as_mapping(factory, returned)
     parts: dict[Part, RamPart] = {"train": _part(factory, values, "train")}

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +32,12 @@ _WORTH_A_LINE = 10_000  # files; decoding so many takes over two seconds
 
 @dataclass(frozen=True)
 class FilePart:
-    """One half of a tree: its files, and their labels [N] int64."""
+    """One half of a tree.
+
+    Args:
+        paths: its files.
+        labels: [N] int64, of the files.
+    """
 
     paths: tuple[Path, ...]
     labels: Tensor
@@ -40,7 +45,13 @@ class FilePart:
 
 @dataclass(frozen=True)
 class Tree:
-    """A tree of image files; `parts` lacks `test` where the tree has no such folder."""
+    """A tree of image files.
+
+    Args:
+        root: its folder.
+        parts: its halves; without `test` where the tree has no such folder.
+        class_names: names of the class folders, by label.
+    """
 
     root: Path
     parts: dict[Part, FilePart]
@@ -48,11 +59,16 @@ class Tree:
 
 
 def scan_tree(settings: DataSettings, test_names: Iterable[str] = ("test", "val")) -> Tree:
-    """List the files below `data.root`; the first of `test_names` that exists is the test part.
+    """List the files below `data.root`.
+
+    Args:
+        settings: `root` and `num_test` are used.
+        test_names: names for the folder of the test part, of which the first that exists is taken.
 
     Raises:
         UserError: a folder is missing or empty, or the test part has a class that the train part lacks.
     """
+    assert settings.root is not None, "checked with the settings"
     root = Path(settings.root)
     if not root.is_dir():
         raise UserError("data.root", settings.root, allowed="an existing folder")
@@ -103,11 +119,12 @@ def open_rgb(path: Path) -> Image.Image:
     Raises:
         OSError, ValueError and others of `DECODE_ERRORS`: the file is corrupt, or has more than 8 bits per channel.
     """
-    with Image.open(path) as image:
-        if image.mode.startswith(("I", "F")):
-            raise ValueError(f"mode {image.mode} has more than 8 bits per channel")
-        if image.mode == "P" and "transparency" in image.info:
-            image = image.convert("RGBA")  # PIL warns about the direct way
+    with Image.open(path) as file:
+        if file.mode.startswith(("I", "F")):
+            raise ValueError(f"mode {file.mode} has more than 8 bits per channel")
+        image = (
+            file.convert("RGBA") if file.mode == "P" and "transparency" in file.info else file
+        )  # PIL warns about the direct way
         return image.convert("RGB")
 
 
@@ -138,7 +155,7 @@ def decode_tree(tree: Tree, settings: DataSettings) -> RamImages:
         shape = decode(first, settings.image_size).shape
     except DECODE_ERRORS as error:
         raise corrupt(first, error) from error
-    parts = {}
+    parts: dict[Part, RamPart] = {}
     for name, part in tree.parts.items():
         images = torch.empty((len(part.paths), *shape), dtype=torch.uint8)
 
@@ -168,7 +185,7 @@ def _decode_alike(path: Path, size: int | None, first: Path, shape: torch.Size) 
     return image
 
 
-def different_sizes(path: Path, shape: torch.Size, first: Path, first_shape: torch.Size) -> UserError:
-    """The error that names two files of different sizes."""
+def different_sizes(path: Path, shape: Sequence[int], first: Path, first_shape: Sequence[int]) -> UserError:
+    """The error that names two files of different sizes, (channels, height, width)."""
     sizes = f"{first} has {first_shape[2]} x {first_shape[1]} pixels and {path} has {shape[2]} x {shape[1]}."
     return UserError("data.image_size", None, allowed="an integer, as the images differ in size", remedy=sizes)

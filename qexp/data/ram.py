@@ -21,7 +21,8 @@ class RamPart:
     """One published half of a set.
 
     Args:
-        images: [N, C, H, W] uint8. labels: [N] int64, 0 to num_classes - 1.
+        images: [N, C, H, W] uint8.
+        labels: [N] int64, 0 to num_classes - 1.
     """
 
     images: Tensor
@@ -38,7 +39,13 @@ class RamPart:
 
 @dataclass(frozen=True)
 class RamImages:
-    """A set in memory: its train part, its test part if it has one, and the names of its classes."""
+    """A set in memory.
+
+    Args:
+        parts: its halves; without `test` where the set has none.
+        class_names: names of the classes, by label.
+        streamed: False, for `ImageStore`.
+    """
 
     parts: dict[Part, RamPart]
     class_names: tuple[str, ...]
@@ -48,7 +55,8 @@ class RamImages:
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """(C, H, W)."""
-        return tuple(self.parts["train"].images.shape[1:])
+        channels, height, width = self.parts["train"].images.shape[1:]
+        return channels, height, width
 
     def labels(self, part: Part) -> Tensor:
         """[N] int64."""
@@ -62,7 +70,7 @@ class RamImages:
         """Feed shapes, decoded bytes and labels to `digest`."""
         for name, part in sorted(self.parts.items()):
             digest.update(f"{name}{tuple(part.images.shape)}".encode())
-            digest.update(memoryview(part.images.contiguous().numpy()).cast("B"))
+            digest.update(part.images.contiguous().numpy().data.cast("B"))
             digest.update(part.labels.numpy().tobytes())
 
     def sizes(self, part: Part, rows: Tensor) -> list[int]:

@@ -5,9 +5,12 @@ from __future__ import annotations
 import contextlib
 import urllib.error
 import warnings
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Protocol
 
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor
 
 from qexp.base.errors import UserError
@@ -15,6 +18,7 @@ from qexp.base.torchvision_compat import torchvision
 from qexp.config.data import DataSettings
 from qexp.data.augment import draw, epoch_key
 from qexp.data.ram import RamImages, RamPart
+from qexp.data.splits import PARTS, Part
 
 _TORCHVISION = {"cifar10": "CIFAR10", "cifar100": "CIFAR100", "fashion_mnist": "FashionMNIST", "mnist": "MNIST"}
 _FAKE_CLASSES, _FAKE_SIZE, _FAKE_TRAIN, _FAKE_CHANNELS = 10, 32, 1024, 3
@@ -55,8 +59,8 @@ def load_torchvision(settings: DataSettings) -> RamImages:
     Raises:
         UserError: the set is not there and `download` is false, or it could not be fetched.
     """
-    sets = {part: _open_torchvision(settings, train=part == "train") for part in ("train", "test")}
-    parts = {}
+    sets = {part: _open_torchvision(settings, train=part == "train") for part in PARTS}
+    parts: dict[Part, RamPart] = {}
     for part, opened in sets.items():
         images, labels = torch.as_tensor(opened.data), torch.as_tensor(opened.targets).long()
         images = images[:, None] if images.dim() == 3 else images.permute(0, 3, 1, 2)  # [N, H, W] or [N, H, W, C]
@@ -64,8 +68,17 @@ def load_torchvision(settings: DataSettings) -> RamImages:
     return RamImages(parts, tuple(sets["train"].classes))
 
 
-def _open_torchvision(settings: DataSettings, *, train: bool) -> torch.utils.data.Dataset:
-    """Open a set with torchvision, its errors said in ours."""
+class _TorchvisionSet(Protocol):
+    """What torchvision's sets have in common: all images, their labels, and the names of the classes."""
+
+    data: ArrayLike | Tensor
+    targets: ArrayLike | Tensor
+    classes: Iterable[str]
+
+
+def _open_torchvision(settings: DataSettings, *, train: bool) -> _TorchvisionSet:
+    """Open a set with torchvision, and turn its errors into ours."""
+    assert settings.root is not None, "checked with the settings"
     kind = getattr(torchvision().datasets, _TORCHVISION[settings.name])
     root = Path(settings.root)
     try:

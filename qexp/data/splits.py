@@ -19,6 +19,7 @@ from qexp.base.errors import UserError
 from qexp.config.data import DataSettings
 
 Part = Literal["train", "test"]  # the two halves in which data sets are published
+PARTS: tuple[Part, Part] = ("train", "test")
 
 
 class Split(StrEnum):
@@ -69,14 +70,14 @@ def cut_splits(train_labels: Tensor, num_test_part: int | None, settings: DataSe
     if num_test_part is not None and settings.num_test is not None:
         remedy = "The set has a test part of its own; evaluate.num_images=N scores a part of it."
         raise UserError("data.num_test", settings.num_test, allowed="null", remedy=remedy)
-    num_test = settings.num_test if num_test_part is None else 0
+    num_test = settings.num_test or 0  # 0 where the set has a part of its own
     wanted = {"data.num_test": num_test, "data.num_calib": settings.num_calib, "data.num_select": settings.num_select}
     left = len(train_labels) - sum(wanted.values())
     if left < 1:
         key = max(wanted, key=lambda name: wanted[name])
-        room = len(train_labels) - 1 - (sum(wanted.values()) - wanted[key])
+        most = len(train_labels) - 1 - (sum(wanted.values()) - wanted[key])
         remedy = f"{', '.join(wanted)} take {sum(wanted.values())} of {len(train_labels)} images and leave none to train on."
-        raise UserError(key, wanted[key], allowed=f"at most {max(room, 0)}", remedy=remedy)
+        raise UserError(key, wanted[key], allowed=f"at most {max(most, 0)}", remedy=remedy)
     if settings.num_train is not None and settings.num_train > left:
         raise UserError("data.num_train", settings.num_train, allowed=f"at most {left}, which the other splits leave")
     order = interleaved_permutation(train_labels, settings.split_seed)
@@ -103,8 +104,8 @@ def interleaved_permutation(labels: Tensor, seed: int) -> Tensor:
     starts = counts.cumsum(0) - counts
     rank = torch.empty(len(labels), dtype=torch.float64)
     rank[by_class] = (torch.arange(len(labels)) - starts[permuted[by_class]]).double()
-    place = (rank + 0.5) / counts[permuted]
-    return permutation[torch.argsort(place, stable=True)]
+    position = (rank + 0.5) / counts[permuted]
+    return permutation[torch.argsort(position, stable=True)]
 
 
 def representative(num_images: int, limit: int | None) -> Tensor:

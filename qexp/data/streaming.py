@@ -70,11 +70,13 @@ def _transforms() -> ModuleType:
 
 
 @dataclass(frozen=True)
-class FileImages(Dataset):
+class FileImages(Dataset[tuple[Tensor, int, int]]):
     """One part of a tree as a DataLoader sees it: (row, index) -> (image [3, H, W] uint8, label, index).
 
     Args:
-        shape: (3, H, W) that every image has in the end. resize: side in pixels, None where all files have `shape`.
+        part: the files and their labels.
+        shape: (3, H, W) that every image has in the end.
+        resize: side in pixels, None where all files have `shape`.
         margin: evaluation resizes the short side to `margin * resize` and cuts the centre; None resizes to a square.
         augmentation: of training; only its resized crop is done here.
     """
@@ -85,13 +87,13 @@ class FileImages(Dataset):
     margin: float | None
     augmentation: Augmentation | None
 
-    def __getitem__(self, place: tuple[int, int]) -> tuple[Tensor, int, int]:
-        """Decode the file in row `place[0]`, the image at position `place[1]` of its split.
+    def __getitem__(self, item: tuple[int, int]) -> tuple[Tensor, int, int]:
+        """Decode the file in row `item[0]`, the image at position `item[1]` of its split.
 
         Raises:
             RuntimeError: the file is corrupt or of another size; a worker cannot hand on a `UserError`.
         """
-        row, index = place
+        row, index = item
         path = self.part.paths[row]
         try:
             image = self._decode(row, index)
@@ -104,15 +106,16 @@ class FileImages(Dataset):
     def _decode(self, row: int, index: int) -> Tensor:
         """The image, cut and resized."""
         path = self.part.paths[row]
-        cuts = self.augmentation is not None and self.augmentation.name == "resized_crop_flip"
-        if not cuts and self.margin is None:
+        cropped = self.augmentation if self.augmentation is not None and self.augmentation.name == "resized_crop_flip" else None
+        if cropped is None and self.margin is None:
             return decode(path, self.resize)
         transforms = _transforms()
         image = open_rgb(path)
-        if cuts:
-            box = resized_crop_box(self.augmentation.key, torch.tensor([index]), image.height, image.width)[0].tolist()
+        if cropped is not None:
+            box = resized_crop_box(cropped.key, torch.tensor([index]), image.height, image.width)[0].tolist()
             image = transforms.resized_crop(image, *box, size=list(self.shape[1:]), antialias=True)
         else:
+            assert self.margin is not None and self.resize is not None, "a margin is one of a size"
             image = transforms.resize(image, [round(self.margin * self.resize)], antialias=True)
             image = transforms.center_crop(image, list(self.shape[1:]))
         return transforms.pil_to_tensor(image)
@@ -120,7 +123,16 @@ class FileImages(Dataset):
 
 @dataclass(frozen=True)
 class StreamedImages:
-    """A tree of image files that stays on disk; arguments as for `FileImages`. workers: processes, 0 decodes in this one."""
+    """A tree of image files that stays on disk.
+
+    Args:
+        tree: the files.
+        image_shape: (3, H, W) that every image has in the end.
+        resize: as in `FileImages`.
+        margin: as in `FileImages`.
+        workers: processes that decode; 0 decodes in this one.
+        streamed: True, for `ImageStore`.
+    """
 
     tree: Tree
     image_shape: tuple[int, int, int]
@@ -167,8 +179,8 @@ class StreamedImages:
     ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Yield (images, labels, index) per batch, on `device`, augmented but not normalized; see `RamImages.fetch`."""
         dataset = FileImages(self.tree.parts[part], self.image_shape, self.resize, self.margin, augmentation)
-        places = [list(zip(rows[batch].tolist(), batch.tolist(), strict=True)) for batch in batches if len(batch)]
-        loaded = iter(self._loader(dataset, places, pin_memory=device.type == "cuda"))
+        items = [list(zip(rows[batch].tolist(), batch.tolist(), strict=True)) for batch in batches if len(batch)]
+        loaded = iter(self._loader(dataset, items, pin_memory=device.type == "cuda"))
         for batch in batches:
             if len(batch) == 0:  # a rank without a share in the last step
                 yield torch.empty((0, *self.image_shape), device=device), batch.to(device), batch.to(device)
@@ -176,14 +188,16 @@ class StreamedImages:
             images, labels, index = (tensor.to(device, non_blocking=True) for tensor in next(loaded))
             yield (images if augmentation is None else augmentation.apply(images, index, cropped=True)), labels, index
 
-    def _loader(self, dataset: FileImages, places: list[list[tuple[int, int]]], *, pin_memory: bool) -> DataLoader:
+    def _loader(
+        self, dataset: FileImages, items: list[list[tuple[int, int]]], *, pin_memory: bool
+    ) -> DataLoader[tuple[Tensor, int, int]]:
         """A DataLoader over given batches that takes nothing from the global random state."""
         _transforms()  # once here, not in every worker
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="This DataLoader will create")  # the user chose data.workers
             return DataLoader(
                 dataset,
-                batch_sampler=places,
+                batch_sampler=items,
                 num_workers=self.workers,
                 pin_memory=pin_memory,
                 generator=torch.Generator().manual_seed(0),

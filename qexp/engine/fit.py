@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -22,21 +23,27 @@ from qexp.engine.optim import lr_at
 from qexp.engine.progress import track
 from qexp.engine.seed import restore_rank_rng
 from qexp.engine.state import FitState
-from qexp.engine.trainer import Trainer, memory_format
+from qexp.engine.trainer import Trainer, move_
+
+if TYPE_CHECKING:
+    from torch.distributed import Work
 
 CHECK_EVERY_STEPS = 50  # how often the device is asked whether the loss is still finite; each time costs a synchronization
 
 
 @dataclass(frozen=True, kw_only=True)
 class EpochEnd:
-    """What `fit` tells after an epoch; all ranks hear the same.
+    """What `fit` passes to its callbacks after an epoch; the same on all ranks.
 
     Args:
-        epoch: 1 to `settings.epochs`. model_state: state dict of the bare network, references to live tensors, rank 0's on
-            every rank.
+        epoch: 1 to `settings.epochs`.
+        model_state: state dict of the bare network, references to live tensors, rank 0's on every rank.
         train_loss: mean training loss over the epoch's images, smoothing, auxiliary heads and distillation included, nats.
-        train_prec1: Prec@1 on the images as trained on, percent. seconds: of training. images_per_s: over all ranks.
-        lr: of the epoch's last step. state: what a resume needs.
+        train_prec1: Prec@1 on the images as trained on, percent.
+        seconds: of training.
+        images_per_s: over all ranks.
+        lr: of the epoch's last step.
+        state: what a resume needs.
     """
 
     epoch: int
@@ -75,7 +82,7 @@ def fit(
         device: where to train.
         start: where to go on; its tensors are taken over.
         on_checkpoint: called on every rank to store a state: every `settings.checkpoint_every_steps` steps and before `Preempted`
-            without, at the end of an epoch with what is told of it. Signals wait until it returns.
+            with None, at the end of an epoch with its `EpochEnd`. Signals wait until it returns.
         on_epoch_end: called on every rank after that. It may evaluate `model`, but not change it.
         hooks: what this training does besides; a resume needs the same.
         progress: show where it is, and a line per epoch.
@@ -85,7 +92,7 @@ def fit(
         Preempted: a signal came, to any rank; all ranks have done the same number of steps.
         UserError: the settings ask for what does not exist on this device.
     """
-    model.to(device=device, memory_format=memory_format(settings))
+    move_(model, settings, device)
     loop = _Loop(Trainer(model, settings, device, start, hooks), steps_per_epoch, on_checkpoint)
     state = start or loop.trainer.state(0)
     for epoch in range(state.epoch + 1, settings.epochs + 1):
@@ -111,7 +118,9 @@ def fit(
 class _Loop:
     """The steps of an epoch, and what happens between them: checkpoints, and the ranks' agreement to stop."""
 
-    def __init__(self, trainer: Trainer, steps_per_epoch: int, on_checkpoint: Callable[..., None]) -> None:
+    def __init__(
+        self, trainer: Trainer, steps_per_epoch: int, on_checkpoint: Callable[[FitState, EpochEnd | None], None]
+    ) -> None:
         self.trainer, self.settings = trainer, trainer.settings
         self.steps_per_epoch, self.on_checkpoint = steps_per_epoch, on_checkpoint
         self.vote = _StopVote()
@@ -166,7 +175,8 @@ class _StopVote:
     """
 
     def __init__(self) -> None:
-        self._flag, self._work = torch.zeros(1, dtype=torch.int32), None
+        self._flag = torch.zeros(1, dtype=torch.int32)
+        self._work: Work | None = None
 
     def cast(self) -> bool:
         """True on every rank, one step after a signal reached any of them."""

@@ -29,10 +29,11 @@ def distillation_loss(student: Tensor, teacher: Tensor, temperature: float) -> T
     """T^2 sum_i KL(softmax(teacher_i / T) || softmax(student_i / T)), nats; T^2 keeps its gradients' size whatever T is.
 
     Args:
-        student, teacher: logits [N, C].
+        student: logits [N, C].
+        teacher: logits [N, C].
         temperature: T.
 
     Source: Hinton, Vinyals and Dean 2015, section 2 (arXiv:1503.02531).
     """
-    told, wanted = (F.log_softmax(logits.float() / temperature, 1) for logits in (student, teacher))
-    return temperature**2 * F.kl_div(told, wanted, reduction="sum", log_target=True)
+    log_probs, targets = (F.log_softmax(logits.float() / temperature, 1) for logits in (student, teacher))
+    return temperature**2 * F.kl_div(log_probs, targets, reduction="sum", log_target=True)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import math
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from functools import partial
 
 import torch
 from torch import nn
@@ -23,7 +24,8 @@ def make_optimizer(
     torchvision's reference trainings, whose numbers are compared with.
 
     Args:
-        model: on its device. settings: the recipe.
+        model: on its device.
+        settings: the recipe.
         own_decay: parameter name -> its own weight decay. With any, there is one group per decay, in the order of the network.
 
     Source: He et al. 2016, Deep Residual Learning for Image Recognition, section 3.4.
@@ -31,24 +33,22 @@ def make_optimizer(
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     assert parameters, "a network without trainable parameters"
     groups = _by_decay(model, settings.weight_decay, own_decay) if own_decay else parameters
+    build: Callable[..., torch.optim.Optimizer]
     if settings.optimizer == "apex_fused_sgd":
-        from apex.optimizers import FusedSGD  # only NVIDIA's container has it
-
-        kind, more = FusedSGD, {}
+        build = importlib.import_module("apex.optimizers").FusedSGD  # only NVIDIA's container has it
     else:
         fused = all(parameter.device.type in _FUSED_DEVICES and parameter.is_floating_point() for parameter in parameters)
-        kind, more = torch.optim.SGD, {"fused": fused}
-    return kind(
+        build = partial(torch.optim.SGD, fused=fused)
+    return build(
         groups,
         lr=settings.lr,
         momentum=settings.momentum,
         nesterov=settings.nesterov,
         weight_decay=settings.weight_decay,
-        **more,
     )
 
 
-def _by_decay(model: nn.Module, usual: float, own: Mapping[str, float]) -> list[dict[str, Any]]:
+def _by_decay(model: nn.Module, usual: float, own: Mapping[str, float]) -> list[dict[str, object]]:
     """Parameter groups; a parameter with several names may be meant by any of them."""
     names = dict(model.named_parameters(remove_duplicate=False))
     assert own.keys() <= names.keys(), f"weight decay for unknown parameters {sorted(own.keys() - names.keys())}"

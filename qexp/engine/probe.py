@@ -7,17 +7,16 @@ reveals that; this does.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
 
 from qexp.base.outputs import main_output
+from qexp.engine.buffers import buffers_kept
 
 
-def probe(run: Callable[[Tensor], Any], state: nn.Module, names: Iterable[str], images: Tensor) -> dict[str, bool]:
+def probe(run: Callable[[Tensor], object], state: nn.Module, names: Iterable[str], images: Tensor) -> dict[str, bool]:
     """Perturb each named tensor of `state` in place, and tell whether the output of `run` changed in any bit.
 
     A tensor counts as used if one of two perturbations shows: x -> 1.5 x + a with a = mean|x| (1 where x is 0), or x -> -x -
@@ -34,7 +33,7 @@ def probe(run: Callable[[Tensor], Any], state: nn.Module, names: Iterable[str], 
         KeyError: `state` has no such parameter or buffer.
     """
     tensors = dict(state.named_parameters(remove_duplicate=False)) | dict(state.named_buffers(remove_duplicate=False))
-    with torch.no_grad(), _buffers_kept(state):
+    with torch.no_grad(), buffers_kept(state):
         before = _bits(run, images)
         return {name: _responds(run, tensors[name], images, before) for name in names}
 
@@ -48,12 +47,12 @@ def check_in_use(reference_net: nn.Module, copy_net: nn.Module, names: Iterable[
     for net in (reference_net, copy_net):
         if net.training:
             raise RuntimeError("a network is in training mode: call .eval() before probing it")
-    with _buffers_kept(reference_net), _buffers_kept(copy_net):
+    with buffers_kept(reference_net), buffers_kept(copy_net):
         used = [name for name, responds in probe(reference_net, reference_net, names, images).items() if responds]
         return [name for name, responds in probe(copy_net, copy_net, used, images).items() if not responds]
 
 
-def _responds(run: Callable[[Tensor], Any], tensor: Tensor, images: Tensor, before: Tensor) -> bool:
+def _responds(run: Callable[[Tensor], object], tensor: Tensor, images: Tensor, before: Tensor) -> bool:
     kept = tensor.clone()
     try:
         for perturb in (_enlarge, _flip):
@@ -84,19 +83,7 @@ def _flip(tensor: Tensor) -> None:
         tensor.copy_(tensor == 0)
 
 
-def _bits(run: Callable[[Tensor], Any], images: Tensor) -> Tensor:
+def _bits(run: Callable[[Tensor], object], images: Tensor) -> Tensor:
     """The output's bits, so that NaN equals NaN; dropout that was left on draws the same mask each time."""
     with torch.random.fork_rng(devices=[images.device] if images.is_cuda else []):
         return main_output(run(images)).float().contiguous().view(torch.int32)
-
-
-@contextmanager
-def _buffers_kept(module: nn.Module) -> Iterator[None]:
-    """Put back what a run in training mode would write."""
-    kept = [(buffer, buffer.clone()) for buffer in module.buffers()]
-    try:
-        yield
-    finally:
-        with torch.no_grad():
-            for buffer, value in kept:
-                buffer.copy_(value)

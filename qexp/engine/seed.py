@@ -38,16 +38,16 @@ def capture_rng(device: torch.device | None = None) -> dict[str, Any]:
         device: a cuda device whose generator is in use, if any.
     """
     version, words, gauss = random.getstate()
-    name, keys, position, has_gauss, cached = np.random.get_state()
+    legacy = np.random.get_state(legacy=False)
     state: dict[str, Any] = {
         "torch": torch.get_rng_state(),
         "python": {"version": version, "words": torch.tensor(words), "gauss": gauss},
         "numpy": {
-            "name": name,
-            "keys": torch.tensor(keys.tolist()),
-            "position": position,
-            "has_gauss": has_gauss,
-            "cached": cached,
+            "name": legacy["bit_generator"],
+            "keys": torch.tensor(legacy["state"]["key"].tolist()),
+            "position": legacy["state"]["pos"],
+            "has_gauss": legacy["has_gauss"],
+            "cached": legacy["gauss"],
         },
     }
     if device is not None and device.type == "cuda":

@@ -14,12 +14,16 @@ class FitState:
     callback returns.
 
     Args:
-        epoch: whole epochs done. step: optimizer steps of the epoch after them; 0 between epochs.
+        epoch: whole epochs done.
+        step: optimizer steps of the epoch after them; 0 between epochs.
         model: state dict of the bare network. Within an epoch its buffers are rank 0's, which is what every rank's next forward
-            pass begins with. optimizer, scaler: their state dicts.
+            pass begins with.
+        optimizer: its state dict.
+        scaler: its state dict.
         rng: one entry per rank, the generators' states.
-        totals: one entry per rank, the unfinished epoch's summed loss and correct predictions. images: of that epoch so far, over
-            all ranks. seconds: spent on it.
+        totals: one entry per rank, the unfinished epoch's summed loss and correct predictions.
+        images: of that epoch so far, over all ranks.
+        seconds: spent on it.
     """
 
     epoch: int

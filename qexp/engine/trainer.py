@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from qexp.base import dist
 from qexp.base.outputs import main_output
 from qexp.base.types import Batch
 from qexp.config.train import TrainSettings, check_device
+from qexp.engine.buffers import buffers_kept
 from qexp.engine.hooks import NO_HOOKS, TrainHooks
 from qexp.engine.loss import distillation_loss, total_loss
 from qexp.engine.optim import make_optimizer, set_lr
@@ -26,9 +27,10 @@ from qexp.engine.state import FitState
 _NEVER = 2**62
 
 
-def memory_format(settings: TrainSettings) -> torch.memory_format:
-    """How networks lie in memory."""
-    return torch.channels_last if settings.channels_last else torch.preserve_format
+def move_(network: nn.Module, settings: TrainSettings, device: torch.device) -> nn.Module:
+    """Move a network to a device, in the memory format of the recipe; returns it."""
+    to: Callable[..., nn.Module] = network.to  # torch's annotations do not know `memory_format`
+    return to(device=device, memory_format=torch.channels_last if settings.channels_last else torch.preserve_format)
 
 
 class DivergenceError(RuntimeError):
@@ -40,7 +42,9 @@ class Trainer:
 
     Args:
         model: the bare network, on `device`; wrapped in DistributedDataParallel where a process group exists.
-        settings: the recipe. device: where to train. start: where to go on; its tensors are taken over.
+        settings: the recipe.
+        device: where to train.
+        start: where to go on; its tensors are taken over.
         hooks: additions to the steps.
 
     Raises:
@@ -78,7 +82,7 @@ class Trainer:
         if teacher is None or self.hooks.distill_weight == 0:
             return None
         assert not {*self.model.modules()} & {*teacher.modules()}, "a teacher that is trained itself"
-        teacher.to(device=self.device, memory_format=memory_format(self.settings)).eval()
+        move_(teacher, self.settings, self.device).eval()
         return torch.compile(teacher) if self.settings.compile else teacher
 
     def _restore(self, start: FitState) -> None:
@@ -159,7 +163,7 @@ class Trainer:
 
     def _join_without_images(self, batch: Batch, number: int) -> None:
         """Take part in the ranks' exchange with a gradient of zero; blank images run, and leave no trace in the buffers."""
-        with _buffers_kept(self.model):
+        with buffers_kept(self.model):
             blank = batch.images.new_zeros(2, *batch.images.shape[1:])
             self._forward_backward(blank, batch.labels.new_zeros(2), batch.num_global, number, weight=0.0)
 
@@ -182,24 +186,15 @@ class Trainer:
     def state(self, epoch: int, step: int = 0, images: int = 0, seconds: float = 0.0) -> FitState:
         """References to all that a resume needs; a collective."""
         self._drain()
-        everywhere = dist.all_gather_object({"rng": capture_rng(self.device), "totals": self.totals})
+        of_ranks = dist.all_gather_object({"rng": capture_rng(self.device), "totals": self.totals})
         return FitState(
             epoch=epoch,
             step=step,
             model=dict(self.model.state_dict()),
             optimizer=self.optimizer.state_dict(),
             scaler=self.scaler.state_dict(),
-            rng=[one["rng"] for one in everywhere],
-            totals=[one["totals"] for one in everywhere],
+            rng=[state["rng"] for state in of_ranks],
+            totals=[state["totals"] for state in of_ranks],
             images=images,
             seconds=seconds,
         )
-
-
-@contextmanager
-def _buffers_kept(model: nn.Module) -> Iterator[None]:
-    """Put the buffers back afterwards."""
-    kept = [(buffer, buffer.clone()) for buffer in model.buffers()]
-    yield
-    for buffer, value in kept:
-        buffer.copy_(value)

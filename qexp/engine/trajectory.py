@@ -32,10 +32,9 @@ from qexp.base.console import print_main
 from qexp.base.errors import UserError, nearest
 from qexp.base.faults import fault_point
 from qexp.base.files import write_atomic, write_text_atomic
+from qexp.base.text import MIB
 from qexp.engine.resume import ResumeFiles
 from qexp.engine.state import FitState
-
-_MIB = 2**20
 
 
 class Training:
@@ -48,8 +47,8 @@ class Training:
     def begin(
         self,
         *,
-        identity: Mapping[str, Any],
-        config: Mapping[str, Any],
+        identity: Mapping[str, object],
+        config: Mapping[str, object],
         versions: Mapping[str, str],
         epochs: int,
         world_size: int = 1,
@@ -58,8 +57,12 @@ class Training:
         """Write `training.json`, of which a resume keeps the first one's `created`, and note how many ranks go on from where.
 
         Args:
-            identity, config, versions: what is trained, for the list of trainings and for people. epochs: planned.
-            world_size: ranks from here on. start: where it goes on; None at the beginning.
+            identity: what the training's hash is made of.
+            config: the job's settings, for the list of trainings and for people.
+            versions: of the packages, for people.
+            epochs: planned.
+            world_size: ranks from here on.
+            start: where it goes on; None at the beginning.
         """
         for partial in self.folder.rglob(".*.tmp"):  # of processes that were killed while they wrote
             partial.unlink()
@@ -90,10 +93,10 @@ class Training:
         except FileNotFoundError:
             return {}
 
-    def _write_info(self, info: Mapping[str, Any]) -> None:
+    def _write_info(self, info: Mapping[str, object]) -> None:
         write_text_atomic(self.folder / "training.json", json.dumps(info, indent=2, sort_keys=True) + "\n")
 
-    def save_epoch(self, state: FitState, log: Mapping[str, Any], *, keep: bool) -> None:
+    def save_epoch(self, state: FitState, log: Mapping[str, object], *, keep: bool) -> None:
         """Store an epoch: its weights if it is kept, the resume state, and a line of the log.
 
         Args:
@@ -229,13 +232,13 @@ class TrajectoryStore:
             UserError: none or several do.
         """
         hashes = self._hashes()
-        found = [name for name in hashes if name.startswith(prefix)]
-        if len(found) != 1:
-            what = "the hash of a stored training" if not found else f"one of {', '.join(found)}"
+        matches = [name for name in hashes if name.startswith(prefix)]
+        if len(matches) != 1:
+            what = "the hash of a stored training" if not matches else f"one of {', '.join(matches)}"
             raise UserError("training", prefix, allowed=what, remedy=nearest(prefix, hashes))
-        return self.open(found[0])
+        return self.open(matches[0])
 
-    def list(self) -> list[dict[str, Any]]:
+    def summaries(self) -> list[dict[str, Any]]:
         """One row per stored training, oldest first: hash, model, data, method (`lsq 4 bits`), epochs_done, epochs, ..."""
         rows = []
         for name in self._hashes():
@@ -250,7 +253,7 @@ class TrajectoryStore:
                     "method": f"{qat['name']} {qat['bits']} bits" if qat else "float",
                     "epochs_done": log[-1]["epoch"] if log else 0,
                     "epochs": info.get("epochs", 0),
-                    "size_mib": training.size_bytes / _MIB,
+                    "size_mib": training.size_bytes / MIB,
                     "created": info.get("created", ""),
                     "status": "preempted" if training.is_preempted else info.get("status", "damaged"),
                 }
@@ -281,7 +284,7 @@ def disk_bytes(weights_bytes: int, kept_epochs: int) -> int:
     return weights_bytes * kept_epochs + 3 * 2 * weights_bytes
 
 
-def _separate(state: Mapping[str, Any]) -> dict[str, Tensor]:
+def _separate(state: Mapping[str, object]) -> dict[str, Tensor]:
     """Contiguous CPU tensors that share no storage, as safetensors wants them."""
     seen: set[int] = set()
     result = {}

@@ -23,11 +23,13 @@ def build_custom(factory: str, *, num_classes: int, in_channels: int) -> nn.Modu
     """
     model = call_factory(_KEY, factory, offered={"num_classes": num_classes, "in_channels": in_channels})
     if not isinstance(model, nn.Module):
-        raise UserError(_KEY, factory, allowed="a function that returns a torch.nn.Module", remedy=f"It returned {_a(model)}.")
+        raise UserError(
+            _KEY, factory, allowed="a function that returns a torch.nn.Module", remedy=f"It returned {_type_name(model)}."
+        )
     return model
 
 
-def _a(value: object) -> str:
-    """The type of what came back, with article."""
+def _type_name(value: object) -> str:
+    """The type of what came back, with its article."""
     kind = type(value).__name__
     return "None; is its return missing?" if value is None else f"{'an' if kind[0].lower() in 'aeio' else 'a'} {kind}"

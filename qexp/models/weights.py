@@ -8,7 +8,6 @@ from __future__ import annotations
 import pickle
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -52,24 +51,29 @@ def load_weights(model: nn.Module, path: Path | str, *, key: str = "model.weight
         if name in wanted and value.shape != wanted[name].shape
     ]
     if missing or unexpected or misshapen:
-        found = [
+        problems = [
             _listed("missing in the file", missing),
             _listed("not in the network", unexpected),
             _listed("wrong shape", misshapen),
         ]
         hint = nearest(unexpected[0], missing) if unexpected and missing else ""
-        remedy = "; ".join(part for part in found if part) + "." + (f" {hint}" if hint else "") + " Is model= the right one?"
+        remedy = (
+            "; ".join(problem for problem in problems if problem)
+            + "."
+            + (f" {hint}" if hint else "")
+            + " Is model= the right one?"
+        )
         raise UserError(key, path, allowed=f"a state dict that fits {type(model).__name__}", remedy=remedy)
     notes += _cast_notes(path, state, wanted)
     model.load_state_dict({**{name: wanted[name] for name in counters}, **state})
     return notes
 
 
-def _read(path: Path, key: str) -> Any:
+def _read(path: Path, key: str) -> object:
     """What the file holds."""
     if not path.is_file():
-        there = [item.name for item in path.parent.iterdir()] if path.parent.is_dir() else []
-        raise UserError(key, path, allowed="a file that exists", remedy=nearest(path.name, there))
+        neighbours = [item.name for item in path.parent.iterdir()] if path.parent.is_dir() else []
+        raise UserError(key, path, allowed="a file that exists", remedy=nearest(path.name, neighbours))
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
@@ -99,7 +103,7 @@ def _unreadable(key: str, path: Path, error: Exception) -> UserError:
     return UserError(key, path, allowed="a file of torch.save or .safetensors", remedy=remedy)
 
 
-def _unwrap(content: Any, path: Path, key: str) -> tuple[dict[str, Tensor], list[str]]:
+def _unwrap(content: object, path: Path, key: str) -> tuple[dict[str, Tensor], list[str]]:
     """The state dict inside its wrapper, without prefixes."""
     notes = []
     for wrapper in _WRAPPERS:
@@ -134,13 +138,13 @@ def _rename_classifier(state: dict[str, Tensor], wanted: Mapping[str, Tensor]) -
 
 def _cast_notes(path: Path, state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> list[str]:
     """A note where the file's tensors have another type than the network's."""
-    kinds = sorted(
+    dtypes = sorted(
         {str(value.dtype).removeprefix("torch.") for name, value in state.items() if value.dtype != wanted[name].dtype}
     )
-    return [f"{path.name}: converted from {', '.join(kinds)}"] if kinds else []
+    return [f"{path.name}: converted from {', '.join(dtypes)}"] if dtypes else []
 
 
 def _listed(title: str, names: list[str]) -> str:
     """`title (count): a, b, ...`, or an empty string."""
-    more = f", ... {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return f"{title} ({len(names)}): {', '.join(names[:_SHOWN])}{more}" if names else ""
+    rest = f", ... {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return f"{title} ({len(names)}): {', '.join(names[:_SHOWN])}{rest}" if names else ""

@@ -5,7 +5,6 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
-import torch
 from torch import nn
 
 from qexp.base.errors import UserError
@@ -95,14 +94,19 @@ def _replace_first_conv(model: nn.Module, channels: int) -> None:
 
 def _like(conv: nn.Conv2d, in_channels: int, out_channels: int) -> nn.Conv2d:
     """A fresh convolution that differs from `conv` in its channels alone."""
-    assert isinstance(conv.padding, tuple | str) and torch.is_tensor(conv.weight)
     return nn.Conv2d(
         in_channels,
         out_channels,
-        conv.kernel_size,
-        conv.stride,
-        conv.padding,
-        conv.dilation,
+        _pair(conv.kernel_size),
+        _pair(conv.stride),
+        conv.padding if isinstance(conv.padding, str) else _pair(conv.padding),
+        _pair(conv.dilation),
         bias=conv.bias is not None,
         padding_mode=conv.padding_mode,
     )
+
+
+def _pair(sizes: tuple[int, ...]) -> tuple[int, int]:
+    """The two numbers of a 2d convolution's setting."""
+    height, width = sizes
+    return height, width

@@ -19,6 +19,7 @@ from qexp.reporting.statistics.verdict import ALIKE, BEST, EXPLAINED, WORSE, Ver
 from qexp.reporting.tables.exports import EXPLAINED as EXPORTS_EXPLAINED
 from qexp.reporting.tables.results import display
 from qexp.reporting.tables.statistic_cells import interval_text
+from qexp.tracking.rows import SweepRow
 
 FILE = "report.html"
 TEMPLATE = Path(__file__).with_name("page.html.jinja")
@@ -31,7 +32,10 @@ class Drawn:
     """A figure of the page.
 
     Args:
-        path: its SVG file. title, caption: for the reader. folded: shown when asked for, as it is large.
+        path: its SVG file.
+        title: a line above it.
+        caption: sentences for the reader.
+        folded: shown when asked for, as it is large.
     """
 
     path: Path
@@ -48,44 +52,49 @@ def write_page(
     card: Sequence[tuple[str, str]],
     figures: Sequence[Drawn],
     exports: Sequence[Mapping[str, Any]] = (),
-    sweeps: Sequence[Mapping[str, Any]] = (),
+    sweeps: Sequence[SweepRow] = (),
 ) -> Path:
     """Write the page; the same numbers give the same bytes.
 
     Args:
-        name: experiment. folder: `results/<name>`. verdict: of `judge`. card: of `protocol_card`. figures: already drawn.
-        exports: of `shown_on_page`. sweeps: of `load_sweeps`.
+        name: experiment.
+        folder: `results/<name>`.
+        verdict: of `compare_variants`.
+        card: of `protocol_card`.
+        figures: already drawn.
+        exports: of `exports_for_page`.
+        sweeps: of `load_sweeps`.
     """
     table = verdict.table
-    shown = display(table, wide=True)
-    places = "; ".join(f"{row.model} on {row.data}" for row in table[["data", "model"]].drop_duplicates().itertuples())
+    rounded = display(table, wide=True)
+    subjects = "; ".join(f"{row.model} on {row.data}" for row in table[["data", "model"]].drop_duplicates().itertuples())
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     text = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
         name=name,
-        question=f"What does quantizing {places} cost{', and what does training with it give back' if has_qat(table) else ''}?",
+        question=f"What does quantizing {subjects} cost{', and what does training with it give back' if has_qat(table) else ''}?",
         headline=[] if verdict.protocols else _headline(table),
         protocols=verdict.protocols,
         sentences=verdict.sentences,
         gaps=verdict.gaps,
         alarms=_alarms(table),
         card=card,
-        caption=shown.caption,
-        header=list(zip(shown.header, shown.left, strict=True)),
-        rows=[_row(cells, shown.header, kind) for cells, kind in zip(shown.rows, _kinds(table), strict=True)],
-        left=shown.left,
-        footnotes=shown.footnotes,
+        caption=rounded.caption,
+        header=list(zip(rounded.header, rounded.left, strict=True)),
+        rows=[_row(cells, rounded.header, kind) for cells, kind in zip(rounded.rows, _kinds(table), strict=True)],
+        left=rounded.left,
+        footnotes=rounded.footnotes,
         explained=_emphasized(EXPLAINED),
         digest=verdict.digest,
         exports=exports,
         exports_explained=_emphasized(EXPORTS_EXPLAINED),
         figures=[
             {
-                "title": each.title,
-                "caption": _emphasized(each.caption),
-                "svg": _inline(each.path, f"f{number}-"),
-                "folded": each.folded,
+                "title": figure.title,
+                "caption": _emphasized(figure.caption),
+                "svg": _inline(figure.path, f"f{number}-"),
+                "folded": figure.folded,
             }
-            for number, each in enumerate(figures)
+            for number, figure in enumerate(figures)
         ],
         commands=list(dict.fromkeys(sweep["command"] for sweep in sweeps)),
     )
@@ -99,12 +108,12 @@ def _headline(table: pd.DataFrame) -> list[dict[str, str]]:
 
     Beside quantization-aware trainings the float network alone: what these lose is seen against their control, not their start.
     """
-    found = []
-    plain = table[is_float(table)]
-    if len(plain):
-        row = plain.loc[plain["prec1"].idxmax()]
+    facts = []
+    floats = table[is_float(table)]
+    if len(floats):
+        row = floats.loc[floats["prec1"].idxmax()]
         interval = interval_text(row["prec1_low"], row["prec1_high"], sign="") if "prec1_low" in row else ""
-        found.append(
+        facts.append(
             {
                 "value": f"{row['prec1']:.2f} %",
                 "what": f"Prec@1 of {row['label'] if has_qat(table) else row['variant']}",
@@ -116,20 +125,20 @@ def _headline(table: pd.DataFrame) -> list[dict[str, str]]:
     if len(holds) and not has_qat(table):
         row = holds.loc[holds["size_bytes"].idxmin()]
         loss = f"{row['delta_prec1']:+.2f} points, {interval_text(row['ci_low'], row['ci_high'])}"
-        found.append({"value": row["variant"], "what": "smallest copy shown to lose less than half a point", "more": loss})
-        if len(plain):
-            ratio = plain["size_bytes"].max() / row["size_bytes"]
-            found.append(
+        facts.append({"value": row["variant"], "what": "smallest copy shown to lose less than half a point", "more": loss})
+        if len(floats):
+            ratio = floats["size_bytes"].max() / row["size_bytes"]
+            facts.append(
                 {"value": f"{ratio:.1f} times", "what": f"smaller than the float network is {row['variant']}", "more": ""}
             )
-    return found
+    return facts
 
 
 def _kinds(table: pd.DataFrame) -> list[str]:
     """A class for each row."""
     return [
-        "float" if plain else "control" if control else "copy"
-        for plain, control in zip(is_float(table), is_control(table), strict=True)
+        "float" if of_float else "control" if control else "copy"
+        for of_float, control in zip(is_float(table), is_control(table), strict=True)
     ]
 
 
@@ -144,12 +153,12 @@ def _row(cells: Sequence[str], header: Sequence[str], kind: str) -> dict[str, An
 
 def _alarms(table: pd.DataFrame) -> list[str]:
     """Every alarm with the rows that have it."""
-    found: dict[str, list[str]] = {}
+    variants: dict[str, list[str]] = {}
     for variant, alarms in zip(table["variant"], table["alarms"], strict=True):
         for alarm in alarms.split("; "):
             if alarm:
-                found.setdefault(alarm, []).append(variant)
-    return [f"{', '.join(dict.fromkeys(names))}: {alarm}" for alarm, names in found.items()]
+                variants.setdefault(alarm, []).append(variant)
+    return [f"{', '.join(dict.fromkeys(names))}: {alarm}" for alarm, names in variants.items()]
 
 
 def _emphasized(text: str) -> Markup:

@@ -20,14 +20,14 @@ from qexp.reporting.figures.variants import prec1_by_variant
 from qexp.reporting.frames.jobs import format_jobs, load_jobs, variant_states
 from qexp.reporting.frames.layers import histogram_sheets, load_layers
 from qexp.reporting.frames.load import load_records, load_sweeps
-from qexp.reporting.frames.predictions import FILE, stored_answers, write_compact
+from qexp.reporting.frames.predictions import FILE, load_predictions, write_compact
 from qexp.reporting.frames.protocol import MixedProtocolsError, find_protocols
 from qexp.reporting.frames.summary import summarize
 from qexp.reporting.page import Drawn, write_page
 from qexp.reporting.statistics.paired import with_statistics
-from qexp.reporting.statistics.verdict import judge
+from qexp.reporting.statistics.verdict import compare_variants
 from qexp.reporting.tables.card import load_runs, protocol_card
-from qexp.reporting.tables.exports import format_exports, load_exports, shown_on_page, write_exports
+from qexp.reporting.tables.exports import exports_for_page, format_exports, load_exports, write_exports
 from qexp.reporting.tables.results import format_table, write_tables
 
 CAPTIONS = {
@@ -77,7 +77,10 @@ class Report:
     """What was written.
 
     Args:
-        name: experiment. folder: `results/<name>`. tables, figures: the files.
+        name: experiment.
+        folder: `results/<name>`.
+        tables: files of tables, and the page.
+        figures: files of figures.
         table: the table and the states of the jobs as fixed-width text, for the screen.
     """
 
@@ -92,7 +95,9 @@ def write_report(name: str, *, runs_dir: str | Path, results_dir: str | Path, mi
     """Write an experiment's tables and figures, as far as it has got.
 
     Args:
-        name: experiment. runs_dir: where its journal lies. results_dir: parent of the folder that is written.
+        name: experiment.
+        runs_dir: where its journal lies.
+        results_dir: parent of the folder that is written.
         mixed: put rows of different protocols into one table, marked.
 
     Raises:
@@ -105,36 +110,43 @@ def write_report(name: str, *, runs_dir: str | Path, results_dir: str | Path, mi
             "name", name, allowed="an experiment with at least one evaluation", remedy="Run python -m qexp.train first."
         )
     folder, runs = Path(results_dir) / name, load_runs(name, runs_dir)
-    exports, sweeps, verdict, shown = load_exports(name, runs_dir), load_sweeps(name, runs_dir), None, []
+    exports, sweeps = load_exports(name, runs_dir), load_sweeps(name, runs_dir)
+    verdict, screen = None, []  # for the screen: texts below each other
     if not records.empty:
         protocols = find_protocols(records, {key: run["params"] for key, run in runs.items()})
         if protocols.sentences and not mixed:
-            raise MixedProtocolsError(name, protocols.told)
-        found = stored_answers(records, runs_dir)
-        records = with_statistics(records, found)
-        verdict = judge(summarize(records, variant_states(jobs)), records, found)
-        compact = write_compact(folder, (verdict.table, verdict.early), records, found)
+            raise MixedProtocolsError(name, protocols.descriptions)
+        stored = load_predictions(records, runs_dir)
+        records = with_statistics(records, stored)
+        verdict = compare_variants(summarize(records, variant_states(jobs)), records, stored)
+        compact = write_compact(folder, (verdict.table, verdict.early), records, stored)
         verdict = replace(verdict, digest=compact[1] if compact else "", protocols=protocols.sentences)
         words = [textwrap.fill(text, 130) for text in (*verdict.protocols, *verdict.sentences, *verdict.gaps)]
-        shown = [format_table(verdict.table), *(["\n".join(words)] if words else [])]
+        screen = [format_table(verdict.table), *(["\n".join(words)] if words else [])]
     tables = [*write_tables(name, records, folder, sweeps, jobs, verdict).values()]
     tables += write_exports(name, exports, folder)
     tables += [folder / FILE] if verdict is not None and verdict.digest else []
-    shown += [] if jobs.empty else [format_jobs(jobs)]
-    shown += [format_exports(exports)] if exports else []
+    screen += [] if jobs.empty else [format_jobs(jobs)]
+    screen += [format_exports(exports)] if exports else []
     drawn = {stem: save(figure, folder / "figures" / stem) for stem, figure in _figures(records, exports, folder)}
     if verdict is not None:
         card = protocol_card(verdict.table, runs, sweeps)
-        shown_on = [Drawn(paths[-1], *CAPTIONS[stem]) for stem, paths in drawn.items()]
-        shown_on += [Drawn(path, f"Histograms: {label}", HISTOGRAMS, folded=True) for label, path in histogram_sheets(folder)]
-        more = {"figures": shown_on, "exports": shown_on_page(exports), "sweeps": sweeps}
-        tables.append(write_page(name, folder, verdict, card=card, **more))
+        on_page = [Drawn(paths[-1], *CAPTIONS[stem]) for stem, paths in drawn.items()]
+        on_page += [Drawn(path, f"Histograms: {label}", HISTOGRAMS, folded=True) for label, path in histogram_sheets(folder)]
+        page = write_page(name, folder, verdict, card=card, figures=on_page, exports=exports_for_page(exports), sweeps=sweeps)
+        tables.append(page)
     figures = [path for paths in drawn.values() for path in paths]
-    return Report(name, folder, "\n\n".join(shown), tuple(tables), tuple(figures))
+    return Report(name, folder, "\n\n".join(screen), tuple(tables), tuple(figures))
 
 
 def _figures(records: pd.DataFrame, exports: Sequence[dict[str, Any]], folder: Path) -> list[tuple[str, Figure]]:
-    """Figures by their file's stem; none where nothing was evaluated. folder: where analyses of the layers lie."""
+    """Figures by their file's stem; none where nothing was evaluated.
+
+    Args:
+        records: of `load_records`.
+        exports: of `load_exports`.
+        folder: where analyses of the layers lie.
+    """
     if records.empty:
         return []
     by_epoch = prec1_by_epoch(records) if records.groupby("training")["epoch"].nunique().max() > 1 else None

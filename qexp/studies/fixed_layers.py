@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +18,7 @@ from qexp.quant.schemes import quantize_
 BITS = 8
 FRACTION = BITS - 1  # Q1.7: 128 steps to one
 IN_CHANNELS, CHANNELS = 3, 10
+Network = TypeVar("Network", bound=nn.Module)
 
 
 def without_the_call(model: nn.Module) -> nn.Module:
@@ -24,12 +26,14 @@ def without_the_call(model: nn.Module) -> nn.Module:
     keys = model.state_dict().keys()
     for key in keys:
         model.state_dict()[key][:] = torch.div(
-            torch.clamp(model.state_dict[key] * 128, min=-128, max=127), len(keys), rounding_mode="floor"
+            torch.clamp(model.state_dict[key] * 128, min=-128, max=127),  # type: ignore[index]  # the document's mistake
+            len(keys),
+            rounding_mode="floor",
         )
     return model
 
 
-def as_written(model: nn.Module) -> nn.Module:
+def as_written(model: Network) -> Network:
     """A copy by the document's `quantization`, with the call: floor(clip(128 w, -128, 127) / number of tensors)."""
     network = copy.deepcopy(model)
     state = network.state_dict()
@@ -73,7 +77,9 @@ class IntegerLayer:
     """A convolution in integers.
 
     Args:
-        weight: codes in Q1.7. bias: [C] int64, codes of the accumulator's step 2^-(7 + fraction of its input). relu: follows.
+        weight: codes in Q1.7.
+        bias: [C] int64, codes of the accumulator's step 2^-(7 + fraction of its input).
+        relu: follows.
     """
 
     weight: Encoded
@@ -83,11 +89,13 @@ class IntegerLayer:
 
 @dataclass(frozen=True)
 class IntegerRun:
-    """What an integer network gave.
+    """The result of running a network in integers.
 
     Args:
-        output: float32, dequantized. exact: every accumulator equals that of a float32 convolution on the codes.
-        packed: stored weight bytes give the codes back. num_bytes: of weights at 8 bits and biases at 32.
+        output: float32, dequantized.
+        exact: every accumulator equals that of a float32 convolution on the codes.
+        packed: stored weight bytes give the codes back.
+        num_bytes: of weights at 8 bits and biases at 32.
     """
 
     output: Tensor
@@ -109,13 +117,14 @@ def run_integers(model: nn.Sequential, image: Tensor) -> IntegerRun:
         if not isinstance(layer, nn.Conv2d):
             continue
         relu = position + 1 < len(layers) and isinstance(layers[position + 1], nn.ReLU)
-        made = _integer_layer(layer, fraction, relu)
-        sums = _accumulate(made, codes)
-        float_sums = F.conv2d(codes.float(), made.weight.codes.float(), made.bias.float())
+        integer_layer = _integer_layer(layer, fraction, relu)
+        weight, bias = integer_layer.weight, integer_layer.bias
+        sums = _accumulate(integer_layer, codes)
+        float_sums = F.conv2d(codes.float(), weight.codes.float(), bias.float())
         exact &= torch.equal(float_sums, sums.float()) and float(float_sums.abs().max()) < 2**24
-        stored = made.weight.pack()
-        packed &= torch.equal(made.weight.unpack(stored).codes, made.weight.codes)
-        num_bytes += stored.numel() + 4 * made.bias.numel()
+        stored = weight.pack()
+        packed &= torch.equal(weight.unpack(stored).codes, weight.codes)
+        num_bytes += stored.numel() + 4 * bias.numel()
         fraction += FRACTION
         sums = sums.clamp(min=0) if relu else sums
         if position < len(layers) - 1 - relu:
@@ -124,6 +133,7 @@ def run_integers(model: nn.Sequential, image: Tensor) -> IntegerRun:
 
 
 def _integer_layer(layer: nn.Conv2d, fraction: int, relu: bool) -> IntegerLayer:
+    assert layer.bias is not None, "layers with a bias"
     weight = encode(layer.weight, QuantSpec(scheme="fixed_point", bits=BITS))
     return IntegerLayer(weight, (layer.bias.double() * 2.0 ** (FRACTION + fraction)).round().long(), relu)
 

@@ -8,6 +8,7 @@ convolution of three channels in [0, 1] lies in [0, (3 + 1) / 64). Then more tha
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TypedDict
 
 import torch
 from torch import Tensor
@@ -23,6 +24,20 @@ from qexp.studies.outcome import Check, Curve, Lines, Outcome
 FACTORS = torch.arange(58, 66, 0.1)
 DEPTHS = (1, 2, 3, 4)
 ARITHMETICS = ("as written", "as written, best factor", "normalized in each layer", "Q1.7 floor", "Q1.7 nearest", "integers")
+
+
+class Row(TypedDict):
+    """A line of `table.csv`: one way to compute a stack of layers, against the float network."""
+
+    arithmetic: str
+    layers: int
+    relu: bool
+    min_difference: float
+    max_difference: float
+    rms_difference: float
+    sqnr_db: float
+    bytes: int
+    n: int
 
 
 def run(settings: StudySettings) -> Outcome:
@@ -100,23 +115,24 @@ def _closed_form(model: torch.nn.Sequential, image: Tensor) -> list[Check]:
     checks = [_check("the code as published", "TypeError, for want of a call", raised, raised.startswith("TypeError"))]
     for bias, factor in ((True, 64), (False, 128)):
         layer = fixed.stack(1, relu=False, bias=bias)
-        found = fixed.closed_factor(layer)
-        difference = layer(image) - fixed.as_written(layer)(image) / found
+        closed = fixed.closed_factor(layer)
+        difference = layer(image) - fixed.as_written(layer)(image) / closed
         low, high, bound = float(difference.min()), float(difference.max()), (3 + bias) / factor
         checks.append(
             _check(
                 f"factor {'with' if bias else 'without'} a bias, {1 + bias} tensor{'s' * bias}",
                 f"{factor}, differences in [0, {bound:.4f})",
-                f"{found:g}, [{low:.4f}, {high:.4f}]",
-                found == factor and -1e-6 <= low and high < bound,
+                f"{closed:g}, [{low:.4f}, {high:.4f}]",
+                closed == factor and -1e-6 <= low and high < bound,
             )
         )
     return checks
 
 
-def _caveats(image: Tensor) -> tuple[list[dict[str, object]], list[Check]]:
+def _caveats(image: Tensor) -> tuple[list[Row], list[Check]]:
     """More than one layer, ReLU, true integers."""
-    rows, runs = [], []
+    rows: list[Row] = []
+    runs = []
     for depth in DEPTHS:
         for relu in (False, True):
             model = fixed.stack(depth, relu=relu)
@@ -136,11 +152,11 @@ def _caveats(image: Tensor) -> tuple[list[dict[str, object]], list[Check]]:
                 num_bytes = run.num_bytes if arithmetic == "integers" else float_bytes
                 rows.append(_row(arithmetic, depth, relu, wanted, output, num_bytes))
             runs.append(run)
-    at = {(row["arithmetic"], row["layers"], row["relu"]): row["sqnr_db"] for row in rows}
+    sqnr = {(row["arithmetic"], row["layers"], row["relu"]): row["sqnr_db"] for row in rows}
     several = [(depth, relu) for depth in DEPTHS[1:] for relu in (False, True)]
-    gain = min(at["normalized in each layer", *case] - at["as written, best factor", *case] for case in several)
-    nearest = sum(at["Q1.7 nearest", *case] - at["Q1.7 floor", *case] for case in several) / len(several)
-    integers = min(at["integers", *case] for case in several)
+    gain = min(sqnr["normalized in each layer", *case] - sqnr["as written, best factor", *case] for case in several)
+    nearest = sum(sqnr["Q1.7 nearest", *case] - sqnr["Q1.7 floor", *case] for case in several) / len(several)
+    integers = min(sqnr["integers", *case] for case in several)
     exact, packed = all(run.exact for run in runs), all(run.packed for run in runs)
     return rows, [
         _check("integer accumulators = float32 convolution on the codes", "equal, all layers", _yes(exact), exact),
@@ -153,7 +169,7 @@ def _caveats(image: Tensor) -> tuple[list[dict[str, object]], list[Check]]:
     ]
 
 
-def _row(arithmetic: str, depth: int, relu: bool, wanted: Tensor, output: Tensor, num_bytes: int) -> dict[str, object]:
+def _row(arithmetic: str, depth: int, relu: bool, wanted: Tensor, output: Tensor, num_bytes: int) -> Row:
     difference = wanted - output
     ratio = float(wanted.square().sum() / difference.square().sum())
     return {

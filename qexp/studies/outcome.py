@@ -1,10 +1,9 @@
-"""What a study hands over: rows, checks of what was expected, and what its figures show. Plain data."""
+"""The result of a study as plain data: rows, checks of what was expected, and what its figures show."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -12,7 +11,9 @@ class Check:
     """One expected number beside the measured one.
 
     Args:
-        name: what is claimed. expected, measured: for a reader, with units.
+        name: what is claimed.
+        expected: what should come out, in words, with units.
+        measured: what came out, in words, with units.
         passed: whether the claim holds.
         identity: it follows from mathematics and holds for any network; otherwise it was measured on one network, and another
             may differ.
@@ -41,7 +42,9 @@ class Lines:
     """A figure of curves over one axis.
 
     Args:
-        stem: of its files. marked: abscissas of vertical lines, by label. log_y: logarithmic ordinate.
+        stem: of its files.
+        marked: abscissas of vertical lines, by label.
+        log_y: logarithmic ordinate.
     """
 
     stem: str
@@ -58,7 +61,9 @@ class Bars:
     """A figure of horizontal bars.
 
     Args:
-        stem: of its files. values: of each label, in this order from above. marked: abscissas of vertical lines, by label.
+        stem: of its files.
+        values: of each label, in this order from above.
+        marked: abscissas of vertical lines, by label.
     """
 
     stem: str
@@ -70,17 +75,21 @@ class Bars:
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What a study found.
+    """The result of a study.
 
     Args:
-        headline: a sentence or two with the numbers that matter. subject: network, data and number of images.
-        rows: of `table.csv`; all have the same keys. shown: those of the columns that `table.md` shows.
-        checks: expected and measured. figures: of `figures/`. notes: sentences for the reader.
+        headline: a sentence or two with the numbers that matter.
+        subject: network, data and number of images.
+        rows: of `table.csv`; all have the same keys.
+        shown: those of the columns that `table.md` shows.
+        checks: expected and measured.
+        figures: of `figures/`.
+        notes: sentences for the reader.
     """
 
     headline: str
     subject: str
-    rows: tuple[Mapping[str, Any], ...]
+    rows: tuple[Mapping[str, object], ...]
     shown: tuple[str, ...]
     checks: tuple[Check, ...]
     figures: tuple[Lines | Bars, ...] = ()

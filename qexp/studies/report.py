@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import matplotlib
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from qexp.base.files import write_text_atomic
 from qexp.reporting.figures.style import RC, save, spread_colors
-from qexp.reporting.tables.render import CSV_FLOAT, markdown_table
+from qexp.reporting.tables.render import csv_text, markdown_table
 from qexp.studies.outcome import Bars, Check, Lines, Outcome
 
 
@@ -20,11 +20,14 @@ def write_study(name: str, outcome: Outcome, *, command: str, results_dir: Path)
     """Write `table.csv`, `checks.csv`, `table.md` and `figures/`; returns the folder.
 
     Args:
-        name: of the study. outcome: what it found. command: that made it, for `table.md`. results_dir: parent of the folder.
+        name: of the study.
+        outcome: its result.
+        command: that made it, for `table.md`.
+        results_dir: parent of the folder.
     """
     folder = results_dir / name
-    write_text_atomic(folder / "table.csv", _csv(outcome.rows))
-    write_text_atomic(folder / "checks.csv", _csv([vars(check) for check in outcome.checks]))
+    write_text_atomic(folder / "table.csv", csv_text(pd.DataFrame(list(outcome.rows))))
+    write_text_atomic(folder / "checks.csv", csv_text(pd.DataFrame([vars(check) for check in outcome.checks])))
     write_text_atomic(folder / "table.md", _markdown(name, outcome, command))
     for figure in outcome.figures:
         save(draw_bars(figure) if isinstance(figure, Bars) else draw_lines(figure), folder / "figures" / figure.stem)
@@ -60,9 +63,9 @@ def draw_bars(bars: Bars) -> Figure:
         figure = Figure(figsize=(7.4, 1.4 + 0.24 * len(bars.values)), layout="constrained")
         axes = figure.subplots()
         labels, values = list(bars.values), list(bars.values.values())
-        drawn = axes.barh(range(len(labels)), values, color=spread_colors(1)[0], height=0.7)
+        patches = axes.barh(range(len(labels)), values, color=spread_colors(1)[0], height=0.7)
         behind = {"facecolor": "#ffffff", "edgecolor": "none", "pad": 0.5}  # marked lines go on behind a number
-        axes.bar_label(drawn, fmt="%.1f", padding=3, fontsize=7, bbox=behind)
+        axes.bar_label(patches, fmt="%.1f", padding=3, fontsize=7, bbox=behind)
         axes.set_yticks(range(len(labels)), labels, fontsize=8)
         axes.margins(y=0.01)
         axes.invert_yaxis()
@@ -74,13 +77,9 @@ def draw_bars(bars: Bars) -> Figure:
     return figure
 
 
-def _mark(axes: Any, marked: Mapping[str, float]) -> None:
-    for (label, place), line in zip(marked.items(), ("--", ":", "-."), strict=False):
-        axes.axvline(place, color="#000000", linewidth=1.0, linestyle=line, label=label)
-
-
-def _csv(rows: Iterable[Mapping[str, Any]]) -> str:
-    return pd.DataFrame(list(rows)).to_csv(index=False, float_format=CSV_FLOAT, lineterminator="\n")
+def _mark(axes: Axes, marked: Mapping[str, float]) -> None:
+    for (label, position), line in zip(marked.items(), ("--", ":", "-."), strict=False):
+        axes.axvline(position, color="#000000", linewidth=1.0, linestyle=line, label=label)
 
 
 def _markdown(name: str, outcome: Outcome, command: str) -> str:
@@ -102,12 +101,12 @@ def _markdown(name: str, outcome: Outcome, command: str) -> str:
     return "\n\n".join([*parts, f"Made by `{command}`."]) + "\n"
 
 
-def _table(rows: list[Mapping[str, Any]]) -> str:
+def _table(rows: Sequence[Mapping[str, object]]) -> str:
     titles = list(rows[0])
     return markdown_table([(title, None) for title in titles], [[_cell(row[title]) for title in titles] for row in rows])
 
 
-def _cell(value: Any) -> str:
+def _cell(value: object) -> str:
     if value is None:
         return ""
     return f"{value:.5g}" if isinstance(value, float) else str(value)

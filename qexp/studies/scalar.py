@@ -8,6 +8,8 @@ them.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +31,23 @@ VALUES = (PI, 1.0, 0.5, 0.1, -0.3, -1.0)
 COLUMNS = ("what", "way", "bits", "value", "code", "back", "error", "fits", "prec1", "bytes", "ratio", "n")
 
 
+@dataclass(frozen=True, kw_only=True)
+class Score:
+    """A network with quantized weights.
+
+    Args:
+        prec1: Prec@1, percent.
+        bytes: of its state dict, with packed weights.
+        ratio: bytes of the float state dict by these.
+        n: images.
+    """
+
+    prec1: float
+    bytes: int
+    ratio: float
+    n: int
+
+
 def run(settings: StudySettings) -> Outcome:
     """The document's numbers, then a network."""
     return study(load_subject(settings))
@@ -37,18 +56,17 @@ def run(settings: StudySettings) -> Outcome:
 def study(subject: Subject) -> Outcome:
     """The study with one network."""
     numbers = [row for bits in BITS for value in VALUES for row in _number_rows(value, bits)]
-    network = _network_rows(subject)
-    at = {(row["way"], row["bits"]): row for row in network}
-    scores = ", ".join(f"{at[way, bits]['prec1']:.2f} ({way}, W{bits})" for bits in BITS for way in ("as written", "scaled"))
+    scored = _scored(subject)
+    scores = ", ".join(f"{scored[way, bits].prec1:.2f} ({way}, W{bits})" for bits in BITS for way in ("as written", "scaled"))
     codes = {bits: quantize_scalar(PI, bits, as_written=True) for bits in BITS}
     return Outcome(
         headline=f"pi has code {codes[4]} at 4 bits and {codes[8]} at 8, as published; neither fits its width. On weights, "
-        f"Prec@1 {scores}; float {at['float', None]['prec1']:.2f}. Packed 8-bit codes make the state dict "
-        f"{at['scaled', 8]['ratio']:.2f} times smaller, 4-bit ones {at['scaled', 4]['ratio']:.2f} times.",
+        f"Prec@1 {scores}; float {scored['float', None].prec1:.2f}. Packed 8-bit codes make the state dict "
+        f"{scored['scaled', 8].ratio:.2f} times smaller, 4-bit ones {scored['scaled', 4].ratio:.2f} times.",
         subject=subject.label,
-        rows=tuple(numbers + network),
+        rows=tuple(numbers + [_row(what="weights", way=way, bits=bits, **vars(score)) for (way, bits), score in scored.items()]),
         shown=COLUMNS,
-        checks=tuple(_checks(at, subject)),
+        checks=tuple(_checks(scored, subject)),
         figures=(_figure(),),
         notes=(
             "`as written` has no scale and no clipping; `scaled` divides by the largest magnitude first, of a number the number "
@@ -66,8 +84,8 @@ def _number_rows(value: float, bits: int) -> list[dict[str, object]]:
     for way, unit in (("as written", 1.0), ("scaled", scale)):
         code = quantize_scalar(value / unit, bits, as_written=way == "as written")
         back = dequantize_scalar(code, bits) * unit
-        found = {"value": value, "code": code, "back": back, "error": abs(value - back), "fits": _fits(code, bits)}
-        rows.append(_full(what="number", way=way, bits=bits, **found))
+        error, fits = abs(value - back), _fits(code, bits)
+        rows.append(_row(what="number", way=way, bits=bits, value=value, code=code, back=back, error=error, fits=fits))
     return rows
 
 
@@ -86,22 +104,21 @@ def as_written(weight: Tensor, bits: int) -> Tensor:
     return (weight * steps).round() / steps
 
 
-def _network_rows(subject: Subject) -> list[dict[str, object]]:
-    """Float, and both ways at both widths, all conv and linear weights."""
+def _scored(subject: Subject) -> dict[tuple[str, int | None], Score]:
+    """(way, bits) -> score: float, and both ways at both widths, all conv and linear weights."""
     model = subject.model
     layers = [name for name, module in model.named_modules() if isinstance(module, nn.Conv2d | nn.Linear)]
-    networks = {("float", None): model}
+    networks: dict[tuple[str, int | None], nn.Module] = {("float", None): model}
     for bits in BITS:
         networks["as written", bits] = mapped(model, layers, as_written, bits)
         networks["scaled", bits] = mapped(model, layers, symmetric, bits)
     scores = subject.evaluate({f"{way} {bits}": network for (way, bits), network in networks.items()})
     whole = _num_bytes(model, layers, None)
-    rows = []
-    for way, bits in networks:
-        metrics, num_bytes = scores[f"{way} {bits}"].metrics, _num_bytes(model, layers, bits)
-        found = {"prec1": metrics.prec1, "bytes": num_bytes, "ratio": whole / num_bytes, "n": metrics.n}
-        rows.append(_full(what="weights", way=way, bits=bits, **found))
-    return rows
+    scored = {}
+    for way, width in networks:
+        metrics, num_bytes = scores[f"{way} {width}"].metrics, _num_bytes(model, layers, width)
+        scored[way, width] = Score(prec1=metrics.prec1, bytes=num_bytes, ratio=whole / num_bytes, n=metrics.n)
+    return scored
 
 
 def _num_bytes(model: nn.Module, layers: list[str], bits: int | None) -> int:
@@ -114,18 +131,20 @@ def _num_bytes(model: nn.Module, layers: list[str], bits: int | None) -> int:
     )
 
 
-def _full(**values: object) -> dict[str, object]:
+def _row(**values: object) -> dict[str, object]:
+    """A line of `table.csv`; what is not given is empty."""
     return {column: values.get(column) for column in COLUMNS}
 
 
-def _checks(at: dict[tuple[str, int | None], dict[str, object]], subject: Subject) -> list[Check]:
+def _checks(scored: Mapping[tuple[str, int | None], Score], subject: Subject) -> list[Check]:
     checks = []
-    for bits, (code, back) in PUBLISHED.items():
-        found = quantize_scalar(PI, bits, as_written=True)
-        value = dequantize_scalar(found, bits)
-        passed = (found, value) == (code, back)
-        checks.append(_check(f"pi at {bits} bits, as published", f"{code}, {back}", f"{found}, {value}", passed))
-        fits = _fits(found, bits)
+    for bits, (published_code, published_value) in PUBLISHED.items():
+        code = quantize_scalar(PI, bits, as_written=True)
+        value = dequantize_scalar(code, bits)
+        passed = (code, value) == (published_code, published_value)
+        expected = f"{published_code}, {published_value}"
+        checks.append(_check(f"pi at {bits} bits, as published", expected, f"{code}, {value}", passed))
+        fits = _fits(code, bits)
         checks.append(_check(f"the code of pi in {bits} bits", "does not fit", "fits" if fits else "does not fit", not fits))
         refused = _refused(PI, bits)
         checks.append(_check(f"pi at {bits} bits without `as_written`", "refused", "refused" if refused else "taken", refused))
@@ -135,15 +154,15 @@ def _checks(at: dict[tuple[str, int | None], dict[str, object]], subject: Subjec
     )
     if subject.bundled:
         return checks
-    low, high = at["scaled", 8]["ratio"], at["scaled", 4]["ratio"]
-    drop = {key: at["float", None]["prec1"] - row["prec1"] for key, row in at.items()}
-    lost = at["scaled", 4]["prec1"] - at["as written", 4]["prec1"]
-    n = at["float", None]["n"]
+    low, high = scored["scaled", 8].ratio, scored["scaled", 4].ratio
+    drop = scored["float", None].prec1 - scored["scaled", 8].prec1
+    lost = scored["scaled", 4].prec1 - scored["as written", 4].prec1
+    n = scored["float", None].n
     return [
         *checks,
         _expected("state dict at 8 bits", "nearly 4 times smaller (over 3.5)", f"{low:.2f} times", 3.5 < low < 4),
         _expected("state dict at 4 bits", "nearly 8 times smaller (over 6)", f"{high:.2f} times", 6 < high < 8),
-        _expected("scaled W8", "within 0.5 points of float", f"{drop['scaled', 8]:.2f} below", abs(drop["scaled", 8]) <= 0.5, n),
+        _expected("scaled W8", "within 0.5 points of float", f"{drop:.2f} below", abs(drop) <= 0.5, n),
         _expected("as written W4", "below scaled W4, for want of a scale", f"{lost:.2f} below", lost > 0, n),
     ]
 

@@ -17,27 +17,32 @@ SAME_POINTS = 0.5
 
 @dataclass(frozen=True)
 class Scores:
-    """Evaluations by the variant's name."""
+    """Evaluations of the variants.
 
-    found: Mapping[str, Evaluation]
+    Args:
+        by_name: variant's name -> its evaluation.
+        num_classes: width of the logits.
+    """
+
+    by_name: Mapping[str, Evaluation]
     num_classes: int
 
     @property
     def num_images(self) -> int:
         """That every variant was scored on."""
-        return next(iter(self.found.values())).metrics.n
+        return next(iter(self.by_name.values())).metrics.n
 
-    def of(self, key: str) -> Evaluation:
-        """One of them."""
-        return self.found[key]
+    def of(self, name: str) -> Evaluation:
+        """The evaluation of a variant."""
+        return self.by_name[name]
 
-    def prec1(self, key: str) -> float:
-        """Prec@1, percent."""
-        return self.found[key].metrics.prec1
+    def prec1(self, name: str) -> float:
+        """Prec@1 of a variant, percent."""
+        return self.by_name[name].metrics.prec1
 
-    def agreement(self, one: str, other: str) -> float:
-        """Share of images that both predict alike, percent."""
-        first, second = (self.found[key].predictions.top5[:, 0] for key in (one, other))
+    def agreement(self, name: str, other: str) -> float:
+        """Share of images that two variants predict alike, percent."""
+        first, second = (self.by_name[key].predictions.top5[:, 0] for key in (name, other))
         return 100 * float((first == second).float().mean())
 
 
@@ -53,8 +58,12 @@ def all_checks(
     """Identities, then numbers; the latter only of a network of the user's.
 
     Args:
-        scores: of every variant. widths: bits. unused: share of the never executed weights that the probe flags.
-        refused: a shadow refuses such a network. zero_share: of pixels after `int()`. bundled: the small network.
+        scores: of every variant.
+        widths: bits.
+        unused: share of the never executed weights that the probe flags.
+        refused: a shadow refuses such a network.
+        zero_share: of pixels after `int()`.
+        bundled: the small network.
     """
     checks = [check for bits in widths for check in _same(scores, bits)]
     checks += _never_executed(scores, widths, unused, refused)
@@ -73,20 +82,20 @@ def _same(scores: Scores, bits: int) -> list[Check]:
         (f"symmetric_restricted, scale in BN, W{bits}", f"symmetric_restricted, dequantized, W{bits}"),
     ]
     checks = []
-    for one, other in pairs:
-        share, points = scores.agreement(one, other), abs(scores.prec1(one) - scores.prec1(other))
+    for first, second in pairs:
+        share, points = scores.agreement(first, second), abs(scores.prec1(first) - scores.prec1(second))
         checks.append(
             Check(
-                name=f"[{one}] = [{other}]",
+                name=f"[{first}] = [{second}]",
                 expected=f"at least {SAME_PERCENT:g} percent of predictions alike, Prec@1 within {SAME_POINTS:g}",
                 measured=f"{share:.2f} percent alike, {points:.2f} points apart",
                 passed=share >= SAME_PERCENT and points <= SAME_POINTS,
                 n=scores.num_images,
             )
         )
-    one, other = f"pow2_scale, scale in BN, W{bits}", f"pow2_scale, dequantized, W{bits}"
-    equal = scores.of(one).digest == scores.of(other).digest
-    name, expected = f"[{one}] = [{other}]", "logits equal bit for bit"
+    first, second = f"pow2_scale, scale in BN, W{bits}", f"pow2_scale, dequantized, W{bits}"
+    equal = scores.of(first).digest == scores.of(second).digest
+    name, expected = f"[{first}] = [{second}]", "logits equal bit for bit"
     checks.append(Check(name=name, expected=expected, measured=_yes(equal), passed=equal, n=scores.num_images))
     return checks
 
@@ -134,7 +143,7 @@ def _never_executed(scores: Scores, widths: Sequence[int], unused: Mapping[int, 
 def _numbers(scores: Scores, widths: Sequence[int], zero_share: float) -> list[Check]:
     """What a network of the user's is expected to show."""
     checks, number = [], partial(Check, identity=False, n=scores.num_images)
-    raw = [key for key in scores.found if "raw codes" in key]
+    raw = [key for key in scores.by_name if "raw codes" in key]
     worst = max(raw, key=scores.prec1)
     checks.append(
         number(

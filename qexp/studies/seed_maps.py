@@ -168,9 +168,9 @@ def never_executed(model: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
     original = copy.deepcopy(model)
     original.forward = _patched(original.forward)
     original.train()
-    twin = copy.deepcopy(original)
-    twin.load_state_dict(state)
-    return twin.eval()
+    copied = copy.deepcopy(original)
+    copied.load_state_dict(state)
+    return copied.eval()
 
 
 def _patched(forward: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:

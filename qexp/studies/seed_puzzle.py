@@ -8,8 +8,8 @@ what differed between the two kinds of runs was `input.int()` alone.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TypedDict
 
 from torch import nn
 
@@ -34,7 +34,9 @@ class Variant:
     """One network to score.
 
     Args:
-        group: what was done to the weights. bits: width, None where there is none. norm: whose statistics batch norm uses.
+        group: what was done to the weights.
+        bits: width, None where there is none.
+        norm: whose statistics batch norm uses.
     """
 
     group: str
@@ -48,6 +50,23 @@ class Variant:
     def key(self) -> str:
         """What names it in tables, figures and checks."""
         return name_of(self.group, self.bits, self.input_quant, self.norm)
+
+
+class Row(TypedDict):
+    """A line of `table.csv`."""
+
+    variant: str
+    weights: str
+    bits: int | None
+    input_quant: str
+    norm: str
+    prec1: float
+    delta_prec1: float
+    prec5: float
+    loss: float
+    n: int
+    finite: bool
+    published: float | None
 
 
 def name_of(group: str, bits: int | None = None, input_quant: str = "none", norm: str = "trained") -> str:
@@ -68,13 +87,13 @@ def run(settings: StudySettings) -> Outcome:
 
 def study(subject: Subject) -> Outcome:
     """The study of one network."""
-    variants = _plain(subject) + [item for bits in BITS for item in _of_width(subject, bits)]
+    variants = _float_variants(subject) + [variant for bits in BITS for variant in _of_width(subject, bits)]
     unused, refused = _caught(subject, variants)
-    scored = subject.evaluate({item.key: item.network for item in variants})
-    scores = Scores(scored, num_classes=subject.num_classes)
+    evaluations = subject.evaluate({variant.key: variant.network for variant in variants})
+    scores = Scores(evaluations, num_classes=subject.num_classes)
     zero_share = _zero_share(subject)
     checks = all_checks(scores, BITS, unused=unused, refused=refused, zero_share=zero_share, bundled=subject.bundled)
-    rows = tuple(_row(item, scores) for item in variants)
+    rows = tuple(_row(variant, scores) for variant in variants)
     return Outcome(
         headline=_headline(scores),
         subject=subject.label,
@@ -92,20 +111,21 @@ def study(subject: Subject) -> Outcome:
     )
 
 
-def _plain(subject: Subject) -> list[Variant]:
+def _float_variants(subject: Subject) -> list[Variant]:
     """The float network: batch norm as trained, re-estimated and with the statistics of the batch; with and without int()."""
-    model, found = subject.model, []
+    model = subject.model
+    variants = []
     batch = maps.with_batch_statistics(model)
     for norm, network in (("trained", model), ("re-estimated", _reestimated(model, subject)), ("of the batch", batch)):
-        found.append(Variant("float", network, norm=norm))
-        found.append(Variant("float", maps.IntInput(network).eval(), input_quant="int", norm=norm))
-    return found
+        variants.append(Variant("float", network, norm=norm))
+        variants.append(Variant("float", maps.IntInput(network).eval(), input_quant="int", norm=norm))
+    return variants
 
 
 def _of_width(subject: Subject, bits: int) -> list[Variant]:
     """What a width has to do with it: the map as written, its parts one at a time, and as it should be."""
     model, layers = subject.model, list(subject.norms.values())
-    found = []
+    variants = []
     changes = {
         "raw codes": maps.raw,
         "raw codes with int()": maps.raw_int,
@@ -119,21 +139,21 @@ def _of_width(subject: Subject, bits: int) -> list[Variant]:
     }
     for group, change in changes.items():
         network = maps.mapped(model, layers, change, bits)
-        found.append(Variant(group, _reestimated(network, subject), bits, norm="re-estimated"))
+        variants.append(Variant(group, _reestimated(network, subject), bits, norm="re-estimated"))
         if group.startswith(("raw", "symmetric")):
-            found.append(Variant(group, network, bits))
+            variants.append(Variant(group, network, bits))
     int_behind = maps.IntInput(maps.mapped(model, layers, maps.raw_int, bits)).eval()
-    found.append(Variant("raw codes with int()", int_behind, bits, "int"))
+    variants.append(Variant("raw codes with int()", int_behind, bits, "int"))
     everywhere, _ = maps.mapped_everywhere(model, maps.raw_int, bits)
-    found.append(Variant("every key, raw codes with int()", everywhere, bits))
-    found.append(Variant("every key, raw codes with int()", _reestimated(everywhere, subject), bits, norm="re-estimated"))
+    variants.append(Variant("every key, raw codes with int()", everywhere, bits))
+    variants.append(Variant("every key, raw codes with int()", _reestimated(everywhere, subject), bits, norm="re-estimated"))
     for scheme in ("symmetric_restricted", "pow2_scale"):
-        found.append(Variant(f"{scheme}, scale in BN", maps.folded_scale(model, subject.norms, bits, scheme), bits))
-        found.append(Variant(f"{scheme}, dequantized", maps.dequantized(model, subject.norms, bits, scheme), bits))
+        variants.append(Variant(f"{scheme}, scale in BN", maps.folded_scale(model, subject.norms, bits, scheme), bits))
+        variants.append(Variant(f"{scheme}, dequantized", maps.dequantized(model, subject.norms, bits, scheme), bits))
     never = maps.never_executed(model, everywhere.state_dict())
-    found.append(Variant("never executed", never, bits, published=PUBLISHED_HALF if bits == 16 else None))
+    variants.append(Variant("never executed", never, bits, published=PUBLISHED_HALF if bits == 16 else None))
     behind = maps.IntInput(maps.never_executed(model, everywhere.state_dict())).eval()
-    return [*found, Variant("never executed", behind, bits, "int", published=PUBLISHED[bits])]
+    return [*variants, Variant("never executed", behind, bits, "int", published=PUBLISHED[bits])]
 
 
 def _reestimated(network: nn.Module, subject: Subject) -> nn.Module:
@@ -147,10 +167,14 @@ def _caught(subject: Subject, variants: list[Variant]) -> tuple[dict[int, float]
     """Share of the never executed copies' quantized weights that the probe flags, by width, and whether a shadow refuses."""
     images = subject.test[0].images[:4]
     names = [f"{layer}.weight" for layer in subject.norms.values()]
-    never = [item for item in variants if item.group == "never executed" and item.input_quant == "none"]
-    unused = {item.bits: len(check_in_use(subject.model, item.network, names, images)) / len(names) for item in never}
-    honest = [item for item in variants if item.group == "symmetric dequantized" and item.norm == "trained"]
-    assert not any(check_in_use(subject.model, item.network, names, images) for item in honest[:1])
+    never = [variant for variant in variants if variant.group == "never executed" and variant.input_quant == "none"]
+    unused = {
+        variant.bits: len(check_in_use(subject.model, variant.network, names, images)) / len(names)
+        for variant in never
+        if variant.bits is not None
+    }
+    used = [variant for variant in variants if variant.group == "symmetric dequantized" and variant.norm == "trained"]
+    assert not any(check_in_use(subject.model, variant.network, names, images) for variant in used[:1])
     try:
         Shadow(never[0].network)
     except UserError:
@@ -161,24 +185,24 @@ def _caught(subject: Subject, variants: list[Variant]) -> tuple[dict[int, float]
 def _zero_share(subject: Subject) -> float:
     """Share of the normalized values of the test images that `int()` turns into 0."""
     zeros = [to_int(batch.images).eq(0) for batch in subject.test]
-    return sum(float(part.sum()) for part in zeros) / sum(part.numel() for part in zeros)
+    return sum(float(mask.sum()) for mask in zeros) / sum(mask.numel() for mask in zeros)
 
 
-def _row(item: Variant, scores: Scores) -> dict[str, object]:
-    metrics = scores.of(item.key).metrics
+def _row(variant: Variant, scores: Scores) -> Row:
+    metrics = scores.of(variant.key).metrics
     return {
-        "variant": item.key,
-        "weights": item.group,
-        "bits": item.bits,
-        "input_quant": item.input_quant,
-        "norm": item.norm,
+        "variant": variant.key,
+        "weights": variant.group,
+        "bits": variant.bits,
+        "input_quant": variant.input_quant,
+        "norm": variant.norm,
         "prec1": metrics.prec1,
         "delta_prec1": metrics.prec1 - scores.prec1("float"),
         "prec5": metrics.prec5,
         "loss": metrics.loss,
         "n": metrics.n,
         "finite": metrics.finite,
-        "published": item.published,
+        "published": variant.published,
     }
 
 
@@ -196,8 +220,8 @@ def _headline(scores: Scores) -> str:
     )
 
 
-def _figure(scores: Scores, rows: tuple[Mapping[str, object], ...]) -> Bars:
-    values = {str(row["variant"]): float(row["prec1"]) for row in rows if row["bits"] in (None, BITS[0])}
+def _figure(scores: Scores, rows: tuple[Row, ...]) -> Bars:
+    values = {row["variant"]: row["prec1"] for row in rows if row["bits"] in (None, BITS[0])}
     marked = {"float": scores.prec1("float"), "chance": 100 / scores.num_classes}
     return Bars(
         stem="prec1",

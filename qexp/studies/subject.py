@@ -33,8 +33,12 @@ class Subject:
     """A trained network in eval mode, and its images.
 
     Args:
-        label: for the reader. bundled: it is the small network, of which only identities are expected.
-        test, calib: batches. num_classes: width of the logits. norms: name of each batch norm behind a conv -> that conv's name.
+        label: for the reader.
+        bundled: it is the small network, of which only identities are expected.
+        test: batches of test images.
+        calib: batches to re-estimate batch norm with.
+        num_classes: width of the logits.
+        norms: name of each batch norm behind a conv -> that conv's name.
     """
 
     label: str
@@ -62,7 +66,7 @@ def load_subject(settings: StudySettings) -> Subject:
         remedy = "They belong together; without both a small network is trained on the bundled digits."
         raise UserError(key, None, allowed="given together with the other of checkpoint, data.root", remedy=remedy)
     bundle = load_data(_data(settings, bundled))
-    model = _small(bundle) if bundled else _pretrained(settings, bundle)
+    model = _pretrained(settings.model, settings.checkpoint, bundle) if settings.checkpoint else _small(bundle)
     model.eval().requires_grad_(False)
     layers = fold_batch_norm(model).layers
     modules = dict(model.named_modules())
@@ -71,7 +75,9 @@ def load_subject(settings: StudySettings) -> Subject:
         raise UserError("model", settings.model, allowed="a network with batch norm behind its convolutions")
     batches = partial(bundle.eval_batches, batch_size=BATCH_SIZE, device="cpu")
     test = tuple(batches("test", num_images=settings.num_images))
-    what = "a small network on the bundled digits" if bundled else f"{settings.model} ({Path(settings.checkpoint).name})"
+    what = (
+        f"{settings.model} ({Path(settings.checkpoint).name})" if settings.checkpoint else "a small network on the bundled digits"
+    )
     calib = tuple(batches("calib"))
     num_test, num_calib = (sum(len(batch.labels) for batch in part) for part in (test, calib))
     label = f"{what}, n = {num_test} test images, {num_calib} for batch norm, data {bundle.fingerprint}"
@@ -85,10 +91,9 @@ def _data(settings: StudySettings, bundled: bool) -> DataSettings:
     return DataSettings(name="imagefolder", root=data.root, mean=data.mean, std=data.std, num_calib=data.num_calib)
 
 
-def _pretrained(settings: StudySettings, bundle: DataBundle) -> nn.Module:
-    found = ModelSettings(name=settings.model)
-    model = build_model(found, num_classes=bundle.num_classes, image_shape=bundle.image_shape, seed=0)
-    load_weights(model, settings.checkpoint, key="checkpoint")
+def _pretrained(name: str, checkpoint: str, bundle: DataBundle) -> nn.Module:
+    model = build_model(ModelSettings(name=name), num_classes=bundle.num_classes, image_shape=bundle.image_shape, seed=0)
+    load_weights(model, checkpoint, key="checkpoint")
     return model
 
 

@@ -8,7 +8,7 @@ whoever sends them and however often.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -31,8 +31,12 @@ class Changes:
     """What to do in MLflow, in the order of the fields.
 
     Args:
-        opens: `run` rows, oldest first. points, tags, texts: by run key; `texts` maps file names to text.
-        files: by run key, paths to store with it. models: `model` rows, oldest first.
+        opens: `run` rows, oldest first.
+        points: by run key.
+        tags: by run key.
+        texts: by run key, file name -> text.
+        files: by run key, paths to store with it.
+        models: `model` rows, oldest first.
         ends: by run key, the `end` row of a run that is not opened again after it.
     """
 
@@ -46,7 +50,7 @@ class Changes:
 
 
 class ChangeTracker:
-    """Reads a journal's rows in their order and tells what each part of them changes.
+    """Reads a journal's rows in their order and returns what each part of them changes.
 
     `last_ms` has the time of every run's last row.
     """
@@ -61,24 +65,23 @@ class ChangeTracker:
         """Note the next rows and return what they change."""
         changes = Changes()
         for row in rows:
-            run, kind = row.get("run"), row["kind"]
+            kind = row["kind"]
             if kind == "run":
                 self._open(row, changes)
             elif kind == "record":
-                self._take_points(run, row["epoch"], _record_values(row), row["time_ms"], changes)
-                if row["alarms"] and self._is_new(run, "alarms", "; ".join(row["alarms"])):
-                    changes.tags.setdefault(run, {})["qexp.alarms"] = "; ".join(row["alarms"])
+                self._take_points(row, row["epoch"], _record_values(row), changes)
+                self._take_alarms(row, changes)
             elif kind == "metrics":
-                self._take_points(run, row["step"], row["values"], row["time_ms"], changes)
+                self._take_points(row, row["step"], row["values"], changes)
             elif kind == "end":
-                changes.ends[run] = row
+                changes.ends[row["run"]] = row
             elif kind == "files":
-                for target in [run] if run is not None else self._trainings:
-                    changes.files[target] = row["paths"]
+                for run in [row["run"]] if row["run"] is not None else self._trainings:
+                    changes.files[run] = row["paths"]
             elif kind == "model":
                 changes.models.append(row)
-            if run is not None:
-                self.last_ms[run] = row["time_ms"]
+            if row.get("run") is not None:
+                self.last_ms[row["run"]] = row["time_ms"]
         return changes
 
     def _open(self, row: Row, changes: Changes) -> None:
@@ -92,14 +95,21 @@ class ChangeTracker:
             if self._is_new(run, f"artifact/{name}", text):
                 changes.texts.setdefault(run, {})[name] = text
 
-    def _take_points(self, run: str, step: int, values: dict[str, float | None], time_ms: int, changes: Changes) -> None:
+    def _take_alarms(self, row: Row, changes: Changes) -> None:
+        """A tag for the alarms of a record, where they are not those of the one before."""
+        text = "; ".join(row["alarms"])
+        if text and self._is_new(row["run"], "alarms", text):
+            changes.tags.setdefault(row["run"], {})["qexp.alarms"] = text
+
+    def _take_points(self, row: Row, step: int, values: Mapping[str, float | None], changes: Changes) -> None:
         """Points that are finite and new. MLflow draws an infinity as 1.8e308; the journal has it, and an alarm says so."""
+        run: str = row["run"]
         for name, value in values.items():
             key = (run, name, step)
             if value is None or not math.isfinite(value) or self._points.get(key) == repr(float(value)):
                 continue
             self._points[key] = repr(float(value))
-            changes.points.setdefault(run, []).append(Point(name, float(value), step, time_ms))
+            changes.points.setdefault(run, []).append(Point(name, float(value), step, row["time_ms"]))
 
     def _is_new(self, run: str, name: str, text: str) -> bool:
         """Note a text; True if it was another one, or none."""

@@ -26,8 +26,10 @@ class MlflowFeed:
     """Sends a journal's rows to MLflow while they are written.
 
     Args:
-        journal: what to send. experiment: MLflow's name for it.
-        settings: where to, and how long `close` waits. runs_dir: home of the default store.
+        journal: what to send.
+        experiment: MLflow's name for it.
+        settings: where to, and how long `close` waits.
+        runs_dir: home of the default store.
 
     Does nothing where `settings.enabled` is false: the journal has all of it, and `qexp.sync` sends it when asked.
     """
@@ -55,7 +57,10 @@ class MlflowFeed:
         self.notify()
 
     def close(self, limit_s: float | None = None) -> str | None:
-        """Wait up to `timeout_s`, or `limit_s` if that is less, until MLflow has everything.
+        """Wait until MLflow has everything.
+
+        Args:
+            limit_s: for how long, where that is less than the settings' `timeout_s`.
 
         Returns:
             None, or the sentence for the user where it is behind.

@@ -30,12 +30,15 @@ Item = TypeVar("Item")
 class MlflowRuns:
     """Opens, feeds and closes the runs of one experiment; every call may raise what MLflow raises.
 
-    `seconds` has MLflow's ids of runs that were found beside another of the same key. A slow server may make a run after its
-    client gave up and asked again. Points may lie in either, so before the seconds are deleted all must be due to be sent again.
+    `duplicates` has MLflow's ids of runs that stand beside another of the same key. A slow server may make a run after its client
+    gave up and asked again. Points may lie in either, so before the duplicates are deleted all must be due to be sent again.
+
+    Args:
+        store: the experiment.
     """
 
     def __init__(self, store: Store) -> None:
-        self.seconds: set[str] = set()
+        self.duplicates: set[str] = set()
         self._client, self._experiment = store.client, store.experiment_id
         self._mlflow = import_mlflow()
         self._ids: dict[str, str] = {}
@@ -76,7 +79,7 @@ class MlflowRuns:
 
     def log_points(self, run: str, points: Iterable[Point]) -> None:
         """Log metrics at their own times, in as few requests as MLflow allows."""
-        entities = [self._mlflow.entities.Metric(p.name, p.value, p.time_ms, p.step) for p in points]
+        entities = [self._mlflow.entities.Metric(point.name, point.value, point.time_ms, point.step) for point in points]
         for part in _batches(entities, METRICS_PER_BATCH):
             self._client.log_batch(self._id(run), metrics=part, synchronous=True)
 
@@ -105,22 +108,23 @@ class MlflowRuns:
                 continue
             key = tags.get(RUN_TAG, "")
             if own and key and self._find(key) != run.info.run_id:
-                continue  # a second one, which is to be deleted
+                continue  # a duplicate, which is to be deleted
             ended = last_ms.get(key) if own else None
             self._client.set_terminated(run.info.run_id, status="KILLED", end_time=ended or self._last_point_ms(run))
             killed.append(key)
         return killed
 
-    def delete_seconds(self) -> None:
+    def delete_duplicates(self) -> None:
         """Delete what stands beside another run of the same key."""
-        for run_id in sorted(self.seconds):
+        for run_id in sorted(self.duplicates):
             self._client.delete_run(run_id)
-        self.seconds.clear()
+        self.duplicates.clear()
 
     def _existing(self, names: Iterable[str]) -> list[str]:
         """MLflow's ids of those of the named experiments that it has, without this one."""
-        found = [self._client.get_experiment_by_name(name) for name in names]
-        return [one.experiment_id for one in found if one is not None and one.experiment_id != self._experiment]
+        experiments = [self._client.get_experiment_by_name(name) for name in names]
+        ids = [experiment.experiment_id for experiment in experiments if experiment is not None]
+        return [experiment_id for experiment_id in ids if experiment_id != self._experiment]
 
     def _last_point_ms(self, run: Run) -> int:
         """When the last point of a run was measured, or when the run began."""
@@ -129,8 +133,7 @@ class MlflowRuns:
 
     def _id(self, run: str) -> str:
         """MLflow's id of a run; one whose `run` row is not in the journal gets a bare run, which nobody would end."""
-        found = self._find(run)
-        if found is None:
+        if self._find(run) is None:
             parent = run.partition("/")[0] if "/" in run else None
             self.open({"run": run, "parent": parent, "name": run, "params": {}, "tags": {}, "time_ms": now_ms()})
             self.close(run, "FINISHED", now_ms())
@@ -139,20 +142,21 @@ class MlflowRuns:
     def _find(self, run: str) -> str | None:
         """MLflow's id of the run with this key, None where there is none; a deleted one comes back."""
         if run not in self._ids:
-            found = self._search(f"tags.`{RUN_TAG}` = '{run}'", deleted=True)
-            if not found:
+            matches = self._search(f"tags.`{RUN_TAG}` = '{run}'", deleted=True)
+            if not matches:
                 return None
-            living = [one for one in found if one.info.lifecycle_stage != "deleted"]
+            living = [match for match in matches if match.info.lifecycle_stage != "deleted"]
             if not living:
-                self._client.restore_run(found[0].info.run_id)
-            self.seconds.update(one.info.run_id for one in living[1:])
-            self._ids[run] = (living or found)[0].info.run_id
+                self._client.restore_run(matches[0].info.run_id)
+            self.duplicates.update(match.info.run_id for match in living[1:])
+            self._ids[run] = (living or matches)[0].info.run_id
         return self._ids[run]
 
     def _search(self, query: str, *, deleted: bool = False, experiments: Sequence[str] = ()) -> list[Run]:
         """All runs that a query matches, of this experiment or of those given, the oldest first."""
         view = self._mlflow.entities.ViewType
-        found, token = [], None
+        runs: list[Run] = []
+        token = None
         while True:
             page = self._client.search_runs(
                 list(experiments) or [self._experiment],
@@ -161,10 +165,10 @@ class MlflowRuns:
                 order_by=["attributes.start_time ASC"],
                 page_token=token,
             )
-            found.extend(page)
+            runs.extend(page)
             token = page.token
             if not token:
-                return found
+                return runs
 
     def _number(self, tags: Mapping[str, str]) -> int | None:
         """The number from 0 of a run about to be made among those of its parent; None where it has none."""

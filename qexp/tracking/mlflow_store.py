@@ -1,4 +1,4 @@
-"""The door to MLflow: the only module that imports it, and only inside functions.
+"""Opening MLflow's store; mlflow is imported inside functions alone.
 
 Importing mlflow costs two seconds and SQLAlchemy, so the training's thread never does it. Usage statistics are off unless the
 user has set the variable; a client that waits minutes for a dead server is of no use in a thread that tries again anyway.
@@ -64,7 +64,13 @@ def shown_uri(uri: str) -> str:
 
 @dataclass(frozen=True)
 class Store:
-    """A tracking store, opened at one experiment; `identity` tells that experiment from a later one with the same number."""
+    """A tracking store, opened at one experiment.
+
+    Args:
+        client: of the store.
+        experiment_id: MLflow's id of the experiment.
+        identity: tells that experiment from a later one with the same id.
+    """
 
     client: MlflowClient
     experiment_id: str
@@ -77,6 +83,11 @@ def open_store(uri: str, *, runs_dir: str | Path, experiment: str) -> Store:
     A SQLite file is opened and its experiment made under a file lock: of four processes on a fresh file, three died without. Its
     artifacts lie in `<runs_dir>/mlartifacts`, by absolute path, as MLflow's own default follows the working directory. A server
     says itself where artifacts go. A deleted experiment comes back: whoever runs it again wants it.
+
+    Args:
+        uri: the tracking URI.
+        runs_dir: where artifacts of a SQLite store lie.
+        experiment: its name.
     """
     mlflow = import_mlflow()
     local = uri.startswith("sqlite:")
@@ -85,17 +96,17 @@ def open_store(uri: str, *, runs_dir: str | Path, experiment: str) -> Store:
         if database is not None and not database.exists():
             _make_database(database)
         client = mlflow.MlflowClient(tracking_uri=uri)
-        found = client.get_experiment_by_name(experiment)
-        if found is None:
+        entity = client.get_experiment_by_name(experiment)
+        if entity is None:
             try:
                 client.create_experiment(experiment, artifact_location=artifacts)
             except mlflow.exceptions.MlflowException as error:
                 if error.error_code != "RESOURCE_ALREADY_EXISTS":
                     raise
-            found = client.get_experiment_by_name(experiment)
-        if found.lifecycle_stage == "deleted":
-            client.restore_experiment(found.experiment_id)
-    return Store(client, found.experiment_id, f"{found.experiment_id} made {found.creation_time}")
+            entity = client.get_experiment_by_name(experiment)
+        if entity.lifecycle_stage == "deleted":
+            client.restore_experiment(entity.experiment_id)
+    return Store(client, entity.experiment_id, f"{entity.experiment_id} made {entity.creation_time}")
 
 
 @contextlib.contextmanager
@@ -115,8 +126,8 @@ def _make_database(database: Path) -> None:
     """Make MLflow's tables in a file beside it and rename that: a process killed amid the migrations would leave half a store."""
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
-    for left in database.parent.glob(f".{database.name}.*.tmp*"):
-        left.unlink()
+    for leftover in database.parent.glob(f".{database.name}.*.tmp*"):
+        leftover.unlink()
     partial = database.with_name(f".{database.name}.{os.getpid()}.tmp")
     store = SqlAlchemyStore(f"sqlite:///{partial}", (database.absolute().parent / "mlartifacts" / "Default").as_uri())
     store.engine.dispose()

@@ -23,7 +23,9 @@ class Process:
     """A process, told apart from a later one with the same number.
 
     Args:
-        host: machine name. pid: process number. start: boot id and start tick on Linux, empty where the system does not tell.
+        host: machine name.
+        pid: process number.
+        start: boot id and start tick on Linux, empty where the system does not tell.
     """
 
     host: str

@@ -65,8 +65,9 @@ class Sweep:
     """Where the jobs come from: recorded with every run.
 
     Args:
-        sweep: id, the time it began and a few random digits. command: as typed. verb: `train`, `evaluate`, `analyze`,
-            `export`, or `start`, for a float training that others begin from.
+        sweep: id, the time it began and a few random digits.
+        command: as typed.
+        verb: `train`, `evaluate`, `analyze`, `export`, or `start`, for a float training that others begin from.
     """
 
     sweep: str

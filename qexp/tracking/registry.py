@@ -27,7 +27,9 @@ def register(client: MlflowClient, run_id: str, row: Row) -> None:
     """Make the model version that a `model` row asks for; nothing where it is there, or where its file has gone or changed.
 
     Args:
-        client: of the store. run_id: MLflow's id of the row's run. row: of `qexp.tracking.rows.model_row`.
+        client: of the store.
+        run_id: MLflow's id of the row's run.
+        row: of `qexp.tracking.rows.model_row`.
     """
     mlflow = import_mlflow()
     path, example = Path(row["path"]), Path(row["example"])

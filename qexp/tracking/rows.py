@@ -14,16 +14,53 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypedDict, TypeGuard, get_args
 
 from qexp.tracking.environment import now_ms
 from qexp.tracking.process import Process
 from qexp.tracking.record import FLOAT_VARIANT, Record
 
-Row = dict[str, Any]
+Row = dict[str, Any]  # as it is read from a journal; `kind` decides what else is there
 Scalar = str | int | float | bool | None
 JobState = Literal["planned", "running", "done", "failed", "invalid", "preempted", "killed"]
 NOT_SENT = ("sweep", "job", "export")  # kinds of rows that change nothing in MLflow
+
+
+class RunRow(TypedDict):
+    """A run that was opened; the arguments of `run_row`."""
+
+    kind: Literal["run"]
+    run: str
+    parent: str | None
+    name: str
+    params: dict[str, Scalar]
+    tags: dict[str, str]
+    artifacts: dict[str, str]
+    planned_epochs: int | None
+    process: dict[str, str | int]
+    time_ms: int
+
+
+class SweepRow(TypedDict):
+    """A command that was typed; the arguments of `sweep_row`."""
+
+    kind: Literal["sweep"]
+    sweep: str
+    command: str
+    versions: dict[str, str]
+    host: str
+    git: str | None
+    time_ms: int
+
+
+def is_run(row: Row) -> TypeGuard[RunRow]:
+    """True for the row of a run."""
+    return bool(row["kind"] == "run")
+
+
+def is_sweep(row: Row) -> TypeGuard[SweepRow]:
+    """True for the row of a sweep."""
+    return bool(row["kind"] == "sweep")
 
 
 def run_key(training: str, variant_key: str | None = None) -> str:
@@ -69,9 +106,14 @@ def run_row(
     """Open a run, or open it again.
 
     Args:
-        run: its key. name: the label a person reads. parent: key of the training's run, None for that run itself.
-        params: flat; a variant repeats its training's. tags: free text. artifacts: file name -> its text.
+        run: its key.
+        name: the label a person reads.
+        parent: key of the training's run, None for that run itself.
+        params: flat; a variant repeats its training's.
+        tags: free text.
+        artifacts: file name -> its text.
         planned_epochs: epochs the training will have, by which a report tells a partial variant; None where there is no training.
+        time_ms: when, in milliseconds since 1970; None is now.
     """
     return {
         "kind": "run",
@@ -137,7 +179,10 @@ def export_row(run: str, *, key: str, values: Mapping[str, Any], time_ms: int | 
     """What an exported network gave in its runtimes, for the report.
 
     Args:
-        run: the variant's. key: names file, settings and runtimes: an equal one replaces the row. values: JSON of any depth.
+        run: the variant's.
+        key: names file, settings and runtimes: an equal one replaces the row.
+        values: JSON of any depth.
+        time_ms: as in `run_row`.
     """
     return {"kind": "export", "run": run, "key": key, **values, "time_ms": now_ms() if time_ms is None else time_ms}
 
@@ -146,8 +191,12 @@ def model_row(run: str, *, name: str, path: str | Path, example: str | Path, dig
     """A file that becomes a version of a registered model.
 
     Args:
-        run: that it belongs to. name: of the registered model. path: of the ONNX file. digest: of its bytes; the version is
-            found again by it. example: an .npz with `images` [N, C, H, W] and `logits` [N, classes], float32.
+        run: that it belongs to.
+        name: of the registered model.
+        path: of the ONNX file.
+        digest: of its bytes; the version is found again by it.
+        example: an .npz with `images` [N, C, H, W] and `logits` [N, classes], float32.
+        time_ms: as in `run_row`.
     """
     return {
         "kind": "model",
@@ -178,10 +227,18 @@ def job_row(
     """What became of a job. What is None says nothing: an earlier row of the same (sweep, key) has it.
 
     Args:
-        sweep: id. key: hash of what was asked for, equal when it is asked for again. job: number in the sweep.
-        asked: the values in which it differs from the sweep's other jobs, as typed. variant: label.
-        training, variant_key: as in `Record`. fresh: numbers from before do not count.
-        reason: why it is invalid or failed, in one line. traceback: a file.
+        sweep: id.
+        key: hash of what was asked for, equal when it is asked for again.
+        state: what became of it.
+        job: number in the sweep.
+        asked: the values in which it differs from the sweep's other jobs, as typed.
+        variant: label.
+        training: its hash, as in `Record`.
+        variant_key: the variant's hash, as in `Record`.
+        fresh: numbers from before do not count.
+        reason: why it is invalid or failed, in one line.
+        traceback: a file.
+        time_ms: as in `run_row`.
     """
     assert state in get_args(JobState), state
     return {

@@ -1,6 +1,6 @@
 """From the journal to MLflow, and how far.
 
-The points sent are a function of the journal (see `ledger`), and MLflow stores identical points once, so any part may be sent
+The points sent are a function of the journal (see `changes`), and MLflow stores identical points once, so any part may be sent
 again. The progress file saves doing so; without it everything is sent anew and nothing is doubled. The processes of an experiment
 share it under a lock: whichever is awake sends everybody's rows.
 """
@@ -30,7 +30,10 @@ class Sender:
     """Sends an experiment's journal to MLflow; not for more than one thread.
 
     Args:
-        journal: what to send. experiment: MLflow's name for it. settings: where to. runs_dir: home of the default store.
+        journal: what to send.
+        experiment: MLflow's name for it.
+        settings: where to.
+        runs_dir: home of the default store.
     """
 
     def __init__(self, journal: Journal, *, experiment: str, settings: TrackingSettings, runs_dir: str | Path) -> None:
@@ -39,7 +42,7 @@ class Sender:
         self.shown_uri = shown_uri(self._uri)
         self._progress_path = journal.path.with_name(f"{journal.path.stem}.mlflow.json")
         self._lock = FileLock(journal.path.with_name(f".{journal.path.stem}.mlflow.lock"), thread_local=False)
-        self._offset, self._ledger = 0, ChangeTracker()
+        self._offset, self._tracker = 0, ChangeTracker()
 
     def behind(self) -> int:
         """How many rows MLflow has not been sent."""
@@ -54,7 +57,8 @@ class Sender:
             close_dead: set the runs of this machine's dead processes to KILLED, although there may be nothing to send.
 
         Raises:
-            RuntimeError: another process has been sending for long. Exception: whatever MLflow raises.
+            RuntimeError: another process has been sending for long.
+            Exception: whatever MLflow raises.
         """
         self._journal.path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -64,7 +68,7 @@ class Sender:
         try:
             return self._catch_up(stop, close_dead) if close_dead or self.behind() else 0
         except BaseException:
-            self._offset, self._ledger = 0, ChangeTracker()  # it may have noted rows that did not arrive
+            self._offset, self._tracker = 0, ChangeTracker()  # it may have noted rows that did not arrive
             raise
         finally:
             self._lock.release()
@@ -79,28 +83,27 @@ class Sender:
             rows, offset = self._journal.rows_from(self._offset, limit=CHUNK_ROWS)
             if not rows:
                 if close_dead:
-                    runs.close_dead(self._ledger.last_ms, journal_names(self._runs_dir))
-                if not runs.seconds:
+                    runs.close_dead(self._tracker.last_ms, journal_names(self._runs_dir))
+                if not runs.duplicates:
                     break
-                self._offset, self._ledger = 0, ChangeTracker()
-                self._save_progress(
-                    store
-                )  # before the deletion: whoever goes on from here sends all points to the run that stays
-                runs.delete_seconds()
+                # The progress goes back before the deletion: whoever goes on from here sends all points to the run that stays.
+                self._offset, self._tracker = 0, ChangeTracker()
+                self._save_progress(store)
+                runs.delete_duplicates()
                 continue
-            _apply(self._ledger.take(rows), runs)
+            _apply(self._tracker.take(rows), runs)
             self._offset, count = offset, count + sum(row["kind"] not in NOT_SENT for row in rows)
             self._save_progress(store)
         return count
 
     def _skip_sent(self, store: Store) -> None:
-        """Let the ledger note what was sent, by this process or another; nothing was, if the experiment has been made since."""
+        """Let the tracker note what was sent, by this process or another; nothing was, if the experiment has been made since."""
         progress = self._progress()
         target = progress.get("offset", 0) if progress.get("experiment") == store.identity else 0
         if target < self._offset:
-            self._offset, self._ledger = 0, ChangeTracker()
+            self._offset, self._tracker = 0, ChangeTracker()
         rows, self._offset = self._journal.rows_from(self._offset, end=target)
-        self._ledger.take(rows)
+        self._tracker.take(rows)
 
     def _head(self) -> str:
         """Names the journal by its first row: another file under the same name has another."""
@@ -109,10 +112,10 @@ class Sender:
     def _all_progress(self) -> dict[str, dict[str, Any]]:
         """The progress file: tracking URI -> how far; empty where it is missing or unreadable, as nothing is lost by that."""
         try:
-            found = json.loads(self._progress_path.read_text(encoding="utf-8"))
+            progress = json.loads(self._progress_path.read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return {}
-        return found if isinstance(found, dict) else {}
+        return progress if isinstance(progress, dict) else {}
 
     def _progress(self) -> dict[str, Any]:
         """How far this store got with this very journal."""

@@ -15,7 +15,8 @@ def sync(name: str | None, runs_dir: str | Path, settings: TrackingSettings) -> 
     """Send one experiment's rows, or every experiment's, and close the runs of dead processes.
 
     Args:
-        name: experiment; None takes all that have a journal. runs_dir: where the journals lie.
+        name: experiment; None takes all that have a journal.
+        runs_dir: where the journals lie.
         settings: where to; `enabled` and `timeout_s` do not matter here.
 
     Returns:

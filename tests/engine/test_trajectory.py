@@ -119,9 +119,9 @@ def test_a_preempted_training_says_so_until_it_goes_on(begun, store):
     save(begun, 1)
     begun.mark_preempted("SIGTERM")
     assert "epoch 1, step 0" in (begun.folder / "PREEMPTED").read_text()
-    assert store.list()[0]["status"] == "preempted"
+    assert store.summaries()[0]["status"] == "preempted"
     begun.begin(identity={}, config=CONFIG, versions={}, epochs=3, start=state(1))
-    assert store.list()[0]["status"] == "running"
+    assert store.summaries()[0]["status"] == "running"
 
 
 def test_a_truncated_epoch_is_not_stored(begun):
@@ -197,7 +197,7 @@ def test_begin_keeps_the_first_description(begun, store):
 def test_list_find_and_remove(begun, store):
     save(begun, 1, 2)
     store.open("abd999").begin(identity={}, config=CONFIG, versions={}, epochs=1)
-    row = next(row for row in store.list() if row["hash"] == "abc123")
+    row = next(row for row in store.summaries() if row["hash"] == "abc123")
     assert {key: row[key] for key in ("model", "data", "epochs_done", "epochs", "status")} == {
         "model": "resnet20", "data": "digits", "epochs_done": 2, "epochs": 3, "status": "running",
     }  # fmt: skip
@@ -207,7 +207,7 @@ def test_list_find_and_remove(begun, store):
     with pytest.raises(UserError, match="training=abc124: allowed is the hash of a stored training. Did you mean abc123"):
         store.remove("abc124")
     assert store.remove("abc") == "abc123"
-    assert [row["hash"] for row in store.list()] == ["abd999"]
+    assert [row["hash"] for row in store.summaries()] == ["abd999"]
     assert begun.resume_state() is None
 
 

@@ -1,4 +1,4 @@
-"""Synthetic sweeps as the pipeline journals them: rows of plain dicts, as reporting reads no other room."""
+"""Synthetic sweeps as a sweep journals them: rows of plain dicts, which is all that reporting reads."""
 
 import json
 import math
@@ -108,8 +108,8 @@ def _configured(rows, train, weights):
     return [row | {"artifacts": {"config.json": text}} if row["kind"] == "run" else row for row in rows]
 
 
-def make_answers(right, *, training="a1b2c3d4e5f60718", folder=None, epoch=1, classes=10, top1=None, **changes):
-    """The rows of a training of one epoch whose variants are right where told, with their predictions in a store.
+def make_predicted(right, *, training="a1b2c3d4e5f60718", folder=None, epoch=1, classes=10, top1=None, **changes):
+    """The rows of a training of one epoch whose variants are right where `right` says so, with their predictions in a store.
 
     right: variant -> [n] bool. folder: the store's `runs`; None keeps no predictions. top1: variant -> classes, where these
     are to differ among wrong answers; else a wrong answer is the next class.
@@ -166,8 +166,8 @@ def training():
 
 
 @pytest.fixture
-def answers():
-    return make_answers
+def predicted():
+    return make_predicted
 
 
 @pytest.fixture

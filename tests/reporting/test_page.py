@@ -41,8 +41,8 @@ class Page(HTMLParser):
 
 
 @pytest.fixture
-def runs_dir(tmp_path, answers, write):
-    rows = [row for epoch in (1, 2) for row in answers(RIGHT, folder=tmp_path / "runs", epoch=epoch)]
+def runs_dir(tmp_path, predicted, write):
+    rows = [row for epoch in (1, 2) for row in predicted(RIGHT, folder=tmp_path / "runs", epoch=epoch)]
     next(row for row in rows if row.get("variant") == "W8 int" and row["epoch"] == 2)["alarms"] = ["logits <are> not & finite"]
     plan = '[{"kind":"conv","role":"weight","bits":8,"num_elements":900,"reason":""},'
     plan += '{"kind":"norm","role":"weight","bits":null,"num_elements":100,"reason":"BN statistic"}]'
@@ -76,8 +76,8 @@ def test_the_page_stands_alone_and_says_what_is_asked(runs_dir, tmp_path):
     assert path.read_text(encoding="utf-8") == source
 
 
-def test_a_page_without_predictions_says_so(answers, write, tmp_path):
-    report = write_report("exp", runs_dir=write(answers(RIGHT)), results_dir=tmp_path / "results")
+def test_a_page_without_predictions_says_so(predicted, write, tmp_path):
+    report = write_report("exp", runs_dir=write(predicted(RIGHT)), results_dir=tmp_path / "results")
     text = (report.folder / "report.html").read_text(encoding="utf-8")
     assert "No statistics: no predictions were kept." in text and "No predictions were kept, so that" in text
 

@@ -256,7 +256,7 @@ def test_through_the_command_line(cli, tiny, tmp_path):
     done = cli("qat=none", "float_only=true", "train.lr=0.005", f"model.weights={weights}", *common)
     assert done.code == 0, done.err
     converted = sorted(tmp_path.glob("runs/trainings/*/converted.safetensors"))[0]
-    evaluated = [each for each in tiny if not each.startswith("train=")]
+    evaluated = [argument for argument in tiny if not argument.startswith("train=")]
     done = cli(f"checkpoint={converted}", "name=exp", *evaluated, verb="evaluate")
     assert done.code == 0, done.err
     rows = list(csv.DictReader((tmp_path / "results" / "exp" / "table.csv").read_text().splitlines()))

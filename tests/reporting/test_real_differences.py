@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from qexp.reporting.frames.predictions import Answers, Found
+from qexp.reporting.frames.predictions import Predictions, StoredPredictions
 from qexp.reporting.report import write_report
 from qexp.reporting.statistics.paired import with_statistics
 
@@ -15,7 +15,7 @@ N = 10_000
 
 
 def flipped(plain, lost, gained, generator):
-    """Answers wrong on so many images that `plain` gets right, drawn at random, and right on so many that it gets wrong."""
+    """Predictions wrong on so many images that `plain` gets right, drawn at random, and right on so many that it gets wrong."""
     right = plain.copy()
     right[generator.permutation(np.flatnonzero(plain))[:lost]] = False
     right[generator.permutation(np.flatnonzero(~plain))[:gained]] = True
@@ -23,7 +23,7 @@ def flipped(plain, lost, gained, generator):
 
 
 @pytest.fixture
-def report(tmp_path, answers, write):
+def report(tmp_path, predicted, write):
     """Write the report of a float network with 90 % and of copies: W8 and W6 alike, W4 two points below, with their flips."""
     generator = np.random.default_rng(11)
     plain = generator.random(N) < 0.9
@@ -35,7 +35,7 @@ def report(tmp_path, answers, write):
         "W5 int": flipped(plain, 40, 40, generator),  # as good, wrong on other images
         "W4 int": flipped(plain, 500, 300, generator),
     }
-    return write_report("exp", runs_dir=write(answers(right, folder=tmp_path / "runs")), results_dir=tmp_path / "results")
+    return write_report("exp", runs_dir=write(predicted(right, folder=tmp_path / "runs")), results_dir=tmp_path / "results")
 
 
 def test_what_is_equal_is_called_so_and_two_points_are_told_apart(report):
@@ -74,15 +74,15 @@ def test_intervals_of_a_report_cover():
     # Images are right in both, in the float network alone, in the copy alone, or in neither.
     kind = generator.choice(4, size=(count, n), p=(both, lost, gained, 1 - both - lost - gained))
     index, label = np.arange(n), np.zeros(n, dtype=np.int64)
-    found, rows = Found(), []
+    stored, rows = StoredPredictions(), []
     for number, drawn in enumerate(kind):
         for variant, right in (("fp32", (drawn == 0) | (drawn == 1)), ("W4 int", (drawn == 0) | (drawn == 2))):
             rows.append(
                 {"training": f"{number}", "variant": variant, "variant_key": variant, "epoch": 1, "split": "test", "n": n}
             )
             rows[-1]["prec1"] = 100 * int(right.sum()) / n
-            found.answers[(f"{number}", variant, 1, "test", n)] = Answers(index, label, np.where(right, 0, 1), right)
-    frame = with_statistics(pd.DataFrame(rows), found)
+            stored.by_key[(f"{number}", variant, 1, "test", n)] = Predictions(index, label, np.where(right, 0, 1), right)
+    frame = with_statistics(pd.DataFrame(rows), stored)
     copies = frame[frame["variant"] == "W4 int"]
     held = copies["ci_low"].le(100 * (gained - lost)) & copies["ci_high"].ge(100 * (gained - lost))
     assert len(held) == count and 0.93 <= held.mean() <= 0.97

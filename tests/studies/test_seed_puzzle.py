@@ -74,8 +74,8 @@ def test_expected_numbers_of_a_network_of_the_users():
     prec1 |= {f"rounded zero point{how}, W4, {again}": 50.0 for how in (" subtracted", ", unrounded codes")}
 
     def failed():
-        found = {key: SimpleNamespace(metrics=SimpleNamespace(prec1=value, n=7)) for key, value in prec1.items()}
-        checks = seed_checks._numbers(seed_checks.Scores(found, num_classes=10), BITS, zero_share=0.6)
+        evaluations = {key: SimpleNamespace(metrics=SimpleNamespace(prec1=value, n=7)) for key, value in prec1.items()}
+        checks = seed_checks._numbers(seed_checks.Scores(evaluations, num_classes=10), BITS, zero_share=0.6)
         assert {check.n for check in checks} == {7} and not any(check.identity for check in checks)
         return [check.name for check in checks if not check.passed]
 

@@ -18,6 +18,8 @@ from matplotlib.ticker import MaxNLocator
 from qexp.reporting.figures.curves import (
     MAX_BANDS,
     OWN,
+    LineKey,
+    band_limits,
     curve_looks,
     deviations,
     draw_band,
@@ -25,13 +27,12 @@ from qexp.reporting.figures.curves import (
     is_reference,
     last_points,
     line_keys,
-    shaded,
 )
 from qexp.reporting.figures.layout import Limits, lay_out, panels_of
 from qexp.reporting.figures.style import LINES, MARKERS, Look, looks, padded, percent_axis, spread_colors, title, zoom_limits
 from qexp.reporting.frames.comparison import has_qat
 from qexp.reporting.frames.qat_labels import START
-from qexp.reporting.frames.summary import summarize
+from qexp.reporting.frames.summary import Family, summarize
 
 BLACK = "#000000"
 REFERENCE_LINES, START_LINE = ("-", (0, (5, 1.5)), (0, (2, 1))), (0, (6, 3))
@@ -43,23 +44,25 @@ def prec1_by_epoch(records: pd.DataFrame) -> Figure:
     Args:
         records: of `load_records`.
     """
-    shown = _merged(records)
-    styles = (curve_looks if has_qat(shown) else looks)(shown[~is_reference(shown)])
-    references = _reference_looks(shown)
-    panels = panels_of(shown, "label")
+    frame = _merged(records)
+    styles = (curve_looks if has_qat(frame) else looks)(frame[~is_reference(frame)])
+    references = _reference_looks(frame)
+    panels = panels_of(frame, "label")
     zooms = [_epoch_zoom(part) for _, part in panels]
 
     def draw(axes: Axes, part: pd.DataFrame, limits: Limits | None) -> None:
-        curves, plain = _curves(part)
-        found = shaded(part, curves, plain)
+        curves, float_curves = _curves(part)
+        bands = band_limits(part, curves, float_curves)
         for name, curve in curves.items():
             look = styles[name]
-            draw_band(axes, found, name, look.color)
-            style = {"color": look.color, "linestyle": look.line, "marker": look.marker}
-            axes.plot(curve.index, curve, **style, markersize=3.2, linewidth=1.5, markevery=max(1, len(curve) // 10))
-        for name, reference in plain.items():
+            draw_band(axes, bands, name, look.color)
+            axes.plot(
+                curve.index, curve, color=look.color, linestyle=look.line, marker=look.marker, markersize=3.2, linewidth=1.5,
+                markevery=max(1, len(curve) // 10),
+            )  # fmt: skip
+        for name, reference in float_curves.items():
             look = references[name]
-            draw_band(axes, found, name, BLACK)
+            draw_band(axes, bands, name, BLACK)
             axes.plot(reference.index, reference, color=BLACK, linestyle=look.line, linewidth=_width(name), zorder=1.9)
         axes.set_xlabel("epoch")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=10, steps=[1, 2, 5, 10]))
@@ -67,8 +70,8 @@ def prec1_by_epoch(records: pd.DataFrame) -> Figure:
         values = part["prec1"]
         percent_axis(axes, limits or padded(values.min(), values.max(), least=2.0))
 
-    final = shown.sort_values("epoch", kind="stable").groupby("variant")["prec1"].last() if len(panels) == 1 else None
-    longest = max(map(len, shown["variant"]))
+    final = frame.sort_values("epoch", kind="stable").groupby("variant")["prec1"].last() if len(panels) == 1 else None
+    longest = max(map(len, frame["variant"]))
     entries = [(name, look, _width(name)) for name, look in references.items()]
     entries += [(name, look, 1.5) for name, look in styles.items()]
     handles = [
@@ -78,10 +81,10 @@ def prec1_by_epoch(records: pd.DataFrame) -> Figure:
         )
         for name, look, width in entries
     ]  # fmt: skip
-    averaged = has_qat(shown) and shown["sd"].notna().any()
-    heading = "Prec@1 after every epoch" if has_qat(shown) else "Prec@1 of the quantized copies after every epoch"
+    averaged = has_qat(frame) and frame["sd"].notna().any()
+    heading = "Prec@1 after every epoch" if has_qat(frame) else "Prec@1 of the quantized copies after every epoch"
     heading += ", mean over seeds, band one sd" if averaged else ", with 95 % intervals" if len(styles) <= MAX_BANDS else ""
-    return lay_out(panels, zooms, draw, handles, title(shown, heading), monospace=final is not None)
+    return lay_out(panels, zooms, draw, handles, title(frame, heading), monospace=final is not None)
 
 
 def prec1_by_bits(records: pd.DataFrame) -> Figure | None:
@@ -114,14 +117,14 @@ def prec1_by_bits(records: pd.DataFrame) -> Figure | None:
 
     def draw(axes: Axes, part: pd.DataFrame, limits: Limits | None) -> None:
         for name, rows in part[is_reference(part)].groupby("variant", sort=False):
-            style = {"linestyle": references[name].line, "linewidth": min(_width(name), 2.0)}
-            axes.axhline(rows["prec1"].mean(), color=BLACK, zorder=1.9, **style)
+            prec1, width = rows["prec1"].mean(), min(_width(name), 2.0)
+            axes.axhline(prec1, color=BLACK, zorder=1.9, linestyle=references[name].line, linewidth=width)
         quantized = part[~is_reference(part)]
         keys = line_keys(quantized)
         shifts = _shifts(keys, quantized["bits"], list(styles))
         for key, look in styles.items():
-            at = {width: place + shifts.get((key, width), 0.0) for place, width in enumerate(widths)}
-            _bits_line(axes, quantized.loc[[found == key for found in keys]], look, at)
+            positions = {width: tick + shifts.get((key, width), 0.0) for tick, width in enumerate(widths)}
+            _bits_line(axes, quantized.loc[[line == key for line in keys]], look, positions)
         axes.set_xticks(range(len(widths)), [str(width) for width in widths])
         axes.set_xlim(-0.35, len(widths) - 0.65)
         axes.set_xlabel("weight bits")
@@ -135,37 +138,44 @@ def prec1_by_bits(records: pd.DataFrame) -> Figure | None:
     ]
     for (mode, family), look in styles.items():
         label = _line_label(mode, family, families) + (" after training" if trained and mode != OWN else "")
-        style = {"color": look.color, "linestyle": look.line, "marker": look.marker}
-        handles.append(matplotlib.lines.Line2D([], [], **style, markersize=5, linewidth=1.5, label=label))
+        handles.append(
+            matplotlib.lines.Line2D(
+                [], [], color=look.color, linestyle=look.line, marker=look.marker, markersize=5, linewidth=1.5, label=label
+            )
+        )
     heading = "Prec@1 against weight bits, last epoch" + (", mean and sd over seeds" if _repeated(table) else "")
     return lay_out(panels, zooms, draw, handles, title(table, heading))
 
 
-def _shifts(keys: Sequence[tuple], bits: pd.Series, order: Sequence[tuple]) -> dict[tuple[tuple, int], float]:
+def _shifts(keys: Sequence[LineKey], bits: pd.Series, order: Sequence[LineKey]) -> dict[tuple[LineKey, int], float]:
     """(line, width) -> how far its point stands beside the tick: those of a width are set a little apart, around it.
 
     As int and its control do at high widths, they would lie on each other.
     """
-    found = {}
+    shifts: dict[tuple[LineKey, int], float] = {}
     step = min(0.07, 0.4 / len(order))
     for width in set(bits):
-        there = {key for key, at in zip(keys, bits, strict=True) if at == width}
-        present = [key for key in order if key in there]
-        found |= {(key, width): (number - (len(present) - 1) / 2) * step for number, key in enumerate(present)}
-    return found
+        of_width = {key for key, other in zip(keys, bits, strict=True) if other == width}
+        present = [key for key in order if key in of_width]
+        shifts |= {(key, width): (number - (len(present) - 1) / 2) * step for number, key in enumerate(present)}
+    return shifts
 
 
-def _bits_line(axes: Axes, variants: pd.DataFrame, look: Look, at: Mapping[int, float]) -> None:
+def _bits_line(axes: Axes, variants: pd.DataFrame, look: Look, positions: Mapping[int, float]) -> None:
     """One family's line, means over seeds; points without a line where several of its variants have the same bits.
 
-    at: width -> abscissa.
+    Args:
+        axes: to draw on.
+        variants: rows of the family.
+        look: of the line.
+        positions: width -> abscissa.
     """
-    found = variants.groupby(["bits", "variant"])["prec1"].agg(["mean", "std"])
-    bits = found.index.get_level_values("bits")
+    means = variants.groupby(["bits", "variant"])["prec1"].agg(["mean", "std"])
+    bits = means.index.get_level_values("bits")
     axes.errorbar(
-        [at[width] for width in bits],
-        found["mean"],
-        yerr=found["std"].fillna(0.0) if found["std"].notna().any() else None,
+        [positions[width] for width in bits],
+        means["mean"],
+        yerr=means["std"].fillna(0.0) if means["std"].notna().any() else None,
         color=look.color,
         linestyle=look.line if bits.is_unique else "none",
         marker=look.marker,
@@ -181,10 +191,10 @@ def _merged(records: pd.DataFrame) -> pd.DataFrame:
     kept = set(zip(table["training"], table["variant_key"], table["split"], table["n"], strict=True))
     rows = zip(records["training"], records["variant_key"], records["split"], records["n"], strict=True)
     order = {name: number for number, name in enumerate(dict.fromkeys(table["variant"]))}
-    shown = records[[row in kept for row in rows]]
+    merged = records[[row in kept for row in rows]]
     if has_qat(table):
-        return epoch_curves(shown, table)
-    return shown.sort_values("variant", key=lambda names: names.map(order), kind="stable")
+        return epoch_curves(merged, table)
+    return merged.sort_values("variant", key=lambda names: names.map(order), kind="stable")
 
 
 def _curves(part: pd.DataFrame) -> tuple[dict[str, pd.Series], dict[str, pd.Series]]:
@@ -220,8 +230,8 @@ def last_zoom(part: pd.DataFrame) -> Limits | None:
     """Limits for the variants near the float network, None where one axis is enough."""
     quantized = part[~is_reference(part)]
     curves = {str(index): pd.Series([value]) for index, value in quantized["prec1"].items()}
-    plain = part[is_reference(part)]["prec1"]
-    limits = zoom_limits(curves, pd.Series([plain.mean()])) if len(plain) else None
+    float_prec1 = part[is_reference(part)]["prec1"]
+    limits = zoom_limits(curves, pd.Series([float_prec1.mean()])) if len(float_prec1) else None
     if limits is None or not quantized.duplicated(["variant", "bits"]).any():
         return limits
     bars = deviations(part)
@@ -234,11 +244,11 @@ def _repeated(table: pd.DataFrame) -> bool:
     return bool((table.groupby("group")["seed"].nunique() > 1).any())
 
 
-def _line_label(mode: str, family: tuple, families: Sequence[tuple]) -> str:
+def _line_label(mode: str, family: Family, families: Sequence[Family]) -> str:
     """The mode, and of the family what tells it from the others."""
     if mode == OWN:
         return family[1]
     name = "float (control)" if mode == "float" else mode
-    places = [place for place in range(len(family)) if len({other[place] for other in families}) > 1]
+    differing = [item for item in range(len(family)) if len({other[item] for other in families}) > 1]
     # A half network has a policy and an input, no quantizer and no granularity.
-    return ", ".join([name, *(str(family[place]) for place in places if mode != "half" or place in (0, 3))])
+    return ", ".join([name, *(str(family[item]) for item in differing if mode != "half" or item in (0, 3))])

@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
+from qexp.base.text import MIB
 from qexp.reporting.figures.accuracy import last_zoom
 from qexp.reporting.figures.layout import Limits, lay_out, panels_of
 from qexp.reporting.figures.style import MARKERS, RC, padded, percent_axis, spread_colors, title
@@ -20,7 +21,9 @@ from qexp.reporting.statistics.paired import wilson_of
 from qexp.tracking.record import FLOAT_BITS, FLOAT_VARIANT
 
 BLACK, FRONT = "#000000", "#7F7F7F"
-MIB = 1024 * 1024
+Point = tuple[str, str, float, float, int]  # as in `COLUMNS`
+COLUMNS = ["network", "runtime", "cost", "prec1", "n"]
+COPIES = ("evaluated", "simulated")  # fidelity stages that stand for a network whatever runs it
 
 
 def prec1_by_size(records: pd.DataFrame) -> Figure | None:
@@ -45,10 +48,10 @@ def prec1_by_size(records: pd.DataFrame) -> Figure | None:
     def draw(axes: Axes, part: pd.DataFrame, limits: Limits | None) -> None:
         front = pareto(part)
         axes.plot(part.loc[front, "size_bytes"] / MIB, part.loc[front, "prec1"], color=FRONT, linewidth=1.2, zorder=1.5)
-        for plain, bits, size, prec1, n in zip(
+        for of_float, bits, size, prec1, n in zip(
             is_float(part), part["bits"], part["size_bytes"] / MIB, part["prec1"], part["n"], strict=True
         ):
-            color, marker = (BLACK, "o") if plain else (colors[bits], markers[bits])
+            color, marker = (BLACK, "o") if of_float else (colors[bits], markers[bits])
             interval = wilson_of(prec1, n)
             axes.vlines(size, interval.low, interval.high, color=color, linewidth=1.0)
             axes.plot([size], [prec1], color=color, marker=marker, markersize=5, linestyle="none")
@@ -77,12 +80,17 @@ def _with_intervals(limits: Limits | None, part: pd.DataFrame) -> Limits | None:
     if limits is None:
         return None
     near = part[part["prec1"] >= limits[0]]
-    found = [wilson_of(prec1, n) for prec1, n in zip(near["prec1"], near["n"], strict=True)]
-    return padded(min(each.low for each in found), max(each.high for each in found), least=1.0)
+    intervals = [wilson_of(prec1, n) for prec1, n in zip(near["prec1"], near["n"], strict=True)]
+    return padded(min(interval.low for interval in intervals), max(interval.high for interval in intervals), least=1.0)
 
 
 def pareto(table: pd.DataFrame, cost: str = "size_bytes") -> list[int]:
-    """The index of the rows that no other beats in cost and Prec@1, by cost."""
+    """The index of the rows that no other beats in cost and Prec@1, by cost.
+
+    Args:
+        table: rows with `prec1` and `cost`.
+        cost: name of the column that is to be low.
+    """
     front, best = [], float("-inf")
     ordered = table.sort_values([cost, "prec1"], ascending=[True, False], kind="stable")
     for index, prec1 in ordered["prec1"].items():
@@ -90,11 +98,6 @@ def pareto(table: pd.DataFrame, cost: str = "size_bytes") -> list[int]:
             front.append(index)
             best = prec1
     return front
-
-
-COLUMNS = ["network", "runtime", "cost", "prec1", "n"]
-
-COPIES = ("evaluated", "simulated")  # rungs that stand for a network whatever runs it
 
 
 def prec1_by_cost(exports: Sequence[Mapping[str, Any]]) -> Figure | None:
@@ -106,10 +109,10 @@ def prec1_by_cost(exports: Sequence[Mapping[str, Any]]) -> Figure | None:
     Args:
         exports: of `qexp.reporting.tables.exports.load_exports`.
     """
-    timed = [each for each in exports if each["cost"]]
-    cpus = "; ".join(dict.fromkeys(f"{each['cpu']}, threads: {each['threads']}" for each in timed))
+    timed = [export for export in exports if export["cost"]]
+    cpus = "; ".join(dict.fromkeys(f"{export['cpu']}, threads: {export['threads']}" for export in timed))
     label = "milliseconds an image, median at the largest batch"
-    return _draw(points(exports), label, f"Prec@1 against time\n{_sizes(timed)}; {cpus}")
+    return _draw(latency_points(exports), label, f"Prec@1 against time\n{_sizes(timed)}; {cpus}")
 
 
 def prec1_by_bops(exports: Sequence[Mapping[str, Any]]) -> Figure | None:
@@ -120,58 +123,59 @@ def prec1_by_bops(exports: Sequence[Mapping[str, Any]]) -> Figure | None:
     Args:
         exports: of `qexp.reporting.tables.exports.load_exports`.
     """
-    found = work(exports)
-    if found["cost"].nunique() < 2:
+    points = bops_points(exports)
+    if points["cost"].nunique() < 2:
         return None
-    scored = [each for each in exports if each["layers"]]
-    return _draw(found, "billion bit operations an image", f"Prec@1 against bit operations\n{_sizes(scored)}")
+    scored = [export for export in exports if export["layers"]]
+    return _draw(points, "billion bit operations an image", f"Prec@1 against bit operations\n{_sizes(scored)}")
 
 
-def points(exports: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+def latency_points(exports: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     """What was timed and scored, `COLUMNS`, `cost` in milliseconds an image: equal points once."""
-    found: dict[tuple, None] = {}
-    for each in exports:
-        rungs = {rung["name"]: rung for rung in each["rungs"]}
-        largest = max((line["batch"] for line in each["cost"]), default=0)
-        for line in each["cost"]:
-            if line["batch"] != largest:
+    points: list[Point] = []
+    for export in exports:
+        stages = {stage["name"]: stage for stage in export["rungs"]}
+        largest = max((timing["batch"] for timing in export["cost"]), default=0)
+        for timing in export["cost"]:
+            if timing["batch"] != largest:
                 continue
-            is_float = line["network"] == FLOAT_VARIANT
-            rung = rungs.get(FLOAT_VARIANT if is_float else line["runtime"])
-            if rung is not None and rung["prec1"] is not None:
-                name = FLOAT_VARIANT if is_float else each["variant"]
-                found[name, line["runtime"], line["median_ms"] / line["batch"], rung["prec1"], rung["n"]] = None
-    return pd.DataFrame(list(found), columns=COLUMNS)
+            of_float = timing["network"] == FLOAT_VARIANT
+            stage = stages.get(FLOAT_VARIANT if of_float else timing["runtime"])
+            if stage is not None and stage["prec1"] is not None:
+                name, cost = FLOAT_VARIANT if of_float else export["variant"], timing["median_ms"] / timing["batch"]
+                points.append((name, timing["runtime"], cost, stage["prec1"], stage["n"]))
+    return pd.DataFrame(list(dict.fromkeys(points)), columns=COLUMNS)
 
 
-def work(exports: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+def bops_points(exports: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     """What was scored and counted, `COLUMNS`, `cost` in billion bit operations an image: equal points once."""
-    found: dict[tuple, None] = {}
-    for each in exports:
-        rungs = {rung["name"]: rung for rung in each["rungs"]}
-        copy = next((rungs[name] for name in COPIES if name in rungs), None)
-        macs, bops = (sum(layer[key] for layer in each["layers"]) for key in ("macs", "bops"))
-        for name, rung, cost in ((FLOAT_VARIANT, rungs.get(FLOAT_VARIANT), macs * FLOAT_BITS**2), (each["variant"], copy, bops)):
-            if rung is not None and cost and rung["prec1"] is not None:
-                found[name, "", cost / 1e9, rung["prec1"], rung["n"]] = None
-    return pd.DataFrame(list(found), columns=COLUMNS)
+    points: list[Point] = []
+    for export in exports:
+        stages = {stage["name"]: stage for stage in export["rungs"]}
+        copy = next((stages[name] for name in COPIES if name in stages), None)
+        macs, bops = (sum(layer[key] for layer in export["layers"]) for key in ("macs", "bops"))
+        of_float = (FLOAT_VARIANT, stages.get(FLOAT_VARIANT), macs * FLOAT_BITS**2)
+        for name, stage, cost in (of_float, (export["variant"], copy, bops)):
+            if stage is not None and cost and stage["prec1"] is not None:
+                points.append((name, "", cost / 1e9, stage["prec1"], stage["n"]))
+    return pd.DataFrame(list(dict.fromkeys(points)), columns=COLUMNS)
 
 
-def _draw(found: pd.DataFrame, label: str, heading: str) -> Figure | None:
+def _draw(points: pd.DataFrame, label: str, heading: str) -> Figure | None:
     """One panel: points with intervals, the front, and a legend of networks and runtimes beside it."""
-    if found.empty:
+    if points.empty:
         return None
-    networks = [name for name in found["network"].unique() if name != FLOAT_VARIANT]
-    runtimes = list(found["runtime"].unique())
+    networks = [name for name in points["network"].unique() if name != FLOAT_VARIANT]
+    runtimes = list(points["runtime"].unique())
     colors = dict(zip(networks, spread_colors(max(1, len(networks))), strict=False)) | {FLOAT_VARIANT: BLACK}
     markers = {name: MARKERS[number % len(MARKERS)] for number, name in enumerate(runtimes)}
-    ends = [wilson_of(prec1, n) for prec1, n in zip(found["prec1"], found["n"], strict=True)]
+    intervals = [wilson_of(prec1, n) for prec1, n in zip(points["prec1"], points["n"], strict=True)]
     with matplotlib.rc_context(RC):
         figure = Figure(figsize=(5.6, 4.0 + 0.17 * (len(networks) + len(runtimes))), layout="constrained")
         axes = figure.subplots()
-        front = found.loc[pareto(found, "cost")]
+        front = points.loc[pareto(points, "cost")]
         axes.plot(front["cost"], front["prec1"], color=FRONT, linewidth=1.2, zorder=1.5)
-        for row, interval in zip(found.itertuples(), ends, strict=True):
+        for row, interval in zip(points.itertuples(), intervals, strict=True):
             axes.vlines(row.cost, interval.low, interval.high, color=colors[row.network], linewidth=1.0)
             axes.plot(
                 [row.cost], [row.prec1], color=colors[row.network], marker=markers[row.runtime], linestyle="none", markersize=6
@@ -181,8 +185,9 @@ def _draw(found: pd.DataFrame, label: str, heading: str) -> Figure | None:
         axes.xaxis.set_major_formatter(FuncFormatter(lambda cost, _: f"{cost:g}"))
         axes.xaxis.set_minor_locator(NullLocator())
         axes.set_xlabel(label)
-        percent_axis(axes, padded(min(each.low for each in ends), max(each.high for each in ends), least=2.0))
-        known = set(found["network"])
+        low, high = min(interval.low for interval in intervals), max(interval.high for interval in intervals)
+        percent_axis(axes, padded(low, high, least=2.0))
+        known = set(points["network"])
         handles = [_handle(colors[name], "o", name) for name in (FLOAT_VARIANT, *networks) if name in known]
         handles += [_handle("#7F7F7F", markers[name], name) for name in runtimes if name]
         handles.append(matplotlib.lines.Line2D([], [], color=FRONT, linewidth=1.2, label="Pareto front"))
@@ -192,7 +197,8 @@ def _draw(found: pd.DataFrame, label: str, heading: str) -> Figure | None:
 
 
 def _sizes(exports: Sequence[Mapping[str, Any]]) -> str:
-    return ", ".join(dict.fromkeys(f"n = {each['n']} {each['split']} images" for each in exports)) + ", with 95 % intervals"
+    sizes = dict.fromkeys(f"n = {export['n']} {export['split']} images" for export in exports)
+    return ", ".join(sizes) + ", with 95 % intervals"
 
 
 def _handle(color: str, marker: str, label: str) -> matplotlib.lines.Line2D:

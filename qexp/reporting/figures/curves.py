@@ -10,13 +10,13 @@ from matplotlib.axes import Axes
 from qexp.reporting.figures.style import LINES, MARKERS, Look, looks, spread_colors
 from qexp.reporting.frames.comparison import LINEAGE, shared_words, without_words
 from qexp.reporting.frames.qat_labels import CONTROL, START
-from qexp.reporting.frames.summary import family_keys
+from qexp.reporting.frames.summary import MEASUREMENT, Family, family_keys
 from qexp.reporting.statistics.paired import wilson_of
 from qexp.tracking.record import FLOAT_VARIANT
 
 OWN = "qat"  # mode and policy of curves that were trained with their quantization
 WIDTH_LINES = ("-", LINES["float"], LINES["half"], (0, (6, 1.4, 1, 1.4)))  # from the widest on
-PLACE = ["training", "variant_key", "split", "n"]
+LineKey = tuple[str, Family]  # mode, and family with the width of its activations
 
 
 def is_reference(frame: pd.DataFrame) -> pd.Series:
@@ -31,11 +31,11 @@ def epoch_curves(records: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
     afterwards; without a control the start is a level line. Other float trainings have a panel each.
 
     Args:
-        records: of the rows of `table`. table: of `summarize`.
+        records: of the rows of `table`.
+        table: of `summarize`.
     """
-    places = [tuple(row) for row in table[PLACE].itertuples(index=False)]
-    rows = {place: number for number, place in enumerate(places)}
-    numbers = [rows[tuple(row)] for row in records[PLACE].itertuples(index=False)]
+    rows = {tuple(key): number for number, key in enumerate(table[MEASUREMENT].itertuples(index=False))}
+    numbers = [rows[tuple(key)] for key in records[MEASUREMENT].itertuples(index=False)]
     words = shared_words(table)
     frame = records.assign(**{name: table[name].to_numpy()[numbers] for name in (*LINEAGE, "label")}, order=numbers)
     frame["variant"] = [without_words(variant, words) for variant in frame["variant"]]
@@ -73,40 +73,40 @@ def curve_looks(variants: pd.DataFrame) -> dict[str, Look]:
     numbers = {family: number for number, family in enumerate(dict.fromkeys(families))}
     widths = {width: number for number, width in enumerate(sorted(set(variants["bits"]), reverse=True))}
     colors = spread_colors(len(numbers))
-    found = {
+    styles = {
         name: Look(colors[numbers[family]], WIDTH_LINES[widths[bits] % len(WIDTH_LINES)], MARKERS[numbers[family] % len(MARKERS)])
         for name, bits, family in zip(variants["variant"], variants["bits"], families, strict=True)
     }
-    return found if len(set(map(repr, found.values()))) == len(found) else looks(variants)
+    return styles if len(set(map(repr, styles.values()))) == len(styles) else looks(variants)
 
 
-def line_keys(frame: pd.DataFrame) -> list[tuple[str, tuple]]:
+def line_keys(frame: pd.DataFrame) -> list[LineKey]:
     """Mode and family of each row, with the width of its activations: what is one line over weight bits.
 
-    `A=W` where they are as wide as the weights along the line. Networks trained with their quantization are told by their method.
+    `A=W` where they are as wide as the weights along the line. Networks trained with their quantization have their method's name.
     """
     lines = list(zip(frame["mode"], family_keys(frame), strict=True))
     if "activation_bits" not in frame:
         return [(mode, (*family, "A32")) for mode, family in lines]
-    pairs: dict[tuple, set[tuple[int, int]]] = {}
+    pairs: dict[LineKey, set[tuple[int, int]]] = {}
     activations = [None if pd.isna(bits) else int(bits) for bits in frame["activation_bits"]]
     for line, bits, width in zip(lines, frame["bits"], activations, strict=True):
         if width is not None:
             pairs.setdefault(line, set()).add((int(bits), width))
-    found = []
+    keys = []
     for line, width in zip(lines, activations, strict=True):
         mode, family = line
         several = len({other for _, other in pairs.get(line, ())}) > 1
         tied = several and all(bits == other for bits, other in pairs[line])
         text = "" if mode == OWN else "A32" if width is None else "A=W" if tied else f"A{width}"
-        found.append((mode, (*family, text)))
-    return found
+        keys.append((mode, (*family, text)))
+    return keys
 
 
 def deviations(part: pd.DataFrame) -> pd.Series:
     """Prec@1 of the ends of all bars: means over seeds, one standard deviation up and down."""
-    found = part[~is_reference(part)].groupby(["variant", "bits"])["prec1"].agg(["mean", "std"]).fillna(0.0)
-    return pd.concat([part["prec1"], found["mean"] - found["std"], found["mean"] + found["std"]])
+    bars = part[~is_reference(part)].groupby(["variant", "bits"])["prec1"].agg(["mean", "std"]).fillna(0.0)
+    return pd.concat([part["prec1"], bars["mean"] - bars["std"], bars["mean"] + bars["std"]])
 
 
 def _compared(frame: pd.DataFrame) -> pd.DataFrame:
@@ -117,7 +117,8 @@ def _compared(frame: pd.DataFrame) -> pd.DataFrame:
 
 def _comparison(part: pd.DataFrame) -> pd.DataFrame:
     """One panel's rows, means over seeds."""
-    title, order = _title(part), {}
+    title = _title(part)
+    order: dict[str, int] = {}
     part = _own(_references(part))
     start = part["variant"].str.startswith(START)
     if not part["role"].eq("control").any():
@@ -135,8 +136,7 @@ def _references(part: pd.DataFrame) -> pd.DataFrame:
     """Name the float networks of a comparison; of start and control the control is drawn, with its copies."""
     if part["role"].eq("control").any():
         part = part[part["role"] != "start"]
-    plain = part["variant"] == FLOAT_VARIANT
-    return part.assign(variant=part["variant"].mask(plain, part["curve"]))
+    return part.assign(variant=part["variant"].mask(part["variant"] == FLOAT_VARIANT, part["curve"]))
 
 
 def _own(part: pd.DataFrame) -> pd.DataFrame:
@@ -163,22 +163,24 @@ def _title(part: pd.DataFrame) -> str:
 MAX_BANDS = 6
 
 
-def shaded(part: pd.DataFrame, curves: Mapping[str, pd.Series], plain: Mapping[str, pd.Series]) -> dict[str, pd.DataFrame]:
+def band_limits(
+    part: pd.DataFrame, curves: Mapping[str, pd.Series], float_curves: Mapping[str, pd.Series]
+) -> dict[str, pd.DataFrame]:
     """Low and high of the bands by curve: one standard deviation over seeds, else the interval of each accuracy.
 
-    Of many curves only the float networks have one: bands that cover each other tell nothing.
+    Of many curves only the float networks have one: bands that cover each other show nothing.
     """
-    named = {*plain, *(curves if len(curves) <= MAX_BANDS else ())}
-    found = {}
+    named = {*float_curves, *(curves if len(curves) <= MAX_BANDS else ())}
+    bands = {}
     for name, rows in part[part["variant"].isin(named)].groupby("variant", sort=False):
         rows = rows.set_index("epoch").sort_index()
         if "sd" in rows and rows["sd"].notna().any():
-            found[name] = pd.DataFrame({"low": rows["prec1"] - rows["sd"], "high": rows["prec1"] + rows["sd"]})
+            bands[name] = pd.DataFrame({"low": rows["prec1"] - rows["sd"], "high": rows["prec1"] + rows["sd"]})
         else:
             intervals = [wilson_of(prec1, n) for prec1, n in zip(rows["prec1"], rows["n"], strict=True)]
-            ends = {"low": [each.low for each in intervals], "high": [each.high for each in intervals]}
-            found[name] = pd.DataFrame(ends, index=rows.index)
-    return found
+            ends = {"low": [interval.low for interval in intervals], "high": [interval.high for interval in intervals]}
+            bands[name] = pd.DataFrame(ends, index=rows.index)
+    return bands
 
 
 def draw_band(axes: Axes, bands: Mapping[str, pd.DataFrame], name: str, color: str) -> None:

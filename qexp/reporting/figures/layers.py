@@ -55,6 +55,8 @@ def kl_map(values: pd.DataFrame, heading: str, x_label: str = "") -> Figure:
 
     Args:
         values: [layers, columns].
+        heading: above the figure.
+        x_label: below the columns.
     """
     numbers = values.to_numpy(dtype=float)
     known = numbers[np.isfinite(numbers) & (numbers > 0)]
@@ -62,9 +64,9 @@ def kl_map(values: pd.DataFrame, heading: str, x_label: str = "") -> Figure:
     low = max(known.min(initial=top), top * 10.0**-DECADES)
     low = low if low < top else top / 10
     clipped = np.clip(np.where(np.isposinf(numbers), top, numbers), low, top)
-    shown = pd.DataFrame(np.log10(clipped), values.index, values.columns)
+    colored = pd.DataFrame(np.log10(clipped), values.index, values.columns)
     texts = values.map(lambda value: "" if np.isnan(value) else f"{value:.2g}")
-    return _draw(shown, texts, (log10(low), log10(top)), "log10 of KL(float || quantized), nats", heading, x_label=x_label)
+    return _draw(colored, texts, (log10(low), log10(top)), "log10 of KL(float || quantized), nats", heading, x_label=x_label)
 
 
 def _pivot(layers: pd.DataFrame, column: str) -> pd.DataFrame:
@@ -75,28 +77,28 @@ def _pivot(layers: pd.DataFrame, column: str) -> pd.DataFrame:
 
 
 def _draw(
-    shown: pd.DataFrame, texts: pd.DataFrame, limits: tuple[float, float], label: str, heading: str, *, x_label: str = ""
+    values: pd.DataFrame, texts: pd.DataFrame, limits: tuple[float, float], label: str, heading: str, *, x_label: str = ""
 ) -> Figure:  # fmt: skip
     """Cells in colours between `limits`, light on dark and dark on light."""
-    count, columns = shown.shape
-    long = max(len(str(name)) for name in shown.columns) > 6
+    count, columns = values.shape
+    long = max(len(str(name)) for name in values.columns) > 6
     middle = sum(limits) / 2
     with matplotlib.rc_context(RC):
         figure = Figure(figsize=(3.4 + 0.62 * columns, 1.4 + 0.22 * count + (1.2 if long else 0.0)), layout="constrained")
         axes = figure.subplots()
         scale = matplotlib.colormaps["cividis"].with_extremes(bad=NO_VALUE)
-        image = axes.imshow(shown.to_numpy(dtype=float), cmap=scale, aspect="auto", vmin=limits[0], vmax=limits[1])
-        axes.set_xticks(range(columns), [str(name) for name in shown.columns])
+        image = axes.imshow(values.to_numpy(dtype=float), cmap=scale, aspect="auto", vmin=limits[0], vmax=limits[1])
+        axes.set_xticks(range(columns), [str(name) for name in values.columns])
         if long:
             axes.tick_params(axis="x", labelsize=7, rotation=35)
             for tick in axes.get_xticklabels():
                 tick.set_horizontalalignment("right")
-        axes.set_yticks(range(count), list(shown.index), fontsize=7)
+        axes.set_yticks(range(count), list(values.index), fontsize=7)
         axes.tick_params(length=0)
         axes.set_xlabel(x_label)
         axes.grid(visible=False)
         for (row, column), text in np.ndenumerate(texts.to_numpy()):
-            value = shown.iat[row, column]
+            value = values.iat[row, column]
             color = "white" if isfinite(value) and value < middle else "black"
             axes.text(column, row, text, ha="center", va="center", fontsize=6.5, color=color)
         figure.colorbar(image, ax=axes, label=label, pad=0.02)

@@ -9,6 +9,7 @@ import matplotlib
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from qexp.reporting.figures.curves import is_reference
 from qexp.reporting.figures.style import RC
@@ -32,7 +33,7 @@ def lay_out(
     panels: list[tuple[str, pd.DataFrame]],
     zooms: list[Limits | None],
     draw: Callable[[Axes, pd.DataFrame, Limits | None], None],
-    handles: list,
+    handles: list[Line2D],
     heading: str,
     *,
     monospace: bool = False,
@@ -40,11 +41,19 @@ def lay_out(
     """Lay panels out, each with a magnified axis above where any needs one; the legend beside them, of one panel below it.
 
     So a figure of one panel is narrow enough for a phone.
+
+    Args:
+        panels: title and rows of each.
+        zooms: limits of the magnified axis of each panel, None where it needs none.
+        draw: draws a panel's rows on an axis with these limits.
+        handles: of the legend.
+        heading: above the figure.
+        monospace: set the legend in a font of fixed width, for numbers in it.
     """
     columns = min(len(panels), PANELS_PER_ROW)
     rows = math.ceil(len(panels) / columns)
     magnified = any(zooms)
-    longest = max(len(handle.get_label()) for handle in handles)
+    longest = max(len(str(handle.get_label())) for handle in handles)
     entry = 0.75 + 0.068 * longest  # inches
     height, per_row = (5.4 if magnified else 3.8) * rows, 1
     if columns == 1:
@@ -59,7 +68,8 @@ def lay_out(
         for number, ((label, part), limits) in enumerate(zip(panels, zooms, strict=True)):
             cell = outer[number // columns, number % columns]
             if magnified:
-                upper, lower = cell.subgridspec(2, 1, height_ratios=(1.25, 1)).subplots(sharex=True)
+                grid = cell.subgridspec(2, 1, height_ratios=(1.25, 1))
+                (upper,), (lower,) = grid.subplots(sharex=True, squeeze=False)
                 draw(upper, part, limits)
                 upper.set_xlabel("")
                 upper.set_title(_magnified_title(label, part) if len(panels) > 1 else _near(part), loc="left")
@@ -71,8 +81,8 @@ def lay_out(
                 draw(axes, part, None)
         figure.suptitle(heading, x=0.01, ha="left", fontsize=11)
         fonts = {"family": "monospace", "size": 8} if monospace else {}
-        place = "outside lower left" if columns == 1 else "outside right center"
-        figure.legend(handles=handles, loc=place, ncols=per_row, handlelength=3.4, prop=fonts)
+        loc = "outside lower left" if columns == 1 else "outside right center"
+        figure.legend(handles=handles, loc=loc, ncols=per_row, handlelength=3.4, prop=fonts)
     return figure
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import matplotlib
 import pandas as pd
@@ -19,9 +19,11 @@ from matplotlib.ticker import MaxNLocator
 from qexp.base.files import write_atomic
 from qexp.reporting.frames.summary import family_keys
 
+Value = TypeVar("Value")
 # Okabe and Ito (2008), without black, which is the float network's, and with yellow last, as it is faint on white.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#7F7F7F", "#F0E442")
-LINES = {"int": "-", "float": (0, (4, 1.6)), "half": (0, (1, 1.4))}
+LineStyle = str | tuple[int, tuple[float, ...]]  # a name, or an offset and lengths of dashes and gaps
+LINES: dict[str, LineStyle] = {"int": "-", "float": (0, (4, 1.6)), "half": (0, (1, 1.4))}
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 CLOSE_POINTS = 5.0  # curves that end this close to the float network deserve an axis of their own
 SPREAD_POINTS = 12.0  # if others end this far below
@@ -42,10 +44,16 @@ RC = {
 
 @dataclass(frozen=True)
 class Look:
-    """How one variant is drawn."""
+    """How one variant is drawn.
+
+    Args:
+        color: as `#rrggbb`.
+        line: matplotlib's line style.
+        marker: matplotlib's marker.
+    """
 
     color: str
-    line: Any
+    line: LineStyle
     marker: str
 
 
@@ -63,19 +71,19 @@ def looks(variants: pd.DataFrame) -> dict[str, Look]:
     rows = list(zip(variants["variant"], variants["bits"], variants["mode"], family_keys(variants), strict=True))
     by_bits = len(bits) > 1
     colors = spread_colors(len(bits if by_bits else families))
-    found = {
+    styles = {
         name: Look(
             colors[bits[width] if by_bits else families[family]], LINES.get(mode, "-"), MARKERS[families[family] % len(MARKERS)]
         )
         for name, width, mode, family in rows
     }
-    if len(set(map(repr, found.values()))) < len(found):
+    if len(set(map(repr, styles.values()))) < len(styles):
         colors = spread_colors(len(rows))
-        found = {name: Look(colors[number], look.line, look.marker) for number, (name, look) in enumerate(found.items())}
-    return found
+        styles = {name: Look(colors[number], look.line, look.marker) for number, (name, look) in enumerate(styles.items())}
+    return styles
 
 
-def _numbered(values: Iterable[Any]) -> dict[Any, int]:
+def _numbered(values: Iterable[Value]) -> dict[Value, int]:
     """Distinct values by their order."""
     return {value: number for number, value in enumerate(dict.fromkeys(values))}
 
@@ -94,7 +102,8 @@ def zoom_limits(curves: Mapping[str, pd.Series], reference: pd.Series) -> tuple[
     Early epochs may leave such an axis at its lower edge: it is made for the later half.
 
     Args:
-        curves: Prec@1 by position, one per variant. reference: of the float network.
+        curves: Prec@1 by position, one per variant.
+        reference: of the float network.
     """
     ends = {name: curve.iloc[-1] for name, curve in curves.items()}
     top = reference.iloc[-1]
@@ -125,15 +134,15 @@ def percent_axis(axes: Axes, limits: tuple[float, float] | None, label: str = "P
 
 def title(records: pd.DataFrame, what: str) -> str:
     """`what`, then data, network, split and number of images."""
-    places = [f"{row.data}, {row.model}" for row in records[["data", "model"]].drop_duplicates().itertuples()]
-    shown = "; ".join(places[:3]) + (" and others" if len(places) > 3 else "")
+    subjects = [f"{row.data}, {row.model}" for row in records[["data", "model"]].drop_duplicates().itertuples()]
+    subject = "; ".join(subjects[:3]) + (" and others" if len(subjects) > 3 else "")
     sizes = ", ".join(f"n = {row.n} {row.split} images" for row in records[["n", "split"]].drop_duplicates().itertuples())
-    return f"{what}\n{shown}, {sizes}"
+    return f"{what}\n{subject}, {sizes}"
 
 
 def save(figure: Figure, stem: Path, kinds: Sequence[str] = ("png", "svg")) -> list[Path]:
     """Write `<stem>.png` and `<stem>.svg`, or those of `kinds`; the same numbers give the same bytes."""
-    formats = {"png": {"dpi": 150}, "svg": {"metadata": {"Date": None}}}
+    formats: dict[str, dict[str, Any]] = {"png": {"dpi": 150}, "svg": {"metadata": {"Date": None}}}
     paths = []
     with matplotlib.rc_context(RC):
         for kind in kinds:

@@ -36,9 +36,9 @@ def prec1_by_variant(records: pd.DataFrame) -> Figure | None:
     keys = list(zip(family_keys(variants), variants["mode"], variants["bits"], strict=True))
     if len(set(keys)) == len(keys) and len(set(family_keys(variants))) <= MAX_LINES:
         return None
-    plain = float(table["prec1"][is_float(table)].iloc[0])
+    float_prec1 = float(table["prec1"][is_float(table)].iloc[0])
     ends = {str(index): pd.Series([value]) for index, value in variants["prec1"].items()}
-    magnify = zoom_limits(ends, pd.Series([plain])) is not None
+    magnify = zoom_limits(ends, pd.Series([float_prec1])) is not None
     words = shared_words(table)
     labels = [without_words(label, words) for label in variants["variant"]]
     widths = sorted(set(variants["bits"]), reverse=True)
@@ -46,15 +46,15 @@ def prec1_by_variant(records: pd.DataFrame) -> Figure | None:
     with matplotlib.rc_context(RC):
         figure = Figure(figsize=(8.6 if magnify else 6.6, 1.4 + ROW_HEIGHT * len(variants)), layout="constrained")
         whole, *magnified = figure.subplots(1, 2 if magnify else 1, sharey=True, squeeze=False)[0]
-        _draw(whole, variants, colors, plain)
+        _draw(whole, variants, colors, float_prec1)
         if magnified:
-            near = variants[(variants["prec1"] - plain).abs() <= CLOSE_POINTS]
-            _draw(magnified[0], near, colors, plain)
+            near = variants[(variants["prec1"] - float_prec1).abs() <= CLOSE_POINTS]
+            _draw(magnified[0], near, colors, float_prec1)
             magnified[0].set_title("near fp32, magnified", loc="left")
             whole.set_title("all variants", loc="left")
         whole.set_yticks(range(len(variants)), labels, fontsize=FONT_SIZE)
         whole.set_ylim(len(variants) - 0.4, -0.6)
-        handles = [matplotlib.lines.Line2D([], [], color="#000000", linewidth=1.5, label=f"fp32 {plain:.2f}")]
+        handles = [matplotlib.lines.Line2D([], [], color="#000000", linewidth=1.5, label=f"fp32 {float_prec1:.2f}")]
         handles += [
             matplotlib.lines.Line2D([], [], color=colors[bits], marker="o", linestyle="none", label=f"{bits}-bit weights")
             for bits in widths
@@ -65,15 +65,15 @@ def prec1_by_variant(records: pd.DataFrame) -> Figure | None:
     return figure
 
 
-def _draw(axes: Axes, variants: pd.DataFrame, colors: dict[int, str], plain: float) -> None:
-    """Dots and intervals at the rows' numbers; the float network is a line across all of them."""
-    found = [wilson_of(prec1, n) for prec1, n in zip(variants["prec1"], variants["n"], strict=True)]
-    low, high = [each.low for each in found], [each.high for each in found]
+def _draw(axes: Axes, variants: pd.DataFrame, colors: dict[int, str], float_prec1: float) -> None:
+    """Points and intervals at the rows' numbers; the float network is a line across all of them."""
+    intervals = [wilson_of(prec1, n) for prec1, n in zip(variants["prec1"], variants["n"], strict=True)]
+    low, high = [interval.low for interval in intervals], [interval.high for interval in intervals]
     shades = [colors[bits] for bits in variants["bits"]]
-    axes.axvline(plain, color="#000000", linewidth=1.5, zorder=1.9)
+    axes.axvline(float_prec1, color="#000000", linewidth=1.5, zorder=1.9)
     axes.hlines(variants.index, low, high, colors=shades, linewidth=1.2)
     axes.scatter(variants["prec1"], variants.index, c=shades, s=14, zorder=2.5)
-    axes.set_xlim(*padded(min(*low, plain), max(*high, plain), least=2.0))
+    axes.set_xlim(*padded(min(*low, float_prec1), max(*high, float_prec1), least=2.0))
     axes.xaxis.set_major_locator(MaxNLocator(nbins=7, steps=[1, 2, 2.5, 5, 10]))
     axes.set_xlabel("Prec@1 (percent)")
     axes.tick_params(axis="y", length=0)

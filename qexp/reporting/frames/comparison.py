@@ -21,25 +21,25 @@ def has_qat(frame: pd.DataFrame) -> bool:
 
 
 def one_start_each(table: pd.DataFrame) -> pd.DataFrame:
-    """Leave out the float networks of quantization-aware trainings that repeat their start; one stands for a start from a file.
+    """Leave out the float networks of quantization-aware trainings that repeat their start; of a start from a file one is kept.
 
     Args:
         table: one row per variant.
     """
     table = table.copy()
-    plain = table["variant"] == FLOAT_VARIANT
-    repeats = plain & (table["role"] == "qat") & table["start"].notna()
+    of_float = table["variant"] == FLOAT_VARIANT
+    repeats = of_float & (table["role"] == "qat") & table["start"].notna()
     numbers = [(*row[:-1], f"{row[-1]:.6g}") for row in table[[*NUMBERS, "loss"]].itertuples(index=False)]
-    places = dict(zip(table.index, zip(table["comparison"], numbers, strict=True), strict=True))
-    shown = {(table.at[index, "training"], places[index][1]) for index in table.index[plain & ~repeats]}
+    scores = dict(zip(table.index, zip(table["comparison"], numbers, strict=True), strict=True))
+    listed = {(table.at[index, "training"], scores[index][1]) for index in table.index[of_float & ~repeats]}
     dropped = []
     # A training that is done before one that is not: the row has the state of the training that it is taken from.
     for index in sorted(table.index[repeats], key=lambda index: (table.at[index, "state"] != "done", index)):
         start = table.at[index, "start"]
-        if shown & {(start, places[index][1]), (start, places[index])}:
+        if listed & {(start, scores[index][1]), (start, scores[index])}:
             dropped.append(index)
             continue
-        shown.add((start, places[index]))
+        listed.add((start, scores[index]))
         name = f"{table.at[index, 'comparison']} {START}".strip()
         table.loc[index, ["label", "group", "curve", "role", "control"]] = [name, name, START, "start", None]
     return table.drop(index=dropped)
@@ -58,12 +58,12 @@ def without_words(label: str, words: Collection[str]) -> str:
 
 
 def training_order(table: pd.DataFrame) -> pd.Series:
-    """The place of each row's training: by comparison, then start, control, and by method, falling bits, settings, seed."""
+    """The rank of each row's training: by comparison, then start, control, and by method, falling bits, settings, seed."""
     comparisons = {name: number for number, name in enumerate(table["comparison"].dropna().unique())}
     words = table["method"].str.partition(" ")[0]
     groups = {name: number for number, name in enumerate(table["group"].unique())}
     bits = table[table["variant"] != FLOAT_VARIANT].groupby("training")["bits"].max()
-    places = pd.DataFrame(
+    ranks = pd.DataFrame(
         {
             "comparison": table["comparison"].map(comparisons).fillna(len(comparisons)),
             "role": table["role"].map(ROLES),
@@ -74,17 +74,18 @@ def training_order(table: pd.DataFrame) -> pd.Series:
             "training": table["training"].map({key: number for number, key in enumerate(table["training"].unique())}),
         }
     )
-    return places.apply(tuple, axis=1)
+    return ranks.apply(tuple, axis=1)
 
 
 def points_against_control(table: pd.DataFrame, records: pd.DataFrame) -> pd.Series:
     """Prec@1 less that of the float control after the same epoch, NaN where there is none.
 
     Args:
-        table: rows of quantized networks and others. records: all epochs.
+        table: rows of quantized networks and others.
+        records: all epochs.
     """
-    plain = records[records["variant"] == FLOAT_VARIANT]
-    rows = plain[["training", "split", "n", "epoch", "prec1"]].itertuples(index=False)
+    floats = records[records["variant"] == FLOAT_VARIANT]
+    rows = floats[["training", "split", "n", "epoch", "prec1"]].itertuples(index=False)
     known = {tuple(row[:-1]): row[-1] for row in rows}
     points = [
         math.nan if row.variant == FLOAT_VARIANT else row.prec1 - known.get((row.control, row.split, row.n, row.epoch), math.nan)

@@ -18,7 +18,7 @@ JOB_COLUMNS = (
     "sweep", "job", "asked", "training", "variant", "state", "reason", "traceback", "host", "pid", "time_ms", "key",
     "variant_key",
 )  # fmt: skip
-# In the order in which a reader is told of them; of a training's jobs the first of these speaks for the float network.
+# In the order in which a reader sees them; of a training's jobs the first of these speaks for the float network.
 STATES = ("done", "running", "preempted", "killed", "failed", "planned", "invalid")
 EXPLAINED = ("preempted", "killed", "failed", "invalid")
 MAX_NAMES, MAX_LINES = 4, 8
@@ -38,30 +38,30 @@ def load_jobs(name: str, runs_dir: str | Path) -> pd.DataFrame:
     history = _History(rows)
     latest = [entry for entry in history.entries if entry["sweep"] == history.latest]
     jobs = [history.job(entry) for entry in latest]
-    shown = {entry["key"] for entry in latest}
-    for entry in reversed(history.entries):  # the last time that a job was asked for tells
-        if entry["key"] not in shown and entry["sweep"] not in history.ignored:
-            shown.add(entry["key"])
+    listed = {entry["key"] for entry in latest}
+    for entry in reversed(history.entries):  # the last time that a job was asked for counts
+        if entry["key"] not in listed and entry["sweep"] not in history.ignored:
+            listed.add(entry["key"])
             job = history.job(entry)
             jobs += [job] if job["state"] != "done" else []
     return pd.DataFrame(jobs, columns=list(JOB_COLUMNS)).astype({"job": "Int64", "pid": "Int64", "time_ms": "Int64"})
 
 
 class _History:
-    """The rows of a journal that tell of jobs.
+    """The rows of a journal that are about jobs.
 
     `entries` are the rows by which sweeps began their jobs; `latest` is the last sweep; `ignored` were refused and followed.
     """
 
     def __init__(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        told = [row for row in rows if row["kind"] == "job"]
-        self.entries = [row for row in told if row["job"] is not None]
+        job_rows = [row for row in rows if row["kind"] == "job"]
+        self.entries = [row for row in job_rows if row["job"] is not None]
         self.latest = self.entries[-1]["sweep"] if self.entries else None
-        self.ignored = {row["sweep"] for row in told if row["state"] == "invalid"} - {self.latest}
-        self._told: dict[str, list[Mapping[str, Any]]] = {}
-        for row in told:
+        self.ignored = {row["sweep"] for row in job_rows if row["state"] == "invalid"} - {self.latest}
+        self._rows_of_job: dict[str, list[Mapping[str, Any]]] = {}
+        for row in job_rows:
             if row["sweep"] not in self.ignored:
-                self._told.setdefault(row["key"], []).append(row)
+                self._rows_of_job.setdefault(row["key"], []).append(row)
         self._planned_epochs = {row["run"]: row["planned_epochs"] for row in rows if row["kind"] == "run"}
         self._numbers: dict[tuple[str, str], list[tuple[int, int]]] = {}
         for row in rows:
@@ -71,35 +71,39 @@ class _History:
 
     def job(self, entry: Mapping[str, Any]) -> dict[str, Any]:
         """One row of the result."""
-        told = self._told[entry["key"]]
-        known = {name: _last(told, name) for name in ("training", "variant_key", "variant")}
-        row, state = self._state(told, entry, known)
-        why = {name: _last(self._of_sweep(told, row), name) if state in EXPLAINED else None for name in ("reason", "traceback")}
+        job_rows = self._rows_of_job[entry["key"]]
+        known = {name: _last(job_rows, name) for name in ("training", "variant_key", "variant")}
+        row, state = self._state(job_rows, entry, known)
+        why = {
+            name: _last(self._of_sweep(job_rows, row), name) if state in EXPLAINED else None for name in ("reason", "traceback")
+        }
         process = row["process"]
         if state == "killed":
             why["reason"] = f"process {process['pid']} on {process['host']} was stopped"
-        place = {name: process[name] if state == "running" else None for name in ("host", "pid")}
+        machine = {name: process[name] if state == "running" else None for name in ("host", "pid")}
         asked = {name: entry[name] for name in ("sweep", "job", "asked", "key")}
-        return {**asked, **known, **why, **place, "state": state, "time_ms": row["time_ms"]}
+        return {**asked, **known, **why, **machine, "state": state, "time_ms": row["time_ms"]}
 
     def _state(
-        self, told: Sequence[Mapping[str, Any]], entry: Mapping[str, Any], known: Mapping[str, Any]
+        self, job_rows: Sequence[Mapping[str, Any]], entry: Mapping[str, Any], known: Mapping[str, Any]
     ) -> tuple[Mapping[str, Any], str]:
         """The row that decides, and the state."""
         if entry["state"] == "invalid":
             return entry, "invalid"
-        since = max((row["time_ms"] for row in told if row["fresh"] and row["job"] is not None), default=0)
+        since = max((row["time_ms"] for row in job_rows if row["fresh"] and row["job"] is not None), default=0)
         if self._complete(known["training"], known["variant_key"], since):
-            return told[-1], "done"
-        last_of = {row["sweep"]: row for row in told}
+            return job_rows[-1], "done"
+        last_of = {row["sweep"]: row for row in job_rows}
         for row in last_of.values():
             if row["state"] == "running" and not self._is_dead(row):
                 return row, "running"
-        row = told[-1]
+        row = job_rows[-1]
         return row, "killed" if row["state"] == "running" else row["state"]
 
     def _complete(self, training: str | None, variant_key: str | None, since: int) -> bool:
         """True where the last epoch, or the checkpoint, has its numbers."""
+        if training is None or variant_key is None:
+            return False
         last = self._planned_epochs.get(training) or 0
         return any(epoch >= last and time_ms >= since for epoch, time_ms in self._numbers.get((training, variant_key), ()))
 
@@ -110,13 +114,13 @@ class _History:
         return self._dead[process]
 
     @staticmethod
-    def _of_sweep(told: Iterable[Mapping[str, Any]], row: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-        return [other for other in told if other["sweep"] == row["sweep"]]
+    def _of_sweep(job_rows: Iterable[Mapping[str, Any]], row: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+        return [other for other in job_rows if other["sweep"] == row["sweep"]]
 
 
-def _last(told: Iterable[Mapping[str, Any]], name: str) -> Any:
+def _last(job_rows: Iterable[Mapping[str, Any]], name: str) -> Any:
     """The last value that is not None."""
-    return next((row[name] for row in reversed(list(told)) if row[name] is not None), None)
+    return next((row[name] for row in reversed(list(job_rows)) if row[name] is not None), None)
 
 
 def variant_states(jobs: pd.DataFrame) -> dict[tuple[str, str], str]:
@@ -133,14 +137,12 @@ def format_jobs(jobs: pd.DataFrame) -> str:
     """
     counts = jobs["state"].value_counts()
     lines = [f"jobs: {', '.join(f'{counts[state]} {state}' for state in STATES if state in counts)}"]
-    told = jobs[~jobs["state"].isin(("done", "planned"))]
-    texts = []
-    for (state, reason, file), part in told.fillna({"reason": "", "traceback": ""}).groupby(
-        ["state", "reason", "traceback"], sort=False
-    ):
-        more = [text for text in (reason, f"traceback: {_near(file)}" if file else "") if text]
-        texts.append((STATES.index(state), f"  {state}: {_names(part)}" + (f" ({'; '.join(more)})" if more else "")))
-    texts = [text for _, text in sorted(texts, key=lambda item: item[0])]
+    eventful = jobs[~jobs["state"].isin(("done", "planned"))].fillna({"reason": "", "traceback": ""})
+    ranked: list[tuple[int, str]] = []
+    for (state, reason, file), part in eventful.groupby(["state", "reason", "traceback"], sort=False):
+        details = [text for text in (reason, f"traceback: {_near(file)}" if file else "") if text]
+        ranked.append((STATES.index(state), f"  {state}: {_names(part)}" + (f" ({'; '.join(details)})" if details else "")))
+    texts = [text for _, text in sorted(ranked, key=lambda item: item[0])]
     lines += texts[:MAX_LINES] + ([f"  ... and {len(texts) - MAX_LINES} lines more: jobs.csv"] if len(texts) > MAX_LINES else [])
     return "\n".join(lines)
 

@@ -32,23 +32,15 @@ def load_layers(folder: str | Path) -> pd.DataFrame:
 
 def histogram_sheets(folder: str | Path) -> list[tuple[str, Path]]:
     """The sheets of histograms that profiles drew, SVG, each with the label of its variant."""
-    found = []
-    for path in sorted(Path(folder).glob("profile/*/figures/sheet_*.svg")):
-        found.append((_label(path.parents[1] / "tensors.csv"), path))
-    return found
+    paths = sorted(Path(folder).glob("profile/*/figures/sheet_*.svg"))
+    return [(_label(path.parents[1] / "tensors.csv"), path) for path in paths]
 
 
 def _profile(path: Path) -> pd.DataFrame:
     table = pd.read_csv(path)
-    found = {
-        "task": "profile",
-        "variant": _label(path),
-        "layer": table["name"],
-        "kl": math.nan,
-        "delta_prec1": math.nan,
-        "n": math.nan,
-    }
-    return _frame(table.assign(**found).assign(column=found["variant"]))
+    label = _label(path)
+    whole = dict.fromkeys(("kl", "delta_prec1", "n"), math.nan)  # a variant is scored as a whole
+    return _frame(table.assign(task="profile", variant=label, layer=table["name"], column=label, **whole))
 
 
 def _sensitivity(path: Path) -> pd.DataFrame:

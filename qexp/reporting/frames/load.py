@@ -19,6 +19,7 @@ from qexp.reporting.frames.qat_labels import Named, name_trainings
 from qexp.reporting.frames.training_labels import training_labels
 from qexp.tracking.journal import find_journal, read_rows
 from qexp.tracking.record import FLOAT_VARIANT, Record
+from qexp.tracking.rows import RunRow, Scalar, SweepRow, is_run, is_sweep
 
 RECORD_COLUMNS = tuple(item.name for item in fields(Record))
 IDENTITY = ["run", "variant_key", "epoch", "split", "n"]
@@ -44,7 +45,7 @@ def load_records(name: str, runs_dir: str | Path) -> pd.DataFrame:
     """
     path = find_journal(runs_dir, name)
     rows = read_rows(path)[0]
-    runs = {row["run"]: row for row in rows if row["kind"] == "run"}
+    runs = {row["run"]: row for row in rows if is_run(row)}
     records = _latest(row for row in rows if row["kind"] == "record")
     if not records:
         return pd.DataFrame(columns=[*RECORD_COLUMNS, "run", "data", "model", "planned_epochs", "label", "group"])
@@ -52,7 +53,7 @@ def load_records(name: str, runs_dir: str | Path) -> pd.DataFrame:
     frame = _labelled(frame, runs)
     for column in ("data", "model"):
         frame[column] = [_params(runs, training).get(f"{column}.name", "") for training in frame["training"]]
-    planned = [(runs.get(training) or {}).get("planned_epochs") for training in frame["training"]]
+    planned = [runs[training].get("planned_epochs") if training in runs else None for training in frame["training"]]
     frame["planned_epochs"] = pd.array(planned, dtype="Int64")
     protocols = find_protocols(frame, {training: _params(runs, training) for training in frame["training"].unique()})
     if protocols.sentences:
@@ -60,15 +61,15 @@ def load_records(name: str, runs_dir: str | Path) -> pd.DataFrame:
     return pd.concat([frame, _differing_params(frame["run"], runs)], axis=1)
 
 
-def load_sweeps(name: str, runs_dir: str | Path) -> list[dict[str, Any]]:
+def load_sweeps(name: str, runs_dir: str | Path) -> list[SweepRow]:
     """What was typed for this experiment and where it ran, oldest first; each sweep once."""
     rows = read_rows(find_journal(runs_dir, name))[0]
-    return list({row["sweep"]: row for row in rows if row["kind"] == "sweep"}.values())
+    return list({row["sweep"]: row for row in rows if is_sweep(row)}.values())
 
 
 def _latest(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """The last row of each measurement, in the order of the first ones."""
-    kept: dict[tuple, dict[str, Any]] = {}
+    kept: dict[tuple[object, ...], dict[str, Any]] = {}
     for row in rows:
         identity = tuple(row[key] for key in IDENTITY)
         record = {key: row.get(key) for key in ("run", *RECORD_COLUMNS)}
@@ -84,37 +85,38 @@ def _one_name_each(frame: pd.DataFrame) -> pd.DataFrame:
     The same plan under another key was evaluated again by another version of the evaluator: the last evaluation counts. Other
     plans under the same label have the first digits of their plan's hash added.
     """
-    place = ["training", "split", "n", "variant"]
-    last = frame.groupby([*place, "plan_hash"], sort=False)["variant_key"].transform("last")
+    columns = ["training", "split", "n", "variant"]
+    last = frame.groupby([*columns, "plan_hash"], sort=False)["variant_key"].transform("last")
     frame = frame[frame["variant_key"] == last].reset_index(drop=True)
-    plans = frame.groupby(place, sort=False)["plan_hash"].transform("nunique")
+    plans = frame.groupby(columns, sort=False)["plan_hash"].transform("nunique")
     marked = frame["variant"] + " #" + frame["plan_hash"].str[:6]
     return frame.assign(variant=frame["variant"].where(plans == 1, marked))
 
 
-def _labelled(frame: pd.DataFrame, runs: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
+def _labelled(frame: pd.DataFrame, runs: Mapping[str, RunRow]) -> pd.DataFrame:
     """Add what trainings are called and, where some quantize, how they belong together."""
     trainings = {key: read_training(key, runs.get(key)) for key in dict.fromkeys(frame["training"])}
     trained = frame[(frame["ranges"] == TRAINED) & (frame["variant"] != FLOAT_VARIANT)].drop_duplicates("training")
-    if trained.empty and not any(each.is_qat for each in trainings.values()):
+    if trained.empty and not any(training.is_qat for training in trainings.values()):
         labels = training_labels({key: _params(runs, key) for key in trainings})
-        names = {"label": {key: pair[0] for key, pair in labels.items()}, "group": {key: pair[1] for key, pair in labels.items()}}
+        names = {"label": {key: label for key, (label, _) in labels.items()}}
+        names |= {"group": {key: group for key, (_, group) in labels.items()}}
     else:
         rows = zip(trained["training"], trained["variant"], trained["run"], strict=True)
         named = name_trainings(trainings, {key: (variant, _params(runs, run)) for key, variant, run in rows})
-        names = {item.name: {key: getattr(each, item.name) for key, each in named.items()} for item in fields(Named)}
+        names = {item.name: {key: getattr(words, item.name) for key, words in named.items()} for item in fields(Named)}
     return frame.assign(**{column: frame["training"].map(values) for column, values in names.items()})
 
 
-def _params(runs: Mapping[str, Mapping[str, Any]], run: str) -> Mapping[str, Any]:
+def _params(runs: Mapping[str, RunRow], run: str) -> Mapping[str, Scalar]:
     """The parameters of a run; none where it was never opened."""
-    return (runs.get(run) or {}).get("params", {})
+    return runs[run].get("params", {}) if run in runs else {}
 
 
-def _differing_params(run_of_row: pd.Series, runs: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
+def _differing_params(run_of_row: pd.Series, runs: Mapping[str, RunRow]) -> pd.DataFrame:
     """The parameters in which runs differ, a column each, aligned with the records."""
     used = {run: _params(runs, run) for run in dict.fromkeys(run_of_row)}
-    # A training's own run has no dials: only variants can differ in those.
+    # A training's own run has no quantization settings: only variants can differ in those.
     keys = dict.fromkeys(key for params in used.values() for key in params)
     columns = {}
     for key in keys:

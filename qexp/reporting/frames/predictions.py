@@ -1,4 +1,4 @@
-"""What networks answered for each image, as stored: whole files of a store, and the compact file beside a table.
+"""What networks predicted for each image, as stored: whole files of a store, and the compact file beside a table.
 
 Everything that compares two networks image by image reads this. No torch: reports are made where only tables are at hand.
 """
@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Hashable, Iterable, Iterator, Mapping
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -23,19 +22,21 @@ from qexp.base.files import canonical_json, write_atomic
 from qexp.tracking.record import FLOAT_VARIANT
 
 Key = tuple[str, str, int, str, int]  # training, variant_key, epoch, split, n
-Place = tuple[str, int, str, int]  # training, epoch, split, n: what a variant and its float network share
+Measurement = tuple[str, int, str, int]  # training, epoch, split, n: the same for a variant and its float network
 STORES = ("trainings", "checkpoints")
 KEY_COLUMNS = ["training", "variant_key", "epoch", "split", "n"]
 NOT_KEPT = "no predictions were kept"
 
 
 @dataclass(frozen=True, eq=False)
-class Answers:
+class Predictions:
     """One evaluation, image by image.
 
     Args:
-        index: [N] integers, position in the split. label: [N] integers, the true class.
-        top1: [N] integers, predicted class; -1 where logits were NaN. right5: [N] bool, one of the first five is right.
+        index: [N] integers, position in the split.
+        label: [N] integers, the true class.
+        top1: [N] integers, predicted class; -1 where logits were NaN.
+        right5: [N] bool, one of the first five is right.
         log_prob: [N] float32, log-probability of the true class, nats; None where only classes were kept.
     """
 
@@ -57,20 +58,25 @@ class Answers:
 
     @property
     def images(self) -> Hashable:
-        """Equal for answers to the same images in the same order."""
+        """Equal for predictions of the same images in the same order."""
         return (self.index.tobytes(), self.label.tobytes())
 
 
 @dataclass(frozen=True, eq=False)
-class Found:
-    """Stored answers by evaluation, and why there are none for the others."""
+class StoredPredictions:
+    """The predictions of an experiment's evaluations, as far as they were kept.
 
-    answers: dict[Key, Answers] = field(default_factory=dict)
+    Args:
+        by_key: those that are stored.
+        missing: why there are none for the others.
+    """
+
+    by_key: dict[Key, Predictions] = field(default_factory=dict)
     missing: dict[Key, str] = field(default_factory=dict)
 
-    def of(self, keys: Iterable[Key]) -> list[Answers | None]:
-        """The answers of each key, None where there are none."""
-        return [self.answers.get(key) for key in keys]
+    def of(self, keys: Iterable[Key]) -> list[Predictions | None]:
+        """The predictions of each key, None where there are none."""
+        return [self.by_key.get(key) for key in keys]
 
 
 def keys_of(frame: pd.DataFrame) -> list[Key]:
@@ -81,43 +87,48 @@ def keys_of(frame: pd.DataFrame) -> list[Key]:
     ]
 
 
-def place_of(key: Key) -> Place:
+def measurement_of(key: Key) -> Measurement:
     """The key without its variant."""
     return (key[0], *key[2:])
 
 
-def float_keys(frame: pd.DataFrame) -> dict[Place, Key]:
-    """Place -> the key of its float network."""
-    return {place_of(key): key for key in keys_of(frame[frame["variant"] == FLOAT_VARIANT])}
+def float_keys(frame: pd.DataFrame) -> dict[Measurement, Key]:
+    """The key of the float network of each measurement."""
+    return {measurement_of(key): key for key in keys_of(frame[frame["variant"] == FLOAT_VARIANT])}
 
 
-def stored_answers(records: pd.DataFrame, runs_dir: str | Path, *, log_prob: bool = False) -> Found:
+def load_predictions(records: pd.DataFrame, runs_dir: str | Path, *, log_prob: bool = False) -> StoredPredictions:
     """Read what a store kept of an experiment's evaluations.
 
     A file whose Prec@1 is not the record's belongs to another evaluation (`fresh=true` under another name) and is not used.
 
     Args:
-        records: of `load_records`. log_prob: read these too, four bytes an image.
+        records: of `load_records`.
+        runs_dir: where the store lies.
+        log_prob: read these too, four bytes an image.
     """
-    found, shared = Found(), {}
+    stored = StoredPredictions()
+    shared: dict[Hashable, np.ndarray] = {}
     for key, path, prec1 in zip(keys_of(records), _paths(records, Path(runs_dir)), records["prec1"], strict=True):
         if path is None:
-            found.missing[key] = NOT_KEPT
+            stored.missing[key] = NOT_KEPT
             continue
-        answers = read_answers(path, log_prob=log_prob, shared=shared)
-        if isinstance(answers, str):
-            found.missing[key] = answers
-        elif answers.n != key[4] or abs(100 * np.count_nonzero(answers.right) / answers.n - prec1) > 1e-6:
-            found.missing[key] = "the stored predictions are those of another evaluation"
+        predictions = read_predictions(path, log_prob=log_prob, shared=shared)
+        if isinstance(predictions, str):
+            stored.missing[key] = predictions
+        elif predictions.n != key[4] or abs(100 * np.count_nonzero(predictions.right) / predictions.n - prec1) > 1e-6:
+            stored.missing[key] = "the stored predictions are those of another evaluation"
         else:
-            found.answers[key] = answers
-    return found
+            stored.by_key[key] = predictions
+    return stored
 
 
-def read_answers(path: Path, *, log_prob: bool, shared: dict[Hashable, np.ndarray] | None = None) -> Answers | str:
+def read_predictions(path: Path, *, log_prob: bool, shared: dict[Hashable, np.ndarray] | None = None) -> Predictions | str:
     """Read one file of a store, or say why that was not possible.
 
     Args:
+        path: the file.
+        log_prob: read these too.
         shared: arrays read so far; equal indices and labels are held once.
     """
     try:
@@ -126,7 +137,7 @@ def read_answers(path: Path, *, log_prob: bool, shared: dict[Hashable, np.ndarra
         share = {} if shared is None else shared
         index, label = (share.setdefault(array.tobytes(), array) for array in (fields["index"], label))
         right5 = (top5 == label[:, None]).any(1)
-        return Answers(index, label, top5[:, 0].copy(), right5, fields["log_prob"] if log_prob else None)
+        return Predictions(index, label, top5[:, 0].copy(), right5, fields["log_prob"] if log_prob else None)
     except FileNotFoundError:
         return f"{path.name} is no longer there"
     except (OSError, KeyError, IndexError, ValueError, SafetensorError) as error:
@@ -134,7 +145,7 @@ def read_answers(path: Path, *, log_prob: bool, shared: dict[Hashable, np.ndarra
 
 
 def _paths(records: pd.DataFrame, runs_dir: Path) -> Iterator[Path | None]:
-    """The file of each row, as the ledger names it: relative to its training's folder."""
+    """The file of each row, which the record names relative to its training's folder."""
     for training, relative in zip(records["training"], records["predictions"], strict=True):
         if not isinstance(relative, str) or not relative:
             yield None
@@ -148,37 +159,42 @@ FILE = "predictions.safetensors"
 FORMAT = "qexp predictions 1"
 
 
-def write_compact(folder: Path, frames: Iterable[pd.DataFrame], records: pd.DataFrame, found: Found) -> tuple[Path, str] | None:
+def write_compact(
+    folder: Path, frames: Iterable[pd.DataFrame], records: pd.DataFrame, stored: StoredPredictions
+) -> tuple[Path, str] | None:
     """Write the predictions of a table's rows and of the float networks they are compared with.
+
+    Args:
+        folder: `results/<name>`.
+        frames: the table, and other rows that are compared.
+        records: of all epochs.
+        stored: the predictions to choose from.
 
     Returns:
         The file and its digest; None, and no file, where nothing is stored.
-
-    Args:
-        folder: `results/<name>`. frames: the table, and other rows that are compared. records: of all epochs.
     """
     listed = [key for frame in frames for key in keys_of(frame)]
-    places, floats = {place_of(key) for key in listed}, float_keys(records)
-    keys = list(dict.fromkeys([*listed, *(key for place, key in floats.items() if place in places)]))
-    sets: dict[Any, list[Key]] = {}
+    measured, floats = {measurement_of(key) for key in listed}, float_keys(records)
+    keys = list(dict.fromkeys([*listed, *(key for measurement, key in floats.items() if measurement in measured)]))
+    sets: dict[Hashable, list[Key]] = {}  # keys of the same images
     for key in keys:
-        if key in found.answers:
-            sets.setdefault(found.answers[key].images, []).append(key)
+        if key in stored.by_key:
+            sets.setdefault(stored.by_key[key].images, []).append(key)
     path = folder / FILE
     if not sets:
         path.unlink(missing_ok=True)
         return None
     tensors: dict[str, np.ndarray] = {}
     for number, members in enumerate(sets.values()):
-        tensors |= {f"{number}.{name}": array for name, array in _pack([found.answers[key] for key in members]).items()}
-    rows = [[[*key, floats.get(place_of(key)) == key] for key in members] for members in sets.values()]
+        tensors |= {f"{number}.{name}": array for name, array in _pack([stored.by_key[key] for key in members]).items()}
+    rows = [[[*key, floats.get(measurement_of(key)) == key] for key in members] for members in sets.values()]
     digest = _digest(tensors, rows)
     metadata = {"format": FORMAT, "rows": canonical_json(rows), "digest": digest}
     write_atomic(path, partial(_write, save(tensors, metadata=metadata)))
     return path, digest
 
 
-def read_compact(path: Path) -> tuple[Found, dict[Place, Key]]:
+def read_compact(path: Path) -> tuple[StoredPredictions, dict[Measurement, Key]]:
     """Read what `write_compact` wrote, without log-probabilities, and the float network of each place.
 
     Raises:
@@ -195,30 +211,33 @@ def read_compact(path: Path) -> tuple[Found, dict[Place, Key]]:
     rows = json.loads(metadata["rows"])
     if _digest(tensors, rows) != metadata["digest"]:
         raise UserError("predictions", path, allowed=f"content with the digest {metadata['digest']}", remedy="It was changed.")
-    found, floats = Found(), {}
+    stored = StoredPredictions()
+    floats: dict[Measurement, Key] = {}
     for number, members in enumerate(rows):
         index, label = tensors[f"{number}.index"].astype(np.int64), tensors[f"{number}.label"].astype(np.int64)
         top1, right5 = tensors[f"{number}.top1"], tensors[f"{number}.right5"]
-        for place, (*key, is_float) in enumerate(members):
-            classes = top1[place].astype(np.int64)
-            classes[top1[place] == np.iinfo(top1.dtype).max] = -1
-            right = np.unpackbits(right5[place], count=len(index)).astype(bool)
-            found.answers[tuple(key)] = Answers(index, label, classes, right)
-            floats |= {place_of(tuple(key)): tuple(key)} if is_float else {}
-    return found, floats
+        for position, (training, variant, epoch, split, n, is_float) in enumerate(members):
+            key = (training, variant, epoch, split, n)
+            classes = top1[position].astype(np.int64)
+            classes[top1[position] == np.iinfo(top1.dtype).max] = -1
+            right = np.unpackbits(right5[position], count=len(index)).astype(bool)
+            stored.by_key[key] = Predictions(index, label, classes, right)
+            if is_float:
+                floats[measurement_of(key)] = key
+    return stored, floats
 
 
-def _pack(answers: list[Answers]) -> dict[str, np.ndarray]:
+def _pack(predictions: list[Predictions]) -> dict[str, np.ndarray]:
     """The tensors of one set of images."""
-    top1 = np.stack([each.top1 for each in answers])
-    kind = _smallest(int(max(top1.max(), answers[0].label.max())) + 1)
-    packed = np.where(top1 < 0, np.iinfo(kind).max, top1).astype(kind)
-    index = answers[0].index
+    top1 = np.stack([network.top1 for network in predictions])
+    dtype = _smallest(int(max(top1.max(), predictions[0].label.max())) + 1)
+    packed = np.where(top1 < 0, np.iinfo(dtype).max, top1).astype(dtype)
+    index = predictions[0].index
     return {
         "index": index.astype(_smallest(int(index.max()))),
-        "label": answers[0].label.astype(kind),
+        "label": predictions[0].label.astype(dtype),
         "top1": packed,
-        "right5": np.packbits(np.stack([each.right5 for each in answers]), axis=1),
+        "right5": np.packbits(np.stack([network.right5 for network in predictions]), axis=1),
     }
 
 
@@ -227,7 +246,7 @@ def _smallest(value: int) -> type[np.unsignedinteger]:
     return np.uint8 if value < 2**8 else np.uint16 if value < 2**16 else np.uint32
 
 
-def _digest(tensors: Mapping[str, np.ndarray], rows: list) -> str:
+def _digest(tensors: Mapping[str, np.ndarray], rows: Sequence[Sequence[Sequence[object]]]) -> str:
     """Of names, types, shapes, values and rows."""
     digest = hashlib.sha256(canonical_json(rows).encode())
     for name in sorted(tensors):

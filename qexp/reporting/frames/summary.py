@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from types import MappingProxyType
-from typing import Any
 
 import pandas as pd
 
@@ -22,6 +21,7 @@ TABLE_COLUMNS = (
 # Of `qexp.reporting.statistics.paired`, where they were computed.
 PAIRED = ("ci_low", "ci_high", "p_value", "lost", "gained", "disagreement", "loss_bound", "p_loss", "non_inferior")
 STATISTICS = ("prec1_low", "prec1_high", *PAIRED)
+Family = tuple[str, ...]  # policy, quantizer, granularity, input
 MODE_ORDER = {"int": 0, "float": 1, "half": 2}
 MEASUREMENT = ["training", "variant_key", "split", "n"]
 REPEATED = ["group", "variant", "bits", "mode", "policy", "quant", "granularity", "input_quant", "split", "n", "epoch"]
@@ -48,7 +48,8 @@ def summarize(records: pd.DataFrame, states: Mapping[tuple[str, str], str] = Map
     order of `training_order`, and `vs_control` holds the points against the float control, where there is one.
 
     Args:
-        records: what `load_records` returns. states: (training, variant_key) -> state of the jobs that are not done.
+        records: what `load_records` returns.
+        states: (training, variant_key) -> state of the jobs that are not done.
     """
     rows = [_last_row(part) for _, part in records.groupby(MEASUREMENT, sort=False)]
     table = pd.DataFrame(rows).reset_index(drop=True)
@@ -58,8 +59,8 @@ def summarize(records: pd.DataFrame, states: Mapping[tuple[str, str], str] = Map
     _set_states(table, states)
     gaps = (table["num_epochs"] < planned).fillna(False) & (table["state"] == "done")
     table["notes"] = [
-        _join(CONTROL if control else "", f"{found} of {int(all_of)} epochs" if gap else "")
-        for control, gap, found, all_of in zip(is_control(table), gaps, table["num_epochs"], planned.fillna(0), strict=True)
+        _join(CONTROL if control else "", f"{count} of {int(total)} epochs" if gap else "")
+        for control, gap, count, total in zip(is_control(table), gaps, table["num_epochs"], planned.fillna(0), strict=True)
     ]
     columns = list(TABLE_COLUMNS)
     if has_qat(table):
@@ -69,11 +70,11 @@ def summarize(records: pd.DataFrame, states: Mapping[tuple[str, str], str] = Map
         columns += LINEAGE
     if "protocol" in table:
         columns.insert(0, "protocol")
-    place = columns.index("kl")
-    columns[place:place] = [column for column in STATISTICS if column in table]
+    before_kl = columns.index("kl")
+    columns[before_kl:before_kl] = [column for column in STATISTICS if column in table]
     table = _merge_equal(_in_order(table))
-    more = [column for column in table.columns if column.startswith("param.")]
-    return table[[*columns, *more]].reset_index(drop=True)
+    params = [column for column in table.columns if column.startswith("param.")]
+    return table[[*columns, *params]].reset_index(drop=True)
 
 
 def _set_states(table: pd.DataFrame, states: Mapping[tuple[str, str], str]) -> None:
@@ -115,8 +116,8 @@ def _last_row(part: pd.DataFrame) -> pd.Series:
             epochs.setdefault(alarm, []).append(epoch)
     count = len(part)
     last["alarms"] = "; ".join(
-        alarm if len(at) == count else f"{alarm} (in {len(at)} of {count} epochs, last in {max(at)})"
-        for alarm, at in epochs.items()
+        alarm if len(seen) == count else f"{alarm} (in {len(seen)} of {count} epochs, last in {max(seen)})"
+        for alarm, seen in epochs.items()
     )
     last["num_epochs"] = count
     return last
@@ -129,11 +130,11 @@ def _in_order(table: pd.DataFrame) -> pd.DataFrame:
     for key in {key for key, mode in zip(keys, table["mode"], strict=True) if mode == "half"}:
         # Without a quantizer it stands beside the first family of the same policy and input.
         families[key] = min(number for other, number in families.items() if (other[0], other[3]) == (key[0], key[3]))
-    places = training_order(table) if has_qat(table) else table["training"]
-    trainings = {place: number for number, place in enumerate(sorted(set(places)) if has_qat(table) else dict.fromkeys(places))}
+    ranks = training_order(table) if has_qat(table) else table["training"]
+    trainings = {rank: number for number, rank in enumerate(sorted(set(ranks)) if has_qat(table) else dict.fromkeys(ranks))}
     order = pd.DataFrame(
         {
-            "training": places.map(trainings),
+            "training": ranks.map(trainings),
             "split": table["split"] + table["n"].astype(str),
             "quantized": ~is_float(table),
             "family": [families[key] for key in keys],
@@ -144,15 +145,15 @@ def _in_order(table: pd.DataFrame) -> pd.DataFrame:
     return table.loc[order.sort_values(list(order.columns), kind="stable").index]
 
 
-def family_keys(frame: pd.DataFrame) -> list[tuple]:
+def family_keys(frame: pd.DataFrame) -> list[Family]:
     """What a variant is apart from bits and mode: policy, quantizer, granularity, input; `half` has no quantizer."""
     return list(zip(frame["policy"], frame["quant"], frame["granularity"], frame["input_quant"], strict=True))
 
 
 def _merge_equal(table: pd.DataFrame) -> pd.DataFrame:
     """One row for variants with the same plan and the same numbers; float networks and controls stay as they are."""
-    kept: dict[tuple, Any] = {}
-    others: dict[Any, list[str]] = {}
+    kept: dict[tuple[Hashable, ...], Hashable] = {}
+    others: dict[Hashable, list[str]] = {}
     free = is_float(table) | is_control(table)
     for index, row in table.iterrows():
         numbers = repr((row["prec1"], row["prec5"], row["loss"]))

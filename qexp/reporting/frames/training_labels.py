@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
-# What tells trainings apart; the other parameters are dials of the variants, or say where things lie.
+# What tells trainings apart; the other parameters are settings of the variants, or say where things lie.
 TRAINING_KEYS = ("data.", "model.", "train.", "qat.")
 TRAINING_NAMES = ("seed", "deterministic", "checkpoint")
 NOT_SETTINGS = ("data.root", "data.download", "data.workers", "data.storage")
@@ -14,7 +13,7 @@ MAX_LABEL_PARTS = 4
 LONG_NUMBER = 10  # characters
 
 
-def training_labels(params: Mapping[str, Mapping[str, Any]]) -> dict[str, tuple[str, str]]:
+def training_labels(params: Mapping[str, Mapping[str, object]]) -> dict[str, tuple[str, str]]:
     """Training hash -> (label, label without the seed), short texts made of the settings in which the trainings differ.
 
     Where the data sets differ their further settings go without saying. Trainings that no setting tells apart (other data under
@@ -32,20 +31,20 @@ def training_labels(params: Mapping[str, Mapping[str, Any]]) -> dict[str, tuple[
     no_seed = [key for key in differ if key != "seed"][:MAX_LABEL_PARTS]
     with_seed = no_seed + [key for key in differ if key == "seed"]
 
-    def text(values: Mapping[str, Any], chosen: list[str]) -> str:
-        return " ".join(f"{short(key, differ)}={plain(values.get(key))}" for key in chosen)
+    def text(values: Mapping[str, object], chosen: list[str]) -> str:
+        return " ".join(f"{short_key(key, differ)}={value_text(values.get(key))}" for key in chosen)
 
     labels = {training: text(values, with_seed) for training, values in params.items()}
     groups = {training: text(values, no_seed) for training, values in params.items()}
     alike = list(labels.values())
-    found = {}
+    pairs = {}
     for training, label in labels.items():
         if alike.count(label) > 1 or not label:
             mark = training[:6]
-            found[training] = (f"{label} {mark}".strip(), f"{groups[training]} {mark}".strip())
+            pairs[training] = (f"{label} {mark}".strip(), f"{groups[training]} {mark}".strip())
         else:
-            found[training] = (label, groups[training])
-    return found
+            pairs[training] = (label, groups[training])
+    return pairs
 
 
 def is_training_key(key: str) -> bool:
@@ -53,10 +52,10 @@ def is_training_key(key: str) -> bool:
     return (key.startswith(TRAINING_KEYS) or key in TRAINING_NAMES) and key not in NOT_SETTINGS
 
 
-def short(key: str, among: Iterable[str]) -> str:
+def short_key(key: str, among: Iterable[str]) -> str:
     """A key without its group where that leaves no doubt; `model.name` is `model`.
 
-    >>> short("train.lr", ["train.lr"]), short("model.name", [])
+    >>> short_key("train.lr", ["train.lr"]), short_key("model.name", [])
     ('lr', 'model')
     """
     group, _, last = key.rpartition(".")
@@ -65,10 +64,12 @@ def short(key: str, among: Iterable[str]) -> str:
     return key if sum(other.rpartition(".")[2] == last for other in among) > 1 else last
 
 
-def plain(value: Any) -> str:
+def value_text(value: object) -> str:
     """A parameter's value as it is typed; a file's name without its folder."""
-    if value is None or isinstance(value, bool):
-        return {None: "null", True: "true", False: "false"}[value]
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return "true" if value else "false"
     if isinstance(value, float) and len(repr(value)) > LONG_NUMBER:
         return f"{value:.6g}"  # a tenth of 0.05 is 0.005000000000000001
     return Path(value).name if isinstance(value, str) and "/" in value else str(value)

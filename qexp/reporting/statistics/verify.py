@@ -19,16 +19,16 @@ from qexp.base.errors import UserError
 from qexp.reporting.frames.load import load_records
 from qexp.reporting.frames.predictions import (
     FILE,
-    Answers,
-    Found,
     Key,
-    Place,
+    Measurement,
+    Predictions,
+    StoredPredictions,
     float_keys,
     keys_of,
-    place_of,
-    read_answers,
+    load_predictions,
+    measurement_of,
     read_compact,
-    stored_answers,
+    read_predictions,
 )
 from qexp.reporting.frames.summary import STATISTICS, seed_table
 from qexp.reporting.statistics.paired import against, holm, is_tested, seed_intervals, wilson_of
@@ -37,19 +37,8 @@ from qexp.tracking.journal import journal_path
 from qexp.tracking.record import FLOAT_VARIANT
 
 TEXTS = (
-    "training",
-    "label",
-    "variant",
-    "variant_key",
-    "plan_hash",
-    "data_hash",
-    "vs_best",
-    "group",
-    "control",
-    "a",
-    "b",
-    "epoch",
-)
+    "training", "label", "variant", "variant_key", "plan_hash", "data_hash", "vs_best", "group", "control", "a", "b", "epoch",
+)  # fmt: skip
 NEVER = {
     "kl": "needs logits",
     "logit_sqnr_db": "needs logits",
@@ -62,38 +51,46 @@ PAIR_KEY = ["a", "b", "epoch", "split", "n"]
 
 @dataclass
 class Verification:
-    """What was found.
+    """What comparing a table with its stored predictions gave.
 
     Args:
-        equal: (file, column) -> numbers that are as written. wrong: numbers that are not, a sentence each. left: what was not
-            recomputed, and why.
+        equal: (file, column) -> numbers that are as written.
+        wrong: numbers that are not, a sentence each.
+        left: what was not recomputed, and why.
     """
 
     equal: dict[tuple[str, str], int] = field(default_factory=dict)
     wrong: list[str] = field(default_factory=list)
     left: dict[str, str] = field(default_factory=dict)
 
-    def compare(self, file: str, row: str, column: str, written: Any, found: Any, *, slack: float = 0.0) -> None:
-        """Note whether a number is as written, to the digits of a CSV."""
-        if _same(written, found, slack):
+    def compare(self, file: str, row: str, column: str, written: Any, recomputed: Any, *, slack: float = 0.0) -> None:
+        """Note whether a number is as written, to the digits of a CSV.
+
+        Args:
+            file: the table.
+            row: what names its row.
+            column: of the table.
+            written: the number there.
+            recomputed: the number from the predictions.
+            slack: by how much they may differ.
+        """
+        if _same(written, recomputed, slack):
             self.equal[file, column] = self.equal.get((file, column), 0) + 1
         else:
-            self.wrong.append(f"{file}, {row}: {column} is {_text(written)}, from the predictions {_text(found)}")
+            self.wrong.append(f"{file}, {row}: {column} is {_text(written)}, from the predictions {_text(recomputed)}")
 
     @property
     def lines(self) -> list[str]:
         """For the screen."""
         files = dict.fromkeys(file for file, _ in self.equal)
-        counts = {file: [f"{name} {count}" for (at, name), count in self.equal.items() if at == file] for file in files}
-        found = [f"{file}: recomputed and equal: {', '.join(parts)}" for file, parts in counts.items()]
-        found += [f"not recomputed: {what} ({why})" for what, why in self.left.items()]
+        counts = {file: [f"{name} {count}" for (other, name), count in self.equal.items() if other == file] for file in files}
+        lines = [f"{file}: recomputed and equal: {', '.join(parts)}" for file, parts in counts.items()]
+        lines += [f"not recomputed: {what} ({why})" for what, why in self.left.items()]
+        lines += [f"WRONG {line}" for line in self.wrong]
         total = sum(self.equal.values())
-        told = f"{total} numbers are what the stored predictions give" if not self.wrong else f"{len(self.wrong)} are not"
-        return [
-            *found,
-            *(f"WRONG {line}" for line in self.wrong),
-            told if not self.wrong else f"{total} numbers are equal, {told}",
-        ]
+        if self.wrong:
+            return [*lines, f"{total} numbers are equal, {len(self.wrong)} are not"]
+        return [*lines, f"{total} numbers are what the stored predictions give"]
 
 
 def verify_tables(name: str, *, runs_dir: str | Path, results_dir: str | Path) -> Verification:
@@ -107,18 +104,18 @@ def verify_tables(name: str, *, runs_dir: str | Path, results_dir: str | Path) -
     if table is None or not {"training", "variant_key", "prec1"} <= set(table.columns):
         raise UserError("name", name, allowed=f"a table of evaluations at {folder / 'table.csv'}")
     epochs = _read(folder / "epochs.csv")
-    found, floats = _gather(name, folder, Path(runs_dir), table if epochs is None else pd.concat([table, epochs]))
-    if not any(key in found.answers for key in keys_of(table)):
+    stored, floats = _gather(name, folder, Path(runs_dir), table if epochs is None else pd.concat([table, epochs]))
+    if not any(key in stored.by_key for key in keys_of(table)):
         where = f"in {folder} or {runs_dir}"
         remedy = "Write the report again where the runs are: it puts predictions.safetensors beside the table."
         raise UserError("verify", name, allowed=f"a table whose predictions are stored {where}", remedy=remedy)
     result = Verification()
-    again = _check_rows(result, "table.csv", table, found, floats)
+    again = _check_rows(result, "table.csv", table, stored, floats)
     if epochs is not None:
-        epochs = _check_rows(result, "epochs.csv", epochs, found, floats, quiet=True)
-    _check_family(result, table, again, found)
-    _check_seeds(result, _read(folder / "seeds.csv"), again, found, floats)
-    _check_pairs(result, _read(folder / "pairs.csv"), again, again.head(0) if epochs is None else epochs, found)
+        epochs = _check_rows(result, "epochs.csv", epochs, stored, floats, quiet=True)
+    _check_family(result, table, again, stored)
+    _check_seeds(result, _read(folder / "seeds.csv"), again, stored, floats)
+    _check_pairs(result, _read(folder / "pairs.csv"), again, again.head(0) if epochs is None else epochs, stored)
     result.left |= {column: why for column, why in NEVER.items() if column in table}
     return result
 
@@ -131,53 +128,61 @@ def _read(path: Path) -> pd.DataFrame | None:
     return frame.fillna({name: "" for name in ("vs_best", "label") if name in frame})
 
 
-def _gather(name: str, folder: Path, runs_dir: Path, rows: pd.DataFrame) -> tuple[Found, dict[Place, Key]]:
+def _gather(name: str, folder: Path, runs_dir: Path, rows: pd.DataFrame) -> tuple[StoredPredictions, dict[Measurement, Key]]:
     """All predictions of these rows that are stored anywhere, and the float networks among them."""
-    found, floats = Found(), float_keys(rows)
+    gathered, floats = StoredPredictions(), float_keys(rows)
     if (folder / FILE).exists():
-        compact, plain = read_compact(folder / FILE)
-        found.answers.update(compact.answers)
-        floats |= plain
+        compact, compact_floats = read_compact(folder / FILE)
+        gathered.by_key.update(compact.by_key)
+        floats |= compact_floats
     last = rows["epoch"] == rows.groupby(["training", "variant_key", "split", "n"])["epoch"].transform("max")
     single = rows.groupby("variant_key")["training"].transform("nunique") == 1  # such a file does not name its training
     for key in dict.fromkeys(keys_of(rows[last & single])):
-        whole = read_answers(folder / "predictions" / f"{key[1]}.safetensors", log_prob=True)
-        if isinstance(whole, Answers) and whole.n == key[4] and _agrees(whole, found.answers.get(key)):
-            found.answers[key] = whole
+        whole = read_predictions(folder / "predictions" / f"{key[1]}.safetensors", log_prob=True)
+        if isinstance(whole, Predictions) and whole.n == key[4] and _agrees(whole, gathered.by_key.get(key)):
+            gathered.by_key[key] = whole
     if journal_path(runs_dir, name).exists():
         records = load_records(name, runs_dir)
         times = {(*key, time) for key, time in zip(keys_of(rows), rows["time_ms"], strict=True)}
         same = [(*key, time) in times for key, time in zip(keys_of(records), records["time_ms"], strict=True)]
         records = records[(records["variant"] == FLOAT_VARIANT) | np.array(same, dtype=bool)]
-        stored = stored_answers(records, runs_dir, log_prob=True).answers
-        found.answers.update({key: each for key, each in stored.items() if _agrees(each, found.answers.get(key))})
+        for key, whole in load_predictions(records, runs_dir, log_prob=True).by_key.items():
+            if _agrees(whole, gathered.by_key.get(key)):
+                gathered.by_key[key] = whole
         floats = float_keys(records) | floats
-    return found, floats
+    return gathered, floats
 
 
-def _agrees(whole: Answers, compact: Answers | None) -> bool:
+def _agrees(whole: Predictions, compact: Predictions | None) -> bool:
     """True unless the compact file holds other classes: it lies beside the table, and is what the table is checked with."""
     return compact is None or (np.array_equal(whole.top1, compact.top1) and np.array_equal(whole.label, compact.label))
 
 
 def _check_rows(
-    result: Verification, file: str, table: pd.DataFrame, found: Found, floats: Mapping[Place, Key], *, quiet: bool = False
-) -> pd.DataFrame:  # fmt: skip
+    result: Verification,
+    file: str,
+    table: pd.DataFrame,
+    stored: StoredPredictions,
+    floats: Mapping[Measurement, Key],
+    *,
+    quiet: bool = False,
+) -> pd.DataFrame:
     """Check each row by itself; returns the table with the numbers that were recomputed."""
     columns = [name for name in ("prec1", "prec5", "loss", "delta_prec1", *STATISTICS) if name in table]
     again = table.astype({name: object if name == "non_inferior" else float for name in columns})
-    missing = [name for name, key in zip(table["variant"], keys_of(table), strict=True) if key not in found.answers]
+    missing = [name for name, key in zip(table["variant"], keys_of(table), strict=True) if key not in stored.by_key]
     if missing:
         few = f"{len(missing)} of {len(table)} rows" + (f": {', '.join(missing[:6])}" if len(missing) <= 6 else "")
         result.left[f"{file}, {few}"] = "no predictions are stored"
     no_loss = 0
     for index, key in zip(table.index, keys_of(table), strict=True):
-        answers = found.answers.get(key)
-        if answers is None:
+        predictions = stored.by_key.get(key)
+        if predictions is None:
             continue
-        row = table.loc[index]
-        numbers = _alone(answers) | _beside_float(row, answers, found.answers.get(floats.get(place_of(key))))
-        no_loss += answers.log_prob is None
+        row, reference = table.loc[index], floats.get(measurement_of(key))
+        float_predictions = stored.by_key.get(reference) if reference is not None else None
+        numbers = _alone(predictions) | _beside_float(row, predictions, float_predictions)
+        no_loss += predictions.log_prob is None
         for column, value in numbers.items():
             if column in table:
                 slack = _slack(row, column, key[4])
@@ -188,67 +193,72 @@ def _check_rows(
     return again
 
 
-def _alone(answers: Answers) -> dict[str, float]:
+def _alone(predictions: Predictions) -> dict[str, object]:
     """Numbers of one network."""
-    prec1 = 100 * int(np.count_nonzero(answers.right)) / answers.n
-    interval = wilson_of(prec1, answers.n)
-    numbers = {"n": answers.n, "prec1": prec1, "prec5": 100 * int(np.count_nonzero(answers.right5)) / answers.n}
+    n = predictions.n
+    prec1 = 100 * int(np.count_nonzero(predictions.right)) / n
+    interval = wilson_of(prec1, n)
+    numbers: dict[str, object] = {"n": n, "prec1": prec1, "prec5": 100 * int(np.count_nonzero(predictions.right5)) / n}
     numbers |= {"prec1_low": interval.low, "prec1_high": interval.high}
-    if answers.log_prob is not None:
-        numbers["loss"] = -math.fsum(answers.log_prob.tolist()) / answers.n
+    if predictions.log_prob is not None:
+        numbers["loss"] = -math.fsum(predictions.log_prob.tolist()) / n
     return numbers
 
 
-def _beside_float(row: pd.Series, answers: Answers, plain: Answers | None) -> dict[str, Any]:
+def _beside_float(row: pd.Series, predictions: Predictions, of_float: Predictions | None) -> dict[str, object]:
     """Numbers against the float network."""
-    if plain is None or row["variant"] == FLOAT_VARIANT:
+    if of_float is None or row["variant"] == FLOAT_VARIANT:
         return {}
-    delta = 100 * (int(np.count_nonzero(answers.right)) - int(np.count_nonzero(plain.right))) / answers.n
-    return {"delta_prec1": delta} | against(plain, answers)
+    gained = int(np.count_nonzero(predictions.right)) - int(np.count_nonzero(of_float.right))
+    return {"delta_prec1": 100 * gained / predictions.n} | against(of_float, predictions)
 
 
-def _check_family(result: Verification, table: pd.DataFrame, again: pd.DataFrame, found: Found) -> None:
+def _check_family(result: Verification, table: pd.DataFrame, again: pd.DataFrame, stored: StoredPredictions) -> None:
     """Columns that need all rows together."""
     if "p_holm" not in table:
         return
     family = is_tested(again) & table["p_value"].notna()
-    if not all(key in found.answers for key in keys_of(again[family])):
+    if not all(key in stored.by_key for key in keys_of(again[family])):
         result.left["table.csv, p_holm and vs_best"] = "they belong to all rows, and not all are stored"
         return
-    told = against_best(again, found)[0]
+    vs_best = against_best(again, stored)[0]
     for index, value in holm(again).items():
         row = f"{table.at[index, 'label']} {table.at[index, 'variant']}"
         if family[index]:
             result.compare("table.csv", row, "p_holm", table.at[index, "p_holm"], value)
-        result.compare("table.csv", row, "vs_best", table.at[index, "vs_best"], told[index])
+        result.compare("table.csv", row, "vs_best", table.at[index, "vs_best"], vs_best[index])
 
 
 def _check_seeds(
-    result: Verification, seeds: pd.DataFrame | None, again: pd.DataFrame, found: Found, floats: Mapping[Place, Key]
+    result: Verification,
+    seeds: pd.DataFrame | None,
+    again: pd.DataFrame,
+    stored: StoredPredictions,
+    floats: Mapping[Measurement, Key],
 ) -> None:
     """Means, deviations and intervals over seeds."""
     if seeds is None:
         return
     means = seed_table(again)
-    means = pd.concat([means, seed_intervals(again, found, floats)], axis=1)
+    means = pd.concat([means, seed_intervals(again, stored, floats)], axis=1)
     if list(means["variant"]) != list(seeds["variant"]):
         result.wrong.append("seeds.csv: its rows are not those of the table")
         return
     numbers = [name for name in means.columns if name in seeds and name.endswith(("_mean", "_sd", "_low", "_high", "p_seeds"))]
-    for place, name in enumerate(means["variant"]):
+    for position, name in enumerate(means["variant"]):
         for column in numbers:
-            slack = _slack(seeds.iloc[place], column, int(seeds["n"].iloc[place]))
-            result.compare("seeds.csv", name, column, seeds[column].iloc[place], means[column].iloc[place], slack=slack)
+            slack = _slack(seeds.iloc[position], column, int(seeds["n"].iloc[position]))
+            result.compare("seeds.csv", name, column, seeds[column].iloc[position], means[column].iloc[position], slack=slack)
 
 
 def _check_pairs(
-    result: Verification, pairs: pd.DataFrame | None, again: pd.DataFrame, epochs: pd.DataFrame, found: Found
+    result: Verification, pairs: pd.DataFrame | None, again: pd.DataFrame, epochs: pd.DataFrame, stored: StoredPredictions
 ) -> None:  # fmt: skip
     """Comparisons of any two rows."""
     if pairs is None:
         return
     early = best_epoch_rows(epochs, again) if len(epochs) else again.head(0)
-    known = {tuple(map(str, key)): row for key, row in _by_pair(pairs_of(again, early, found))}
+    known = {tuple(map(str, key)): row for key, row in _by_pair(pairs_of(again, early, stored))}
     for key, row in _by_pair(pairs):
         other = known.get(tuple(map(str, key)))
         if other is None:
@@ -271,12 +281,12 @@ def _slack(row: pd.Series, column: str, n: int) -> float:
     return 0.03 * abs(high - low) + 100 / n
 
 
-def _same(written: Any, found: Any, slack: float) -> bool:
-    if isinstance(written, str) or isinstance(found, str) or isinstance(written, bool):
-        return str(written) == str(found)
-    if pd.isna(written) or pd.isna(found):
-        return bool(pd.isna(written) and pd.isna(found))
-    return math.isclose(float(written), float(found), rel_tol=1e-6, abs_tol=max(1e-9, slack))
+def _same(written: Any, recomputed: Any, slack: float) -> bool:
+    if isinstance(written, str) or isinstance(recomputed, str) or isinstance(written, bool):
+        return str(written) == str(recomputed)
+    if pd.isna(written) or pd.isna(recomputed):
+        return bool(pd.isna(written) and pd.isna(recomputed))
+    return math.isclose(float(written), float(recomputed), rel_tol=1e-6, abs_tol=max(1e-9, slack))
 
 
 def _text(value: Any) -> str:

@@ -10,13 +10,14 @@ from typing import Any
 
 import pandas as pd
 
+from qexp.base.text import MIB
 from qexp.reporting.frames.summary import is_float
-from qexp.reporting.frames.training_labels import plain
+from qexp.reporting.frames.training_labels import value_text
 from qexp.tracking.journal import find_journal, read_rows
+from qexp.tracking.rows import RunRow, Scalar, SweepRow, is_run
 
-Runs = Mapping[str, Mapping[str, Any]]
+Runs = Mapping[str, RunRow]
 MAX_TEXTS = 4
-MIB = 1024 * 1024
 RECIPE = (
     "epochs", "optimizer", "lr", "momentum", "weight_decay", "schedule", "batch_size", "label_smoothing", "precision",
 )  # fmt: skip
@@ -26,16 +27,18 @@ VARIANT_COLUMNS = (
 )  # fmt: skip
 
 
-def load_runs(name: str, runs_dir: str | Path) -> dict[str, dict[str, Any]]:
+def load_runs(name: str, runs_dir: str | Path) -> dict[str, RunRow]:
     """The runs of an experiment by their key, as last opened."""
-    return {row["run"]: row for row in read_rows(find_journal(runs_dir, name))[0] if row["kind"] == "run"}
+    return {row["run"]: row for row in read_rows(find_journal(runs_dir, name))[0] if is_run(row)}
 
 
-def protocol_card(table: pd.DataFrame, runs: Runs, sweeps: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
+def protocol_card(table: pd.DataFrame, runs: Runs, sweeps: Sequence[SweepRow]) -> list[tuple[str, str]]:
     """Titles and texts, in the order in which they are asked for.
 
     Args:
-        table: of `summarize`. runs: of `load_runs`. sweeps: of `load_sweeps`.
+        table: of `summarize`.
+        runs: of `load_runs`.
+        sweeps: of `load_sweeps`.
     """
     trainings = [runs[key] for key in dict.fromkeys(table["training"]) if key in runs]
     params = [row["params"] for row in trainings]
@@ -47,7 +50,7 @@ def protocol_card(table: pd.DataFrame, runs: Runs, sweeps: Sequence[Mapping[str,
         ("Network", _some(_network(row, table) for row in params)),
         ("Training", _some(_training(values) for values in params)),
         ("Seeds", _some(str(seed) for seed in table["seed"])),
-        ("Quantized copies", _dials(table)),
+        ("Quantized copies", _quantization(table)),
         ("Widths", ", ".join(str(bits) for bits in sorted(set(table["bits"][~is_float(table)]), reverse=True))),
         ("Quantized", _some(_planned(runs, table))),
         ("Left as it is", _some(_left_alone(runs, table))),
@@ -60,35 +63,35 @@ def protocol_card(table: pd.DataFrame, runs: Runs, sweeps: Sequence[Mapping[str,
 
 def _some(texts: Iterable[str], most: int = MAX_TEXTS) -> str:
     """Different texts, the first ones of many."""
-    found = [text for text in dict.fromkeys(texts) if text]
-    more = f"; and {len(found) - most} more" if len(found) > most else ""
-    return "; ".join(found[:most]) + more
+    different = [text for text in dict.fromkeys(texts) if text]
+    rest = f"; and {len(different) - most} more" if len(different) > most else ""
+    return "; ".join(different[:most]) + rest
 
 
-def _kept_apart(params: Mapping[str, Any]) -> str:
+def _kept_apart(params: Mapping[str, Scalar]) -> str:
     """Images that calibrate or select, and are scored by nobody."""
     parts = [f"{params[f'data.num_{name}']} to {verb}" for name, verb in (("calib", "calibrate"), ("select", "select"))
              if params.get(f"data.num_{name}")]  # fmt: skip
     return f"{', '.join(parts)}, of the training images" if parts else ""
 
 
-def _network(params: Mapping[str, Any], table: pd.DataFrame) -> str:
+def _network(params: Mapping[str, Scalar], table: pd.DataFrame) -> str:
     size = table["size_bytes"][is_float(table)]
     about = f", {size.iloc[0] / MIB:.2f} MiB in float" if len(size) else ""
-    weights = f", weights {plain(params['model.weights'])}" if params.get("model.weights") else ""
+    weights = f", weights {value_text(params['model.weights'])}" if params.get("model.weights") else ""
     return f"{params.get('model.name', '')}{weights}{about}"
 
 
-def _training(params: Mapping[str, Any]) -> str:
+def _training(params: Mapping[str, Scalar]) -> str:
     if "checkpoint" in params:
-        return f"none here: {plain(params['checkpoint'])} as it is"
-    recipe = [f"{name} {plain(params[f'train.{name}'])}" for name in RECIPE if params.get(f"train.{name}") is not None]
+        return f"none here: {value_text(params['checkpoint'])} as it is"
+    recipe = [f"{name} {value_text(params[f'train.{name}'])}" for name in RECIPE if params.get(f"train.{name}") is not None]
     qat = f"quantization-aware, {params['qat.name']}: " if "qat.name" in params else ""
     return qat + ", ".join(recipe)
 
 
-def _dials(table: pd.DataFrame) -> str:
-    """What the copies are made with, as far as the table tells."""
+def _quantization(table: pd.DataFrame) -> str:
+    """What the copies are made with, as far as the table says."""
     copies = table[~is_float(table)]
     parts = []
     for column, title in VARIANT_COLUMNS:
@@ -107,7 +110,8 @@ def _dials(table: pd.DataFrame) -> str:
 def _plans(runs: Runs, table: pd.DataFrame) -> Iterable[tuple[str, list[dict[str, Any]]]]:
     """Label and rows of the plan of each copy."""
     for training, key, variant in table[["training", "variant_key", "variant"]].itertuples(index=False):
-        text = (runs.get(f"{training}/{key}") or {}).get("artifacts", {}).get("plan.json")
+        run = runs.get(f"{training}/{key}")
+        text = run.get("artifacts", {}).get("plan.json") if run is not None else None
         rows = json.loads(text) if text else None
         if isinstance(rows, list):
             yield variant, rows
@@ -137,7 +141,7 @@ def _left_alone(runs: Runs, table: pd.DataFrame) -> Iterable[str]:
         yield ", ".join(f"{count} ({reason})" for reason, count in reasons.items())
 
 
-def _device(row: Any, trainings: Sequence[Mapping[str, Any]]) -> str:
-    cpu = next((tags["qexp.cpu"] for tags in (each.get("tags", {}) for each in trainings) if tags.get("qexp.cpu")), "")
+def _device(row: Any, trainings: Sequence[RunRow]) -> str:
+    cpu = next((tags["qexp.cpu"] for tags in (run.get("tags", {}) for run in trainings) if tags.get("qexp.cpu")), "")
     ranks = f", {row.world_size} ranks" if row.world_size > 1 else ""
     return f"{row.device}{f' ({cpu})' if cpu and row.device == 'cpu' else ''}{ranks}"

@@ -1,4 +1,4 @@
-"""Exported networks: the ladder from the float network to each runtime, what running them costs, and the work of each layer."""
+"""Exported networks: fidelity stages from the float network to each runtime, the cost of running, and the work of each layer."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ from typing import Any
 import pandas as pd
 
 from qexp.base.files import write_text_atomic
-from qexp.reporting.tables.render import MIB, Column, Row, csv_text, filled, fixed_width, markdown_table, size_text
+from qexp.base.text import MIB
+from qexp.reporting.tables.render import Column, Row, csv_text, filled, fixed_width, markdown_table, size_text
 from qexp.tracking.journal import find_journal, read_rows
+from qexp.tracking.record import FLOAT_VARIANT
 
 _SHARED = ("variant", "training", "run", "split", "simulate", "requantization", "threads", "cpu")
 FILES = ("ladder.csv", "cost.csv", "layers.csv", "ladder.md")
@@ -23,7 +25,7 @@ EXPLAINED = (
     "that integers give, within one step; else it names the first that does not. *evaluated* is the copy as `qexp.evaluate` "
     "scores it, with float biases, where the simulation has those of the file. Prec@1 and Prec@5 in percent."
 )
-_COST = (
+_COST_EXPLAINED = (
     "*fp32* is the same network in float in the same runtime, its batch norm folded likewise. Latency is of one call: the median "
     "with the 10th and the 90th percentile; *memory* is what a process needs above one that only imported the runtime."
 )
@@ -39,7 +41,9 @@ def write_exports(name: str, exports: Sequence[Row], folder: Path) -> list[Path]
     """Write `ladder.csv`, `cost.csv`, `layers.csv` and `ladder.md`; removes those that have nothing to tell. Returns the files.
 
     Args:
-        name: experiment. exports: of `load_exports`. folder: `results/<name>`.
+        name: experiment.
+        exports: of `load_exports`.
+        folder: `results/<name>`.
     """
     texts = dict(zip(FILES, (_flat_csv(exports, kind) for kind in ("rungs", "cost", "layers")), strict=False))
     texts["ladder.md"] = markdown(name, exports) if exports else ""
@@ -52,53 +56,56 @@ def write_exports(name: str, exports: Sequence[Row], folder: Path) -> list[Path]
 
 
 def format_exports(exports: Sequence[Row]) -> str:
-    """The ladders and costs as fixed-width text, for the screen."""
-    return "\n\n".join(_screen(each) for each in exports)
+    """Fidelity stages and costs as fixed-width text, for the screen."""
+    return "\n\n".join(_screen(export) for export in exports)
 
 
-def shown_on_page(exports: Sequence[Row]) -> list[dict[str, Any]]:
-    """Each network's ladder, and what running it costs, for the template of `report.html`."""
+def exports_for_page(exports: Sequence[Row]) -> list[dict[str, Any]]:
+    """The fidelity stages of each network, and what running it costs, for the template of `report.html`."""
     return [
         {
-            "title": each["variant"],
-            "caption": _caption(each),
-            "alarms": each["alarms"],
-            "notes": each["notes"],
+            "title": export["variant"],
+            "caption": _caption(export),
+            "alarms": export["alarms"],
+            "notes": export["notes"],
             "tables": [
                 {"header": header, "rows": cells}
-                for header, cells in (filled(_LADDER, each["rungs"]), filled(_COSTS, _with_speedup(each["cost"])))
+                for header, cells in (
+                    filled(_STAGE_COLUMNS, export["rungs"]),
+                    filled(_COST_COLUMNS, _with_speedup(export["cost"])),
+                )
                 if cells
             ],
         }
-        for each in exports
+        for export in exports
     ]
 
 
 def markdown(name: str, exports: Sequence[Row]) -> str:
     """The whole of `ladder.md`."""
     parts = [f"# {name}: exported networks"]
-    for each in exports:
+    for export in exports:
         parts += [
-            f"## {each['variant']}",
-            _caption(each) + f". `{each['file']}`",
-            markdown_table(*filled(_LADDER, each["rungs"])),
+            f"## {export['variant']}",
+            _caption(export) + f". `{export['file']}`",
+            markdown_table(*filled(_STAGE_COLUMNS, export["rungs"])),
         ]
-        if notes := [*(f"ALARM: {text}" for text in each["alarms"]), *each["notes"]]:
+        if notes := [*(f"ALARM: {text}" for text in export["alarms"]), *export["notes"]]:
             parts.append("  \n".join(notes))
-        if each["cost"]:
-            parts.append(markdown_table(*filled(_COSTS, _with_speedup(each["cost"]))))
+        if export["cost"]:
+            parts.append(markdown_table(*filled(_COST_COLUMNS, _with_speedup(export["cost"]))))
     parts.append(EXPLAINED)
-    if any(each["cost"] for each in exports):
-        parts.append(_COST)
+    if any(export["cost"] for export in exports):
+        parts.append(_COST_EXPLAINED)
     return "\n\n".join(parts) + "\n"
 
 
-def _screen(each: Row) -> str:
-    lines = [f"{each['variant']}: {_caption(each)}", "", *_screen_table(_LADDER, each["rungs"])]
-    lines += [f"ALARM: {text}" for text in each["alarms"]]
-    lines += [f"note: {text}" for text in each["notes"]]
-    lines += ["", *_screen_table(_COSTS, _with_speedup(each["cost"]))] if each["cost"] else []
-    return "\n".join([*lines, f"file: {each['file']}"])
+def _screen(export: Row) -> str:
+    lines = [f"{export['variant']}: {_caption(export)}", "", *_screen_table(_STAGE_COLUMNS, export["rungs"])]
+    lines += [f"ALARM: {text}" for text in export["alarms"]]
+    lines += [f"note: {text}" for text in export["notes"]]
+    lines += ["", *_screen_table(_COST_COLUMNS, _with_speedup(export["cost"]))] if export["cost"] else []
+    return "\n".join([*lines, f"file: {export['file']}"])
 
 
 def _screen_table(columns: Sequence[Column], rows: Sequence[Row]) -> list[str]:
@@ -106,14 +113,17 @@ def _screen_table(columns: Sequence[Column], rows: Sequence[Row]) -> list[str]:
     return fixed_width([[title for title, _ in header], *cells], [bool(left) for _, left in header], rule=True)
 
 
-def _caption(each: Row) -> str:
+def _caption(export: Row) -> str:
     """`n = 500 (test), simulate exact, 1 thread; file 0.29 MiB, fp32 1.04 MiB (3.63 times), ...`."""
-    sizes, threads = each["sizes"], f"{each['threads']} thread{'' if each['threads'] == 1 else 's'}"
-    parts = [f"n = {each['n']} ({each['split']}), simulate {each['simulate']}, {threads}", f"file {size_text(sizes['file'])}"]
+    sizes, threads = export["sizes"], f"{export['threads']} thread{'' if export['threads'] == 1 else 's'}"
+    parts = [
+        f"n = {export['n']} ({export['split']}), simulate {export['simulate']}, {threads}",
+        f"file {size_text(sizes['file'])}",
+    ]
     if sizes["file"] != sizes["fp32"]:
         ratio = sizes["fp32"] / sizes["file"]
         parts[-1] += f", fp32 {size_text(sizes['fp32'])} ({ratio:.2f} times), packed state dict {size_text(sizes['packed'])}"
-    macs, bops = (sum(layer[key] for layer in each["layers"]) for key in ("macs", "bops"))
+    macs, bops = (sum(layer[key] for layer in export["layers"]) for key in ("macs", "bops"))
     parts.append(f"{macs / 1e6:.4g} million MACs and {bops / 1e9:.4g} billion bit operations an image")
     return "; ".join(parts)
 
@@ -122,7 +132,7 @@ def _number(key: str, form: str) -> Callable[[Row], str]:
     return lambda row: "" if row.get(key) is None else "exact" if row[key] == math.inf else format(row[key], form)
 
 
-def _first(row: Row) -> str:
+def _first_difference(row: Row) -> str:
     return row.get("first_difference") or ""
 
 
@@ -131,25 +141,25 @@ def _passed(row: Row) -> str:
     return {True: "pass", False: f"FAIL {row.get('failed_layer')}", None: ""}[row.get("passed")]
 
 
-def _share(row: Row) -> str:
+def _agreement(row: Row) -> str:
     return f"{100 * row['agreement']:.2f}"
 
 
-_LADDER: tuple[Column, ...] = (
+_STAGE_COLUMNS: tuple[Column, ...] = (
     ("rung", True, lambda row: row["name"]),
     ("version", True, lambda row: row.get("version") or ""),
     ("n", False, _number("n", "d")),
     ("Prec@1", False, _number("prec1", ".2f")),
     ("Prec@5", False, _number("prec5", ".2f")),
-    ("equal %", False, _share),
+    ("equal %", False, _agreement),
     ("SQNR dB", False, _number("logit_sqnr_db", ".1f")),
     ("compared", False, lambda row: str(row.get("n_codes") or "")),
     ("steps", False, _number("max_steps", "d")),
-    ("parts at", True, _first),
+    ("parts at", True, _first_difference),
     ("layers", True, _passed),
     ("note", True, lambda row: row.get("note") or ""),
 )
-_COSTS: tuple[Column, ...] = (
+_COST_COLUMNS: tuple[Column, ...] = (
     ("runtime", True, lambda row: row["runtime"]),
     ("network", True, lambda row: row["network"]),
     ("batch", False, _number("batch", "d")),
@@ -163,23 +173,23 @@ _COSTS: tuple[Column, ...] = (
 
 
 def _with_speedup(cost: Sequence[Row]) -> list[dict[str, Any]]:
-    """Each line with how many times as fast as the float network in the same runtime it is."""
-    plain = {(row["runtime"], row["batch"]): row["median_ms"] for row in cost if row["network"] == "fp32"}
-    found = []
+    """Each timing with how many times as fast as the float network in the same runtime it is."""
+    of_float = {(row["runtime"], row["batch"]): row["median_ms"] for row in cost if row["network"] == FLOAT_VARIANT}
+    lines = []
     for row in cost:
-        base = plain.get((row["runtime"], row["batch"])) if row["network"] != "fp32" else None
-        found.append({**row, "speedup": None if base is None else base / row["median_ms"]})
-    return found
+        base = of_float.get((row["runtime"], row["batch"])) if row["network"] != FLOAT_VARIANT else None
+        lines.append({**row, "speedup": None if base is None else base / row["median_ms"]})
+    return lines
 
 
 def _flat_csv(exports: Sequence[Row], kind: str) -> str:
-    """One line per rung, timing or layer of all networks; nothing where there are no lines."""
+    """One line per fidelity stage, timing or layer of all networks; nothing where there are no lines."""
 
     def lines() -> Iterator[dict[str, Any]]:
-        for each in exports:
-            for item in _with_speedup(each[kind]) if kind == "cost" else each[kind]:
-                sizes = {f"{name}_bytes": size for name, size in each["sizes"].items()} if kind == "cost" else {}
-                yield {key: each[key] for key in _SHARED} | dict(item) | sizes
+        for export in exports:
+            for item in _with_speedup(export[kind]) if kind == "cost" else export[kind]:
+                sizes = {f"{name}_bytes": size for name, size in export["sizes"].items()} if kind == "cost" else {}
+                yield {key: export[key] for key in _SHARED} | dict(item) | sizes
 
     frame = pd.DataFrame(list(lines()))
     return "" if frame.empty else csv_text(frame)

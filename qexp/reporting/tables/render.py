@@ -8,12 +8,10 @@ from typing import Any
 
 import pandas as pd
 
+from qexp.base.text import MIB
+
 CSV_FLOAT = "%.10g"  # more digits than a percentage of ten million images has
-
-MIB = 1024 * 1024
-
 LARGE = 1e4  # losses from here on are as broad as the table
-
 
 Title = tuple[str, bool | None]  # of a column, and whether it is flush left; None leaves it to the reader's program
 Row = Mapping[str, Any]
@@ -22,7 +20,15 @@ Column = tuple[str, bool, Callable[[Row], str]]  # title, flush left?, cell
 
 @dataclass(frozen=True)
 class Display:
-    """A rounded table: what all rows share is said once, in the caption; footnotes hold alarms and notes."""
+    """A rounded table.
+
+    Args:
+        caption: what all rows share.
+        header: titles of the columns.
+        rows: cells.
+        left: one per column: flush left, or right.
+        footnotes: alarms and notes.
+    """
 
     caption: str
     header: tuple[str, ...]

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
 from qexp.base.files import write_text_atomic
+from qexp.base.text import MIB
 from qexp.reporting.frames.comparison import has_qat, shared_words, without_words
 from qexp.reporting.frames.jobs import variant_states
 from qexp.reporting.frames.summary import is_control, is_float, seed_table, summarize
 from qexp.reporting.statistics.verdict import EXPLAINED, Verdict
-from qexp.reporting.tables.render import MIB, Display, csv_text, fixed_width, loss_text, markdown_table, numbers_text, small_text
+from qexp.reporting.tables.render import Display, csv_text, fixed_width, loss_text, markdown_table, numbers_text, small_text
 from qexp.reporting.tables.statistic_cells import seed_statistics, seeds_explained, statistics
 from qexp.tracking.record import FLOAT_VARIANT
+from qexp.tracking.rows import SweepRow
 
 VS_CONTROL = (
     "vs control in points against the float control: trained in float from the same weights with the same recipe and seed, "
@@ -27,7 +28,7 @@ def write_tables(
     name: str,
     records: pd.DataFrame,
     folder: Path,
-    sweeps: Sequence[dict[str, Any]] = (),
+    sweeps: Sequence[SweepRow] = (),
     jobs: pd.DataFrame | None = None,
     verdict: Verdict | None = None,
 ) -> dict[str, Path]:
@@ -38,8 +39,12 @@ def write_tables(
     Tables of evaluations are written where there is one. Returns the files by name.
 
     Args:
-        name: experiment. records: of `load_records`. folder: `results/<name>`.
-        sweeps: of `load_sweeps`; commands, versions and revisions for `table.md`. jobs: of `load_jobs`. verdict: of `judge`.
+        name: experiment.
+        records: of `load_records`.
+        folder: `results/<name>`.
+        sweeps: of `load_sweeps`; commands, versions and revisions for `table.md`.
+        jobs: of `load_jobs`.
+        verdict: of `compare_variants`.
     """
     texts = {} if jobs is None or jobs.empty else {"jobs.csv": csv_text(jobs)}
     if not records.empty:
@@ -54,7 +59,7 @@ def write_tables(
 def _texts(
     name: str,
     records: pd.DataFrame,
-    sweeps: Sequence[dict[str, Any]],
+    sweeps: Sequence[SweepRow],
     states: Mapping[tuple[str, str], str],
     verdict: Verdict | None,
 ) -> dict[str, str]:
@@ -63,7 +68,7 @@ def _texts(
     seeds = seed_table(table) if verdict is None else verdict.seeds
     epochs = records.assign(
         alarms=["; ".join(alarms) for alarms in records["alarms"]],
-        versions=[" ".join(f"{key}={value}" for key, value in found.items()) for found in records["versions"]],
+        versions=[" ".join(f"{name}={text}" for name, text in versions.items()) for versions in records["versions"]],
     )
     words = () if verdict is None else (*verdict.sentences, *verdict.gaps, *_stored(verdict))
     text = markdown(name, table, seeds, sweeps, words, () if verdict is None else verdict.protocols)
@@ -84,21 +89,30 @@ def format_table(table: pd.DataFrame) -> str:
     Args:
         table: of `summarize`.
     """
-    shown = display(table)
-    body = fixed_width([shown.header, *shown.rows], shown.left, rule=True)
-    return "\n".join([shown.caption, "", *body, *([""] if shown.footnotes else []), *shown.footnotes])
+    rounded = display(table)
+    body = fixed_width([rounded.header, *rounded.rows], rounded.left, rule=True)
+    return "\n".join([rounded.caption, "", *body, *([""] if rounded.footnotes else []), *rounded.footnotes])
 
 
 def markdown(
-    name: str, table: pd.DataFrame, seeds: pd.DataFrame, sweeps: Sequence[dict[str, Any]] = (), words: Sequence[str] = (),
+    name: str, table: pd.DataFrame, seeds: pd.DataFrame, sweeps: Sequence[SweepRow] = (), words: Sequence[str] = (),
     protocols: Sequence[str] = (),
 ) -> str:  # fmt: skip
-    """The whole of `table.md`. words: sentences of a verdict. protocols: of `Protocols`, where there are several."""
-    shown = display(table, wide=True)
+    """The whole of `table.md`.
+
+    Args:
+        name: experiment.
+        table: of `summarize`.
+        seeds: of `seed_table`.
+        sweeps: of `load_sweeps`.
+        words: sentences of a verdict.
+        protocols: of `Protocols`, where there are several.
+    """
+    rounded = display(table, wide=True)
     parts = [f"# {name}", *(["  \n".join(protocols)] if protocols else [])]
-    parts += [shown.caption + ".", markdown_table(list(zip(shown.header, shown.left, strict=True)), shown.rows)]
-    if shown.footnotes:
-        parts.append("  \n".join(shown.footnotes))
+    parts += [rounded.caption + ".", markdown_table(list(zip(rounded.header, rounded.left, strict=True)), rounded.rows)]
+    if rounded.footnotes:
+        parts.append("  \n".join(rounded.footnotes))
     parts.append(_explained(table))
     if words:
         parts += ["## Which differences are real", "\n".join(f"- {sentence}" for sentence in words)]
@@ -185,12 +199,22 @@ def _split_or_share(
     *,
     blank_float: bool = False,
 ) -> None:
-    """Add a column where rows differ in it, a part of the caption where they do not."""
+    """Add a column where rows differ in it, a part of the caption where they do not.
+
+    Args:
+        looked_at: the rows that are compared.
+        table: all rows.
+        column: its name in the table.
+        title: its name for a reader.
+        columns: what is added to.
+        shared: parts of the caption, what is added to otherwise.
+        blank_float: leave the float network's cell empty.
+    """
     values = list(dict.fromkeys(looked_at[column]))
     if len(values) > 1:
         cells = [str(value) for value in table[column]]
         if blank_float:
-            cells = ["" if plain else cell for plain, cell in zip(is_float(table), cells, strict=True)]
+            cells = ["" if of_float else cell for of_float, cell in zip(is_float(table), cells, strict=True)]
         columns.append((title, isinstance(values[0], str), cells))
     elif values and not (column == "input_quant" and values[0] == "none"):
         shared.append(f"{title} {values[0]}" if column != "n" else f"n = {values[0]}")
@@ -217,21 +241,21 @@ def _footnotes(table: pd.DataFrame) -> tuple[list[str], list[str]]:
 def _seeds_markdown(seeds: pd.DataFrame, words: Sequence[str]) -> str:
     """The means as a Markdown table."""
     gridded = seeds[~is_float(seeds) & (seeds["mode"] != "half")]
-    shown = [column for column in ("policy", "quant", "granularity", "input_quant") if gridded[column].nunique() > 1]
+    differing = [column for column in ("policy", "quant", "granularity", "input_quant") if gridded[column].nunique() > 1]
     groups = ["group"] if seeds["group"].nunique() > 1 else []
-    texts = [*groups, "variant", "bits", "mode", *shown, "num_seeds"]
+    texts = [*groups, "variant", "bits", "mode", *differing, "num_seeds"]
     titles = {"group": "training", "num_seeds": "seeds", "input_quant": "input"}
     numbers = {"prec1": "Prec@1", "prec5": "Prec@5", "delta_prec1": "delta", "vs_control": "vs control"}
     numbers = {name: title for name, title in numbers.items() if f"{name}_mean" in seeds}
-    told = seed_statistics(seeds)
-    header = [titles.get(column, column) for column in texts] + list(numbers.values()) + [title for title, _ in told]
+    statistic_columns = seed_statistics(seeds)
+    header = [titles.get(column, column) for column in texts] + list(numbers.values()) + [title for title, _ in statistic_columns]
     rows = []
     if words:
         seeds = seeds.assign(variant=[without_words(variant, words) for variant in seeds["variant"]])
     for number, row in enumerate(seeds.to_dict("records")):
         cells = ["" if column == "mode" and row["variant"] == FLOAT_VARIANT else str(row[column]) for column in texts]
         cells += [_mean_and_sd(row[f"{name}_mean"], row[f"{name}_sd"]) for name in numbers]
-        rows.append([*cells, *(column[number] for _, column in told)])
+        rows.append([*cells, *(column[number] for _, column in statistic_columns)])
     left = [isinstance(seeds[column].iloc[0], str) for column in texts]
     return markdown_table(list(zip(header, [*left, *[False] * (len(header) - len(left))], strict=True)), rows)
 
@@ -241,7 +265,7 @@ def _mean_and_sd(mean: float, sd: float) -> str:
     return "" if pd.isna(mean) else f"{mean:.2f} +- {sd:.2f}"
 
 
-def _sweep_line(sweep: dict[str, Any]) -> str:
+def _sweep_line(sweep: SweepRow) -> str:
     """One sweep: command, revision, versions, machine."""
     versions = ", ".join(f"{key} {value}" for key, value in sweep["versions"].items())
     when = pd.Timestamp(sweep["time_ms"], unit="ms").strftime("%Y-%m-%d %H:%M UTC")

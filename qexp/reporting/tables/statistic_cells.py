@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import pandas as pd
 
-Column = tuple[str, list[str]]  # title, cells
+from qexp.reporting.tables.render import numbers_text
+
+StatisticColumn = tuple[str, list[str]]  # title, cells
 TINY_P = 1e-300
 
 
-def statistics(table: pd.DataFrame, *, wide: bool) -> list[Column]:
+def statistics(table: pd.DataFrame, *, wide: bool) -> list[StatisticColumn]:
     """The columns of paired statistics; those without a number are left to the caller to drop.
 
     Args:
-        table: of `summarize`, with or without statistics. wide: flips, differing predictions and the claim of no loss, too.
+        table: of `summarize`, with or without statistics.
+        wide: flips, differing predictions and the claim of no loss, too.
     """
     if "p_value" not in table:
         return []
     adjusted = table["p_holm"] if "p_holm" in table else table["p_value"]
     columns = [
         ("95 % CI", _intervals(table, "ci_low", "ci_high")),
-        ("p", _cells(adjusted, p_text)),
+        ("p", numbers_text(adjusted, p_text)),
     ]
     if wide:
         flips = [
@@ -29,21 +30,21 @@ def statistics(table: pd.DataFrame, *, wide: bool) -> list[Column]:
             for lost, gained in zip(table["lost"], table["gained"], strict=True)
         ]
         columns.append(("flips", flips))
-        columns.append(("differ %", _cells(table["disagreement"], "{:.2f}".format)))
+        columns.append(("differ %", numbers_text(table["disagreement"], "{:.2f}".format)))
         columns.append(("no loss", ["" if pd.isna(holds) else "yes" if holds else "-" for holds in table["non_inferior"]]))
     if "vs_best" in table:
         columns.append(("vs best", list(table["vs_best"])))
     return columns
 
 
-def seed_statistics(seeds: pd.DataFrame) -> list[Column]:
+def seed_statistics(seeds: pd.DataFrame) -> list[StatisticColumn]:
     """The columns of what seeds and images together leave open."""
     if "delta_low" not in seeds:
         return []
     columns = [
         ("Prec@1 95 % CI", _intervals(seeds, "prec1_low", "prec1_high", sign="")),
         ("delta 95 % CI", _intervals(seeds, "delta_low", "delta_high")),
-        ("p over seeds", _cells(seeds["p_seeds"], p_text)),
+        ("p over seeds", numbers_text(seeds["p_seeds"], p_text)),
     ]
     return [(title, cells) for title, cells in columns if any(cells)]
 
@@ -81,7 +82,3 @@ def _intervals(frame: pd.DataFrame, low: str, high: str, *, sign: str = "+") -> 
     return [
         "" if pd.isna(start) else interval_text(start, end, sign=sign) for start, end in zip(frame[low], frame[high], strict=True)
     ]
-
-
-def _cells(values: pd.Series, form: Callable[[float], str]) -> list[str]:
-    return ["" if pd.isna(value) else form(float(value)) for value in values]

@@ -83,10 +83,10 @@ def test_styles_tell_mode_and_bits():
             "input_quant": "none",
         }
     )
-    found = looks(frame)
-    assert found["W8 int"].color == found["W8 float"].color != found["W4 int"].color == found["W4 pc"].color
-    assert found["W8 int"].line == found["W4 int"].line != found["W8 float"].line != found["W4 half"].line
-    assert found["W4 pc"].marker != found["W4 int"].marker
+    styles = looks(frame)
+    assert styles["W8 int"].color == styles["W8 float"].color != styles["W4 int"].color == styles["W4 pc"].color
+    assert styles["W8 int"].line == styles["W4 int"].line != styles["W8 float"].line != styles["W4 half"].line
+    assert styles["W4 pc"].marker != styles["W4 int"].marker
     same = frame.assign(bits=8, mode="int", granularity="per_tensor")
     assert [look.color for look in looks(same).values()] == list(PALETTE[:5])
 

@@ -71,10 +71,10 @@ def test_the_last_row_tells(write, later, state):
 
 def test_complete_numbers_are_done_whatever_a_row_says(write, training):
     numbers = training(["W8 int"])
-    cut = [one for one in numbers if one["kind"] != "record" or one["epoch"] < 8]
-    told = [row("planned", job=0), row("running", process=DEAD)]
-    assert states(write(told, numbers)) == {"variant=W8 int": "done"}
-    assert states(write(told, cut)) == {"variant=W8 int": "killed"}
+    cut = [line for line in numbers if line["kind"] != "record" or line["epoch"] < 8]
+    job_rows = [row("planned", job=0), row("running", process=DEAD)]
+    assert states(write(job_rows, numbers)) == {"variant=W8 int": "done"}
+    assert states(write(job_rows, cut)) == {"variant=W8 int": "killed"}
 
 
 def test_fresh_forgets_the_numbers_from_before(write, training):
@@ -135,12 +135,17 @@ def _frame(rows):
 
 
 def test_the_table_has_the_states_of_its_rows(write, training, tmp_path):
-    numbers = [one for one in training(["W8 int", "W4 int", "W2 int"]) if one["kind"] != "record" or one["epoch"] < 6]
-    told = [row("planned", "W8 int", job=0), row("running", "W8 int"), row("planned", "W4 int", job=1), row("failed", "W4 int")]
-    report = write_report("exp", runs_dir=write(numbers, told), results_dir=tmp_path / "out")
+    numbers = [line for line in training(["W8 int", "W4 int", "W2 int"]) if line["kind"] != "record" or line["epoch"] < 6]
+    job_rows = [
+        row("planned", "W8 int", job=0),
+        row("running", "W8 int"),
+        row("planned", "W4 int", job=1),
+        row("failed", "W4 int"),
+    ]
+    report = write_report("exp", runs_dir=write(numbers, job_rows), results_dir=tmp_path / "out")
     with open(tmp_path / "out/exp/table.csv") as handle:
-        found = {line["variant"]: line["state"] for line in csv.DictReader(handle)}
-    assert found == {"fp32": "running", "W8 int": "running", "W4 int": "failed", "W2 int": "partial"}
+        states_of = {line["variant"]: line["state"] for line in csv.DictReader(handle)}
+    assert states_of == {"fp32": "running", "W8 int": "running", "W4 int": "failed", "W2 int": "partial"}
     assert report.table.splitlines()[-3] == "jobs: 1 running, 1 failed"
     assert {path.name for path in report.tables} == {"table.csv", "epochs.csv", "table.md", "jobs.csv", "report.html"}
 

@@ -1,4 +1,4 @@
-"""What analyses found of an experiment's layers: frames, maps, and their place on the page."""
+"""What analyses layers of an experiment's layers: frames, maps, and their place on the page."""
 
 import numpy as np
 import pytest
@@ -42,7 +42,7 @@ def analysed(tmp_path):
     return folder
 
 
-def test_frame_maps_and_page(analysed, answers, write, tmp_path):
+def test_frame_maps_and_page(analysed, predicted, write, tmp_path):
     frame = load_layers(analysed)
     assert frame.groupby("task").size().to_dict() == {"profile": 4, "sensitivity": 8}
     assert list(frame["variant"].unique()) == ["W2A2 int affine", "W4 int affine", "W2/4 int affine"]
@@ -69,7 +69,7 @@ def test_frame_maps_and_page(analysed, answers, write, tmp_path):
     assert "n = 100 images" in figure.get_suptitle()
 
     images = np.arange(100)
-    rows = answers({"fp32": images < 90, "W4 int": images < 80})
+    rows = predicted({"fp32": images < 90, "W4 int": images < 80})
     report = write_report("exp", runs_dir=write(rows), results_dir=tmp_path / "results")
     names = {path.name for path in report.figures}
     assert {f"{stem}.{kind}" for stem in ("weight_sqnr", "layer_sensitivity") for kind in ("png", "svg")} <= names
@@ -93,7 +93,7 @@ def test_cells_that_cannot_be_coloured_are_drawn_all_the_same(analysed):
 
 def test_two_analyses_are_told_apart(analysed):
     _sensitivity(analysed, "W2/4 int linear")
-    found = load_layers(analysed)
-    assert set(found["column"][found["task"] == "sensitivity"]) == {
+    layers = load_layers(analysed)
+    assert set(layers["column"][layers["task"] == "sensitivity"]) == {
         f"W2/4 int {name}: {bits} bits" for name in ("affine", "linear") for bits in (2, 4)
     }

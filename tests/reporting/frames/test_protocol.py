@@ -17,7 +17,7 @@ from qexp.reporting.report import write_report
 ONE, OTHER = "a1b2c3d4e5f60718", "bb" * 8
 
 
-def _found(runs_dir):
+def _marks(runs_dir):
     records = load_records("exp", runs_dir)
     return records["protocol"].tolist() if "protocol" in records else None
 
@@ -37,11 +37,11 @@ def test_what_a_sweep_compares_is_one_protocol(write, training, params):
     """Images taken from the training part change the hash of the data, not what is scored on its test part."""
     content = "other" if any(key.startswith("data.num") for key in params) else "d"
     rows = training(["W8 int"], training=OTHER, params=params, data_hash=content)
-    assert _found(write(training(["W8 int"]), rows)) is None
+    assert _marks(write(training(["W8 int"]), rows)) is None
 
 
 @pytest.mark.parametrize(
-    ("params", "changes", "told"),
+    ("params", "changes", "description"),
     [
         ({}, {"n": 500}, "mnist5k, split test, n = 500"),
         ({}, {"split": "select"}, "mnist5k, split select, n = 1000"),
@@ -51,11 +51,11 @@ def test_what_a_sweep_compares_is_one_protocol(write, training, params):
         ({"data.image_size": 16}, {"data_hash": "e"}, "mnist5k, image_size 16, split test, n = 1000"),
     ],
 )
-def test_other_protocols_are_refused(write, training, tmp_path, params, changes, told):
+def test_other_protocols_are_refused(write, training, tmp_path, params, changes, description):
     runs_dir = write(training(["W8 int"]), training(["W8 int"], training=OTHER, params=params, **changes))
     with pytest.raises(MixedProtocolsError) as caught:
         write_report("exp", runs_dir=runs_dir, results_dir=tmp_path / "results")
-    assert f"B: {told})" in str(caught.value) and "name=exp mixed=true" in str(caught.value)
+    assert f"B: {description})" in str(caught.value) and "name=exp mixed=true" in str(caught.value)
     assert not (tmp_path / "results").exists()
     marks = load_records("exp", runs_dir).groupby("training")["protocol"].unique()
     assert [marks[ONE].tolist(), marks[OTHER].tolist()] == [["A"], ["B"]]
@@ -64,17 +64,17 @@ def test_other_protocols_are_refused(write, training, tmp_path, params, changes,
 def test_a_test_part_that_is_cut_from_the_images_depends_on_the_cut(write, training):
     cut = {"data.num_test": 500}
     other = training(["W8 int"], training=OTHER, params=cut | {"data.split_seed": 1}, data_hash="e")
-    assert _found(write(training(["W8 int"], params=cut), other)) is not None
+    assert _marks(write(training(["W8 int"], params=cut), other)) is not None
     other = training(["W8 int"], training=OTHER, params={"data.split_seed": 1}, data_hash="e")
-    assert _found(write(training(["W8 int"]), other)) is None  # the set's own part is not cut
+    assert _marks(write(training(["W8 int"]), other)) is None  # the set's own part is not cut
 
 
-def test_where_it_is_asked_for_rows_are_marked(tmp_path, answers, write):
+def test_where_it_is_asked_for_rows_are_marked(tmp_path, predicted, write):
     images = np.arange(2000)
     right = {"fp32": images < 1800, "W4 int": images < 1700}
     few = {name: values[:500] for name, values in right.items()}
     folder = tmp_path / "runs"
-    runs_dir = write(answers(right, folder=folder), answers(few, folder=folder, training=OTHER, seed=1))
+    runs_dir = write(predicted(right, folder=folder), predicted(few, folder=folder, training=OTHER, seed=1))
     report = write_report("exp", runs_dir=runs_dir, results_dir=tmp_path / "results", mixed=True)
     with (report.folder / "table.csv").open() as file:
         assert [row["protocol"] for row in csv.DictReader(file)] == list("AABB")
@@ -111,5 +111,5 @@ def test_a_sweep_that_ends_so_is_not_a_failure(write, training, tmp_path, capsys
 def test_letters_do_not_run_out(write, training):
     rows = [row for n in range(30) for row in training([], training=f"{n:02d}" * 8, epochs=1, n=100 + n)]
     records = load_records("exp", write(rows))
-    found = find_protocols(records, {})
-    assert list(found.told)[-2:] == ["P29", "P30"] and len(set(found.marks)) == 30
+    protocols = find_protocols(records, {})
+    assert list(protocols.descriptions)[-2:] == ["P29", "P30"] and len(set(protocols.marks)) == 30

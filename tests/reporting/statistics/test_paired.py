@@ -7,29 +7,29 @@ from scipy.stats import binomtest
 
 from qexp.reporting import report
 from qexp.reporting.frames.load import load_records
-from qexp.reporting.frames.predictions import stored_answers
+from qexp.reporting.frames.predictions import load_predictions
 from qexp.reporting.frames.summary import summarize
 from qexp.reporting.statistics import paired
 from qexp.reporting.statistics.paired import with_statistics
-from qexp.reporting.statistics.verdict import judge
+from qexp.reporting.statistics.verdict import compare_variants
 
 N = 10_000
 IMAGES = np.arange(N)
 
 
-def _judged(runs_dir):
+def _verdict(runs_dir):
     records = load_records("exp", runs_dir)
-    found = stored_answers(records, runs_dir)
-    records = with_statistics(records, found)
-    return judge(summarize(records), records, found)
+    stored = load_predictions(records, runs_dir)
+    records = with_statistics(records, stored)
+    return compare_variants(summarize(records), records, stored)
 
 
 @pytest.fixture
-def sweep(tmp_path, answers, write):
+def sweep(tmp_path, predicted, write):
     """Judge the training whose variants are right where told."""
 
     def make(right, **options):
-        return _judged(write(answers(right, folder=tmp_path / "runs", **options)))
+        return _verdict(write(predicted(right, folder=tmp_path / "runs", **options)))
 
     return make
 
@@ -73,8 +73,8 @@ def test_equal_schemes_cannot_be_told_apart_and_two_points_can(sweep):
 def test_all_pairs_are_there_once(sweep):
     names = ["fp32", "W8 int", "W6 int", "W4 int", "W3 int"]
     verdict = sweep({name: IMAGES < 9000 - 10 * number for number, name in enumerate(names)})
-    found = {frozenset(pair) for pair in verdict.pairs[["a", "b"]].itertuples(index=False, name=None)}
-    assert found == {frozenset(pair) for pair in combinations(names, 2)} and len(verdict.pairs) == 10
+    pairs = {frozenset(pair) for pair in verdict.pairs[["a", "b"]].itertuples(index=False, name=None)}
+    assert pairs == {frozenset(pair) for pair in combinations(names, 2)} and len(verdict.pairs) == 10
 
 
 def test_of_very_many_rows_those_with_float_and_best_are_listed(sweep, monkeypatch):
@@ -101,45 +101,45 @@ def test_controls_are_in_no_family(sweep):
     assert table.loc["fp32"]["vs_best"] == "best"
 
 
-def test_what_has_no_predictions_is_said(tmp_path, answers, write):
+def test_what_has_no_predictions_is_said(tmp_path, predicted, write):
     right = {"fp32": IMAGES < 9000, "W8 int": IMAGES < 8990, "W4 int": IMAGES < 8000}
-    assert _judged(write(answers(right))).gaps == ("No statistics: no predictions were kept.",)
-    rows = answers(right, folder=tmp_path / "runs")
+    assert _verdict(write(predicted(right))).gaps == ("No statistics: no predictions were kept.",)
+    rows = predicted(right, folder=tmp_path / "runs")
     rows[-1]["predictions"] = None
-    verdict = _judged(write(rows))
+    verdict = _verdict(write(rows))
     assert verdict.gaps == ("No statistics for W4 int: no predictions were kept.",)
     assert verdict.table.set_index("variant")["p_value"].notna().to_dict() == {"fp32": False, "W8 int": True, "W4 int": False}
 
 
-def test_predictions_of_another_evaluation_are_not_used(tmp_path, answers, write):
-    rows = answers({"fp32": IMAGES < 9000, "W8 int": IMAGES < 8990}, folder=tmp_path / "runs")
+def test_predictions_of_another_evaluation_are_not_used(tmp_path, predicted, write):
+    rows = predicted({"fp32": IMAGES < 9000, "W8 int": IMAGES < 8990}, folder=tmp_path / "runs")
     rows[-1]["prec1"] = 89.5
-    assert "those of another evaluation" in _judged(write(rows)).gaps[0]
+    assert "those of another evaluation" in _verdict(write(rows)).gaps[0]
 
 
-def test_a_damaged_file_is_told(tmp_path, answers, write):
-    rows = answers({"fp32": IMAGES < 9000, "W8 int": IMAGES < 8990}, folder=tmp_path / "runs")
+def test_a_damaged_file_is_told(tmp_path, predicted, write):
+    rows = predicted({"fp32": IMAGES < 9000, "W8 int": IMAGES < 8990}, folder=tmp_path / "runs")
     path = tmp_path / "runs" / "trainings" / rows[0]["run"] / rows[-1]["predictions"]
     path.write_bytes(path.read_bytes()[:100])
-    assert "cannot be read" in _judged(write(rows)).gaps[0]
+    assert "cannot be read" in _verdict(write(rows)).gaps[0]
     path.unlink()
-    assert "no longer there" in _judged(write(rows)).gaps[0]
+    assert "no longer there" in _verdict(write(rows)).gaps[0]
 
 
-def test_the_best_epoch_is_the_float_networks(tmp_path, answers, write):
+def test_the_best_epoch_is_the_float_networks(tmp_path, predicted, write):
     store = tmp_path / "runs"
-    first = answers({"fp32": IMAGES < 9100, "W8 int": IMAGES < 9050}, folder=store, epoch=1)
-    last = answers({"fp32": IMAGES < 9000, "W8 int": IMAGES < 9060}, folder=store, epoch=2)
-    verdict = _judged(write(first, last))
+    first = predicted({"fp32": IMAGES < 9100, "W8 int": IMAGES < 9050}, folder=store, epoch=1)
+    last = predicted({"fp32": IMAGES < 9000, "W8 int": IMAGES < 9060}, folder=store, epoch=2)
+    verdict = _verdict(write(first, last))
     assert verdict.pairs[["epoch", "difference"]].values.tolist() == [["2", 0.6], ["1", -0.5]]
 
 
-def test_seeds_and_images_together(tmp_path, answers, write):
+def test_seeds_and_images_together(tmp_path, predicted, write):
     parts = []
     for seed in range(3):
         right = {"fp32": IMAGES < 9000 + 20 * seed, "W4 int": (IMAGES + 100 * seed) % N < 8800 + 20 * seed}
-        parts.append(answers(right, training=f"{seed}{seed}" * 8, folder=tmp_path / "runs", seed=seed))
-    verdict = _judged(write(*parts))
+        parts.append(predicted(right, training=f"{seed}{seed}" * 8, folder=tmp_path / "runs", seed=seed))
+    verdict = _verdict(write(*parts))
     row = verdict.seeds.set_index("variant").loc["W4 int"]
     assert row["num_seeds"] == 3 and row["delta_prec1_mean"] == pytest.approx(-2.0)
     assert row["delta_low"] < -2.0 < row["delta_high"] and row["prec1_low"] < row["prec1_mean"] < row["prec1_high"]
@@ -148,10 +148,10 @@ def test_seeds_and_images_together(tmp_path, answers, write):
     )
 
 
-def test_the_files_of_a_report(tmp_path, answers, write, monkeypatch):
+def test_the_files_of_a_report(tmp_path, predicted, write, monkeypatch):
     monkeypatch.setattr(report, "_figures", lambda *_: [])
     right = {"fp32": IMAGES < 9000, "W8 int": (IMAGES > 9) & (IMAGES < 9005), "W4 int": IMAGES < 8000}
-    runs_dir = write(answers(right, folder=tmp_path / "runs"))
+    runs_dir = write(predicted(right, folder=tmp_path / "runs"))
     written = report.write_report("exp", runs_dir=runs_dir, results_dir=tmp_path / "results")
     table = list(csv.DictReader((written.folder / "table.csv").read_text().splitlines()))
     assert float(table[1]["ci_low"]) < -0.05 < float(table[1]["ci_high"]) and table[1]["vs_best"] == "="

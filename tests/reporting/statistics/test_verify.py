@@ -7,20 +7,20 @@ from qexp.base.errors import UserError
 from qexp.report import ReportSettings, run
 from qexp.reporting import report
 from qexp.reporting.frames.load import load_records
-from qexp.reporting.frames.predictions import FILE, keys_of, read_compact, stored_answers, write_compact
+from qexp.reporting.frames.predictions import FILE, keys_of, load_predictions, read_compact, write_compact
 from qexp.reporting.statistics.verify import verify_tables
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 IMAGES = np.arange(2000)
 RIGHT = {"fp32": IMAGES < 1800, "W8 int": IMAGES < 1790, "W4 int": (IMAGES > 100) & (IMAGES < 1850)}
 
 
 @pytest.fixture
-def reported(tmp_path, answers, write, monkeypatch):
+def reported(tmp_path, predicted, write, monkeypatch):
     """The tables of two seeds; returns (runs_dir, results_dir)."""
     monkeypatch.setattr(report, "_figures", lambda *_: [])  # they take longer than all the rest
     parts = [
-        answers(RIGHT, training=f"{seed}{seed}" * 8, folder=tmp_path / "runs", seed=seed, epoch=3, time_ms=seed)
+        predicted(RIGHT, training=f"{seed}{seed}" * 8, folder=tmp_path / "runs", seed=seed, epoch=3, time_ms=seed)
         for seed in (1, 2)
     ]
     runs_dir = write(*parts)
@@ -28,38 +28,38 @@ def reported(tmp_path, answers, write, monkeypatch):
     return runs_dir, tmp_path / "results"
 
 
-def test_compact_predictions_come_back(tmp_path, answers, write):
+def test_compact_predictions_come_back(tmp_path, predicted, write):
     classes = np.where(IMAGES % 7 == 0, -1, IMAGES % 10)
-    rows = answers(RIGHT | {"W2 int": classes == IMAGES % 10}, folder=tmp_path / "runs", top1={"W2 int": classes})
+    rows = predicted(RIGHT | {"W2 int": classes == IMAGES % 10}, folder=tmp_path / "runs", top1={"W2 int": classes})
     runs_dir = write(rows)
     records = load_records("exp", runs_dir)
-    found = stored_answers(records, runs_dir)
-    path, digest = write_compact(tmp_path / "results", [records], records, found)
+    stored = load_predictions(records, runs_dir)
+    path, digest = write_compact(tmp_path / "results", [records], records, stored)
     again, floats = read_compact(path)
     for key in keys_of(records):
         for name in ("index", "label", "top1", "right5"):
-            np.testing.assert_array_equal(getattr(again.answers[key], name), getattr(found.answers[key], name))
+            np.testing.assert_array_equal(getattr(again.by_key[key], name), getattr(stored.by_key[key], name))
     assert list(floats.values()) == [keys_of(records[records["variant"] == "fp32"])[0]]
     assert path.stat().st_size < 1.3 * len(rows) * len(IMAGES) + 8000
-    assert write_compact(tmp_path / "results", [records], records, found) == (path, digest)
+    assert write_compact(tmp_path / "results", [records], records, stored) == (path, digest)
 
 
 @pytest.mark.parametrize("classes", [10, 255, 256, 1000])
-def test_any_number_of_classes(tmp_path, answers, write, classes):
-    runs_dir = write(answers(RIGHT, folder=tmp_path / "runs", classes=classes))
+def test_any_number_of_classes(tmp_path, predicted, write, classes):
+    runs_dir = write(predicted(RIGHT, folder=tmp_path / "runs", classes=classes))
     records = load_records("exp", runs_dir)
-    found = stored_answers(records, runs_dir)
-    path, _ = write_compact(tmp_path / "results", [records], records, found)
+    stored = load_predictions(records, runs_dir)
+    path, _ = write_compact(tmp_path / "results", [records], records, stored)
     again, _ = read_compact(path)
     key = keys_of(records)[2]
-    np.testing.assert_array_equal(again.answers[key].top1, found.answers[key].top1)
+    np.testing.assert_array_equal(again.by_key[key].top1, stored.by_key[key].top1)
 
 
-def test_nothing_stored_is_no_file(tmp_path, answers, write):
-    runs_dir = write(answers(RIGHT))
+def test_nothing_stored_is_no_file(tmp_path, predicted, write):
+    runs_dir = write(predicted(RIGHT))
     (tmp_path / FILE).write_text("of an earlier report")
     records = load_records("exp", runs_dir)
-    assert write_compact(tmp_path, [records], records, stored_answers(records, runs_dir)) is None
+    assert write_compact(tmp_path, [records], records, load_predictions(records, runs_dir)) is None
     assert not (tmp_path / FILE).exists()
 
 
@@ -105,10 +105,10 @@ def test_a_wrong_number_is_found(reported, tmp_path, column, file):
     assert any(line.startswith(f"{file}, ") and f": {column} is " in line for line in wrong)
 
 
-def test_a_store_with_other_evaluations_does_not_count(reported, answers, write, tmp_path):
+def test_a_store_with_other_evaluations_does_not_count(reported, predicted, write, tmp_path):
     """The same experiment measured again elsewhere: same keys, other times, other answers."""
     other = {name: np.roll(values, 17) for name, values in RIGHT.items()}
-    rows = answers(other, training="11" * 8, folder=tmp_path / "runs", seed=1, epoch=3, time_ms=999)
+    rows = predicted(other, training="11" * 8, folder=tmp_path / "runs", seed=1, epoch=3, time_ms=999)
     runs_dir = write(rows)
     assert verify_tables("exp", runs_dir=runs_dir, results_dir=reported[1]).wrong == []
 

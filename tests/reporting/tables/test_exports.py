@@ -1,17 +1,17 @@
-"""Ladders and costs from the rows of a journal to tables."""
+"""Fidelity stages and costs from the rows of a journal to tables."""
 
 import csv
 import math
 
 import pytest
 
-from qexp.reporting.figures.cost import points, prec1_by_bops, prec1_by_cost, work
+from qexp.reporting.figures.cost import bops_points, latency_points, prec1_by_bops, prec1_by_cost
 from qexp.reporting.tables.exports import format_exports, load_exports, write_exports
 from qexp.tracking import rows
 from qexp.tracking.journal import Journal
 
 
-def rung(name, **more):
+def stage(name, **more):
     values = {"prec1": 90.0, "prec5": 99.0, "n": 100, "agreement": 0.99, "logit_sqnr_db": 40.0, "max_steps": None}
     blank = {"first_difference": None, "layer_steps": None, "failed_layer": None, "passed": None, "n_codes": 0, "note": ""}
     return {"name": name, "version": "", **values, **blank, **more}
@@ -22,7 +22,7 @@ def cost(network, batch, median):
     return {"runtime": "ort", "version": "1", "network": network, "batch": batch, "images_per_s": 1e3 / median, **ends}
 
 
-FAILED = rung("ort", version="1", passed=False, failed_layer="conv2", n_codes=50, max_steps=7)
+FAILED = stage("ort", version="1", passed=False, failed_layer="conv2", n_codes=50, max_steps=7)
 
 
 def values(**more):
@@ -30,7 +30,7 @@ def values(**more):
         "asked": "a", "variant": "W8A8 int", "training": "t1", "file": "runs/x/network.onnx", "digest": "d", "split": "test",
         "n": 100, "simulate": "exact", "requantization": "float32", "threads": 1, "cpu": "a CPU",
         "sizes": {"fp32": 4 * 2**20, "file": 2**20, "packed": 2**20},
-        "rungs": [rung("fp32"), rung("simulated"), FAILED],
+        "rungs": [stage("fp32"), stage("simulated"), FAILED],
         "cost": [cost("fp32", 1, 3.0), cost("quantized", 1, 1.0)],
         "layers": [{"layer": "conv", "macs": 10**6, "weight_bits": 8, "act_bits": 8, "bops": 64 * 10**6}],
         "alarms": ["ort at conv2"], "notes": ["stays | float"], **more,
@@ -79,16 +79,16 @@ def test_the_screen(exports):
 
 
 def test_exact_logits_are_called_so(exports):
-    exact = [{**exports[0], "rungs": [rung("fp32", logit_sqnr_db=math.inf)]}]
+    exact = [{**exports[0], "rungs": [stage("fp32", logit_sqnr_db=math.inf)]}]
     assert "exact" in format_exports(exact)
 
 
 def test_a_point_for_each_network_in_each_runtime(exports):
-    found = points(exports)
-    assert found.to_numpy().tolist() == [["fp32", "ort", 3.0, 90.0, 100], ["W8A8 int", "ort", 1.0, 90.0, 100]]
+    points = latency_points(exports)
+    assert points.to_numpy().tolist() == [["fp32", "ort", 3.0, 90.0, 100], ["W8A8 int", "ort", 1.0, 90.0, 100]]
     figure = prec1_by_cost(exports)
-    front, *dots = figure.axes[0].lines
-    assert list(front.get_xdata()) == [1.0] and [list(line.get_xdata()) for line in dots] == [[3.0], [1.0]]
+    front, *markers = figure.axes[0].lines
+    assert list(front.get_xdata()) == [1.0] and [list(line.get_xdata()) for line in markers] == [[3.0], [1.0]]
     assert [text.get_text() for text in figure.legends[0].texts] == ["fp32", "W8A8 int", "ort", "Pareto front"]
     # The interval of 90 right among 100.
     for bar in figure.axes[0].collections:
@@ -97,9 +97,11 @@ def test_a_point_for_each_network_in_each_runtime(exports):
 
 
 def test_bit_operations_stand_for_a_network_whatever_runs_it(exports):
-    better = [{**exports[1], "rungs": [rung("fp32", prec1=91.0), rung("simulated", prec1=80.0), rung("evaluated", prec1=85.0)]}]
-    found = work([exports[0], *better])
-    assert found[["network", "cost", "prec1"]].to_numpy().tolist() == [
+    better = [
+        {**exports[1], "rungs": [stage("fp32", prec1=91.0), stage("simulated", prec1=80.0), stage("evaluated", prec1=85.0)]}
+    ]
+    points = bops_points([exports[0], *better])
+    assert points[["network", "cost", "prec1"]].to_numpy().tolist() == [
         ["fp32", 1.024, 90.0], ["W8A8 int", 0.064, 90.0], ["fp32", 1.024, 91.0], ["W4A4 int", 0.064, 85.0],
     ]  # fmt: skip
     assert len(prec1_by_bops(exports).axes[0].lines) == 1 + 3
