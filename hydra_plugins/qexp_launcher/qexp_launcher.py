@@ -33,7 +33,7 @@ ConfigStore.instance().store(group="hydra/sweeper", name="qexp", node=_SWEEPER, 
 class QexpSweeper(BasicSweeper):
     """Hydra's own sweeper without its trial composition of every job, which the launcher composes in any case."""
 
-    def validate_batch_is_composable(self, batch: list[list[str]]) -> None:
+    def validate_batch_is_legal(self, batch: Sequence[Sequence[str]]) -> None:
         """Nothing: a job that cannot be composed is found in the launcher, before any of them starts."""
 
 

@@ -11,9 +11,9 @@ def composed(monkeypatch):
     """The overrides of every job that Hydra composes, as it does."""
     load, seen = ConfigLoaderImpl.load_sweep_config, []
 
-    def counted(self, master, overrides):
-        seen.append(tuple(overrides))
-        return load(self, master, overrides)
+    def counted(self, master_config, sweep_overrides):
+        seen.append(tuple(sweep_overrides))
+        return load(self, master_config, sweep_overrides)
 
     monkeypatch.setattr(ConfigLoaderImpl, "load_sweep_config", counted)
     return seen
