@@ -20,7 +20,7 @@ atexit.register(lambda: print("LOADED", json.dumps(sorted({name.split(".")[0] fo
 
 def loaded_by(code: str) -> tuple[subprocess.CompletedProcess, set[str]]:
     """Run code in a fresh interpreter; return the finished process and the top-level modules it had loaded."""
-    done = subprocess.run([sys.executable, "-c", REPORT + code], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", REPORT + code], cwd=ROOT, capture_output=True, text=True, timeout=900)
     lines = [line for line in done.stdout.splitlines() if line.startswith("LOADED ")]
     assert lines, done.stderr
     return done, set(json.loads(lines[-1].removeprefix("LOADED ")))

@@ -12,7 +12,7 @@ for number in range(4):
 
 def run(monkeypatch, fault):
     monkeypatch.setenv("QEXP_FAULT", fault)
-    done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, timeout=900)
     return done.returncode, done.stdout.split()
 
 

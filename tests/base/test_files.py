@@ -32,7 +32,7 @@ for name, writer in writers.items():
 
 
 def test_whatever_a_library_raises_a_full_disk_is_one_error_and_leaves_the_old_file():
-    done = subprocess.run([sys.executable, "-c", LIMITED], capture_output=True, text=True, check=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", LIMITED], capture_output=True, text=True, check=True, timeout=900)
     said = f"{errno.EFBIG} file {{}} ['file']"
     assert done.stdout.splitlines() == [
         f"{name} {said.format(cause)}"

@@ -26,7 +26,7 @@ def results(tmp_path_factory):
         for env in places
     ]
     try:
-        errors = [process.communicate(timeout=120)[1] for process in processes]
+        errors = [process.communicate(timeout=900)[1] for process in processes]
     finally:
         for process in processes:
             process.kill()

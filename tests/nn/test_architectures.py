@@ -115,7 +115,7 @@ def with_weights(model, plan, bits):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name == "densenet121")) for name in NAMES])
 def test_sixteen_bits_reproduce_the_logits_and_eight_each_tensor(name, graphs):
     """Weights and activations at 16 bits: logits within 30 dB, and the same class wherever the first two are told apart.
 

@@ -64,13 +64,18 @@ def goes_through(case):
     return converted, logits, converted_logits
 
 
-@pytest.mark.parametrize("name", NAMES)
+def slowly(*names):
+    """NAMES, of which these take seconds more than the others."""
+    return [pytest.param(name, marks=[pytest.mark.slow] * (name in names)) for name in NAMES]
+
+
+@pytest.mark.parametrize("name", slowly("densenet121"))
 def test_lsq_at_four_bits(name, kit):
     converted, logits, converted_logits = goes_through(kit.prepared(network(name), images(name)))
     assert not converted.folded and torch.equal(converted_logits, logits)
 
 
-@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name == "densenet121")) for name in NAMES])
+@pytest.mark.parametrize("name", slowly("densenet121", "efficientnet_b0"))
 def test_lsq_at_four_bits_with_batch_norm_folded(name, kit):
     """In float64: in float32 what folding rounds otherwise now and then moves a code across a tie, and later layers enlarge it.
 

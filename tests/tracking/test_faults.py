@@ -112,7 +112,7 @@ journal.append([{"n": 5}])
 resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
 journal.append([{"n": 6, "text": "x" * 500}])
 """
-    done = subprocess.run([sys.executable, "-c", code, str(journal.path)], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", code, str(journal.path)], capture_output=True, text=True, timeout=900)
     assert (done.returncode, done.stderr) == (0, "")
     said = f"{journal.path} could not be saved: File too large. What was saved before is intact."
     assert len(done.stdout.splitlines()) == 2 and all(line.startswith(said) for line in done.stdout.splitlines())
