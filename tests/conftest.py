@@ -2,7 +2,6 @@
 
 import contextlib
 import copy
-import gc
 import hashlib
 import importlib
 import io
@@ -35,16 +34,6 @@ settings.load_profile("qexp")
 def _in_a_folder_of_its_own(tmp_path, monkeypatch):
     """Relative paths (`runs/`, `results/`) fall into the test's own folder, never into the checkout."""
     monkeypatch.chdir(tmp_path)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _loaded_stays():
-    """What is loaded by now stays, and the garbage collector need not look at it again.
-
-    statsmodels collects after every correction of p-values, several times a report: half the time of a small command.
-    """
-    gc.collect()
-    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

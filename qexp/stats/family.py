@@ -8,14 +8,14 @@ from itertools import combinations
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from statsmodels.stats.multitest import multipletests
+from scipy.stats import false_discovery_control
 
 from qexp.base.checks import check_range
 from qexp.base.errors import UserError, choose
 from qexp.stats.inputs import as_correct, check_same_images, check_same_length, check_share
 from qexp.stats.paired import mcnemar
 
-METHODS = {"holm": "holm", "benjamini_hochberg": "fdr_bh"}
+METHODS = ("holm", "benjamini_hochberg")
 MAX_NAMES = 8  # of a sentence
 
 
@@ -88,8 +88,21 @@ def adjust(p_values: Mapping[str, float], *, method: str = "holm") -> dict[str, 
             raise UserError(f"p value of {name}", value, allowed="a number from 0 to 1")
     if not p_values:
         return {}
-    adjusted = multipletests(list(p_values.values()), method=METHODS[method])[1]
+    values = np.array(list(p_values.values()))
+    adjusted = _holm(values) if method == "holm" else false_discovery_control(values)
     return dict(zip(p_values, map(float, adjusted), strict=True))
+
+
+def _holm(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Holm's adjusted p values.
+
+    Rejected: statsmodels' `multipletests`, which gives the same bits and collects all of Python's garbage on every call, half the
+    time of a small command.
+    """
+    order = np.argsort(values)
+    adjusted = np.empty_like(values)
+    adjusted[order] = np.maximum.accumulate(values[order] * np.arange(len(values), 0, -1)).clip(max=1.0)
+    return adjusted
 
 
 def indistinguishable_from_best(

@@ -10,7 +10,7 @@ from qexp.base.errors import UserError
 from qexp.deploy.activation_codes import simulated_codes
 from qexp.deploy.integer_network import integer_codes
 from qexp.deploy.ladder import FLOAT, INTEGER, SIMULATED, Ladder, Outcome
-from qexp.deploy.runtimes import open_runtime
+from qexp.deploy.runtimes import onnxruntime_saturates, open_runtime
 
 
 def images(n=6, size=8, seed=1):
@@ -47,7 +47,8 @@ def test_linear_layers_are_integer_products(quantized, run_file, options, tmp_pa
     assert not exported.notes and {exported.stored[f"{name}.weight"] for name in ("embed", "mix", "hidden", "head")} <= {"INT8"}
     codes, logits = case.simulate(exported)
     assert list(codes) == list(exported.codes)
-    for fused in (False, True):
+    # Without VNNI ONNX Runtime's fast kernels saturate, and only its optimizer takes the exact ones instead.
+    for fused in (True,) if onnxruntime_saturates() else (False, True):
         ran = run_file(exported, case.images, fused=fused)
         off = [(ran.codes[place] - codes[place]).abs() for place in codes]
         assert all(each.max() <= 1 and each.float().mean() < 2e-3 for each in off)

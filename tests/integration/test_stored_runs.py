@@ -5,7 +5,6 @@ machine that wrote the store, and close elsewhere; hashes, labels and what is ma
 """
 
 import csv
-import gc
 import hashlib
 import json
 import re
@@ -55,13 +54,10 @@ def again(cli, tmp_path):
 
 @pytest.fixture(scope="module", autouse=True)
 def _cheap_reports():
-    """Reports without what takes their time and is not looked at: pictures, and statsmodels collecting garbage at each test."""
+    """Reports without what takes their time and is not looked at: pictures."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("matplotlib.figure.Figure.savefig", lambda self, file, **options: file.write(b"<svg ></svg>"))
-        gc.collect()
-        gc.freeze()
         yield
-        gc.unfreeze()
 
 
 def stored():

@@ -1,8 +1,8 @@
 """Processes that start warm: a server that has imported everything forks one process per command.
 
 A child is a process like any other: it has its own files, signals and exit code, and is killed for real. What it does not do
-again is to import torch, Hydra and pandas, which takes 4 seconds, nor what a first command loads on its way (SciPy, statsmodels,
-Matplotlib, MLflow), which takes as long again. Tests that look at start-up itself use real commands.
+again is to import torch, Hydra and pandas, which takes 4 seconds, nor what a first command loads on its way (SciPy, Matplotlib,
+MLflow), which takes as long again. Tests that look at start-up itself use real commands.
 
     python warm.py      reads JSON lines ({"arguments", "module", "folder", ...}), answers with pids and exit codes
 """
@@ -76,10 +76,7 @@ class Child:
 
 
 def load_everything():
-    """Train and report once: whatever that loads, every child finds loaded.
-
-    It is then out of the garbage collector's sight, which statsmodels calls several times a report: a third of a small command.
-    """
+    """Train and report once: whatever that loads, every child finds loaded."""
     from qexp.tracking.mlflow_store import import_mlflow
 
     import_mlflow()
@@ -91,8 +88,7 @@ def load_everything():
             runpy.run_module("qexp.train", run_name="__main__", alter_sys=True)
         assert Path("results/digits/table.csv").is_file()
         os.chdir(here)
-    gc.collect()
-    gc.freeze()
+    gc.freeze()  # a child's garbage collector need not look at it, nor copy its pages
 
 
 def serve():

@@ -68,9 +68,8 @@ def test_a_loss_of_the_margin_passes_as_none_in_about_five_of_a_hundred(n, right
     assert 0.02 <= np.mean([holds(*counts) for counts in repetitions(n, right_a, right_b)]) <= 0.06
 
 
-def test_equal_variants_are_seldom_told_from_the_best(monkeypatch):
+def test_equal_variants_are_seldom_told_from_the_best():
     """Ten equal variants: a family-wise error of at most 5 %, though the best is picked by looking."""
-    monkeypatch.setattr("gc.collect", lambda: 0)  # statsmodels calls it for each family, which takes longer than all else here
     generator, told = np.random.default_rng(4), 0
     for _ in range(300):
         base = generator.random(500) < 0.9

@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binomtest, false_discovery_control
+from statsmodels.stats.multitest import multipletests
 
 from qexp.base.errors import UserError
 from qexp.stats.family import adjust, in_words, indistinguishable_from, indistinguishable_from_best
@@ -24,13 +25,19 @@ def test_benjamini_hochberg_by_hand():
 
 @settings(max_examples=15)  # statsmodels collects garbage on every call
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=20))
+def test_holm_to_the_bit_as_statsmodels(values):
+    family = {str(number): value for number, value in enumerate(values)}
+    assert list(adjust(family).values()) == multipletests(values, method="holm")[1].tolist()
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=20))
 def test_adjusted_values_against_scipy_and_the_definition(values):
     family = {str(number): value for number, value in enumerate(values)}
     order = np.argsort(values, kind="stable")
     holm = np.maximum.accumulate((np.array(values)[order] * np.arange(len(values), 0, -1)).clip(max=1))
     assert np.array(list(adjust(family).values()))[order] == pytest.approx(holm)
-    found = list(adjust(family, method="benjamini_hochberg").values())
-    assert found == pytest.approx(false_discovery_control(values).tolist())
+    controlled = list(adjust(family, method="benjamini_hochberg").values())
+    assert controlled == pytest.approx(false_discovery_control(values).tolist())
 
 
 def test_an_empty_family_and_a_single_test():
