@@ -48,12 +48,12 @@ def test_only_rank_0_sends(channels):
 
 
 def test_everybody_learns_all_outcomes(channels):
-    found = []
-    other = threading.Thread(target=lambda: found.append(channels[1].agree(0, ok=False, message="diverged")))
-    other.start()
+    outcomes = []
+    second_rank = threading.Thread(target=lambda: outcomes.append(channels[1].agree(0, ok=False, message="diverged")))
+    second_rank.start()
     assert channels[0].agree(0, ok=True) == ["", "diverged"]
-    other.join()
-    assert found == [["", "diverged"]]
+    second_rank.join()
+    assert outcomes == [["", "diverged"]]
 
 
 def test_silence_is_an_outcome(channels):

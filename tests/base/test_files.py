@@ -81,4 +81,4 @@ def test_text_arrives_whole(tmp_path):
     for text in ("first", "sécond\n"):
         write_text_atomic(path, text)
         assert path.read_text(encoding="utf-8") == text
-    assert [one.name for one in path.parent.iterdir()] == ["a.txt"]
+    assert [file.name for file in path.parent.iterdir()] == ["a.txt"]

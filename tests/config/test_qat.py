@@ -14,21 +14,21 @@ def test_a_float_training_is_left_as_it_is():
 
 def test_behind_a_float_training_the_recipe_is_a_fine_tuning():
     train = TrainSettings(batch_size=8, lr=0.2, epochs=10, weight_decay=1e-3, warmup_epochs=2)
-    found = QatSettings(name="lsq").recipe(train)
-    assert (found.lr, found.warmup_epochs, found.epochs, found.weight_decay) == (pytest.approx(0.02), 0, 10, 1e-3)
+    recipe = QatSettings(name="lsq").recipe(train)
+    assert (recipe.lr, recipe.warmup_epochs, recipe.epochs, recipe.weight_decay) == (pytest.approx(0.02), 0, 10, 1e-3)
     assert QatSettings(name="lsq", init="none").recipe(train) == QatSettings(name="lsq", init="checkpoint").recipe(train) == train
-    found = QatSettings(name="lsq", lr=0.5, epochs=3, weight_decay=0.0, warmup_epochs=1).recipe(train)
-    assert (found.lr, found.warmup_epochs, found.epochs, found.weight_decay) == (0.5, 1, 3, 0.0)
+    recipe = QatSettings(name="lsq", lr=0.5, epochs=3, weight_decay=0.0, warmup_epochs=1).recipe(train)
+    assert (recipe.lr, recipe.warmup_epochs, recipe.epochs, recipe.weight_decay) == (0.5, 1, 3, 0.0)
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_each_method_says_its_grids(name):
-    found = QatSettings(name=name).quantizers(QuantSettings(), 3)
-    assert (found.name, found.activation.scheme) == SCHEMES[name]
-    assert (found.activation.bits, found.activation.layers_only) == (3, True)
-    given = QuantSettings(activation=ActivationQuantSettings(bits=5, places="all"))
-    found = QatSettings(name=name).quantizers(given, 3)
-    assert (found.activation.bits, found.activation.layers_only) == (5, False)
+    quant = QatSettings(name=name).quantizers(QuantSettings(), 3)
+    assert (quant.name, quant.activation.scheme) == SCHEMES[name]
+    assert (quant.activation.bits, quant.activation.layers_only) == (3, True)
+    asked = QuantSettings(activation=ActivationQuantSettings(bits=5, places="all"))
+    quant = QatSettings(name=name).quantizers(asked, 3)
+    assert (quant.activation.bits, quant.activation.layers_only) == (5, False)
     assert QatSettings(name=name, activations=False).quantizers(QuantSettings(), 3).activation.bits is None
 
 

@@ -1,4 +1,4 @@
-"""The root configuration: strict at the door, and hashed by exactly what decides a training's weights."""
+"""The root configuration: strict, and hashed by exactly what decides a training's weights."""
 
 import copy
 import dataclasses
@@ -140,9 +140,9 @@ def broken(values, changes: dict) -> list[str]:
 
 
 def test_all_mistakes_of_a_job_are_reported_together(values):
-    found = broken(values, {"bits": "8", "mode": "integer", "train.epochs": 0, "data.nam": 1, "quant.weight.rounding": "even"})
-    assert len(found) == 5
-    text = "\n".join(found)
+    errors = broken(values, {"bits": "8", "mode": "integer", "train.epochs": 0, "data.nam": 1, "quant.weight.rounding": "even"})
+    assert len(errors) == 5
+    text = "\n".join(errors)
     assert "bits=8: allowed is an integer" in text
     assert "mode=integer: allowed is one of int, float, half. Did you mean int?" in text
     assert "train.epochs=0" in text and "at least 1" in text

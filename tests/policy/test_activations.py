@@ -28,14 +28,14 @@ def resnet20():
 
 
 def plan(policy="uniform", *, mode="int", rules=None, edge_bits=8, extra=(), **activation):
-    tensors, places = resnet20()
+    tensors, points = resnet20()
     return make_plan(
         tensors,
         policy=PolicySettings(name=policy, rules=rules, edge_bits=edge_bits),
         quant=QuantSettings(name="affine", activation=ActivationQuantSettings(**activation)),
         bits=4,
         mode=mode,
-        activations=(*places, *extra),
+        activations=(*points, *extra),
     )
 
 
@@ -43,7 +43,7 @@ def test_without_a_width_there_are_no_rows_and_the_hash_is_as_ever():
     tensors, _ = resnet20()
     bare = make_plan(tensors, policy=PolicySettings(), quant=QuantSettings(name="affine"), bits=4, mode="int")
     assert plan().activations == () and plan() == bare
-    specs = {name: each.identity for name, each in bare.quantized.items()}
+    specs = {name: spec.identity for name, spec in bare.quantized.items()}
     assert bare.hash == hash_json({"specs": specs, "mode": "int", "input": "none"})
     assert "A32 (activations fp32)" in format_plan(bare)
 
@@ -64,19 +64,19 @@ def test_every_setting_that_counts_is_in_the_hash():
     assert plan(bits=8, mode="float").hash != plan(bits=8).hash
 
 
-def test_uniform_quantizes_every_place():
-    found = plan(bits=8)
-    assert len(found.quantized_activations) == 30
-    assert {(each.bits, each.scheme, each.granularity, each.mode) for each in found.quantized_activations.values()} == {
+def test_uniform_quantizes_every_activation_point():
+    planned = plan(bits=8)
+    assert len(planned.quantized_activations) == 30
+    assert {(spec.bits, spec.scheme, spec.granularity, spec.mode) for spec in planned.quantized_activations.values()} == {
         (8, "affine", "per_tensor", "int")
     }
-    assert {each.mode for each in plan(bits=8, mode="float").quantized_activations.values()} == {"float"}
+    assert {spec.mode for spec in plan(bits=8, mode="float").quantized_activations.values()} == {"float"}
 
 
 def test_first_last_gives_edge_bits_to_what_enters_them():
-    found = plan("first_last", bits=4, edge_bits=6).quantized_activations
-    assert {name for name, each in found.items() if each.bits == 6} == {"input", "mean"}
-    assert {each.bits for each in found.values()} == {4, 6}
+    quantized = plan("first_last", bits=4, edge_bits=6).quantized_activations
+    assert {name for name, spec in quantized.items() if spec.bits == 6} == {"input", "mean"}
+    assert {spec.bits for spec in quantized.values()} == {4, 6}
 
 
 def test_rules_come_first_and_the_rest_takes_the_setting():
@@ -84,19 +84,19 @@ def test_rules_come_first_and_the_rest_takes_the_setting():
     first = RuleSettings(role="activation", match="input", bits=16)
     second = RuleSettings(role="activation", match="layer3.2.conv*", kind="conv", bits=2)
     third = RuleSettings(role="activation", match="layer*.bn2", keep=True)
-    found = plan("rules", rules=[weights, first, second, third], bits=8)
-    widths = {row.info.name: row.spec.bits if row.spec else None for row in found.activations}
+    planned = plan("rules", rules=[weights, first, second, third], bits=8)
+    widths = {row.info.name: row.spec.bits if row.spec else None for row in planned.activations}
     assert widths["input"] == 16 and widths["layer3.1.relu_1"] == widths["layer3.2.relu"] == 2
     assert widths["layer1.0.bn2"] is None and widths["relu"] == 8
-    assert {each.bits for each in found.quantized.values()} == {3}
-    rules = {row.info.name: row.rule for row in found.activations}
+    assert {spec.bits for spec in planned.quantized.values()} == {3}
+    rules = {row.info.name: row.rule for row in planned.activations}
     assert rules["input"] == "rule 2: match=input role=activation"
 
 
 def test_rules_alone_may_ask_and_weights_may_stay():
-    found = plan("rules", rules=[RuleSettings(role="activation", match="input", bits=8)])
-    assert list(found.quantized_activations) == ["input"] and not found.quantized
-    assert "W32A8" in format_plan(found)
+    planned = plan("rules", rules=[RuleSettings(role="activation", match="input", bits=8)])
+    assert list(planned.quantized_activations) == ["input"] and not planned.quantized
+    assert "W32A8" in format_plan(planned)
 
 
 @pytest.mark.parametrize(
@@ -129,21 +129,21 @@ def test_widths_and_kinds_that_do_not_exist():
 
 
 def test_unsigned_grids_only_where_nothing_is_negative():
-    found = plan(bits=8, scheme="unsigned_symmetric")
-    schemes = {name: each.scheme for name, each in found.quantized_activations.items()}
+    planned = plan(bits=8, scheme="unsigned_symmetric")
+    schemes = {name: spec.scheme for name, spec in planned.quantized_activations.items()}
     assert schemes["relu"] == schemes["mean"] == "unsigned_symmetric"
     assert schemes["input"] == schemes["layer1.0.bn2"] == "symmetric_restricted"
-    assert any("10 activations may be negative" in note for note in found.notes)
+    assert any("10 activations may be negative" in note for note in planned.notes)
 
 
 def test_what_is_left_float_says_why():
     unused = ActivationInfo(name="aux.fc", layers=("aux.fc.weight",), kinds=("linear",), order=-1, executed=False)
     inside = ActivationInfo(name="attention.*", operator="attention", entered=False)
-    found = plan(bits=8, extra=(unused, inside))
-    assert {row.reason for row in found.activations if row.spec is None} == {NOT_EXECUTED, NOT_ENTERED}
-    text = format_plan(found)
+    planned = plan(bits=8, extra=(unused, inside))
+    assert {row.reason for row in planned.activations if row.spec is None} == {NOT_EXECUTED, NOT_ENTERED}
+    text = format_plan(planned)
     assert "1 x activations: not executed by a forward pass (aux.fc)" in text and "(attention.*)" in text
-    assert found.hash == plan(bits=8).hash
+    assert planned.hash == plan(bits=8).hash
 
 
 def test_the_table_lists_every_place():
@@ -163,7 +163,7 @@ def test_a_network_without_known_activations_is_an_error():
 
 
 def test_half_does_not_use_them_and_says_so():
-    tensors, places = resnet20()
+    tensors, points = resnet20()
     quant = QuantSettings(activation=ActivationQuantSettings(bits=8))
-    found = make_plan(tensors, policy=PolicySettings(), quant=quant, bits=8, mode="half", activations=places)
-    assert not found.activations and any("quant.activation.bits" in note for note in found.notes)
+    planned = make_plan(tensors, policy=PolicySettings(), quant=quant, bits=8, mode="half", activations=points)
+    assert not planned.activations and any("quant.activation.bits" in note for note in planned.notes)

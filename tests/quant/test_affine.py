@@ -57,14 +57,14 @@ def test_reciprocal_is_torch_per_channel(axis):
 def test_quantize_is_torchs_fake_quantize(scheme, bits, axis):
     x = torch.randn(12, 7, 3, 3, generator=torch.Generator().manual_seed(0))
     granularity = {"granularity": "per_tensor"} if axis is None else {"granularity": "per_channel", "axis": axis}
-    found = quantize_(torch.empty_like(x), x, QuantSpec(scheme=scheme, bits=bits, **granularity))
+    quantized = quantize_(torch.empty_like(x), x, QuantSpec(scheme=scheme, bits=bits, **granularity))
     qparams = choose_qparams(*min_max(x, axis), bits, scheme=scheme)
     low, high, zero_point = qparams.quant_min, qparams.quant_max, qparams.zero_point.int()
     if axis is None:
         expected = torch.fake_quantize_per_tensor_affine(x, float(qparams.scale), int(zero_point), low, high)
     else:
         expected = torch.fake_quantize_per_channel_affine(x, qparams.scale, zero_point, axis, low, high)
-    assert torch.equal(found, expected)
+    assert torch.equal(quantized, expected)
 
 
 def test_the_two_arithmetics_differ_at_ties_only():
@@ -131,9 +131,9 @@ def test_scale_equivariant_in_powers_of_two(values, bits, symmetric, power):
     x, factor = torch.tensor(values), 2.0**power
     small, large = (
         fake_quantize_affine(
-            each, choose_qparams(each.min(), each.max(), bits, scheme="symmetric_restricted" if symmetric else "affine")
+            tensor, choose_qparams(tensor.min(), tensor.max(), bits, scheme="symmetric_restricted" if symmetric else "affine")
         )
-        for each in (x, x * factor)
+        for tensor in (x, x * factor)
     )
     assert torch.equal(small * factor, large)
 

@@ -32,9 +32,9 @@ def test_quantiles_are_numpys():
 @pytest.mark.parametrize("bits", [1, 2, 4, 6])
 def test_kmeans_is_no_worse_than_sklearns(bits):
     x = normal(3000)
-    other = cluster.KMeans(2**bits, n_init=1, random_state=0).fit(x.numpy()[:, None])
+    clusters = cluster.KMeans(2**bits, n_init=1, random_state=0).fit(x.numpy()[:, None])
     error = (quantized(x, scheme="lut_kmeans", bits=bits) - x).square().sum().item()
-    assert error <= other.inertia_ * 1.03
+    assert error <= clusters.inertia_ * 1.03
     assert error <= (quantized(x, scheme="lut_quantile", bits=bits) - x).square().sum().item()
 
 
@@ -113,8 +113,8 @@ def test_dorefa_is_the_papers_formula(bits):
 def test_dorefa_at_one_bit_is_binary():
     x = normal(6, 50)
     for granularity in ("per_tensor", "per_channel"):
-        one = quantized(x, scheme="dorefa", bits=1, granularity=granularity)
-        assert torch.equal(one, quantized(x, scheme="binary", bits=1, granularity=granularity))
+        dorefa = quantized(x, scheme="dorefa", bits=1, granularity=granularity)
+        assert torch.equal(dorefa, quantized(x, scheme="binary", bits=1, granularity=granularity))
 
 
 def test_decoding_needs_codes_and_stored_parameters_only():

@@ -192,8 +192,8 @@ class TestDocument003:
         high, low = np.amax(keras, axis=(0, 1)), np.amin(keras, axis=(0, 1))
         int_max, int_min = self.get_int_range(bits, signed)
         written = self.quantize_numpy(keras, self.get_sf(signed, int_max, int_min, high, low), int_max, int_min)
-        found = quantized(weight, scheme="scale_factor", bits=bits, signed=signed, granularity="per_in_out_channel")
-        assert torch.equal(found, torch.from_numpy(written).permute(3, 2, 0, 1))
+        ours = quantized(weight, scheme="scale_factor", bits=bits, signed=signed, granularity="per_in_out_channel")
+        assert torch.equal(ours, torch.from_numpy(written).permute(3, 2, 0, 1))
 
     def test_negative_values_vanish_unsigned(self):
         x = torch.tensor([-2.0, -0.5, 0.25, 1.0])

@@ -35,13 +35,13 @@ def test_every_element_once(layout, layout_of_grad, axis, block, monkeypatch):
         return torch.add(x * column, grad, alpha=number, out=out), (inner_product(grad, x.clone(), axis),)
 
     before = x.clone(), grad.clone()
-    found, (total,) = backward_in_blocks(kernel, x, grad, (column, 0.5), axis, wants_x=True)
+    grad_x, (total,) = backward_in_blocks(kernel, x, grad, (column, 0.5), axis, wants_x=True)
     shape = [1] * 4
     if axis is not None:
         shape[axis] = -1
     expected = x.float() * column.reshape(shape) + 0.5 * grad.float()
     assert sum(seen) == x.numel() and len(seen) > 1 or block == 10**6
-    assert torch.equal(found, expected.to(x.dtype)) and found.stride() == torch.empty_like(x).stride()
+    assert torch.equal(grad_x, expected.to(x.dtype)) and grad_x.stride() == torch.empty_like(x).stride()
     assert torch.equal(x, before[0]) and torch.equal(grad, before[1])
     product = x.float() * grad.float()
     wanted = product.sum() if axis is None else product.sum([dim for dim in range(4) if dim != axis % 4])
@@ -53,6 +53,6 @@ def test_every_element_once(layout, layout_of_grad, axis, block, monkeypatch):
 def test_gate_is_open_at_both_ends(out):
     values = torch.tensor([-2.0, -1.0, -0.999, 0.0, 1.999, 2.0, 3.0])
     for low, high in ((-1.0, 2.0), (torch.tensor(-1.0), torch.tensor(2.0)), (-1.0, torch.full((7,), 2.0))):
-        found = gate(torch.arange(1.0, 8.0), values, low, high, out=torch.empty(7) if out else None)
-        assert found.tolist() == [0, 0, 3, 4, 5, 0, 0]
+        passed = gate(torch.arange(1.0, 8.0), values, low, high, out=torch.empty(7) if out else None)
+        assert passed.tolist() == [0, 0, 3, 4, 5, 0, 0]
     assert gate(values, values, -1.0, 2.0, out=values) is values and values[0] == 0

@@ -76,8 +76,8 @@ def test_forward_is_the_affine_quantizer(axis, zero_point, block, layout, monkey
     zeros = torch.full(shape, float(zero_point)) + (torch.arange(sum(shape)) % 2 if shape and zero_point else 0)
     expected = fake_quantize_affine(x, QParams(scale, zeros, -8, 7, axis))
     for mask in MASKS:
-        found = fake_quantize_ste(x, scale, zeros, -8, 7, axis=axis, mask=mask)
-        assert torch.equal(found, expected) and found.stride() == torch.empty_like(x).stride()
+        quantized = fake_quantize_ste(x, scale, zeros, -8, 7, axis=axis, mask=mask)
+        assert torch.equal(quantized, expected) and quantized.stride() == torch.empty_like(x).stride()
     learned = fake_quantize_learned(
         x, scale, quant_min=-8, quant_max=7, gradient_factor=0.1, axis=axis, offset=-zeros * scale * 1.0001
     )
@@ -98,9 +98,9 @@ def test_zero_is_on_the_grid_of_lsq_plus(offset):
     scale = torch.tensor(0.2)
     x = torch.cat([torch.zeros(1), normal(100)])
     zero_point = offset_zero_point(torch.tensor(offset), scale, 0, 15)
-    found = fake_quantize_learned(x, scale, quant_min=0, quant_max=15, gradient_factor=1.0, offset=torch.tensor(offset))
-    assert found[0] == 0 and 0 <= zero_point <= 15 and zero_point == zero_point.round()
-    assert torch.equal(found, fake_quantize_affine(x, QParams(scale, zero_point, 0, 15)))
+    quantized = fake_quantize_learned(x, scale, quant_min=0, quant_max=15, gradient_factor=1.0, offset=torch.tensor(offset))
+    assert quantized[0] == 0 and 0 <= zero_point <= 15 and zero_point == zero_point.round()
+    assert torch.equal(quantized, fake_quantize_affine(x, QParams(scale, zero_point, 0, 15)))
 
 
 # --- gradients ---
@@ -129,13 +129,13 @@ def test_finite_differences_of_the_surrogate(low, high, zero_point, mask):
     output = fake_quantize_learned(x, s, quant_min=low, quant_max=high, gradient_factor=0.25, mask=mask, offset=b)
     torch.testing.assert_close(output.detach(), surrogate(point, scale, offset))
     grad = normal(500, seed=1, dtype=torch.float64)
-    found = gradients(output, grad, x, s, b)
+    computed = gradients(output, grad, x, s, b)
     expected = [(surrogate(point + h, scale, offset) - surrogate(point - h, scale, offset)) / (2 * h) * grad]
     for up, down in (((scale + h, offset), (scale - h, offset)), ((scale, offset + h), (scale, offset - h))):
         difference = (surrogate(point, *up) - surrogate(point, *down)) / (2 * h)
         expected.append(0.25 * (difference * grad).sum())
-    for mine, theirs in zip(found, expected, strict=True):
-        torch.testing.assert_close(mine, theirs, rtol=1e-6, atol=1e-6)
+    for gradient, difference in zip(computed, expected, strict=True):
+        torch.testing.assert_close(gradient, difference, rtol=1e-6, atol=1e-6)
     straight = fake_quantize_ste(x, torch.tensor(scale, dtype=torch.float64), zero_point, low, high, mask=mask)
     torch.testing.assert_close(gradients(straight, grad, x)[0], expected[0], rtol=1e-6, atol=1e-6)
 
@@ -143,13 +143,16 @@ def test_finite_differences_of_the_surrogate(low, high, zero_point, mask):
 @pytest.mark.parametrize(("low", "high"), [(-8, 7), (0, 15), (-128, 127), (0, 3)])
 def test_rounded_is_torchs_learnable_per_tensor(low, high):
     x, grad = leaf(normal(50_000) * high / 30), normal(50_000, seed=1)
-    scale, theirs = leaf(0.0371), leaf([0.0371])
-    expected = torch._fake_quantize_learnable_per_tensor_affine(x, theirs, torch.zeros(1), low, high, 0.5)
-    found = fake_quantize_learned(x, scale, quant_min=low, quant_max=high, gradient_factor=0.5, mask="rounded")
-    assert torch.equal(found, expected)
-    (mine_x, mine_scale), (their_x, their_scale) = gradients(found, grad, x, scale), gradients(expected, grad, x, theirs)
-    assert torch.equal(mine_x, their_x) and not torch.equal(mine_x, grad)
-    torch.testing.assert_close(mine_scale, their_scale[0], rtol=1e-4, atol=1e-2)
+    scale, torch_scale = leaf(0.0371), leaf([0.0371])
+    expected = torch._fake_quantize_learnable_per_tensor_affine(x, torch_scale, torch.zeros(1), low, high, 0.5)
+    quantized = fake_quantize_learned(x, scale, quant_min=low, quant_max=high, gradient_factor=0.5, mask="rounded")
+    assert torch.equal(quantized, expected)
+    (grad_x, grad_scale), (torch_grad_x, torch_grad_scale) = (
+        gradients(quantized, grad, x, scale),
+        gradients(expected, grad, x, torch_scale),
+    )
+    assert torch.equal(grad_x, torch_grad_x) and not torch.equal(grad_x, grad)
+    torch.testing.assert_close(grad_scale, torch_grad_scale[0], rtol=1e-4, atol=1e-2)
     straight = fake_quantize_ste(x, torch.tensor(0.0371), 0, low, high)
     torchs = torch.fake_quantize_per_tensor_affine(x, torch.tensor(0.0371), torch.tensor(0, dtype=torch.int32), low, high)
     assert torch.equal(gradients(straight, grad, x)[0], gradients(torchs, grad, x)[0])
@@ -158,27 +161,30 @@ def test_rounded_is_torchs_learnable_per_tensor(low, high):
 def test_lsq_plus_and_torchs_zero_point():
     """Torch's zero point moves codes, the offset values: d/dz = -s d/doffset, and torch's clamped ends are n - z and p - z."""
     x, grad, zero_point = leaf(normal(5000)), normal(5000, seed=1), 3.0
-    scale, offset, theirs, zeros = leaf(0.13), leaf(-0.13 * zero_point), leaf([0.13]), leaf([zero_point])
-    expected = torch._fake_quantize_learnable_per_tensor_affine(x, theirs, zeros, 0, 15, 1.0)
-    found = fake_quantize_learned(x, scale, quant_min=0, quant_max=15, gradient_factor=1.0, mask="rounded", offset=offset)
-    assert torch.equal(found, expected)
-    mine, torchs = gradients(found, grad, x, scale, offset), gradients(expected, grad, x, theirs, zeros)
-    assert torch.equal(mine[0], torchs[0])
-    torch.testing.assert_close(mine[1] - zero_point * mine[2], torchs[1][0], rtol=1e-4, atol=1e-3)
-    torch.testing.assert_close(mine[2] * -0.13, torchs[2][0], rtol=1e-4, atol=1e-3)
+    scale, offset, torch_scale, zeros = leaf(0.13), leaf(-0.13 * zero_point), leaf([0.13]), leaf([zero_point])
+    expected = torch._fake_quantize_learnable_per_tensor_affine(x, torch_scale, zeros, 0, 15, 1.0)
+    quantized = fake_quantize_learned(x, scale, quant_min=0, quant_max=15, gradient_factor=1.0, mask="rounded", offset=offset)
+    assert torch.equal(quantized, expected)
+    ours, torchs = gradients(quantized, grad, x, scale, offset), gradients(expected, grad, x, torch_scale, zeros)
+    assert torch.equal(ours[0], torchs[0])
+    torch.testing.assert_close(ours[1] - zero_point * ours[2], torchs[1][0], rtol=1e-4, atol=1e-3)
+    torch.testing.assert_close(ours[2] * -0.13, torchs[2][0], rtol=1e-4, atol=1e-3)
 
 
 @pytest.mark.parametrize("axis", [0, 1, 3])
 def test_rounded_is_torchs_learnable_per_channel(axis):
     x, grad = leaf(normal(12, 7, 5, 6)), normal(12, 7, 5, 6, seed=1)
     start = 0.1 + 0.05 * torch.arange(x.shape[axis])
-    scale, theirs = leaf(start), leaf(start)
-    expected = torch._fake_quantize_learnable_per_channel_affine(x, theirs, torch.zeros_like(start), axis, -4, 3, 0.5)
-    found = fake_quantize_learned(x, scale, quant_min=-4, quant_max=3, gradient_factor=0.5, axis=axis, mask="rounded")
-    assert torch.equal(found, expected)
-    (mine_x, mine_scale), (their_x, their_scale) = gradients(found, grad, x, scale), gradients(expected, grad, x, theirs)
-    assert torch.equal(mine_x, their_x)
-    torch.testing.assert_close(mine_scale, their_scale, rtol=1e-4, atol=1e-4)
+    scale, torch_scale = leaf(start), leaf(start)
+    expected = torch._fake_quantize_learnable_per_channel_affine(x, torch_scale, torch.zeros_like(start), axis, -4, 3, 0.5)
+    quantized = fake_quantize_learned(x, scale, quant_min=-4, quant_max=3, gradient_factor=0.5, axis=axis, mask="rounded")
+    assert torch.equal(quantized, expected)
+    (grad_x, grad_scale), (torch_grad_x, torch_grad_scale) = (
+        gradients(quantized, grad, x, scale),
+        gradients(expected, grad, x, torch_scale),
+    )
+    assert torch.equal(grad_x, torch_grad_x)
+    torch.testing.assert_close(grad_scale, torch_grad_scale, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("mask", MASKS)
@@ -194,15 +200,17 @@ def test_plain_autograd_in_every_layout(axis, plus, block, layout, mask, monkeyp
     scale = leaf(torch.tensor([0.25, 0.5, 0.125, 1.0, 0.25, 0.5])[:channels].reshape(shape))
     zeros = (torch.arange(channels) % 3 + 1.0).reshape(shape) if plus else torch.zeros(shape)
     offset = leaf(-zeros * scale.detach()) if plus else None
-    found = fake_quantize_learned(x, scale, quant_min=0, quant_max=7, gradient_factor=0.3, axis=axis, mask=mask, offset=offset)
+    quantized = fake_quantize_learned(
+        x, scale, quant_min=0, quant_max=7, gradient_factor=0.3, axis=axis, mask=mask, offset=offset
+    )
     expected = reference(x, scale, zeros, 0, 7, mask, 0.3, offset, axis)
     inputs = (x, scale, offset) if plus else (x, scale)
-    mine = gradients(found, grad, *inputs)
-    assert mine[0].stride() == torch.empty_like(x).stride()
-    for one, other in zip(mine, gradients(expected, grad, *inputs), strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
+    computed = gradients(quantized, grad, *inputs)
+    assert computed[0].stride() == torch.empty_like(x).stride()
+    for gradient, autograd in zip(computed, gradients(expected, grad, *inputs), strict=True):
+        torch.testing.assert_close(gradient, autograd, rtol=1e-5, atol=1e-5)
     straight = fake_quantize_ste(x, scale, zeros, 0, 7, axis=axis, mask=mask)
-    assert torch.equal(gradients(straight, grad, x)[0], mine[0])
+    assert torch.equal(gradients(straight, grad, x)[0], computed[0])
 
 
 TIES = st.lists(st.integers(-40, 40), min_size=1, max_size=40)
@@ -220,11 +228,11 @@ def test_masks_at_ties_and_ends(halves, bits, signed, zero_point, power):
     }
     for mask in MASKS:
         for zero in (float(zero_point), torch.tensor(float(zero_point))):
-            found = fake_quantize_ste(x, scale, zero, low, high, mask=mask)
-            assert torch.equal(gradients(found, torch.ones(len(v)), x)[0], expected[mask].float())
+            quantized = fake_quantize_ste(x, scale, zero, low, high, mask=mask)
+            assert torch.equal(gradients(quantized, torch.ones(len(v)), x)[0], expected[mask].float())
         zeros = torch.tensor([float(zero_point), 0.0])
-        found = fake_quantize_ste(x[:, None].expand(-1, 2), scale.expand(2), zeros, low, high, mask=mask, axis=1)[:, 0]
-        assert torch.equal(gradients(found, torch.ones_like(found), x)[0], expected[mask].float())
+        quantized = fake_quantize_ste(x[:, None].expand(-1, 2), scale.expand(2), zeros, low, high, mask=mask, axis=1)[:, 0]
+        assert torch.equal(gradients(quantized, torch.ones_like(quantized), x)[0], expected[mask].float())
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -243,10 +251,10 @@ def test_pact_by_hand(block, monkeypatch):
     monkeypatch.setattr(gradient_blocks, "BLOCK", block)
     x, alpha = leaf([-3.0, -1.5, -0.1, -0.0, 0.0, 0.1, 1.49, 1.5, 1.51, 9.0]), leaf([1.5])
     grad = torch.arange(1.0, 11.0)
-    found = gradients(quantize_clipped(x, alpha, 3), grad, x, alpha)
-    assert found[0].tolist() == [0, 0, 0, 4, 5, 6, 7, 0, 0, 0] and found[1].tolist() == [8 + 9 + 10]
-    found = gradients(quantize_clipped(x, alpha, 3, signed=True), grad, x, alpha)
-    assert found[0].tolist() == [0, 0, 3, 4, 5, 6, 7, 0, 0, 0] and found[1].tolist() == [8 + 9 + 10 - 1 - 2]
+    computed = gradients(quantize_clipped(x, alpha, 3), grad, x, alpha)
+    assert computed[0].tolist() == [0, 0, 0, 4, 5, 6, 7, 0, 0, 0] and computed[1].tolist() == [8 + 9 + 10]
+    computed = gradients(quantize_clipped(x, alpha, 3, signed=True), grad, x, alpha)
+    assert computed[0].tolist() == [0, 0, 3, 4, 5, 6, 7, 0, 0, 0] and computed[1].tolist() == [8 + 9 + 10 - 1 - 2]
 
 
 @pytest.mark.parametrize("mask", MASKS)
@@ -260,9 +268,9 @@ def test_pact_is_plain_autograd_of_its_clip(signed, mask):
     # In the rounded form the clip is half a step wider, but alpha still moves what is clipped by its own change.
     expected = gradients(clipped, grad, x, alpha)
     share = float((1 + 0.5 / high) if mask == "rounded" else 1.0)
-    found = gradients(quantize_clipped(x, alpha, 3, signed=signed, mask=mask), grad, x, alpha)
-    torch.testing.assert_close(found[0], expected[0])
-    torch.testing.assert_close(found[1], expected[1] / share, rtol=1e-4, atol=1e-4)
+    computed = gradients(quantize_clipped(x, alpha, 3, signed=signed, mask=mask), grad, x, alpha)
+    torch.testing.assert_close(computed[0], expected[0])
+    torch.testing.assert_close(computed[1], expected[1] / share, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("signed", [False, True])
@@ -273,7 +281,9 @@ def test_pact_finite_differences(signed):
         return torch.clamp(x, -alpha if signed else 0.0, alpha)
 
     x, a = leaf(point, torch.float64), leaf(alpha, torch.float64)
-    found = gradients(quantize_clipped(x, a, 4, signed=signed), grad, x, a)
-    torch.testing.assert_close(found[0], grad * (clip(point + h, alpha) - clip(point - h, alpha)) / (2 * h), rtol=1e-6, atol=1e-6)
+    computed = gradients(quantize_clipped(x, a, 4, signed=signed), grad, x, a)
+    torch.testing.assert_close(
+        computed[0], grad * (clip(point + h, alpha) - clip(point - h, alpha)) / (2 * h), rtol=1e-6, atol=1e-6
+    )
     expected = (grad * (clip(point, alpha + h) - clip(point, alpha - h))).sum() / (2 * h)
-    torch.testing.assert_close(found[1], expected, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(computed[1], expected, rtol=1e-6, atol=1e-6)

@@ -47,14 +47,22 @@ def every_function():
 def test_half_precision_is_computed_in_float32(name, dtype):
     x, grad = normal(3, 5, 4, dtype=dtype).transpose(0, 1), normal(5, 3, 4, seed=1, dtype=dtype)
     function = every_function()[name]
-    half, single, one, other = x.clone().requires_grad_(), x.float().clone().requires_grad_(), leaf(0.5), leaf(0.5)
-    found, expected = function(half, one), function(single, other)
+    half, single, parameter, single_parameter = (
+        x.clone().requires_grad_(),
+        x.float().clone().requires_grad_(),
+        leaf(0.5),
+        leaf(0.5),
+    )
+    quantized, expected = function(half, parameter), function(single, single_parameter)
     if name != "ste":  # which multiplies outside
-        assert found.dtype == dtype and torch.equal(found, expected.to(dtype))
-        mine, theirs = gradients(found, grad, half, one), gradients(expected, grad.float(), single, other)
-        assert mine[0].dtype == dtype and torch.equal(mine[0], theirs[0].to(dtype))
-        assert mine[1].dtype == torch.float32
-        torch.testing.assert_close(mine[1], theirs[1])
+        assert quantized.dtype == dtype and torch.equal(quantized, expected.to(dtype))
+        half_gradients, single_gradients = (
+            gradients(quantized, grad, half, parameter),
+            gradients(expected, grad.float(), single, single_parameter),
+        )
+        assert half_gradients[0].dtype == dtype and torch.equal(half_gradients[0], single_gradients[0].to(dtype))
+        assert half_gradients[1].dtype == torch.float32
+        torch.testing.assert_close(half_gradients[1], single_gradients[1])
 
 
 @pytest.mark.parametrize("shape", [(0,), (3, 0, 2), ()])
@@ -62,18 +70,18 @@ def test_half_precision_is_computed_in_float32(name, dtype):
 def test_empty_and_single(name, shape):
     x, parameter = leaf(torch.full(shape, 0.3)), leaf(0.5)
     output = every_function()[name](x, parameter)
-    found = gradients(output, torch.ones(shape), x, parameter)
-    assert output.shape == found[0].shape == shape and found[1].shape == () and found[1].isfinite()
-    assert shape == () or found[1] == 0
+    computed = gradients(output, torch.ones(shape), x, parameter)
+    assert output.shape == computed[0].shape == shape and computed[1].shape == () and computed[1].isfinite()
+    assert shape == () or computed[1] == 0
 
 
 @pytest.mark.parametrize("name", every_function())
 def test_an_expanded_gradient(name):
     x, parameter, function = leaf(normal(40)), leaf(0.5), every_function()[name]
     output = function(x, parameter)
-    found = torch.autograd.grad(output.sum(), (x, parameter))
+    computed = torch.autograd.grad(output.sum(), (x, parameter))
     expected = gradients(function(x, parameter), torch.ones(40), x, parameter)
-    assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
+    assert all(torch.equal(gradient, reference) for gradient, reference in zip(computed, expected, strict=True))
 
 
 def test_only_x_is_kept():
@@ -125,12 +133,14 @@ def test_compiles_whole(name, backend):
     torch._dynamo.reset()
     function = every_function()[name]
     x, grad = leaf(normal(2, 3, 5, 5)), normal(2, 3, 5, 5, seed=1)
-    one, other = leaf(0.5), leaf(0.5)
+    parameter, eager_parameter = leaf(0.5), leaf(0.5)
     compiled = torch.compile(function, backend=backend, fullgraph=True)
-    found, expected = compiled(x, one), function(x, other)
-    torch.testing.assert_close(found, expected, rtol=0, atol=0)
-    for mine, theirs in zip(gradients(found, grad, x, one), gradients(expected, grad, x, other), strict=True):
-        torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-5)
+    output, expected = compiled(x, parameter), function(x, eager_parameter)
+    torch.testing.assert_close(output, expected, rtol=0, atol=0)
+    for gradient, eager_gradient in zip(
+        gradients(output, grad, x, parameter), gradients(expected, grad, x, eager_parameter), strict=True
+    ):
+        torch.testing.assert_close(gradient, eager_gradient, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.gpu
@@ -143,11 +153,11 @@ def test_a_gpu_computes_the_same_without_waiting(name):
     torch.cuda.set_sync_debug_mode("error")
     try:
         output = function(*there)
-        found = gradients(output, grad_there, *there)
+        computed = gradients(output, grad_there, *there)
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    assert torch.equal(output.cpu(), function(*here)) and torch.equal(found[0].cpu(), expected[0])
-    torch.testing.assert_close(found[1].cpu(), expected[1], rtol=1e-5, atol=1e-5)
+    assert torch.equal(output.cpu(), function(*here)) and torch.equal(computed[0].cpu(), expected[0])
+    torch.testing.assert_close(computed[1].cpu(), expected[1], rtol=1e-5, atol=1e-5)
 
 
 def test_autocast_changes_nothing():
@@ -158,28 +168,30 @@ def test_autocast_changes_nothing():
             output = function(*here)
         expected = function(*there)
         assert output.dtype == torch.float32 and torch.equal(output, expected), name
-        for mine, theirs in zip(gradients(output, grad, *here), gradients(expected, grad, *there), strict=True):
-            assert torch.equal(mine, theirs), name
+        for gradient, reference in zip(gradients(output, grad, *here), gradients(expected, grad, *there), strict=True):
+            assert torch.equal(gradient, reference), name
 
 
 def test_one_number_may_have_a_dimension():
-    x, grad, one, other = leaf(normal(50)), normal(50, seed=1), leaf(0.5), leaf([0.5])
+    x, grad, number, vector = leaf(normal(50)), normal(50, seed=1), leaf(0.5), leaf([0.5])
     for name in ("lsq", "lsq_plus", "pact"):
         function = every_function()[name]
-        mine, theirs = (gradients(function(x, parameter), grad, x, parameter) for parameter in (other, one))
-        assert mine[1].shape == (1,) and torch.equal(mine[1][0], theirs[1]) and torch.equal(mine[0], theirs[0])
+        of_vector, of_number = (gradients(function(x, parameter), grad, x, parameter) for parameter in (vector, number))
+        assert (
+            of_vector[1].shape == (1,) and torch.equal(of_vector[1][0], of_number[1]) and torch.equal(of_vector[0], of_number[0])
+        )
     zeros = torch.tensor([1], dtype=torch.int32)  # as torch has them
-    straight = fake_quantize_ste(x, other, zeros, -4, 3)
-    assert torch.equal(straight, fake_quantize_ste(x, one, 1, -4, 3))
-    channels = fake_quantize_ste(x[:, None], other, zeros, -4, 3, axis=1)
+    straight = fake_quantize_ste(x, vector, zeros, -4, 3)
+    assert torch.equal(straight, fake_quantize_ste(x, number, 1, -4, 3))
+    channels = fake_quantize_ste(x[:, None], vector, zeros, -4, 3, axis=1)
     assert torch.equal(channels[:, 0], straight)
 
 
 def test_first_values_are_the_papers():
     assert gradient_factor(400, 4) == pytest.approx(1 / 40)
     torch.testing.assert_close(initial_scale(torch.tensor([0.5, 1.0]), 16), torch.tensor([0.25, 0.5]))
-    found = initial_weight_scale(torch.tensor([0.2, -0.2]), torch.tensor([0.1, 0.1]), 3)
-    torch.testing.assert_close(found, torch.tensor([0.125, 0.125]))
+    scale = initial_weight_scale(torch.tensor([0.2, -0.2]), torch.tensor([0.1, 0.1]), 3)
+    torch.testing.assert_close(scale, torch.tensor([0.125, 0.125]))
 
 
 def test_unknown_masks_list_the_choices():

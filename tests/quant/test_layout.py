@@ -48,7 +48,7 @@ def test_rows_are_the_groups_and_fold_inverts(shape, axis, granularity, group_si
     assert firsts.tolist() == [group[0].item() for group in expected]
     assert sorted(tuple(row.tolist()) for part in parts for row in part) == sorted(tuple(group.tolist()) for group in expected)
     assert torch.equal(layout.fold(parts), x)
-    assert all(torch.equal(one, other[:, 0]) for one, other in zip(layout.cut(firsts), parts, strict=True))
+    assert all(torch.equal(first, part[:, 0]) for first, part in zip(layout.cut(firsts), parts, strict=True))
 
 
 @pytest.mark.parametrize("view", ["contiguous", "channels_last", "transposed"])
@@ -64,16 +64,16 @@ def test_each_group_is_quantized_alone(scheme, granularity, axis, view):
         expected = [quantize_(torch.empty_like(group), group.contiguous(), alone) for group in groups(x, spec)]
         for target in (torch.empty(x.shape), torch.empty_like(x), x.clone()):
             source = target if target.stride() == x.stride() and torch.equal(target, x) else x
-            found = groups(quantize_(target, source, spec), spec)
-            assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
+            quantized = groups(quantize_(target, source, spec), spec)
+            assert all(torch.equal(group, alone) for group, alone in zip(quantized, expected, strict=True))
 
 
 @pytest.mark.parametrize("scheme", ["linear", "affine", "symmetric_restricted", "ternary", "lut_kmeans"])
 def test_a_tail_without_a_range_does_not_stop_the_tensor(scheme):
     x = torch.randn(1, 9, 1, generator=torch.Generator().manual_seed(0))
     x[0, 8] = 0
-    found = quantize_(torch.empty_like(x), x, spec_of("per_group", group_size=4, scheme=scheme))
-    assert found[0, 8] == 0
+    quantized = quantize_(torch.empty_like(x), x, spec_of("per_group", group_size=4, scheme=scheme))
+    assert quantized[0, 8] == 0
 
 
 def test_an_error_leaves_the_target():

@@ -42,7 +42,7 @@ def apot_of_the_paper(width: int) -> list[float]:
     """Sums of n = width / 2 terms p_i in {0, 2^-i, 2^-(i+n), 2^-(i+2n)}, over their largest: k = 2."""
     n = width // 2
     terms = [[0.0, *(2.0 ** -(i + j * n) for j in range(3))] for i in range(n)]
-    sums = sorted(sum(each) for each in itertools.product(*terms))
+    sums = sorted(sum(summands) for summands in itertools.product(*terms))
     return [value / sums[-1] for value in sums]
 
 
@@ -54,7 +54,7 @@ def test_apot_is_the_paper_at_odd_widths(bits):
 def test_apot_at_even_widths():
     """One shorter term, as in the authors' code: {0, 2^-1, 2^-2, 2^-4} + {0, 2^-3} at 4 bits."""
     for bits, terms in ((2, [[0, 1]]), (4, [[0, 8, 4, 1], [0, 2]]), (6, [[0, 64, 16, 2], [0, 32, 8, 1], [0, 4]])):
-        sums = sorted(sum(each) for each in itertools.product(*terms))
+        sums = sorted(sum(summands) for summands in itertools.product(*terms))
         assert unit_levels("apot", bits).tolist() == pytest.approx([value / sums[-1] for value in sums], rel=1e-7)
 
 

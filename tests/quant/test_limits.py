@@ -24,13 +24,13 @@ def test_limits_take_the_place_of_the_range(scheme, mode):
     inside = x.clamp(*LIMITS)
     spec = QuantSpec(scheme=scheme, bits=4, mode=mode)
     expected = quantize_(torch.empty_like(x), inside, spec)
-    found = quantize_(torch.empty_like(x), x, spec, limits=LIMITS)
+    quantized = quantize_(torch.empty_like(x), x, spec, limits=LIMITS)
     # a symmetric grid ends at -1.5: what lies between -1.5 and -1 keeps its place
     same = (x >= LIMITS[0]) if scheme not in ("linear", "linear_raw", "affine", "unsigned_symmetric") else torch.ones_like(x) > 0
     if scheme in ("affine", "pow2_scale"):  # their grids may end beyond the limits
         same = x == inside
-    assert torch.equal(found[same], expected[same])
-    low, high = found.min(), found.max()
+    assert torch.equal(quantized[same], expected[same])
+    low, high = quantized.min(), quantized.max()
     assert quantize_(torch.empty(2), torch.tensor([-1e30, 1e30]), spec, limits=LIMITS).tolist() == [low, high]
 
 
@@ -39,8 +39,8 @@ def test_limits_of_each_group(scheme):
     x = torch.randn(4, 30, generator=torch.Generator().manual_seed(0))
     low, high = torch.tensor([-1.0, -0.5, -2.0, -0.1]), torch.tensor([1.0, 0.7, 0.3, 2.0])
     for settings in ({"granularity": "per_channel"}, {"granularity": "per_group", "group_size": 40}):
-        found = quantize_(torch.empty_like(x), x, QuantSpec(scheme=scheme, bits=3, **settings), limits=(low, high))
-        for row, out, *ends in zip(x, found, low, high, strict=True):
+        quantized = quantize_(torch.empty_like(x), x, QuantSpec(scheme=scheme, bits=3, **settings), limits=(low, high))
+        for row, out, *ends in zip(x, quantized, low, high, strict=True):
             assert torch.equal(out, quantize_(torch.empty_like(row), row, QuantSpec(scheme=scheme, bits=3), limits=tuple(ends)))
 
 

@@ -116,10 +116,10 @@ def test_divide_is_onnx_per_tensor(name, scale):
 def test_divide_is_onnx_per_axis(name, axis):
     x = torch.randn(6, 40, generator=torch.Generator().manual_seed(axis))
     low, high = min_max(x, axis)
-    found = choose_qparams(low, high, TYPES[name][1], axis=axis)
+    chosen = choose_qparams(low, high, TYPES[name][1], axis=axis)
     shift = 0 if TYPES[name][2] else 2.0 ** (TYPES[name][1] - 1)
-    qparams = grid(name, found.scale, found.zero_point + shift, axis)
-    model = session(TYPES[name][0], found.scale.numpy(), stored(qparams.zero_point, name), axis=axis)
+    qparams = grid(name, chosen.scale, chosen.zero_point + shift, axis)
+    model = session(TYPES[name][0], chosen.scale.numpy(), stored(qparams.zero_point, name), axis=axis)
     assert torch.equal(torch.from_numpy(model.run(None, {"x": x.numpy()})[0]), ours(x, qparams))
 
 
@@ -127,10 +127,10 @@ def test_groups_are_onnx_blocks():
     """`per_group` is ONNX's blocked quantization along the last axis of a matrix."""
     x = torch.randn(6, 32, generator=torch.Generator().manual_seed(0))
     rows = x.reshape(-1, 8)
-    found = choose_qparams(*min_max(rows, 0), 4, axis=0)
-    expected = ours(rows, found).reshape(6, 32)
-    scale = found.scale.reshape(6, 4)
-    model = session(INT4, scale.numpy(), stored(found.zero_point, "int4"), axis=1, block=8)
+    chosen = choose_qparams(*min_max(rows, 0), 4, axis=0)
+    expected = ours(rows, chosen).reshape(6, 32)
+    scale = chosen.scale.reshape(6, 4)
+    model = session(INT4, scale.numpy(), stored(chosen.zero_point, "int4"), axis=1, block=8)
     assert torch.equal(torch.from_numpy(model.run(None, {"x": x.numpy()})[0]), expected)
 
 
@@ -142,5 +142,5 @@ def test_packed_codes_are_onnx_stored_tensors(name):
     scale, zero_point = torch.tensor(0.5), torch.tensor(1.0)
     data = bytes(pack(codes, bits, signed=signed).tolist())
     model = session(kind, scale.numpy(), stored(zero_point, name), codes=data)
-    found = torch.from_numpy(model.run(None, {})[0])
-    assert torch.equal(found, dequantize_affine(codes, grid(name, scale, zero_point)))
+    decoded = torch.from_numpy(model.run(None, {})[0])
+    assert torch.equal(decoded, dequantize_affine(codes, grid(name, scale, zero_point)))

@@ -77,12 +77,12 @@ def test_old_specs_keep_their_hash():
     spec = QuantSpec(scheme="linear", bits=4)
     before = {"scheme": "linear", "bits": 4, "mode": "int", "granularity": "per_tensor", "axis": 0}
     before |= {"rounding": "half_even", "arithmetic": "reciprocal"}
-    made = Plan((PlanRow(info((4, 3, 3, 3)), spec, ""),))
-    assert made.hash == hash_json({"specs": {"conv.weight": before}, "mode": "int", "input": "none"})
+    plain = Plan((PlanRow(info((4, 3, 3, 3)), spec, ""),))
+    assert plain.hash == hash_json({"specs": {"conv.weight": before}, "mode": "int", "input": "none"})
     changes = {"group_size": 8, "rounding_seed": 1, "level": "companded", "signed": False}
     changes |= {"fraction_bits": 3, "pow2_round": "nearest", "pin_zero": True}
-    hashes = {Plan((replace(made.rows[0], spec=replace(spec, **{key: value})),)).hash for key, value in changes.items()}
-    assert len(hashes | {made.hash}) == 8
+    hashes = {Plan((replace(plain.rows[0], spec=replace(spec, **{key: value})),)).hash for key, value in changes.items()}
+    assert len(hashes | {plain.hash}) == 8
 
 
 def test_granularity_falls_back_where_a_group_would_be_one_element():
@@ -109,12 +109,12 @@ def test_settings_that_a_scheme_does_not_read_make_no_other_plan():
 
 
 def test_the_seed_of_stochastic_rounding_is_of_the_setting_and_the_tensor():
-    one, other = info((4, 3, 3, 3)), info((4, 3, 3, 3), "b.weight")
-    seeds = [plan(one, other, rounding="stochastic", rounding_seed=seed).quantized for seed in (0, 0, 1)]
+    first, second = info((4, 3, 3, 3)), info((4, 3, 3, 3), "b.weight")
+    seeds = [plan(first, second, rounding="stochastic", rounding_seed=seed).quantized for seed in (0, 0, 1)]
     assert seeds[0] == seeds[1]
-    assert len({spec.rounding_seed for each in seeds[1:] for spec in each.values()}) == 4
+    assert len({spec.rounding_seed for specs in seeds[1:] for spec in specs.values()}) == 4
     tied = info((4, 3, 3, 3), "c.weight", tied_to="conv.weight")
-    result = plan(one, tied, rounding="stochastic").quantized
+    result = plan(first, tied, rounding="stochastic").quantized
     assert result["c.weight"] == result["conv.weight"]
 
 

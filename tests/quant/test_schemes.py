@@ -63,8 +63,8 @@ def quantized(source: Tensor, **spec) -> Tensor:
     return quantize_(torch.full_like(source, math.nan), source, QuantSpec(**spec))
 
 
-def same_bits(one: Tensor, other: Tensor) -> bool:
-    return torch.equal(one.contiguous().view(torch.int32), other.contiguous().view(torch.int32))
+def same_bits(a: Tensor, b: Tensor) -> bool:
+    return torch.equal(a.contiguous().view(torch.int32), b.contiguous().view(torch.int32))
 
 
 def test_settings_name_the_schemes():

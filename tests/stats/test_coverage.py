@@ -1,4 +1,4 @@
-"""Do intervals cover what they say? Repetitions are drawn from a known truth; what is tested is the room's own functions."""
+"""Do intervals cover what they say? Repetitions are drawn from a known truth; what is tested is the package's own functions."""
 
 from functools import cache
 
@@ -70,12 +70,12 @@ def test_a_loss_of_the_margin_passes_as_none_in_about_five_of_a_hundred(n, right
 
 def test_equal_variants_are_seldom_told_from_the_best():
     """Ten equal variants: a family-wise error of at most 5 %, though the best is picked by looking."""
-    generator, told = np.random.default_rng(4), 0
+    generator, num_told_apart = np.random.default_rng(4), 0
     for _ in range(300):
         base = generator.random(500) < 0.9
         right = base ^ (generator.random((10, 500)) < 0.05)
-        told += bool(indistinguishable_from_best({str(number): row for number, row in enumerate(right)}).different)
-    assert told / 300 <= 0.05
+        num_told_apart += bool(indistinguishable_from_best({str(number): row for number, row in enumerate(right)}).different)
+    assert num_told_apart / 300 <= 0.05
 
 
 def test_the_hierarchical_bootstrap_covers_new_seeds_and_new_images():
@@ -95,6 +95,6 @@ def test_the_hierarchical_bootstrap_covers_new_seeds_and_new_images():
 
 
 def test_a_paired_comparison_is_sharper_than_two_lone_intervals():
-    found = compare_counts(40, 10, 2000)
-    assert 0.0 not in found.interval
+    paired = compare_counts(40, 10, 2000)
+    assert 0.0 not in paired.interval
     assert wilson(1860, 2000).low < wilson(1830, 2000).high

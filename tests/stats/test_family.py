@@ -36,8 +36,8 @@ def test_adjusted_values_against_scipy_and_the_definition(values):
     order = np.argsort(values, kind="stable")
     holm = np.maximum.accumulate((np.array(values)[order] * np.arange(len(values), 0, -1)).clip(max=1))
     assert np.array(list(adjust(family).values()))[order] == pytest.approx(holm)
-    controlled = list(adjust(family, method="benjamini_hochberg").values())
-    assert controlled == pytest.approx(false_discovery_control(values).tolist())
+    adjusted = list(adjust(family, method="benjamini_hochberg").values())
+    assert adjusted == pytest.approx(false_discovery_control(values).tolist())
 
 
 def test_an_empty_family_and_a_single_test():
@@ -88,23 +88,25 @@ def test_p_values_are_those_of_single_tests_adjusted():
     right = sweep(2000)
     names = list(right)
     family = {}
-    for place, one in enumerate(names):
-        for other in names[place + 1 :]:
-            n10, n01 = np.sum(right[one] & ~right[other]), np.sum(~right[one] & right[other])
-            family[one, other] = binomtest(int(n10), int(n10 + n01)).pvalue if n10 + n01 else 1.0
-    found = indistinguishable_from_best(right)
+    for number, first in enumerate(names):
+        for second in names[number + 1 :]:
+            n10, n01 = np.sum(right[first] & ~right[second]), np.sum(~right[first] & right[second])
+            family[first, second] = binomtest(int(n10), int(n10 + n01)).pvalue if n10 + n01 else 1.0
+    standing = indistinguishable_from_best(right)
     expected = adjust(family)
-    mine = {next(iter(set(pair) - {found.reference})): value for pair, value in expected.items() if found.reference in pair}
-    assert found.p_values == pytest.approx(mine)
+    against_reference = {
+        next(iter(set(pair) - {standing.reference})): value for pair, value in expected.items() if standing.reference in pair
+    }
+    assert standing.p_values == pytest.approx(against_reference)
     against = {pair[1]: value for pair, value in family.items() if pair[0] == "fp32"}
     assert indistinguishable_from("fp32", right).p_values == pytest.approx(adjust(against))
 
 
 def test_the_order_of_variants_changes_no_p_value():
     right = sweep(2000)
-    found = indistinguishable_from_best(right)
-    turned = indistinguishable_from_best(dict(sorted(right.items(), key=lambda item: item[0] == found.reference)))
-    assert turned.p_values == found.p_values
+    standing = indistinguishable_from_best(right)
+    reordered = indistinguishable_from_best(dict(sorted(right.items(), key=lambda item: item[0] == standing.reference)))
+    assert reordered.p_values == standing.p_values
 
 
 def test_a_difference_that_holm_takes_back():
@@ -113,9 +115,9 @@ def test_a_difference_that_holm_takes_back():
     worse, same = base.copy(), base.copy()
     worse[:6] = False
     assert indistinguishable_from("fp32", {"fp32": base, "w4": worse}).different == ("w4",)
-    other = same.copy()
-    other[50:56] = False
-    assert indistinguishable_from("fp32", {"fp32": base, "w4": worse, "w5": other}).different == ()
+    differing = same.copy()
+    differing[50:56] = False
+    assert indistinguishable_from("fp32", {"fp32": base, "w4": worse, "w5": differing}).different == ()
 
 
 def test_the_sentences():

@@ -12,10 +12,10 @@ from qexp.stats.interval import Interval, wilson
 @given(st.integers(1, 500), st.floats(0, 1), st.sampled_from([0.8, 0.95, 0.99]))
 def test_wilson_against_scipy(n, share, level):
     right = round(share * n)
-    found = wilson(right, n, level=level)
+    interval = wilson(right, n, level=level)
     expected = binomtest(right, n).proportion_ci(level, method="wilson")
-    assert (found.low, found.high) == pytest.approx((100 * expected.low, 100 * expected.high), abs=1e-9)
-    assert 100 * right / n in Interval(found.low - 1e-9, found.high + 1e-9, level)
+    assert (interval.low, interval.high) == pytest.approx((100 * expected.low, 100 * expected.high), abs=1e-9)
+    assert 100 * right / n in Interval(interval.low - 1e-9, interval.high + 1e-9, level)
 
 
 @pytest.mark.parametrize(("num_correct", "n", "message"), [(0, 0, "n=0"), (3, 2, "num_correct=3"), (-1, 2, "num_correct=-1")])

@@ -45,22 +45,22 @@ def answers(n10, n01, n, seed=0):
 )
 def test_published_comparisons_at_2000_images(n10, n01, difference, low, high, p_value):
     """Worked on another machine by resampling images; 0.1 points are the ends' Monte Carlo error."""
-    found = compare(*answers(n10, n01, 2000))
-    assert (found.n, found.n10, found.n01) == (2000, n10, n01)
-    assert isclose(found.difference, difference, abs_tol=1e-12)
-    assert abs(found.interval.low - low) <= 0.1
-    assert abs(found.interval.high - high) <= 0.1
-    assert f"{found.p_value:.2g}" == f"{p_value:.2g}"
+    paired = compare(*answers(n10, n01, 2000))
+    assert (paired.n, paired.n10, paired.n01) == (2000, n10, n01)
+    assert isclose(paired.difference, difference, abs_tol=1e-12)
+    assert abs(paired.interval.low - low) <= 0.1
+    assert abs(paired.interval.high - high) <= 0.1
+    assert f"{paired.p_value:.2g}" == f"{p_value:.2g}"
 
 
 @pytest.mark.parametrize(("n10", "n01"), COUNTS)
 def test_mcnemar_agrees_with_statsmodels_scipy_and_the_sum(n10, n01):
     m = n10 + n01
     by_hand = min(1.0, 2 * sum(comb(m, k) for k in range(min(n10, n01) + 1)) / 2**m)
-    found = float(mcnemar(n10, n01))
-    assert isclose(found, by_hand, rel_tol=1e-9)
-    assert isclose(found, reference_mcnemar([[5, n10], [n01, 7]], exact=True).pvalue, rel_tol=1e-9)
-    assert m == 0 or isclose(found, binomtest(n10, m).pvalue, rel_tol=1e-9)
+    p_value = float(mcnemar(n10, n01))
+    assert isclose(p_value, by_hand, rel_tol=1e-9)
+    assert isclose(p_value, reference_mcnemar([[5, n10], [n01, 7]], exact=True).pvalue, rel_tol=1e-9)
+    assert m == 0 or isclose(p_value, binomtest(n10, m).pvalue, rel_tol=1e-9)
 
 
 def test_mcnemar_takes_arrays():
@@ -80,10 +80,10 @@ def test_mcnemar_is_the_permutation_test_over_all_exchanges(n10, n01):
 def test_the_standard_error_is_that_of_a_mean_of_paired_differences(n10, n01):
     a, b = answers(n10, n01, 1000)
     change = b.astype(float) - a.astype(float)
-    found = compare(a, b)
-    assert isclose(found.se, 100 * change.std() / 1000**0.5, abs_tol=1e-12)
-    assert isclose(found.difference, 100 * change.mean(), abs_tol=1e-12)
-    assert isclose(found.discordant, 100 * (change != 0).mean(), abs_tol=1e-12)
+    paired = compare(a, b)
+    assert isclose(paired.se, 100 * change.std() / 1000**0.5, abs_tol=1e-12)
+    assert isclose(paired.difference, 100 * change.mean(), abs_tol=1e-12)
+    assert isclose(paired.discordant, 100 * (change != 0).mean(), abs_tol=1e-12)
 
 
 @pytest.mark.parametrize(("n10", "n01", "n"), [(12, 5, 200), (40, 60, 400), (1, 1, 50), (7, 0, 100)])
@@ -93,22 +93,22 @@ def test_the_bootstrap_is_that_of_resampled_images(n10, n01, n):
     change = b.astype(int) - a.astype(int)
     chosen = np.random.default_rng(7).integers(n, size=(5000, n))
     low, high = np.quantile(change[chosen].sum(1), [0.025, 0.975]) * 100 / n
-    found = bootstrap_interval(n10, n01, n)
-    assert abs(found.low - low) <= 200 / n
-    assert abs(found.high - high) <= 200 / n
+    interval = bootstrap_interval(n10, n01, n)
+    assert abs(interval.low - low) <= 200 / n
+    assert abs(interval.high - high) <= 200 / n
 
 
 def test_the_bootstrap_has_the_quantiles_of_its_exact_distribution():
     """The sum of n images has the n-fold convolution of one image's distribution, of which B draws are a sample."""
     n10, n01, n = 117, 74, 2000
-    one = np.array([n10 / n, 1 - (n10 + n01) / n, n01 / n])
-    spectrum = np.fft.rfft(one, 2 * n + 1) ** n
+    of_one_image = np.array([n10 / n, 1 - (n10 + n01) / n, n01 / n])
+    spectrum = np.fft.rfft(of_one_image, 2 * n + 1) ** n
     cumulated = np.cumsum(np.fft.irfft(spectrum, 2 * n + 1))
     values = 100 * (np.arange(2 * n + 1) - n) / n
     low, high = (values[np.searchsorted(cumulated, share)] for share in (0.025, 0.975))
-    found = bootstrap_interval(n10, n01, n)
-    assert abs(found.low - low) <= 0.1
-    assert abs(found.high - high) <= 0.1
+    interval = bootstrap_interval(n10, n01, n)
+    assert abs(interval.low - low) <= 0.1
+    assert abs(interval.high - high) <= 0.1
 
 
 def test_the_bootstrap_is_reproducible_and_hangs_on_its_seed():
@@ -119,12 +119,12 @@ def test_the_bootstrap_is_reproducible_and_hangs_on_its_seed():
 
 
 @given(st.integers(0, 60), st.integers(0, 60), st.integers(1, 300))
-def test_exchanging_the_networks_changes_the_sign_and_nothing_else(n10, n01, more):
-    n = n10 + n01 + more
-    one, other = (compare_counts(*flips, n, draws=100) for flips in ((n10, n01), (n01, n10)))
-    assert one.difference == -other.difference
-    assert one.interval == other.interval.mirrored()
-    assert (one.p_value, one.se, one.discordant) == (other.p_value, other.se, other.discordant)
+def test_exchanging_the_networks_changes_the_sign_and_nothing_else(n10, n01, num_alike):
+    n = n10 + n01 + num_alike
+    paired, exchanged = (compare_counts(*flips, n, draws=100) for flips in ((n10, n01), (n01, n10)))
+    assert paired.difference == -exchanged.difference
+    assert paired.interval == exchanged.interval.mirrored()
+    assert (paired.p_value, paired.se, paired.discordant) == (exchanged.p_value, exchanged.se, exchanged.discordant)
 
 
 @given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=60), st.randoms(use_true_random=False))
@@ -136,22 +136,22 @@ def test_the_order_of_images_is_of_no_matter(pairs, random):
 
 @pytest.mark.parametrize("level", [0.5, 0.9, 0.95, 0.99])
 def test_a_higher_level_gives_a_wider_interval_around_the_difference(level):
-    found, wider = (compare_counts(117, 74, 2000, level=each) for each in (level, (1 + level) / 2))
-    assert wider.interval.low < found.interval.low < found.difference < found.interval.high < wider.interval.high
+    paired, wider = (compare_counts(117, 74, 2000, level=at_level) for at_level in (level, (1 + level) / 2))
+    assert wider.interval.low < paired.interval.low < paired.difference < paired.interval.high < wider.interval.high
 
 
 def test_no_flips():
-    found = compare(np.ones(500, bool), np.ones(500, bool))
-    assert (found.difference, found.se, found.p_value) == (0.0, 0.0, 1.0)
-    assert (found.interval.low, found.interval.high) == (0.0, 0.0)
-    assert "-" not in f"{found.interval.low}{found.interval.high}"
+    paired = compare(np.ones(500, bool), np.ones(500, bool))
+    assert (paired.difference, paired.se, paired.p_value) == (0.0, 0.0, 1.0)
+    assert (paired.interval.low, paired.interval.high) == (0.0, 0.0)
+    assert "-" not in f"{paired.interval.low}{paired.interval.high}"
 
 
 def test_all_images_flip():
-    found = compare(np.ones(500, bool), np.zeros(500, bool))
-    assert (found.difference, found.se) == (-100.0, 0.0)
-    assert (found.interval.low, found.interval.high) == (-100.0, -100.0)
-    assert found.p_value < 1e-100
+    paired = compare(np.ones(500, bool), np.zeros(500, bool))
+    assert (paired.difference, paired.se) == (-100.0, 0.0)
+    assert (paired.interval.low, paired.interval.high) == (-100.0, -100.0)
+    assert paired.p_value < 1e-100
 
 
 def test_one_image():
@@ -163,17 +163,17 @@ def test_one_image():
 def test_disagreement_counts_images_that_both_get_wrong():
     label = np.array([0, 1, 2, 3, 4])
     a, b = np.array([0, 1, 9, 9, 9]), np.array([0, 2, 8, 9, 4])
-    found = compare(a == label, b == label, classes_a=a, classes_b=b)
-    assert (found.n10, found.n01, found.disagreement) == (1, 1, 60.0)
+    paired = compare(a == label, b == label, classes_a=a, classes_b=b)
+    assert (paired.n10, paired.n01, paired.disagreement) == (1, 1, 60.0)
     assert compare(a == label, b == label).disagreement is None
 
 
 @pytest.mark.parametrize(("discordant", "n", "points"), [(2, 10_000, 0.40), (2, 2000, 0.89), (19, 10_000, 1.2), (19, 2000, 2.7)])
 def test_minimum_detectable_effect(discordant, n, points):
-    found = minimum_detectable_effect(discordant, n)
-    assert abs(found - points) < 0.05
+    effect = minimum_detectable_effect(discordant, n)
+    assert abs(effect - points) < 0.05
     # statsmodels the other way round: the power of a z test at this effect, in standard deviations of one pair's difference
-    assert isclose(normal_power(found / 100 / (discordant / 100) ** 0.5, n, 0.05), 0.8, abs_tol=1e-5)
+    assert isclose(normal_power(effect / 100 / (discordant / 100) ** 0.5, n, 0.05), 0.8, abs_tol=1e-5)
 
 
 def test_the_minimum_detectable_effect_is_found_four_times_in_five():

@@ -47,14 +47,14 @@ def test_the_ends_are_where_the_score_reaches_its_limit(n10, n01, n):
 
 def test_an_interval_as_published():
     """Flips 7 and 1 of 21: -0.517 to -0.026 in Fagerland, Lydersen and Laake, Statistics in Medicine 33 (2014)."""
-    found = score_interval(7, 1, 21)
-    assert (round(found.low, 1), round(found.high, 1)) == (-51.7, -2.6)
+    interval = score_interval(7, 1, 21)
+    assert (round(interval.low, 1), round(interval.high, 1)) == (-51.7, -2.6)
 
 
 def test_without_flips_it_is_no_point():
-    found = score_interval(0, 0, 500)
-    assert found.high == pytest.approx(100 * 3.841459 / 503.841459)
-    assert found.low == -found.high
+    interval = score_interval(0, 0, 500)
+    assert interval.high == pytest.approx(100 * 3.841459 / 503.841459)
+    assert interval.low == -interval.high
 
 
 def test_all_images_flip_and_one_image():
@@ -65,12 +65,12 @@ def test_all_images_flip_and_one_image():
 
 
 @given(st.integers(0, 60), st.integers(0, 60), st.integers(0, 300), st.sampled_from([0.8, 0.95, 0.999]))
-def test_it_holds_the_difference_and_turns_over_with_the_networks(n10, n01, more, level):
-    n = max(n10 + n01 + more, 1)
-    found = score_interval(n10, n01, n, level=level)
-    assert -100 <= found.low <= 100 * (n01 - n10) / n + 1e-9
-    assert 100 * (n01 - n10) / n - 1e-9 <= found.high <= 100
-    assert score_interval(n01, n10, n, level=level) == found.mirrored()
+def test_it_holds_the_difference_and_turns_over_with_the_networks(n10, n01, num_alike, level):
+    n = max(n10 + n01 + num_alike, 1)
+    interval = score_interval(n10, n01, n, level=level)
+    assert -100 <= interval.low <= 100 * (n01 - n10) / n + 1e-9
+    assert 100 * (n01 - n10) / n - 1e-9 <= interval.high <= 100
+    assert score_interval(n01, n10, n, level=level) == interval.mirrored()
 
 
 @pytest.mark.parametrize("counts", [(0, 0, 0), (-1, 0, 5), (3, 3, 5)])

@@ -18,31 +18,31 @@ OTHERS = [90.8, 91.7, 91.5, 91.8, 91.3]
 
 
 def test_mean_deviation_and_interval_against_statsmodels():
-    found, expected = over_seeds(VALUES, level=0.9), DescrStatsW(VALUES)
-    assert (found.mean, found.num_seeds) == (pytest.approx(expected.mean), 5)
-    assert found.sd == pytest.approx(np.std(VALUES, ddof=1))
-    assert (found.interval.low, found.interval.high) == pytest.approx(expected.tconfint_mean(alpha=0.1))
-    assert found.p_value is None
+    spread, expected = over_seeds(VALUES, level=0.9), DescrStatsW(VALUES)
+    assert (spread.mean, spread.num_seeds) == (pytest.approx(expected.mean), 5)
+    assert spread.sd == pytest.approx(np.std(VALUES, ddof=1))
+    assert (spread.interval.low, spread.interval.high) == pytest.approx(expected.tconfint_mean(alpha=0.1))
+    assert spread.p_value is None
 
 
 def test_the_paired_test_against_scipy():
-    found, expected = paired_over_seeds(VALUES, OTHERS), ttest_rel(OTHERS, VALUES)
-    assert found.p_value == pytest.approx(expected.pvalue)
+    differences, expected = paired_over_seeds(VALUES, OTHERS), ttest_rel(OTHERS, VALUES)
+    assert differences.p_value == pytest.approx(expected.pvalue)
     bounds = expected.confidence_interval(0.95)
-    assert (found.interval.low, found.interval.high) == pytest.approx((bounds.low, bounds.high))
-    assert found.mean == pytest.approx(np.mean(OTHERS) - np.mean(VALUES))
+    assert (differences.interval.low, differences.interval.high) == pytest.approx((bounds.low, bounds.high))
+    assert differences.mean == pytest.approx(np.mean(OTHERS) - np.mean(VALUES))
 
 
 def test_one_seed_has_a_mean_and_no_spread():
-    found = over_seeds([92.0])
-    assert (found.mean, found.num_seeds, found.sd, found.interval, found.p_value) == (92.0, 1, None, None, None)
+    spread = over_seeds([92.0])
+    assert (spread.mean, spread.num_seeds, spread.sd, spread.interval, spread.p_value) == (92.0, 1, None, None, None)
     assert paired_over_seeds([92.0], [91.0]).p_value is None
 
 
 def test_seeds_that_all_give_the_same_have_no_test():
-    found = paired_over_seeds([92.0, 93.0], [91.0, 92.0])
-    assert (found.mean, found.sd, found.p_value) == (-1.0, 0.0, None)
-    assert (found.interval.low, found.interval.high) == (-1.0, -1.0)
+    differences = paired_over_seeds([92.0, 93.0], [91.0, 92.0])
+    assert (differences.mean, differences.sd, differences.p_value) == (-1.0, 0.0, None)
+    assert (differences.interval.low, differences.interval.high) == (-1.0, -1.0)
 
 
 @pytest.mark.parametrize(
@@ -123,6 +123,6 @@ def test_exchanging_the_methods_changes_the_sign_and_nothing_else(seed):
 
 @given(st.lists(st.floats(0, 100), min_size=2, max_size=8))
 def test_the_mean_lies_in_its_interval(values):
-    found = over_seeds(values)
-    assert found.interval.low <= found.mean <= found.interval.high
-    assert isclose(found.interval.high - found.mean, found.mean - found.interval.low, abs_tol=1e-9)
+    spread = over_seeds(values)
+    assert spread.interval.low <= spread.mean <= spread.interval.high
+    assert isclose(spread.interval.high - spread.mean, spread.mean - spread.interval.low, abs_tol=1e-9)
