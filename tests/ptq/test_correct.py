@@ -161,7 +161,7 @@ def test_reestimation_is_the_cumulative_mean_and_changes_nothing_else():
     assert torch.allclose(model[1].running_mean, mean, atol=1e-6) and torch.allclose(model[1].running_var, var, atol=1e-6)
     # Downstream, batch norm saw what the first one made with each batch's own statistics, without dropout.
     normed = [
-        (each - each.mean((0, 2, 3), keepdim=True)) / (each.var((0, 2, 3), unbiased=False, keepdim=True) + 1e-5).sqrt()
+        (part - part.mean((0, 2, 3), keepdim=True)) / (part.var((0, 2, 3), unbiased=False, keepdim=True) + 1e-5).sqrt()
         for part in x
     ]
     second = sum(model[4](part.relu()).mean((0, 2, 3)) for part in normed) / 3
