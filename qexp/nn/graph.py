@@ -40,7 +40,7 @@ class Insertion:
     name: str
     module: nn.Module
     users: frozenset[fx.Node] | None = None
-    options: Mapping[str, Any] = field(default_factory=dict)
+    options: Mapping[str, bool] = field(default_factory=dict)
 
 
 class GraphNetwork(fx.GraphModule):
@@ -78,7 +78,7 @@ class Value:
 
     Args:
         shape: of its tensor; None for a tuple of tensors.
-        storages: where its floating-point tensors lie, to tell views and in-place operators.
+        storages: where its floating-point tensors lie, by which views and in-place operators are recognized.
         constant: made of parameters and numbers alone.
     """
 

@@ -7,8 +7,7 @@ AVX-512). Holding fp16 values in float32 tensors and rounding each result gives 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -25,7 +24,9 @@ class RoundToHalf(TorchFunctionMode):
     0.333251953125
     """
 
-    def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
+    def __torch_function__(
+        self, func: Callable[..., object], types: object, args: tuple[object, ...] = (), kwargs: dict[str, object] | None = None
+    ) -> object:
         result = func(*args, **(kwargs or {}))
         results = [tensor for tensor in _tensors(result) if tensor.dtype == torch.float32 and tensor.numel()]
         if results:
@@ -42,7 +43,7 @@ def round_to_half_(tensor: Tensor) -> Tensor:
     return tensor.copy_(tensor.half())
 
 
-def _tensors(value: Any) -> Iterator[Tensor]:
+def _tensors(value: object) -> Iterator[Tensor]:
     """The tensors in nested tuples, lists and dicts."""
     if isinstance(value, Tensor):
         yield value

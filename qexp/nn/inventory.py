@@ -8,9 +8,8 @@ probe decides that.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -48,7 +47,7 @@ def inventory(model: nn.Module, example: Tensor) -> tuple[TensorInfo, ...]:
     state = {name: value for name, value in model.state_dict().items() if isinstance(value, Tensor)}
     orders = _execution_orders(model, example, state)
     modules = dict(model.named_modules(remove_duplicate=False))
-    seen: dict[tuple[Any, ...], str] = {}
+    seen: dict[tuple[object, ...], str] = {}
     rows = []
     for name, value in state.items():
         path, _, leaf = name.rpartition(".")
@@ -159,7 +158,7 @@ def _execution_orders(model: nn.Module, example: Tensor, state: dict[str, Tensor
 
 
 class _ByteRange:
-    """The bytes that a tensor occupies, to tell a read of it or of its views."""
+    """The bytes that a tensor occupies, to recognize a read of it or of its views."""
 
     def __init__(self, value: Tensor) -> None:
         self.storage = value.untyped_storage().data_ptr() if value.numel() else 0
@@ -187,7 +186,9 @@ class _ReadRecorder(TorchDispatchMode):
         self.first_use: dict[str, int] = {}
         self.position = 0
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(
+        self, func: Callable[..., object], types: object, args: tuple[object, ...] = (), kwargs: dict[str, object] | None = None
+    ) -> object:
         for value in self._dense((args, kwargs)):
             names = self.by_storage.get(value.untyped_storage().data_ptr(), ())
             if names:
@@ -199,7 +200,7 @@ class _ReadRecorder(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
     @staticmethod
-    def _dense(arguments: Any) -> Iterator[Tensor]:
+    def _dense(arguments: object) -> Iterator[Tensor]:
         """The strided tensors among an operator's arguments."""
         return (
             item for item in tree_iter(arguments) if isinstance(item, Tensor) and item.layout is torch.strided and item.numel()

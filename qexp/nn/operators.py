@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterable
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -70,7 +69,7 @@ _KEEPS = (
     *(torch.tile, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, F.feature_alpha_dropout, F.dropout, torch.dropout),
     *(F.pixel_shuffle, F.pixel_unshuffle, F.unfold, torch.channel_shuffle, F.channel_shuffle, torch.detach, torch.rot90),
 )
-_FUNCTIONS: dict[Any, str] = {
+_FUNCTIONS: dict[object, str] = {
     **dict.fromkeys(_CONVS, "conv"),
     F.linear: "linear",
     **dict.fromkeys(_MATMULS, "matmul"),
@@ -151,7 +150,7 @@ def function_name(node: fx.Node) -> str:
     return str(node.target) if isinstance(node.target, str) else getattr(node.target, "__name__", "call").strip("_")
 
 
-def tensors_of(value: Any) -> Iterable[Tensor]:
+def tensors_of(value: object) -> Iterable[Tensor]:
     """The floating-point tensors in a value: itself, or those of a list, tuple or mapping."""
     if isinstance(value, Tensor):
         return [value] if value.is_floating_point() else []
@@ -160,6 +159,6 @@ def tensors_of(value: Any) -> Iterable[Tensor]:
     return [tensor for item in value for tensor in tensors_of(item)] if isinstance(value, (list, tuple)) else []
 
 
-def _argument(node: fx.Node, position: int, name: str, default: Any) -> Any:
+def _argument(node: fx.Node, position: int, name: str, default: object) -> object:
     """An argument given by position or by name."""
     return node.args[position] if len(node.args) > position else node.kwargs.get(name, default)

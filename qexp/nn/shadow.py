@@ -114,7 +114,7 @@ class _Structure:
             images = images.half().float() if self.emulated else images.half()
         return images.to(memory_format=self.memory_format) if images.dim() == 4 else images
 
-    def arithmetic(self) -> contextlib.AbstractContextManager[Any]:
+    def arithmetic(self) -> contextlib.AbstractContextManager[object]:
         return RoundToHalf() if self.emulated else contextlib.nullcontext()
 
 
@@ -129,7 +129,7 @@ class _ShadowForward(nn.Module):
         return _to_float(logits) if structure.half else logits
 
 
-def _to_float(output: Any) -> Any:
+def _to_float(output: object) -> object:
     """The output with its half-precision tensors as float32, in lists, tuples and mappings too."""
     if isinstance(output, Tensor):
         return output.float() if output.is_floating_point() else output
@@ -166,7 +166,7 @@ def _check_fits(targets: Mapping[str, Tensor], source: Mapping[str, Tensor], spe
 
 def _names_by_memory(targets: Mapping[str, Tensor], specs: Mapping[str, QuantSpec]) -> list[str]:
     """One name per piece of memory: of tied names the first that is quantized, or else the first."""
-    chosen: dict[tuple[Any, ...], str] = {}
+    chosen: dict[tuple[object, ...], str] = {}
     for name, tensor in targets.items():
         memory = (tensor.data_ptr(), tuple(tensor.shape), tensor.stride()) if tensor.numel() else (name,)
         if memory not in chosen or (name in specs and chosen[memory] not in specs):

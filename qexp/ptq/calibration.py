@@ -10,7 +10,6 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -71,7 +70,7 @@ class Calibration:
         return tuple(alarms)
 
     @property
-    def about(self) -> dict[str, Any]:
+    def about(self) -> dict[str, object]:
         """Everything but the ranges, as JSON values."""
         values = {name: value for name, value in vars(self).items() if name != "ranges"}
         return {name: dict(value) if isinstance(value, Mapping) else value for name, value in values.items()}

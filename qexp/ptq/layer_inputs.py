@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any
 
 from torch import Tensor, nn
 
@@ -45,8 +44,8 @@ def hooked(layers: Mapping[str, Layer], hook: Hook) -> Iterator[None]:
         hook: gets name, layer, input and output; what it returns replaces the output, unless that is None.
     """
 
-    def adapter(name: str) -> Callable[..., Any]:
-        return lambda layer, args, output: hook(name, layer, args[0], output)
+    def adapter(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor | None]:
+        return lambda layer, args, output: hook(name, as_layer(layer), args[0], output)
 
     with ExitStack() as stack:
         for name, layer in layers.items():

@@ -1,4 +1,4 @@
-"""What the tests of graphs share: small networks whose places are known, and ways to look at them."""
+"""What the tests of graphs share: small networks whose activation points are known, and ways to look at them."""
 
 import importlib.util
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Small networks whose places are known by hand, and the check that layers read codes."""
+"""Small networks whose activation points are known by hand, and the check that layers read codes."""
 
 import torch
 import torch.nn.functional as F
@@ -88,7 +88,7 @@ def plan_for(model, traced, *, bits=8, example=None, **settings) -> Plan:
 
 @torch.no_grad()
 def values_at(traced, x, layers_only=False):
-    """Place name -> what passes there."""
+    """Name of an activation point -> what passes there."""
     values: dict[str, list[torch.Tensor]] = {}
     network = observed(traced, layers_only=layers_only)
     with observing(network, lambda name, value: values.setdefault(name, []).append(value.clone())):
@@ -97,7 +97,7 @@ def values_at(traced, x, layers_only=False):
 
 
 def calibrated(traced, plan, x, network=None):
-    """The network with fake quantization, each place at its range on x."""
+    """The network with fake quantization, each activation point at its range on x."""
     result = insert(traced, plan, network)
     observed_values = values_at(traced, x, layers_only=any(spec.layers_only for spec in plan.quantized_activations.values()))
     for name, module in fake_quants(result).items():

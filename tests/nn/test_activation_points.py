@@ -1,4 +1,4 @@
-"""The places of networks that are small enough to count by hand, and of ResNet-20."""
+"""The activation points of networks that are small enough to count by hand, and of ResNet-20."""
 
 import pytest
 import torch
@@ -18,7 +18,7 @@ def test_residual(graphs):
     points = infos(graphs.Residual(), graphs)
     assert list(points) == ["input", "relu", "bn2", "relu_1", "mean", "unused"]
     assert points["input"].operator == "image" and points["input"].layers == ("conv1.weight",)
-    # One place behind conv, norm and ReLU; max pooling passes the codes on to the convolution and to the add.
+    # One point behind conv, norm and ReLU; max pooling passes the codes on to the convolution and to the add.
     assert points["relu"].operator == "conv+norm+relu" and points["relu"].consumers == ("conv2", "add")
     assert points["relu"].norm == "bn1" and points["relu"].non_negative and points["relu"].shape == (8, 16, 16)
     # Before the add; the add's result behind its ReLU; the average, which dropout passes on.
@@ -48,7 +48,7 @@ def test_functions_products_and_attention(graphs):
     assert points["mean"].layers == ("weight",) and points["mean"].kinds == ("linear",)
     assert points["norm"].consumers == ("attention",) and points["norm"].kinds == ("attention",)
     assert not points["attention.*"].entered
-    # A constant is added on the accumulator: one place with the convolution, read by the residual add; flatten passes it.
+    # A constant is added on the accumulator: one point with the convolution, read by the residual add; flatten passes it.
     assert points["add"].operator == "conv+add" and points["add"].channel_axis == 2
     assert points["add_1"].consumers == ("matmul", "matmul_1") and points["softmax"].consumers == ("matmul_1",)
     assert points["softmax"].operator == "matmul+softmax" and points["softmax"].non_negative
@@ -57,7 +57,7 @@ def test_functions_products_and_attention(graphs):
 @pytest.mark.parametrize("layers_only", [False, True])
 def test_resnet20(graphs, layers_only):
     points = infos(CifarResNet(20), graphs, layers_only=layers_only)
-    # 19 convolutions and a linear layer read 20 values. Static, the 9 blocks add a place before each add, and the average reads
+    # 19 convolutions and a linear layer read 20 values. Static, the 9 blocks add a point before each add, and the average reads
     # one that no layer does.
     assert len(points) == (20 if layers_only else 20 + 9 + 1)
     layers = [layer for info in points.values() for layer in info.layers]

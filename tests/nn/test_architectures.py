@@ -1,4 +1,4 @@
-"""Networks as torchvision has them, with random weights: nothing that a layer reads is missed, and each place is what bits allow.
+"""Networks as torchvision has them, with random weights: nothing that a layer reads is missed, and each point is what bits allow.
 
 Batch norm is estimated on photographs first: without, a random network answers almost a constant, and every check passes.
 """
@@ -22,10 +22,10 @@ from qexp.policy.plan import NOT_EXECUTED
 from qexp.ptq.equalization import equalize
 from qexp.quant.schemes import quantize_
 
-# Places of the static plan, counted from the blocks: the image; one behind each conv+BN(+activation function); the add behind
-# each shortcut; the average before the classifier. GoogLeNet's nine modules join four branches each to one scale. DenseNet has
-# one for each block, two for each of its 58 layers, two for each of three transitions (what its convolution and its average
-# read), and what the last average reads.
+# Activation points of the static plan, counted from the blocks: the image; one behind each conv+BN(+activation function); the
+# add behind each shortcut; the average before the classifier. GoogLeNet's nine modules join four branches each to one scale.
+# DenseNet has one for each block, two for each of its 58 layers, two for each of three transitions (what its convolution and its
+# average read), and what the last average reads.
 # EfficientNet's 16 blocks have an average and a product for squeeze-excite.
 NUM_POINTS = {
     "resnet18": 1 + 20 + 8 + 1,
@@ -120,7 +120,7 @@ def test_sixteen_bits_reproduce_the_logits_and_eight_each_tensor(name, graphs):
     """Weights and activations at 16 bits: logits within 30 dB, and the same class wherever the first two are told apart.
 
     Measured 36 (MobileNetV2) to 64 dB (ResNet-18): a random network amplifies errors on their way. At 8 bits every weight and
-    every place by itself lies above 25 dB, without exception. The lowest: 26 dB behind a product of EfficientNet's, whose
+    every point by itself lies above 25 dB, without exception. The lowest: 26 dB behind a product of EfficientNet's, whose
     squeeze-excite leaves some channels small beside others; 32 dB where a block of DenseNet's shares one scale; weights 38 dB.
     """
     model, x = network(name)

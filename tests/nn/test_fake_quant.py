@@ -1,4 +1,4 @@
-"""Fake quantization at the places: torch's values bit for bit, in place and not, and a network that computes with them alone."""
+"""Fake quantization of activations: torch's values bit for bit, in place and not, and a network that computes with them alone."""
 
 import copy
 
@@ -19,7 +19,7 @@ def spec(**fields):
 
 
 def module(low, high, **fields):
-    fake_quant = FakeQuantize("place", spec(**fields), None)
+    fake_quant = FakeQuantize("point", spec(**fields), None)
     fake_quant.set_range(low, high)
     return fake_quant
 
@@ -42,7 +42,7 @@ def test_torchs_values_bit_for_bit(bits, scheme):
 
 def test_per_channel_is_torchs_too():
     x = values()
-    fake_quant = FakeQuantize("place", spec(granularity="per_channel", axis=1), 4)
+    fake_quant = FakeQuantize("point", spec(granularity="per_channel", axis=1), 4)
     fake_quant.set_range(x.amin((0, 2, 3)), x.amax((0, 2, 3)))
     expected = torch.fake_quantize_per_channel_affine(x, fake_quant.scale, fake_quant.zero_point.int(), 1, -128, 127)
     for form in (torch.contiguous_format, torch.channels_last):
@@ -70,10 +70,10 @@ def test_in_place_or_not_is_the_same_and_keeps_the_format():
 @pytest.mark.parametrize("granularity", ["per_tensor", "per_channel"])
 def test_dynamic_is_static_with_the_batchs_range(granularity):
     fields = {"granularity": granularity, "axis": 1 if granularity == "per_channel" else 0}
-    dynamic = FakeQuantize("place", spec(dynamic=True, **fields), 4)
+    dynamic = FakeQuantize("point", spec(dynamic=True, **fields), 4)
     for seed in (0, 1):
         x = values(seed)
-        static = FakeQuantize("place", spec(**fields), 4)
+        static = FakeQuantize("point", spec(**fields), 4)
         ends = (x.min(), x.max()) if granularity == "per_tensor" else (x.amin((0, 2, 3)), x.amax((0, 2, 3)))
         static.set_range(*ends)
         assert torch.equal(dynamic(x), static(x))
@@ -82,7 +82,7 @@ def test_dynamic_is_static_with_the_batchs_range(granularity):
 
 
 def test_what_has_no_range_passes():
-    dynamic = FakeQuantize("place", spec(dynamic=True))
+    dynamic = FakeQuantize("point", spec(dynamic=True))
     for x in (torch.zeros(3), torch.tensor([1.0, torch.nan]), torch.tensor([1.0, torch.inf])):
         assert torch.equal(dynamic(x.clone()).nan_to_num(7), x.nan_to_num(7))
     static = module(0.0, 0.0)
@@ -91,15 +91,15 @@ def test_what_has_no_range_passes():
 
 
 def test_before_calibration_and_for_a_gradient_it_refuses():
-    with pytest.raises(RuntimeError, match="place was not calibrated"):
-        FakeQuantize("place", spec())(values())
+    with pytest.raises(RuntimeError, match="point was not calibrated"):
+        FakeQuantize("point", spec())(values())
     with pytest.raises(RuntimeError, match="no gradient"):
         module(-1.0, 1.0)(values().requires_grad_())
 
 
 def test_qparams_come_back_with_the_state_dict():
     fake_quant = module(-2.0, 3.0)
-    other = FakeQuantize("place", spec())
+    other = FakeQuantize("point", spec())
     other.load_state_dict(fake_quant.state_dict())
     assert torch.equal(other(values()), fake_quant(values()))
     qparams = range_qparams(torch.tensor(-2.0), torch.tensor(3.0), spec())
@@ -213,7 +213,7 @@ def test_a_gpu_gives_the_same_values(granularity):
     fields = {"granularity": granularity, "axis": 1 if granularity == "per_channel" else 0}
     x = values()
     for dynamic in (False, True):
-        fake_quant = FakeQuantize("place", spec(dynamic=dynamic, **fields), 4)
+        fake_quant = FakeQuantize("point", spec(dynamic=dynamic, **fields), 4)
         if not dynamic:
             ends = (x.min(), x.max()) if granularity == "per_tensor" else (x.amin((0, 2, 3)), x.amax((0, 2, 3)))
             fake_quant.set_range(*ends)

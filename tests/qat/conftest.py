@@ -15,7 +15,7 @@ def _load(path: Path):
 
 @pytest.fixture(scope="session")
 def graphs():
-    """The module tests/nn/graphs.py: small networks whose places are known."""
+    """The module tests/nn/graphs.py: small networks whose activation points are known."""
     return _load(Path(__file__).parents[1] / "nn" / "graphs.py")
 
 
