@@ -4,8 +4,8 @@ A run is a training (its key is the training's hash) or one variant of it (`<tra
 appends the same runs again; whoever reads a journal keeps the last row of each (run, epoch), and the time of the first one where
 a later one was only reused.
 
-A job is one line of a sweep, told by the hash of what was asked for. Its rows say what became of it; they are read by reports
-and mean nothing to MLflow.
+A job is one line of a sweep, named by the hash of what was asked for. Its rows hold what became of it; reports read them, and
+MLflow is not sent them.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ def run_row(
         params: flat; a variant repeats its training's.
         tags: free text.
         artifacts: file name -> its text.
-        planned_epochs: epochs the training will have, by which a report tells a partial variant; None where there is no training.
+        planned_epochs: epochs the training will have, by which a report finds a partial variant; None where there is no training.
         time_ms: when, in milliseconds since 1970; None is now.
     """
     return {
@@ -224,7 +224,7 @@ def job_row(
     traceback: str | Path | None = None,
     time_ms: int | None = None,
 ) -> Row:
-    """What became of a job. What is None says nothing: an earlier row of the same (sweep, key) has it.
+    """What became of a job. A value of None is not known here: an earlier row of the same (sweep, key) may have it.
 
     Args:
         sweep: id.

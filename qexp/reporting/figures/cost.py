@@ -103,8 +103,8 @@ def pareto(table: pd.DataFrame, cost: str = "size_bytes") -> list[int]:
 def prec1_by_cost(exports: Sequence[Mapping[str, Any]]) -> Figure | None:
     """Prec@1 of what a runtime gave, against its median latency an image at the largest batch; None where nothing was timed.
 
-    Each with its 95 % Wilson interval; a line joins the Pareto front. Colour tells the network, black the float one; the marker
-    tells the runtime.
+    Each with its 95 % Wilson interval; a line joins the Pareto front. The colour stands for the network, black for the float one;
+    the marker for the runtime.
 
     Args:
         exports: of `qexp.reporting.tables.exports.load_exports`.

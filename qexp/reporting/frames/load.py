@@ -34,7 +34,7 @@ def load_records(name: str, runs_dir: str | Path) -> pd.DataFrame:
 
     Columns are the fields of `Record`, and:
     `run`: its key; `data`, `model`: names; `planned_epochs`: epochs of the training (None where there was none);
-    `label`: what tells the training from the experiment's others (`lr=0.01`), its hash where it is the only one;
+    `label`: what distinguishes the training from the experiment's others (`lr=0.01`), its hash where it is the only one;
     `group`: the label without the seed, equal for the repetitions of a training;
     where quantization-aware trainings are among them, `LINEAGE` too: the fields of `Named`;
     `protocol`, where there are several: a letter for what the row was measured on (`qexp.reporting.frames.protocol`);

@@ -69,7 +69,7 @@ def _some(texts: Iterable[str], most: int = MAX_TEXTS) -> str:
 
 
 def _kept_apart(params: Mapping[str, Scalar]) -> str:
-    """Images that calibrate or select, and are scored by nobody."""
+    """Images that calibrate or select, and are never scored."""
     parts = [f"{params[f'data.num_{name}']} to {verb}" for name, verb in (("calib", "calibrate"), ("select", "select"))
              if params.get(f"data.num_{name}")]  # fmt: skip
     return f"{', '.join(parts)}, of the training images" if parts else ""

@@ -38,7 +38,7 @@ def load_exports(name: str, runs_dir: str | Path) -> list[dict[str, Any]]:
 
 
 def write_exports(name: str, exports: Sequence[Row], folder: Path) -> list[Path]:
-    """Write `ladder.csv`, `cost.csv`, `layers.csv` and `ladder.md`; removes those that have nothing to tell. Returns the files.
+    """Write `ladder.csv`, `cost.csv`, `layers.csv` and `ladder.md`; removes those that would be empty. Returns the files.
 
     Args:
         name: experiment.
