@@ -14,7 +14,7 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal, TypedDict, TypeGuard, get_args
+from typing import Any, Literal, get_args
 
 from qexp.tracking.environment import now_ms
 from qexp.tracking.process import Process
@@ -24,43 +24,6 @@ Row = dict[str, Any]  # as it is read from a journal; `kind` decides what else i
 Scalar = str | int | float | bool | None
 JobState = Literal["planned", "running", "done", "failed", "invalid", "preempted", "killed"]
 NOT_SENT = ("sweep", "job", "export")  # kinds of rows that change nothing in MLflow
-
-
-class RunRow(TypedDict):
-    """A run that was opened; the arguments of `run_row`."""
-
-    kind: Literal["run"]
-    run: str
-    parent: str | None
-    name: str
-    params: dict[str, Scalar]
-    tags: dict[str, str]
-    artifacts: dict[str, str]
-    planned_epochs: int | None
-    process: dict[str, str | int]
-    time_ms: int
-
-
-class SweepRow(TypedDict):
-    """A command that was typed; the arguments of `sweep_row`."""
-
-    kind: Literal["sweep"]
-    sweep: str
-    command: str
-    versions: dict[str, str]
-    host: str
-    git: str | None
-    time_ms: int
-
-
-def is_run(row: Row) -> TypeGuard[RunRow]:
-    """True for the row of a run."""
-    return bool(row["kind"] == "run")
-
-
-def is_sweep(row: Row) -> TypeGuard[SweepRow]:
-    """True for the row of a sweep."""
-    return bool(row["kind"] == "sweep")
 
 
 def run_key(training: str, variant_key: str | None = None) -> str:

@@ -19,7 +19,8 @@ from qexp.reporting.frames.qat_labels import Named, name_trainings
 from qexp.reporting.frames.training_labels import training_labels
 from qexp.tracking.journal import find_journal, read_rows
 from qexp.tracking.record import FLOAT_VARIANT, Record
-from qexp.tracking.rows import RunRow, Scalar, SweepRow, is_run, is_sweep
+from qexp.tracking.row_types import RunRow, SweepRow, is_run, is_sweep
+from qexp.tracking.rows import Scalar
 
 RECORD_COLUMNS = tuple(item.name for item in fields(Record))
 IDENTITY = ["run", "variant_key", "epoch", "split", "n"]

@@ -14,7 +14,8 @@ from qexp.base.text import MIB
 from qexp.reporting.frames.summary import is_float
 from qexp.reporting.frames.training_labels import value_text
 from qexp.tracking.journal import find_journal, read_rows
-from qexp.tracking.rows import RunRow, Scalar, SweepRow, is_run
+from qexp.tracking.row_types import RunRow, SweepRow, is_run
+from qexp.tracking.rows import Scalar
 
 Runs = Mapping[str, RunRow]
 MAX_TEXTS = 4
