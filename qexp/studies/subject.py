@@ -69,10 +69,8 @@ def load_subject(settings: StudySettings) -> Subject:
     if settings.checkpoint is None:
         model, what = _small(bundle), "a small network on the bundled digits"
     else:
-        model, what = (
-            _pretrained(settings.model, settings.checkpoint, bundle),
-            f"{settings.model} ({Path(settings.checkpoint).name})",
-        )
+        model = _pretrained(settings.model, settings.checkpoint, bundle)
+        what = f"{settings.model} ({Path(settings.checkpoint).name})"
     model.eval().requires_grad_(False)
     layers = fold_batch_norm(model).layers
     modules = dict(model.named_modules())
