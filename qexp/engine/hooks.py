@@ -1,4 +1,4 @@
-"""What a caller may add to a training. The loop knows what it does and when, not what it is for."""
+"""What a caller may add to a training: the loop calls it and does not depend on its purpose."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ from qexp.engine.buffers import buffers_kept
 
 
 def probe(run: Callable[[Tensor], object], state: nn.Module, names: Iterable[str], images: Tensor) -> dict[str, bool]:
-    """Perturb each named tensor of `state` in place, and tell whether the output of `run` changed in any bit.
+    """Perturb each named tensor of `state` in place, and return whether the output of `run` changed in any bit.
 
     A tensor counts as used if one of two perturbations shows: x -> 1.5 x + a with a = mean|x| (1 where x is 0), or x -> -x -
     2a. Both are far too large to drown in rounding, in a ReLU or in coarse activations. Random layers draw the same numbers in

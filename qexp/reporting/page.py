@@ -6,7 +6,6 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 from jinja2 import Environment
@@ -19,7 +18,7 @@ from qexp.reporting.statistics.verdict import ALIKE, BEST, EXPLAINED, WORSE, Ver
 from qexp.reporting.tables.exports import EXPLAINED as EXPORTS_EXPLAINED
 from qexp.reporting.tables.results import display
 from qexp.reporting.tables.statistic_cells import interval_text
-from qexp.tracking.rows import SweepRow
+from qexp.tracking.row_types import SweepRow
 
 FILE = "report.html"
 TEMPLATE = Path(__file__).with_name("page.html.jinja")
@@ -51,7 +50,7 @@ def write_page(
     *,
     card: Sequence[tuple[str, str]],
     figures: Sequence[Drawn],
-    exports: Sequence[Mapping[str, Any]] = (),
+    exports: Sequence[Mapping[str, object]] = (),
     sweeps: Sequence[SweepRow] = (),
 ) -> Path:
     """Write the page; the same numbers give the same bytes.
@@ -142,7 +141,7 @@ def _kinds(table: pd.DataFrame) -> list[str]:
     ]
 
 
-def _row(cells: Sequence[str], header: Sequence[str], kind: str) -> dict[str, Any]:
+def _row(cells: Sequence[str], header: Sequence[str], kind: str) -> dict[str, object]:
     """Cells, those of `vs best` with their mark."""
     marked = [
         {"text": cell, "mark": MARKS.get(cell, "") if title == "vs best" else ""}

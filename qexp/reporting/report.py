@@ -6,7 +6,6 @@ import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 from matplotlib.figure import Figure
@@ -29,6 +28,7 @@ from qexp.reporting.statistics.verdict import compare_variants
 from qexp.reporting.tables.card import load_runs, protocol_card
 from qexp.reporting.tables.exports import exports_for_page, format_exports, load_exports, write_exports
 from qexp.reporting.tables.results import format_table, write_tables
+from qexp.tracking.row_types import ExportRow
 
 CAPTIONS = {
     "prec1_by_epoch": (
@@ -139,7 +139,7 @@ def write_report(name: str, *, runs_dir: str | Path, results_dir: str | Path, mi
     return Report(name, folder, "\n\n".join(screen), tuple(tables), tuple(figures))
 
 
-def _figures(records: pd.DataFrame, exports: Sequence[dict[str, Any]], folder: Path) -> list[tuple[str, Figure]]:
+def _figures(records: pd.DataFrame, exports: Sequence[ExportRow], folder: Path) -> list[tuple[str, Figure]]:
     """Figures by their file's stem; none where nothing was evaluated.
 
     Args:

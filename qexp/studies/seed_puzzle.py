@@ -211,10 +211,10 @@ def _headline(scores: Scores) -> str:
     applied = ", ".join(f"{scores.prec1(name_of('every key, raw codes with int()', bits)):.2f}" for bits in BITS)
     published = ", ".join(f"{PUBLISHED[bits]:.2f}" for bits in BITS)
     fixed = ", ".join(f"{scores.prec1(name_of('zero point subtracted', bits, norm='re-estimated')):.2f}" for bits in BITS)
-    plain = scores.prec1(name_of("never executed", BITS[0]))
+    without_int = scores.prec1(name_of("never executed", BITS[0]))
     return (
         f"Document 002 reports {published} percent at 4, 8, 16 bits against {PUBLISHED_HALF:.2f} in half precision. A copy that "
-        f"never runs, behind input.int(), gives {never} here, against {plain:.2f} without int(); the float network has "
+        f"never runs, behind input.int(), gives {never} here, against {without_int:.2f} without int(); the float network has "
         f"{scores.prec1('float'):.2f}. The same weights really run give {applied}; with the zero point subtracted and batch norm "
         f"re-estimated, {fixed}."
     )

@@ -66,7 +66,11 @@ def load_subject(settings: StudySettings) -> Subject:
         remedy = "They belong together; without both a small network is trained on the bundled digits."
         raise UserError(key, None, allowed="given together with the other of checkpoint, data.root", remedy=remedy)
     bundle = load_data(_data(settings, bundled))
-    model = _pretrained(settings.model, settings.checkpoint, bundle) if settings.checkpoint else _small(bundle)
+    if settings.checkpoint is None:
+        model, what = _small(bundle), "a small network on the bundled digits"
+    else:
+        model = _pretrained(settings.model, settings.checkpoint, bundle)
+        what = f"{settings.model} ({Path(settings.checkpoint).name})"
     model.eval().requires_grad_(False)
     layers = fold_batch_norm(model).layers
     modules = dict(model.named_modules())
@@ -75,9 +79,6 @@ def load_subject(settings: StudySettings) -> Subject:
         raise UserError("model", settings.model, allowed="a network with batch norm behind its convolutions")
     batches = partial(bundle.eval_batches, batch_size=BATCH_SIZE, device="cpu")
     test = tuple(batches("test", num_images=settings.num_images))
-    what = (
-        f"{settings.model} ({Path(settings.checkpoint).name})" if settings.checkpoint else "a small network on the bundled digits"
-    )
     calib = tuple(batches("calib"))
     num_test, num_calib = (sum(len(batch.labels) for batch in part) for part in (test, calib))
     label = f"{what}, n = {num_test} test images, {num_calib} for batch norm, data {bundle.fingerprint}"

@@ -65,7 +65,7 @@ def _git(folder: Path, *arguments: str) -> str | None:
 
 @cache
 def cpu_model() -> str:
-    """The processor's name, or its architecture where the system does not tell."""
+    """The processor's name, or its architecture where the system does not give one."""
     try:
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
             if line.lower().startswith("model name"):

@@ -16,7 +16,7 @@ from qexp.tracking.mlflow_store import why
 from qexp.tracking.rows import files_row
 from qexp.tracking.sender import Sender
 
-POLL_S = 5.0  # between looks at the journal when nobody notifies: other processes write to it too
+POLL_S = 5.0  # between looks at the journal without a notification: other processes write to it too
 RETRY_S = 15.0  # between attempts on a store that fails
 PREEMPTED_LIMIT_S = 5.0  # for MLflow, where a scheduler's grace period runs; `qexp.sync` or the next start sends the rest
 LAST_ATTEMPTS = 2  # after `close` was called

@@ -85,7 +85,7 @@ def _append(handle: FileIO, data: bytes) -> None:
 def _mend(handle: FileIO) -> int:
     """Finish or cut off a last line that a crash left without its newline; returns the file's size.
 
-    The line is finished where only the newline is missing. Otherwise its `append` never returned, so nobody was promised it.
+    The line is finished where only the newline is missing. Otherwise its `append` never returned, so no caller relies on it.
     """
     size = handle.seek(0, os.SEEK_END)
     start, tail = size, b""

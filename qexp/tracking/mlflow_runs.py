@@ -49,7 +49,7 @@ class MlflowRuns:
         tags = self._tags(row)
         run_id = self._find(row["run"])
         if run_id is None:
-            # With its process's tags at once: a run without them is nobody's, and would stay RUNNING if we died here.
+            # With its process's tags at once: a run without them belongs to no process, and would stay RUNNING if we died here.
             first = {key: tags[key] for key in (RUN_TAG, *PROCESS_TAGS) if key in tags}
             # Description and colour too, once: a person may choose others, which a run that is opened again keeps.
             first |= {key: text[:TAG_LENGTH] for key, text in description(row).items()} | color(self._number(tags))
@@ -132,7 +132,7 @@ class MlflowRuns:
         return max((point.timestamp for points in histories for point in points), default=run.info.start_time)
 
     def _id(self, run: str) -> str:
-        """MLflow's id of a run; one whose `run` row is not in the journal gets a bare run, which nobody would end."""
+        """MLflow's id of a run; one whose `run` row is not in the journal gets a bare run, ended at once."""
         if self._find(run) is None:
             parent = run.partition("/")[0] if "/" in run else None
             self.open({"run": run, "parent": parent, "name": run, "params": {}, "tags": {}, "time_ms": now_ms()})

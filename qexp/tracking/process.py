@@ -25,7 +25,7 @@ class Process:
     Args:
         host: machine name.
         pid: process number.
-        start: boot id and start tick on Linux, empty where the system does not tell.
+        start: boot id and start tick on Linux, empty where the system does not give them.
     """
 
     host: str
@@ -53,7 +53,7 @@ class Process:
 
 
 def _start(pid: int) -> str | None:
-    """When a process started, as an opaque text; None where /proc does not tell."""
+    """When a process started, as an opaque text; None where /proc does not say."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
         # The second field, the command, may hold spaces and parentheses: count from the last parenthesis.

@@ -17,7 +17,7 @@ class Record:
     network of the same epoch, in points. `size_bytes` counts packed codes, their scales and zero points, and the rest as stored.
     `activation_bits` is None where activations are float, the widest where they differ. `ranges` names the methods that found the
     limits of weights and activations, `corrections` what was done beside rounding, `calibration` the file of activation ranges.
-    `world_size` ranks measured; `trained_by` tells how many trained (`1 then 2` where it went on with another number, which
+    `world_size` ranks measured; `trained_by` is how many trained (`1 then 2` where it went on with another number, which
     changes the order of sums).
     """
 

@@ -24,7 +24,7 @@ _SESSION = {"extra_session_config": {"session.x64quantprecision": "1"}}
 
 
 def register(client: MlflowClient, run_id: str, row: Row) -> None:
-    """Make the model version that a `model` row asks for; nothing where it is there, or where its file has gone or changed.
+    """Register the model version of a `model` row; does nothing where it exists, or where its file has gone or changed.
 
     Args:
         client: of the store.
@@ -57,7 +57,7 @@ def _is_there(client: MlflowClient, row: Row) -> bool:
 
 
 def _save(path: Path, example: Path, folder: Path) -> None:
-    """MLflow's folder of a model: the file, what it takes and gives, an input, and what has to be installed to serve it."""
+    """MLflow's folder of a model: the file, its inputs and outputs, an example, and the packages that serving it needs."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of MLflow's about type hints of its own
         import mlflow.onnx

@@ -4,8 +4,8 @@ A run is a training (its key is the training's hash) or one variant of it (`<tra
 appends the same runs again; whoever reads a journal keeps the last row of each (run, epoch), and the time of the first one where
 a later one was only reused.
 
-A job is one line of a sweep, told by the hash of what was asked for. Its rows say what became of it; they are read by reports
-and mean nothing to MLflow.
+A job is one line of a sweep, named by the hash of what was asked for. Its rows hold what became of it; reports read them, and
+MLflow is not sent them.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal, TypedDict, TypeGuard, get_args
+from typing import Any, Literal, get_args
 
 from qexp.tracking.environment import now_ms
 from qexp.tracking.process import Process
@@ -24,43 +24,6 @@ Row = dict[str, Any]  # as it is read from a journal; `kind` decides what else i
 Scalar = str | int | float | bool | None
 JobState = Literal["planned", "running", "done", "failed", "invalid", "preempted", "killed"]
 NOT_SENT = ("sweep", "job", "export")  # kinds of rows that change nothing in MLflow
-
-
-class RunRow(TypedDict):
-    """A run that was opened; the arguments of `run_row`."""
-
-    kind: Literal["run"]
-    run: str
-    parent: str | None
-    name: str
-    params: dict[str, Scalar]
-    tags: dict[str, str]
-    artifacts: dict[str, str]
-    planned_epochs: int | None
-    process: dict[str, str | int]
-    time_ms: int
-
-
-class SweepRow(TypedDict):
-    """A command that was typed; the arguments of `sweep_row`."""
-
-    kind: Literal["sweep"]
-    sweep: str
-    command: str
-    versions: dict[str, str]
-    host: str
-    git: str | None
-    time_ms: int
-
-
-def is_run(row: Row) -> TypeGuard[RunRow]:
-    """True for the row of a run."""
-    return bool(row["kind"] == "run")
-
-
-def is_sweep(row: Row) -> TypeGuard[SweepRow]:
-    """True for the row of a sweep."""
-    return bool(row["kind"] == "sweep")
 
 
 def run_key(training: str, variant_key: str | None = None) -> str:
@@ -112,7 +75,7 @@ def run_row(
         params: flat; a variant repeats its training's.
         tags: free text.
         artifacts: file name -> its text.
-        planned_epochs: epochs the training will have, by which a report tells a partial variant; None where there is no training.
+        planned_epochs: epochs the training will have, by which a report finds a partial variant; None where there is no training.
         time_ms: when, in milliseconds since 1970; None is now.
     """
     return {
@@ -224,7 +187,7 @@ def job_row(
     traceback: str | Path | None = None,
     time_ms: int | None = None,
 ) -> Row:
-    """What became of a job. What is None says nothing: an earlier row of the same (sweep, key) has it.
+    """What became of a job. A value of None is not known here: an earlier row of the same (sweep, key) may have it.
 
     Args:
         sweep: id.

@@ -1,6 +1,6 @@
-"""Tags by which MLflow's UI tells runs: its columns Source and Version, the description on a run's page, and colours.
+"""Tags that MLflow's UI shows of a run: its columns Source and Version, the description on a run's page, and colours.
 
-The colours that MLflow 3.17 chooses itself may be three blues that nobody tells apart in a chart.
+The colours that MLflow 3.17 chooses itself may be three blues that look alike in a chart.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 The points sent are a function of the journal (see `changes`), and MLflow stores identical points once, so any part may be sent
 again. The progress file saves doing so; without it everything is sent anew and nothing is doubled. The processes of an experiment
-share it under a lock: whichever is awake sends everybody's rows.
+share it under a lock: whichever runs sends the rows of all.
 """
 
 from __future__ import annotations

@@ -19,10 +19,10 @@ def settings(root, **values):
 
 def test_order_is_by_class_then_name(tree, write):
     write(tree / "test" / "cat" / "10.png", seed=1)
-    found = scan_tree(settings(tree))
-    names = [f"{path.parent.name}/{path.name}" for path in found.parts["test"].paths]
+    scanned = scan_tree(settings(tree))
+    names = [f"{path.parent.name}/{path.name}" for path in scanned.parts["test"].paths]
     assert names == ["cat/0.png", "cat/1.png", "cat/10.png", "dog/0.png", "dog/1.png"]
-    assert found.parts["test"].labels.tolist() == [0, 0, 0, 1, 1] and found.class_names == ("cat", "dog")
+    assert scanned.parts["test"].labels.tolist() == [0, 0, 0, 1, 1] and scanned.class_names == ("cat", "dog")
 
 
 def test_decoded_pixels_and_splits(tree):

@@ -58,8 +58,8 @@ def test_defaults_of_the_bundled_sets(name, sizes, shape):
 
 
 def test_mean_and_std_fit_the_channels():
-    one = load_data(DataSettings(name="fake", num_test=10, mean=[0.5], std=[0.2]))
-    assert one.mean == (0.5, 0.5, 0.5) and one.std == (0.2, 0.2, 0.2)
+    bundle = load_data(DataSettings(name="fake", num_test=10, mean=[0.5], std=[0.2]))
+    assert bundle.mean == (0.5, 0.5, 0.5) and bundle.std == (0.2, 0.2, 0.2)
     with pytest.raises(UserError, match=r"data.mean=\[0.1, 0.2\]: allowed is a list of 3 numbers"):
         load_data(DataSettings(name="fake", num_test=10, mean=[0.1, 0.2], std=[0.2, 0.2]))
 

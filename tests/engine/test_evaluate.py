@@ -34,10 +34,10 @@ def score(logits, labels, **options):
 
 
 def test_metrics_are_torchs(problem, nets):
-    found = evaluate(nets, problem.eval_batches(), class_count=4)
+    evaluations = evaluate(nets, problem.eval_batches(), class_count=4)
     with torch.no_grad():
         logits = nets["b"](problem.images)
-    metrics = found["b"].metrics
+    metrics = evaluations["b"].metrics
     assert metrics.n == 120
     assert metrics.prec1 == 100 * (logits.argmax(1) == problem.labels).sum().item() / 120
     assert metrics.prec5 == 100
@@ -58,15 +58,15 @@ def test_kl_and_sqnr_against_a_reference(problem, nets, by_name):
         reference = evaluate({"a": nets["a"]}, problem.eval_batches(), class_count=4, keep_logits=True)["a"].logits
         assert reference.shape == (120, 4)
         assert reference.dtype == torch.float32
-    found = evaluate(nets, problem.eval_batches(), class_count=4, reference=reference)
+    evaluations = evaluate(nets, problem.eval_batches(), class_count=4, reference=reference)
     with torch.no_grad():
         p, q = (nets[name](problem.images).double() for name in "ab")
     kl = nn.functional.kl_div(q.log_softmax(1), p.log_softmax(1), log_target=True, reduction="batchmean").item()
-    assert found["b"].metrics.kl == pytest.approx(kl, rel=1e-5)
+    assert evaluations["b"].metrics.kl == pytest.approx(kl, rel=1e-5)
     sqnr_db = 10 * math.log10((p.square().sum() / (p - q).square().sum()).item())
-    assert found["b"].metrics.logit_sqnr_db == pytest.approx(sqnr_db, rel=1e-5)
-    assert (found["a"].metrics.kl, found["a"].metrics.logit_sqnr_db) == (0, None)
-    assert list(found) == ["a", "b"]
+    assert evaluations["b"].metrics.logit_sqnr_db == pytest.approx(sqnr_db, rel=1e-5)
+    assert (evaluations["a"].metrics.kl, evaluations["a"].metrics.logit_sqnr_db) == (0, None)
+    assert list(evaluations) == ["a", "b"]
 
 
 def test_digest_is_of_the_bits(problem, nets):
@@ -86,9 +86,9 @@ def test_digest_knows_neither_batches_nor_their_order():
     digests = set()
     for sizes, order in ((40, torch.arange(40)), (7, torch.arange(40)), (7, torch.arange(39, -1, -1))):
         batches = [Batch(logits[i], labels[i], i, len(i)) for i in order.split(sizes)]
-        found = evaluate({"x": nn.Identity().eval()}, batches, class_count=3)["x"]
-        digests.add(found.digest)
-        assert found.predictions.index.tolist() == list(range(40))
+        evaluation = evaluate({"x": nn.Identity().eval()}, batches, class_count=3)["x"]
+        digests.add(evaluation.digest)
+        assert evaluation.predictions.index.tolist() == list(range(40))
     assert len(digests) == 1
     flipped = logits.clone()
     flipped[[3, 9]] *= -1
@@ -98,11 +98,11 @@ def test_digest_knows_neither_batches_nor_their_order():
 
 def test_nan_is_wrong_and_infinity_is_told():
     nan, inf = math.nan, math.inf
-    found = score([[nan, 0.0, 1.0], [0.0, 1.0, 0.0], [0.0, inf, 0.0]], [0, 1, 1])
-    assert found.metrics.prec1 == pytest.approx(200 / 3)
-    assert not found.metrics.finite
-    assert math.isnan(found.metrics.loss)
-    assert found.predictions.top5[0].tolist() == [-1, -1, -1]
+    evaluation = score([[nan, 0.0, 1.0], [0.0, 1.0, 0.0], [0.0, inf, 0.0]], [0, 1, 1])
+    assert evaluation.metrics.prec1 == pytest.approx(200 / 3)
+    assert not evaluation.metrics.finite
+    assert math.isnan(evaluation.metrics.loss)
+    assert evaluation.predictions.top5[0].tolist() == [-1, -1, -1]
     alike = score([[-inf, 0.0, 1.0]], [2], reference=torch.tensor([[-inf, 0.0, 1.0]]))
     assert alike.metrics.kl == 0
 
@@ -150,15 +150,15 @@ def test_a_tuple_stands_for_its_first_output(problem, nets):
         def forward(self, x):
             return nets["a"](x), None
 
-    found = evaluate({"t": Tuple().eval(), "a": nets["a"]}, problem.eval_batches(), class_count=4)
-    assert found["t"].digest == found["a"].digest
+    evaluations = evaluate({"t": Tuple().eval(), "a": nets["a"]}, problem.eval_batches(), class_count=4)
+    assert evaluations["t"].digest == evaluations["a"].digest
 
 
 @pytest.mark.parametrize("half", [torch.float16, torch.bfloat16])
 def test_half_precision_logits_are_scored(half):
-    found = score(torch.tensor([[0.0, 1.0, 2.0]], dtype=half), [2], keep_logits=True)
-    assert found.metrics.prec1 == 100
-    assert found.logits.dtype == torch.float32
+    evaluation = score(torch.tensor([[0.0, 1.0, 2.0]], dtype=half), [2], keep_logits=True)
+    assert evaluation.metrics.prec1 == 100
+    assert evaluation.logits.dtype == torch.float32
 
 
 def test_predictions_survive_the_disk(tmp_path, problem, nets):

@@ -56,8 +56,8 @@ def test_a_resume_within_an_epoch_is_bit_exact(train, problem, changes):
     for state in states[1:3]:
         resumed, rest = train(problem.network(dropout=0.5, seed=9), start=state, **changes)
         assert problem.equal(whole, resumed)
-        told = [[(end.epoch, end.train_loss, end.train_prec1, end.lr) for end in some] for some in (ends[state.epoch :], rest)]
-        assert told[0] == told[1]
+        curves = [[(end.epoch, end.train_loss, end.train_prec1, end.lr) for end in some] for some in (ends[state.epoch :], rest)]
+        assert curves[0] == curves[1]
 
 
 @pytest.mark.parametrize("signum", preemption.SIGNALS)

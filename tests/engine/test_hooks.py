@@ -54,14 +54,14 @@ def test_a_resume_is_bit_exact_with_each_hook(train, problem, make):
     for state in states[1:4]:
         resumed, rest = run(seed=9, start=state)
         assert problem.equal(whole, resumed)
-        told = [[(end.epoch, end.train_loss, end.train_prec1, end.lr) for end in some] for some in (ends[state.epoch :], rest)]
-        assert told[0] == told[1]
+        curves = [[(end.epoch, end.train_loss, end.train_prec1, end.lr) for end in some] for some in (ends[state.epoch :], rest)]
+        assert curves[0] == curves[1]
 
 
 def test_a_decay_of_its_own_is_torchs(train, problem):
     oracle = problem.network()
     mine = [oracle[0].weight, oracle[6].bias]
-    others = [one for one in oracle.parameters() if all(one is not other for other in mine)]
+    others = [parameter for parameter in oracle.parameters() if all(parameter is not other for other in mine)]
     groups = [{"params": mine[:1], "weight_decay": 0.0}, {"params": mine[1:], "weight_decay": 0.3}, {"params": others}]
     optimizer = torch.optim.SGD(groups, lr=0.1, momentum=0.9, nesterov=True, weight_decay=0.01)
     for batch in problem.train_batches(1):
@@ -97,25 +97,25 @@ def test_what_follows_a_step_follows_each_of_them(train, problem):
 
 
 def test_an_epochs_start_is_told_again_when_it_is_resumed_in_its_middle(train, problem):
-    told, states = [], []
+    epochs, states = [], []
 
     def run(model, **options):
         def on_epoch_start(epoch):
             assert all(module.training for module in model.modules())
-            told.append(epoch)
+            epochs.append(epoch)
             model[1].train(epoch < 2)
 
         return train(model, hooks=TrainHooks(on_epoch_start=on_epoch_start), checkpoint_every_steps=2, **options)
 
     whole, ends = run(problem.network(), on_checkpoint=lambda state, end: states.append(problem.stored(state)))
-    assert told == [1, 2, 3, 4]
+    assert epochs == [1, 2, 3, 4]
     (middle,) = [state for state in states if (state.epoch, state.step) == (1, 2)]
     (first,) = [state for state in states if (state.epoch, state.step) == (1, 0)]
     for name in ("1.running_mean", "1.running_var", "1.num_batches_tracked"):
         assert torch.equal(whole.state_dict()[name], first.model[name])
-    told.clear()
+    epochs.clear()
     assert problem.equal(whole, run(problem.network(seed=9), start=middle)[0])
-    assert told == [2, 3, 4]
+    assert epochs == [2, 3, 4]
 
 
 @pytest.mark.parametrize("share", [0.3, 1.0])

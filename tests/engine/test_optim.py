@@ -64,7 +64,9 @@ def test_parameters_with_a_decay_of_their_own_form_groups_in_the_order_of_the_ne
     settings = TrainSettings(epochs=1, lr=0.3, batch_size=1, weight_decay=0.02)
     optimizer = make_optimizer(net, settings, {"1.weight": 0.0, "2.weight": 0.0, "1.bias": 0.5})
     names = {id(parameter): name for name, parameter in net.named_parameters()}
-    groups = [(group["weight_decay"], [names[id(one)] for one in group["params"]]) for group in optimizer.param_groups]
+    groups = [
+        (group["weight_decay"], [names[id(parameter)] for parameter in group["params"]]) for group in optimizer.param_groups
+    ]
     assert groups == [(0.0, ["0.weight", "1.weight"]), (0.02, ["0.bias"]), (0.5, ["1.bias"])]
     assert {group["fused"] for group in optimizer.param_groups} == {True}
     set_lr(optimizer, 0.5)

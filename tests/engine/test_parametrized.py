@@ -22,11 +22,11 @@ def names(network):
 
 
 def test_the_state_holds_parameters_and_buffers_of_the_weights(network):
-    found = names(network)
+    tensors = names(network)
     for layer in ("0", "6"):
-        made = f"{layer}.parametrizations.weight"
-        assert {f"{layer}.bias", f"{made}.original", f"{made}.0.scale", f"{made}.0.ready", f"{made}.0.seen"} <= {*found}
-    assert not any("limits" in name for name in found)
+        prefix = f"{layer}.parametrizations.weight"
+        assert {f"{layer}.bias", f"{prefix}.original", f"{prefix}.0.scale", f"{prefix}.0.ready", f"{prefix}.0.seen"} <= {*tensors}
+    assert not any("limits" in name for name in tensors)
 
 
 def test_a_copy_shares_nothing_and_loads_its_originals_state(problem, network):
@@ -81,6 +81,6 @@ def test_a_compiled_training_is_the_same_but_for_rounding(train, problem, parame
     assert parametrize.is_parametrized(model.get_submodule("0"), "weight")
     assert [end.train_loss for end in ends] == pytest.approx([end.train_loss for end in expected], rel=1e-2)
     for layer in ("0", "6"):
-        mine, its = (one.get_submodule(layer).parametrizations.weight[0] for one in (model, plain))
+        mine, its = (network.get_submodule(layer).parametrizations.weight[0] for network in (model, plain))
         assert mine.ready and mine.seen == its.seen
         torch.testing.assert_close(mine.scale, its.scale, rtol=1e-2, atol=1e-4)

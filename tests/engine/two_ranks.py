@@ -104,12 +104,12 @@ def run(out: Path) -> None:
             hooks=hooks(model),
             progress=False,
         )
-        found = evaluate({name: model.eval()}, eval_batches(), class_count=4, keep_logits=True)[name]
+        evaluation = evaluate({name: model.eval()}, eval_batches(), class_count=4, keep_logits=True)[name]
         plain = evaluate({name: make().eval()}, eval_batches(), class_count=4)[name]
         result[name] = {
             "state": dict(model.state_dict()),
             "losses": losses,
-            "metrics": vars(found.metrics),
+            "metrics": vars(evaluation.metrics),
             "untrained": {**vars(plain.metrics), "digest": plain.digest, "log_prob": plain.predictions.log_prob},
         }
     if group is not None:

@@ -62,8 +62,8 @@ def sweep_rows(variants=("W8", "W4"), epochs=2, *, training="a1b2c3d4", end=True
     keys = [training]
     for variant in variants:
         keys.append(rows.run_key(training, f"key{variant}"))
-        more = params | {"bits": int(variant[1:])}
-        out.append(rows.run_row(keys[-1], parent=training, name=variant, params=more, tags={"qexp.sweep": "s1"}, time_ms=3))
+        own_params = params | {"bits": int(variant[1:])}
+        out.append(rows.run_row(keys[-1], parent=training, name=variant, params=own_params, tags={"qexp.sweep": "s1"}, time_ms=3))
     for epoch in range(1, epochs + 1):
         out.append(rows.metrics_row(training, step=epoch, values={"train_loss": 1.0 / epoch, "lr": 0.1}, time_ms=10 + epoch))
         for variant in ("fp32", *variants):
@@ -120,9 +120,9 @@ class Views:
         text = """select k.value, r.status, p.value, r.run_uuid from runs r
             join tags k on k.run_uuid = r.run_uuid and k.key = 'qexp.run'
             left join tags p on p.run_uuid = r.run_uuid and p.key = 'mlflow.parentRunId'"""
-        found = self.query(text)
-        assert len({row[0] for row in found}) == len(found), "a run was made twice"
-        return {key: (status, parent, run_id) for key, status, parent, run_id in found}
+        runs = self.query(text)
+        assert len({row[0] for row in runs}) == len(runs), "a run was made twice"
+        return {key: (status, parent, run_id) for key, status, parent, run_id in runs}
 
     def points(self, run, name):
         """Steps and values of one metric of one run, by step."""
@@ -130,8 +130,8 @@ class Views:
         return self.query(f"select step, value from metrics where run_uuid='{run_id}' and key='{name}' order by step, timestamp")
 
     def tag(self, run, key):
-        found = self.query(f"select value from tags where run_uuid='{self.runs()[run][2]}' and key='{key}'")
-        return found[0][0] if found else None
+        values = self.query(f"select value from tags where run_uuid='{self.runs()[run][2]}' and key='{key}'")
+        return values[0][0] if values else None
 
     def param(self, run, key):
         return self.query(f"select value from params where run_uuid='{self.runs()[run][2]}' and key='{key}'")[0][0]

@@ -34,11 +34,11 @@ def test_a_run_whose_making_was_not_answered_is_found_again(journal, store, swee
     sound, lost = client.create_run, []
 
     def create_run(self, *args, **kwargs):
-        made = sound(self, *args, **kwargs)
+        run = sound(self, *args, **kwargs)
         if not lost:
-            lost.append(made)
+            lost.append(run)
             raise OSError("read timed out")
-        return made
+        return run
 
     monkeypatch.setattr(client, "create_run", create_run)
     with pytest.raises(UserError, match="timed out; 14 rows of exp"):

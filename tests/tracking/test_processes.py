@@ -83,12 +83,12 @@ sys.exit(feed.close() or 0)
     assert outcomes == [("", 0)] * 4
     assert [path.name for path in runs_dir.iterdir() if path.suffix == ".db"] == ["mlflow.db"]
     client = open_store(store_uri(None, runs_dir), runs_dir=runs_dir, experiment="one").client
-    found = {}
+    by_key = {}
     for experiment in ("one", "two"):
         for run in client.search_runs([client.get_experiment_by_name(experiment).experiment_id]):
-            assert run.data.tags["qexp.run"] not in found
-            found[run.data.tags["qexp.run"]] = run
+            assert run.data.tags["qexp.run"] not in by_key
+            by_key[run.data.tags["qexp.run"]] = run
             assert run.data.metrics["prec1"] == 82.0 and run.info.status == "FINISHED"
-    assert found.keys() == {f"{training}{child}" for training in ("aa", "bb", "cc") for child in ("", "/keyW8", "/keyW4")}
-    points = client.get_metric_history(found["bb/keyW8"].info.run_id, "prec1")
+    assert by_key.keys() == {f"{training}{child}" for training in ("aa", "bb", "cc") for child in ("", "/keyW8", "/keyW4")}
+    points = client.get_metric_history(by_key["bb/keyW8"].info.run_id, "prec1")
     assert [point.step for point in points] == [1, 2]

@@ -17,8 +17,8 @@ def row(parent=None, params=PARAMS, **tags):
 
 
 def test_the_verb_is_the_source_whoever_started_it():
-    found = source_tags(row(qexp_command=COMMAND, qexp_git="abc123-dirty"))
-    assert found == {"mlflow.source.type": "LOCAL", "mlflow.source.name": "qexp.train", "mlflow.source.git.commit": "abc123"}
+    tags = source_tags(row(qexp_command=COMMAND, qexp_git="abc123-dirty"))
+    assert tags == {"mlflow.source.type": "LOCAL", "mlflow.source.name": "qexp.train", "mlflow.source.git.commit": "abc123"}
     assert "mlflow.source.git.commit" not in source_tags(row(qexp_command=COMMAND, qexp_git="none"))
 
 

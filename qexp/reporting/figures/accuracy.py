@@ -245,7 +245,7 @@ def _repeated(table: pd.DataFrame) -> bool:
 
 
 def _line_label(mode: str, family: Family, families: Sequence[Family]) -> str:
-    """The mode, and of the family what tells it from the others."""
+    """The mode, and of the family what distinguishes it from the others."""
     if mode == OWN:
         return family[1]
     name = "float (control)" if mode == "float" else mode

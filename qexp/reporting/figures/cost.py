@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import matplotlib
 import pandas as pd
@@ -19,6 +18,7 @@ from qexp.reporting.frames.comparison import has_qat
 from qexp.reporting.frames.summary import is_control, is_float, summarize
 from qexp.reporting.statistics.paired import wilson_of
 from qexp.tracking.record import FLOAT_BITS, FLOAT_VARIANT
+from qexp.tracking.row_types import ExportRow
 
 BLACK, FRONT = "#000000", "#7F7F7F"
 Point = tuple[str, str, float, float, int]  # as in `COLUMNS`
@@ -100,11 +100,11 @@ def pareto(table: pd.DataFrame, cost: str = "size_bytes") -> list[int]:
     return front
 
 
-def prec1_by_cost(exports: Sequence[Mapping[str, Any]]) -> Figure | None:
+def prec1_by_cost(exports: Sequence[ExportRow]) -> Figure | None:
     """Prec@1 of what a runtime gave, against its median latency an image at the largest batch; None where nothing was timed.
 
-    Each with its 95 % Wilson interval; a line joins the Pareto front. Colour tells the network, black the float one; the marker
-    tells the runtime.
+    Each with its 95 % Wilson interval; a line joins the Pareto front. The colour stands for the network, black for the float one;
+    the marker for the runtime.
 
     Args:
         exports: of `qexp.reporting.tables.exports.load_exports`.
@@ -115,7 +115,7 @@ def prec1_by_cost(exports: Sequence[Mapping[str, Any]]) -> Figure | None:
     return _draw(latency_points(exports), label, f"Prec@1 against time\n{_sizes(timed)}; {cpus}")
 
 
-def prec1_by_bops(exports: Sequence[Mapping[str, Any]]) -> Figure | None:
+def prec1_by_bops(exports: Sequence[ExportRow]) -> Figure | None:
     """Prec@1 against bit operations of an image, MACs times the widths of both factors; None where all cost the same.
 
     A network is scored as evaluated, whatever runs it. Intervals and front as in `prec1_by_cost`.
@@ -130,7 +130,7 @@ def prec1_by_bops(exports: Sequence[Mapping[str, Any]]) -> Figure | None:
     return _draw(points, "billion bit operations an image", f"Prec@1 against bit operations\n{_sizes(scored)}")
 
 
-def latency_points(exports: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+def latency_points(exports: Sequence[ExportRow]) -> pd.DataFrame:
     """What was timed and scored, `COLUMNS`, `cost` in milliseconds an image: equal points once."""
     points: list[Point] = []
     for export in exports:
@@ -147,7 +147,7 @@ def latency_points(exports: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     return pd.DataFrame(list(dict.fromkeys(points)), columns=COLUMNS)
 
 
-def bops_points(exports: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+def bops_points(exports: Sequence[ExportRow]) -> pd.DataFrame:
     """What was scored and counted, `COLUMNS`, `cost` in billion bit operations an image: equal points once."""
     points: list[Point] = []
     for export in exports:
@@ -196,7 +196,7 @@ def _draw(points: pd.DataFrame, label: str, heading: str) -> Figure | None:
     return figure
 
 
-def _sizes(exports: Sequence[Mapping[str, Any]]) -> str:
+def _sizes(exports: Sequence[ExportRow]) -> str:
     sizes = dict.fromkeys(f"n = {export['n']} {export['split']} images" for export in exports)
     return ", ".join(sizes) + ", with 95 % intervals"
 

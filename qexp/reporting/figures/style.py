@@ -1,4 +1,4 @@
-"""How curves look: colours that the colour-blind tell apart, line styles by mode, markers by family, and axes in percent."""
+"""How curves look: colours for colour-blind readers too, line styles by mode, markers by family, and axes in percent."""
 
 from __future__ import annotations
 

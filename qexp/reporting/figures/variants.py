@@ -1,6 +1,6 @@
 """Prec@1 of every variant of one network, a line each, with its interval.
 
-Against bits, methods that share a width lie on each other; here each has a name.
+Against bits, methods that share a width lie on each other; here each has its own line.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from qexp.reporting.frames.comparison import shared_words, without_words
 from qexp.reporting.frames.summary import family_keys, is_float, summarize
 from qexp.reporting.statistics.paired import wilson_of
 
-MAX_LINES = 8  # families that a plot against bits tells apart
+MAX_LINES = 8  # families whose lines can be distinguished in a plot against bits
 ROW_HEIGHT, FONT_SIZE = 0.16, 7.5  # inches, points
 
 

@@ -1,6 +1,6 @@
-"""What became of the jobs of an experiment, derived from its journal when somebody asks.
+"""What became of the jobs of an experiment, derived from its journal.
 
-Nobody corrects a row: the numbers decide first, then whether a process that began a job still runs, then the last row.
+Rows are never corrected. The numbers decide first, then whether a process that began a job still runs, then the last row.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ JOB_COLUMNS = (
     "sweep", "job", "asked", "training", "variant", "state", "reason", "traceback", "host", "pid", "time_ms", "key",
     "variant_key",
 )  # fmt: skip
-# In the order in which a reader sees them; of a training's jobs the first of these speaks for the float network.
+# In the order in which a reader sees them; of a training's jobs the first of these is the float network's.
 STATES = ("done", "running", "preempted", "killed", "failed", "planned", "invalid")
 EXPLAINED = ("preempted", "killed", "failed", "invalid")
 MAX_NAMES, MAX_LINES = 4, 8

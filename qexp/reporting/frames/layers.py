@@ -1,4 +1,4 @@
-"""What `qexp.analyze` found of an experiment's layers, as one frame: profiles of variants, and layers quantized one at a time."""
+"""What `qexp.analyze` measured of layers, as one frame: profiles of variants, and layers quantized one at a time."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ COLUMNS = ("task", "variant", "column", "layer", "role", "bits", "sqnr_db", "kl"
 def load_layers(folder: str | Path) -> pd.DataFrame:
     """One row per layer and way to quantize it, in the order of the network.
 
-    `task`: `profile` or `sensitivity`. `variant`: label. `column`: what tells it apart in a figure, the label, or of single
+    `task`: `profile` or `sensitivity`. `variant`: label. `column`: its name in a figure, the label, or of single
     layers `4 bits`. `sqnr_db`: of the tensor, infinite where its copy is exact. `kl`, `delta_prec1`, `n`: of the network
     with this layer alone quantized, NaN in a profile, whose variants are scored as a whole.
 

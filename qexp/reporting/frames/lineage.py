@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from qexp.base.files import hash_json
-from qexp.tracking.rows import RunRow, Scalar
+from qexp.tracking.row_types import RunRow
+from qexp.tracking.rows import Scalar
 
 Origin = tuple[str, ...] | tuple[str, str | None]  # what a training's first weights are: `random`, a file, a training
 WEIGHTS = "model.weights"

@@ -19,7 +19,8 @@ from qexp.reporting.frames.qat_labels import Named, name_trainings
 from qexp.reporting.frames.training_labels import training_labels
 from qexp.tracking.journal import find_journal, read_rows
 from qexp.tracking.record import FLOAT_VARIANT, Record
-from qexp.tracking.rows import RunRow, Scalar, SweepRow, is_run, is_sweep
+from qexp.tracking.row_types import RunRow, SweepRow, is_run, is_sweep
+from qexp.tracking.rows import Scalar
 
 RECORD_COLUMNS = tuple(item.name for item in fields(Record))
 IDENTITY = ["run", "variant_key", "epoch", "split", "n"]
@@ -34,7 +35,7 @@ def load_records(name: str, runs_dir: str | Path) -> pd.DataFrame:
 
     Columns are the fields of `Record`, and:
     `run`: its key; `data`, `model`: names; `planned_epochs`: epochs of the training (None where there was none);
-    `label`: what tells the training from the experiment's others (`lr=0.01`), its hash where it is the only one;
+    `label`: what distinguishes the training from the experiment's others (`lr=0.01`), its hash where it is the only one;
     `group`: the label without the seed, equal for the repetitions of a training;
     where quantization-aware trainings are among them, `LINEAGE` too: the fields of `Named`;
     `protocol`, where there are several: a letter for what the row was measured on (`qexp.reporting.frames.protocol`);

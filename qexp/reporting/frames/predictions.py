@@ -124,7 +124,7 @@ def load_predictions(records: pd.DataFrame, runs_dir: str | Path, *, log_prob: b
 
 
 def read_predictions(path: Path, *, log_prob: bool, shared: dict[Hashable, np.ndarray] | None = None) -> Predictions | str:
-    """Read one file of a store, or say why that was not possible.
+    """Read one file of a store, or return why that was not possible.
 
     Args:
         path: the file.

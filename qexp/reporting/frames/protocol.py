@@ -60,7 +60,7 @@ class Protocols:
 
 
 def find_protocols(records: pd.DataFrame, params: Mapping[str, Mapping[str, Scalar]]) -> Protocols:
-    """Tell apart what rows were measured on: the data set and how its images are prepared, the split, the number of images.
+    """Group rows by what they were measured on: the data set and how its images are prepared, the split, the number of images.
 
     Data of the same settings with another content (another folder, a changed file) are other data. The hash of the content covers
     training images too, so it is compared among rows of equal `data.num_*` only.
@@ -97,7 +97,7 @@ def _deciding(data: Mapping[str, Scalar], split: str) -> Sequence[str]:
 
 
 def _description(facts: Mapping[str, Scalar], protocols: Sequence[Mapping[str, Scalar]]) -> str:
-    """`mnist5k, mean 0.1, split test, n = 1000`: name, split and number, and what else tells it from the others."""
+    """`mnist5k, mean 0.1, split test, n = 1000`: name, split and number, and what else distinguishes it from the others."""
     keys = [key for key in dict.fromkeys(key for other in protocols for key in other) if key not in ("name", "split", "n")]
     differ = [key for key in keys if len({repr(other[key]) for other in protocols if key in other}) > 1]
     details = [f"{key} {value_text(facts[key])}" for key in differ if facts.get(key) not in (None, "")]

@@ -24,7 +24,7 @@ class Named:
     """A training's place among the others, in words.
 
     Args:
-        label: what tells it from the others.
+        label: what distinguishes it from the others.
         group: that without the seed.
         curve: that without data and network.
         role: `start`, `control`, `qat`, `float` (neither of the former) or `checkpoint`.
@@ -84,7 +84,7 @@ def name_trainings(trainings: Mapping[str, Training], quantized: Mapping[str, Qu
 
 
 def _titles(by_key: Mapping[str, Lineage]) -> dict[str, str]:
-    """Comparison -> the data, network or start that tells it from the others; nothing where it is the only one."""
+    """Comparison -> the data, network or start that distinguishes it from the others; nothing where it is the only one."""
     facts = {lineage.comparison: lineage.facts for lineage in by_key.values()}
     labels = training_labels(facts)
     return {key: label for key, (label, _) in labels.items()} if len(facts) > 1 else dict.fromkeys(facts, "")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-# What tells trainings apart; the other parameters are settings of the variants, or say where things lie.
+# What distinguishes trainings; the other parameters are settings of the variants, or say where things lie.
 TRAINING_KEYS = ("data.", "model.", "train.", "qat.")
 TRAINING_NAMES = ("seed", "deterministic", "checkpoint")
 NOT_SETTINGS = ("data.root", "data.download", "data.workers", "data.storage")
@@ -16,7 +16,7 @@ LONG_NUMBER = 10  # characters
 def training_labels(params: Mapping[str, Mapping[str, object]]) -> dict[str, tuple[str, str]]:
     """Training hash -> (label, label without the seed), short texts made of the settings in which the trainings differ.
 
-    Where the data sets differ their further settings go without saying. Trainings that no setting tells apart (other data under
+    Where the data sets differ their further settings go without saying. Trainings that no setting distinguishes (other data under
     the same name, other weights to start from) have the first digits of their hash.
 
     >>> training_labels({"aa11": {"train.lr": 0.1, "seed": 0}, "bb22": {"train.lr": 0.01, "seed": 0}})

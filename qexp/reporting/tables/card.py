@@ -14,7 +14,8 @@ from qexp.base.text import MIB
 from qexp.reporting.frames.summary import is_float
 from qexp.reporting.frames.training_labels import value_text
 from qexp.tracking.journal import find_journal, read_rows
-from qexp.tracking.rows import RunRow, Scalar, SweepRow, is_run
+from qexp.tracking.row_types import RunRow, SweepRow, is_run
+from qexp.tracking.rows import Scalar
 
 Runs = Mapping[str, RunRow]
 MAX_TEXTS = 4
@@ -69,7 +70,7 @@ def _some(texts: Iterable[str], most: int = MAX_TEXTS) -> str:
 
 
 def _kept_apart(params: Mapping[str, Scalar]) -> str:
-    """Images that calibrate or select, and are scored by nobody."""
+    """Images that calibrate or select, and are never scored."""
     parts = [f"{params[f'data.num_{name}']} to {verb}" for name, verb in (("calib", "calibrate"), ("select", "select"))
              if params.get(f"data.num_{name}")]  # fmt: skip
     return f"{', '.join(parts)}, of the training images" if parts else ""

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 import pandas as pd
 
@@ -14,6 +14,7 @@ from qexp.base.text import MIB
 from qexp.reporting.tables.render import Column, Row, csv_text, filled, fixed_width, markdown_table, size_text
 from qexp.tracking.journal import find_journal, read_rows
 from qexp.tracking.record import FLOAT_VARIANT
+from qexp.tracking.row_types import ExportRow, TimingRow, is_export
 
 _SHARED = ("variant", "training", "run", "split", "simulate", "requantization", "threads", "cpu")
 FILES = ("ladder.csv", "cost.csv", "layers.csv", "ladder.md")
@@ -31,21 +32,22 @@ _COST_EXPLAINED = (
 )
 
 
-def load_exports(name: str, runs_dir: str | Path) -> list[dict[str, Any]]:
+def load_exports(name: str, runs_dir: str | Path) -> list[ExportRow]:
     """The exported networks of an experiment, as last measured, in the order of their first measurement."""
-    rows = [row for row in read_rows(find_journal(runs_dir, name))[0] if row["kind"] == "export"]
+    rows = [row for row in read_rows(find_journal(runs_dir, name))[0] if is_export(row)]
     return list({(row["run"], row["key"]): row for row in rows}.values())
 
 
-def write_exports(name: str, exports: Sequence[Row], folder: Path) -> list[Path]:
-    """Write `ladder.csv`, `cost.csv`, `layers.csv` and `ladder.md`; removes those that have nothing to tell. Returns the files.
+def write_exports(name: str, exports: Sequence[ExportRow], folder: Path) -> list[Path]:
+    """Write `ladder.csv`, `cost.csv`, `layers.csv` and `ladder.md`; removes those that would be empty. Returns the files.
 
     Args:
         name: experiment.
         exports: of `load_exports`.
         folder: `results/<name>`.
     """
-    texts = dict(zip(FILES, (_flat_csv(exports, kind) for kind in ("rungs", "cost", "layers")), strict=False))
+    csv_texts = (_flat_csv(exports, "rungs"), _flat_csv(exports, "cost"), _flat_csv(exports, "layers"))
+    texts = dict(zip(FILES, csv_texts, strict=False))
     texts["ladder.md"] = markdown(name, exports) if exports else ""
     for file, text in texts.items():
         if text:
@@ -55,12 +57,12 @@ def write_exports(name: str, exports: Sequence[Row], folder: Path) -> list[Path]
     return [folder / file for file, text in texts.items() if text]
 
 
-def format_exports(exports: Sequence[Row]) -> str:
+def format_exports(exports: Sequence[ExportRow]) -> str:
     """Fidelity stages and costs as fixed-width text, for the screen."""
     return "\n\n".join(_screen(export) for export in exports)
 
 
-def exports_for_page(exports: Sequence[Row]) -> list[dict[str, Any]]:
+def exports_for_page(exports: Sequence[ExportRow]) -> list[dict[str, object]]:
     """The fidelity stages of each network, and what running it costs, for the template of `report.html`."""
     return [
         {
@@ -81,7 +83,7 @@ def exports_for_page(exports: Sequence[Row]) -> list[dict[str, Any]]:
     ]
 
 
-def markdown(name: str, exports: Sequence[Row]) -> str:
+def markdown(name: str, exports: Sequence[ExportRow]) -> str:
     """The whole of `ladder.md`."""
     parts = [f"# {name}: exported networks"]
     for export in exports:
@@ -100,7 +102,7 @@ def markdown(name: str, exports: Sequence[Row]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _screen(export: Row) -> str:
+def _screen(export: ExportRow) -> str:
     lines = [f"{export['variant']}: {_caption(export)}", "", *_screen_table(_STAGE_COLUMNS, export["rungs"])]
     lines += [f"ALARM: {text}" for text in export["alarms"]]
     lines += [f"note: {text}" for text in export["notes"]]
@@ -113,7 +115,7 @@ def _screen_table(columns: Sequence[Column], rows: Sequence[Row]) -> list[str]:
     return fixed_width([[title for title, _ in header], *cells], [bool(left) for _, left in header], rule=True)
 
 
-def _caption(export: Row) -> str:
+def _caption(export: ExportRow) -> str:
     """`n = 500 (test), simulate exact, 1 thread; file 0.29 MiB, fp32 1.04 MiB (3.63 times), ...`."""
     sizes, threads = export["sizes"], f"{export['threads']} thread{'' if export['threads'] == 1 else 's'}"
     parts = [
@@ -172,7 +174,7 @@ _COST_COLUMNS: tuple[Column, ...] = (
 )
 
 
-def _with_speedup(cost: Sequence[Row]) -> list[dict[str, Any]]:
+def _with_speedup(cost: Sequence[TimingRow]) -> list[dict[str, object]]:
     """Each timing with how many times as fast as the float network in the same runtime it is."""
     of_float = {(row["runtime"], row["batch"]): row["median_ms"] for row in cost if row["network"] == FLOAT_VARIANT}
     lines = []
@@ -182,14 +184,20 @@ def _with_speedup(cost: Sequence[Row]) -> list[dict[str, Any]]:
     return lines
 
 
-def _flat_csv(exports: Sequence[Row], kind: str) -> str:
+def _flat_csv(exports: Sequence[ExportRow], part: Literal["rungs", "cost", "layers"]) -> str:
     """One line per fidelity stage, timing or layer of all networks; nothing where there are no lines."""
 
-    def lines() -> Iterator[dict[str, Any]]:
+    def lines() -> Iterator[dict[str, object]]:
         for export in exports:
-            for item in _with_speedup(export[kind]) if kind == "cost" else export[kind]:
-                sizes = {f"{name}_bytes": size for name, size in export["sizes"].items()} if kind == "cost" else {}
-                yield {key: export[key] for key in _SHARED} | dict(item) | sizes
+            values: Mapping[str, object] = export
+            shared = {key: values[key] for key in _SHARED}
+            sizes = {f"{name}_bytes": size for name, size in export["sizes"].items()}
+            if part == "cost":
+                yield from ({**shared, **timing, **sizes} for timing in _with_speedup(export["cost"]))
+            elif part == "rungs":
+                yield from ({**shared, **stage} for stage in export["rungs"])
+            else:
+                yield from ({**shared, **layer} for layer in export["layers"])
 
     frame = pd.DataFrame(list(lines()))
     return "" if frame.empty else csv_text(frame)

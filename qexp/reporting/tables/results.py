@@ -16,7 +16,7 @@ from qexp.reporting.statistics.verdict import EXPLAINED, Verdict
 from qexp.reporting.tables.render import Display, csv_text, fixed_width, loss_text, markdown_table, numbers_text, small_text
 from qexp.reporting.tables.statistic_cells import seed_statistics, seeds_explained, statistics
 from qexp.tracking.record import FLOAT_VARIANT
-from qexp.tracking.rows import SweepRow
+from qexp.tracking.row_types import SweepRow
 
 VS_CONTROL = (
     "vs control in points against the float control: trained in float from the same weights with the same recipe and seed, "

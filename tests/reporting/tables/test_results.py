@@ -114,8 +114,8 @@ def test_screen_table(write, record, training):
 
 
 def test_only_what_differs_is_a_column(write, training):
-    one = format_table(_table(write(training(["W8 int", "W4 int"]))))
-    assert "policy uniform" in one.splitlines()[0] and "training" not in one
+    text = format_table(_table(write(training(["W8 int", "W4 int"]))))
+    assert "policy uniform" in text.splitlines()[0] and "training" not in text
     two = format_table(_table(write(training(["W8 int"]), training(["W8 int"], training="bb" * 8, params={"train.lr": 0.01}))))
     lines = two.splitlines()
     assert (

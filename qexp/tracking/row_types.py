@@ -1,0 +1,115 @@
+"""What the rows of a journal hold that reports read, and how a row is known for one of them: by its `kind`."""
+
+from __future__ import annotations
+
+from typing import Literal, TypedDict, TypeGuard
+
+from qexp.tracking.rows import Row, Scalar
+
+
+class RunRow(TypedDict):
+    """A run that was opened; the arguments of `qexp.tracking.rows.run_row`."""
+
+    kind: Literal["run"]
+    run: str
+    parent: str | None
+    name: str
+    params: dict[str, Scalar]
+    tags: dict[str, str]
+    artifacts: dict[str, str]
+    planned_epochs: int | None
+    process: dict[str, str | int]
+    time_ms: int
+
+
+class SweepRow(TypedDict):
+    """A command that was typed; the arguments of `qexp.tracking.rows.sweep_row`."""
+
+    kind: Literal["sweep"]
+    sweep: str
+    command: str
+    versions: dict[str, str]
+    host: str
+    git: str | None
+    time_ms: int
+
+
+class StageRow(TypedDict):
+    """One fidelity stage of an exported network: scores, and its agreement with the simulation."""
+
+    name: str
+    version: str
+    n: int
+    prec1: float | None
+    prec5: float | None
+    agreement: float
+    logit_sqnr_db: float | None
+    n_codes: int
+    max_steps: int | None
+    first_difference: str | None
+    failed_layer: str | None
+    passed: bool | None
+    note: str
+
+
+class TimingRow(TypedDict):
+    """One network in one runtime at one batch size; `network` is `fp32` for the float one."""
+
+    runtime: str
+    version: str
+    network: str
+    batch: int
+    median_ms: float
+    low_ms: float
+    high_ms: float
+    images_per_s: float
+    peak_bytes: int | None
+
+
+class LayerRow(TypedDict):
+    """The work of one layer for an image."""
+
+    layer: str
+    macs: int
+    weight_bits: int
+    act_bits: int
+    bops: int
+
+
+class ExportRow(TypedDict):
+    """An exported network and what was measured of it; `sizes` in bytes, `rungs` are its fidelity stages."""
+
+    kind: Literal["export"]
+    run: str
+    key: str
+    variant: str
+    training: str
+    file: str
+    split: str
+    n: int
+    simulate: str
+    requantization: str
+    threads: int
+    cpu: str
+    sizes: dict[str, int]
+    rungs: list[StageRow]
+    cost: list[TimingRow]
+    layers: list[LayerRow]
+    alarms: list[str]
+    notes: list[str]
+    time_ms: int
+
+
+def is_run(row: Row) -> TypeGuard[RunRow]:
+    """True for the row of a run."""
+    return bool(row["kind"] == "run")
+
+
+def is_sweep(row: Row) -> TypeGuard[SweepRow]:
+    """True for the row of a sweep."""
+    return bool(row["kind"] == "sweep")
+
+
+def is_export(row: Row) -> TypeGuard[ExportRow]:
+    """True for the row of an exported network."""
+    return bool(row["kind"] == "export")
