@@ -154,7 +154,7 @@ def check_circles(root: Path) -> list[str]:
 
 
 def check_owners(root: Path) -> list[str]:
-    """Libraries imported outside the rooms that own them, and anything but torch and the standard library in quant/."""
+    """Libraries imported outside the packages that own them, and anything but torch and the standard library in quant/."""
     wrong = []
     for module in read_modules(root).values():
         for item in module.imports():

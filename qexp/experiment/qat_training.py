@@ -1,4 +1,4 @@
-"""A quantization-aware training as the story sees it: where it begins, what `fit` is given, and the copy that is evaluated."""
+"""A quantization-aware training: where it begins, what `fit` is given, and the copy that is evaluated."""
 
 from __future__ import annotations
 

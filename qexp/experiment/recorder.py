@@ -170,7 +170,7 @@ class Recorder:
         names = {item.name for item in fields(Record)}
         kept = {key: value for key, value in row.items() if key in names}
         name = self.prepared.config.name
-        # Of this experiment itself it is where a crash fell between the two books.
+        # Of this experiment itself it is where a crash fell between the two files.
         reused = row["reused"] or row["experiment"] != name
         own = {"experiment": name, "variant": variant.label, "alarms": tuple(row["alarms"]), "reused": reused}
         return Record(**{**kept, **own})

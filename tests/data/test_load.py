@@ -1,4 +1,4 @@
-"""The door: settings, the YAML of every set, mean and std."""
+"""Settings, the YAML of every set, mean and std."""
 
 from pathlib import Path
 from typing import get_args, get_type_hints

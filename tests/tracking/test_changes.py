@@ -23,18 +23,18 @@ def test_float_rows_belong_to_the_training(record):
 
 
 def test_a_reused_record_changes_nothing(record):
-    ledger = ChangeTracker()
+    tracker = ChangeTracker()
     first = record()
-    assert ledger.take([rows.record_row(first)]).points
-    assert not ledger.take([rows.record_row(replace(first, reused=True, time_ms=9_999_999))]).points
+    assert tracker.take([rows.record_row(first)]).points
+    assert not tracker.take([rows.record_row(replace(first, reused=True, time_ms=9_999_999))]).points
 
 
 def test_new_values_are_added_at_their_time_and_old_ones_come_back(record):
-    ledger = ChangeTracker()
-    ledger.take([rows.record_row(record())])
-    again = ledger.take([rows.record_row(record(prec1=50.0, time_ms=7))]).points["a1b2c3d4/keyW8"]
+    tracker = ChangeTracker()
+    tracker.take([rows.record_row(record())])
+    again = tracker.take([rows.record_row(record(prec1=50.0, time_ms=7))]).points["a1b2c3d4/keyW8"]
     assert again == [Point("prec1", 50.0, 1, 7)]
-    back = ledger.take([rows.record_row(record(time_ms=8))]).points["a1b2c3d4/keyW8"]
+    back = tracker.take([rows.record_row(record(time_ms=8))]).points["a1b2c3d4/keyW8"]
     assert back == [Point("prec1", 81.0, 1, 8)]
 
 
@@ -58,31 +58,31 @@ def test_a_run_opened_after_its_end_stays_open(sweep):
 
 
 def test_texts_are_sent_when_they_change(sweep):
-    ledger = ChangeTracker()
-    assert ledger.take(sweep()).texts == {"a1b2c3d4": {"config.yaml": "seed: 0\n"}}
-    assert ledger.take(sweep()).texts == {}
+    tracker = ChangeTracker()
+    assert tracker.take(sweep()).texts == {"a1b2c3d4": {"config.yaml": "seed: 0\n"}}
+    assert tracker.take(sweep()).texts == {}
 
 
 def test_files_without_a_run_go_to_every_training(sweep):
-    ledger = ChangeTracker()
-    ledger.take(sweep() + sweep(training="ffff"))
-    changes = ledger.take([rows.files_row(None, ["/a.png"]), rows.files_row("ffff", ["/b.png"])])
+    tracker = ChangeTracker()
+    tracker.take(sweep() + sweep(training="ffff"))
+    changes = tracker.take([rows.files_row(None, ["/a.png"]), rows.files_row("ffff", ["/b.png"])])
     assert changes.files == {"a1b2c3d4": ["/a.png"], "ffff": ["/b.png"]}
 
 
 def test_the_same_rows_in_parts_give_the_same_points(sweep):
     everything = sweep(epochs=3) + sweep(epochs=3)
     whole = ChangeTracker().take(everything).points
-    ledger, parts = ChangeTracker(), {}
+    tracker, parts = ChangeTracker(), {}
     for row in everything:
-        for run, points in ledger.take([row]).points.items():
+        for run, points in tracker.take([row]).points.items():
             parts.setdefault(run, []).extend(points)
     assert parts == whole
 
 
 def test_the_states_of_jobs_mean_nothing_to_mlflow(sweep):
     job = rows.job_row("s1", "key", "failed", reason="no", time_ms=99)
-    ledger = ChangeTracker()
-    assert ledger.take([job]) == ChangeTracker().take([])
-    ledger.take([*sweep(), job])
-    assert 99 not in ledger.last_ms.values()
+    tracker = ChangeTracker()
+    assert tracker.take([job]) == ChangeTracker().take([])
+    tracker.take([*sweep(), job])
+    assert 99 not in tracker.last_ms.values()
