@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict
-from typing import Any
 
 from qexp.base.files import hash_json
 from qexp.config.qat import IN_RECIPE, QAT_VERSION
@@ -22,7 +21,7 @@ DIALS = ("bits", "mode", "policy", "quant", "calibrate", "correct", "float_only"
 ADDED = {"sync_bn": False}
 
 
-def training_identity(config: Config) -> dict[str, Any]:
+def training_identity(config: Config) -> dict[str, object]:
     """What decides a training's weights: the part of the configuration that its hash covers.
 
     Left out are the dials `bits mode policy`, quant, evaluation, tracking, names, places, and the settings that do not change
@@ -51,7 +50,7 @@ def training_identity(config: Config) -> dict[str, Any]:
     return identity | ({"qat": _qat_identity(config)} if config.qat.is_on else {})
 
 
-def _qat_identity(config: Config) -> dict[str, Any]:
+def _qat_identity(config: Config) -> dict[str, object]:
     """What decides a quantization-aware training beside its recipe and its plan."""
     qat = {key: value for key, value in asdict(config.qat).items() if key not in IN_RECIPE}
     return {"version": QAT_VERSION, **qat, "bits": config.bits, "calibrate": asdict(config.calibrate)}

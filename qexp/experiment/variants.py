@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from qexp.base.errors import UserError
 from qexp.base.files import hash_json
@@ -188,7 +187,7 @@ def is_built(config: Config, plan: Plan) -> bool:
     )
 
 
-def _preparation(config: Config, plan: Plan, reused: Calibration | None) -> dict[str, Any]:
+def _preparation(config: Config, plan: Plan, reused: Calibration | None) -> dict[str, object]:
     """What decides the numbers of a built copy beside its plan; settings that are not read stay out."""
     if not is_built(config, plan):
         return {}
@@ -198,7 +197,7 @@ def _preparation(config: Config, plan: Plan, reused: Calibration | None) -> dict
     read = {key for key, readers in READS.items() if set(methods.values()) & set(readers)}
     if static or correct.needs_images:
         read |= {"split", "num_images", "batch_size"}
-    preparation: dict[str, Any] = {"version": CALIBRATION_VERSION, **methods, **{key: calibrate[key] for key in sorted(read)}}
+    preparation: dict[str, object] = {"version": CALIBRATION_VERSION, **methods, **{key: calibrate[key] for key in sorted(read)}}
     if reused is not None:
         preparation["activations"] = {"file": reused.hash}  # of the content, wherever the file lies
     if correct.names:

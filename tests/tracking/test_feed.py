@@ -173,7 +173,7 @@ def test_a_server_that_never_answers_is_left(journal, store, sweep, monkeypatch)
     feed._thread.join()
 
 
-def test_rows_are_sent_without_a_poke(journal, store, sweep, monkeypatch):
+def test_rows_are_sent_without_a_call(journal, store, sweep, monkeypatch):
     sent = threading.Event()
     monkeypatch.setattr("qexp.tracking.feed.POLL_S", 0.05)
     monkeypatch.setattr(MlflowRuns, "close", lambda *_: sent.set())
