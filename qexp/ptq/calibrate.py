@@ -84,12 +84,7 @@ def calibrate(
             raise UserError("granularity", spec.granularity, allowed=f"per_tensor or per_channel for the activations at {name}")
     weights_hash = weights_hash or hash_tensors({k: v for k, v in model.state_dict().items() if isinstance(v, Tensor)})
     by_norm = {name: norm for name, norm in (norms or {}).items() if settings.name == "bn" and name in specs}
-    ranges: dict[str, Limits] = {}
-    for name, norm in by_norm.items():
-        low, high = bn_range(
-            norm.beta, norm.gamma, specs[name], num_sigmas=settings.num_sigmas, floor=norm.floor, ceiling=norm.ceiling
-        )
-        ranges[name] = low.cpu(), high.cpu()
+    ranges = {name: _by_norm(norm, specs[name], settings) for name, norm in by_norm.items()}
     rest = {name: spec for name, spec in specs.items() if name not in by_norm}
     num_images = 0
     if rest:
@@ -119,6 +114,12 @@ def check_split(split: str, settings: CalibrateSettings) -> None:
     if split != settings.split:
         remedy = f"calibrate.split={split} allows it and is written beside every number." if settings.split == CALIB else ""
         raise UserError("calibrate.split", split, allowed=f"images of {settings.split}", remedy=remedy)
+
+
+def _by_norm(norm: BehindNorm, spec: QuantSpec, settings: CalibrateSettings) -> Limits:
+    """The range behind a batch norm."""
+    low, high = bn_range(norm.beta, norm.gamma, spec, num_sigmas=settings.num_sigmas, floor=norm.floor, ceiling=norm.ceiling)
+    return low.cpu(), high.cpu()
 
 
 def _by_images(
