@@ -8,11 +8,11 @@ import pytest
 
 import qexp
 from qexp.base.keyvalue import run_verb
-from qexp.experiment import messages
 from qexp.report import ReportSettings, run
 from qexp.reporting.frames.load import load_records
 from qexp.reporting.frames.protocol import MixedProtocolsError, find_protocols
 from qexp.reporting.report import write_report
+from qexp.sweep.run import report as report_sweep
 
 ONE, OTHER = "a1b2c3d4e5f60718", "bb" * 8
 
@@ -104,7 +104,7 @@ def test_a_sweep_that_ends_so_is_not_a_failure(write, training, tmp_path, capsys
     """Every number is stored; the report alone is refused, and nothing is sent in its place."""
     runs_dir = write(training(["W8 int"], epochs=1), training(["W8 int"], training=OTHER, n=500, epochs=1))
     config = SimpleNamespace(name="exp", runs_dir=runs_dir, results_dir=tmp_path / "results")
-    assert messages.report(config) == []
+    assert report_sweep(config) == []
     assert "no report: name=exp: " in capsys.readouterr().out
 
 
