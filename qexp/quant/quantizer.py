@@ -38,7 +38,7 @@ class Quantizer:
 
 
 class FusedQuantizer(Quantizer):
-    """One whose steps run in place over blocks that stay in cache; without their rounding they are the control of mode `float`."""
+    """One whose steps run in place over blocks that stay in cache; without rounding they are the control of mode `float`."""
 
     @staticmethod
     def kernel(params: Params, spec: QuantSpec, rounding: Operation | None, clipped: bool) -> tuple[Kernel, KernelParams]:
