@@ -1,7 +1,7 @@
 """Hydra's launcher and sweeper for qexp: they compose the jobs of a sweep and launch none.
 
 Hydra composes one job per combination of the swept values. Launched one by one they would train the same network again for
-every bit width. This launcher composes all of them, each once, and hands them to the command's own function, which checks them
+every bit width. This launcher composes all of them, each once, and passes them to the command's own function, which checks them
 before anything starts, groups them by what they train, and runs the groups (`qexp.sweep.run`).
 """
 
@@ -38,7 +38,7 @@ class QexpSweeper(BasicSweeper):
 
 
 class QexpLauncher(Launcher):
-    """Composes all jobs of a sweep and hands them on.
+    """Composes all jobs of a sweep and passes them on.
 
     Args:
         settings: `hydra.launcher`, which `qexp.sweep.run` validates, as Hydra would wrap what is raised here.
@@ -54,7 +54,7 @@ class QexpLauncher(Launcher):
         self.config, self.task_function, self.hydra_context = config, task_function, hydra_context
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        """Compose every job and hand their values to the command's function."""
+        """Compose every job and pass their values to the command's function."""
         from qexp.sweep.compose import resolved
         from qexp.sweep.types import Composed
 

@@ -3,7 +3,7 @@
 One process group lives as long as its process. Beside it, on the same store, runs a control channel: rank 0 alone reads the
 command line, the others wait for what it resolved, and how a job ended is agreed through the store, never through a collective.
 Rejected: Hydra on every rank (folders diverge, and re-creating the group hangs), and collectives for outcomes (a rank that
-failed alone would pair its next collective with another job's, which gives wrong numbers in silence).
+failed alone would pair its next collective with another job's, which gives wrong numbers without an error).
 """
 
 from __future__ import annotations
@@ -239,7 +239,7 @@ class ControlChannel:
         return self.store.get(key).decode()
 
     def leave(self) -> None:
-        """Above rank 0: say that nothing more will be read here."""
+        """Above rank 0: mark that this rank reads no further message."""
         self.store.set(f"left/{self.rank}", "")
 
     def wait_until_left(self, limit_s: float = 10) -> None:
@@ -250,7 +250,7 @@ class ControlChannel:
             time.sleep(_POLL_S)
 
     def post(self, number: int, text: str) -> None:
-        """Say how job `number` ended here: empty for well, else what went wrong."""
+        """Publish how job `number` ended on this rank: empty where it succeeded, else what went wrong."""
         self.store.set(f"outcome/{number}/{self.rank}", json.dumps(text))
 
     def agree(
@@ -268,7 +268,7 @@ class ControlChannel:
             number: of the job, used once.
             ok: this rank succeeded.
             message: what went wrong otherwise.
-            limit_s: how long to wait for a rank that says nothing, in s.
+            limit_s: how long to wait for a rank that reports nothing, in s.
             grace_s: the same once some rank has failed, as the others may then hang in a collective.
 
         Returns:

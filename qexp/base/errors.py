@@ -42,7 +42,7 @@ class UserError(ValueError):
 
 
 class UserErrors(ValueError):
-    """Several mistakes, reported together so that one look mends them all."""
+    """Several mistakes, reported together, so that all can be corrected at once."""
 
     def __init__(self, errors: Iterable[Exception]) -> None:
         self.errors = list(errors)
@@ -52,7 +52,7 @@ class UserErrors(ValueError):
 def as_user_errors(
     error: ValidationError, *, prefix: str = "", explain: Callable[[str, ErrorDetails], UserError | None] | None = None
 ) -> list[UserError]:
-    """What pydantic refused, one error for each value; a `UserError` that a check of ours raised within comes back as it is.
+    """What pydantic refused, one error for each value; a `UserError` raised by a check of ours comes back as it is.
 
     Args:
         error: as pydantic raised it.
@@ -96,7 +96,7 @@ def choose(key: str, name: str, table: Iterable[str]) -> str:
 
 
 class JobsFailed(RuntimeError):
-    """Some jobs of a sweep failed; each has said why."""
+    """Some jobs of a sweep failed; the reason of each is printed before."""
 
 
 class RankFailed(RuntimeError):

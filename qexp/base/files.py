@@ -25,11 +25,11 @@ _PROBE_BYTES = 1 << 20
 
 
 class SaveError(OSError):
-    """A file that could not be saved, whatever the library that wrote it raised; what was there before still is.
+    """A file that could not be saved, whatever the library that wrote it raised; an earlier version of it is intact.
 
     Args:
         path: the file.
-        error: what the system said.
+        error: as the system raised it.
 
     >>> print(SaveError(Path("last.pt"), OSError(errno.ENOSPC, "No space left on device")))
     last.pt could not be saved: No space left on device. What was saved before is intact. Free space on that disk and run the \
@@ -95,10 +95,10 @@ def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def _refusal(error: Exception, partial: Path) -> OSError | None:
-    """What the system said when writing failed, or None where it was not the system that failed.
+    """The system's error behind a failed write, or None where it was not the system that failed.
 
-    safetensors has the reason in its text. torch raises a RuntimeError without it, so it is asked again, by writing on where the
-    file ends.
+    safetensors has the reason in its text. torch raises a RuntimeError without it: the reason is then found by writing on where
+    the file ends.
     """
     if isinstance(error, OSError):
         return error

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import is_dataclass
-from typing import Any, TypeVar, get_type_hints
+from typing import TypeVar, get_type_hints
 
 from qexp.base.console import warn_main
 from qexp.base.errors import UserError, UserErrors, as_user_errors, nearest
@@ -44,7 +44,7 @@ def parse(kind: type[Settings], arguments: Sequence[str]) -> Settings:
         raise UserErrors(as_user_errors(error)) from None
 
 
-def _hints(kind: type, prefix: str = "") -> Iterator[tuple[str, Any]]:
+def _hints(kind: type, prefix: str = "") -> Iterator[tuple[str, object]]:
     """Dotted key -> type of every field."""
     for name, hint in get_type_hints(kind).items():
         if isinstance(hint, type) and is_dataclass(hint):
@@ -62,12 +62,15 @@ def _from_yaml(text: str) -> object:
     return parsed["value"]
 
 
-def _put(values: dict[str, Any], key: str, value: object) -> None:
+def _put(values: dict[str, object], key: str, value: object) -> None:
     """Set a dotted key in nested mappings."""
     *path, last = key.split(".")
+    group = values
     for part in path:
-        values = values.setdefault(part, {})
-    values[last] = value
+        inner = group.setdefault(part, {})
+        assert isinstance(inner, dict)
+        group = inner
+    group[last] = value
 
 
 def run_verb(kind: type[Settings], run: Callable[[Settings], int | None], description: str) -> int:

@@ -1,4 +1,4 @@
-"""Being asked to stop: SIGTERM from a scheduler, Ctrl-C from a person; torch-free.
+"""Requests to stop: SIGTERM from a scheduler, Ctrl-C from a person; torch-free.
 
 While the training loop takes its steps, the signal is only noted: the loop saves at the next step, on all ranks at the same
 one, and raises `Preempted` then. Everywhere else nothing is lost by stopping at once, so the signal raises `Preempted` on the
@@ -68,7 +68,7 @@ def _note(signum: int, frame: FrameType | None) -> None:
 
 @contextmanager
 def deferred() -> Iterator[None]:
-    """Within, a signal is noted and not raised: ask `requested`."""
+    """Within, a signal is noted and not raised; `requested` is true from then on."""
     global _deferred
     _deferred += 1
     try:

@@ -24,7 +24,7 @@ class CorrectSettings:
         rescale_seed: of the factors of `rescale_log10`.
         bias: of each layer, by the mean that quantization shifted: `empirical` on calibration images, `analytic` from batch norm.
         reestimate_bn: statistics of the batch norms that are left, on calibration images of the quantized network.
-        adaround: weights rounded up or down as the layer's output asks, not to the nearest code.
+        adaround: round weights up or down so that the layer's output changes least, not to the nearest code.
         adaround_iterations: of Adam, for each layer.
         adaround_lr: learning rate of Adam.
         adaround_lambda: weight of the regularizer.

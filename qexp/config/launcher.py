@@ -35,16 +35,16 @@ class LauncherSettings:
             jobs here) or `submitit_slurm` (as Slurm jobs).
         n_jobs: how many run at a time; -1 is one per core here, and no limit on Slurm.
         timeout_min: time limit of a job, minutes.
-        signal_delay_s: how long before its limit a job is told to save, seconds.
+        signal_delay_s: how long before its limit a job gets the signal to save, seconds.
         max_num_timeout: how often a job that reached its limit is queued again.
         nodes: of one training.
         tasks_per_node: processes of one training on each node, one per GPU where there are GPUs.
-        gpus_per_node: that a job asks for.
-        cpus_per_task: that a job asks for.
-        mem_gb: per node, that a job asks for.
-        partition: Slurm's.
-        account: Slurm's.
-        qos: Slurm's.
+        gpus_per_node: GPUs of a job on each node.
+        cpus_per_task: CPU cores of each process.
+        mem_gb: memory of a job on each node, GB.
+        partition: Slurm's partition.
+        account: Slurm's account.
+        qos: Slurm's quality of service.
         additional_parameters: any other option of sbatch, such as {constraint: a100}.
         setup: lines of shell that run before the job, such as "module load cuda".
     """

@@ -32,7 +32,7 @@ _SQUASHED = (
     "drive each other up."
 )
 _UNFOLDED = {"every_step": "The stored weights are what it quantizes.", "pact": _SQUASHED, "dorefa": _SQUASHED}
-OWN_ACTIVATIONS = ("lsq", "lsq_plus", "pact", "dorefa")  # methods whose formula says what the grid of an activation is
+OWN_ACTIVATIONS = ("lsq", "lsq_plus", "pact", "dorefa")  # methods that define the grid of an activation themselves
 QAT_VERSION = 3  # part of the hash of every such training; raise it when the same settings come to train otherwise
 IN_RECIPE = ("epochs", "lr", "weight_decay", "warmup_epochs")  # settings that act through the recipe alone
 FINE_TUNING = 0.1  # of train.lr, where a network that was trained with it goes on
@@ -135,7 +135,7 @@ class QatSettings:
         )
 
     def quantizers(self, quant: QuantSettings, bits: int) -> QuantSettings:
-        """The grids of weights and activations: what the method says, and what it leaves to the user.
+        """The grids of weights and activations: what the method defines, and what it leaves to the user.
 
         Raises:
             UserError: `quant` asks for what the method does not have.

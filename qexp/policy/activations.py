@@ -33,7 +33,7 @@ def plan_activations(
 
     Args:
         activations: of `qexp.nn.activation_points.activations`, everywhere or at layers only as `quant.activation` says.
-        tensors: the inventory, which says what is first and last.
+        tensors: the inventory, which determines the first and the last layer.
         policy: which tensor gets which width.
         quant: scheme and grid.
         bits: width of weights where the policy names none, 1 to 16.

@@ -66,7 +66,7 @@ def compile_rules(policy: PolicySettings, tensors: Sequence[TensorInfo], bits: i
 
     Args:
         policy: its settings.
-        tensors: the inventory, which says what is first and last.
+        tensors: the inventory, which determines the first and the last layer.
         bits: where the policy names no width of its own.
     """
     layers = Rule(label="conv and linear weights", kinds=LAYERS, roles=("weight",), bits=bits)

@@ -1,7 +1,7 @@
 """Quantizers that gradients pass: straight-through, LSQ and LSQ+; PACT's and DoReFa-Net's have modules of their own.
 
 Forward they are `qexp.quant.affine.fake_quantize_affine` (`reciprocal`, ties to even), bit for bit, so that what was trained is
-what a converted network computes. Backward each is what its paper says. v = x / scale; R rounds.
+what a converted network computes. Backward each follows its paper. v = x / scale; R rounds.
 
 One autograd function per tensor, which keeps x and nothing of its size besides: a weight is alive as long as its network, and the
 ReLU before a quantizer keeps its result for itself. Rejected: a mask of one byte per element, which adds to what is alive where x

@@ -38,7 +38,7 @@ class Quantizer:
 
 
 class FusedQuantizer(Quantizer):
-    """One whose steps run in place over blocks that stay in cache."""
+    """One whose steps run in place over blocks that stay in cache; without rounding they are the control of mode `float`."""
 
     @staticmethod
     def kernel(params: Params, spec: QuantSpec, rounding: Operation | None, clipped: bool) -> tuple[Kernel, KernelParams]:
@@ -46,8 +46,8 @@ class FusedQuantizer(Quantizer):
         raise NotImplementedError
 
 
-class RowQuantizer(Quantizer):
-    """One that works on whole rows and has a control."""
+class ControlQuantizer(Quantizer):
+    """One without a kernel that can do without its rounding: the control of mode `float`."""
 
     @staticmethod
     def control(x: Tensor, params: Params, spec: QuantSpec) -> Tensor:

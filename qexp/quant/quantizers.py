@@ -24,7 +24,7 @@ from qexp.quant.codebooks import (
 from qexp.quant.levels import clamp_levels, decode_levels, encode_levels, level_scale
 from qexp.quant.linear import linear_clamp, linear_constants, linear_inverse, linear_map, linear_span, linear_unmap
 from qexp.quant.qparams import choose_qparams, fixed_point_qparams, scale_factors
-from qexp.quant.quantizer import FusedQuantizer, Kernel, KernelParams, Params, Quantizer, RowQuantizer, Rows
+from qexp.quant.quantizer import ControlQuantizer, FusedQuantizer, Kernel, KernelParams, Params, Quantizer, Rows
 from qexp.quant.scheme_table import code_range
 
 
@@ -147,7 +147,7 @@ class ScaleFactor(FusedQuantizer):
         return kernel, (params["factor"],)
 
 
-class Levels(RowQuantizer):
+class Levels(ControlQuantizer):
     """`log2`, `apot` and `quadratic`: the nearest of a fixed table of levels times max|x|."""
 
     @staticmethod
@@ -171,7 +171,7 @@ class Levels(RowQuantizer):
         return clamp_levels(x, column(params["scale"]))
 
 
-class Dorefa(RowQuantizer):
+class Dorefa(ControlQuantizer):
     """`dorefa`: even levels of tanh(x) / max|tanh x|; at one bit the signs times mean|x|."""
 
     @staticmethod

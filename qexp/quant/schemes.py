@@ -19,7 +19,7 @@ from qexp.base.types import QuantSpec
 from qexp.quant.affine import Operation, rounding_of
 from qexp.quant.blocks import in_blocks
 from qexp.quant.layout import Layout, layout_of
-from qexp.quant.quantizer import FusedQuantizer, Params, Quantizer, RowQuantizer
+from qexp.quant.quantizer import ControlQuantizer, FusedQuantizer, Params, Quantizer
 from qexp.quant.quantizers import Affine, Binary, Codebook, Dorefa, Levels, Linear, ScaleFactor, Ternary
 from qexp.quant.ranges import check_limits, check_not_zero, min_max
 from qexp.quant.scheme_table import CLIPPED, check_control, check_rounding, check_width
@@ -31,10 +31,10 @@ Limits = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True)
 class Scheme:
-    """What a reader and a policy may ask of a quantizer, and how it is made.
+    """A scheme: its properties and its quantizer.
 
     Args:
-        zero_representable: 0 maps to 0 exactly (`represents_zero` says it of a spec).
+        zero_representable: 0 maps to 0 exactly (of a spec: `represents_zero`).
         needs_range: undefined on a constant tensor, whatever the constant.
         dequantizes: the copy holds values; otherwise the codes themselves.
         quantizer: its steps; None for the cast to fp16.
@@ -191,7 +191,7 @@ def _copy_rows(quantizer: type[Quantizer], fitted: Fitted, spec: QuantSpec, sour
     """The copy of each part, without a kernel."""
     if spec.mode == "int":
         return decode_rows(encode_rows(source, spec, fitted), spec, fitted)
-    assert issubclass(quantizer, RowQuantizer), spec.scheme
+    assert issubclass(quantizer, ControlQuantizer), spec.scheme
     rows = fitted.layout.rows(source.float())
     return [quantizer.control(part, params, spec) for part, params in zip(rows, fitted.parts(), strict=True)]
 

@@ -1,4 +1,4 @@
-"""What every statistic asks of its arguments: correctness of the same images, shares between 0 and 1, finite numbers."""
+"""Checks of the arguments of every statistic: correctness of the same images, shares between 0 and 1, finite numbers."""
 
 from __future__ import annotations
 
