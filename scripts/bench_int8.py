@@ -40,7 +40,7 @@ from qexp.base.types import Batch, Plan
 from qexp.config.model import ModelSettings
 from qexp.config.policy import PolicySettings, RuleSettings
 from qexp.config.quant import ActivationQuantSettings, QuantSettings, WeightQuantSettings
-from qexp.deploy.coded_network import Coded, coded
+from qexp.deploy.coded_network import CodedNetwork, code_network
 from qexp.deploy.onnx.qdq import export_qdq
 from qexp.deploy.runtimes import installed_runtimes, open_runtime
 from qexp.deploy.torch_export import PROGRAM_SUFFIX, save_program
@@ -69,8 +69,8 @@ EAGER = "torch eager"
 CALIB_BATCHES, CALIB_SIZE = 2, 8
 REST_S = 0.3
 # Least logit SQNR: of fp32 to torch eager, of int8 to its simulation. Deep networks with random weights amplify a code that
-# rounds the other way at a tie, resnet50 to some 4 dB; other logits altogether would have none. Proof is the ladder's, layer by
-# layer.
+# rounds the other way at a tie, resnet50 to some 4 dB; other logits altogether would have none. The proof is in the fidelity
+# stages, layer by layer.
 FLOAT_DB, INT8_DB = 60.0, 3.0
 
 
@@ -89,8 +89,8 @@ class Work:
 
     name: str
     model: nn.Module
-    floats: Coded
-    quantized: Coded
+    floats: CodedNetwork
+    quantized: CodedNetwork
     dynamic: bool
 
 
@@ -115,7 +115,7 @@ def work_of(name: str, size: int, *, dynamic: bool) -> Work:
     weights = rounded(folded, plan)
     module = insert(trace(weights, example), plan).eval() if dynamic else qexp_peer(weights, plan, calib)
     grids = {tensor: (spec, None) for tensor, spec in plan.quantized.items()}
-    return Work(name, model, coded(folded, example, {}), coded(module, example, grids, reference=folded), dynamic)
+    return Work(name, model, code_network(folded, example, {}), code_network(module, example, grids, reference=folded), dynamic)
 
 
 def peers(work: Work, example: Tensor, chosen: dict[str, str], folder: Path) -> dict[str, Peer]:

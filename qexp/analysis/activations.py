@@ -1,20 +1,19 @@
-"""What quantizing activations costs at each place: values seen on images, held against the grid of the place.
+"""What quantizing activations costs at each activation point: its values on images, compared with its grid.
 
-The values are those of the network with quantized weights and float activations, on which ranges are found too, so that each
-place's error is its own.
+The values are those of the network with quantized weights and float activations, which ranges are calibrated on too, so that
+the error of a point is its own.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from qexp.analysis.distributions import ActivationStats, fit_distributions, profile, suggest
-from qexp.analysis.measures import DRAWN_BITS, Errors, count_clipped, histogram, tensor_profile
-from qexp.analysis.results import TensorProfile
+from qexp.analysis.measures import DRAWN_BITS, Errors, count_clipped, histogram, spec_of, tensor_profile
+from qexp.analysis.profile_results import GridFields, TensorProfile
 from qexp.base.types import ActivationRow
 from qexp.nn.fake_quant import FakeQuantize, observing
 from qexp.quant.affine import expand
@@ -25,15 +24,17 @@ def profile_activations(
     network: nn.Module,
     images: Callable[[], Iterable[Tensor]],
     rows: Iterable[ActivationRow],
-    places: Mapping[str, FakeQuantize],
+    quantizers: Mapping[str, FakeQuantize],
     ranges: Mapping[str, str],
 ) -> tuple[TensorProfile, ...]:
-    """One profile for each quantized place, in the order of the network; two passes over the images.
+    """One profile for each quantized activation point, in the order of the network; two passes over the images.
 
     Args:
         network: of `qexp.nn.fake_quant.observed`, in eval mode.
         images: gives the same batches [N, C, H, W] anew at each call, on the network's device.
-        rows: of the plan. places: name -> its calibrated module. ranges: name -> method that found its range.
+        rows: of the plan.
+        quantizers: name -> its calibrated module.
+        ranges: name -> method that found its range.
     """
     rows = [row for row in rows if row.spec is not None]
     stats = profile(network, images())
@@ -41,35 +42,35 @@ def profile_activations(
 
     def watch(name: str, values: Tensor) -> None:
         if name in errors:
-            errors[name].add(values, places[name](values), _count(values, places[name]))
+            errors[name].add(values, quantizers[name](values), _count(values, quantizers[name]))
 
     with observing(network, watch):
         for batch in images():
             network(batch)
     ordered = sorted(rows, key=lambda row: row.info.order)
     return tuple(
-        _profile(row, stats[row.info.name], errors[row.info.name], places[row.info.name], ranges[row.info.name])
+        _profile(row, stats[row.info.name], errors[row.info.name], quantizers[row.info.name], ranges[row.info.name])
         for row in ordered
     )
 
 
-def _count(values: Tensor, place: FakeQuantize) -> int:
-    """Values beyond the grid of a place; none where each batch has its own range, which holds all of it."""
-    if place.spec.dynamic:
+def _count(values: Tensor, quantizer: FakeQuantize) -> int:
+    """Values beyond the grid of an activation point; none where each batch has its own range, which holds all of it."""
+    if quantizer.spec.dynamic:
         return 0
-    scale, zero_point = (expand(each.double(), place.axis, values) for each in (place.scale, place.zero_point))
-    low, high = (place.quant_min - zero_point) * scale, (place.quant_max - zero_point) * scale
+    scale, zero_point = (expand(buffer.double(), quantizer.axis, values) for buffer in (quantizer.scale, quantizer.zero_point))
+    assert isinstance(scale, Tensor) and isinstance(zero_point, Tensor)  # as what is expanded is
+    low, high = (quantizer.quant_min - zero_point) * scale, (quantizer.quant_max - zero_point) * scale
     return count_clipped(values.double(), low, high, scale, scale)
 
 
-def _profile(row: ActivationRow, stats: ActivationStats, errors: Errors, place: FakeQuantize, ranges: str) -> TensorProfile:
-    info, spec = row.info, row.spec
+def _profile(row: ActivationRow, stats: ActivationStats, errors: Errors, quantizer: FakeQuantize, ranges: str) -> TensorProfile:
+    info, spec = row.info, spec_of(row)
     fits = fit_distributions(stats.sample)
     suggestion = ""
     if not spec.dynamic and spec.granularity == "per_tensor":
-        found = suggest(stats, fits, spec)
-        suggestion = f"{found.method}: {found.reason}"
-    grid = _grid(place)
+        suggested = suggest(stats, fits, spec)
+        suggestion = f"{suggested.method}: {suggested.reason}"
     return tensor_profile(
         row,
         errors,
@@ -80,30 +81,35 @@ def _profile(row: ActivationRow, stats: ActivationStats, errors: Errors, place: 
         minimum=stats.minimum,
         maximum=stats.maximum,
         zero_share=stats.zero_share,
-        saturation=errors.saturation,
         distribution=f"{fits[0].name} (KS {fits[0].ks:.3f})" if fits else "",
         suggestion=suggestion,
-        histogram=histogram(stats.sample, grid.pop("levels", ())),
-        **grid,
+        histogram=histogram(stats.sample, _levels(quantizer)),
+        **_grid(quantizer, errors),
     )
 
 
-def _grid(place: FakeQuantize) -> dict[str, Any]:
-    """Ends, scales and levels of a calibrated place; nothing where each batch has its own."""
-    if place.spec.dynamic:
-        return {}
-    scale, zero_point = place.scale.double().reshape(-1), place.zero_point.double().reshape(-1)
-    low, high = (place.quant_min - zero_point) * scale, (place.quant_max - zero_point) * scale
-    levels: tuple[float, ...] = ()
-    if place.spec.bits <= DRAWN_BITS:
-        widest = int((high - low).argmax())
-        codes = torch.arange(place.quant_min, place.quant_max + 1, dtype=torch.float64, device=scale.device)
-        levels = tuple(((codes - zero_point[widest]) * scale[widest]).tolist())
+def _grid(quantizer: FakeQuantize, errors: Errors) -> GridFields:
+    """Ends and scales of a calibrated activation point, and the share of values beyond it; each batch may have its own grid."""
+    if quantizer.spec.dynamic:
+        return {"saturation": errors.saturation}
+    scale, zero_point = quantizer.scale.double().reshape(-1), quantizer.zero_point.double().reshape(-1)
+    low, high = (quantizer.quant_min - zero_point) * scale, (quantizer.quant_max - zero_point) * scale
     return {
         "grid_min": float(low.min()),
         "grid_max": float(high.max()),
         "num_groups": len(scale),
         "scale_min": float(scale.min()),
         "scale_max": float(scale.max()),
-        "levels": levels,
+        "saturation": errors.saturation,
     }
+
+
+def _levels(quantizer: FakeQuantize) -> tuple[float, ...]:
+    """The levels of the widest grid of an activation point; none where each batch has its own, or there are too many to draw."""
+    if quantizer.spec.dynamic or quantizer.spec.bits > DRAWN_BITS:
+        return ()
+    scale, zero_point = quantizer.scale.double().reshape(-1), quantizer.zero_point.double().reshape(-1)
+    low, high = (quantizer.quant_min - zero_point) * scale, (quantizer.quant_max - zero_point) * scale
+    widest = int((high - low).argmax())
+    codes = torch.arange(quantizer.quant_min, quantizer.quant_max + 1, dtype=torch.float64, device=scale.device)
+    return tuple(((codes - zero_point[widest]) * scale[widest]).tolist())

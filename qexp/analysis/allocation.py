@@ -1,26 +1,26 @@
 """`python -m qexp.analyze task=allocate`: bits per layer under a budget, what they predict, and what became of it.
 
-Layers are measured one at a time on `analyze.split`; widths are chosen so that the losses add up to least; the networks so made
-are run on the same images, where the sum is held against the truth, and then on `evaluate.split`, as `qexp.evaluate` does it,
-where the choice is compared with one width for all layers.
+Layers are measured one at a time on `analyze.split`; widths are chosen so that the losses add up to least. The networks with
+these widths are run on the same images, where the sum is compared with the measured loss, and then on `evaluate.split`, as
+`qexp.evaluate` does it, where the choice is compared with one width for all layers.
 """
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 
 from qexp.analysis.allocation_report import summary, write_allocation
 from qexp.analysis.budgets import Budget, budget_of
-from qexp.analysis.layers import Layers, rules
-from qexp.analysis.results import Against, Allocated, Allocation, Sensitivity
-from qexp.analysis.sensitivity import study
+from qexp.analysis.layer_policy import POLICY, command_with, policy_text, rules
+from qexp.analysis.layers import Layers
+from qexp.analysis.results import Allocated, Allocation, ChoiceComparison, Sensitivity
+from qexp.analysis.sensitivity import measure_sensitivity
 from qexp.analysis.sensitivity_report import write_sensitivity
 from qexp.analysis.solvers import Choice, dynamic, exact, greedy
 from qexp.base.console import print_main
@@ -47,20 +47,20 @@ from qexp.sweep.run import run_sweep
 from qexp.tracking.journal import Journal
 from qexp.tracking.record import Sweep
 
-POLICY = "mixed"  # name of the policy's file
 MAX_BITS = 16
 EQUAL = 1e-9  # relative difference of sums that were added in another order
 
 
 def run(config: Config, sweep: Sweep) -> None:
-    """Measure, choose, run what was chosen, write `results/<name>/allocation/<variant>/` and say what was found.
+    """Measure, choose, run what was chosen, write `results/<name>/allocation/<variant>/` and print a summary.
 
     Args:
         config: of the job.
         sweep: where it comes from.
 
     Raises:
-        UserError: something is wrong with the job; nothing was written. JobsFailed: the chosen networks could not be scored.
+        UserError: something is wrong with the job; nothing was written.
+        JobsFailed: the chosen networks could not be scored.
     """
     preparer = Preparer()
     whole = preparer.prepare([config])
@@ -68,17 +68,17 @@ def run(config: Config, sweep: Sweep) -> None:
     layers = Layers(config, pick_device(config.device), preparer)
     budget = budget_of(config, layers.rows, layers.base.plan, whole)
     widths = config.analyze.tried(config.bits, "allocate")
-    budget.costs(widths)  # which says whether anything fits
+    budget.costs(widths)  # raises where nothing fits
     messages.plan([layers.prepared], num_jobs=1)
     if config.plan_only:
         return
     seed_everything(config.seed, config.deterministic)
     with TrajectoryStore(config.runs_dir).open(layers.prepared.training).lock():
-        measured = study(layers, widths, command=sweep.command)
-        found, gap, checked = _choose(layers, measured, budget, widths)
+        measured = measure_sensitivity(layers, widths, command=sweep.command)
+        choices, gap, dynamic_check = _choose(layers, measured, budget, widths)
     folder = Path(config.results_dir) / config.name / "allocation" / file_name(f"{measured.label} {budget.name} {budget.value:g}")
     files = write_sensitivity(measured, folder / "sensitivity")  # before the test, whose report shows it
-    tested, against = _test(config, sweep, layers, found, preparer)
+    tested, comparisons = _score_choices(config, sweep, layers, choices, preparer)
     result = Allocation(
         label=measured.label,
         subject=measured.subject,
@@ -86,15 +86,15 @@ def run(config: Config, sweep: Sweep) -> None:
         command=sweep.command,
         images=measured.images,
         budget=budget.words,
-        found=tested,
-        against=against,
+        choices=tested,
+        comparisons=comparisons,
         gap=gap,
-        dynamic=checked,
+        dynamic_check=dynamic_check,
         scored=f"{config.evaluate.split} images",
         use=command_with(sweep.command, folder),
         notes=(*_notes(config), *measured.notes),
     )
-    policy = rules(layers.rows, found[0].bits)
+    policy = rules(layers.rows, choices[0].bits)
     files += write_allocation(result, policy_text(policy, result), POLICY, folder)
     print_main(
         summary(result), "", f"written: {len(files)} files in {folder}/ (allocation.md, policy/{POLICY}.yaml, sensitivity/)"
@@ -114,33 +114,33 @@ def _choose(
 ) -> tuple[list[Allocated], float | None, str]:
     """The allocations, run on the images that layers were compared on; the gap of greedy, and the check of exact."""
     measure = layers.config.analyze.measure
-    losses = {name: _matrix(measured, name, widths) for name in MEASURES}
-    if losses[measure] is None:
+    matrices = {name: _matrix(measured, name, widths) for name in MEASURES}
+    losses = matrices[measure]
+    if losses is None:
         raise UserError("analyze.measure", measure, allowed="a measure that every layer has", remedy="See sensitivity.md.")
     costs, names = budget.costs(widths), layers.names
-    best, quick = (solve(losses[measure], costs, budget.limit) for solve in (exact, greedy))
+    best, quick = exact(losses, costs, budget.limit), greedy(losses, costs, budget.limit)
     gap = 100 * (quick.loss - best.loss) / best.loss if best.loss > 0 else None
-    again = dynamic(losses[measure], costs, budget.limit)
-    checked = _checked(best, again)
-    chosen = [("exact", measure, best), ("greedy", measure, quick)]
-    chosen += [
+    dynamic_check = _dynamic_check(best, dynamic(losses, costs, budget.limit))
+    solutions: list[tuple[str, str, Choice]] = [("exact", measure, best), ("greedy", measure, quick)]
+    solutions += [
         ("exact", name, exact(matrix, costs, budget.limit))
-        for name, matrix in losses.items()
+        for name, matrix in matrices.items()
         if name != measure and matrix is not None
     ]
-    found = [
-        _run(layers, measured, budget, method, by, dict(zip(names, (widths[k] for k in choice.widths), strict=True)), choice)
-        for method, by, choice in chosen
-    ]
+    choices = []
+    for method, by, solution in solutions:
+        bits = dict(zip(names, (widths[index] for index in solution.widths), strict=True))
+        choices.append(_run_choice(layers, measured, budget, method, by, bits, solution))
     width = _uniform_width(layers.config, budget)
     if width is not None:
-        found.insert(2, _run(layers, measured, budget, "uniform", "", dict.fromkeys(names, width)))
-    return found, gap, checked
+        choices.insert(2, _run_choice(layers, measured, budget, "uniform", "", dict.fromkeys(names, width)))
+    return choices, gap, dynamic_check
 
 
 def _matrix(measured: Sensitivity, measure: str, widths: Sequence[int]) -> np.ndarray | None:
     """[layers, widths] of one measure; None where a layer lacks it. Losses that are not finite count as worse than all others."""
-    scores = [each.score(measure) for each in measured.layers]
+    scores = [loss.score(measure) for loss in measured.layers]
     if any(score is None for score in scores):
         return None
     values = np.array(scores, dtype=np.float64).reshape(-1, len(widths))
@@ -148,11 +148,12 @@ def _matrix(measured: Sensitivity, measure: str, widths: Sequence[int]) -> np.nd
     return np.where(np.isfinite(values), values, worst)
 
 
-def _checked(best: Choice, again: Choice | None) -> str:
-    if again is None:
+def _dynamic_check(best: Choice, other: Choice | None) -> str:
+    """What dynamic programming says of the exact choice, in words."""
+    if other is None:
         return "dynamic programming was left out: too many combinations"
-    equal = abs(again.loss - best.loss) <= EQUAL * max(abs(best.loss), abs(again.loss))
-    return f"dynamic programming finds {'the same sum' if equal else f'another sum, {again.loss:.6g} instead of {best.loss:.6g}'}"
+    equal = abs(other.loss - best.loss) <= EQUAL * max(abs(best.loss), abs(other.loss))
+    return f"dynamic programming finds {'the same sum' if equal else f'another sum, {other.loss:.6g} instead of {best.loss:.6g}'}"
 
 
 def _uniform_width(config: Config, budget: Budget) -> int | None:
@@ -167,20 +168,20 @@ def _uniform_width(config: Config, budget: Budget) -> int | None:
     return None
 
 
-def _run(
+def _run_choice(
     layers: Layers,
     measured: Sensitivity,
     budget: Budget,
     method: str,
     measure: str,
     bits: dict[str, int],
-    choice: Choice | None = None,
+    solution: Choice | None = None,
 ) -> Allocated:
     """One allocation, run on the images that layers were compared on."""
     variant = layers.variant(rules(layers.rows, bits), activations=True)
-    scores = layers.together(variant)
-    kl = {(each.layer, each.bits): each.kl for each in measured.layers}
-    parts = [kl.get(item) for item in bits.items()]
+    scores = layers.network_scores(variant)
+    kl = {(loss.layer, loss.bits): loss.kl for loss in measured.layers}
+    parts = [kl[layer_bits] for layer_bits in bits.items() if layer_bits in kl]
     count = sum(row.info.num_elements for row in layers.rows)
     print_main(f"  {method} {measure}: Prec@1 {scores['prec1']:.2f}, KL {scores['kl']:.4g}".replace(" :", ":"))
     return Allocated(
@@ -190,56 +191,70 @@ def _run(
         cost=budget.total(bits),
         size_bytes=variant.size_bytes,
         average_bits=sum(row.info.num_elements * bits[row.info.name] for row in layers.rows) / count,
-        predicted=None if None in parts else float(sum(parts)),
+        predicted=float(sum(parts)) if len(parts) == len(bits) else None,
         kl=scores["kl"],
         prec1=scores["prec1"],
         delta_prec1=scores["delta_prec1"],
-        by_measure=None if choice is None else choice.loss,
+        by_measure=None if solution is None else solution.loss,
     )
 
 
-def _test(
-    config: Config, sweep: Sweep, layers: Layers, found: Sequence[Allocated], preparer: Preparer
-) -> tuple[tuple[Allocated, ...], tuple[Against, ...]]:
+def _score_choices(
+    config: Config, sweep: Sweep, layers: Layers, choices: Sequence[Allocated], preparer: Preparer
+) -> tuple[tuple[Allocated, ...], tuple[ChoiceComparison, ...]]:
     """Score exact, greedy and uniform on `evaluate.split`, recorded and reported as `qexp.evaluate` does, and compare them."""
-    tested = [each for each in found if each.measure in ("", config.analyze.measure)]
-    tested.sort(key=lambda each: each.method != "uniform")  # equal choices take the first one's name, and this one's is plain
-    configs = [_job(config, rules(layers.rows, each.bits), each) for each in tested]
+    tested = [choice for choice in choices if choice.measure in ("", config.analyze.measure)]
+    tested.sort(key=lambda choice: choice.method != "uniform")  # equal choices take the first one's name, and this one's is plain
+    configs = [_job_of(config, rules(layers.rows, choice.bits), choice) for choice in tested]
     asked = ask_for([{key: value for key, value in asdict(job).items() if key != "analyze"} for job in configs])
     with Resources(preparer=preparer) as resources:
         log = JobLog(asked, replace(sweep, verb="evaluate"))
         (prepared,) = run_sweep(configs, log, resources, partial(run_in_turn, resources=resources), typed={})
-    kept = {each.method: _record(prepared, one) for each, one in zip(tested, configs, strict=True)}
+    records = {choice.method: _record(prepared, job) for choice, job in zip(tested, configs, strict=True)}
     scored = [
-        replace(each, label=kept[each.method]["variant"], test_prec1=kept[each.method]["prec1"]) if each in tested else each
-        for each in found
+        replace(choice, label=records[choice.method].label, test_prec1=records[choice.method].prec1)
+        if choice in tested
+        else choice
+        for choice in choices
     ]
-    return tuple(scored), tuple(_compared(prepared, kept))
+    return tuple(scored), tuple(_comparisons(prepared, records))
 
 
-def _job(config: Config, policy: PolicySettings, allocated: Allocated) -> Config:
-    """The job of `qexp.evaluate` that scores an allocation; one width for all is said as the user would."""
+def _job_of(config: Config, policy: PolicySettings, allocated: Allocated) -> Config:
+    """The job of `qexp.evaluate` that scores an allocation; one width for all is set as a user would set it."""
     job = replace(config, analyze=AnalyzeSettings(), task=None)
     if allocated.method == "uniform" and config.policy.name == "uniform":
         return replace(job, bits=next(iter(allocated.bits.values())))
     return replace(job, policy=policy)
 
 
-def _record(prepared: Prepared, config: Config) -> dict[str, Any]:
+class _Record(NamedTuple):
+    """What is stored of a choice's evaluation; `predictions` is a file in the training's folder, None where none is kept."""
+
+    label: str
+    key: str
+    prec1: float
+    predictions: str | None
+
+
+def _record(prepared: Prepared, config: Config) -> _Record:
     """What is stored of the variant that a job asks for, by the name that it has here."""
     key = make_variants([config], prepared.tensors, prepared.places)[-1].key
     row = list(Journal(prepared.folder / "variants" / f"{key}.jsonl").rows())[-1]
-    return row | {"variant": next(each.label for each in prepared.variants if each.key == key)}
+    label = next(variant.label for variant in prepared.variants if variant.key == key)
+    return _Record(label, row["variant_key"], row["prec1"], row["predictions"])
 
 
-def _compared(prepared: Prepared, kept: Mapping[str, Mapping[str, Any]]) -> Iterator[Against]:
+def _comparisons(prepared: Prepared, records: Mapping[str, _Record]) -> Iterator[ChoiceComparison]:
     """The exact choice against one width for all, and greedy against exact, where they differ and their predictions are kept."""
     for method, reference in (("exact", "uniform"), ("greedy", "exact")):
-        pair = [kept.get(name) for name in (reference, method)]
-        if None in pair or pair[0]["variant_key"] == pair[1]["variant_key"] or not all(row["predictions"] for row in pair):
+        if method not in records or reference not in records:
             continue
-        a, b = (predictions.load(prepared.folder / row["predictions"]) for row in pair)
-        found = compare(
+        first, second = records[reference], records[method]
+        if first.key == second.key or not first.predictions or not second.predictions:
+            continue
+        a, b = (predictions.load(prepared.folder / file) for file in (first.predictions, second.predictions))
+        comparison = compare(
             a.correct1.numpy(),
             b.correct1.numpy(),
             index_a=a.index.numpy(),
@@ -247,30 +262,6 @@ def _compared(prepared: Prepared, kept: Mapping[str, Mapping[str, Any]]) -> Iter
             classes_a=a.top5[:, 0].numpy(),
             classes_b=b.top5[:, 0].numpy(),
         )
-        ends = (found.interval.low, found.interval.high, found.interval.level)
-        counts = (found.n10, found.n01, found.disagreement)
-        yield Against(method, reference, found.n, found.difference, *ends, found.p_value, *counts)
-
-
-def policy_text(policy: PolicySettings, found: Allocation) -> str:
-    """The policy as a file for Hydra's group `policy`."""
-    lines = [f"# Bits per layer for {found.subject}, {found.label}: {found.budget}, least summed {found.found[0].measure}."]
-    lines += [f"# {found.use}", "defaults:", "  - _base", "  - _self_", "name: rules", "rules:"]
-    for rule in policy.rules or ():
-        role = "" if rule.role == "weight" else f", role: {rule.role}"
-        lines.append(f'  - {{match: "{rule.match}", bits: {rule.bits}{role}}}')
-    return "\n".join(lines) + "\n"
-
-
-def command_with(command: str, folder: Path) -> str:
-    """The command that scores the policy of a folder, from the one that made it.
-
-    >>> command_with("python -m qexp.analyze task=allocate checkpoint=a.pt bits=4 analyze.average_bits=4", Path("out"))
-    'python -m qexp.evaluate --config-dir=out policy=mixed checkpoint=a.pt'
-    """
-    words = shlex.split(command)[3:]
-    left_out = ("task=", "analyze.", "policy=", "policy.", "bits=")
-    kept = [word for word in words if not word.startswith(left_out)]
-    # An experiment's file may name the task.
-    kept += ["task=null"] if any(word.startswith("experiment=") for word in kept) else []
-    return shlex.join(["python", "-m", "qexp.evaluate", f"--config-dir={folder}", f"policy={POLICY}", *kept])
+        ends = (comparison.interval.low, comparison.interval.high, comparison.interval.level)
+        counts = (comparison.n10, comparison.n01, comparison.disagreement)
+        yield ChoiceComparison(method, reference, comparison.n, comparison.difference, *ends, comparison.p_value, *counts)

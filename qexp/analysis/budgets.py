@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
+from qexp.analysis.measures import spec_of
 from qexp.base.errors import UserError
 from qexp.base.types import Plan, PlanRow
 from qexp.config.root import Config
@@ -23,8 +24,13 @@ class Budget:
     """A limit on what layers cost together, in integers.
 
     Args:
-        name: of the setting. value: as given. rows: the layers. per_bit: layer -> cost of one bit of width, where that is linear.
-        limit: most that the layers may cost. fixed: what all else costs. unit: divides a cost for people to read.
+        name: of the setting.
+        value: as given.
+        rows: the layers.
+        per_bit: layer -> cost of one bit of width, where that is linear.
+        limit: most that the layers may cost.
+        fixed: what all else costs.
+        unit: divides a cost for people to read.
     """
 
     name: str
@@ -36,10 +42,15 @@ class Budget:
     unit: float = 1.0
 
     def cost(self, row: PlanRow, bits: int) -> int:
-        """Of one layer at a width."""
+        """The cost of one layer.
+
+        Args:
+            row: of the layer in the plan.
+            bits: its width.
+        """
         if self.per_bit is not None:
             return self.per_bit[row.info.name] * bits
-        return stored_bytes(row.info.shape, replace(row.spec, bits=bits))
+        return stored_bytes(row.info.shape, replace(spec_of(row), bits=bits))
 
     def costs(self, widths: Sequence[int]) -> np.ndarray:
         """[layers, widths] int64.
@@ -47,13 +58,13 @@ class Budget:
         Raises:
             UserError: the narrowest widths cost more than the budget.
         """
-        found = np.array([[self.cost(row, bits) for bits in widths] for row in self.rows], dtype=np.int64)
-        least = int(found.min(1).sum())
+        costs = np.array([[self.cost(row, bits) for bits in widths] for row in self.rows], dtype=np.int64)
+        least = int(costs.min(1).sum())
         if least > self.limit:
             needed = (least + self.fixed) / self.unit
-            shown = f"{needed:.0f}" if needed == int(needed) else f"{needed:.4g}"
-            raise UserError(f"analyze.{self.name}", self.value, allowed=f"at least {shown}, the cost of the narrowest widths")
-        return found
+            allowed = f"{needed:.0f}" if needed == int(needed) else f"{needed:.4g}"
+            raise UserError(f"analyze.{self.name}", self.value, allowed=f"at least {allowed}, the cost of the narrowest widths")
+        return costs
 
     def total(self, bits: Mapping[str, int]) -> float:
         """Of a whole choice, in the unit of the setting. bits: layer -> width."""
@@ -70,7 +81,10 @@ def budget_of(config: Config, rows: Sequence[PlanRow], plan: Plan, prepared: Pre
     """The budget that a job gives.
 
     Args:
-        rows: the layers whose widths are chosen. plan: that they are part of. prepared: the job with its activations quantized.
+        config: of the job.
+        rows: the layers whose widths are chosen.
+        plan: that they are part of.
+        prepared: the job with its activations quantized.
     """
     (name,) = config.analyze.budgets
     value = getattr(config.analyze, name)
@@ -79,7 +93,7 @@ def budget_of(config: Config, rows: Sequence[PlanRow], plan: Plan, prepared: Pre
         per_bit = {row.info.name: row.info.num_elements for row in rows}
         return Budget(name, value, tuple(rows), per_bit, int(np.floor(value * count * (1 + 1e-12))), unit=count)
     if name == "budget_bytes":
-        fixed = plan_size_bytes(plan) - sum(stored_bytes(row.info.shape, row.spec) for row in rows)
+        fixed = plan_size_bytes(plan) - sum(stored_bytes(row.info.shape, spec_of(row)) for row in rows)
         return Budget(name, value, tuple(rows), None, value - fixed, fixed)
     per_bit, fixed = _operations(rows, prepared)
     return Budget(name, value, tuple(rows), per_bit, value - fixed, fixed)
@@ -98,9 +112,9 @@ def _operations(rows: Sequence[PlanRow], prepared: Prepared) -> tuple[dict[str, 
     for row in rows:
         module = row.info.module or root
         elements[module] = elements.get(module, 0) + row.info.num_elements
-    found = {}
+    per_bit = {}
     for row in rows:
         module = row.info.module or root
         own = macs.get(module, 0) * row.info.num_elements // max(elements[module], 1)
-        found[row.info.name] = own * read.get(row.info.name, FLOAT_BITS)
-    return found, sum(count * FLOAT_BITS**2 for module, count in macs.items() if module not in elements)
+        per_bit[row.info.name] = own * read.get(row.info.name, FLOAT_BITS)
+    return per_bit, sum(count * FLOAT_BITS**2 for module, count in macs.items() if module not in elements)

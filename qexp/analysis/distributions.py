@@ -1,4 +1,4 @@
-"""What activations look like at each place, which distribution they follow, and which range method that suggests.
+"""What activations look like at each activation point, which distribution they follow, and which range method that suggests.
 
 Profile (`profile`, a pass over images), fit (`fit_distributions`), decide (`suggest`): the last two are functions of tensors.
 """
@@ -17,18 +17,23 @@ from qexp.quant.affine import fake_quantize_affine
 
 GOOD_FIT = 0.05  # a Kolmogorov-Smirnov distance below it counts as following the distribution
 WORTH_CLIPPING_DB = 0.5
-_SAMPLE = 1 << 16  # values kept of a place
+_SAMPLE = 1 << 16  # values kept of an activation point
 _PER_BATCH = 1 << 13
 
 
 @dataclass(frozen=True, kw_only=True)
 class ActivationStats:
-    """The values at one place over all images seen, padding not included.
+    """The values at one activation point over all images, padding not included.
 
     Args:
-        name: of the place. n: number of values. minimum, maximum, mean, std: theirs.
-        zero_share: of values that are exactly 0. kurtosis: fourth central moment over variance squared, 3 for a Gaussian; NaN
-            where all values are equal.
+        name: of the activation point.
+        n: number of values.
+        minimum: smallest value.
+        maximum: largest value.
+        mean: of the values.
+        std: of the values, over n.
+        zero_share: share of values that are exactly 0.
+        kurtosis: fourth central moment over variance squared, 3 for a Gaussian; NaN where all values are equal.
         sample: [m] float32, at most 65536 of the values, evenly drawn.
     """
 
@@ -50,7 +55,8 @@ class Fit:
     Args:
         name: `gaussian`, `laplace`, `uniform`, or for values that are never negative `half_normal`, `half_laplace`, fitted to
             those above zero.
-        location: mean, median or lower end; 0 for the halves. scale: standard deviation, mean distance or width.
+        location: mean, median or lower end; 0 for the halves.
+        scale: standard deviation, mean distance or width.
         ks: Kolmogorov-Smirnov distance to the sample, 0 to 1.
     """
 
@@ -62,7 +68,12 @@ class Fit:
 
 @dataclass(frozen=True, kw_only=True)
 class Suggestion:
-    """A range method of the `calibrate` group for one place, and why."""
+    """A range method for one activation point.
+
+    Args:
+        method: name of a file of the `calibrate` group.
+        reason: why it.
+    """
 
     method: str
     reason: str
@@ -70,7 +81,7 @@ class Suggestion:
 
 @torch.no_grad()
 def profile(network: nn.Module, batches: Iterable[Tensor]) -> dict[str, ActivationStats]:
-    """Statistics at every place of a network, in one pass over images.
+    """Statistics at every activation point of a network, in one pass over images.
 
     Args:
         network: of `qexp.nn.fake_quant.observed`, in eval mode.
@@ -85,7 +96,7 @@ def profile(network: nn.Module, batches: Iterable[Tensor]) -> dict[str, Activati
             network(images)
     if not moments:
         raise ValueError("no images to profile activations on")
-    return {name: found.stats(name) for name, found in moments.items()}
+    return {name: values.stats(name) for name, values in moments.items()}
 
 
 class _Moments:
@@ -101,7 +112,7 @@ class _Moments:
         self.sample: list[Tensor] = []
 
     def add(self, values: Tensor) -> None:
-        """Count the values of one batch in."""
+        """Merge the values of one batch."""
         flat = values.detach().flatten()
         step = -(-flat.numel() // _PER_BATCH) | 1  # odd: no multiple of an image's width, so that all columns are drawn
         self.sample.append(flat[::step].float().cpu().clone())
@@ -124,7 +135,7 @@ class _Moments:
         self.mean, self.n = self.mean + d * b / n, n
 
     def stats(self, name: str) -> ActivationStats:
-        """What was counted."""
+        """The statistics of all values so far."""
         sample = torch.cat(self.sample)
         return ActivationStats(
             name=name,
@@ -188,13 +199,15 @@ def _fit(name: str, location: float, scale: float, ordered: Tensor) -> Fit:
 
 
 def suggest(stats: ActivationStats, fits: tuple[Fit, ...], spec: QuantSpec) -> Suggestion:
-    """The range method for one place at its quantizer: `minmax` where clipping gains nothing, else `aciq` or `mse`.
+    """The range method for one activation point and its quantizer: `minmax` where clipping gains nothing, else `aciq` or `mse`.
 
     Clipping is tried on the sample: the best of 19 ranges against the whole range. Where it gains half a decibel, ACIQ's closed
     form serves if the values follow the distribution that it supposes; `mse`, which supposes none, if they do not.
 
     Args:
-        stats: of `profile`. fits: of `fit_distributions(stats.sample)`. spec: the place's, per tensor.
+        stats: of `profile`.
+        fits: of `fit_distributions(stats.sample)`.
+        spec: of the quantizer, per tensor.
     """
     if not fits:
         return Suggestion(method="minmax", reason="the values do not vary")

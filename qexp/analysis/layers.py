@@ -1,26 +1,25 @@
 """One checkpoint, its layers quantized one at a time or each at a width of its own; what was measured is kept and not done again.
 
 `<runs_dir>/checkpoints/<hash>/sensitivity.jsonl` holds a row for whatever was measured, appended as soon as it is known. A row's
-key covers all that decides its numbers, so an analysis that was interrupted, or asked for again with more widths, goes on.
+key covers all that decides its numbers, so an analysis that was interrupted, or that gets more widths, goes on.
 """
 
 from __future__ import annotations
 
-import glob
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from qexp.analysis import proxies
-from qexp.analysis.results import LayerLoss
+from qexp.analysis.layer_policy import rules
+from qexp.analysis.results import LayerLoss, NetworkScores, WeightEstimates
 from qexp.base.errors import UserError
 from qexp.base.files import hash_json
 from qexp.base.types import Batch, PlanRow
-from qexp.config.policy import PolicySettings, RuleSettings
+from qexp.config.policy import PolicySettings
 from qexp.config.root import Config
 from qexp.engine.evaluate import Evaluation, evaluate
 from qexp.engine.probe import check_in_use
@@ -36,7 +35,12 @@ FILE = "sensitivity.jsonl"
 
 
 def selecting(config: Config, *, activations: bool = False) -> Config:
-    """The job as layers are compared: scored on `analyze.split`, and with float activations unless they are asked for."""
+    """The job as layers are compared: scored on `analyze.split`, by default with float activations.
+
+    Args:
+        config: of the job.
+        activations: quantize them as the job says.
+    """
     scored = replace(config.evaluate, split=config.analyze.split, num_images=config.analyze.num_images)
     quant = config.quant
     if not activations:
@@ -44,20 +48,15 @@ def selecting(config: Config, *, activations: bool = False) -> Config:
     return replace(config, evaluate=scored, quant=quant)
 
 
-def rule_of(row: PlanRow, bits: int) -> RuleSettings:
-    """The rule that gives one tensor of a plan a width, and no other tensor."""
-    plain = row.info.role == "weight" and row.info.kind != "norm"
-    return RuleSettings(match=glob.escape(row.info.name), bits=bits, role="weight" if plain else "any")
-
-
-def rules(layers: Sequence[PlanRow], bits: Mapping[str, int]) -> PolicySettings:
-    """The policy that gives each of these layers its width, and leaves the rest float."""
-    return PolicySettings(name="rules", rules=[rule_of(row, bits[row.info.name]) for row in layers if row.info.name in bits])
-
-
 @dataclass(frozen=True, eq=False)
-class _Float:
-    """The float network's evaluation, and what was estimated with its gradients."""
+class _FloatNetwork:
+    """The float network's evaluation, and what was estimated with its gradients.
+
+    Args:
+        evaluation: on the images that layers are compared on.
+        fisher: parameter -> E[g^2].
+        power: module -> mean square of each of its input channels.
+    """
 
     evaluation: Evaluation
     fisher: Mapping[str, Tensor]
@@ -101,7 +100,12 @@ class Layers:
         return min(self.config.analyze.num_images or size, size)
 
     def variant(self, policy: PolicySettings, *, activations: bool = False) -> Variant:
-        """What another policy makes of the network, scored on the same images."""
+        """What another policy makes of the network, scored on the same images.
+
+        Args:
+            policy: gives layers their widths.
+            activations: quantize these too, as the job says.
+        """
         wanted = replace(selecting(self.config, activations=activations), policy=policy)
         return make_variants([wanted], self.prepared.tensors, self.prepared.places)[-1]
 
@@ -110,46 +114,59 @@ class Layers:
         built = self._build(self.base)
         images = next(iter(self._batches(4))).images[:4]
         unused = check_in_use(self._network, built.module, self.names, images)
-        found = [f"ALARM: weights not in use: {', '.join(unused)}"] if unused else []
-        return found + ([f"constant, left unquantized: {', '.join(built.constant)}"] if built.constant else [])
+        alarms = [f"ALARM: weights not in use: {', '.join(unused)}"] if unused else []
+        return alarms + ([f"constant, left unquantized: {', '.join(built.constant)}"] if built.constant else [])
 
     def loss(self, row: PlanRow, bits: int) -> LayerLoss:
-        """One layer at one width; measured now if it is not stored."""
+        """One layer at one width; measured now if it is not stored.
+
+        Args:
+            row: of the layer in the plan.
+            bits: its width.
+        """
         variant = self.variant(rules([row], {row.info.name: bits}))
-        estimated = {**self._estimates, "variant": variant.key}
-        proxy_key = hash_json(estimated)
+        proxy_key = hash_json({**self._estimate_settings, "variant": variant.key})
         if not {("loss", variant.key), ("proxy", proxy_key)} <= self._stored.keys():
             built = self._build(variant)
             if ("loss", variant.key) not in self._stored:
                 self._append("loss", variant.key, self._score(built.module), layer=row.info.name, bits=bits)
             if ("proxy", proxy_key) not in self._stored:
-                self._append("proxy", proxy_key, self._proxies(row, built), layer=row.info.name, bits=bits)
-        size = next(each["size_bytes"] for each in plan_rows(variant.plan) if each["name"] == row.info.name)
-        measured = {**self._stored["loss", variant.key]["values"], **self._stored["proxy", proxy_key]["values"]}
-        return LayerLoss(layer=row.info.name, bits=bits, num_elements=row.info.num_elements, size_bytes=size, **measured)
+                self._append("proxy", proxy_key, self._estimate(row, built), layer=row.info.name, bits=bits)
+        size = next(tensor["size_bytes"] for tensor in plan_rows(variant.plan) if tensor["name"] == row.info.name)
+        scores: NetworkScores = self._stored["loss", variant.key]["values"]
+        estimates: WeightEstimates = self._stored["proxy", proxy_key]["values"]
+        return LayerLoss(
+            layer=row.info.name,
+            bits=bits,
+            num_elements=row.info.num_elements,
+            size_bytes=size,
+            **scores,
+            **estimates,
+        )
 
-    def together(self, variant: Variant) -> dict[str, Any]:
-        """`prec1 delta_prec1 delta_loss kl n n10 n01 disagreement` of a variant of `variant()`; measured if it is not stored."""
+    def network_scores(self, variant: Variant) -> NetworkScores:
+        """The scores of a variant of `variant()`; measured if they are not stored."""
         if ("loss", variant.key) not in self._stored:
             self._append("loss", variant.key, self._score(self._build(variant).module), layer=None, bits=None)
-        return self._stored["loss", variant.key]["values"]
+        scores: NetworkScores = self._stored["loss", variant.key]["values"]
+        return scores
 
     def traces(self) -> dict[str, tuple[float, float]]:
         """Layer -> Hessian trace and its standard error; estimated for all layers at once if one is not stored."""
-        keys = {name: hash_json({**self._estimates, "trace": name}) for name in self._learned}
+        keys = {name: hash_json({**self._estimate_settings, "trace": name}) for name in self._learned}
         if any(("trace", key) not in self._stored for key in keys.values()):
             settings = self.config.analyze
-            found = proxies.hessian_traces(
+            traces = proxies.hessian_traces(
                 self._reference, self._learned, self._batches(self._proxy_images), probes=settings.probes, seed=self.config.seed
             )
-            for name, (trace, error) in found.items():
+            for name, (trace, error) in traces.items():
                 self._append("trace", keys[name], {"trace": trace, "error": error}, layer=name, bits=None)
         rows = {name: self._stored["trace", key]["values"] for name, key in keys.items()}
         return {name: (row["trace"], row["error"]) for name, row in rows.items()}
 
     @property
-    def _estimates(self) -> dict[str, Any]:
-        """What decides proxies beside the copy: images, draws, and what was done to the network before rounding."""
+    def _estimate_settings(self) -> dict[str, object]:
+        """What else decides estimates: images, draws, and what was done to the network before rounding."""
         settings, correct = self.config.analyze, self.config.correct
         return {
             "version": PROXY_VERSION,
@@ -176,10 +193,10 @@ class Layers:
         return tuple(name for name in self.names if name in known)
 
     @cached_property
-    def _float(self) -> _Float:
+    def _float(self) -> _FloatNetwork:
         """Computed once a process, and only where something is missing."""
         owners = [row.info.module for row in self.rows]
-        return _Float(
+        return _FloatNetwork(
             self._evaluate(self._network, reference=None),
             proxies.fisher_diagonal(self._reference, self._learned, self._batches(self._proxy_images)),
             proxies.input_power(self._reference, owners, self._batches(self._proxy_images)),
@@ -190,9 +207,9 @@ class Layers:
         key = self.prepared.variants[0].key
         if ("float", key) not in self._stored:
             self._append("float", key, {"prec1": self._float.evaluation.metrics.prec1}, layer=None, bits=None)
-        return self._stored["float", key]["values"]["prec1"]
+        return float(self._stored["float", key]["values"]["prec1"])
 
-    def _append(self, kind: str, key: str, values: Mapping[str, Any], *, layer: str | None, bits: int | None) -> None:
+    def _append(self, kind: str, key: str, values: Mapping[str, object], *, layer: str | None, bits: int | None) -> None:
         row = {"kind": kind, "key": key, "layer": layer, "bits": bits, "values": dict(values)}
         self.journal.append([row])
         self._stored[kind, key] = row
@@ -207,19 +224,20 @@ class Layers:
         )
 
     def _evaluate(self, network: nn.Module, reference: Tensor | None) -> Evaluation:
-        found = evaluate(
+        evaluations = evaluate(
             {"network": network},
             self._batches(self._num_images),
             class_count=self.prepared.num_classes,
             reference=reference,
             keep_logits=reference is None,
         )
-        return found["network"]
+        return evaluations["network"]
 
-    def _score(self, module: nn.Module) -> dict[str, Any]:
-        """The fields of `LayerLoss` that running the network gives."""
+    def _score(self, module: nn.Module) -> NetworkScores:
+        """Run a copy and compare it with the float network, image by image."""
         before = self._float.evaluation
         after = self._evaluate(module, before.logits)
+        assert after.metrics.kl is not None, "there is a reference"
         old, new = before.predictions.correct1, after.predictions.correct1
         n10, n01, n = int((old & ~new).sum()), int((~old & new).sum()), len(old)
         changed = float((before.predictions.top5[:, 0] != after.predictions.top5[:, 0]).double().mean())
@@ -234,18 +252,19 @@ class Layers:
             "disagreement": 100 * changed,
         }
 
-    def _proxies(self, row: PlanRow, built: Built) -> dict[str, float | None]:
-        """The fields of `LayerLoss` that are told without running it."""
+    def _estimate(self, row: PlanRow, built: Built) -> WeightEstimates:
+        """What is known of a layer without running its copy."""
         name, owner = row.info.name, row.info.module
-        source, copied = (dict(each.state_dict())[name].detach() for each in (built.reference, built.module))
-        found = proxies.weight_errors(source, copied)
+        source, copied = (dict(module.state_dict())[name].detach() for module in (built.reference, built.module))
+        errors = proxies.weight_errors(source, copied)
         power, fisher = self._float.power.get(owner), self._float.fisher.get(name)
-        is_weight = power is not None and name.rpartition(".")[2] == "weight"
-        layer = built.reference.get_submodule(owner)
+        weighted = None
+        if power is not None and name.rpartition(".")[2] == "weight":
+            weighted = proxies.weighted_error(built.reference.get_submodule(owner), source, copied, power)
         trace = self.traces().get(name)
         return {
-            **found,
-            "weighted_mse": proxies.weighted_error(layer, source, copied, power) if is_weight else None,
+            **errors,
+            "weighted_mse": weighted,
             "fisher": proxies.fisher_error(source, copied, fisher) if fisher is not None else None,
             "hessian": proxies.hessian_error(source, copied, trace[0]) if trace is not None else None,
         }

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Unpack
 
 import torch
 from torch import Tensor
 
-from qexp.analysis.results import Histogram, TensorProfile
+from qexp.analysis.profile_results import Histogram, MeasuredFields, TensorProfile
 from qexp.base.types import ActivationRow, PlanRow, QuantSpec
 from qexp.quant.scheme_table import code_range
 from qexp.quant.schemes import SCHEMES, Limits, decode_rows, fit
@@ -20,7 +20,11 @@ _TOLERANCE = 1e-6  # of the outermost level: the end of a range may lie half a s
 
 
 def sqnr_db(signal: float, noise: float) -> float | None:
-    """Signal to quantization noise, 10 log10(signal / noise), from sums of squares; None where there is no noise (or no signal).
+    """Signal to quantization noise, 10 log10(signal / noise), dB; None where there is no noise (or no signal).
+
+    Args:
+        signal: sum of the squared values.
+        noise: sum of the squared errors.
 
     >>> sqnr_db(5.0, 0.05)
     20.0
@@ -35,7 +39,13 @@ class Errors:
         self.n, self.signal, self.noise, self.clipped = 0, 0.0, 0.0, 0
 
     def add(self, values: Tensor, copies: Tensor, clipped: int = 0) -> None:
-        """Count more pairs in; `clipped` of them lie beyond their grid."""
+        """Add pairs to the sums.
+
+        Args:
+            values: any shape.
+            copies: what quantization makes of them.
+            clipped: how many of them lie beyond their grid.
+        """
         self.n += values.numel()
         self.signal += float(values.double().square().sum())
         self.noise += float((copies.double() - values.double()).square().sum())
@@ -57,13 +67,21 @@ class Errors:
         return self.clipped / max(self.n, 1)
 
 
-def tensor_profile(row: PlanRow | ActivationRow, errors: Errors, **measured: Any) -> TensorProfile:
-    """The profile of a quantized tensor: what its row of the plan says, its errors, and what else was measured.
+def spec_of(row: PlanRow | ActivationRow) -> QuantSpec:
+    """The quantizer of a tensor that has one."""
+    assert row.spec is not None, row.info.name
+    return row.spec
+
+
+def tensor_profile(row: PlanRow | ActivationRow, errors: Errors, **measured: Unpack[MeasuredFields]) -> TensorProfile:
+    """The profile of a quantized tensor: its row of the plan, its errors, and what else was measured.
 
     Args:
-        row: with a spec. errors: of its values. measured: the other fields of `TensorProfile`, by name.
+        row: with a spec.
+        errors: of its values.
+        **measured: the other fields of `TensorProfile`, by name.
     """
-    info, spec = row.info, row.spec
+    info, spec = row.info, spec_of(row)
     return TensorProfile(
         name=info.name,
         shape=info.shape,
@@ -82,7 +100,11 @@ def count_clipped(values: Tensor, low: Tensor, high: Tensor, low_step: Tensor, h
     """How many values lie beyond the outermost levels by more than half a step, so that clamping moved them and not rounding.
 
     Args:
-        values: any shape. low, high: outermost levels, and the steps next to them; broadcast to the values.
+        values: any shape.
+        low: lowest level; broadcasts to the values, like all that follow.
+        high: highest level.
+        low_step: step next to the lowest level.
+        high_step: step next to the highest level.
 
     >>> levels, step = (torch.tensor(-1.0), torch.tensor(1.0)), torch.tensor(0.5)
     >>> count_clipped(torch.tensor([-1.3, -1.2, 0.0, 1.25, 9.0]), *levels, step, step)
@@ -95,6 +117,11 @@ def count_clipped(values: Tensor, low: Tensor, high: Tensor, low_step: Tensor, h
 
 def histogram(values: Tensor, levels: tuple[float, ...] = (), num_bins: int = NUM_BINS) -> Histogram:
     """Counts in even bins from the smallest to the largest value.
+
+    Args:
+        values: any shape.
+        levels: of the grid.
+        num_bins: number of bins.
 
     >>> histogram(torch.tensor([0.0, 0.2, 0.9, 1.0]), num_bins=2).counts
     (2, 2)
@@ -112,7 +139,10 @@ class WeightGrid:
     """The grids of one tensor, one per group.
 
     Args:
-        low, high: outermost levels, float64 [G]. scales: [G], None where the scheme has none. levels: of the widest group.
+        low: lowest levels, float64 [G].
+        high: highest levels, float64 [G].
+        scales: [G], None where the scheme has none.
+        levels: of the widest group.
         clipped: how many values lie beyond theirs.
     """
 
@@ -126,8 +156,14 @@ class WeightGrid:
 def weight_grid(source: Tensor, spec: QuantSpec, limits: Limits | None = None) -> WeightGrid | None:
     """The grids that `quantize_(..., source, spec, limits)` rounds to; None for `half`, and for codes that stand for no values.
 
+    Args:
+        source: the tensor before it is quantized.
+        spec: of its quantizer.
+        limits: as for `quantize_`.
+
     Raises:
-        ConstantTensorError: the tensor has no range. UserError: as `quantize_`.
+        ConstantTensorError: the tensor has no range.
+        UserError: as `quantize_`.
     """
     scheme = SCHEMES[spec.scheme]
     if scheme.quantizer is None or spec.mode == "half" or not scheme.dequantizes:
@@ -148,7 +184,7 @@ def weight_grid(source: Tensor, spec: QuantSpec, limits: Limits | None = None) -
         spans = [part[:, 3] - part[:, 0] for part in decoded]
         part = max(range(len(spans)), key=lambda number: float(spans[number].max()))
         row = int(spans[part].argmax())
-        params = {name: each[row : row + 1] if each.dim() else each for name, each in fitted.parts()[part].items()}
+        params = {name: values[row : row + 1] if values.dim() else values for name, values in fitted.parts()[part].items()}
         all_codes = torch.arange(low_code, high_code + 1, dtype=torch.float32, device=source.device)[None]
         levels = tuple(sorted(scheme.quantizer.decode(all_codes, params, spec).flatten().tolist()))
     scales = fitted.params.get("scale")

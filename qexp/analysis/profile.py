@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from qexp.analysis.activations import profile_activations
+from qexp.analysis.measures import spec_of
 from qexp.analysis.profile_report import summary, write_profile
-from qexp.analysis.results import ClassScore, Profile, TensorProfile
+from qexp.analysis.profile_results import ClassScore, Profile, TensorProfile
 from qexp.analysis.scores import class_scores
 from qexp.analysis.weights import profile_weights
 from qexp.base.console import print_main
@@ -36,7 +37,7 @@ from qexp.tracking.record import Sweep
 
 
 def run(config: Config, sweep: Sweep) -> None:
-    """Quantize the checkpoint, measure every quantized tensor, write `results/<name>/profile/<variant>/` and say what was found.
+    """Quantize the checkpoint, measure every quantized tensor, write `results/<name>/profile/<variant>/` and print a summary.
 
     Raises:
         UserError: something is wrong with the job; nothing was written.
@@ -55,18 +56,20 @@ def run(config: Config, sweep: Sweep) -> None:
         if config.image is None
         else read_image(Path(config.image), prepared.bundle, center_crop=config.data.name == "imagenet").to(device)
     )
-    found = measure(prepared, prepared.variants[-1], device, image)
-    found = replace(found, command=sweep.command)
-    folder = Path(config.results_dir) / config.name / "profile" / file_name(found.label)
-    files = write_profile(found, folder)
-    print_main(summary(found), "", f"written: {len(files)} files in {folder}/ (tensors.md, tensors.csv, figures/)")
+    profile = measure(prepared, prepared.variants[-1], device, image)
+    profile = replace(profile, command=sweep.command)
+    folder = Path(config.results_dir) / config.name / "profile" / file_name(profile.label)
+    files = write_profile(profile, folder)
+    print_main(summary(profile), "", f"written: {len(files)} files in {folder}/ (tensors.md, tensors.csv, figures/)")
 
 
 def measure(prepared: Prepared, variant: Variant, device: torch.device, image: Tensor | None = None) -> Profile:
     """Profile one variant of a checkpoint.
 
     Args:
-        prepared: a job with a checkpoint. variant: of it. device: where the networks run.
+        prepared: a job with a checkpoint.
+        variant: of it.
+        device: where the networks run.
         image: [1, C, H, W] normalized, whose classes are scored.
     """
     config = prepared.config
@@ -82,14 +85,14 @@ def measure(prepared: Prepared, variant: Variant, device: torch.device, image: T
         sizes=sizes,
         size_bytes=variant.size_bytes,
     )
-    places, images = _activations(prepared, variant, built, device)
+    activations, images = _activations(prepared, variant, built, device)
     alarms = built.calibration.alarms(prepared.bundle.fingerprint) if built.calibration is not None else ()
     return Profile(
         label=variant.label,
         subject=f"{config.data.name}, {config.model.name}",
         checkpoint=str(config.checkpoint),
         command="",
-        tensors=(*weights, *places),
+        tensors=(*weights, *activations),
         size_bytes=variant.size_bytes,
         images=images,
         notes=(*(f"ALARM: {alarm}" for alarm in alarms), *prepared.notes, *by_reason(built.notes)),
@@ -101,7 +104,7 @@ def measure(prepared: Prepared, variant: Variant, device: torch.device, image: T
 def _activations(
     prepared: Prepared, variant: Variant, built: Built, device: torch.device
 ) -> tuple[tuple[TensorProfile, ...], str]:
-    """Profiles of the places, and the images that they were measured on."""
+    """Profiles of the activation points, and the images that they were measured on."""
     rows = [row for row in variant.plan.activations if row.spec is not None]
     if not rows:
         return (), ""
@@ -111,10 +114,10 @@ def _activations(
         split = prepared.config.evaluate.split
     count = min(settings.num_images or bundle.split_sizes[split], bundle.split_sizes[split])
     quantized = copy.deepcopy(built.reference)
-    weights = {name: each for name, each in built.module.state_dict().items() if not name.startswith(f"{CONTAINER}.")}
+    weights = {name: tensor for name, tensor in built.module.state_dict().items() if not name.startswith(f"{CONTAINER}.")}
     quantized.load_state_dict(weights)
     traced = trace(prepared.network().to(device), torch.zeros(1, *bundle.image_shape, device=device))
-    dynamic, layers_only = rows[0].spec.dynamic, rows[0].spec.layers_only
+    spec = spec_of(rows[0])
 
     def images() -> Iterator[Tensor]:
         batches = bundle.eval_batches(split, batch_size=settings.batch_size, num_images=count, device=device)
@@ -123,12 +126,12 @@ def _activations(
     ranges = dict.fromkeys((row.info.name for row in rows), "dynamic")
     if built.calibration is not None:
         ranges = {name.removeprefix(f"{CONTAINER}."): method for name, method in built.calibration.methods.items()}
-    network = observed(traced, layers_only=dynamic or layers_only, network=quantized).eval()
-    found = profile_activations(network, images, rows, fake_quants(built.module), ranges)
-    return found, f"{count} {split} images"
+    network = observed(traced, layers_only=spec.dynamic or spec.layers_only, network=quantized).eval()
+    profiles = profile_activations(network, images, rows, fake_quants(built.module), ranges)
+    return profiles, f"{count} {split} images"
 
 
 @torch.no_grad()
 def _scores(prepared: Prepared, network: nn.Module, quantized: nn.Module, image: Tensor) -> tuple[ClassScore, ...]:
-    before, after = (main_output(each(image))[0].float().cpu() for each in (network, quantized))
+    before, after = (main_output(model(image))[0].float().cpu() for model in (network, quantized))
     return class_scores(before, after, prepared.bundle.class_names)

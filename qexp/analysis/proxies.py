@@ -1,4 +1,4 @@
-"""What can be told of a layer's sensitivity without running the network quantized: its error, gradients and curvature.
+"""Estimates of a layer's sensitivity without running the network quantized: from its error, gradients and curvature.
 
 Gradients are of the mean cross-entropy L on labelled images, of the float network in eval mode. Shapes: N images, C channels.
 """
@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from qexp.analysis.measures import sqnr_db
+from qexp.analysis.results import WeightErrors
 from qexp.base.outputs import main_output
 from qexp.base.types import Batch
 from qexp.nn.graph import evaluating
@@ -20,11 +21,12 @@ from qexp.nn.graph import evaluating
 _CONV, _TRANSPOSED = nn.modules.conv._ConvNd, nn.modules.conv._ConvTransposeNd
 
 
-def weight_errors(source: Tensor, copied: Tensor) -> dict[str, float | None]:
+def weight_errors(source: Tensor, copied: Tensor) -> WeightErrors:
     """`sqnr_db`, `noise_to_signal` = sum (w - w^)^2 / sum w^2 and `mse` = mean (w - w^)^2, float64.
 
     Args:
-        source: the weight. copied: its quantized copy, same shape.
+        source: the weight.
+        copied: its quantized copy, same shape.
 
     >>> weight_errors(torch.tensor([3.0, 4.0]), torch.tensor([3.0, 4.5]))
     {'sqnr_db': 20.0, 'noise_to_signal': 0.01, 'mse': 0.125}
@@ -38,7 +40,9 @@ def fisher_error(source: Tensor, copied: Tensor, fisher: Tensor) -> float:
     """1/2 sum E[g^2] (w - w^)^2: the rise of the loss to second order, with the diagonal empirical Fisher for the Hessian.
 
     Args:
-        source, copied: as for `weight_errors`. fisher: E[g^2] of `fisher_diagonal`, same shape.
+        source: the weight.
+        copied: its quantized copy, same shape.
+        fisher: E[g^2] of `fisher_diagonal`, same shape.
     """
     return 0.5 * float((fisher.double() * (source.double() - copied.double()).square()).sum())
 
@@ -47,7 +51,9 @@ def hessian_error(source: Tensor, copied: Tensor, trace: float) -> float:
     """1/2 (trace / elements) sum (w - w^)^2, HAWQ-V2's measure.
 
     Args:
-        source, copied: as for `weight_errors`. trace: of the loss's Hessian with respect to this weight.
+        source: the weight.
+        copied: its quantized copy, same shape.
+        trace: of the loss's Hessian with respect to this weight.
 
     Source: Dong et al. 2020, arXiv:1911.03852.
     """
@@ -60,7 +66,10 @@ def weighted_error(owner: nn.Module, source: Tensor, copied: Tensor, power: Tens
     For inputs that are uncorrelated this is the mean squared error of an output value, summed over output channels.
 
     Args:
-        owner: the convolution or linear layer. source, copied: as for `weight_errors`. power: of `input_power`, [C_in].
+        owner: the convolution or linear layer.
+        source: the weight.
+        copied: its quantized copy, same shape.
+        power: of `input_power`, [C_in].
 
     >>> weighted_error(nn.Linear(2, 1), torch.zeros(1, 2), torch.tensor([[1.0, 2.0]]), torch.tensor([10.0, 0.5]))
     12.0
@@ -80,10 +89,12 @@ def input_power(network: nn.Module, names: Iterable[str], batches: Iterable[Batc
     """Module -> mean square of each of its input channels over images and positions, float64 [C_in].
 
     Args:
-        network: float. names: of modules; those that are no convolution or linear layer are left out. batches: of images.
+        network: float.
+        names: of modules; those that are no convolution or linear layer are left out.
+        batches: of images.
     """
     modules = {name: network.get_submodule(name) for name in names}
-    modules = {name: each for name, each in modules.items() if isinstance(each, _CONV | nn.Linear)}
+    modules = {name: module for name, module in modules.items() if isinstance(module, _CONV | nn.Linear)}
     sums: dict[str, Tensor] = {}
     counts: dict[str, int] = dict.fromkeys(modules, 0)
 
@@ -96,8 +107,8 @@ def input_power(network: nn.Module, names: Iterable[str], batches: Iterable[Batc
         counts[name] += len(flat)
 
     hooks = [
-        each.register_forward_pre_hook(lambda owner, args, name=name: watch(name, owner, args[0]))
-        for name, each in modules.items()
+        module.register_forward_pre_hook(lambda owner, args, name=name: watch(name, owner, args[0]))
+        for name, module in modules.items()
     ]
     try:
         with torch.no_grad(), evaluating(network):
@@ -116,10 +127,12 @@ def fisher_diagonal(network: nn.Module, names: Sequence[str], batches: Iterable[
     memory and refuses networks whose forward looks at values.
 
     Args:
-        network: float. names: of parameters. batches: of images with labels.
+        network: float.
+        names: of parameters.
+        batches: of images with labels.
     """
     with _learning(network, names) as tensors:
-        sums = {name: torch.zeros_like(each) for name, each in tensors.items()}
+        sums = {name: torch.zeros_like(tensor) for name, tensor in tensors.items()}
         count = 0
         for batch in batches:
             for image, label in zip(batch.images, batch.labels, strict=True):
@@ -127,8 +140,8 @@ def fisher_diagonal(network: nn.Module, names: Sequence[str], batches: Iterable[
                 count += 1
                 if not loss.requires_grad:  # it depends on none of them
                     continue
-                found = torch.autograd.grad(loss, list(tensors.values()), materialize_grads=True)
-                for name, gradient in zip(tensors, found, strict=True):
+                gradients = torch.autograd.grad(loss, list(tensors.values()), materialize_grads=True)
+                for name, gradient in zip(tensors, gradients, strict=True):
                     sums[name] += gradient.square()
     return {name: total / max(count, 1) for name, total in sums.items()}
 
@@ -142,7 +155,11 @@ def hessian_traces(
     two parameters have mean zero.
 
     Args:
-        network: float. names: of parameters. batches: of images with labels. probes: draws of z, at least 2. seed: of them.
+        network: float.
+        names: of parameters.
+        batches: of images with labels.
+        probes: draws of z, at least 2.
+        seed: of them.
 
     Source: Hutchinson 1990, A stochastic estimator of the trace of the influence matrix; Yao et al. 2020, arXiv:1912.07145.
     """
@@ -156,11 +173,11 @@ def hessian_traces(
             if not loss.requires_grad:
                 continue
             gradients = torch.autograd.grad(loss, values, create_graph=True, materialize_grads=True)
-            curved = [number for number, each in enumerate(gradients) if each.requires_grad]
+            curved = [number for number, gradient in enumerate(gradients) if gradient.requires_grad]
             if not curved:
                 continue
             for probe in range(probes):
-                signs = [torch.randint(0, 2, each.shape, generator=generator).to(each).mul_(2).sub_(1) for each in values]
+                signs = [torch.randint(0, 2, value.shape, generator=generator).to(value).mul_(2).sub_(1) for value in values]
                 products = torch.autograd.grad(
                     [gradients[number] for number in curved],
                     values,
@@ -168,11 +185,11 @@ def hessian_traces(
                     retain_graph=True,
                     materialize_grads=True,
                 )
-                found = [float((sign * each).double().sum()) for sign, each in zip(signs, products, strict=True)]
-                totals[probe] += len(batch.labels) * torch.tensor(found, dtype=torch.float64)
+                estimates = [float((sign * product).double().sum()) for sign, product in zip(signs, products, strict=True)]
+                totals[probe] += len(batch.labels) * torch.tensor(estimates, dtype=torch.float64)
     means = totals / max(count, 1)
     errors = means.std(0) / probes**0.5
-    return {name: (float(means[:, k].mean()), float(errors[k])) for k, name in enumerate(names)}
+    return {name: (float(means[:, number].mean()), float(errors[number])) for number, name in enumerate(names)}
 
 
 @contextlib.contextmanager
@@ -180,14 +197,14 @@ def _learning(network: nn.Module, names: Sequence[str]) -> Iterator[Mapping[str,
     """The named parameters of a network in eval mode, and gradients for them alone; both as before in the end."""
     tensors = dict(network.named_parameters(remove_duplicate=False))
     chosen = {name: tensors[name] for name in names}
-    before = {name: each.requires_grad for name, each in tensors.items()}
+    before = {name: tensor.requires_grad for name, tensor in tensors.items()}
     try:
-        for each in tensors.values():
-            each.requires_grad_(False)
-        for each in chosen.values():
-            each.requires_grad_(True)
+        for tensor in tensors.values():
+            tensor.requires_grad_(False)
+        for tensor in chosen.values():
+            tensor.requires_grad_(True)
         with evaluating(network), torch.enable_grad():
             yield chosen
     finally:
-        for name, each in tensors.items():
-            each.requires_grad_(before[name])
+        for name, tensor in tensors.items():
+            tensor.requires_grad_(before[name])

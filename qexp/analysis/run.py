@@ -33,5 +33,5 @@ def run(composed: Composed, sweep: Sweep, typed: Mapping[str, str], ranks: Ranks
     config = check(composed.jobs, sweep.verb)[0]
     check_read([config], typed)
     check_analysis_read(config, typed)
-    assert config.task is not None, "checked"
+    assert config.task is not None, "the check refuses a job without a task"
     TASKS[config.task](config, sweep)

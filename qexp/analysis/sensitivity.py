@@ -21,7 +21,7 @@ from qexp.tracking.record import Sweep
 
 
 def run(config: Config, sweep: Sweep) -> None:
-    """Measure every layer at every width, write `results/<name>/sensitivity/<variant>/` and say what was found.
+    """Measure every layer at every width, write `results/<name>/sensitivity/<variant>/` and print a summary.
 
     Raises:
         UserError: something is wrong with the job; nothing was written.
@@ -33,31 +33,37 @@ def run(config: Config, sweep: Sweep) -> None:
         return
     seed_everything(config.seed, config.deterministic)
     with TrajectoryStore(config.runs_dir).open(layers.prepared.training).lock():
-        found = study(layers, config.analyze.tried(config.bits, "sensitivity"), command=sweep.command)
-    folder = Path(config.results_dir) / config.name / "sensitivity" / file_name(found.label)
-    files = write_sensitivity(found, folder)
+        sensitivity = measure_sensitivity(layers, config.analyze.tried(config.bits, "sensitivity"), command=sweep.command)
+    folder = Path(config.results_dir) / config.name / "sensitivity" / file_name(sensitivity.label)
+    files = write_sensitivity(sensitivity, folder)
     print_main(
-        summary(found), "", f"written: {len(files)} files in {folder}/ (sensitivity.md, sensitivity.csv, trust.csv, figures/)"
+        summary(sensitivity),
+        "",
+        f"written: {len(files)} files in {folder}/ (sensitivity.md, sensitivity.csv, trust.csv, figures/)",
     )
 
 
-def study(layers: Layers, widths: tuple[int, ...], *, command: str) -> Sensitivity:
-    """Measure what is not stored, layer by layer, each said as soon as it is known.
+def measure_sensitivity(layers: Layers, widths: tuple[int, ...], *, command: str) -> Sensitivity:
+    """Measure what is not stored, layer by layer; each layer is printed as soon as it is known.
 
     Args:
-        layers: of a checkpoint, which nobody else works on. widths: ascending. command: as typed.
+        layers: of a checkpoint, which nobody else works on.
+        widths: ascending.
+        command: as typed.
     """
     config, prepared = layers.config, layers.prepared
     notes = layers.alarms()
     prec1 = layers.prec1()
     tried = ", ".join(map(str, widths))
     print_main(f"float: Prec@1 {prec1:.2f} on {layers.images}; KL of {len(layers.rows)} layers, one at a time, at {tried} bits:")
-    found: list[LayerLoss] = []
+    losses: list[LayerLoss] = []
     for row in layers.rows:
-        losses = [layers.loss(row, bits) for bits in widths]
-        print_main(f"  {row.info.name}: " + ", ".join(f"{each.bits} bits {each.kl:.4g}" for each in losses))
-        found += losses
-    missing = [row.info.name for row in layers.rows if any(each.layer == row.info.name and each.fisher is None for each in found)]
+        row_losses = [layers.loss(row, bits) for bits in widths]
+        print_main(f"  {row.info.name}: " + ", ".join(f"{loss.bits} bits {loss.kl:.4g}" for loss in row_losses))
+        losses += row_losses
+    missing = [
+        row.info.name for row in layers.rows if any(loss.layer == row.info.name and loss.fisher is None for loss in losses)
+    ]
     notes += [f"no gradients: {', '.join(missing)}"] if missing else []
     return Sensitivity(
         label=_label(layers.base.label, widths),
@@ -66,9 +72,9 @@ def study(layers: Layers, widths: tuple[int, ...], *, command: str) -> Sensitivi
         command=command,
         images=layers.images,
         prec1=prec1,
-        layers=tuple(found),
+        layers=tuple(losses),
         traces=layers.traces(),
-        trust=trust(found),
+        trust=trust(losses),
         notes=(*notes, *prepared.notes),
     )
 

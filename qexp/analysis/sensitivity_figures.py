@@ -21,32 +21,32 @@ NAMES = {
 }  # fmt: skip
 
 
-def draw(found: Sensitivity) -> Iterator[tuple[str, Figure]]:
+def draw(sensitivity: Sensitivity) -> Iterator[tuple[str, Figure]]:
     """The figures with the stems of their files."""
-    yield "map", heat_map(found)
-    for bits in sorted({each.bits for each in found.layers}):
-        yield f"proxies_{bits}_bits", proxies_against_kl(found, bits)
+    yield "map", heat_map(sensitivity)
+    for bits in sorted({loss.bits for loss in sensitivity.layers}):
+        yield f"proxies_{bits}_bits", proxies_against_kl(sensitivity, bits)
 
 
-def heat_map(found: Sensitivity) -> Figure:
+def heat_map(sensitivity: Sensitivity) -> Figure:
     """Measured KL of every layer at every width."""
-    layers = list(dict.fromkeys(each.layer for each in found.layers))
-    widths = sorted({each.bits for each in found.layers})
+    layers = list(dict.fromkeys(loss.layer for loss in sensitivity.layers))
+    widths = sorted({loss.bits for loss in sensitivity.layers})
     values = pd.DataFrame(float("nan"), index=layers, columns=widths)
-    for each in found.layers:
-        values.loc[each.layer, each.bits] = each.kl
-    heading = f"{found.label}: what each layer costs\n{found.subject}, n = {found.images}"
+    for loss in sensitivity.layers:
+        values.loc[loss.layer, loss.bits] = loss.kl
+    heading = f"{sensitivity.label}: what each layer costs\n{sensitivity.subject}, n = {sensitivity.images}"
     return kl_map(values, heading, "bits of this layer, all others float")
 
 
-def proxies_against_kl(found: Sensitivity, bits: int) -> Figure:
+def proxies_against_kl(sensitivity: Sensitivity, bits: int) -> Figure:
     """A panel for each cheap measure: layers by it and by their measured KL, both on logarithmic scales."""
-    layers = [each for each in found.layers if each.bits == bits]
-    rho = {each.measure: each.spearman for each in found.trust if each.bits == bits and each.truth == "kl"}
+    layers = [loss for loss in sensitivity.layers if loss.bits == bits]
+    rho = {trust.measure: trust.spearman for trust in sensitivity.trust if trust.bits == bits and trust.truth == "kl"}
     with matplotlib.rc_context(RC):
         figure = Figure(figsize=(2.5 * len(PROXIES), 2.9), layout="constrained")
         for axes, measure in zip(figure.subplots(1, len(PROXIES), sharey=True), PROXIES, strict=True):
-            known = [(each.score(measure), each.kl) for each in layers]
+            known = [(loss.score(measure), loss.kl) for loss in layers]
             points = [(x, y) for x, y in known if x is not None and isfinite(y) and x > 0 and y > 0]
             if points:
                 axes.scatter(*zip(*points, strict=True), s=18, color=PALETTE[0], alpha=0.8, linewidth=0)
@@ -56,53 +56,55 @@ def proxies_against_kl(found: Sensitivity, bits: int) -> Figure:
             axes.set_xlabel(NAMES[measure] + (f"\n({hidden} at or below 0 not shown)" if hidden else ""))
             axes.set_title("rho " + ("-" if rho.get(measure) is None else f"{rho[measure]:.2f}"))
         figure.axes[0].set_ylabel("measured KL, nats")
-        figure.suptitle(f"{found.subject}: {bits} bits, one layer at a time, {found.images}", x=0.01, ha="left", fontsize=9)
+        figure.suptitle(
+            f"{sensitivity.subject}: {bits} bits, one layer at a time, {sensitivity.images}", x=0.01, ha="left", fontsize=9
+        )
     return figure
 
 
-def draw_allocation(found: Allocation) -> Iterator[tuple[str, Figure]]:
+def draw_allocation(allocation: Allocation) -> Iterator[tuple[str, Figure]]:
     """The figures with the stems of their files."""
-    yield "bits", bits_by_layer(found)
-    if sum(bool(each.predicted) for each in found.found) > 1:
-        yield "additivity", predicted_and_measured(found)
+    yield "bits", bits_by_layer(allocation)
+    if sum(bool(choice.predicted) for choice in allocation.choices) > 1:
+        yield "additivity", predicted_and_measured(allocation)
 
 
-def bits_by_layer(found: Allocation) -> Figure:
+def bits_by_layer(allocation: Allocation) -> Figure:
     """A bar for each layer's width, one panel each for exact, greedy and one width for all."""
-    shown = [each for each in found.found if each.measure in ("", found.found[0].measure)]
-    names = list(found.found[0].bits)
-    top = max(max(each.bits.values()) for each in shown)
+    chosen = [choice for choice in allocation.choices if choice.measure in ("", allocation.choices[0].measure)]
+    names = list(allocation.choices[0].bits)
+    top = max(max(choice.bits.values()) for choice in chosen)
     with matplotlib.rc_context(RC):
-        figure = Figure(figsize=(1.6 + 2.2 * len(shown), 1.1 + 0.2 * len(names)), layout="constrained")
-        panels = np.atleast_1d(figure.subplots(1, len(shown), sharey=True))
-        for axes, each, color in zip(panels, shown, PALETTE, strict=False):
-            axes.barh(range(len(names)), list(each.bits.values()), color=color, height=0.7)
+        figure = Figure(figsize=(1.6 + 2.2 * len(chosen), 1.1 + 0.2 * len(names)), layout="constrained")
+        panels = np.atleast_1d(figure.subplots(1, len(chosen), sharey=True))
+        for axes, choice, color in zip(panels, chosen, PALETTE, strict=False):
+            axes.barh(range(len(names)), list(choice.bits.values()), color=color, height=0.7)
             axes.set_yticks(range(len(names)), names, fontsize=7)
             axes.set_xlim(0, top + 0.5)
             axes.set_xlabel("bits")
-            axes.set_title(each.method)
+            axes.set_title(choice.method)
             axes.grid(axis="y", visible=False)
         panels[0].invert_yaxis()
-        figure.suptitle(f"{found.subject}: {found.budget}", x=0.01, ha="left", fontsize=9)
+        figure.suptitle(f"{allocation.subject}: {allocation.budget}", x=0.01, ha="left", fontsize=9)
     return figure
 
 
-def predicted_and_measured(found: Allocation) -> Figure:
+def predicted_and_measured(allocation: Allocation) -> Figure:
     """Every choice by the sum of its layers' losses and by the loss of the network."""
     with matplotlib.rc_context(RC):
         figure = Figure(figsize=(4.6, 3.6), layout="constrained")
         axes = figure.subplots()
-        known = [each for each in found.found if each.predicted and each.kl > 0]
-        for number, each in enumerate(known):
+        known = [(choice, choice.predicted) for choice in allocation.choices if choice.predicted and choice.kl > 0]
+        for number, (choice, predicted) in enumerate(known):
             color, marker = PALETTE[number % len(PALETTE)], MARKERS[number % len(MARKERS)]
-            label = f"{each.method} {each.measure}".strip()
-            axes.plot(each.predicted, each.kl, marker=marker, color=color, linestyle="", label=label)
-        ends = [value for each in known for value in (each.predicted, each.kl)]
-        axes.plot([min(ends), max(ends)], [min(ends), max(ends)], color="#7F7F7F", linewidth=0.8, label="equal")
+            label = f"{choice.method} {choice.measure}".strip()
+            axes.plot(predicted, choice.kl, marker=marker, color=color, linestyle="", label=label)
+        losses = [loss for choice, predicted in known for loss in (predicted, choice.kl)]
+        axes.plot([min(losses), max(losses)], [min(losses), max(losses)], color="#7F7F7F", linewidth=0.8, label="equal")
         axes.set_xscale("log")
         axes.set_yscale("log")
         axes.set_xlabel("sum of single layers' KL, nats")
         axes.set_ylabel("KL of the network, nats")
         axes.legend(fontsize=7)
-        axes.set_title(f"{found.subject}: do losses add up?\n{found.budget}", loc="left", fontsize=9)
+        axes.set_title(f"{allocation.subject}: do losses add up?\n{allocation.budget}", loc="left", fontsize=9)
     return figure

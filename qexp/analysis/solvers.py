@@ -1,8 +1,8 @@
 """Bits per layer under a budget: one width for each layer, least summed loss.
 
 min sum_l loss[l, w_l]  subject to  sum_l cost[l, w_l] <= budget: a multiple-choice knapsack. `exact` solves it as an integer
-program, `dynamic` by merging Pareto fronts, and `greedy` is what people do. All assume that the layers' losses add up, which
-only running the network tells.
+program, `dynamic` by merging Pareto fronts, and `greedy` is what people do. All assume that the layers' losses add up; only
+running the network shows whether they do.
 
 Shapes: L layers, W widths.
 """
@@ -24,7 +24,9 @@ class Choice:
     """A width for each layer.
 
     Args:
-        widths: [L] positions among the widths. loss: their sum. cost: their sum, at most the budget.
+        widths: [L] positions among the widths.
+        loss: their sum.
+        cost: their sum, at most the budget.
     """
 
     widths: tuple[int, ...]
@@ -36,7 +38,9 @@ def exact(losses: np.ndarray, costs: np.ndarray, budget: int) -> Choice:
     """The best choice, by `scipy.optimize.milp` (HiGHS, no gap left).
 
     Args:
-        losses: [L, W] float64, finite. costs: [L, W] integers, at least 0. budget: most that may be spent.
+        losses: [L, W] float64, finite.
+        costs: [L, W] integers, at least 0.
+        budget: most that may be spent.
 
     Raises:
         UserError: the cheapest choice costs more.
@@ -54,9 +58,11 @@ def exact(losses: np.ndarray, costs: np.ndarray, budget: int) -> Choice:
         LinearConstraint(costs.ravel()[None] / unit / (budget / unit or 1), -np.inf, 1.0),
     ]
     while True:
-        found = milp(losses.ravel() / scale, constraints=rules, bounds=Bounds(0, 1), integrality=1, options={"mip_rel_gap": 0.0})
-        assert found.success, found.message  # the cheapest choice is feasible
-        choice = _choice(found.x.reshape(layers, widths).argmax(1), losses, costs)
+        solution = milp(
+            losses.ravel() / scale, constraints=rules, bounds=Bounds(0, 1), integrality=1, options={"mip_rel_gap": 0.0}
+        )
+        assert solution.success, solution.message  # the cheapest choice is feasible
+        choice = _choice(solution.x.reshape(layers, widths).argmax(1), losses, costs)
         if choice.cost <= budget:
             return choice
         # The solver's tolerance let it spend a little more: that choice alone is forbidden.
@@ -68,7 +74,13 @@ def exact(losses: np.ndarray, costs: np.ndarray, budget: int) -> Choice:
 def greedy(losses: np.ndarray, costs: np.ndarray, budget: int) -> Choice:
     """From the cheapest widths upwards, each step the affordable change that takes away most loss for its cost.
 
-    Args and errors as for `exact`.
+    Args:
+        losses: [L, W] float64, finite.
+        costs: [L, W] integers, at least 0.
+        budget: most that may be spent.
+
+    Raises:
+        UserError: the cheapest choice costs more.
 
     >>> greedy(np.array([[9, 1, 0.5], [4, 2, 0]]), np.array([[1, 2, 3], [1, 2, 3]]), 4)
     Choice(widths=(1, 1), loss=3.0, cost=4)
@@ -91,7 +103,15 @@ def dynamic(losses: np.ndarray, costs: np.ndarray, budget: int, max_states: int 
     """The best choice by dynamic programming; None where that takes more than `max_states` pairs for one layer.
 
     After each layer the Pareto front of (cost, loss) is kept: of two ways to spend as much the worse cannot end in the best.
-    Args and errors as for `exact`.
+
+    Args:
+        losses: [L, W] float64, finite.
+        costs: [L, W] integers, at least 0.
+        budget: most that may be spent.
+        max_states: pairs of cost and loss that may be looked at for one layer.
+
+    Raises:
+        UserError: the cheapest choice costs more.
 
     >>> dynamic(np.array([[9, 1, 0.5], [4, 2, 0]]), np.array([[1, 2, 3], [1, 2, 3]]), 4)
     Choice(widths=(1, 1), loss=3.0, cost=4)
@@ -107,13 +127,13 @@ def dynamic(losses: np.ndarray, costs: np.ndarray, budget: int, max_states: int 
         order = np.lexsort((new_lost, new_spent))
         order = order[new_spent[order] <= budget - rest[layer + 1]]
         least = np.minimum.accumulate(new_lost[order])
-        kept = order[np.append(True, new_lost[order][1:] < least[:-1])]
-        spent, lost = new_spent[kept], new_lost[kept]
-        back.append((kept // len(cost), kept % len(cost)))
-    place, chosen = int(lost.argmin()), []
+        front = order[np.append(True, new_lost[order][1:] < least[:-1])]
+        spent, lost = new_spent[front], new_lost[front]
+        back.append((front // len(cost), front % len(cost)))
+    state, chosen = int(lost.argmin()), []
     for parents, widths in reversed(back):
-        chosen.append(int(widths[place]))
-        place = int(parents[place])
+        chosen.append(int(widths[state]))
+        state = int(parents[state])
     return _choice(np.array(chosen[::-1]), losses, costs)
 
 
@@ -128,4 +148,4 @@ def _checked(losses: np.ndarray, costs: np.ndarray, budget: int) -> tuple[np.nda
 
 def _choice(chosen: np.ndarray, losses: np.ndarray, costs: np.ndarray) -> Choice:
     rows = np.arange(len(losses))
-    return Choice(tuple(int(each) for each in chosen), float(losses[rows, chosen].sum()), int(costs[rows, chosen].sum()))
+    return Choice(tuple(int(width) for width in chosen), float(losses[rows, chosen].sum()), int(costs[rows, chosen].sum()))

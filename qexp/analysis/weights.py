@@ -1,15 +1,14 @@
-"""What quantizing each weight cost: the tensor before and after, held against its grid."""
+"""What quantizing each weight costs: the tensor before and after, compared with its grid."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from qexp.analysis.measures import Errors, WeightGrid, histogram, tensor_profile, weight_grid
-from qexp.analysis.results import TensorProfile
+from qexp.analysis.measures import Errors, WeightGrid, histogram, spec_of, tensor_profile, weight_grid
+from qexp.analysis.profile_results import GridFields, TensorProfile
 from qexp.base.types import Plan, PlanRow
 from qexp.quant.ranges import ConstantTensorError
 from qexp.quant.schemes import Limits
@@ -29,9 +28,13 @@ def profile_weights(
     """One profile for each quantized tensor of a state dict, in the order of the network.
 
     Args:
-        before: the float network as it was quantized (folded, equalized), by name. after: its quantized copy.
-        plan: made for it. limits: of the weights that `calibrate.weights` clipped. ranges: name of that method.
-        sizes: name -> bytes as stored. size_bytes: of the whole state dict.
+        before: the float network as it was quantized (folded, equalized), by name.
+        after: its quantized copy.
+        plan: of the network.
+        limits: of the weights that `calibrate.weights` clipped.
+        ranges: name of that method.
+        sizes: name -> bytes as stored.
+        size_bytes: of the whole state dict.
     """
     rows = sorted((row for row in plan.rows if row.spec is not None), key=lambda row: row.info.order)
     return tuple(
@@ -48,8 +51,17 @@ def profile_weights(
     )
 
 
-def _profile(row: PlanRow, source: Tensor, copied: Tensor, limits: Limits | None, *, ranges: str, **size: Any) -> TensorProfile:
-    info, spec = row.info, row.spec
+def _profile(
+    row: PlanRow,
+    source: Tensor,
+    copied: Tensor,
+    limits: Limits | None,
+    *,
+    ranges: str,
+    size_bytes: int,
+    size_share: float,
+) -> TensorProfile:
+    info, spec = row.info, spec_of(row)
     try:
         grid, note = weight_grid(source, spec, limits), ""
     except ConstantTensorError:
@@ -70,21 +82,22 @@ def _profile(row: PlanRow, source: Tensor, copied: Tensor, limits: Limits | None
         loss=errors.noise,
         note=note,
         histogram=histogram(source, () if grid is None else grid.levels),
+        size_bytes=size_bytes,
+        size_share=size_share,
         **_of_grid(grid, errors),
-        **size,
     )
 
 
-def _of_grid(grid: WeightGrid | None, errors: Errors) -> dict[str, Any]:
-    """What the grid says; nothing where there is none."""
+def _of_grid(grid: WeightGrid | None, errors: Errors) -> GridFields:
+    """Ends, groups, saturation and scales of a grid; nothing where there is none."""
     if grid is None:
         return {}
-    found = {
+    measured: GridFields = {
         "grid_min": float(grid.low.min()),
         "grid_max": float(grid.high.max()),
         "num_groups": len(grid.low),
         "saturation": errors.saturation,
     }
     if grid.scales is not None:
-        found |= {"scale_min": float(grid.scales.min()), "scale_max": float(grid.scales.max())}
-    return found
+        measured |= {"scale_min": float(grid.scales.min()), "scale_max": float(grid.scales.max())}
+    return measured

@@ -1,4 +1,4 @@
-"""The codes of a quantized network's activations, as qexp simulates them and as a runtime shows them."""
+"""The codes of a quantized network's activations, as the simulation computes them and as a file names them."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, fx
 
 from qexp.base.types import QParams
+from qexp.deploy.graph_nodes import first_input, quantizer_at
 from qexp.nn.fake_quant import FakeQuantize, range_qparams
 from qexp.nn.graph import GraphNetwork, evaluating
 from qexp.quant.affine import quantize_affine
@@ -17,10 +18,11 @@ from qexp.quant.affine import quantize_affine
 
 @dataclass(frozen=True)
 class CodeTensor:
-    """The codes of a place in a file.
+    """The codes of an activation point in a file.
 
     Args:
-        name: of the tensor. offset: what was added to qexp's codes.
+        name: of the tensor.
+        offset: what was added to qexp's codes.
     """
 
     name: str
@@ -28,24 +30,33 @@ class CodeTensor:
 
 
 def code_nodes(network: GraphNetwork) -> dict[str, fx.Node]:
-    """Place -> the node that quantizes it, in order of execution; the second value of a place that joins several gets `_1`."""
-    found: dict[str, fx.Node] = {}
+    """Activation point -> the node that quantizes it, in order of execution.
+
+    A point that joins several values has several nodes: the second is called NAME_1.
+    """
+    nodes: dict[str, fx.Node] = {}
     counts: dict[str, int] = {}
     for node in network.graph.nodes:
-        module = network.get_submodule(str(node.target)) if node.op == "call_module" else None
-        if isinstance(module, FakeQuantize):
-            number = counts.get(module.name, 0)
-            counts[module.name] = number + 1
-            found[f"{module.name}_{number}" if number else module.name] = node
-    return found
+        quantizer = quantizer_at(network, node)
+        if quantizer is not None:
+            number = counts.get(quantizer.name, 0)
+            counts[quantizer.name] = number + 1
+            nodes[f"{quantizer.name}_{number}" if number else quantizer.name] = node
+    return nodes
 
 
-def qparams_of(module: FakeQuantize, x: Tensor) -> QParams:
-    """The grid of a place: its own, or that of a batch's range where that is what it takes."""
-    if not module.spec.dynamic:
-        return module.qparams
-    ends = torch.aminmax(x) if module.axis is None else torch.aminmax(x.movedim(module.axis, 0).flatten(1), dim=1)
-    return range_qparams(*ends, module.spec)
+def qparams_of(quantizer: FakeQuantize, x: Tensor) -> QParams:
+    """The grid of an activation point: its own, or that of a batch's range where the quantizer is dynamic.
+
+    Args:
+        quantizer: at the point.
+        x: the batch's values there.
+    """
+    if not quantizer.spec.dynamic:
+        return quantizer.qparams
+    axis = quantizer.axis
+    ends = torch.aminmax(x) if axis is None else torch.aminmax(x.movedim(axis, 0).flatten(1), dim=1)
+    return range_qparams(*ends, quantizer.spec)
 
 
 def codes_from(values: Tensor, qparams: QParams) -> Tensor:
@@ -53,28 +64,37 @@ def codes_from(values: Tensor, qparams: QParams) -> Tensor:
     return quantize_affine(values, qparams, arithmetic="divide").to(torch.int32)
 
 
+class _CodeRecorder(fx.Interpreter):
+    """Runs a simulation and keeps the codes of its activation points."""
+
+    def __init__(self, network: GraphNetwork) -> None:
+        super().__init__(network)
+        self.network = network
+        self.points = {node: point for point, node in code_nodes(network).items()}
+        self.codes: dict[str, Tensor] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        quantizer = quantizer_at(self.network, n)
+        if quantizer is None:
+            return super().run_node(n)
+        qparams = qparams_of(quantizer, self.env[first_input(n)])  # before it runs, which may overwrite its operand
+        value = super().run_node(n)
+        self.codes[self.points[n]] = codes_from(value, qparams)
+        return value
+
+
 @torch.no_grad()
 def simulated_codes(network: GraphNetwork, images: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-    """The codes of every place, int32, as the simulation has them, and the logits.
+    """The codes of every activation point, int32, as the simulation has them, and the logits.
 
     Args:
-        network: with fake quantization, in eval mode. images: [N, C, H, W] float32.
+        network: with fake quantization, in eval mode.
+        images: [N, C, H, W] float32.
     """
-    places = {node: name for name, node in code_nodes(network).items()}
-    found: dict[str, Tensor] = {}
-
-    class Watch(fx.Interpreter):
-        def run_node(self, n: fx.Node) -> Any:
-            if n in places:  # before it runs, which may overwrite its operand
-                qparams = qparams_of(network.get_submodule(str(n.target)), self.env[n.args[0]])
-            value = super().run_node(n)
-            if n in places:
-                found[places[n]] = codes_from(value, qparams)
-            return value
-
+    recorder = _CodeRecorder(network)
     with evaluating(network):
-        logits = Watch(network).run(images)
-    return found, logits
+        logits = recorder.run(images)
+    return recorder.codes, logits
 
 
 @torch.no_grad()
@@ -86,7 +106,8 @@ def load_biases_(network: GraphNetwork, biases: Mapping[str, Tensor]) -> None:
     45.4 dB and all after; at W4A4, where a step of the accumulator is coarse, 7.3 dB and 69 % before, 142 dB and all after.
 
     Args:
-        network: shares its parameters with whatever it was made from. biases: of `qexp.deploy.onnx.qdq.Exported`.
+        network: shares its parameters with whatever it was made from.
+        biases: of `qexp.deploy.onnx.qdq.Exported`.
     """
     parameters = dict(network.named_parameters(remove_duplicate=False))
     for name, value in biases.items():

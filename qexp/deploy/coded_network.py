@@ -23,21 +23,23 @@ Grids = Mapping[str, tuple[QuantSpec, QParams | None]]
 
 
 @dataclass(frozen=True, eq=False)
-class Coded:
-    """A network as `export_qdq` takes it.
+class CodedNetwork:
+    """A network with the codes of its weights, as `export_qdq` takes it.
 
     Args:
-        network: in eval mode. weights: state-dict name -> codes, of all that the graph reads and a file can hold.
-        left: quantized tensors that a file cannot hold as codes, and why; they are written as float32, at the simulated values.
+        network: in eval mode.
+        weights: state-dict name -> codes, of all that the graph reads and a file can hold.
+        kept_float: quantized tensors that a file cannot hold as codes, and why; they are written as float32, at the simulated
+            values.
     """
 
     network: GraphNetwork
     weights: Mapping[str, WeightCodes]
-    left: Mapping[str, str]
+    kept_float: Mapping[str, str]
 
 
 @torch.no_grad()
-def coded(
+def code_network(
     module: nn.Module,
     example: Tensor,
     grids: Grids,
@@ -45,15 +47,17 @@ def coded(
     reference: nn.Module | None = None,
     limits: Mapping[str, Limits] | None = None,
     constant: Collection[str] = (),
-) -> Coded:
+) -> CodedNetwork:
     """The graph and the codes of a network that was quantized: after training, in training, or (no grids) not at all.
 
     Args:
-        module: with quantized weights, fake quantization at its places or none. example: [1 or more, C, H, W].
-        grids: name -> spec and grid, None where it is to be found from the float weight: `qexp.qat.convert.Converted.weights`,
-            or the specs of a plan.
-        reference, limits, constant: of `qexp.experiment.build.Built`, after training: the float network, what its weights were
-            clipped to, and those that were left alone since they have no range.
+        module: with quantized weights, with fake quantization of its activations or without.
+        example: [1 or more, C, H, W].
+        grids: name -> spec and grid, None where it follows from the float weight: `qexp.qat.convert.Converted.weights`, or the
+            specs of a plan.
+        reference: of `qexp.experiment.build.Built`, after training: the float network.
+        limits: of `Built`: name -> what the weight was clipped to.
+        constant: of `Built`: names of the weights that have no range and were left alone.
 
     Raises:
         UserError: a value is off its grid, or the network cannot be traced.
@@ -61,20 +65,21 @@ def coded(
     network = module if isinstance(module, GraphNetwork) else trace(module, example).build()
     values = dict(network.named_parameters(remove_duplicate=False)) | dict(network.named_buffers(remove_duplicate=False))
     floats = {} if reference is None else dict(reference.named_parameters()) | dict(reference.named_buffers())
-    weights, left = {}, {}
+    weights: dict[str, WeightCodes] = {}
+    kept_float: dict[str, str] = {}
     for name, (spec, qparams) in grids.items():
         if name in constant:
-            left[name] = "constant, it has no range and was left alone"
+            kept_float[name] = "constant, it has no range and was left alone"
         elif not has_codes(spec):
-            left[name] = f"a file has no codes for {_describe(spec)}"
+            kept_float[name] = f"a file has no codes for {_describe(spec)}"
         else:
             source = floats.get(name, values[name])
-            found = _codes(name, values[name], source, spec, qparams, (limits or {}).get(name))
-            if found is None:
-                left[name] = f"its {spec.scheme} grid was not kept"
-            for each in [] if found is None else _read_as(network, name, values):
-                weights[each] = found
-    return Coded(network.eval(), weights, left)
+            codes = _codes(name, values[name], source, spec, qparams, (limits or {}).get(name))
+            if codes is None:
+                kept_float[name] = f"its {spec.scheme} grid was not kept"
+            else:
+                weights |= dict.fromkeys(_names_read(network, name, values), codes)
+    return CodedNetwork(network.eval(), weights, kept_float)
 
 
 def _codes(
@@ -83,16 +88,16 @@ def _codes(
     """The codes of values; None where a grid that was not kept does not follow from them."""
     if qparams is not None:
         return codes_of(name, values.cpu(), qparams)
-    found = weight_codes(source.cpu(), spec, None if limits is None else (limits[0].cpu(), limits[1].cpu()))
+    nearest = weight_codes(source.cpu(), spec, None if limits is None else (limits[0].cpu(), limits[1].cpu()))
     try:
-        return codes_of(name, values.cpu(), found.qparams)
+        return codes_of(name, values.cpu(), nearest.qparams)
     except UserError:
         if source is values:
             return None
         raise
 
 
-def _read_as(network: GraphNetwork, name: str, values: Mapping[str, Tensor]) -> list[str]:
+def _names_read(network: GraphNetwork, name: str, values: Mapping[str, Tensor]) -> list[str]:
     """The names under which the graph reads a tensor: its own, or those that share its memory; its own where nothing does."""
     read = set()
     for node in network.graph.nodes:

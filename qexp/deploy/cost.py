@@ -16,7 +16,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from qexp.deploy.onnx.operators import KEEPS, handler_of
+from qexp.deploy.graph_nodes import called_module
+from qexp.deploy.onnx.operators import KEEPS_VALUES, handler_of
 from qexp.deploy.onnx.shapes import dropout, identity
 from qexp.deploy.weight_codes import WeightCodes
 from qexp.nn.fake_quant import FakeQuantize
@@ -28,7 +29,14 @@ _CHILD = "import sys; from qexp.deploy.cost import report_peak; report_peak(sys.
 
 @dataclass(frozen=True)
 class Latency:
-    """Of one run: the median and the 10th and 90th percentile, in milliseconds, over so many repeats."""
+    """The time of one call.
+
+    Args:
+        median_ms: milliseconds.
+        low_ms: 10th percentile.
+        high_ms: 90th percentile.
+        repeats: calls that were timed.
+    """
 
     median_ms: float
     low_ms: float
@@ -40,17 +48,19 @@ def latency(run: Callable[[], object], *, repeats: int, warmup: int) -> Latency:
     """Time a call.
 
     Args:
-        run: what to time, once a repeat. repeats: at least 1. warmup: calls before, which do not count.
+        run: what to time, once a repeat.
+        repeats: at least 1.
+        warmup: calls before, which do not count.
     """
     for _ in range(warmup):
         run()
-    found = []
+    times_ms = []
     for _ in range(repeats):
         start = time.perf_counter()
         run()
-        found.append(1e3 * (time.perf_counter() - start))
-    ends = statistics.quantiles(found, n=10, method="inclusive") if repeats > 1 else found * 9
-    return Latency(statistics.median(found), ends[0], ends[-1], repeats)
+        times_ms.append(1e3 * (time.perf_counter() - start))
+    ends = statistics.quantiles(times_ms, n=10, method="inclusive") if repeats > 1 else times_ms * 9
+    return Latency(statistics.median(times_ms), ends[0], ends[-1], repeats)
 
 
 def peak_memory_bytes(name: str, path: Path, shape: tuple[int, ...], *, threads: int = 1) -> int:
@@ -59,7 +69,10 @@ def peak_memory_bytes(name: str, path: Path, shape: tuple[int, ...], *, threads:
     Measured in a process of its own: the peak of its resident memory. Torch compiles there, which counts too.
 
     Args:
-        name, path, threads: as for `open_runtime`. shape: of the batch, [N, C, H, W].
+        name: of the runtime, as for `open_runtime`.
+        path: of the file, as for `open_runtime`.
+        shape: of the batch, [N, C, H, W].
+        threads: of one run.
 
     Raises:
         RuntimeError: the process failed; its last line.
@@ -75,11 +88,11 @@ def report_peak(what: str) -> None:
     """Print what `peak_memory_bytes` asks for; runs in the process that is measured."""
     from qexp.deploy.runtimes import open_runtime  # not at the top: cost is counted without any runtime, too
 
-    asked = json.loads(what)
-    importlib.import_module(asked["name"])
-    images = torch.zeros(asked["shape"])
+    request = json.loads(what)
+    importlib.import_module(request["name"])
+    images = torch.zeros(request["shape"])
     before = _reset_peak()
-    open_runtime(asked["name"], Path(asked["path"]), threads=asked["threads"]).run(images)
+    open_runtime(request["name"], Path(request["path"]), threads=request["threads"]).run(images)
     print(max(0, _peak() - before))
 
 
@@ -110,25 +123,30 @@ def layer_bits(network: GraphNetwork, weights: Mapping[str, WeightCodes]) -> dic
     """Layer -> bits of its weight and of what it reads, 32 where these are float.
 
     Args:
-        network, weights: as for `qexp.deploy.integer_network.integer_codes`.
+        network: as for `qexp.deploy.integer_network.integer_codes`.
+        weights: state-dict name -> codes.
     """
     bits: dict[object, int] = {}
-    found = {}
+    widths = {}
     for node in network.graph.nodes:
-        module = network.get_submodule(str(node.target)) if node.op == "call_module" else None
+        module = called_module(network, node)
         handler = handler_of(node, module) if node.op.startswith("call") and not isinstance(module, FakeQuantize) else None
         if isinstance(module, FakeQuantize):
             bits[node] = module.spec.bits
-        elif handler is not None and handler in (*KEEPS, identity, dropout):
-            bits[node] = max((bits.get(each, FLOAT_BITS) for each in node.all_input_nodes), default=FLOAT_BITS)
+        elif handler is not None and handler in (*KEEPS_VALUES, identity, dropout):
+            bits[node] = max((bits.get(operand, FLOAT_BITS) for operand in node.all_input_nodes), default=FLOAT_BITS)
         elif isinstance(module, nn.modules.conv._ConvNd | nn.Linear):
             weight = weights.get(f"{node.target}.weight")
-            found[str(node.target)] = (_weight_bits(weight), bits.get(node.args[0], FLOAT_BITS))
-    return found
+            widths[str(node.target)] = (_weight_bits(weight), bits.get(node.args[0], FLOAT_BITS))
+    return widths
 
 
 def bops(macs: Mapping[str, int], bits: Mapping[str, tuple[int, int]]) -> dict[str, int]:
-    """Bit operations of one image: MACs x bits of the weight x bits of the activation; layers without known bits are float.
+    """Layer -> bit operations of one image: MACs x bits of the weight x bits of the activation.
+
+    Args:
+        macs: layer -> multiply-accumulates of one image.
+        bits: layer -> bits of its weight and of what it reads; a layer that it lacks is float.
 
     Source: Baskin et al. 2018, arXiv:1804.10969, without the term for the accumulator.
 

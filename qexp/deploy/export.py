@@ -1,8 +1,8 @@
 """`python -m qexp.export`: an evaluation, then each copy as a file of integers, run by runtimes and held against its simulation.
 
 `check` writes every file once to a temporary folder, with ranges that nobody measured, before anything starts: an operator that
-cannot be written or a runtime that is missing is said at once. `run` follows the evaluation of a merged job; what it measures is
-kept beside the evaluation's numbers, under a hash of all that decides it, and copied into the experiment's journal.
+cannot be written or a runtime that is missing is reported at once. `run` follows the evaluation of a merged job; what it measures
+is kept beside the evaluation's numbers, under a hash of all that decides it, and copied into the experiment's journal.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from qexp.base.files import hash_file, hash_json, write_atomic
 from qexp.base.text import by_reason, file_name
 from qexp.deploy.activation_codes import load_biases_
 from qexp.deploy.cost import bops, latency, layer_bits, peak_memory_bytes
-from qexp.deploy.fidelity import EVALUATED, Climb, Fidelity, images_of, simulation_of
-from qexp.deploy.ladder import FLOAT, SIMULATED
+from qexp.deploy.fidelity import EVALUATED, Fidelity, FidelityRun, images_of, simulation_of
 from qexp.deploy.lower import Lowered, example_of, lower, lower_float, lower_untried
 from qexp.deploy.onnx.qdq import Exported, export_qdq
 from qexp.deploy.runtimes import open_runtime
+from qexp.deploy.stages import FLOAT, SIMULATED
 from qexp.deploy.torch_export import PROGRAM_SUFFIX, save_program
 from qexp.experiment.job import Prepared
 from qexp.experiment.recorder import Recorder
@@ -48,37 +48,37 @@ _MEASURES_COST = ("cost", "batch_sizes", "repeats", "warmup")
 
 def check(prepared: Sequence[Prepared]) -> None:
     """Raise one `UserErrors` for all that cannot be written to a file or run, of all jobs."""
-    found: dict[str, UserError] = {}
-    for one in prepared:
-        for variant in exported(one):
+    errors: dict[str, UserError] = {}
+    for job in prepared:
+        for variant in exported(job):
             try:
-                _try(one, variant)
+                _check_variant(job, variant)
             except UserError as error:
-                found[str(error)] = error
-    if found:
-        raise UserErrors(found.values())
+                errors[str(error)] = error
+    if errors:
+        raise UserErrors(errors.values())
 
 
 def exported(prepared: Prepared) -> tuple[Variant, ...]:
-    """The variants that become files: the quantized ones, or the float network where it was asked for alone."""
+    """The variants that become files: the quantized ones, or the float network where the job has no other."""
     return prepared.variants[1:] or prepared.variants[:1]
 
 
 def run(prepared: Prepared, recorder: Recorder) -> None:
     """Write, run and measure every variant of a merged job that has been evaluated."""
     for variant in exported(prepared):
-        job = _Job(prepared, variant, recorder)
-        found = job.stored()
-        if found is None:
-            found = job.measure()
+        export_job = _ExportJob(prepared, variant, recorder)
+        measured = export_job.stored()
+        if measured is None:
+            measured = export_job.measure()
             recorder.num_measured += 1
         else:
-            print_main(f"  {variant.label}: exported and measured before (fresh=true measures again): {found['file']}")
-        job.note(found)
+            print_main(f"  {variant.label}: exported and measured before (fresh=true measures again): {measured['file']}")
+        export_job.record(measured)
 
 
-def _try(prepared: Prepared, variant: Variant) -> None:
-    """Write a variant to a folder that does not stay, and load it into its runtimes."""
+def _check_variant(prepared: Prepared, variant: Variant) -> None:
+    """Write a variant to a temporary folder, and load it into its runtimes."""
     settings = variant.config.export
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / FILE
@@ -88,7 +88,7 @@ def _try(prepared: Prepared, variant: Variant) -> None:
 
 
 def _write(prepared: Prepared, variant: Variant, lowered: Lowered, path: Path) -> Exported:
-    """The file, and the program beside it where it is asked for; both hold the same biases."""
+    """Write the file, and the program beside it where a setting wants it; both hold the same biases."""
     settings, example = variant.config.export, example_of(prepared)
     about = {"label": variant.label, "model": variant.config.model.name, "data": variant.config.data.name, "key": variant.key}
     exported = export_qdq(
@@ -108,15 +108,15 @@ def _write(prepared: Prepared, variant: Variant, lowered: Lowered, path: Path) -
     return exported
 
 
-class _Job:
-    """One variant on its way into files and numbers."""
+class _ExportJob:
+    """Writes the files of one variant and measures them."""
 
     def __init__(self, prepared: Prepared, variant: Variant, recorder: Recorder) -> None:
         self.prepared, self.variant, self.recorder = prepared, variant, recorder
         self.config, self.settings = variant.config, variant.config.export
         words = [variant.label, *["int4"] * self.settings.pack_int4, *["signed"] * (not self.settings.unsigned)]
         self.folder = self.settings.folder_of(self.config.runs_dir, self.config.name) / file_name(" ".join(words))
-        self.books = Journal(prepared.folder / "exports" / f"{variant.key}.jsonl")
+        self.measurements = Journal(prepared.folder / "exports" / f"{variant.key}.jsonl")
         decide = {key: value for key, value in asdict(self.settings).items() if key not in _NOT_MEASURED}
         self.key = hash_json({key: value for key, value in decide.items() if key not in _MEASURES_COST})
         versions = {name: metadata.version(name) for name in self.settings.runtimes}
@@ -128,25 +128,25 @@ class _Job:
         return self.folder / FILE
 
     def stored(self) -> dict[str, Any] | None:
-        """What was measured of the same file in the same way; None where there is none, or it is to be measured afresh.
+        """The row of an earlier measurement of the same file in the same way; None where there is none, or with fresh=true.
 
         Files that are gone, as under another name of the experiment, are written again.
         """
-        found = {row["digest"]: row for row in self.books.rows() if row["asked"] == self.asked}
-        if not found or self.config.fresh:
+        by_digest = {row["digest"]: row for row in self.measurements.rows() if row["asked"] == self.asked}
+        if not by_digest or self.config.fresh:
             return None
         needed = [FILE, EXAMPLE, *[PROGRAM] * self.settings.torch_export]
-        if not all((self.folder / name).is_file() for name in needed) or hash_file(self.path) not in found:
+        if not all((self.folder / name).is_file() for name in needed) or hash_file(self.path) not in by_digest:
             self._write()
-        row = found.get(hash_file(self.path))
+        row = by_digest.get(hash_file(self.path))
         return None if row is None else row | {"file": str(self.path)}
 
     def measure(self) -> dict[str, Any]:
-        """Write the file and measure it; written down before it is returned."""
+        """Write the file and measure it; the row is stored before it is returned."""
         lowered, written = self._write()
         print_main(f"  {self.variant.label}: {self.path} written, {written.size_bytes / 1024:.1f} KiB")
         plain = self._plain() if not self.variant.is_float else written
-        fidelity = Climb(self.config, self.prepared.network().eval(), lowered, written).run(self.prepared)
+        fidelity = FidelityRun(self.config, self.prepared.network().eval(), lowered, written).run(self.prepared)
         row = {
             "asked": self.asked,
             "key": self.key,
@@ -156,13 +156,13 @@ class _Job:
             "file": str(self.path),
             "digest": hash_file(self.path),
             "split": self.config.evaluate.split,
-            "n": fidelity.rungs[0].n,
+            "n": fidelity.stages[0].n,
             "simulate": self.settings.simulate,
             "requantization": self.settings.requantization,
             "threads": self.settings.threads,
             "cpu": environment.cpu_model(),
             "sizes": {"fp32": plain.size_bytes, "file": written.size_bytes, "packed": self.variant.size_bytes},
-            "rungs": [{**asdict(rung), "version": fidelity.versions.get(rung.name, "")} for rung in fidelity.rungs],
+            "rungs": [{**asdict(stage), "version": fidelity.versions.get(stage.name, "")} for stage in fidelity.stages],
             "cost": list(self._cost(plain.path)) if self.settings.cost else [],
             "layers": self._layers(lowered),
             "alarms": self._alarms(fidelity),
@@ -170,27 +170,28 @@ class _Job:
             "versions": self.recorder.versions,
             "time_ms": environment.now_ms(),
         }
-        self.books.append([row])
+        self.measurements.append([row])
         return row
 
-    def note(self, found: dict[str, Any]) -> None:
-        """Write what was measured into the experiment's journal, unless it is there, and its alarms into the record."""
-        self.recorder.set_alarms(self.variant, 0, ABOUT, found["alarms"])
-        for alarm in found["alarms"]:
+    def record(self, measured: dict[str, Any]) -> None:
+        """Write a measured row into the experiment's journal, unless it is there, and its alarms into the record."""
+        self.recorder.set_alarms(self.variant, 0, ABOUT, measured["alarms"])
+        for alarm in measured["alarms"]:
             print_main(f"  ! {self.variant.label}: {alarm}")
         journal = self.recorder.journal
-        known = [row for row in journal.rows() if row["kind"] in ("export", "model") and row["run"] == self._run]
+        known_rows = [row for row in journal.rows() if row["kind"] in ("export", "model") and row["run"] == self._run]
         new = []
-        if not any((row["kind"], row["key"], row["time_ms"]) == ("export", self.key, found["time_ms"]) for row in known):
-            values = {key: value for key, value in found.items() if key not in ("run", "key", "time_ms")}
-            new.append(rows.export_row(self._run, key=self.key, values=values, time_ms=found["time_ms"]))
-            new.append(rows.metrics_row(self._run, step=0, values=dict(_metrics(found))))
+        if not any((row["kind"], row["key"], row["time_ms"]) == ("export", self.key, measured["time_ms"]) for row in known_rows):
+            values = {key: value for key, value in measured.items() if key not in ("run", "key", "time_ms")}
+            new.append(rows.export_row(self._run, key=self.key, values=values, time_ms=measured["time_ms"]))
+            new.append(rows.metrics_row(self._run, step=0, values=dict(_metrics(measured))))
         name = self.settings.register
         if name is not None:
-            same = [row for row in known if row["kind"] == "model" and (row["name"], row["digest"]) == (name, found["digest"])]
+            model = ("model", name, measured["digest"])
+            same = [row for row in known_rows if row["kind"] == "model" and (row["kind"], row["name"], row["digest"]) == model]
             example = self.folder / EXAMPLE
             new += [] if same else [
-                rows.model_row(self._run, name=name, path=self.path, example=example, digest=found["digest"])
+                rows.model_row(self._run, name=name, path=self.path, example=example, digest=measured["digest"])
             ]  # fmt: skip
             print_main(f"  {self.variant.label}: {'was' if same else 'to be'} registered in MLflow as {name}")
         journal.append(new)
@@ -215,15 +216,15 @@ class _Job:
                 session = open_runtime(name, path, threads=settings.threads)
                 peak = peak_memory_bytes(name, path, (largest, *shape), threads=settings.threads)
                 for batch in settings.batch_sizes:
-                    part = images[:batch]
-                    found = latency(lambda: session.run(part), repeats=settings.repeats, warmup=settings.warmup)  # noqa: B023
+                    chosen = images[:batch]
+                    timing = latency(lambda: session.run(chosen), repeats=settings.repeats, warmup=settings.warmup)  # noqa: B023
                     yield {
                         "runtime": name,
                         "version": session.version,
                         "network": network,
                         "batch": batch,
-                        **asdict(found),
-                        "images_per_s": 1e3 * batch / found.median_ms,
+                        **asdict(timing),
+                        "images_per_s": 1e3 * batch / timing.median_ms,
                         "peak_bytes": peak if batch == largest else None,
                     }
 
@@ -240,24 +241,24 @@ class _Job:
 
     def _alarms(self, fidelity: Fidelity) -> list[str]:
         """Layers that failed, and a copy that does not score as the evaluated one did."""
-        found = [
-            f"{rung.name} at {rung.failed_layer}: {rung.layer_steps} steps from integers, 1 is allowed"
-            for rung in fidelity.rungs
-            if rung.passed is False
+        alarms = [
+            f"{stage.name} at {stage.failed_layer}: {stage.layer_steps} steps from integers, 1 is allowed"
+            for stage in fidelity.stages
+            if stage.passed is False
         ]
         if self.recorder.device != "cpu" or self.config.train.channels_last:  # sums of floats depend on it
-            return found
-        by_name = {rung.name: rung for rung in fidelity.rungs}
-        copy = by_name.get(EVALUATED) or by_name.get(SIMULATED)
-        for rung, variant in ((by_name[FLOAT], self.prepared.variants[0]), (copy, self.variant)):
+            return alarms
+        by_name = {stage.name: stage for stage in fidelity.stages}
+        simulated = by_name.get(EVALUATED) or by_name.get(SIMULATED)
+        for stage, variant in ((by_name[FLOAT], self.prepared.variants[0]), (simulated, self.variant)):
             scored = self.recorder.stored(variant, 0)["prec1"]
-            if rung is not None and not math.isclose(rung.prec1, scored, abs_tol=1e-9):
-                found.append(f"{rung.name} scores {rung.prec1:.2f}, its evaluation {scored:.2f}")
-        return found
+            if stage is not None and not math.isclose(stage.prec1, scored, abs_tol=1e-9):
+                alarms.append(f"{stage.name} scores {stage.prec1:.2f}, its evaluation {scored:.2f}")
+        return alarms
 
     @torch.no_grad()
     def _write(self) -> tuple[Lowered, Exported]:
-        """The file; beside it an image and its logits, for the model's signature and for whoever tries the file elsewhere."""
+        """Write the file; beside it an image and its logits, for the model's signature and for users of the file elsewhere."""
         lowered = lower(self.prepared, self.variant)
         written = _write(self.prepared, self.variant, lowered, self.path)
         image = next(images_of(self.prepared)).images[:1]
@@ -271,21 +272,21 @@ class _Job:
         return lowered, written
 
 
-def _metrics(found: dict[str, Any]) -> Iterator[tuple[str, float]]:
-    """What MLflow gets of a variant: rungs, sizes, costs."""
-    prefix = "" if found["split"] == "test" else f"{found['split']}/"
-    for rung in found["rungs"]:
-        if rung["name"] != FLOAT:
+def _metrics(measured: dict[str, Any]) -> Iterator[tuple[str, float]]:
+    """What MLflow gets of a variant: fidelity stages, sizes, costs."""
+    prefix = "" if measured["split"] == "test" else f"{measured['split']}/"
+    for stage in measured["rungs"]:
+        if stage["name"] != FLOAT:
             for key in ("prec1", "prec5", "agreement", "logit_sqnr_db", "max_steps", "layer_steps"):
-                if rung[key] is not None:
-                    yield f"{prefix}{rung['name']}/{key}", rung[key]
-    for name, size in found["sizes"].items():
+                if stage[key] is not None:
+                    yield f"{prefix}{stage['name']}/{key}", stage[key]
+    for name, size in measured["sizes"].items():
         yield f"{name}_bytes", size
-    for line in found["cost"]:
-        place = f"{line['runtime']}/{line['network']}_b{line['batch']}"
-        yield f"{place}_median_ms", line["median_ms"]
-        yield f"{place}_images_per_s", line["images_per_s"]
+    for line in measured["cost"]:
+        cost_prefix = f"{line['runtime']}/{line['network']}_b{line['batch']}"
+        yield f"{cost_prefix}_median_ms", line["median_ms"]
+        yield f"{cost_prefix}_images_per_s", line["images_per_s"]
         if line["peak_bytes"] is not None:
-            yield f"{place}_peak_bytes", line["peak_bytes"]
+            yield f"{cost_prefix}_peak_bytes", line["peak_bytes"]
     for key in ("macs", "bops"):
-        yield key, sum(layer[key] for layer in found["layers"])
+        yield key, sum(layer[key] for layer in measured["layers"])

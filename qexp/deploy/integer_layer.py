@@ -20,6 +20,8 @@ from qexp.quant.affine import quantize_affine
 REQUANTIZATIONS = ("float32", "fixed_point")
 _INT32 = 2**31 - 1
 
+Clamp = tuple[float, float | None]  # lower end, and upper end or None
+
 
 @torch.no_grad()
 def accumulate(
@@ -29,7 +31,9 @@ def accumulate(
 
     Args:
         layer: whose strides, padding and groups are used; its weights are not. Padding is the code of zero.
-        codes: integers, of its input. x: their grid, per tensor. weight: codes of its weight.
+        codes: integers, of its input.
+        x: their grid, per tensor.
+        weight: codes of its weight.
         bias: int32 [channels], `bias_codes` at `accumulator_scale(x, weight.qparams)`.
 
     Raises:
@@ -63,7 +67,10 @@ def requantize(sums: Tensor, scale: Tensor, y: QParams, *, requantization: str =
         ties up
 
     Args:
-        sums: int32 accumulators. scale: `accumulator_scale`, 0-d or [channels]. y: grid of the result, per tensor.
+        sums: int32 accumulators.
+        scale: `accumulator_scale`, 0-d or [channels].
+        y: grid of the result, per tensor.
+        requantization: `float32` or `fixed_point`, as above.
         axis: of the channels.
 
     Source: ONNX Runtime, MlasRequantizeOutput; Jacob et al. 2018, arXiv:1712.05877, section 2.2.
@@ -108,26 +115,31 @@ def integer_layer(
     y: QParams | None,
     *,
     bias: Tensor | None = None,
-    clamp: tuple[float, float | None] | None = None,
+    clamp: Clamp | None = None,
     requantization: str = "float32",
 ) -> Tensor:
     """A layer from codes to codes, int32, or to float32 values where nothing quantizes them (the logits).
 
     Args:
-        layer, codes, x, weight, bias: as for `accumulate`. y: grid of the result; None for float32, acc * s_x s_w.
+        layer: whose strides, padding and groups are used; its weights are not.
+        codes: integers, of its input.
+        x: grid of the input, per tensor.
+        weight: codes of its weight.
+        y: grid of the result; None for float32, acc * s_x s_w.
+        bias: int32 [channels], `bias_codes` at `accumulator_scale(x, weight.qparams)`.
         clamp: what the result is clamped to: (0, None) of a ReLU, (0, 6) of a ReLU6; on codes, which is exact.
         requantization: of `requantize`.
     """
     scale = accumulator_scale(x, weight.qparams)
     sums = accumulate(layer, codes, x, weight, bias)
     if y is None:
-        found = sums.float() * along_channels(scale, sums, channel_axis(layer))
-        return found if clamp is None else found.clamp(*clamp)
-    found = requantize(sums, scale, y, requantization=requantization, axis=channel_axis(layer))
+        values = sums.float() * along_channels(scale, sums, channel_axis(layer))
+        return values if clamp is None else values.clamp(*clamp)
+    codes_out = requantize(sums, scale, y, requantization=requantization, axis=channel_axis(layer))
     if clamp is None:
-        return found
+        return codes_out
     ends = [None if end is None else int(quantize_affine(torch.tensor(end), y, arithmetic="divide")) for end in clamp]
-    return found.clamp(*ends)
+    return codes_out.clamp(*ends)
 
 
 def channel_axis(layer: nn.Module) -> int:
@@ -136,7 +148,13 @@ def channel_axis(layer: nn.Module) -> int:
 
 
 def along_channels(values: Tensor, sums: Tensor, axis: int) -> Tensor:
-    """[channels] shaped for a dimension of sums; 0-d as it is."""
+    """Values shaped to broadcast along a dimension of sums.
+
+    Args:
+        values: [channels], or 0-d, which stays as it is.
+        sums: any shape.
+        axis: the dimension of its channels.
+    """
     if not values.dim():
         return values
     shape = [1] * sums.dim()

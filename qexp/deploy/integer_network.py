@@ -1,8 +1,8 @@
 """A whole network with its layers in integers: what hardware computes, without any runtime.
 
 The network's graph runs as it is, but for modules of convolutions and linear layers that read codes: these compute
-`integer_layer`, with biases at 32 bits, and give the values of the codes that the place behind them takes. Adds, products and
-averages are computed on the values of codes and quantized by division, as ONNX defines its operators.
+`integer_layer`, with biases at 32 bits, and give the values of the codes that the activation point behind them takes. Adds,
+products and averages are computed on the values of codes and quantized by division, as ONNX defines its operators.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ from torch import Tensor, fx, nn
 from qexp.base.errors import UserError
 from qexp.base.types import QParams
 from qexp.deploy.activation_codes import code_nodes, codes_from, qparams_of
-from qexp.deploy.integer_layer import along_channels, channel_axis, integer_layer
-from qexp.deploy.onnx.operators import KEEPS, clamps_of, handler_of
+from qexp.deploy.graph_nodes import called_module, first_input, quantizer_at
+from qexp.deploy.integer_layer import Clamp, along_channels, channel_axis, integer_layer
+from qexp.deploy.onnx.operators import KEEPS_VALUES, clamps_of, handler_of
 from qexp.deploy.onnx.shapes import dropout, identity
 from qexp.deploy.weight_codes import WeightCodes, accumulator_scale, bias_codes
 from qexp.nn.fake_quant import FakeQuantize
@@ -34,14 +35,15 @@ def integer_codes(
     requantization: str = "float32",
     given: Mapping[str, Tensor] | None = None,
 ) -> tuple[dict[str, Tensor], Tensor]:
-    """The codes of every place, int32, as integer hardware has them, and the logits.
+    """The codes of every activation point, int32, as integer hardware has them, and the logits.
 
     Args:
         network: as for `qexp.deploy.onnx.qdq.export_qdq`; layers whose weights or inputs have no codes stay float, functions too.
-        weights: state-dict name -> codes. images: [N, C, H, W] float32.
+        weights: state-dict name -> codes.
+        images: [N, C, H, W] float32.
         requantization: of `qexp.deploy.integer_layer.requantize`.
-        given: place -> codes that others found: what comes behind a place is computed from these, and the result is what each
-            place would have been, had everything before it been as given.
+        given: activation point -> codes that a runtime has there: what follows a point is computed from these, and the result is
+            what each point would have been, had everything before it been as given.
 
     Raises:
         UserError: an accumulator beyond 32 bits; names the layer.
@@ -61,17 +63,17 @@ class _IntegerRun(fx.Interpreter):
         super().__init__(network)
         self.extra_traceback = False
         self.network, self.weights, self.requantization, self.given = network, weights, requantization, given
-        self.places = {node: name for name, node in code_nodes(network).items()}
+        self.points = {node: point for point, node in code_nodes(network).items()}
         self.grids: dict[fx.Node, QParams | None] = {}
         self.codes: dict[str, Tensor] = {}
 
     def run_node(self, n: fx.Node) -> Any:
         """Run a node, in integers where it is a layer of codes."""
-        module = self.network.get_submodule(str(n.target)) if n.op == "call_module" else None
+        module = called_module(self.network, n)
         if isinstance(module, FakeQuantize):
             return self._quantize(n, module)
         if isinstance(module, nn.Conv2d | nn.Linear):
-            x, weight = self.grids.get(n.args[0]), self.weights.get(f"{n.target}.weight")
+            x, weight = self.grids.get(first_input(n)), self.weights.get(f"{n.target}.weight")
             if x is not None and weight is not None and getattr(module, "padding_mode", "zeros") == "zeros":
                 try:
                     return self._layer(n, module, x, weight)
@@ -79,50 +81,50 @@ class _IntegerRun(fx.Interpreter):
                     raise UserError(f"{n.target}: {error.key}", error.value, allowed=error.allowed) from None
         handler = handler_of(n, module) if n.op.startswith("call") else None
         result = super().run_node(n)
-        if handler in (*KEEPS, identity, dropout):
-            first = n.args[0] if isinstance(n.args[0], list | tuple) else n.args[:1]
-            grids = {id(self.grids.get(each)): self.grids.get(each) for each in first}
-            self.grids[n] = next(iter(grids.values())) if len(grids) == 1 else None
+        if handler in (*KEEPS_VALUES, identity, dropout):
+            operands = n.args[0] if isinstance(n.args[0], list | tuple) else n.args[:1]
+            nodes = [operand for operand in operands if isinstance(operand, fx.Node)]
+            grids = {id(grid): grid for grid in map(self.grids.get, nodes)}
+            self.grids[n] = next(iter(grids.values())) if len(grids) == 1 and len(nodes) == len(operands) else None
         return result
 
-    def _quantize(self, node: fx.Node, module: FakeQuantize) -> Tensor:
-        """The values of a place, by division; exact where they are values of its codes already."""
-        x = self.env[node.args[0]]
-        qparams = qparams_of(module, x)
+    def _quantize(self, node: fx.Node, quantizer: FakeQuantize) -> Tensor:
+        """The values of an activation point, by division; exact where they are values of its codes already."""
+        x = self.env[first_input(node)]
+        qparams = qparams_of(quantizer, x)
         codes = quantize_affine(x, qparams, arithmetic="divide")
-        place = self.places[node]
-        self.codes[place] = codes.to(torch.int32)
+        point = self.points[node]
+        self.codes[point] = codes.to(torch.int32)
         self.grids[node] = qparams if qparams.axis is None else None
-        return dequantize_affine(self.given.get(place, codes), qparams)
+        return dequantize_affine(self.given.get(point, codes), qparams)
 
-    def _layer(self, node: fx.Node, layer: nn.Module, x: QParams, weight: WeightCodes) -> Tensor:
+    def _layer(self, node: fx.Node, layer: nn.Conv2d | nn.Linear, x: QParams, weight: WeightCodes) -> Tensor:
         """The values of a layer's codes, or of its accumulators where no quantizer follows."""
-        scale = accumulator_scale(x, weight.qparams)
-        bias = None if layer.bias is None or self._is_dynamic(node.args[0]) else bias_codes(layer.bias, scale)
-        codes = codes_from(self.env[node.args[0]], x)
-        if layer.bias is not None and bias is None:  # beyond 32 bits, or at a step that only the batch tells: added in float
+        scale, source = accumulator_scale(x, weight.qparams), first_input(node)
+        bias = None if layer.bias is None or self._is_dynamic(source) else bias_codes(layer.bias, scale)
+        codes = codes_from(self.env[source], x)
+        if layer.bias is not None and bias is None:  # beyond 32 bits, or at a step that only the batch decides: added in float
             sums = integer_layer(layer, codes, x, weight, None)
             return sums + along_channels(layer.bias, sums, channel_axis(layer))
         y, clamp = self._target(node)
-        options = {"bias": bias, "clamp": clamp, "requantization": self.requantization}
-        found = integer_layer(layer, codes, x, weight, y, **options)
-        return found if y is None else dequantize_affine(found, y)
+        result = integer_layer(layer, codes, x, weight, y, bias=bias, clamp=clamp, requantization=self.requantization)
+        return result if y is None else dequantize_affine(result, y)
 
-    def _target(self, node: fx.Node) -> tuple[QParams | None, tuple[float, float | None] | None]:
+    def _target(self, node: fx.Node) -> tuple[QParams | None, Clamp | None]:
         """The grid that a layer's result goes to, and the clamp before it; neither where several readers or others come first."""
         clamp, reader = None, next(iter(node.users), None)
-        if len(node.users) == 1 and reader is not None and reader not in self.places and reader.op.startswith("call"):
-            module = self.network.get_submodule(str(reader.target)) if reader.op == "call_module" else None
-            clamp = clamps_of(reader, module)
+        if len(node.users) == 1 and reader is not None and reader not in self.points and reader.op.startswith("call"):
+            clamp = clamps_of(reader, called_module(self.network, reader))
             if clamp is not None and len(reader.users) == 1:
                 node, reader = reader, next(iter(reader.users))
-        if len(node.users) != 1 or reader not in self.places:
+        if len(node.users) != 1 or reader is None:
             return None, None
-        if self._is_dynamic(reader):
+        quantizer = quantizer_at(self.network, reader)
+        if quantizer is None or quantizer.spec.dynamic or quantizer.axis is not None:
             return None, None
-        qparams = self.network.get_submodule(str(reader.target)).qparams
-        return (qparams, clamp) if qparams.axis is None else (None, None)
+        return quantizer.qparams, clamp
 
     def _is_dynamic(self, node: fx.Node) -> bool:
-        """True for a place whose grid is that of each batch."""
-        return node in self.places and self.network.get_submodule(str(node.target)).spec.dynamic
+        """True for an activation point whose grid is that of each batch."""
+        quantizer = quantizer_at(self.network, node)
+        return quantizer is not None and quantizer.spec.dynamic

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from qexp.deploy.coded_network import Coded, coded
+from qexp.deploy.coded_network import CodedNetwork, code_network
 from qexp.deploy.weight_codes import WeightCodes, has_codes, weight_codes
 from qexp.experiment.build import Builder
 from qexp.experiment.job import Prepared
@@ -16,7 +16,7 @@ from qexp.experiment.variants import Variant
 from qexp.nn.fake_quant import fake_quants, insert
 from qexp.nn.fold import fold_batch_norm
 from qexp.nn.graph import GraphNetwork, trace
-from qexp.qat.convert import assemble
+from qexp.qat.convert import Converted, assemble
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,7 +24,9 @@ class Lowered:
     """A network ready to be written to a file.
 
     Args:
-        network: simulates, in eval mode on the CPU. weights: state-dict name -> codes. notes: what stays float, and why.
+        network: simulates, in eval mode on the CPU.
+        weights: state-dict name -> codes.
+        notes: what stays float, and why.
     """
 
     network: GraphNetwork
@@ -40,21 +42,36 @@ def example_of(prepared: Prepared) -> Tensor:
 def lower(prepared: Prepared, variant: Variant) -> Lowered:
     """The copy that a variant is, as `qexp.evaluate` builds it.
 
+    Args:
+        prepared: the merged job.
+        variant: of the job.
+
     Raises:
         UserError: what building it raises; names the tensor or the layer.
     """
     if variant.is_float:
         return lower_float(prepared, fold=variant.config.correct.fold_bn)
     if prepared.converted is not None:
-        return _lower_trained(prepared)
+        return _lower_converted(prepared, prepared.converted)
     built = Builder(prepared, prepared.network().eval()).build(variant)
-    grids = {name: (spec, None) for name, spec in variant.plan.quantized.items()}
-    options = {"reference": built.reference, "limits": built.limits, "constant": built.constant}
-    return _lowered(coded(built.module, example_of(prepared), grids, **options), built.notes)
+    coded = code_network(
+        built.module,
+        example_of(prepared),
+        {name: (spec, None) for name, spec in variant.plan.quantized.items()},
+        reference=built.reference,
+        limits=built.limits,
+        constant=built.constant,
+    )
+    return _lowered(coded, built.notes)
 
 
 def lower_float(prepared: Prepared, *, fold: bool = True) -> Lowered:
-    """The float network, batch norm folded where asked for: what a quantized one is compared with."""
+    """The float network: what a quantized one is compared with.
+
+    Args:
+        prepared: the job.
+        fold: fold batch norm.
+    """
     network = prepared.network().eval()
     if not fold or prepared.converted is not None:
         return Lowered(trace(network, example_of(prepared)).build().eval(), {})
@@ -63,9 +80,13 @@ def lower_float(prepared: Prepared, *, fold: bool = True) -> Lowered:
 
 
 def lower_untried(prepared: Prepared, variant: Variant) -> Lowered:
-    """The structure of `lower`, before any calibration: every place has the range -1 or 0 to 1, and weights their nearest codes.
+    """The structure of `lower`, before any calibration: quantizers with the range -1 or 0 to 1, and weights' nearest codes.
 
-    Whether a file can hold a network depends on nothing else, so that a mistake is found before anything is measured.
+    Whether a file can hold a network depends on nothing else, so that a mistake is reported before anything is measured.
+
+    Args:
+        prepared: the merged job.
+        variant: of the job.
     """
     if variant.is_float or prepared.converted is not None:
         return lower(prepared, variant)
@@ -73,25 +94,26 @@ def lower_untried(prepared: Prepared, variant: Variant) -> Lowered:
     traced = trace(network, example_of(prepared))
     plain = fold_batch_norm(network).model if variant.config.correct.fold_bn else network
     module = insert(traced, variant.plan, plain).eval()
-    known = {row.info.name: row.info.non_negative for row in variant.plan.activations}
-    for name, place in fake_quants(module).items():
-        if not place.spec.dynamic:
-            low = 0.0 if known[name] else -1.0  # zero points as they will be: a runtime may load one and not the other
-            place.set_range(torch.full_like(place.scale, low), torch.full_like(place.scale, 1.0))
+    non_negative = {row.info.name: row.info.non_negative for row in variant.plan.activations}
+    for name, quantizer in fake_quants(module).items():
+        if not quantizer.spec.dynamic:
+            low = 0.0 if non_negative[name] else -1.0  # zero points as they will be: a runtime may load one and not the other
+            quantizer.set_range(torch.full_like(quantizer.scale, low), torch.full_like(quantizer.scale, 1.0))
     tensors = _tensors(plain)
-    coded = {name: spec for name, spec in variant.plan.quantized.items() if has_codes(spec) and name in tensors}
-    weights = {name: weight_codes(tensors[name], spec) for name, spec in coded.items() if bool(tensors[name].any())}
+    specs = {name: spec for name, spec in variant.plan.quantized.items() if has_codes(spec) and name in tensors}
+    weights = {name: weight_codes(tensors[name], spec) for name, spec in specs.items() if bool(tensors[name].any())}
     return Lowered(module, weights)
 
 
-def _lower_trained(prepared: Prepared) -> Lowered:
+def _lower_converted(prepared: Prepared, converted: Converted) -> Lowered:
     """A network that was trained with its quantization."""
-    module = assemble(prepared.untrained(), prepared.converted, example_of(prepared))
-    return _lowered(coded(module, example_of(prepared), prepared.converted.weights))
+    module = assemble(prepared.untrained(), converted, example_of(prepared))
+    return _lowered(code_network(module, example_of(prepared), converted.weights))
 
 
-def _lowered(found: Coded, notes: Sequence[str] = ()) -> Lowered:
-    return Lowered(found.network, found.weights, (*notes, *(f"{name}: stays float, {why}" for name, why in found.left.items())))
+def _lowered(coded: CodedNetwork, notes: Sequence[str] = ()) -> Lowered:
+    kept_float = (f"{name}: stays float, {why}" for name, why in coded.kept_float.items())
+    return Lowered(coded.network, coded.weights, (*notes, *kept_float))
 
 
 def _tensors(module: nn.Module) -> dict[str, Tensor]:

@@ -1,13 +1,13 @@
 """Runtimes that run an exported network, each behind the same two calls: `run` for logits, `run_codes` for codes too.
 
-ONNX Runtime and OpenVINO read the same ONNX file; torch reads the program of `qexp.deploy.torch_export` beside it. All run on the CPU
-with as many threads as they are told, in the arithmetic that they choose, with two exceptions, where speed would change what is
-computed: OpenVINO takes bfloat16 for what is float wherever the CPU has it, and is told float32; ONNX Runtime's kernels for CPUs
-without VNNI add pairs of products in 16 bits, which saturates, and are told not to. Only there: the exact kernels took 2.4 times
-as long for a resnet18 whose logits were the same to the bit.
+ONNX Runtime and OpenVINO read the same ONNX file; torch reads the program of `qexp.deploy.torch_export` beside it. All run on the
+CPU with a given number of threads, in the arithmetic that they choose, with two exceptions, where speed would change what is
+computed. OpenVINO would take bfloat16 for what is float wherever the CPU has it, and is set to float32. ONNX Runtime's kernels
+for CPUs without VNNI add pairs of products in 16 bits, which saturates; there the exact kernels are selected. Only there: they
+took 2.4 times as long for a resnet18 whose logits were the same to the bit.
 
-A runtime that shows its codes may fuse less than one that runs the file as it is: OpenVINO adds a shortcut within the convolution
-before it, rounding once less, but not where the convolution's own codes are wanted.
+A runtime that gives its codes as outputs may fuse less than one that runs the file as it is: OpenVINO adds a shortcut within the
+convolution before it, rounding once less, but not where the convolution's own codes are an output.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from qexp.deploy.activation_codes import CodeTensor
 from qexp.deploy.onnx.writer import INPUT, OUTPUT, onnx_library
 from qexp.deploy.torch_export import PROGRAM_SUFFIX, open_program
 
-Call = Callable[[Tensor, bool], Sequence[Tensor]]  # images, with codes? -> logits, and the codes of each place behind them
+RunBatch = Callable[[Tensor, bool], Sequence[Tensor]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,23 +36,28 @@ class Session:
     """An exported network in a runtime, loaded.
 
     Args:
-        name, version: of the runtime. offsets: place -> what was added to its codes in the file, in order of execution.
+        name: of the runtime.
+        version: of the runtime.
+        offsets: activation point -> what was added to its codes in the file, in order of execution.
+        run_batch: (images, with codes?) -> logits, and the codes of each activation point behind them.
     """
 
     name: str
     version: str
     offsets: Mapping[str, int]
-    call: Call
+    run_batch: RunBatch
 
     def run(self, images: Tensor) -> Tensor:
         """Float32 [N, C, H, W] -> float32 [N, classes] logits."""
-        return self.call(images, False)[0]
+        return self.run_batch(images, False)[0]
 
     def run_codes(self, images: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-        """The codes of each place that was asked for, int32 as qexp numbers them, and the logits."""
-        logits, *codes = self.call(images, True)
-        found = {place: each.int() - offset for (place, offset), each in zip(self.offsets.items(), codes, strict=True)}
-        return found, logits
+        """The codes of each activation point of `outputs`, int32 as qexp numbers them, and the logits."""
+        logits, *codes = self.run_batch(images, True)
+        codes_by_point = {
+            point: values.int() - offset for (point, offset), values in zip(self.offsets.items(), codes, strict=True)
+        }
+        return codes_by_point, logits
 
 
 def installed_runtimes() -> tuple[str, ...]:
@@ -64,10 +69,11 @@ def open_runtime(name: str, path: Path, *, threads: int = 1, outputs: Mapping[st
     """Load an exported network.
 
     Args:
-        name: one of `RUNTIMES`. path: of the ONNX file; torch reads the program of the same name beside it.
-        threads: of one run; torch's are those of the process, which is told.
-        outputs: place -> its codes in the file, of `Exported.codes`: what `run_codes` gives. Without, a file runs as it is, which
-            is what to time.
+        name: one of `RUNTIMES`.
+        path: of the ONNX file; torch reads the program of the same name beside it.
+        threads: of one run; for torch, of the process.
+        outputs: activation point -> its codes in the file, of `Exported.codes`: what `run_codes` gives. Without, a file runs as
+            it is, which is what to time.
 
     Raises:
         UserError: an unknown runtime, one whose package is not installed, or one that cannot load the network.
@@ -83,16 +89,16 @@ def open_runtime(name: str, path: Path, *, threads: int = 1, outputs: Mapping[st
         raise
     except Exception as error:  # each runtime has errors of its own
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        said = max(lines, key=len, default=type(error).__name__)
+        message = max(lines, key=len, default=type(error).__name__)
         allowed = "a runtime that loads this network"
-        raise UserError("export.runtime", name, allowed=allowed, remedy=f"It says: {said}") from error
-    offsets = {place: each.offset for place, each in codes.items()}
+        raise UserError("export.runtime", name, allowed=allowed, remedy=f"It says: {message}") from error
+    offsets = {point: tensor.offset for point, tensor in codes.items()}
     return Session(name, importlib.metadata.version(name), offsets, opened)
 
 
 @functools.cache
 def onnxruntime_saturates() -> bool:
-    """Whether ONNX Runtime's fastest kernels lose something here: asked of a product, 64 times 255 * 127, not of a name."""
+    """Whether ONNX Runtime's fastest kernels saturate on this CPU: a product shows it, 64 times 255 * 127, not a CPU's name."""
     import onnx.parser
     import onnxruntime
 
@@ -100,11 +106,11 @@ def onnxruntime_saturates() -> bool:
     model = onnx.parser.parse_model(f'<ir_version: 8, opset_import: ["": 13]> {product}').SerializeToString()
     session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
     a, b = torch.full((1, 64), 255, dtype=torch.uint8), torch.full((64, 16), 127, dtype=torch.int8)
-    (found,) = session.run(None, {"a": a.numpy(), "b": b.numpy()})
-    return bool((found != 64 * 255 * 127).any())
+    (sums,) = session.run(None, {"a": a.numpy(), "b": b.numpy()})
+    return bool((sums != 64 * 255 * 127).any())
 
 
-def _onnxruntime(path: Path, threads: int, codes: Mapping[str, CodeTensor]) -> Call:
+def _onnxruntime(path: Path, threads: int, codes: Mapping[str, CodeTensor]) -> RunBatch:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -116,12 +122,12 @@ def _onnxruntime(path: Path, threads: int, codes: Mapping[str, CodeTensor]) -> C
 
     def call(images: Tensor, with_codes: bool) -> list[Tensor]:
         names = None if with_codes else [OUTPUT]
-        return [torch.from_numpy(each) for each in session.run(names, {INPUT: images.contiguous().numpy()})]
+        return [torch.from_numpy(array) for array in session.run(names, {INPUT: images.contiguous().numpy()})]
 
     return call
 
 
-def _openvino(path: Path, threads: int, codes: Mapping[str, CodeTensor]) -> Call:
+def _openvino(path: Path, threads: int, codes: Mapping[str, CodeTensor]) -> RunBatch:
     import openvino
 
     core = openvino.Core()
@@ -137,19 +143,20 @@ def _openvino(path: Path, threads: int, codes: Mapping[str, CodeTensor]) -> Call
     return call
 
 
-def _torch(path: Path, threads: int, codes: Mapping[str, CodeTensor]) -> Call:
+def _torch(path: Path, threads: int, codes: Mapping[str, CodeTensor]) -> RunBatch:
     torch.set_num_threads(threads)
     return open_program(path.with_suffix(PROGRAM_SUFFIX), tuple(codes))
 
 
 def show_codes(path: Path, codes: Iterable[CodeTensor]) -> bytes:
-    """An exported file whose codes are outputs too, behind the logits, in the order asked for; for `InferenceSession`.
+    """An exported file whose codes are outputs too, behind the logits, in the order of `codes`; for `InferenceSession`.
 
     Args:
-        path: of the file. codes: of `Exported.codes`; qexp's are an output minus its offset.
+        path: of the file.
+        codes: of `Exported.codes`; qexp's are an output minus its offset.
     """
     onnx = onnx_library()
     model = onnx.shape_inference.infer_shapes(onnx.load(path))
     known = {info.name: info for info in model.graph.value_info}
-    model.graph.output.extend(known[each.name] for each in codes)
+    model.graph.output.extend(known[tensor.name] for tensor in codes)
     return model.SerializeToString()

@@ -1,15 +1,15 @@
 """A quantized network as a program of `torch.export`, with integer codes and torch's own operators between codes and values.
 
-Each place is `quantize_per_tensor` and `dequantize_per_tensor` of `torch.ops.quantized_decomposed`, each coded weight a
-`dequantize_per_channel` of its int8 codes: the form that torch's quantization flow for exported programs (PT2E) converts to, here
-with qexp's scales, so that no observer of another library chooses any. As it is, the program simulates in float. Compiled by
-Inductor on x86 with its weights frozen, convolutions and linear layers between such pairs become oneDNN's integer kernels.
+Each activation point is `quantize_per_tensor` and `dequantize_per_tensor` of `torch.ops.quantized_decomposed`, each coded weight
+a `dequantize_per_channel` of its int8 codes: the form that torch's quantization flow for exported programs (PT2E) converts to,
+here with qexp's scales, so that no observer of another library chooses any. As it is, the program simulates in float. Compiled
+by Inductor on x86 with its weights frozen, convolutions and linear layers between such pairs become oneDNN's integer kernels.
 
 These operators multiply by 1 / scale, as qexp does by default. Biases stay float, as the network has them: those of the ONNX file
 if `load_biases_` came before.
 
-Rejected: torchao's flow itself (`prepare_pt2e`, `convert_pt2e`), which wants a Quantizer and an observer for each place to bring
-numbers in that are known already. What it converts to is this program, and what compiles it is part of torch.
+Rejected: torchao's flow itself (`prepare_pt2e`, `convert_pt2e`), which wants a Quantizer and an observer for each activation
+point to bring numbers in that are known already. What it converts to is this program, and what compiles it is part of torch.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ from qexp.base.errors import UserError
 from qexp.base.files import write_atomic
 from qexp.base.types import QParams
 from qexp.deploy.activation_codes import code_nodes
-from qexp.deploy.onnx.operators import KEEPS, handler_of
+from qexp.deploy.graph_nodes import called_module
+from qexp.deploy.onnx.operators import KEEPS_VALUES, handler_of
 from qexp.deploy.onnx.shapes import dropout, identity, split
 from qexp.deploy.onnx.writer import code_type, moved
 from qexp.deploy.weight_codes import WeightCodes
@@ -39,13 +40,17 @@ from qexp.nn.fake_quant import FakeQuantize
 from qexp.nn.graph import GraphNetwork
 
 PROGRAM_SUFFIX = ".pt2"
-_PLACES = "places.json"
+_POINTS_FILE = "places.json"
 _BATCH = 2  # images of the example; 1 would be taken for a constant
-_LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
+
+_Layer = nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear
 
 
 class _Grid(nn.Module):
     """Quantization parameters as torch's operators take them."""
+
+    scale: Tensor
+    zero_point: Tensor
 
     def __init__(self, qparams: QParams, dtype: str) -> None:
         super().__init__()
@@ -67,8 +72,8 @@ class _Grid(nn.Module):
         return torch.ops.quantized_decomposed.dequantize_per_channel(codes, self.scale, self.zero_point, self.axis, *self.ends)
 
 
-class _Place(nn.Module):
-    """A place: values -> the values of their codes."""
+class _QuantizePoint(nn.Module):
+    """An activation point: values -> the values of their codes."""
 
     def __init__(self, module: FakeQuantize, unsigned: bool) -> None:
         super().__init__()
@@ -79,13 +84,16 @@ class _Place(nn.Module):
         return self.grid.dequantize(self.grid.quantize(x))
 
 
-class _Coded(nn.Module):
+class _CodedLayer(nn.Module):
     """A convolution or linear layer that holds the codes of its weight instead of the weight."""
 
-    def __init__(self, layer: nn.Module, weight: WeightCodes) -> None:
+    codes: Tensor
+
+    def __init__(self, layer: _Layer, weight: WeightCodes) -> None:
         super().__init__()
         self.layer, self.bias = layer, layer.bias
-        layer.weight, layer.bias = None, None
+        for name in ("weight", "bias"):
+            setattr(layer, name, None)
         self.grid = _Grid(weight.qparams, code_type(weight.qparams))
         self.register_buffer("codes", weight.codes.to(self.grid.ends[-1]))
 
@@ -103,8 +111,11 @@ def save_program(
     """Write a quantized network as a program: float32 [N, C, H, W] images -> float32 [N, classes] logits, N any.
 
     Args:
-        network, example, weights, unsigned: as for `qexp.deploy.onnx.qdq.export_qdq`; weights of functions stay float.
+        network: as for `qexp.deploy.onnx.qdq.export_qdq`.
+        example: [1 or more, C, H, W] images of the size to export.
+        weights: state-dict name -> codes; the weights of functions stay float.
         path: of the file, replaced at once when it is complete.
+        unsigned: activations as UINT8; else as INT8, but for a scheme without negative codes.
 
     Raises:
         UserError: each batch has a range of its own, or images are rounded first.
@@ -116,66 +127,71 @@ def save_program(
     twin = copy.deepcopy(network).eval()
     _lower_(twin, weights, unsigned)
     _keep_codes_(twin)
-    names = {node.name: place for place, node in code_nodes(network).items()}
-    places = [names.get(node.name, "") for node in twin.graph.nodes if _is_place(twin, node)]
+    names = {node.name: point for point, node in code_nodes(network).items()}
+    points = [names.get(node.name, "") for node in twin.graph.nodes if _is_point(twin, node)]
     sizes = ({0: torch.export.Dim("N", min=1)},)
     program = torch.export.export(twin, (torch.cat([example[:1]] * _BATCH),), dynamic_shapes=sizes)
     path.parent.mkdir(parents=True, exist_ok=True)
     buffer = io.BytesIO()  # a file under the temporary name would make torch warn of its suffix
-    torch.export.save(program, buffer, extra_files={_PLACES: json.dumps(places)})
-    write_atomic(path, lambda target: target.write_bytes(buffer.getbuffer()))
+    torch.export.save(program, buffer, extra_files={_POINTS_FILE: json.dumps(points)})
+
+    def write(target: Path) -> None:
+        target.write_bytes(buffer.getbuffer())
+
+    write_atomic(path, write)
 
 
 def _lower_(twin: GraphNetwork, weights: Mapping[str, WeightCodes], unsigned: bool) -> None:
-    """Put torch's operators in the place of fake quantization, and codes in that of weights."""
+    """Replace fake quantization by torch's operators, and weights by codes; in place."""
     read = {str(node.target) for node in twin.graph.nodes if node.op == "get_attr"}
-    found: dict[int, nn.Module] = {}
+    replacements: dict[int, nn.Module] = {}
     modules = dict(twin.named_modules(remove_duplicate=False))
     for name, module in modules.items():
-        if isinstance(module, FakeQuantize) and id(module) not in found:
+        if isinstance(module, FakeQuantize) and id(module) not in replacements:
             if module.spec.dynamic:
                 raise UserError("quant.activation.dynamic", True, allowed="false in a program of torch.export")
-            found[id(module)] = _Place(module, unsigned)
+            replacements[id(module)] = _QuantizePoint(module, unsigned)
         weight = weights.get(f"{name}.weight")
-        if isinstance(module, _LAYERS) and weight is not None and f"{name}.weight" not in read and id(module) not in found:
-            found[id(module)] = _Coded(module, weight)
+        if isinstance(module, _Layer) and weight is not None and f"{name}.weight" not in read and id(module) not in replacements:
+            replacements[id(module)] = _CodedLayer(module, weight)
     for name, module in modules.items():
-        if id(module) in found:
+        if id(module) in replacements:
             parent, _, last = name.rpartition(".")
-            setattr(twin.get_submodule(parent), last, found[id(module)])
+            setattr(twin.get_submodule(parent), last, replacements[id(module)])
 
 
 def _keep_codes_(twin: GraphNetwork) -> None:
-    """Quantize once more, on the same grid, what only moves codes (max pooling, reshaping), which is exact and finds kernels."""
+    """Quantize once more, on the same grid, what only moves codes (max pooling, reshaping): exact, and it finds kernels."""
     grids: dict[fx.Node, str | None] = {}
     for node in list(twin.graph.nodes):
-        module = twin.get_submodule(str(node.target)) if node.op == "call_module" else None
+        module = called_module(twin, node)
         handler = handler_of(node, module) if node.op.startswith("call") else None
-        targets = {grids.get(each) for each in node.all_input_nodes}
+        targets = {grids.get(operand) for operand in node.all_input_nodes}
         target = targets.pop() if len(targets) == 1 else None
-        if isinstance(module, _Place):
+        if isinstance(module, _QuantizePoint):
             grids[node] = str(node.target) if module.grid.axis is None else None
         elif handler in (identity, dropout, split):
             grids[node] = target
-        elif handler in KEEPS and target is not None:
+        elif handler in KEEPS_VALUES and target is not None:
             with twin.graph.inserting_after(node):
-                again = twin.graph.call_module(target, (node,))
-            node.replace_all_uses_with(again, delete_user_cb=lambda user, again=again: user is not again)
-            grids[again] = target
+                repeated = twin.graph.call_module(target, (node,))
+            node.replace_all_uses_with(repeated, delete_user_cb=lambda user, repeated=repeated: user is not repeated)
+            grids[repeated] = target
     twin.recompile()
 
 
-def _is_place(network: GraphNetwork, node: fx.Node) -> bool:
-    return node.op == "call_module" and isinstance(network.get_submodule(str(node.target)), _Place)
+def _is_point(network: GraphNetwork, node: fx.Node) -> bool:
+    return isinstance(called_module(network, node), _QuantizePoint)
 
 
-def open_program(path: Path, places: Sequence[str] = ()) -> Callable[[Tensor, bool], Sequence[Tensor]]:
-    """Load a program: (images, with codes?) -> logits, and the codes of the places behind them.
+def open_program(path: Path, points: Sequence[str] = ()) -> Callable[[Tensor, bool], Sequence[Tensor]]:
+    """Load a program: (images, with codes?) -> logits, and the codes of the activation points behind them.
 
     Compiled at the first call for each batch size, where there is a C++ compiler; else run as it is, which simulates.
 
     Args:
-        path: of `save_program`. places: whose codes to give, as stored in the file.
+        path: of `save_program`.
+        points: whose codes to give, as stored in the file.
 
     Raises:
         UserError: there is no such file.
@@ -184,10 +200,10 @@ def open_program(path: Path, places: Sequence[str] = ()) -> Callable[[Tensor, bo
 
     if not path.exists():
         raise UserError("export.runtime", "torch", allowed=f"a network whose program was saved as {path.name}")
-    extra = {_PLACES: ""}
+    extra = {_POINTS_FILE: ""}
     program = torch.export.load(path, extra_files=extra)
-    order = json.loads(extra[_PLACES])  # of the quantizers; those that are no place of their own have no name
-    chosen = [order.index(place) for place in places]
+    order = json.loads(extra[_POINTS_FILE])  # of the quantizers; those that are no activation point of their own have no name
+    chosen = [order.index(point) for point in points]
     compiled = {with_codes: _compiled(program, chosen if with_codes else []) for with_codes in (False, True)}
 
     @torch.no_grad()

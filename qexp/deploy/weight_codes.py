@@ -14,7 +14,7 @@ from qexp.quant.encoding import encode
 from qexp.quant.qparams import GRIDS
 from qexp.quant.schemes import Limits
 
-_MAX_BIAS = 2**30  # leaves an int32 accumulator as much room again, for 32 000 products of 8-bit codes
+_MAX_BIAS = 2**30  # leaves the other half of an int32 accumulator to 32 000 products of 8-bit codes
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,7 +22,8 @@ class WeightCodes:
     """A weight on a uniform grid: value = (code - zero_point) * scale.
 
     Args:
-        codes: int32, of the weight's shape. qparams: its grid, per tensor or per channel.
+        codes: int32, of the weight's shape.
+        qparams: its grid, per tensor or per channel.
     """
 
     codes: Tensor
@@ -44,7 +45,9 @@ def weight_codes(source: Tensor, spec: QuantSpec, limits: Limits | None = None) 
     """The codes that `quantize_` rounds a float weight to, and their grid.
 
     Args:
-        source: float weight, before it is quantized. spec: for which `has_codes` is true. limits: as for `quantize_`.
+        source: float weight, before it is quantized.
+        spec: for which `has_codes` is true.
+        limits: as for `quantize_`.
 
     Raises:
         UserError: as `encode`.
@@ -66,24 +69,27 @@ def codes_of(name: str, values: Tensor, qparams: QParams) -> WeightCodes:
     """The codes of a weight that lies on its grid already, as of a quantization-aware training or after AdaRound.
 
     Args:
-        name: for the message. values: float32. qparams: the grid that they lie on.
+        name: for the message.
+        values: float32.
+        qparams: the grid that they lie on.
 
     Raises:
         UserError: a value is not on the grid.
     """
-    found = WeightCodes(quantize_affine(values, qparams).to(torch.int32), qparams)
-    off = int((found.values != values.float()).sum())
-    if off:
+    coded = WeightCodes(quantize_affine(values, qparams).to(torch.int32), qparams)
+    num_off = int((coded.values != values.float()).sum())
+    if num_off:
         remedy = "Its state dict and its quantization parameters do not belong together."
-        raise UserError(name, f"{off} values off their grid", allowed="the values of integer codes", remedy=remedy)
-    return found
+        raise UserError(name, f"{num_off} values off their grid", allowed="the values of integer codes", remedy=remedy)
+    return coded
 
 
 def accumulator_scale(x: QParams, weight: QParams) -> Tensor:
     """The step of a layer's int32 accumulator, s_x * s_w in float32 on the CPU; 0-d, or [channels] of the output.
 
     Args:
-        x: of the layer's input, per tensor. weight: of its weight.
+        x: of the layer's input, per tensor.
+        weight: of its weight.
     """
     assert x.axis is None, "an accumulator has one scale for all it reads"
     return x.scale.float().cpu() * weight.scale.float().cpu()
@@ -93,6 +99,10 @@ def bias_codes(bias: Tensor, scale: Tensor) -> Tensor | None:
     """A bias in steps of the accumulator, int32: round_half_even(b / (s_x s_w)), computed in float64.
 
     None where one is beyond 2^30, half of what the accumulator holds, as at the tiny scale of a channel almost without weights.
+
+    Args:
+        bias: [channels] float.
+        scale: `accumulator_scale`, 0-d or [channels].
 
     >>> bias_codes(torch.tensor([0.26, -1.0]), torch.tensor(0.1))
     tensor([  3, -10], dtype=torch.int32)

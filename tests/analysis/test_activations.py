@@ -25,44 +25,46 @@ def network():
 
 
 def plan_of(network, **activation) -> Plan:
-    places = activations(trace(network, IMAGES), layers_only=activation.get("dynamic", False))
+    points = activations(trace(network, IMAGES), layers_only=activation.get("dynamic", False))
     quant = QuantSettings(name="affine", activation=ActivationQuantSettings(bits=2, **activation))
-    return make_plan(inventory(network, IMAGES), policy=PolicySettings(), quant=quant, bits=8, mode="int", activations=places)
+    return make_plan(inventory(network, IMAGES), policy=PolicySettings(), quant=quant, bits=8, mode="int", activations=points)
 
 
 def profiled(network, plan, ends=None):
     traced = trace(network, IMAGES)
-    places = fake_quants(insert(traced, plan))
-    for place in places.values():
+    quantizers = fake_quants(insert(traced, plan))
+    for quantizer in quantizers.values():
         if ends is not None:
-            place.set_range(*ends)
+            quantizer.set_range(*ends)
     dynamic = any(spec.dynamic for spec in plan.quantized_activations.values())
-    ranges = dict.fromkeys(places, "by hand")
-    found = profile_activations(observed(traced, layers_only=dynamic), lambda: [IMAGES, IMAGES], plan.activations, places, ranges)
-    return found[0]
+    ranges = dict.fromkeys(quantizers, "by hand")
+    profiles = profile_activations(
+        observed(traced, layers_only=dynamic), lambda: [IMAGES, IMAGES], plan.activations, quantizers, ranges
+    )
+    return profiles[0]
 
 
-def test_a_place_quantized_by_hand(network):
+def test_an_activation_point_quantized_by_hand(network):
     """[-1, 2] at two bits has the levels -1, 0, 1, 2: errors 0.4 and 0.2."""
-    found = profiled(network, plan_of(network), (-1.0, 2.0))
-    assert found.num_values == 8 and found.is_activation and found.loss is None
-    assert found.sqnr_db == pytest.approx(10 * math.log10((1 + 0.16 + 1.44 + 4) / 0.2), abs=1e-5)
-    assert found.mse == pytest.approx(0.05)
-    assert found.histogram.levels == (-1.0, 0.0, 1.0, 2.0)
-    assert (found.grid_min, found.grid_max, found.saturation, found.ranges) == (-1.0, 2.0, 0.0, "by hand")
+    tensor = profiled(network, plan_of(network), (-1.0, 2.0))
+    assert tensor.num_values == 8 and tensor.is_activation and tensor.loss is None
+    assert tensor.sqnr_db == pytest.approx(10 * math.log10((1 + 0.16 + 1.44 + 4) / 0.2), abs=1e-5)
+    assert tensor.mse == pytest.approx(0.05)
+    assert tensor.histogram.levels == (-1.0, 0.0, 1.0, 2.0)
+    assert (tensor.grid_min, tensor.grid_max, tensor.saturation, tensor.ranges) == (-1.0, 2.0, 0.0, "by hand")
 
 
 def test_values_beyond_the_range_are_counted(network):
     """Levels -1/3 to 2/3 in thirds: -1, 1.2 and 2 lie more than a sixth beyond, 0.4 within."""
-    found = profiled(network, plan_of(network), (-1 / 3, 2 / 3))
-    assert found.saturation == 0.75
-    assert found.suggestion
+    tensor = profiled(network, plan_of(network), (-1 / 3, 2 / 3))
+    assert tensor.saturation == 0.75
+    assert tensor.suggestion
 
 
 def test_dynamic_ranges_hold_each_batch(network):
-    found = profiled(network, plan_of(network, dynamic=True))
-    assert found.saturation == 0.0 and found.grid_min is None and found.suggestion == ""
-    assert found.mse == pytest.approx(0.05)
+    tensor = profiled(network, plan_of(network, dynamic=True))
+    assert tensor.saturation == 0.0 and tensor.grid_min is None and tensor.suggestion == ""
+    assert tensor.mse == pytest.approx(0.05)
 
 
 def test_the_spec_says_what_was_asked(network):

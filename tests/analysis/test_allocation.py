@@ -26,9 +26,9 @@ def allocate(cli, tiny, monkeypatch):
     network[1].running_mean.uniform_(-0.2, 0.2)
     network[1].running_var.uniform_(0.5, 2)
     torch.save(network.state_dict(), "checkpoint.pt")
-    for room in ("sensitivity", "allocation"):
-        monkeypatch.setattr(f"qexp.reporting.{room}.draw", lambda found: ())
-    return lambda *more: cli("task=allocate", "checkpoint=checkpoint.pt", *tiny, *FAST, *more, verb="analyze")
+    monkeypatch.setattr("qexp.analysis.sensitivity_report.draw", lambda sensitivity: ())
+    monkeypatch.setattr("qexp.analysis.allocation_report.draw_allocation", lambda allocation: ())
+    return lambda *overrides: cli("task=allocate", "checkpoint=checkpoint.pt", *tiny, *FAST, *overrides, verb="analyze")
 
 
 def read(folder, file):

@@ -46,10 +46,10 @@ def test_statistics_of_a_stream_are_those_of_all_values(graphs):
     net = graphs.Residual().eval()
     traced = trace(net, graphs.images(1))
     batches = [graphs.images(n, seed=n) * n for n in (1, 5, 3)]
-    found = profile(observed(traced), batches)
-    assert list(found) == ["input", "relu", "bn2", "relu_1", "mean"]
+    statistics = profile(observed(traced), batches)
+    assert list(statistics) == ["input", "relu", "bn2", "relu_1", "mean"]
     parts = [graphs.values_at(traced, batch) for batch in batches]
-    for name, stats in found.items():
+    for name, stats in statistics.items():
         x = torch.cat([part[name][0] for part in parts]).double()
         centred = x - x.mean()
         assert stats.n == x.numel() and stats.sample.numel() <= x.numel()
@@ -86,14 +86,14 @@ def error(x, ratio, spec):
 )
 def test_suggestions(name, bits, method):
     x, spec = draw(name), QuantSpec(scheme="affine", bits=bits)
-    found = suggest(stats_of(x), fit_distributions(x), spec)
-    assert found.method == method, found
+    suggestion = suggest(stats_of(x), fit_distributions(x), spec)
+    assert suggestion.method == method, suggestion
     gain = max(10 * math.log10(error(x, 1.0, spec) / error(x, number / 20, spec)) for number in range(1, 20))
     assert (gain >= 0.5) == (method != "minmax")
 
 
 def test_values_of_no_distribution_take_mse():
     x = torch.cat([draw("uniform"), torch.full((3,), 60.0)])
-    found = suggest(stats_of(x), fit_distributions(x), QuantSpec(scheme="affine", bits=4))
-    assert found.method == "mse" and "no distribution fits" in found.reason
+    suggestion = suggest(stats_of(x), fit_distributions(x), QuantSpec(scheme="affine", bits=4))
+    assert suggestion.method == "mse" and "no distribution fits" in suggestion.reason
     assert suggest(stats_of(torch.zeros(5)), (), QuantSpec(scheme="affine", bits=4)).method == "minmax"

@@ -33,8 +33,8 @@ def test_clipped_is_what_lies_half_a_step_beyond():
 
 
 def test_histogram_counts_every_value():
-    found = histogram(torch.linspace(-1, 1, 1001), num_bins=10)
-    assert sum(found.counts) == 1001 and (found.minimum, found.maximum) == (-1.0, 1.0)
+    bins = histogram(torch.linspace(-1, 1, 1001), num_bins=10)
+    assert sum(bins.counts) == 1001 and (bins.minimum, bins.maximum) == (-1.0, 1.0)
     assert histogram(torch.full((7,), 3.0)).counts.count(7) == 1
 
 

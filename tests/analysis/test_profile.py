@@ -17,7 +17,7 @@ from qexp.quant.qparams import choose_qparams
 def profile(cli, tiny, network):
     """Run the command on the network's checkpoint."""
     torch.save(network.state_dict(), "checkpoint.pt")
-    return lambda *more: cli("task=profile", "checkpoint=checkpoint.pt", *tiny, *more, verb="analyze")
+    return lambda *overrides: cli("task=profile", "checkpoint=checkpoint.pt", *tiny, *overrides, verb="analyze")
 
 
 def rows(label, file="tensors.csv"):
@@ -28,10 +28,10 @@ def rows(label, file="tensors.csv"):
 def test_weights_against_their_definition(profile, network):
     done = profile("bits=3", "quant=affine")
     assert done.code == 0, done.err
-    found = rows("W3_int_affine")
-    assert list(found) == ["0.weight", "5.weight"]
+    tensors = rows("W3_int_affine")
+    assert list(tensors) == ["0.weight", "5.weight"]
     total = 0.0
-    for name, row in found.items():
+    for name, row in tensors.items():
         weight = network.state_dict()[name]
         copy = fake_quantize_affine(weight, choose_qparams(weight.min(), weight.max(), 3))
         loss = (weight - copy).double().square().sum()
@@ -40,10 +40,10 @@ def test_weights_against_their_definition(profile, network):
         assert float(row["sqnr_db"]) == pytest.approx(float(10 * (weight.double().square().sum() / loss).log10()), abs=1e-4)
         assert float(row["saturation"]) == 0.0
     assert f"total quantization loss {total:.4g}" in done.out
-    assert sum(float(row["size_share"]) for row in found.values()) < 1
+    assert sum(float(row["size_share"]) for row in tensors.values()) < 1
 
 
-def test_activations_corrections_and_scores(profile, network):
+def test_activations_corrections_and_scores(profile, network, job, preparer):
     Image.new("L", (20, 30), 128).save("picture.png")
     done = profile(
         "bits=4", "quant=affine", "quant.activation.bits=4", "calibrate=percentile", "calibrate.percentile=99",
@@ -51,27 +51,28 @@ def test_activations_corrections_and_scores(profile, network):
     )  # fmt: skip
     assert done.code == 0, done.err
     label = "W4A4_int_affine_percentile_fold_bn_n50"
-    found = rows(label)
-    assert float(found["0.weight"]["maximum"]) == pytest.approx(
+    tensors = rows(label)
+    assert float(tensors["0.weight"]["maximum"]) == pytest.approx(
         float(fold_batch_norm(network).model[0].weight.detach().max()), rel=1e-6
     )
-    assert found["input"]["role"] == "activation" and found["input"]["ranges"] == "percentile"
-    saturations = [float(row["saturation"]) for row in found.values() if row["role"] == "activation"]
+    assert tensors["input"]["role"] == "activation" and tensors["input"]["ranges"] == "percentile"
+    saturations = [float(row["saturation"]) for row in tensors.values() if row["role"] == "activation"]
     assert 0 < max(saturations) < 0.1
     scores = rows(label, "scores.csv")
     pixel = torch.full((1, 1, 8, 8), 128 / 255)
     assert "class scores of picture.png" in done.out and len(scores) >= 5
     best = {row["rank_before"]: row for row in scores.values()}["1"]
-    mean, std = bundle_statistics()
+    mean, std = bundle_statistics(job, preparer)
     expected = network((pixel - mean) / std)[0].softmax(0)
     assert float(best["before"]) == pytest.approx(float(expected.max().detach()), rel=1e-4)
     assert "50 calib images" in (Path("results/digits/profile") / label / "tensors.md").read_text()
 
 
-def bundle_statistics():
-    from qexp.experiment import job
+def bundle_statistics(job, preparer):
+    from qexp.sweep.check import check
 
-    (bundle,) = job._BUNDLES.values()
+    (config,) = check([job()], "train")
+    bundle = preparer.data.of(config.data)
     return bundle.mean[0], bundle.std[0]
 
 
@@ -81,7 +82,7 @@ def bundle_statistics():
 )
 def test_copies_without_a_grid_or_without_rounding(profile, changes, label, monkeypatch):
     for name in ("draw", "draw_each"):  # how they look is the business of tests/reporting
-        monkeypatch.setattr(f"qexp.analysis.profile_report.{name}", lambda found: ())
+        monkeypatch.setattr(f"qexp.analysis.profile_report.{name}", lambda profile: ())
     done = profile(*changes)
     assert done.code == 0, done.err
     assert rows(label)["0.weight"]["sqnr_db"]

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from qexp.analysis.profile_figures import NUM_LINES, contact_sheet, histogram, score_bars
 from qexp.analysis.profile_report import markdown, summary, tensor_frame, write_profile
-from qexp.analysis.results import ClassScore, Histogram, Profile, TensorProfile
+from qexp.analysis.profile_results import ClassScore, Histogram, Profile, TensorProfile
 
 
 def tensor(name="conv1.weight", **changes) -> TensorProfile:
@@ -83,7 +83,7 @@ def test_the_grid_is_drawn_where_it_is():
     axes = Figure().subplots()
     histogram(axes, tensor())
     drawn = [
-        tuple(segment[0][0] for segment in each.get_segments()) for each in axes.collections if hasattr(each, "get_segments")
+        tuple(segment[0][0] for segment in lines.get_segments()) for lines in axes.collections if hasattr(lines, "get_segments")
     ]
     assert (-1.0, 0.0, 1.0, 2.0) in drawn and (-1.0, 2.0) in drawn
     low, high = axes.get_xlim()
@@ -92,7 +92,7 @@ def test_the_grid_is_drawn_where_it_is():
     axes = Figure().subplots()
     histogram(axes, tensor(histogram=Histogram((1, 2), -1.0, 2.0, many)))
     heights = [
-        segment[:, 1].max() for each in axes.collections if hasattr(each, "get_segments") for segment in each.get_segments()
+        segment[:, 1].max() for lines in axes.collections if hasattr(lines, "get_segments") for segment in lines.get_segments()
     ]
     assert heights.count(0.06) == len(many)  # ticks at the foot
 
@@ -104,9 +104,9 @@ def test_a_grid_far_wider_than_the_values_does_not_hide_them():
     assert 3 / (high - low) > 0.4
 
 
-@pytest.mark.parametrize("each", [tensor(grid_min=None, grid_max=None), tensor(sqnr_db=None), tensor(saturation=0.5)])
-def test_whatever_is_missing_is_drawn_all_the_same(each):
-    assert len(contact_sheet([each] * 7, "title").axes) == 10
+@pytest.mark.parametrize("tensor", [tensor(grid_min=None, grid_max=None), tensor(sqnr_db=None), tensor(saturation=0.5)])
+def test_whatever_is_missing_is_drawn_all_the_same(tensor):
+    assert len(contact_sheet([tensor] * 7, "title").axes) == 10
 
 
 def test_both_networks_have_a_bar_for_each_class():

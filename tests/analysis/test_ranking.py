@@ -41,7 +41,7 @@ def test_every_measure_is_held_against_every_truth_and_a_layer_without_it_is_lef
         for bits in (2, 4)
         for k, kl in enumerate(kls)
     ]
-    found = {(each.bits, each.measure, each.truth): each for each in trust(layers)}
-    assert len(found) == 2 * ((2 + len(PROXIES)) * len(MEASURED) - 2)
-    assert found[2, "loss", "kl"].spearman == 1.0 and found[4, "hessian", "kl"].kendall == -1.0
-    assert found[4, "fisher", "kl"].num_layers == 3 and found[4, "sqnr", "kl"].spearman is None
+    trusts = {(entry.bits, entry.measure, entry.truth): entry for entry in trust(layers)}
+    assert len(trusts) == 2 * ((2 + len(PROXIES)) * len(MEASURED) - 2)
+    assert trusts[2, "loss", "kl"].spearman == 1.0 and trusts[4, "hessian", "kl"].kendall == -1.0
+    assert trusts[4, "fisher", "kl"].num_layers == 3 and trusts[4, "sqnr", "kl"].spearman is None

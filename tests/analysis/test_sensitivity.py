@@ -20,9 +20,8 @@ FAST = (
 def analyze(cli, tiny, network, monkeypatch):
     """Run the command on the network's checkpoint; figures are the business of tests/reporting."""
     torch.save(network.state_dict(), "checkpoint.pt")
-    for room in ("sensitivity", "allocation"):
-        monkeypatch.setattr(f"qexp.reporting.{room}.draw", lambda found: ())
-    return lambda *more: cli("task=sensitivity", "checkpoint=checkpoint.pt", *tiny, *FAST, *more, verb="analyze")
+    monkeypatch.setattr("qexp.analysis.sensitivity_report.draw", lambda sensitivity: ())
+    return lambda *overrides: cli("task=sensitivity", "checkpoint=checkpoint.pt", *tiny, *FAST, *overrides, verb="analyze")
 
 
 def rows(label="W2_int_affine", file="sensitivity.csv"):
@@ -39,10 +38,10 @@ def test_a_layer_alone_is_what_evaluate_says_of_it(analyze, cli, tiny):
     """The same numbers by another way: `qexp.evaluate` with a rule for that layer, on the same split."""
     done = analyze()
     assert done.code == 0, done.err
-    found = {row["layer"]: row for row in rows()}
-    assert list(found) == ["0.weight", "5.weight"]
+    losses = {row["layer"]: row for row in rows()}
+    assert list(losses) == ["0.weight", "5.weight"]
     rule = "policy.rules=[{match: 5.weight, bits: 2}]"
-    more = (
+    arguments = (
         "checkpoint=checkpoint.pt",
         *tiny,
         "data.num_select=200",
@@ -51,11 +50,11 @@ def test_a_layer_alone_is_what_evaluate_says_of_it(analyze, cli, tiny):
         "policy=rules",
         rule,
     )
-    assert cli(*more, verb="evaluate").code == 0
+    assert cli(*arguments, verb="evaluate").code == 0
     with open("results/digits/table.csv") as handle:
         scored = {row["variant"]: row for row in csv.DictReader(handle)}
     (quantized,) = (row for name, row in scored.items() if name != "fp32")
-    row = found["5.weight"]
+    row = losses["5.weight"]
     for ours, theirs in (("prec1", "prec1"), ("kl", "kl")):
         assert float(row[ours]) == pytest.approx(float(quantized[theirs]), rel=1e-5)
     assert float(row["delta_prec1"]) == pytest.approx(float(quantized["prec1"]) - float(scored["fp32"]["prec1"]), abs=1e-9)
@@ -86,8 +85,8 @@ def test_what_is_stored_is_not_measured_again(analyze, monkeypatch):
 def test_more_widths_and_other_draws_add_what_is_missing(analyze):
     assert analyze().code == 0
     assert analyze("analyze.widths=[3,2]").code == 0
-    more = stored()
-    assert [row["kind"] for row in more].count("loss") == 4 and [row["kind"] for row in more].count("trace") == 2
+    journal = stored()
+    assert [row["kind"] for row in journal].count("loss") == 4 and [row["kind"] for row in journal].count("trace") == 2
     assert [row["bits"] for row in rows("W2-3_int_affine")] == ["2", "3", "2", "3"]
     assert analyze("analyze.probes=4").code == 0
     kinds = [row["kind"] for row in stored()]

@@ -8,7 +8,7 @@ import pytest
 from qexp.analysis.allocation_report import findings, method_frame, write_allocation
 from qexp.analysis.allocation_report import markdown as allocation_markdown
 from qexp.analysis.ranking import trust
-from qexp.analysis.results import Against, Allocated, Allocation, LayerLoss, Sensitivity
+from qexp.analysis.results import Allocated, Allocation, ChoiceComparison, LayerLoss, Sensitivity
 from qexp.analysis.sensitivity_report import layer_frame, markdown, summary, write_sensitivity
 from qexp.config.analyze import MEASURES
 
@@ -23,7 +23,7 @@ ROWS = tuple(
     for k, kl in enumerate((0.4, 0.3, 0.0, float("inf")))
     for bits in (2, 4)
 )
-FOUND = Sensitivity(
+SENSITIVITY = Sensitivity(
     label="W2/4 int affine", subject="digits, custom", checkpoint="a.pt", command="python -m qexp.analyze",
     images="100 select images", prec1=81.0, layers=ROWS, traces={"layer0": (3.0, 0.5)}, trust=trust(ROWS), notes=("a note",),
 )  # fmt: skip
@@ -31,7 +31,7 @@ CHOICE = Allocated(
     method="exact", measure="kl", bits={"a": 2, "b": 8}, cost=4.0, size_bytes=900, average_bits=4.0, predicted=0.1, kl=0.12,
     prec1=80.0, delta_prec1=-1.0, by_measure=0.1, label="W2/8 int rules", test_prec1=79.0,
 )  # fmt: skip
-BETTER = Against("exact", "uniform", 1000, 1.5, 0.4, 2.6, 0.95, 0.01, 20, 35, 9.0)
+BETTER = ChoiceComparison("exact", "uniform", 1000, 1.5, 0.4, 2.6, 0.95, 0.01, 20, 35, 9.0)
 
 
 @pytest.fixture
@@ -44,34 +44,34 @@ def allocation():
     return Allocation(
         label="W2/8 int affine", subject="digits, custom", checkpoint="a.pt", command="python -m qexp.analyze",
         images="100 select images",
-        budget="4 bits of a weight on average", found=(CHOICE, *others), against=(BETTER,), gap=10.0,
-        dynamic="dynamic programming finds the same sum", scored="test images", use="python -m qexp.evaluate policy=mixed",
+        budget="4 bits of a weight on average", choices=(CHOICE, *others), comparisons=(BETTER,), gap=10.0,
+        dynamic_check="dynamic programming finds the same sum", scored="test images", use="python -m qexp.evaluate policy=mixed",
     )  # fmt: skip
 
 
 def test_a_sensitivity_in_files():
-    files = write_sensitivity(FOUND, Path("out"))
+    files = write_sensitivity(SENSITIVITY, Path("out"))
     names = {str(path.relative_to("out")) for path in files}
     assert {"sensitivity.md", "sensitivity.csv", "trust.csv", "figures/map.png", "figures/proxies_4_bits.svg"} <= names
     assert all(path.stat().st_size for path in files)
-    again = write_sensitivity(replace(FOUND, layers=ROWS[::2]), Path("out"))
-    assert not Path("out/figures/proxies_4_bits.svg").exists() and all(path.exists() for path in again)
+    written = write_sensitivity(replace(SENSITIVITY, layers=ROWS[::2]), Path("out"))
+    assert not Path("out/figures/proxies_4_bits.svg").exists() and all(path.exists() for path in written)
 
 
 def test_what_is_not_defined_is_left_empty():
-    frame = layer_frame(FOUND).set_index(["layer", "bits"])
+    frame = layer_frame(SENSITIVITY).set_index(["layer", "bits"])
     assert set(frame["variant"]) == {"W2/4 int affine"}
     assert frame.loc[("layer0", 2), "hessian_trace"] == 3.0 and frame["hessian_trace"].isna().sum() == 6
-    text = markdown(FOUND)
+    text = markdown(SENSITIVITY)
     assert "| layer3 | 10 | 2 | 80.00 | -1.00 | 2/1 | 3.00 | inf | +0.1 | exact |" in text
-    assert "a note" in text and "most sensitive at 2 bits" in summary(FOUND)
+    assert "a note" in text and "most sensitive at 2 bits" in summary(SENSITIVITY)
 
 
 @pytest.mark.parametrize(
     ("low", "high", "word"), [(0.4, 2.6, "better"), (-2.6, -0.4, "worse"), (-0.1, 3.1, "not to be told apart")]
 )
 def test_a_difference_is_called_what_its_interval_says(allocation, low, high, word):
-    first = findings(replace(allocation, against=(replace(BETTER, low=low, high=high),)))[0]
+    first = findings(replace(allocation, comparisons=(replace(BETTER, low=low, high=high),)))[0]
     assert first.endswith(f": {word}.") and f"interval {low:+.2f} to {high:+.2f}" in first
 
 

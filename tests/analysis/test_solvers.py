@@ -29,9 +29,9 @@ def brute_force(losses, costs, budget):
     rows = range(len(losses))
     combinations = itertools.product(range(WIDTHS), repeat=len(losses))
     return min(
-        sum(losses[row, k] for row, k in zip(rows, each, strict=True))
-        for each in combinations
-        if sum(costs[row, k] for row, k in zip(rows, each, strict=True)) <= budget
+        sum(losses[row, width] for row, width in zip(rows, widths_chosen, strict=True))
+        for widths_chosen in combinations
+        if sum(costs[row, width] for row, width in zip(rows, widths_chosen, strict=True)) <= budget
     )
 
 
@@ -40,15 +40,15 @@ def test_exact_and_dynamic_find_the_least_sum_and_greedy_is_never_below(problem)
     losses, costs, budget = problem
     best = brute_force(losses, costs, budget)
     for solve in (exact, dynamic, greedy):
-        found = solve(losses, costs, budget)
-        assert found.cost <= budget
+        choice = solve(losses, costs, budget)
+        assert choice.cost <= budget
         rows = np.arange(len(losses))
-        assert found.loss == pytest.approx(losses[rows, list(found.widths)].sum(), abs=1e-12)
-        assert found.cost == costs[rows, list(found.widths)].sum()
+        assert choice.loss == pytest.approx(losses[rows, list(choice.widths)].sum(), abs=1e-12)
+        assert choice.cost == costs[rows, list(choice.widths)].sum()
         if solve is greedy:
-            assert found.loss >= best - 1e-9
+            assert choice.loss >= best - 1e-9
         else:
-            assert found.loss == pytest.approx(best, abs=1e-9)
+            assert choice.loss == pytest.approx(best, abs=1e-9)
 
 
 def test_greedy_is_caught_by_a_large_step():
@@ -66,9 +66,9 @@ def test_a_network_s_bit_operations_are_kept_to_the_last_one():
     costs = macs[:, None] * widths * 32
     losses = rng.lognormal(size=(20, 1)) * 4.0 ** -widths[None]
     reached = exact(losses, costs, int(costs[:, 2].sum()))
-    again = exact(losses, costs, reached.cost - 1)
+    cheaper = exact(losses, costs, reached.cost - 1)
     assert reached.cost <= costs[:, 2].sum()
-    assert again.cost < reached.cost and again.loss >= reached.loss
+    assert cheaper.cost < reached.cost and cheaper.loss >= reached.loss
     assert dynamic(losses[:8], costs[:8], int(costs[:8, 2].sum())).loss == pytest.approx(
         exact(losses[:8], costs[:8], int(costs[:8, 2].sum())).loss, rel=1e-9
     )

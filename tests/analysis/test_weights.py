@@ -22,46 +22,46 @@ def test_a_tensor_quantized_by_hand():
     spec = QuantSpec(scheme="affine", bits=2)
     plan = Plan(rows=(row("a", (4,), spec), row("b", (1,), None)))
     before, after = torch.tensor([-1.0, 0.4, 1.2, 2.0]), torch.tensor([-1.0, 0.0, 1.0, 2.0])
-    (found,) = profile_weights({"a": before}, {"a": after}, plan, {}, ranges="minmax", sizes={"a": 9}, size_bytes=36)
-    assert found.loss == pytest.approx(0.2) and found.mse == pytest.approx(0.05)
-    assert found.sqnr_db == pytest.approx(10 * math.log10((1 + 0.16 + 1.44 + 4) / 0.2), abs=1e-5)
-    assert (found.minimum, found.maximum) == (-1.0, 2.0)
-    assert (found.grid_min, found.grid_max, found.scale_min, found.scale_max) == (-1.0, 2.0, 1.0, 1.0)
-    assert found.saturation == 0.0 and found.size_share == 0.25
-    assert found.histogram.levels == (-1.0, 0.0, 1.0, 2.0)
-    assert (found.rule, found.ranges) == ("some rule", "minmax")
+    (tensor,) = profile_weights({"a": before}, {"a": after}, plan, {}, ranges="minmax", sizes={"a": 9}, size_bytes=36)
+    assert tensor.loss == pytest.approx(0.2) and tensor.mse == pytest.approx(0.05)
+    assert tensor.sqnr_db == pytest.approx(10 * math.log10((1 + 0.16 + 1.44 + 4) / 0.2), abs=1e-5)
+    assert (tensor.minimum, tensor.maximum) == (-1.0, 2.0)
+    assert (tensor.grid_min, tensor.grid_max, tensor.scale_min, tensor.scale_max) == (-1.0, 2.0, 1.0, 1.0)
+    assert tensor.saturation == 0.0 and tensor.size_share == 0.25
+    assert tensor.histogram.levels == (-1.0, 0.0, 1.0, 2.0)
+    assert (tensor.rule, tensor.ranges) == ("some rule", "minmax")
 
 
 def test_clipped_weights_are_counted():
     x = torch.cat([torch.zeros(98), torch.tensor([-10.0, 10.0])])
     spec = QuantSpec(scheme="affine", bits=8)
     limits = {"a": (torch.tensor(-1.0), torch.tensor(1.0))}
-    (found,) = profile_weights(
+    (tensor,) = profile_weights(
         {"a": x}, {"a": x.clamp(-1, 1)}, Plan(rows=(row("a", (100,), spec),)), limits, ranges="mse", sizes={"a": 1}, size_bytes=1
     )
-    assert found.saturation == pytest.approx(0.02) and found.zero_share == pytest.approx(0.98)
+    assert tensor.saturation == pytest.approx(0.02) and tensor.zero_share == pytest.approx(0.98)
 
 
 def test_a_constant_tensor_says_so():
     x = torch.full((3,), 0.5)
     plan = Plan(rows=(row("a", (3,), QuantSpec(scheme="linear", bits=4)),))
-    (found,) = profile_weights({"a": x}, {"a": x}, plan, {}, ranges="minmax", sizes={"a": 1}, size_bytes=1)
-    assert found.note == "constant, left unquantized"
-    assert found.sqnr_db is None and found.saturation is None and found.loss == 0.0
+    (tensor,) = profile_weights({"a": x}, {"a": x}, plan, {}, ranges="minmax", sizes={"a": 1}, size_bytes=1)
+    assert tensor.note == "constant, left unquantized"
+    assert tensor.sqnr_db is None and tensor.saturation is None and tensor.loss == 0.0
 
 
 def test_tensors_come_in_the_order_of_the_network():
     spec = QuantSpec(scheme="affine", bits=4)
     plan = Plan(rows=(row("late", (2,), spec, order=5), row("early", (2,), spec, order=1)))
     x = {"late": torch.tensor([0.0, 1.0]), "early": torch.tensor([0.0, 2.0])}
-    found = profile_weights(x, x, plan, {}, ranges="minmax", sizes={"late": 1, "early": 1}, size_bytes=2)
-    assert [each.name for each in found] == ["early", "late"]
+    profiles = profile_weights(x, x, plan, {}, ranges="minmax", sizes={"late": 1, "early": 1}, size_bytes=2)
+    assert [tensor.name for tensor in profiles] == ["early", "late"]
 
 
 def test_scores_list_the_first_of_both():
     before, after = torch.tensor([4.0, 3, 2, 1, 0, -1, -2]), torch.tensor([0.0, 3, 2, 1, -9, -1, 5])
-    found = class_scores(before, after, list("abcdef"))
-    assert [score.name for score in found] == ["a", "b", "c", "d", "e", "6"]
-    assert [(score.rank_before, score.rank_after) for score in found] == [(1, 5), (2, 2), (3, 3), (4, 4), (5, 7), (7, 1)]
-    assert found[0].before == pytest.approx(math.exp(4) / sum(math.exp(x) for x in before.tolist()))
+    scores = class_scores(before, after, list("abcdef"))
+    assert [score.name for score in scores] == ["a", "b", "c", "d", "e", "6"]
+    assert [(score.rank_before, score.rank_after) for score in scores] == [(1, 5), (2, 2), (3, 3), (4, 4), (5, 7), (7, 1)]
+    assert scores[0].before == pytest.approx(math.exp(4) / sum(math.exp(x) for x in before.tolist()))
     assert sum(score.before for score in class_scores(before, after, [], count=7)) == pytest.approx(1.0)

@@ -71,9 +71,9 @@ def quantize(
         weight=WeightQuantSettings(granularity=granularity),
         activation=ActivationQuantSettings(bits=acts.pop("act_bits", bits), **acts),
     )
-    places = activations(traced, layers_only=quant.activation.layers_only)
+    points = activations(traced, layers_only=quant.activation.layers_only)
     tensors = inventory(model, images[:1])
-    plan = make_plan(tensors, policy=PolicySettings(), quant=quant, bits=bits, mode="int", activations=places)
+    plan = make_plan(tensors, policy=PolicySettings(), quant=quant, bits=bits, mode="int", activations=points)
     parameters, weights = dict(network.named_parameters()), {}
     with torch.no_grad():
         for name, spec in plan.quantized.items():
@@ -92,11 +92,11 @@ def quantize(
 
 @torch.no_grad()
 def _calibrate(inserted, watched, images):
-    found = collections.defaultdict(list)
-    with observing(watched, lambda name, value: found[name].append(value.flatten())):
+    batches = collections.defaultdict(list)
+    with observing(watched, lambda name, value: batches[name].append(value.flatten())):
         watched(images)
     for name, module in fake_quants(inserted).items():
-        values = torch.cat(found[name])
+        values = torch.cat(batches[name])
         module.set_range(values.min(), values.max())
 
 
@@ -132,11 +132,11 @@ def run_onnx(exported, images, *, fused=True, threads=1):
     session = onnxruntime.InferenceSession(show_codes(exported.path, exported.codes.values()), options)
     logits, *codes = session.run(None, {"images": images.numpy()})
     lowered = onnx.load(options.optimized_model_filepath).graph.node
-    found = {
-        place: torch.from_numpy(value).int() - exported.codes[place].offset
-        for place, value in zip(exported.codes, codes, strict=True)
+    codes_by_point = {
+        point: torch.from_numpy(value).int() - exported.codes[point].offset
+        for point, value in zip(exported.codes, codes, strict=True)
     }
-    return Ran(torch.from_numpy(logits), found, collections.Counter(node.op_type for node in lowered))
+    return Ran(torch.from_numpy(logits), codes_by_point, collections.Counter(node.op_type for node in lowered))
 
 
 @pytest.fixture(scope="session")

@@ -5,11 +5,11 @@ import torch
 
 from qexp.config.model import ModelSettings
 from qexp.deploy.activation_codes import load_biases_, simulated_codes
-from qexp.deploy.coded_network import coded
+from qexp.deploy.coded_network import code_network
 from qexp.deploy.integer_network import integer_codes
-from qexp.deploy.ladder import FLOAT, INTEGER, SIMULATED, Ladder, Outcome
 from qexp.deploy.onnx.qdq import export_qdq
 from qexp.deploy.runtimes import open_runtime
+from qexp.deploy.stages import FLOAT, INTEGER, SIMULATED, Outcome, StageComparison
 from qexp.models.build import build_model
 
 SLOW = pytest.mark.slow
@@ -30,7 +30,7 @@ def images(n=2, size=32, seed=1):
         pytest.param("convnext_tiny", 32, 19, marks=SLOW),
     ],
 )
-def test_networks_climb_the_ladder(quantized, run_file, name, size, float_convs, tmp_path):
+def test_networks_pass_every_stage(quantized, run_file, name, size, float_convs, tmp_path):
     """ONNX Runtime has integer kernels for convolutions whose results are quantized; not where SiLU or a norm comes between."""
     torch.manual_seed(0)
     model = build_model(ModelSettings(name=name), num_classes=10, image_shape=(3, size, size), seed=0)
@@ -40,13 +40,13 @@ def test_networks_climb_the_ladder(quantized, run_file, name, size, float_convs,
     load_biases_(case.network, exported.biases)
     codes, logits = simulated_codes(case.network, case.images)
     integers = integer_codes(case.network, case.weights, case.images)
-    shown = open_runtime("onnxruntime", exported.path, outputs=exported.codes).run_codes(case.images)
+    with_codes = open_runtime("onnxruntime", exported.path, outputs=exported.codes).run_codes(case.images)
     plain = open_runtime("onnxruntime", exported.path).run(case.images)
-    ladder = Ladder(case.network, case.weights, (FLOAT, SIMULATED, INTEGER, "onnxruntime"))
+    comparison = StageComparison(case.network, case.weights, (FLOAT, SIMULATED, INTEGER, "onnxruntime"))
     outcomes = {FLOAT: Outcome(logits), SIMULATED: Outcome(logits, codes), INTEGER: Outcome(integers[1], integers[0])}
-    ladder.add(case.images, logits.argmax(1), outcomes | {"onnxruntime": Outcome(plain, shown[0], shown[1])})
-    for rung in ladder.rungs()[2:]:
-        assert (rung.passed, rung.failed_layer, rung.agreement) == (True, None, 1.0)
+    comparison.add(case.images, logits.argmax(1), outcomes | {"onnxruntime": Outcome(plain, with_codes[0], with_codes[1])})
+    for stage in comparison.stages()[2:]:
+        assert (stage.passed, stage.failed_layer, stage.agreement) == (True, None, 1.0)
     operators = run_file(exported, case.images).operators
     assert operators["QLinearConv"] and operators["Conv"] + operators["FusedConv"] == float_convs
 
@@ -62,6 +62,6 @@ def test_linear_layers_of_convnext_with_each_batchs_range(quantized, tmp_path):
     logits = case.simulate()[1]
     ran = open_runtime("onnxruntime", exported.path).run(case.images)
     assert torch.equal(ran.argmax(1), logits.argmax(1))
-    network = coded(model.eval(), case.images[:1], {}).network
+    network = code_network(model.eval(), case.images[:1], {}).network
     floats = export_qdq(network, case.images[:1], {}, tmp_path / "float.onnx")
     assert floats.size_bytes > 3.5 * exported.size_bytes

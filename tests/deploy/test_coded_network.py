@@ -8,7 +8,7 @@ from torch import nn
 
 from qexp.base.errors import UserError
 from qexp.base.types import QuantSpec
-from qexp.deploy.coded_network import coded
+from qexp.deploy.coded_network import code_network
 from qexp.deploy.weight_codes import weight_codes
 from qexp.nn.graph import GraphNetwork, trace
 from qexp.quant.schemes import quantize_
@@ -48,11 +48,11 @@ def test_codes_after_training_are_of_the_float_weights_grid(net):
     specs = {"conv.weight": EIGHT, "kernel": EIGHT, "head.weight": QuantSpec(scheme="affine", bits=4)}
     twin = rounded(net, specs, limits)
     grids = {name: (spec, None) for name, spec in specs.items()}
-    found = coded(twin, EXAMPLE, grids, reference=net, limits=limits)
-    assert isinstance(found.network, GraphNetwork) and not found.left and list(found.weights) == list(specs)
-    for name, weight in found.weights.items():
+    coded = code_network(twin, EXAMPLE, grids, reference=net, limits=limits)
+    assert isinstance(coded.network, GraphNetwork) and not coded.kept_float and list(coded.weights) == list(specs)
+    for name, weight in coded.weights.items():
         assert torch.equal(weight.values, dict(twin.named_parameters())[name].data)
-    assert found.weights["conv.weight"].qparams.scale.max() <= 0.1 / 127 * 1.0001, "clipped as asked"
+    assert coded.weights["conv.weight"].qparams.scale.max() <= 0.1 / 127 * 1.0001, "clipped as asked"
 
 
 def test_codes_that_were_learned_on_the_grid_are_kept(net):
@@ -62,12 +62,12 @@ def test_codes_that_were_learned_on_the_grid_are_kept(net):
     step[:, 0, 0, 0] = -torch.sign(expected.codes[:, 0, 0, 0])
     with torch.no_grad():
         twin.conv.weight.copy_(type(expected)(expected.codes + step.int(), expected.qparams).values)
-    found = coded(twin, EXAMPLE, {"conv.weight": (EIGHT, None)}, reference=net)
-    assert torch.equal(found.weights["conv.weight"].codes, expected.codes + step.int())
+    coded = code_network(twin, EXAMPLE, {"conv.weight": (EIGHT, None)}, reference=net)
+    assert torch.equal(coded.weights["conv.weight"].codes, expected.codes + step.int())
     with torch.no_grad():
         twin.conv.weight += 1e-4
     with pytest.raises(UserError, match=r"conv\.weight=.*off their grid"):
-        coded(twin, EXAMPLE, {"conv.weight": (EIGHT, None)}, reference=net)
+        code_network(twin, EXAMPLE, {"conv.weight": (EIGHT, None)}, reference=net)
 
 
 def test_grids_of_a_training_are_taken_as_they_are(net):
@@ -75,9 +75,9 @@ def test_grids_of_a_training_are_taken_as_they_are(net):
     twin = copy.deepcopy(net)
     with torch.no_grad():
         twin.conv.weight.copy_(expected.values)
-    found = coded(twin, EXAMPLE, {"conv.weight": (EIGHT, expected.qparams)})
-    assert torch.equal(found.weights["conv.weight"].codes, expected.codes)
-    assert found.weights["conv.weight"].qparams is expected.qparams
+    coded = code_network(twin, EXAMPLE, {"conv.weight": (EIGHT, expected.qparams)})
+    assert torch.equal(coded.weights["conv.weight"].codes, expected.codes)
+    assert coded.weights["conv.weight"].qparams is expected.qparams
 
 
 def test_what_a_file_cannot_hold_is_named_and_stays_float(net):
@@ -88,21 +88,21 @@ def test_what_a_file_cannot_hold_is_named_and_stays_float(net):
         "head.bias": QuantSpec(scheme="affine", bits=8, mode="float"),
     }
     grids = {name: (spec, None) for name, spec in specs.items()}
-    found = coded(net, EXAMPLE, grids, reference=net, constant=("kernel",))
-    assert not found.weights and list(found.left) == list(specs)
-    assert found.left["conv.weight"] == "a file has no codes for linear" and "per_group" in found.left["head.weight"]
-    assert "no range" in found.left["kernel"] and "in mode float" in found.left["head.bias"]
+    coded = code_network(net, EXAMPLE, grids, reference=net, constant=("kernel",))
+    assert not coded.weights and list(coded.kept_float) == list(specs)
+    assert coded.kept_float["conv.weight"] == "a file has no codes for linear" and "per_group" in coded.kept_float["head.weight"]
+    assert "no range" in coded.kept_float["kernel"] and "in mode float" in coded.kept_float["head.bias"]
 
 
 def test_a_grid_that_was_not_kept_is_found_again_or_named(net):
     specs = {"conv.weight": EIGHT}
-    found = coded(rounded(net, specs), EXAMPLE, {"conv.weight": (EIGHT, None)})
-    assert list(found.weights) == ["conv.weight"], "its largest value has the last code"
+    coded = code_network(rounded(net, specs), EXAMPLE, {"conv.weight": (EIGHT, None)})
+    assert list(coded.weights) == ["conv.weight"], "its largest value has the last code"
     with torch.no_grad():
         twin = rounded(net, specs)
         twin.conv.weight[0].clamp_(-0.05, 0.05)
-    found = coded(twin, EXAMPLE, {"conv.weight": (EIGHT, None)})
-    assert not found.weights and "was not kept" in found.left["conv.weight"]
+    coded = code_network(twin, EXAMPLE, {"conv.weight": (EIGHT, None)})
+    assert not coded.weights and "was not kept" in coded.kept_float["conv.weight"]
 
 
 def test_tied_weights_are_coded_under_the_name_that_the_graph_reads(net):
@@ -110,12 +110,12 @@ def test_tied_weights_are_coded_under_the_name_that_the_graph_reads(net):
     net.other.weight = net.head.weight
     net._modules = {"other": net._modules.pop("other"), **net._modules}
     twin = rounded(net, {"other.weight": EIGHT})
-    found = coded(twin, EXAMPLE, {"other.weight": (EIGHT, None)}, reference=net)
-    assert list(found.weights) == ["head.weight"]
+    coded = code_network(twin, EXAMPLE, {"other.weight": (EIGHT, None)}, reference=net)
+    assert list(coded.weights) == ["head.weight"]
 
 
 def test_a_float_network_has_a_graph_and_no_codes(net):
-    found = coded(net, EXAMPLE, {})
-    assert isinstance(found.network, GraphNetwork) and not found.weights and not found.left
-    again = trace(net, EXAMPLE).build()
-    assert coded(again, EXAMPLE, {}).network is again
+    coded = code_network(net, EXAMPLE, {})
+    assert isinstance(coded.network, GraphNetwork) and not coded.weights and not coded.kept_float
+    graph = trace(net, EXAMPLE).build()
+    assert code_network(graph, EXAMPLE, {}).network is graph

@@ -22,11 +22,11 @@ def images(n=6, size=16, seed=1):
 def test_macs_of_known_networks():
     """ResNet-20: 40.6 million, as He et al. 2015 and everybody counts them."""
     net = CifarResNet(20)
-    found = macs_per_layer(net, torch.zeros(4, 3, 32, 32))
-    assert found["conv1"] == 3 * 9 * 16 * 32 * 32 and sum(found.values()) == pytest.approx(40.55e6, rel=2e-3)
-    weights = {f"{name}.weight" for name in found}
+    macs = macs_per_layer(net, torch.zeros(4, 3, 32, 32))
+    assert macs["conv1"] == 3 * 9 * 16 * 32 * 32 and sum(macs.values()) == pytest.approx(40.55e6, rel=2e-3)
+    weights = {f"{name}.weight" for name in macs}
     assert weights == {name for name, value in net.named_parameters() if value.dim() > 1} and net.training
-    assert macs_per_layer(trace(net, torch.zeros(1, 3, 32, 32)).build(), torch.zeros(1, 3, 32, 32)) == found
+    assert macs_per_layer(trace(net, torch.zeros(1, 3, 32, 32)).build(), torch.zeros(1, 3, 32, 32)) == macs
 
 
 class Mixed(nn.Module):
@@ -44,10 +44,10 @@ class Mixed(nn.Module):
 
 
 def test_macs_of_groups_attention_repeated_layers_and_products():
-    found = macs_per_layer(Mixed(), torch.zeros(2, 3, 4, 4))
+    macs = macs_per_layer(Mixed(), torch.zeros(2, 3, 4, 4))
     tokens = 4
     attention = 4 * tokens * 6 * 6 + 2 * tokens * tokens * 6
-    assert found == {"depthwise": 4 * 6 * 9, "attention": attention, "twice": 2 * tokens * 36, "Mixed": tokens * tokens * 6}
+    assert macs == {"depthwise": 4 * 6 * 9, "attention": attention, "twice": 2 * tokens * 36, "Mixed": tokens * tokens * 6}
 
 
 def test_bops_of_a_quantized_network(quantized, graphs):
@@ -55,11 +55,11 @@ def test_bops_of_a_quantized_network(quantized, graphs):
     case = quantized(graphs.Residual(), images(), act_bits=6, bits=4)
     bits = layer_bits(case.network, case.weights)
     assert bits == {name: (4, 6) for name in ("conv1", "conv2", "head")}, "max pooling and dropout pass codes on"
-    kept = {name: weight for name, weight in case.weights.items() if name != "conv2.weight"}
-    assert layer_bits(case.network, kept)["conv2"] == (32, 6)
+    weights = {name: weight for name, weight in case.weights.items() if name != "conv2.weight"}
+    assert layer_bits(case.network, weights)["conv2"] == (32, 6)
     macs = macs_per_layer(case.network, images())
-    found = bops(macs, bits)
-    assert macs.keys() == bits.keys() and found == {name: count * 24 for name, count in macs.items()}
+    operations = bops(macs, bits)
+    assert macs.keys() == bits.keys() and operations == {name: count * 24 for name, count in macs.items()}
 
 
 def test_latency_is_the_median_of_the_repeats(monkeypatch):
@@ -69,9 +69,9 @@ def test_latency_is_the_median_of_the_repeats(monkeypatch):
     def run():
         now[0] += next(steps)
 
-    found = latency(run, repeats=5, warmup=1)
-    assert (found.median_ms, found.repeats) == (pytest.approx(3.0), 5)
-    assert (found.low_ms, found.high_ms) == (pytest.approx(1.4), pytest.approx(4.6))
+    timing = latency(run, repeats=5, warmup=1)
+    assert (timing.median_ms, timing.repeats) == (pytest.approx(3.0), 5)
+    assert (timing.low_ms, timing.high_ms) == (pytest.approx(1.4), pytest.approx(4.6))
     steps = iter([0.001])
     assert latency(run, repeats=1, warmup=0).low_ms == pytest.approx(1.0)
 

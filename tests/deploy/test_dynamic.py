@@ -9,8 +9,8 @@ from torch import nn
 from qexp.base.errors import UserError
 from qexp.deploy.activation_codes import simulated_codes
 from qexp.deploy.integer_network import integer_codes
-from qexp.deploy.ladder import FLOAT, INTEGER, SIMULATED, Ladder, Outcome
 from qexp.deploy.runtimes import onnxruntime_saturates, open_runtime
+from qexp.deploy.stages import FLOAT, INTEGER, SIMULATED, Outcome, StageComparison
 
 
 def images(n=6, size=8, seed=1):
@@ -50,8 +50,8 @@ def test_linear_layers_are_integer_products(quantized, run_file, options, tmp_pa
     # Without VNNI ONNX Runtime's fast kernels saturate, and only its optimizer takes the exact ones instead.
     for fused in (True,) if onnxruntime_saturates() else (False, True):
         ran = run_file(exported, case.images, fused=fused)
-        off = [(ran.codes[place] - codes[place]).abs() for place in codes]
-        assert all(each.max() <= 1 and each.float().mean() < 2e-3 for each in off)
+        differences = [(ran.codes[point] - codes[point]).abs() for point in codes]
+        assert all(difference.max() <= 1 and difference.float().mean() < 2e-3 for difference in differences)
         assert sqnr_db(logits, ran.logits) > 40
     assert ran.operators["MatMulIntegerToFloat"] + ran.operators["DynamicQuantizeMatMul"] == 4
     assert not ran.operators["MatMul"] and not ran.operators["Gemm"]
@@ -69,19 +69,19 @@ def test_each_batch_has_its_own_range(quantized, tmp_path):
         assert (codes["flatten"] - expected["flatten"]).abs().max() <= 1
 
 
-def test_the_ladder_judges_layers_with_each_batchs_range(quantized, tmp_path):
+def test_the_comparison_judges_layers_with_each_batchs_range(quantized, tmp_path):
     torch.manual_seed(0)
     case = quantized(Perceptron(), images(), dynamic=True)
     exported = case.export(tmp_path / "net.onnx")
     session = open_runtime("onnxruntime", exported.path, outputs=exported.codes)
-    ladder = Ladder(case.network, case.weights, (FLOAT, SIMULATED, INTEGER, "onnxruntime"))
+    comparison = StageComparison(case.network, case.weights, (FLOAT, SIMULATED, INTEGER, "onnxruntime"))
     for batch in case.images.split(3):
         codes, logits = simulated_codes(case.network, batch)
         integers = integer_codes(case.network, case.weights, batch)
-        found = {FLOAT: Outcome(logits), SIMULATED: Outcome(logits, codes), INTEGER: Outcome(integers[1], integers[0])}
+        outcomes = {FLOAT: Outcome(logits), SIMULATED: Outcome(logits, codes), INTEGER: Outcome(integers[1], integers[0])}
         mine = session.run_codes(batch)
-        ladder.add(batch, logits.argmax(1), found | {"onnxruntime": Outcome(mine[1], mine[0])})
-    assert [rung.passed for rung in ladder.rungs()] == [None, None, True, True]
+        comparison.add(batch, logits.argmax(1), outcomes | {"onnxruntime": Outcome(mine[1], mine[0])})
+    assert [stage.passed for stage in comparison.stages()] == [None, None, True, True]
 
 
 def test_convolutions_stay_float_and_are_named(quantized, run_file, graphs, tmp_path):
@@ -95,7 +95,7 @@ def test_convolutions_stay_float_and_are_named(quantized, run_file, graphs, tmp_
     assert exported.stored["conv1.weight"] == exported.stored["head.weight"] == "INT8"
     codes, logits = case.simulate(exported)
     ran = run_file(exported, case.images)
-    assert all((ran.codes[place] - codes[place]).abs().max() <= 1 for place in codes) and sqnr_db(logits, ran.logits) > 40
+    assert all((ran.codes[point] - codes[point]).abs().max() <= 1 for point in codes) and sqnr_db(logits, ran.logits) > 40
     kinds = collections.Counter(ran.operators)
     assert kinds["MatMulIntegerToFloat"] + kinds["DynamicQuantizeMatMul"] == 1 and kinds["Conv"] + kinds["FusedConv"] == 2
 
@@ -121,5 +121,5 @@ def test_a_dynamic_file_is_smaller_and_has_no_float_matrix(quantized, tmp_path):
 
     torch.manual_seed(0)
     exported = quantized(Perceptron(), images(), dynamic=True).export(tmp_path / "net.onnx")
-    kinds = {each.name: each.data_type for each in onnx.load(exported.path).graph.initializer if len(each.dims) == 2}
+    kinds = {tensor.name: tensor.data_type for tensor in onnx.load(exported.path).graph.initializer if len(tensor.dims) == 2}
     assert set(kinds.values()) == {onnx.TensorProto.INT8} and len(kinds) == 4

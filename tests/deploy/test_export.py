@@ -33,7 +33,7 @@ def checkpoint():
 @pytest.fixture
 def run(cli, tiny, checkpoint):
     """Run the command on the checkpoint, without timing it."""
-    return lambda *more: cli("checkpoint=checkpoint.pt", *tiny, "export.cost=false", *more, verb="export")
+    return lambda *overrides: cli("checkpoint=checkpoint.pt", *tiny, "export.cost=false", *overrides, verb="export")
 
 
 def table(name):
@@ -46,18 +46,18 @@ def journal(kind):
     return [row for row in rows if row["kind"] == kind]
 
 
-def test_the_ladder_holds_what_the_evaluation_says(run):
+def test_the_stages_hold_what_the_evaluation_says(run):
     done = run()
     assert done.code == 0, done.err
-    rungs = {row["name"]: row for row in table("ladder.csv")}
-    assert list(rungs) == ["fp32", "simulated", "evaluated", "integer", "onnxruntime"]
+    stages = {row["name"]: row for row in table("ladder.csv")}
+    assert list(stages) == ["fp32", "simulated", "evaluated", "integer", "onnxruntime"]
     scored = {row["variant"]: row for row in table("table.csv")}
-    for rung, variant in (("fp32", "fp32"), ("evaluated", LABEL)):
-        assert (rungs[rung]["prec1"], rungs[rung]["prec5"]) == (scored[variant]["prec1"], scored[variant]["prec5"])
-        assert rungs[rung]["n"] == scored[variant]["n"] == "360"
-    for rung in ("integer", "onnxruntime"):
-        assert rungs[rung]["passed"] == "True" and int(rungs[rung]["layer_steps"]) <= 1
-        assert int(rungs[rung]["n_codes"]) == 360 and float(rungs[rung]["agreement"]) > 0.98
+    for stage, variant in (("fp32", "fp32"), ("evaluated", LABEL)):
+        assert (stages[stage]["prec1"], stages[stage]["prec5"]) == (scored[variant]["prec1"], scored[variant]["prec5"])
+        assert stages[stage]["n"] == scored[variant]["n"] == "360"
+    for stage in ("integer", "onnxruntime"):
+        assert stages[stage]["passed"] == "True" and int(stages[stage]["layer_steps"]) <= 1
+        assert int(stages[stage]["n_codes"]) == 360 and float(stages[stage]["agreement"]) > 0.98
     page = Path("results/digits/report.html").read_text(encoding="utf-8")
     assert page.count('<td class="left">onnxruntime</td>') == 1 and page.count('<td class="left">pass</td>') == 2
     assert scored[LABEL]["alarms"] == "" and "ALARM" not in done.out
@@ -68,7 +68,7 @@ def test_the_ladder_holds_what_the_evaluation_says(run):
     assert [(layers[name]["weight_bits"], layers[name]["act_bits"]) for name in ("0", "5")] == [("8", "8")] * 2
     assert layers["5"]["macs"] == "320" and layers["5"]["bops"] == str(320 * 64)
     (metrics,) = (row["values"] for row in journal("metrics"))
-    assert metrics["onnxruntime/prec1"] == pytest.approx(float(rungs["onnxruntime"]["prec1"]))
+    assert metrics["onnxruntime/prec1"] == pytest.approx(float(stages["onnxruntime"]["prec1"]))
     assert metrics["file_bytes"] == (FOLDER / "network.onnx").stat().st_size
 
 
@@ -77,7 +77,7 @@ def test_a_repeated_command_measures_nothing(run, monkeypatch):
     digest = hash_file(FOLDER / "network.onnx")
     counts = {kind: len(journal(kind)) for kind in ("export", "metrics", "record", "model")}
     with monkeypatch.context() as patch:
-        patch.setattr(export._Job, "measure", lambda self: pytest.fail("measured again"))
+        patch.setattr(export._ExportJob, "measure", lambda self: pytest.fail("measured again"))
         again = run("evaluate.num_images=20")
         assert again.code == 0 and "measured before" in again.out and "nothing to do" in again.out
     assert counts == {kind: len(journal(kind)) for kind in counts} and counts["export"] == 1
@@ -86,12 +86,12 @@ def test_a_repeated_command_measures_nothing(run, monkeypatch):
     assert hash_file(FOLDER / "network.onnx") == digest
 
 
-def test_a_failed_rung_is_an_alarm_of_the_record(run, monkeypatch):
+def test_a_failed_stage_is_an_alarm_of_the_record(run, monkeypatch):
     outcome = fidelity.Runtime.outcome
 
     def wrong(self, images, *, with_codes):
-        found = outcome(self, images, with_codes=with_codes)
-        return replace(found, codes={place: codes + 2 * (place == "3") for place, codes in found.codes.items()})
+        result = outcome(self, images, with_codes=with_codes)
+        return replace(result, codes={point: codes + 2 * (point == "3") for point, codes in result.codes.items()})
 
     with monkeypatch.context() as patch:
         patch.setattr(fidelity.Runtime, "outcome", wrong)
@@ -108,10 +108,10 @@ def test_a_copy_that_scores_otherwise_than_it_was_evaluated_is_an_alarm(run, mon
     lower = export.lower
 
     def other(prepared, variant):
-        found = lower(prepared, variant)
+        lowered = lower(prepared, variant)
         with torch.no_grad():
-            found.network.get_parameter("5.bias").copy_(torch.arange(10) * 100.0)
-        return found
+            lowered.network.get_parameter("5.bias").copy_(torch.arange(10) * 100.0)
+        return lowered
 
     monkeypatch.setattr(export, "lower", other)
     assert run("evaluate.num_images=20", "export.runtime=[]").code == 0
@@ -124,32 +124,34 @@ def test_widths_and_the_fast_simulation(run):
         "evaluate.num_images=20", "bits=4,8", "quant.activation.bits=8", "export.simulate=fast", "export.pack_int4=true", "-m"
     )
     assert done.code == 0, done.err
-    rungs = table("ladder.csv")
-    assert [row["name"] for row in rungs] == ["fp32", "simulated", "integer", "onnxruntime"] * 2
+    stages = table("ladder.csv")
+    assert [row["name"] for row in stages] == ["fp32", "simulated", "integer", "onnxruntime"] * 2
     sizes = {path.parent.name[:4]: path.stat().st_size for path in Path("runs/exports/digits").glob("W*_int4/*.onnx")}
     assert sizes["W4A8"] < sizes["W8A8"]
     scored = {row["variant"]: row["prec1"] for row in table("table.csv")}
-    for row in rungs:
+    for row in stages:
         if row["name"] == "simulated":
             assert row["prec1"] == scored[row["variant"]]
 
 
-@pytest.mark.parametrize(("more", "rungs"), [("quant.activation.dynamic=true", 4), ("quant.activation.bits=null", 3)])
-def test_ranges_of_each_batch_and_weights_alone(run, more, rungs):
-    done = run(*FEW, more)
+@pytest.mark.parametrize(("override", "num_stages"), [("quant.activation.dynamic=true", 4), ("quant.activation.bits=null", 3)])
+def test_ranges_of_each_batch_and_weights_alone(run, override, num_stages):
+    done = run(*FEW, override)
     assert done.code == 0, done.err
-    found = table("ladder.csv")
-    assert len(found) == rungs and all(row["agreement"] == "1" and row["passed"] in ("", "True") for row in found)
-    note = "computed in float, on codes with each batch's range (0)" if rungs == 4 else "since activations are float"
+    stages = table("ladder.csv")
+    assert len(stages) == num_stages and all(row["agreement"] == "1" and row["passed"] in ("", "True") for row in stages)
+    note = "computed in float, on codes with each batch's range (0)" if num_stages == 4 else "since activations are float"
     assert note in Path("results/digits/ladder.md").read_text()
 
 
 def test_the_float_network(run):
     done = run("float_only=true")
     assert done.code == 0, done.err
-    rungs = {row["name"]: row for row in table("ladder.csv")}
-    assert list(rungs) == ["fp32", "onnxruntime"]
-    assert rungs["onnxruntime"]["prec1"] == table("table.csv")[0]["prec1"] and float(rungs["onnxruntime"]["logit_sqnr_db"]) > 100
+    stages = {row["name"]: row for row in table("ladder.csv")}
+    assert list(stages) == ["fp32", "onnxruntime"]
+    assert (
+        stages["onnxruntime"]["prec1"] == table("table.csv")[0]["prec1"] and float(stages["onnxruntime"]["logit_sqnr_db"]) > 100
+    )
 
 
 def test_a_network_that_was_trained_with_its_quantization(cli, tiny):
@@ -158,10 +160,10 @@ def test_a_network_that_was_trained_with_its_quantization(cli, tiny):
     done = cli(*tiny, f"checkpoint={file}", "name=out", "export.cost=false", verb="export")
     assert done.code == 0, done.err
     with open("results/out/ladder.csv") as handle:
-        rungs = {row["name"]: row for row in csv.DictReader(handle)}
+        stages = {row["name"]: row for row in csv.DictReader(handle)}
     trained = {row["variant"]: row for row in table("table.csv")}
-    assert rungs["evaluated"]["prec1"] == trained["W4A4 lsq"]["prec1"]
-    assert rungs["onnxruntime"]["passed"] == rungs["integer"]["passed"] == "True"
+    assert stages["evaluated"]["prec1"] == trained["W4A4 lsq"]["prec1"]
+    assert stages["onnxruntime"]["passed"] == stages["integer"]["passed"] == "True"
 
 
 def test_costs(run, monkeypatch):

@@ -33,9 +33,9 @@ def refused(cli, tiny):
     torch.manual_seed(0)
     torch.save(runpy.run_path(str(NETWORKS))["tiny"](10, 1).state_dict(), "checkpoint.pt")
 
-    def run(*more, checkpoint="checkpoint.pt"):
-        given = [] if checkpoint is None else [f"checkpoint={checkpoint}"]
-        done = cli(*given, *tiny, "export.cost=false", *more, verb="export")
+    def run(*overrides, checkpoint="checkpoint.pt"):
+        arguments = [] if checkpoint is None else [f"checkpoint={checkpoint}"]
+        done = cli(*arguments, *tiny, "export.cost=false", *overrides, verb="export")
         assert (done.code, done.out) == (2, "")
         first, message = done.err.strip().splitlines()
         assert first == "qexp: nothing was started."
@@ -65,9 +65,9 @@ REFUSED = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(("more", "message"), REFUSED.values(), ids=REFUSED)
-def test_one_message(refused, more, message):
-    assert refused(*more).startswith(message)
+@pytest.mark.parametrize(("overrides", "message"), REFUSED.values(), ids=REFUSED)
+def test_one_message(refused, overrides, message):
+    assert refused(*overrides).startswith(message)
 
 
 def test_another_networks_checkpoint(refused):

@@ -41,12 +41,12 @@ def test_accumulators_are_integer_sums(name, scheme):
     weight = weight_codes(draw(*layer.weight.shape, seed=1), QuantSpec(scheme=scheme, bits=8, granularity=granularity))
     codes, x = coded(draw(2, 4, 7, 6) + 0.7)
     bias = torch.arange(layer.out_channels, dtype=torch.int32) * 1000 - 2500
-    found = accumulate(layer, codes, x, weight, bias)
+    sums = accumulate(layer, codes, x, weight, bias)
     values = np.pad(codes.numpy().astype(object) - int(x.zero_point), [(0, 0), (0, 0), *((p, p) for p in layer.padding)])
     kernel = weight.codes.numpy().astype(object) - int(weight.qparams.zero_point.flatten()[0])
     per_group = layer.out_channels // layer.groups
     inputs = layer.in_channels // layer.groups
-    for (n, o, i, j), value in np.ndenumerate(found.numpy()):
+    for (n, o, i, j), value in np.ndenumerate(sums.numpy()):
         first = o // per_group * inputs
         rows = slice(i * layer.stride[0], i * layer.stride[0] + layer.dilation[0] * (kernel.shape[2] - 1) + 1, layer.dilation[0])
         columns = slice(
@@ -66,8 +66,8 @@ def test_a_linear_layer_is_the_float_one_to_half_a_step():
     assert (logits - exact).abs().max() < 1e-3
     y = choose_qparams(exact.min(), exact.max(), 8)
     for requantization in ("float32", "fixed_point"):
-        found = integer_layer(layer, codes, x, weight, y, bias=steps, requantization=requantization)
-        assert (((found - y.zero_point) * y.scale - exact).abs() <= 0.51 * y.scale).all()
+        result = integer_layer(layer, codes, x, weight, y, bias=steps, requantization=requantization)
+        assert (((result - y.zero_point) * y.scale - exact).abs() <= 0.51 * y.scale).all()
     clamped = integer_layer(layer, codes, x, weight, y, bias=steps, clamp=(0.0, 1.0))
     assert torch.equal(clamped, quantize_affine(logits.clamp(0, 1), y, arithmetic="divide").int())
 
@@ -91,9 +91,9 @@ def test_fixed_point_is_the_rational_rounded_half_up(ratio, sums):
     assert abs(Fraction(int(multiplier), 2 ** int(shift)) / Fraction(ratio) - 1) <= Fraction(1, 2**30)
     y = QParams(torch.tensor(1.0), torch.tensor(3.0), -128, 127)
     scale = torch.tensor(ratio, dtype=torch.float64)
-    found = requantize(torch.tensor([sums]), scale, y, requantization="fixed_point")
+    codes = requantize(torch.tensor([sums]), scale, y, requantization="fixed_point")
     half_up = [(total * int(multiplier) * 2 + 2 ** int(shift)) // 2 ** (int(shift) + 1) for total in sums]
-    assert found.tolist() == [[min(max(each + 3, -128), 127) for each in half_up]]
+    assert codes.tolist() == [[min(max(step + 3, -128), 127) for step in half_up]]
 
 
 def test_a_ratio_below_what_32_bits_can_show_gives_zero():
@@ -132,19 +132,19 @@ def test_onnx_runtimes_kernels_bit_for_bit(quantized, run_file, tmp_path):
     exported = case.export(tmp_path / "chain.onnx")
     ran = run_file(exported, case.images)
     assert ran.operators["QLinearConv"] == 2 and not ran.operators["Conv"]
-    places = {
+    grids = {
         name: module.qparams for name, module in case.network.activation_fake_quant.named_modules() if hasattr(module, "qparams")
     }
     for name, source, target, clamp in (("conv1", "input", "relu", (0.0, None)), ("conv2", "relu", "conv2", None)):
         layer = case.network.get_submodule(name)
         weight = case.weights[f"{name}.weight"]
-        bias = bias_codes(layer.bias, accumulator_scale(places[source], weight.qparams))
-        arguments = (layer, ran.codes[source], places[source], weight, places[target])
-        found = integer_layer(*arguments, bias=bias, clamp=clamp)
-        assert torch.equal(found, ran.codes[target])
+        bias = bias_codes(layer.bias, accumulator_scale(grids[source], weight.qparams))
+        arguments = (layer, ran.codes[source], grids[source], weight, grids[target])
+        result = integer_layer(*arguments, bias=bias, clamp=clamp)
+        assert torch.equal(result, ran.codes[target])
         fixed = integer_layer(*arguments, bias=bias, clamp=clamp, requantization="fixed_point")
         assert (fixed - ran.codes[target]).abs().max() <= 1 and (fixed == ran.codes[target]).float().mean() > 0.999
-    weight, x = case.weights["head.weight"], places["mean"]
+    weight, x = case.weights["head.weight"], grids["mean"]
     bias = bias_codes(case.network.head.bias, accumulator_scale(x, weight.qparams))
     logits = integer_layer(case.network.head, ran.codes["mean"], x, weight, None, bias=bias)
     assert torch.allclose(logits, ran.logits, rtol=1e-6, atol=1e-6)

@@ -21,9 +21,9 @@ def test_onnx_runtimes_codes(quantized, run_file, graphs, scheme, tmp_path):
     for requantization in ("float32", "fixed_point"):
         codes, logits = integer_codes(case.network, case.weights, case.images, requantization=requantization)
         assert list(codes) == list(ran.codes)
-        off = {place: (codes[place] - ran.codes[place]).abs() for place in codes}
-        assert not off["relu"].any() or requantization == "fixed_point"
-        assert all(each.max() <= 1 and each.float().mean() < 1e-3 for each in off.values())
+        differences = {point: (codes[point] - ran.codes[point]).abs() for point in codes}
+        assert not differences["relu"].any() or requantization == "fixed_point"
+        assert all(difference.max() <= 1 and difference.float().mean() < 1e-3 for difference in differences.values())
         assert torch.allclose(logits, ran.logits, atol=0.01)
 
 
@@ -33,8 +33,8 @@ def test_resnet20_is_predicted_as_simulated(quantized, run_file, tmp_path):
     ran = run_file(case.export(tmp_path / "net.onnx"), case.images)
     codes, logits = integer_codes(case.network, case.weights, case.images)
     simulated = case.simulate()[1]
-    assert all(torch.equal(found.argmax(1), simulated.argmax(1)) for found in (logits, ran.logits))
-    first = next(iter(place for place in codes if place != "input"))
+    assert all(torch.equal(outcome.argmax(1), simulated.argmax(1)) for outcome in (logits, ran.logits))
+    first = next(iter(point for point in codes if point != "input"))
     assert torch.equal(codes[first], ran.codes[first]), "the first layer has no earlier difference to carry on"
 
 

@@ -26,31 +26,31 @@ def sqnr_db(reference, other):
 def case(quantized, graphs, tmp_path):
     """A quantized network, its file, and its program beside it."""
     torch.manual_seed(0)
-    found = quantized(graphs.Residual(), images())
-    exported = found.export(tmp_path / "net.onnx")
-    found.simulate(exported)  # with the file's biases from here on, the program too
-    save_program(found.network, found.images, found.weights, exported.path.with_suffix(PROGRAM_SUFFIX))
-    return found, exported
+    network_case = quantized(graphs.Residual(), images())
+    exported = network_case.export(tmp_path / "net.onnx")
+    network_case.simulate(exported)  # with the file's biases from here on, the program too
+    save_program(network_case.network, network_case.images, network_case.weights, exported.path.with_suffix(PROGRAM_SUFFIX))
+    return network_case, exported
 
 
 def check(case, name):
     """A runtime's codes and logits are the simulation's, for any number of images, with codes shown and without."""
-    found, exported = case
-    codes, logits = found.simulate(exported)
-    shown, plain = open_runtime(name, exported.path, outputs=exported.codes), open_runtime(name, exported.path)
-    assert shown.name == name and shown.version[0].isdigit()
-    mine, with_codes = shown.run_codes(found.images)
+    network_case, exported = case
+    codes, logits = network_case.simulate(exported)
+    with_outputs, plain = open_runtime(name, exported.path, outputs=exported.codes), open_runtime(name, exported.path)
+    assert with_outputs.name == name and with_outputs.version[0].isdigit()
+    mine, with_codes = with_outputs.run_codes(network_case.images)
     assert list(mine) == list(codes)
-    for place, expected in codes.items():
-        assert mine[place].dtype == torch.int32 and mine[place].shape == expected.shape
-        off = (mine[place] - expected).abs()
-        assert off.max() <= 2 and off.float().mean() < 1e-3  # a tie upstream moves what is behind it
-    for session in (shown, plain):
-        assert sqnr_db(logits, session.run(found.images)) > 40
+    for point, expected in codes.items():
+        assert mine[point].dtype == torch.int32 and mine[point].shape == expected.shape
+        difference = (mine[point] - expected).abs()
+        assert difference.max() <= 2 and difference.float().mean() < 1e-3  # a tie upstream moves what is behind it
+    for session in (with_outputs, plain):
+        assert sqnr_db(logits, session.run(network_case.images)) > 40
     assert sqnr_db(logits, with_codes) > 40 and with_codes.dtype == torch.float32
-    one = plain.run(found.images[2:3])
-    assert one.shape == (1, 5) and sqnr_db(logits[2:3], one) > 35
-    assert plain.run_codes(found.images)[0] == {}
+    single = plain.run(network_case.images[2:3])
+    assert single.shape == (1, 5) and sqnr_db(logits[2:3], single) > 35
+    assert plain.run_codes(network_case.images)[0] == {}
 
 
 def test_onnx_runtime(case):
@@ -59,10 +59,10 @@ def test_onnx_runtime(case):
 
 def test_onnx_runtimes_exact_kernels_are_for_cpus_that_need_them(case, monkeypatch):
     """Whichever kernels this CPU has, both ways give the same logits: the fast ones are taken only where they lose nothing."""
-    found, exported = case
-    as_asked = open_runtime("onnxruntime", exported.path).run(found.images)
+    network_case, exported = case
+    as_asked = open_runtime("onnxruntime", exported.path).run(network_case.images)
     monkeypatch.setattr(runtimes, "onnxruntime_saturates", lambda: True)
-    assert torch.equal(open_runtime("onnxruntime", exported.path).run(found.images), as_asked)
+    assert torch.equal(open_runtime("onnxruntime", exported.path).run(network_case.images), as_asked)
 
 
 @pytest.mark.alone
@@ -83,9 +83,9 @@ def test_torch_compiles_to_integers(case):
     """Not only the same numbers: oneDNN's quantized convolution is what is called."""
     from torch._inductor.utils import run_and_get_code
 
-    found, exported = case
+    network_case, exported = case
     session = open_runtime("torch", exported.path, outputs=exported.codes)
-    _, written = run_and_get_code(session.run, found.images)
+    _, written = run_and_get_code(session.run, network_case.images)
     assert sum(text.count("= torch.ops.onednn.qconv") for text in written) == 2
     assert sum(text.count("= torch.ops.onednn.qlinear") for text in written) == 1
     check(case, "torch")
@@ -115,8 +115,8 @@ def test_a_program_that_was_not_saved_is_named(tmp_path):
 def test_no_runtime_makes_codes_of_weights_that_stay_float(quantized, graphs, tmp_path):
     """ONNX Runtime does so by default, with ranges of its own, wherever a float weight meets DequantizeLinear."""
     torch.manual_seed(0)
-    found = quantized(graphs.Residual(), images())
-    exported = export_qdq(found.network, found.images, {}, tmp_path / "float_weights.onnx")
+    network_case = quantized(graphs.Residual(), images())
+    exported = export_qdq(network_case.network, network_case.images, {}, tmp_path / "float_weights.onnx")
     with torch.no_grad():
-        logits = found.network(found.images)
-    assert sqnr_db(logits, open_runtime("onnxruntime", exported.path).run(found.images)) > 80
+        logits = network_case.network(network_case.images)
+    assert sqnr_db(logits, open_runtime("onnxruntime", exported.path).run(network_case.images)) > 80

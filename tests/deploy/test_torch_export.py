@@ -46,10 +46,10 @@ def test_the_program_is_the_simulation(quantized, options, tmp_path):
     codes, logits = case.simulate()
     save_program(case.network, case.images, case.weights, tmp_path / "sub" / "net.pt2")
     run = open_program(tmp_path / "sub" / "net.pt2", list(codes))
-    found, *mine = run(case.images, True)
-    for place, each in zip(codes, mine, strict=True):
-        assert (each.int() - (32768 if options.get("act_bits") == 16 else 128) - codes[place]).abs().max() <= 1
-    assert torch.allclose(found, logits, atol=1e-4 * float(logits.abs().max()))
+    result, *mine = run(case.images, True)
+    for point, values in zip(codes, mine, strict=True):
+        assert (values.int() - (32768 if options.get("act_bits") == 16 else 128) - codes[point]).abs().max() <= 1
+    assert torch.allclose(result, logits, atol=1e-4 * float(logits.abs().max()))
     assert torch.allclose(run(case.images[:2], False)[0], logits[:2], atol=1e-4 * float(logits.abs().max()))
     state = torch.export.load(tmp_path / "sub" / "net.pt2").state_dict
     dtypes = {name: value.dtype for name, value in state.items()}

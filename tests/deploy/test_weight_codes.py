@@ -20,20 +20,20 @@ def test_codes_are_the_simulations(scheme, granularity, bits):
     if scheme == "fixed_point":
         granularity = "per_tensor"
     spec, source = QuantSpec(scheme=scheme, bits=bits, granularity=granularity), weight()
-    found = weight_codes(source, spec)
+    coded = weight_codes(source, spec)
     expected = quantize_(torch.empty_like(source), source, spec)
-    assert has_codes(spec) and torch.equal(found.values, expected)
-    assert found.codes.min() >= found.qparams.quant_min and found.codes.max() <= found.qparams.quant_max
-    again = codes_of("conv.weight", expected, found.qparams)
-    assert torch.equal(again.codes, found.codes)
+    assert has_codes(spec) and torch.equal(coded.values, expected)
+    assert coded.codes.min() >= coded.qparams.quant_min and coded.codes.max() <= coded.qparams.quant_max
+    read = codes_of("conv.weight", expected, coded.qparams)
+    assert torch.equal(read.codes, coded.codes)
 
 
 def test_values_off_the_grid_are_refused_by_name():
-    found = weight_codes(weight(), QuantSpec(scheme="affine", bits=8))
-    values = found.values
-    values[0, 0, 0, 0] += 0.3 * found.qparams.scale
+    coded = weight_codes(weight(), QuantSpec(scheme="affine", bits=8))
+    values = coded.values
+    values[0, 0, 0, 0] += 0.3 * coded.qparams.scale
     with pytest.raises(UserError, match=r"conv\.weight=1 values off their grid"):
-        codes_of("conv.weight", values, found.qparams)
+        codes_of("conv.weight", values, coded.qparams)
 
 
 @pytest.mark.parametrize(
@@ -44,8 +44,8 @@ def test_other_schemes_have_no_codes_in_a_file(fields):
 
 
 def test_a_bias_is_rounded_to_the_accumulators_step():
-    one = weight_codes(weight(), QuantSpec(scheme="symmetric_restricted", bits=8, granularity="per_channel"))
-    scale = accumulator_scale(weight_codes(weight(1), QuantSpec(scheme="affine", bits=8)).qparams, one.qparams)
+    coded = weight_codes(weight(), QuantSpec(scheme="symmetric_restricted", bits=8, granularity="per_channel"))
+    scale = accumulator_scale(weight_codes(weight(1), QuantSpec(scheme="affine", bits=8)).qparams, coded.qparams)
     bias = torch.linspace(-2, 2, 6)
     codes = bias_codes(bias, scale)
     assert codes.dtype == torch.int32 and ((codes * scale - bias).abs() <= 0.5001 * scale).all()

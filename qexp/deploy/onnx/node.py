@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NoReturn
 
 import torch
@@ -17,7 +17,13 @@ from qexp.quant.affine import quantize_affine
 
 @dataclass(frozen=True)
 class Dynamic:
-    """Codes whose grid is each batch's own: names of the UINT8 codes, their scale and their zero point."""
+    """Codes whose grid is each batch's own.
+
+    Args:
+        codes: name of the UINT8 codes.
+        scale: name of their scale.
+        zero_point: name of their zero point.
+    """
 
     codes: str
     scale: str
@@ -29,7 +35,9 @@ class Value:
     """An activation in the file.
 
     Args:
-        name: of the tensor. shape: on the example. grid: whose dequantized codes it holds; None for any float.
+        name: of the tensor.
+        shape: on the example.
+        grid: whose dequantized codes it holds; None for any float.
         dynamic: the codes that it was dequantized from, where they have each batch's grid.
     """
 
@@ -41,20 +49,30 @@ class Value:
 
 @dataclass(frozen=True, eq=False)
 class Constant:
-    """A tensor made of parameters alone; `path` is its state-dict name, empty where it was computed from others."""
+    """A tensor made of parameters alone.
+
+    Args:
+        tensor: its values.
+        path: its state-dict name, empty where it was computed from others.
+    """
 
     tensor: Tensor
     path: str = ""
 
 
 @dataclass(frozen=True, eq=False)
-class Shelf:
-    """What all calls of one export share.
+class ExportContext:
+    """What all nodes of one export share.
 
     Args:
-        writer: of the file. weights: state-dict name -> codes. pack_int4: store codes of 4 bits and less in half bytes.
-        unsigned: activations have codes from 0 on. grids: of the weights already written. stored: state-dict name -> type in the
-            file. biases: state-dict name -> float32 values of its codes. notes: for the user.
+        writer: of the file.
+        weights: state-dict name -> codes.
+        pack_int4: store codes of 4 bits and less in half bytes.
+        unsigned: activations have codes from 0 on.
+        grids: of the weights already written.
+        stored: state-dict name -> type in the file.
+        biases: state-dict name -> float32 values of its codes.
+        notes: for the user.
     """
 
     writer: OnnxWriter
@@ -68,16 +86,21 @@ class Shelf:
 
 
 @dataclass(frozen=True, eq=False)
-class Call:
-    """A call of a module, function or method.
+class OnnxNode:
+    """A call of a module, function or method, on its way into the file.
 
     Args:
-        shelf: shared. name: a path that a person finds in the source. operator: what is called, in a reader's words.
-        module: of a `call_module` node, None else; path: where it lies. args, kwargs: with `Value`, `Constant` and numbers.
-        result: what it gave on the example.
+        context: shared by all nodes of the export.
+        name: a path that a person finds in the source.
+        operator: what is called, in a reader's words.
+        module: of a `call_module` node, None else.
+        path: of the module in the network.
+        args: positional arguments, with `Value`, `Constant` and numbers.
+        kwargs: further arguments by name.
+        result: what the call gave on the example.
     """
 
-    shelf: Shelf
+    context: ExportContext
     name: str
     operator: str
     module: nn.Module | None
@@ -92,14 +115,25 @@ class Call:
         return tuple(self.result.shape)
 
     def argument(self, position: int, name: str, default: Any = None) -> Any:
-        """An argument of a function by position or name, or of a module the attribute of that name."""
+        """An argument of a function by position or name, or of a module the attribute of that name.
+
+        Args:
+            position: of a function's argument.
+            name: of a function's argument, or of a module's attribute.
+            default: where there is none.
+        """
         if self.module is not None and position:
             value = getattr(self.module, name, default)
             return Constant(value.detach(), f"{self.path}.{name}") if isinstance(value, Tensor) else value
         return self.args[position] if len(self.args) > position else self.kwargs.get(name, default)
 
     def activation(self, position: int = 0, name: str = "input") -> Value:
-        """An operand that depends on the images."""
+        """An operand that depends on the images.
+
+        Args:
+            position: of the argument.
+            name: of the argument.
+        """
         value = self.argument(position, name)
         if not isinstance(value, Value):
             self.refuse("its operand is no tensor that depends on the images")
@@ -107,22 +141,22 @@ class Call:
 
     def emit(self, operator: str, *inputs: str, **attributes: Any) -> str:
         """Append a node with one result."""
-        return self.shelf.writer.node(operator, inputs, self.name, **attributes)[0]
+        return self.context.writer.node(operator, inputs, self.name, **attributes)[0]
 
     def integers(self, *values: int) -> str:
         """A constant of int64."""
-        return self.shelf.writer.constant(values)
+        return self.context.writer.constant(values)
 
     def number(self, value: float) -> str:
         """A float32 scalar."""
-        return self.shelf.writer.constant(float(value))
+        return self.context.writer.constant(float(value))
 
     def operand(self, value: Value | Constant | float) -> str:
         """The tensor's name of any operand of elementwise arithmetic; constants are written as float32."""
         if isinstance(value, Value):
             return value.name
         if isinstance(value, Constant):
-            return self.shelf.writer.tensor(value.path or f"{self.name}.constant", value.tensor.float())
+            return self.context.writer.tensor(value.path or f"{self.name}.constant", value.tensor.float())
         if isinstance(value, bool) or not isinstance(value, int | float):
             self.refuse(f"it takes {type(value).__name__}")
         return self.number(value)
@@ -140,81 +174,89 @@ class Call:
         """A weight as float32, as DequantizeLinear of its codes where they are known.
 
         Args:
-            constant: as the layer holds it. transpose: write the transposed matrix.
+            constant: as the layer holds it.
+            transpose: write the transposed matrix.
         """
-        shelf, writer = self.shelf, self.shelf.writer
-        found, path = shelf.weights.get(constant.path), constant.path or f"{self.name}.weight"
+        context, writer = self.context, self.context.writer
+        coded, path = context.weights.get(constant.path), constant.path or f"{self.name}.weight"
         tensor = constant.tensor.float()
-        if found is None:
-            shelf.stored[path] = "FLOAT"
+        if coded is None:
+            context.stored[path] = "FLOAT"
             return writer.tensor(path, tensor.t() if transpose else tensor), None
         key = (path, transpose)
-        if key not in shelf.grids:
-            shelf.grids[key] = self._write_codes(path, found, transpose)
-        name, grid = shelf.grids[key]
+        if key not in context.grids:
+            context.grids[key] = self._write_codes(path, coded, transpose)
+        name, grid = context.grids[key]
         return name, grid
 
     def matrix(self, constant: Constant) -> tuple[str, Grid] | None:
-        """The codes, 8 bits, of a transposed matrix for an integer product; None where they are not known or not of 8 bits."""
-        weight, key = self.shelf.weights.get(constant.path), (f"{constant.path}.codes", True)
+        """The codes, 8 bits, of a transposed matrix for an integer product, with their grid; None where there are none such."""
+        weight, key = self.context.weights.get(constant.path), (f"{constant.path}.codes", True)
         if weight is None or code_type(weight.qparams) not in ("INT8", "UINT8"):
             return None
-        if key not in self.shelf.grids:
-            self.shelf.grids[key] = self._write_grid(constant.path, weight, transpose=True, packed=False)
-        return self.shelf.grids[key]
+        if key not in self.context.grids:
+            self.context.grids[key] = self._write_grid(constant.path, weight, transpose=True, packed=False)
+        return self.context.grids[key]
 
     def _write_codes(self, path: str, weight: WeightCodes, transpose: bool) -> tuple[str, Grid]:
         """Codes, scales and DequantizeLinear of a weight."""
-        codes, grid = self._write_grid(path, weight, transpose=transpose, packed=self.shelf.pack_int4)
-        return self.shelf.writer.dequantize(codes, grid, path), grid
+        codes, grid = self._write_grid(path, weight, transpose=transpose, packed=self.context.pack_int4)
+        return self.context.writer.dequantize(codes, grid, path), grid
 
     def _write_grid(self, path: str, weight: WeightCodes, *, transpose: bool, packed: bool) -> tuple[str, Grid]:
         """Codes and scales of a weight."""
         codes, qparams = weight.codes, weight.qparams
         if transpose:
             axis = None if qparams.axis is None else 1 - qparams.axis
-            codes, qparams = codes.t(), type(qparams)(*_parts(qparams), axis)
+            codes, qparams = codes.t(), replace(qparams, axis=axis)
         if qparams.axis is not None and bool((qparams.zero_point != qparams.zero_point.flatten()[0]).any()):
             remedy = "Quantize weights per channel with a symmetric grid: quant=symmetric_restricted."
             raise UserError(
                 path, "a zero point for each channel", allowed="one for all, as integer kernels have it", remedy=remedy
             )
-        writer = self.shelf.writer
+        writer = self.context.writer
         grid = writer.grid(path, qparams, packed=packed)
-        self.shelf.stored[path] = grid.dtype
+        self.context.stored[path] = grid.dtype
         return writer.codes(f"{path}.codes", codes, grid.dtype), grid
 
     def bias(self, constant: Constant, x: Grid | None, weight: Grid | None) -> str | None:
         """A layer's bias: int32 codes of s_x * s_w where both are integers per tensor and channel, else float32.
 
         None where its codes would leave int32, so that it has to be added behind the layer.
+
+        Args:
+            constant: the bias.
+            x: grid of the layer's input; None where that is float.
+            weight: grid of its weight; None where that is float.
         """
-        writer, path = self.shelf.writer, constant.path or f"{self.name}.bias"
+        writer, path = self.context.writer, constant.path or f"{self.name}.bias"
         # TensorRT, which alone wants signed activations, refuses INT32: "only activation types allowed" (onnx-tensorrt #850).
-        if x is None or weight is None or x.qparams.axis is not None or not self.shelf.unsigned:
-            self.shelf.stored[path] = "FLOAT"
+        if x is None or weight is None or x.qparams.axis is not None or not self.context.unsigned:
+            self.context.stored[path] = "FLOAT"
             return writer.tensor(path, constant.tensor.float())
         scale = accumulator_scale(x.qparams, weight.qparams)
         codes = bias_codes(constant.tensor, scale)
         if codes is None:
-            self.shelf.stored[path] = "FLOAT"
-            self.shelf.notes.append(f"{path}: added in float behind the layer, beyond int32 at the scale of its accumulator")
+            self.context.stored[path] = "FLOAT"
+            self.context.notes.append(f"{path}: added in float behind the layer, beyond int32 at the scale of its accumulator")
             return None
         axis = {} if scale.dim() == 0 else {"axis": 0}
         names = [writer.tensor(f"{path}.codes", codes), writer.tensor(f"{path}.scale", scale)]
-        self.shelf.stored[path], self.shelf.biases[path] = "INT32", codes.float() * scale
+        self.context.stored[path], self.context.biases[path] = "INT32", codes.float() * scale
         return writer.node("DequantizeLinear", names, path, **axis)[0]
 
 
 def saturates(grid: Grid, low: float | None, high: float | None) -> bool:
-    """True where clamping to [low, high] changes no code of the grid: its ends already stand for all beyond them."""
+    """True where clamping to [low, high] changes no code of the grid: its ends already stand for all beyond them.
+
+    Args:
+        grid: of the result.
+        low: lower end; None for none.
+        high: upper end; None for none.
+    """
     ends = [(low, grid.qparams.quant_min), (high, grid.qparams.quant_max)]
     return all(
         end is None
         or bool((quantize_affine(torch.full_like(grid.qparams.scale, end), grid.qparams, arithmetic="divide") == code).all())
         for end, code in ends
     )
-
-
-def _parts(qparams: Any) -> tuple[Any, ...]:
-    return qparams.scale, qparams.zero_point, qparams.quant_min, qparams.quant_max

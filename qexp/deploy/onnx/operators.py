@@ -1,14 +1,14 @@
 """How each operator of a network is written to ONNX: module type, function or method -> its handler.
 
-A handler reads its `Call` and gives the name of its result, or a `Value` to pass on as it is. `KEEPS` are the handlers whose
-result consists of values that they were given: what was on a grid is on it still, and is said so in the file, so that a runtime
+A handler reads its `OnnxNode` and gives the name of its result, or a `Value` to pass on as it is. `KEEPS_VALUES` are the handlers
+whose result consists of values of their operands: what was on a grid is on it still, and the file states it, so that a runtime
 goes on with the codes.
 """
 
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -16,20 +16,29 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from qexp.deploy.onnx import layers, shapes
-from qexp.deploy.onnx.node import Call, Value
+from qexp.deploy.onnx.node import OnnxNode, Value
 from qexp.nn.operators import function_name
 
-Handler = Callable[[Call], "str | Value | tuple[str, ...]"]
+Handler = Callable[[OnnxNode], "str | Value | tuple[str, ...]"]
 
 
-def clip(call: Call) -> str:
+def clip(node: OnnxNode) -> str:
     """ReLU6 and Hardtanh."""
-    low, high = clip_limits(call.module, call.operator, call.args, call.kwargs)
-    return call.emit("Clip", call.activation().name, call.number(low), call.number(high))
+    low, high = clip_limits(node.module, node.operator, node.args, node.kwargs)
+    return node.emit("Clip", node.activation().name, node.number(low), node.number(high))
 
 
-def clip_limits(module: nn.Module | None, name: str, args: tuple[Any, ...] = (), kwargs: Any = None) -> tuple[float, float]:
-    """What ReLU6 and Hardtanh clamp to."""
+def clip_limits(
+    module: nn.Module | None, name: str, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+) -> tuple[float, float]:
+    """What ReLU6 and Hardtanh clamp to.
+
+    Args:
+        module: that is called; None for a function.
+        name: of the function.
+        args: of the function.
+        kwargs: of the function.
+    """
     if isinstance(module, nn.Hardtanh):  # ReLU6 is one
         return float(module.min_val), float(module.max_val)
     if name == "relu6":
@@ -39,45 +48,50 @@ def clip_limits(module: nn.Module | None, name: str, args: tuple[Any, ...] = (),
 
 
 def unary(name: str, **fixed: Any) -> Handler:
-    """An elementwise function with fixed attributes."""
+    """An elementwise function with fixed attributes.
 
-    def handler(call: Call) -> str:
-        return call.emit(name, call.activation().name, **fixed)
+    Args:
+        name: ONNX's, of the operator.
+        **fixed: its attributes.
+    """
+
+    def handler(node: OnnxNode) -> str:
+        return node.emit(name, node.activation().name, **fixed)
 
     return handler
 
 
-def silu(call: Call) -> str:
+def silu(node: OnnxNode) -> str:
     """SiLU: x * sigmoid(x)."""
-    x = call.activation().name
-    return call.emit("Mul", x, call.emit("Sigmoid", x))
+    x = node.activation().name
+    return node.emit("Mul", x, node.emit("Sigmoid", x))
 
 
-def gelu(call: Call) -> str:
+def gelu(node: OnnxNode) -> str:
     """Gelu, exact or with tanh."""
-    return call.emit("Gelu", call.activation().name, approximate=str(call.argument(1, "approximate", "none")))
+    return node.emit("Gelu", node.activation().name, approximate=str(node.argument(1, "approximate", "none")))
 
 
-def leaky_relu(call: Call) -> str:
+def leaky_relu(node: OnnxNode) -> str:
     """LeakyRelu."""
-    return call.emit("LeakyRelu", call.activation().name, alpha=float(call.argument(1, "negative_slope", 0.01)))
+    return node.emit("LeakyRelu", node.activation().name, alpha=float(node.argument(1, "negative_slope", 0.01)))
 
 
-def softmax(call: Call) -> str:
+def softmax(node: OnnxNode) -> str:
     """Softmax."""
-    dim = call.argument(1, "dim")
+    dim = node.argument(1, "dim")
     if dim is None:
-        call.refuse("it does not say over which dimension")
-    return call.emit("Softmax", call.activation().name, axis=int(dim))
+        node.refuse("it does not say over which dimension")
+    return node.emit("Softmax", node.activation().name, axis=int(dim))
 
 
 def binary(name: str) -> Handler:
     """Add, Sub, Mul or Div of activations, constants and numbers."""
 
-    def handler(call: Call) -> str:
-        if call.kwargs.get("alpha", 1) != 1 or call.kwargs.get("rounding_mode") is not None:
-            call.refuse(f"it takes {', '.join(call.kwargs)}")
-        return call.emit(name, call.operand(call.argument(0, "input")), call.operand(call.argument(1, "other")))
+    def handler(node: OnnxNode) -> str:
+        if node.kwargs.get("alpha", 1) != 1 or node.kwargs.get("rounding_mode") is not None:
+            node.refuse(f"it takes {', '.join(node.kwargs)}")
+        return node.emit(name, node.operand(node.argument(0, "input")), node.operand(node.argument(1, "other")))
 
     return handler
 
@@ -86,7 +100,7 @@ relu, sigmoid, tanh, hardswish = unary("Relu"), unary("Sigmoid"), unary("Tanh"),
 hardsigmoid = unary("HardSigmoid", alpha=1 / 6, beta=0.5)
 add, subtract, multiply, divide = binary("Add"), binary("Sub"), binary("Mul"), binary("Div")
 
-KEEPS = (
+KEEPS_VALUES = (
     relu,
     shapes.max_pool,
     shapes.reshape,

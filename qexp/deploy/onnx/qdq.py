@@ -1,6 +1,6 @@
 """A quantized network as an ONNX file of QuantizeLinear and DequantizeLinear that carries the scales and zero points of qexp.
 
-The file says what qexp simulates, place by place: QuantizeLinear and DequantizeLinear where the network has a `FakeQuantize`,
+The file says what qexp simulates, point by point: QuantizeLinear and DequantizeLinear where the network has a `FakeQuantize`,
 integer codes and DequantizeLinear for the weights, biases as int32 codes of input scale times weight scale. ONNX Runtime and
 OpenVINO find integer kernels in that. What only moves codes (max pooling, reshaping, a ReLU of codes) gets the pair again behind
 it, with the same scale, which is exact and keeps the integers going. A ReLU or ReLU6 before a QuantizeLinear whose codes end
@@ -34,14 +34,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 
 from qexp.base.errors import UserError
 from qexp.base.files import write_atomic
 from qexp.deploy.activation_codes import CodeTensor, code_nodes
+from qexp.deploy.graph_nodes import called_module, output_of, quantizer_at
 from qexp.deploy.onnx.layers import conv
-from qexp.deploy.onnx.node import Call, Constant, Dynamic, Shelf, Value, saturates
-from qexp.deploy.onnx.operators import KEEPS, clamps_of, handler_of
+from qexp.deploy.onnx.node import Constant, Dynamic, ExportContext, OnnxNode, Value, saturates
+from qexp.deploy.onnx.operators import KEEPS_VALUES, clamps_of, handler_of
 from qexp.deploy.onnx.writer import INPUT, Grid, OnnxWriter
 from qexp.deploy.weight_codes import WeightCodes
 from qexp.nn.fake_quant import FakeQuantize
@@ -56,9 +57,12 @@ class Exported:
     """What was written.
 
     Args:
-        path: of the file. size_bytes: its size. codes: place (of `code_nodes`) -> its codes in the file.
-        stored: weight or bias -> its type in the file (`INT8`, `FLOAT`). biases: those stored as codes -> the values of these,
-            float32, with which a simulation computes as the file does. notes: what the file does otherwise than asked.
+        path: of the file.
+        size_bytes: its size.
+        codes: activation point (of `code_nodes`) -> its codes in the file.
+        stored: weight or bias -> its type in the file (`INT8`, `FLOAT`).
+        biases: those stored as codes -> the values of these, float32, with which a simulation computes as the file does.
+        notes: what the file does differently from the settings.
     """
 
     path: Path
@@ -78,7 +82,7 @@ def export_qdq(
     *,
     pack_int4: bool = False,
     unsigned: bool = True,
-    about: Mapping[str, Any] | None = None,
+    about: Mapping[str, object] | None = None,
 ) -> Exported:
     """Write a quantized network: float32 [N, C, H, W] `images` -> float32 [N, classes] `logits`, N any.
 
@@ -97,18 +101,27 @@ def export_qdq(
     """
     if network._forward_pre_hooks:
         raise UserError("quant.input", "int or round", allowed="none in an exported network, which takes the images as they are")
-    export = _Export(network, Shelf(OnnxWriter(), weights, pack_int4, unsigned))
+    context = ExportContext(OnnxWriter(), weights, pack_int4, unsigned)
+    export = _Export(network, context)
     with evaluating(network):
-        result = export.run(torch.cat([example[:1]] * _BATCH))
-    unused = sorted(weights.keys() - export.shelf.stored.keys())
-    notes = export.shelf.notes + [f"{name}: no layer of the graph reads it as it is; not written as codes" for name in unused]
-    export.shelf.writer.drop_unread("DequantizeLinear")
-    model = export.shelf.writer.model(result.name, example.shape[1:], result.shape[1:], about or {})
+        result = export.write_nodes(torch.cat([example[:1]] * _BATCH))
+    unused = sorted(weights.keys() - context.stored.keys())
+    notes = context.notes + [f"{name}: no layer of the graph reads it as it is; not written as codes" for name in unused]
+    context.writer.drop_unread("DequantizeLinear")
+    model = context.writer.model(result.name, example.shape[1:], result.shape[1:], about or {})
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(path, lambda target: target.write_bytes(model.SerializeToString()))
-    shelf = export.shelf
+
+    def write(target: Path) -> None:
+        target.write_bytes(model.SerializeToString())
+
+    write_atomic(path, write)
     return Exported(
-        path, path.stat().st_size, dict(export.codes), dict(shelf.stored), dict(shelf.biases), tuple(dict.fromkeys(notes))
+        path=path,
+        size_bytes=path.stat().st_size,
+        codes=dict(export.codes),
+        stored=dict(context.stored),
+        biases=dict(context.biases),
+        notes=tuple(dict.fromkeys(notes)),
     )
 
 
@@ -117,24 +130,24 @@ class _Export(fx.Interpreter):
     """Walks the graph: the network runs on the example, and each node is written as it is reached."""
 
     network: GraphNetwork
-    shelf: Shelf
+    context: ExportContext
     codes: dict[str, CodeTensor] = field(default_factory=dict)
-    grids: dict[str, Grid] = field(default_factory=dict)  # by place
+    grids: dict[str, Grid] = field(default_factory=dict)  # by activation point
     written: dict[fx.Node, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         super().__init__(self.network)
         self.extra_traceback = False  # torch.fx would add its own to the message of an error
-        self.places = {node: name for name, node in code_nodes(self.network).items()}
+        self.points = {node: name for name, node in code_nodes(self.network).items()}
 
-    def run(self, example: Tensor) -> Value:
-        """Write all nodes; the value of the network."""
-        super().run(example)
-        output = next(node for node in self.network.graph.nodes if node.op == "output").args[0]
-        found = self.written.get(output) if isinstance(output, fx.Node) else None
-        if not isinstance(found, Value):
+    def write_nodes(self, example: Tensor) -> Value:
+        """Run the network and write all nodes; what it returns, as a value in the file."""
+        self.run(example)
+        output = output_of(self.network)
+        value = None if output is None else self.written.get(output)
+        if not isinstance(value, Value):
             raise UserError("export", "the network's output", allowed="one tensor of logits")
-        return found
+        return value
 
     def run_node(self, n: fx.Node) -> Any:
         """Run a node, then write it."""
@@ -149,68 +162,70 @@ class _Export(fx.Interpreter):
 
     def _write(self, node: fx.Node, result: Any) -> Any:
         """The value, constant or number that a call gives."""
-        reads = any(isinstance(self.written[each], Value | tuple) for each in node.all_input_nodes)
-        if not reads or not list(tensors_of(result)):
+        reads_images = any(isinstance(self.written[operand], Value | tuple) for operand in node.all_input_nodes)
+        if not reads_images or not list(tensors_of(result)):
             return Constant(result.clone()) if isinstance(result, Tensor) else result  # sizes, and what parameters make
-        module = self.network.get_submodule(str(node.target)) if node.op == "call_module" else None
-        args, kwargs = fx.map_arg((node.args, node.kwargs), self.written.__getitem__)
+        module = called_module(self.network, node)
+        args: tuple[Any, ...] = tuple(fx.map_arg(argument, self.written.__getitem__) for argument in node.args)
+        kwargs = {key: fx.map_arg(argument, self.written.__getitem__) for key, argument in node.kwargs.items()}
         name = str(node.target) if module is not None else node.name
-        what = type(module).__name__ if module is not None else function_name(node)
-        call = Call(self.shelf, name, what, module, str(node.target), args, kwargs, result)
+        operator = type(module).__name__ if module is not None else function_name(node)
+        onnx_node = OnnxNode(self.context, name, operator, module, str(node.target), args, kwargs, result)
         if isinstance(module, FakeQuantize):
-            return self._quantize(node, call, module)
-        clamped = self._clamped_grid(node, module)
-        if clamped is not None:
-            if saturates(clamped, *clamps_of(node, module)):
+            return self._quantize(node, onnx_node, module)
+        clamp = clamps_of(node, module)
+        clamped = None if clamp is None else self._read_grid(node)
+        if clamp is not None and clamped is not None:
+            if saturates(clamped, *clamp):
                 return args[0]
-            args = (self._before(call, clamped), *args[1:])
-            call = replace(call, args=args)
+            args = (self._before(onnx_node, clamped), *args[1:])
+            onnx_node = replace(onnx_node, args=args)
         handler = handler_of(node, module)
         if handler is None:
-            call.refuse("there is no way to write it")
+            onnx_node.refuse("there is no way to write it")
         if any(tensor.shape[:1] != (_BATCH,) for tensor in tensors_of(result)):
-            call.refuse("its first dimension is not that of the images")
-        found = handler(call)
-        if isinstance(found, Value):
-            return found
-        grid = _kept_grid(call) if handler in KEEPS and clamped is None else None
-        if isinstance(found, tuple):
-            return tuple(self._kept(each, name, part, grid) for each, part in zip(found, result, strict=True))
-        return self._kept(found, name, result, grid)
+            onnx_node.refuse("its first dimension is not that of the images")
+        written = handler(onnx_node)
+        if isinstance(written, Value):
+            return written
+        grid = _kept_grid(onnx_node) if handler in KEEPS_VALUES and clamped is None else None
+        if isinstance(written, tuple):
+            return tuple(self._kept(part, name, value, grid) for part, value in zip(written, result, strict=True))
+        return self._kept(written, name, result, grid)
 
-    def _kept(self, found: str, name: str, result: Tensor, grid: Grid | None) -> Value:
+    def _kept(self, tensor_name: str, name: str, result: Tensor, grid: Grid | None) -> Value:
         """A result; once more on its grid where it consists of values of one."""
         shape = tuple(result.shape)
-        return Value(found, shape) if grid is None else self._pair(found, shape, grid, f"{name}.codes")
+        return Value(tensor_name, shape) if grid is None else self._pair(tensor_name, shape, grid, f"{name}.codes")
 
-    def _clamped_grid(self, node: fx.Node, module: nn.Module | None) -> Grid | None:
-        """The grid of a ReLU, ReLU6 or Hardtanh that nothing but a quantizer reads, per tensor; None for anything else."""
+    def _read_grid(self, node: fx.Node) -> Grid | None:
+        """The grid of the quantizer that alone reads a node's value, per tensor; None where there is no such quantizer."""
         reader = next(iter(node.users), None)
-        if clamps_of(node, module) is None or len(node.users) != 1 or reader not in self.places:
+        quantizer = None if reader is None else quantizer_at(self.network, reader)
+        if len(node.users) != 1 or quantizer is None:
             return None
-        place = self.network.get_submodule(str(reader.target))
-        grid = None if place.spec.dynamic else self._grid(place)
+        grid = None if quantizer.spec.dynamic else self._grid(quantizer)
         return grid if grid is not None and grid.qparams.axis is None else None
 
-    def _before(self, call: Call, grid: Grid) -> Value:
+    def _before(self, onnx_node: OnnxNode, grid: Grid) -> Value:
         """The operand of a clamp on the grid of its result, so that the layer before ends in codes.
 
         Q(clamp(x)) = Q(clamp(DQ(Q(x)))) to the limits of the type, since Q and the clamp are monotone: what rounds beyond an end
         gets that end's code.
         """
-        x = call.activation()
-        return x if x.grid is not None else self._pair(x.name, x.shape, grid, f"{call.name}.operand")
+        x = onnx_node.activation()
+        return x if x.grid is not None else self._pair(x.name, x.shape, grid, f"{onnx_node.name}.operand")
 
     def _grid(self, module: FakeQuantize) -> Grid:
-        """The grid of a place, written when first asked for."""
+        """The grid of an activation point, written at its first use."""
         self._check(module)
         spec, name = module.spec, module.name
         if bool(module.scale.isnan().any()):
             raise RuntimeError(f"fake quantization at {name} was not calibrated: call set_range or set_qparams")
         if name not in self.grids:
-            self.grids[name] = self.shelf.writer.grid(name, module.qparams, unsigned=self.shelf.unsigned)
+            self.grids[name] = self.context.writer.grid(name, module.qparams, unsigned=self.context.unsigned)
             if spec.arithmetic != "divide":
-                self.shelf.notes.append(
+                self.context.notes.append(
                     "values are divided by the scale, where qexp multiplied by its reciprocal: ties may differ"
                 )
         return self.grids[name]
@@ -218,7 +233,7 @@ class _Export(fx.Interpreter):
     def _check(self, module: FakeQuantize) -> None:
         """Raise UserError for what a file cannot hold."""
         spec, name = module.spec, module.name
-        wanted = {"mode": "int", "rounding": "half_even"}
+        wanted: dict[str, object] = {"mode": "int", "rounding": "half_even"}
         if spec.dynamic:
             wanted |= {"scheme": "affine", "bits": 8, "granularity": "per_tensor"}
         for key, value in wanted.items():
@@ -226,45 +241,46 @@ class _Export(fx.Interpreter):
                 where = "DynamicQuantizeLinear" if spec.dynamic else "QuantizeLinear"
                 raise UserError(f"{name}.{key}", getattr(spec, key), allowed=f"{value} in {where}")
 
-    def _quantize(self, node: fx.Node, call: Call, module: FakeQuantize) -> Value:
-        """QuantizeLinear and DequantizeLinear of a place, after a clamp where its codes are narrower than their type's."""
+    def _quantize(self, node: fx.Node, onnx_node: OnnxNode, module: FakeQuantize) -> Value:
+        """QuantizeLinear and DequantizeLinear of an activation point, after a clamp where its codes do not fill their type."""
         if module.spec.dynamic:
             self._check(module)
-            return self._quantize_dynamically(node, call)
-        grid, x = self._grid(module), call.activation()
+            return self._quantize_dynamically(node, onnx_node)
+        grid, x = self._grid(module), onnx_node.activation()
         if grid.is_narrow:
             if grid.qparams.axis is not None:
-                call.refuse(f"codes of {module.spec.bits} bits, per channel, have no type of their own")
+                onnx_node.refuse(f"codes of {module.spec.bits} bits, per channel, have no type of their own")
             ends = (grid.qparams.quant_min, grid.qparams.quant_max)
             low, high = (float((end - grid.qparams.zero_point) * grid.qparams.scale) for end in ends)
-            x = Value(call.emit("Clip", self._before(call, grid).name, call.number(low), call.number(high)), x.shape)
-        place = self.places[node]
-        found = self._pair(x.name, x.shape, grid, f"{place}.codes")
-        self.codes[place] = CodeTensor(self.shelf.writer.nodes[-1].input[0], grid.offset)
-        return found
+            operand = self._before(onnx_node, grid).name
+            x = Value(onnx_node.emit("Clip", operand, onnx_node.number(low), onnx_node.number(high)), x.shape)
+        point = self.points[node]
+        value = self._pair(x.name, x.shape, grid, f"{point}.codes")
+        self.codes[point] = CodeTensor(self.context.writer.nodes[-1].input[0], grid.offset)
+        return value
 
-    def _quantize_dynamically(self, node: fx.Node, call: Call) -> Value:
-        """DynamicQuantizeLinear of a place, and DequantizeLinear for readers that are not products of integers."""
-        place, x, writer = self.places[node], call.activation(), self.shelf.writer
-        found = Dynamic(*writer.quantize_dynamically(x.name, f"{place}.codes"))
-        self.codes[place] = CodeTensor(found.codes, 128)
+    def _quantize_dynamically(self, node: fx.Node, onnx_node: OnnxNode) -> Value:
+        """DynamicQuantizeLinear of an activation point, and DequantizeLinear for readers that are no products of integers."""
+        point, x, writer = self.points[node], onnx_node.activation(), self.context.writer
+        dynamic = Dynamic(*writer.quantize_dynamically(x.name, f"{point}.codes"))
+        self.codes[point] = CodeTensor(dynamic.codes, 128)
         for user in node.users:
-            module = self.network.get_submodule(str(user.target)) if user.op == "call_module" else None
+            module = called_module(self.network, user)
             if handler_of(user, module) is conv:
                 name = user.name if module is None else user.target
-                self.shelf.notes.append(f"{name}: computed in float, on codes with each batch's range")
-        values = writer.node("DequantizeLinear", [found.codes, found.scale, found.zero_point], f"{place}.codes.values")[0]
-        return Value(values, x.shape, dynamic=found)
+                self.context.notes.append(f"{name}: computed in float, on codes with each batch's range")
+        values = writer.node("DequantizeLinear", [dynamic.codes, dynamic.scale, dynamic.zero_point], f"{point}.codes.values")[0]
+        return Value(values, x.shape, dynamic=dynamic)
 
     def _pair(self, value: str, shape: tuple[int, ...], grid: Grid, name: str) -> Value:
         """QuantizeLinear, named, and DequantizeLinear."""
-        codes = self.shelf.writer.quantize(value, grid, name)
-        return Value(self.shelf.writer.dequantize(codes, grid, f"{name}.values"), shape, grid)
+        codes = self.context.writer.quantize(value, grid, name)
+        return Value(self.context.writer.dequantize(codes, grid, f"{name}.values"), shape, grid)
 
 
-def _kept_grid(call: Call) -> Grid | None:
+def _kept_grid(onnx_node: OnnxNode) -> Grid | None:
     """The one grid, per tensor, that all operands of a call are on; None where they are not."""
-    operands = call.args[0] if isinstance(call.args[0], list | tuple) else call.args[:1]
-    grids = {getattr(each, "grid", None) for each in operands}
+    operands = onnx_node.args[0] if isinstance(onnx_node.args[0], list | tuple) else onnx_node.args[:1]
+    grids = {getattr(operand, "grid", None) for operand in operands}
     grid = grids.pop() if len(grids) == 1 else None
     return grid if grid is not None and grid.qparams.axis is None else None

@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-import qexp
 from qexp.base.errors import UserError
 from qexp.base.types import QParams
+from qexp.tracking import environment
 
 OPSET, IR_VERSION = 21, 10
 INPUT, OUTPUT, BATCH = "images", "logits", "N"
@@ -52,7 +52,10 @@ class Grid:
     """Quantization parameters in a file.
 
     Args:
-        scale, zero_point: names of the initializers. qparams: what they hold. dtype: of the codes, ONNX's name (`INT8`).
+        scale: name of the initializer that holds it.
+        zero_point: name of the initializer that holds it.
+        qparams: what they hold.
+        dtype: of the codes, ONNX's name (`INT8`).
         offset: what was added to qexp's codes and zero point.
     """
 
@@ -69,7 +72,11 @@ class Grid:
 
 
 def code_type(qparams: QParams, *, packed: bool = False) -> str:
-    """The narrowest type that holds all codes; unsigned where none is negative; 4 bits only if `packed`.
+    """The narrowest type that holds all codes; unsigned where none is negative.
+
+    Args:
+        qparams: whose codes.
+        packed: take 4 bits where they suffice.
 
     >>> code_type(QParams(torch.tensor(1.0), torch.tensor(0.0), -127, 127))
     'INT8'
@@ -81,7 +88,12 @@ def code_type(qparams: QParams, *, packed: bool = False) -> str:
 
 
 def moved(qparams: QParams, *, packed: bool = False, unsigned: bool = False) -> tuple[QParams, str, int]:
-    """A grid with the codes of a file, their type, and what was added to qexp's; arguments as for `OnnxWriter.grid`.
+    """A grid with the codes of a file, their type, and what was added to qexp's.
+
+    Args:
+        qparams: of the grid.
+        packed: take 4 bits where they suffice.
+        unsigned: codes from 0 on, the same grid moved.
 
     >>> moved(QParams(torch.tensor(1.0), torch.tensor(-3.0), -128, 127), unsigned=True)[0].zero_point
     tensor(125.)
@@ -111,7 +123,15 @@ class OnnxWriter:
         return self.name(f"{wanted}_{number}") if number else wanted
 
     def node(self, operator: str, inputs: Sequence[str], name: str, num_outputs: int = 1, **attributes: Any) -> list[str]:
-        """Append a node named after the module or function that it comes from; the names of its results."""
+        """Append a node named after the module or function that it comes from; the names of its results.
+
+        Args:
+            operator: ONNX's name.
+            inputs: names of tensors.
+            name: of the module or function.
+            num_outputs: number of results.
+            **attributes: of the operator.
+        """
         name = self.name(name)
         outputs = [name] if num_outputs == 1 else [self.name(f"{name}.{number}") for number in range(num_outputs)]
         self.nodes.append(self.onnx.helper.make_node(operator, list(inputs), outputs, name=name, **attributes))
@@ -135,7 +155,10 @@ class OnnxWriter:
         """Scale and zero point as initializers `name.scale`, `name.zero_point`.
 
         Args:
-            name, qparams: of the grid. packed: take 4 bits where they suffice. unsigned: codes from 0 on, the same grid moved.
+            name: of the grid.
+            qparams: of the grid.
+            packed: take 4 bits where they suffice.
+            unsigned: codes from 0 on, the same grid moved.
 
         Raises:
             UserError: a zero point that is no code.
@@ -149,7 +172,13 @@ class OnnxWriter:
         return Grid(scale, self.codes(f"{name}.zero_point", qparams.zero_point, dtype), qparams, dtype, offset)
 
     def codes(self, name: str, values: Tensor, dtype: str) -> str:
-        """Integer codes as an initializer; of 4 bit ones the first of two lies in the low half of a byte."""
+        """Integer codes as an initializer; of 4 bit ones the first of two lies in the low half of a byte.
+
+        Args:
+            name: of the initializer.
+            values: the codes.
+            dtype: ONNX's name of their type (`INT8`).
+        """
         name, array = self.name(name), values.detach().cpu().to(torch.int32).numpy()
         if "4" in dtype:
             nibbles = np.pad(array.ravel() & 15, (0, array.size % 2)).astype(np.uint8)
@@ -180,8 +209,15 @@ class OnnxWriter:
         read = {name for node in self.nodes for name in node.input}
         self.nodes[:] = [node for node in self.nodes if node.op_type != operator or read & set(node.output)]
 
-    def model(self, result: str, image_shape: Sequence[int], output_shape: Sequence[int], about: Mapping[str, str]) -> Any:
-        """The model, checked: float32 [N, *image_shape] `images` -> float32 [N, *output_shape] `logits`, N any."""
+    def model(self, result: str, image_shape: Sequence[int], output_shape: Sequence[int], about: Mapping[str, object]) -> Any:
+        """The model, checked: float32 [N, *image_shape] `images` -> float32 [N, *output_shape] `logits`, N any.
+
+        Args:
+            result: name of the tensor that the network returns.
+            image_shape: of one image.
+            output_shape: of one image's result.
+            about: for the file's reader, plain values.
+        """
         helper, float32 = self.onnx.helper, self.onnx.TensorProto.FLOAT
         self.nodes.append(helper.make_node("Identity", [result], [OUTPUT], name=OUTPUT))
         graph = helper.make_graph(
@@ -193,7 +229,7 @@ class OnnxWriter:
         )
         opset = [helper.make_opsetid("", OPSET)]
         model = helper.make_model(graph, opset_imports=opset, ir_version=IR_VERSION)
-        model.producer_name, model.producer_version = "qexp", qexp.__version__
+        model.producer_name, model.producer_version = "qexp", environment.versions().get("qexp", "")
         helper.set_model_props(model, {key: str(value) for key, value in about.items()})
         self.onnx.checker.check_model(model, full_check=True)
         return model

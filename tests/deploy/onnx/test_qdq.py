@@ -123,9 +123,11 @@ def test_the_file_has_the_simulations_codes(quantized, run_file, networks, name,
     )
     for fused in (False, True):
         ran = run_file(exported, case.images, fused=fused)
-        off = {place: (ran.codes[place] - codes[place]).abs() for place in codes}
-        assert all(int(each.max()) <= 1 for each in off.values())
-        assert sum(int(each.sum()) for each in off.values()) <= 1e-4 * sum(each.numel() for each in off.values())
+        differences = {point: (ran.codes[point] - codes[point]).abs() for point in codes}
+        assert all(int(difference.max()) <= 1 for difference in differences.values())
+        assert sum(int(difference.sum()) for difference in differences.values()) <= 1e-4 * sum(
+            difference.numel() for difference in differences.values()
+        )
         assert torch.equal(ran.logits.argmax(1), logits.argmax(1)) and sqnr_db(logits, ran.logits) > 45
     assert {kind: ran.operators[kind] for kind in INTEGER[name]} == INTEGER[name]
 
@@ -152,16 +154,16 @@ def test_scales_zero_points_and_codes_are_qexps(quantized, tmp_path):
     import onnx
 
     model = onnx.load(path)
-    found = {each.name: torch.from_numpy(onnx.numpy_helper.to_array(each).copy()) for each in model.graph.initializer}
+    tensors = {tensor.name: torch.from_numpy(onnx.numpy_helper.to_array(tensor).copy()) for tensor in model.graph.initializer}
     for name, module in fake_quants(case.network).items():
-        assert torch.equal(found[f"{name}.scale"], module.scale)
-        assert int(found[f"{name}.zero_point"]) == int(module.zero_point) + 128
+        assert torch.equal(tensors[f"{name}.scale"], module.scale)
+        assert int(tensors[f"{name}.zero_point"]) == int(module.zero_point) + 128
     for name, weight in case.weights.items():
-        assert found[f"{name}.codes"].dtype == torch.int8 and torch.equal(found[f"{name}.codes"].int(), weight.codes)
-        assert torch.equal(found[f"{name}.scale"], weight.qparams.scale)
+        assert tensors[f"{name}.codes"].dtype == torch.int8 and torch.equal(tensors[f"{name}.codes"].int(), weight.codes)
+        assert torch.equal(tensors[f"{name}.scale"], weight.qparams.scale)
     assert (model.producer_name, model.opset_import[0].version) == ("qexp", 21)
     dimensions = model.graph.input[0].type.tensor_type.shape.dim
-    assert [each.dim_param or each.dim_value for each in dimensions] == ["N", 3, 16, 16]
+    assert [dimension.dim_param or dimension.dim_value for dimension in dimensions] == ["N", 3, 16, 16]
     assert not any(node.op_type in ("Relu", "Clip") for node in model.graph.node), "saturation does what they do"
 
 
@@ -173,7 +175,7 @@ def test_powers_of_two_leave_no_difference_at_all(quantized, run_file, graphs, t
     exported = case.export(tmp_path / "net.onnx")
     codes, logits = case.simulate(exported)
     ran = run_file(exported, case.images, fused=True)
-    assert all(torch.equal(ran.codes[place], codes[place]) for place in codes)
+    assert all(torch.equal(ran.codes[point], codes[point]) for point in codes)
     assert torch.allclose(ran.logits, logits, rtol=1e-6)
 
 
@@ -198,9 +200,9 @@ def test_other_grids_of_activations(quantized, run_file, graphs, scheme, unsigne
     ran = run_file(exported, case.images)
     # Biases beside signed codes are float in the file, and ONNX Runtime rounds them itself: another code here and there.
     most, mean = (1, 1e-3) if unsigned else (2, 0.1)
-    for place, mine in codes.items():
-        off = (ran.codes[place] - mine).abs()
-        assert off.max() <= most and off.float().mean() < mean
+    for point, mine in codes.items():
+        difference = (ran.codes[point] - mine).abs()
+        assert difference.max() <= most and difference.float().mean() < mean
     assert ran.operators["QLinearConv"] == 2 or not unsigned  # ONNX Runtime leaves INT8 pairs alone where codes have two readers
 
 
@@ -213,8 +215,8 @@ def test_four_bits(quantized, run_file, graphs, pack_int4, tmp_path):
     codes, logits = case.simulate(exported)
     for fused in (False, True):
         ran = run_file(exported, case.images, fused=fused)
-        assert all((ran.codes[place] - codes[place]).abs().max() <= 1 for place in codes)
-        assert all(ran.codes[place].min() >= -8 and ran.codes[place].max() <= 7 for place in codes)
+        assert all((ran.codes[point] - codes[point]).abs().max() <= 1 for point in codes)
+        assert all(ran.codes[point].min() >= -8 and ran.codes[point].max() <= 7 for point in codes)
         assert sqnr_db(logits, ran.logits) > 30
     assert ran.operators["QLinearConv"] == (0 if pack_int4 else 2)
 
@@ -231,7 +233,7 @@ def test_other_ways_to_quantize(quantized, run_file, graphs, options, tmp_path):
     codes, logits = case.simulate(exported)
     for fused in (False, True):
         ran = run_file(exported, case.images, fused=fused)
-        assert all((ran.codes[place] - codes[place]).abs().max() <= (4 if options.get("act_bits") else 1) for place in codes)
+        assert all((ran.codes[point] - codes[point]).abs().max() <= (4 if options.get("act_bits") else 1) for point in codes)
         assert sqnr_db(logits, ran.logits) > 45
 
 

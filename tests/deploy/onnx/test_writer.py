@@ -35,8 +35,8 @@ def test_codes_are_read_back_by_onnx(writer, dtype, count):
     low, high = {"INT4": (-8, 7), "UINT4": (0, 15)}.get(dtype, (0 if dtype.startswith("U") else -100, 100))
     codes = torch.linspace(low, high, count).round().int().reshape(1, count)
     assert writer.codes("w", codes, dtype) == "w"
-    found = writer.onnx.numpy_helper.to_array(writer.initializers[0])
-    assert found.astype("int32").tolist() == codes.tolist()
+    stored = writer.onnx.numpy_helper.to_array(writer.initializers[0])
+    assert stored.astype("int32").tolist() == codes.tolist()
     assert len(writer.initializers[0].raw_data) == {"4": -(-count // 2), "8": count, "6": 2 * count}[dtype[-1]]
 
 
@@ -51,8 +51,8 @@ def test_an_unsigned_grid_is_the_same_grid_moved(writer):
     assert (grid.dtype, grid.offset, float(grid.qparams.zero_point), grid.is_narrow) == ("UINT8", 128, 0.0, False)
     narrow = writer.grid("four", qparams(-8, 7, -8.0), unsigned=True)
     assert (narrow.qparams.quant_min, narrow.qparams.quant_max, narrow.is_narrow) == (120, 135, True)
-    kept = writer.grid("relu", qparams(0, 255), unsigned=True)
-    assert (kept.dtype, kept.offset) == ("UINT8", 0)
+    grid = writer.grid("relu", qparams(0, 255), unsigned=True)
+    assert (grid.dtype, grid.offset) == ("UINT8", 0)
 
 
 @pytest.mark.parametrize("zero_point", [0.5, -300.0])

@@ -1,0 +1,255 @@
+"""The fidelity stages: fp32, its simulation, the integer reference, each runtime; where two of them differ, and whether they may.
+
+End to end, a code that differs by one step early on moves others behind it, by several steps deep in a network, until nothing
+can be said about any layer. So layers are judged one by one: every activation point of a stage is computed anew by the integer
+reference from that stage's *own* codes before it (`integer_codes(given=)`), and may differ from what the stage has by one step,
+which is what ties and the order of float sums explain. The logits may differ by one step of their accumulator. The integer
+reference itself is judged on the simulation's codes, so that it is the simulation that is proved there. What the same stage
+differs by end to end from the simulation is reported beside it, and fails nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, fx
+
+from qexp.deploy.activation_codes import code_nodes
+from qexp.deploy.graph_nodes import first_input, output_of, quantizer_at
+from qexp.deploy.integer_network import integer_codes
+from qexp.deploy.weight_codes import WeightCodes, accumulator_scale
+from qexp.nn.graph import GraphNetwork
+
+FLOAT, SIMULATED, INTEGER, LOGITS = "fp32", "simulated", "integer", "logits"
+MAX_STEPS = 1
+_FLOAT_ERROR = 1e-3  # of the largest logit: what kernels of float32 may differ by
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One fidelity stage, over all images added.
+
+    Args:
+        name: `fp32`, `simulated`, `integer` or a runtime's.
+        prec1: percent.
+        prec5: percent.
+        n: images.
+        agreement: share of predictions equal to the simulation's; of fp32 and of the simulation, between these two.
+        logit_sqnr_db: 10 log10(sum s^2 / sum (s - this)^2), s the simulation's logits; of fp32 and of the simulation between
+            these two, s those of fp32.
+        agreement_above: share of predictions equal to those of the stage before; None of the first.
+        logit_sqnr_above_db: logit SQNR against the stage before; None of the first.
+        max_steps: largest difference of a code from the simulation's, end to end.
+        first_difference: the first activation point, in order of execution, where it is more than one step.
+        layer_steps: largest difference of a code from what the integer reference makes of the stage's own codes before it.
+        failed_layer: the first activation point where that is more than one step, or `logits`.
+        num_failed: how many there are.
+        passed: no layer failed; None where nothing was compared layer by layer.
+        n_codes: images for which codes were compared.
+        note: for the reader.
+    """
+
+    name: str
+    prec1: float
+    prec5: float
+    n: int
+    agreement: float
+    logit_sqnr_db: float
+    agreement_above: float | None
+    logit_sqnr_above_db: float | None
+    max_steps: int | None = None
+    first_difference: str | None = None
+    layer_steps: int | None = None
+    failed_layer: str | None = None
+    num_failed: int = 0
+    passed: bool | None = None
+    n_codes: int = 0
+    note: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """What a stage computes of a batch.
+
+    Args:
+        logits: float32 [N, classes].
+        codes: activation point -> int32 codes; None where the batch was run for its logits alone.
+        logits_of_codes: of the run that gave the codes, where it was another run.
+    """
+
+    logits: Tensor
+    codes: Mapping[str, Tensor] | None = None
+    logits_of_codes: Tensor | None = None
+
+
+@dataclass(eq=False)
+class _Distance:
+    """Between the logits of two stages."""
+
+    equal: int = 0
+    signal: float = 0.0
+    noise: float = 0.0
+
+    def add(self, reference: Tensor, other: Tensor) -> None:
+        self.equal += int((reference.argmax(1) == other.argmax(1)).sum())
+        self.signal += float(reference.double().square().sum())
+        self.noise += float((reference.double() - other.double()).square().sum())
+
+    @property
+    def sqnr_db(self) -> float:
+        if not self.noise:
+            return math.inf
+        return 10 * math.log10(self.signal / self.noise) if self.signal and math.isfinite(self.noise) else -math.inf
+
+
+@dataclass(eq=False)
+class _Counts:
+    """Of one stage so far."""
+
+    top1: int = 0
+    top5: int = 0
+    n_codes: int = 0
+    to_simulation: _Distance = field(default_factory=_Distance)
+    to_previous: _Distance = field(default_factory=_Distance)
+    to_run_with_codes: _Distance = field(default_factory=_Distance)
+    steps: dict[str, int] = field(default_factory=dict)  # activation point -> largest difference from the simulation
+    layer_steps: dict[str, int] = field(default_factory=dict)  # activation point -> largest difference from the reference
+
+
+class StageComparison:
+    """Compares fidelity stages, batch by batch.
+
+    Args:
+        network: the simulation, as for `integer_codes`.
+        weights: its codes.
+        names: of the stages in order; the first two are `FLOAT` and `SIMULATED`.
+        requantization: of the integer reference.
+    """
+
+    def __init__(
+        self,
+        network: GraphNetwork,
+        weights: Mapping[str, WeightCodes],
+        names: Sequence[str],
+        *,
+        requantization: str = "float32",
+    ) -> None:
+        assert tuple(names[:2]) == (FLOAT, SIMULATED), names
+        self.network, self.weights, self.names, self.requantization = network, weights, tuple(names), requantization
+        self.points = tuple(code_nodes(network))
+        self._counts = {name: _Counts() for name in names}
+        self._logit_step = _logit_step(network, weights)
+        self._n = 0
+
+    @torch.no_grad()
+    def add(self, images: Tensor, labels: Tensor, outcomes: Mapping[str, Outcome]) -> None:
+        """Count a batch in.
+
+        Args:
+            images: [N, C, H, W] float32.
+            labels: [N].
+            outcomes: of every stage; codes are compared where a stage and the simulation have them, which may be for some
+                batches only.
+
+        Raises:
+            UserError: an accumulator beyond 32 bits.
+        """
+        simulation, previous = outcomes[SIMULATED], None
+        self._n += len(labels)
+        for name in self.names:
+            outcome, counts = outcomes[name], self._counts[name]
+            hits = outcome.logits.topk(min(5, outcome.logits.shape[1]), dim=1).indices == labels.reshape(-1, 1)
+            counts.top1, counts.top5 = counts.top1 + int(hits[:, 0].sum()), counts.top5 + int(hits.any(1).sum())
+            reference, other = (outcomes[FLOAT], simulation) if name in (FLOAT, SIMULATED) else (simulation, outcome)
+            counts.to_simulation.add(reference.logits, other.logits)
+            if previous is not None:
+                counts.to_previous.add(previous.logits, outcome.logits)
+            previous = outcome
+            if outcome.codes is not None and simulation.codes is not None and name != SIMULATED:
+                self._add_codes(images, name, outcome, outcome.codes, simulation, simulation.codes)
+
+    def _add_codes(
+        self,
+        images: Tensor,
+        name: str,
+        outcome: Outcome,
+        codes: Mapping[str, Tensor],
+        simulation: Outcome,
+        simulated: Mapping[str, Tensor],
+    ) -> None:
+        """Compare the codes of a stage end to end and layer by layer."""
+        counts = self._counts[name]
+        counts.n_codes += len(images)
+        judged, own = (simulation, simulated) if name == INTEGER else (outcome, codes)
+        logits = judged.logits if judged.logits_of_codes is None else judged.logits_of_codes
+        if outcome.logits_of_codes is not None:
+            counts.to_run_with_codes.add(outcome.logits, outcome.logits_of_codes)
+        expected, expected_logits = integer_codes(
+            self.network, self.weights, images, requantization=self.requantization, given=own
+        )
+        for point in self.points:
+            _raise_to(counts.steps, point, codes[point] - simulated[point])
+            _raise_to(counts.layer_steps, point, own[point] - expected[point])
+        allowed = self._logit_step + _FLOAT_ERROR * expected_logits.abs().max()
+        beyond = ~((logits - expected_logits).abs() <= allowed)  # NaN too
+        _raise_to(counts.layer_steps, LOGITS, beyond.int() * (MAX_STEPS + 1))
+
+    def stages(self) -> tuple[Stage, ...]:
+        """All stages, over what was added."""
+        return tuple(self._stage(name, number) for number, name in enumerate(self.names))
+
+    def _stage(self, name: str, number: int) -> Stage:
+        counts, n = self._counts[name], max(1, self._n)
+        points = [point for point in self.points if point in counts.steps]
+        layers = [point for point in (*self.points, LOGITS) if point in counts.layer_steps]
+        different, failed = _beyond_one_step(counts.steps, points), _beyond_one_step(counts.layer_steps, layers)
+        shown_db = counts.to_run_with_codes.sqnr_db if counts.to_run_with_codes.signal else math.inf
+        return Stage(
+            name=name,
+            prec1=100 * counts.top1 / n,
+            prec5=100 * counts.top5 / n,
+            n=self._n,
+            agreement=counts.to_simulation.equal / n,
+            logit_sqnr_db=counts.to_simulation.sqnr_db,
+            agreement_above=counts.to_previous.equal / n if number else None,
+            logit_sqnr_above_db=counts.to_previous.sqnr_db if number else None,
+            max_steps=max((counts.steps[point] for point in points), default=None),
+            first_difference=next(iter(different), None),
+            layer_steps=max((counts.layer_steps[point] for point in points), default=None),
+            failed_layer=next(iter(failed), None),
+            num_failed=len(failed),
+            passed=not failed if counts.n_codes else None,
+            n_codes=counts.n_codes,
+            note=f"logits with codes shown: {shown_db:.1f} dB to those without" if shown_db < math.inf else "",
+        )
+
+
+def _beyond_one_step(steps: Mapping[str, int], points: Sequence[str]) -> list[str]:
+    """The activation points that differ by more than one step."""
+    return [point for point in points if steps[point] > MAX_STEPS]
+
+
+def _raise_to(largest: dict[str, int], point: str, difference: Tensor) -> None:
+    """Note the largest absolute difference at an activation point."""
+    steps = int(difference.abs().max()) if difference.numel() else 0
+    largest[point] = max(largest.get(point, 0), steps)
+
+
+def _logit_step(network: GraphNetwork, weights: Mapping[str, WeightCodes]) -> Tensor:
+    """The step of the accumulators that the logits are, 0-d or [classes]; 0 where no layer of codes gives them."""
+    layer = output_of(network)
+    weight = None if layer is None or layer.op != "call_module" else weights.get(f"{layer.target}.weight")
+    if layer is None or weight is None:
+        return torch.tensor(0.0)
+    source: fx.Node | None = first_input(layer)
+    while source is not None and source.op != "placeholder":
+        quantizer = quantizer_at(network, source)
+        if quantizer is not None:
+            known = not quantizer.spec.dynamic and quantizer.axis is None
+            return accumulator_scale(quantizer.qparams, weight.qparams) if known else torch.tensor(0.0)
+        operands = source.all_input_nodes
+        source = operands[0] if len(operands) == 1 else None
+    return torch.tensor(0.0)
