@@ -27,7 +27,7 @@ OWNERS = {
     "mlflow": ("tracking",),
     "pandas": ("reporting", "analysis", "studies"),
     "matplotlib": ("reporting", "analysis", "studies"),
-    "statsmodels": (),
+    "statsmodels": ("stats",),
     "hydra": ("sweep", *TOP),
     "omegaconf": ("sweep", "base", *TOP),
     "onnx": ("deploy",),

@@ -72,6 +72,10 @@ def training_hash(
     """The content address of a training: its identity, the data it saw, the weights it began with, an own network's source.
 
     Args:
+        config: of the training.
+        data_fingerprint: hash of the images, labels and splits.
+        weights_hash: of the file that it begins from; None without one.
+        source_hash: of the user's own network; None for ours.
         qat: of a quantization-aware training: its `plan`'s hash, and that of the float training it begins from (`start`).
     """
     more = {name: value for name, value in (("source", source_hash), ("qat", qat)) if value is not None}

@@ -130,6 +130,7 @@ def converted_variants(
 
     Args:
         configs: jobs that look at it; their dials have no say.
+        converted: what the file holds.
         tensors: inventory of the network with the file's weights.
         activations: the places of the network's activations, everywhere or (True) at layers only.
 
