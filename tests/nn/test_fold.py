@@ -51,17 +51,17 @@ def test_fold_and_equalize_preserve_logits(name):
     generator = torch.Generator().manual_seed(1)
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = make()
-    images = torch.randn(4, 3, 32, 32, generator=generator)
+        model = make().double()  # in float32 deep random networks differ by what a CPU's kernels round
+    images = torch.randn(4, 3, 32, 32, generator=generator, dtype=torch.float64)
     expected = with_statistics(model, images)(images)
     state = {key: value.clone() for key, value in model.state_dict().items()}
     folded = fold_batch_norm(model)
     assert (len(folded.layers), len(folded.notes)) == (num_folded, num_kept)
-    assert distance(folded.model(images), expected) < 1e-4
+    assert distance(folded.model(images), expected) < 1e-9
     assert set(folded.tensors) <= set(state) and set(folded.tensors.values()) == set(folded.model.state_dict())
     equalized = equalize(folded.model, folded.statistics)
     assert len(equalized.pairs) == num_pairs and not equalized.notes
-    assert distance(equalized.model(images), expected) < 1e-4
+    assert distance(equalized.model(images), expected) < 1e-9
     assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
 
 
