@@ -69,7 +69,7 @@ feed = MlflowFeed(journal, experiment=sys.argv[2], settings=TrackingSettings(tim
 feed.start()
 for row in json.loads(sys.argv[3]):
     journal.append([row])
-    feed.poke()
+    feed.notify()
 sys.exit(feed.close() or 0)
 """
     runs_dir = tmp_path / "fresh runs"
