@@ -30,7 +30,7 @@ def test_a_sweep_arrives(journal, store, sweep, tmp_path):
     figure.write_bytes(b"png")
     for row in sweep():
         journal.append([row])
-        feed.poke()
+        feed.notify()
     feed.log_files(None, [figure, tmp_path / "gone.png"])
     assert feed.close() is None
     runs = store.runs()
@@ -149,7 +149,7 @@ def test_a_dead_server_neither_raises_nor_blocks_and_sync_sends_later(journal, s
     feed = MlflowFeed(journal, experiment="exp", settings=DEAD, runs_dir=store.runs_dir)
     feed.start()
     journal.append(sweep())
-    feed.poke()
+    feed.notify()
     message = feed.close()
     command = f"python -m qexp.sync name=exp uri=http://127.0.0.1:9 runs_dir={store.runs_dir}"
     assert message == f"MLflow is behind by 14 rows (server not reachable: Connection refused); {command} sends them"
@@ -220,7 +220,7 @@ def test_off_does_nothing(journal, tmp_path, sweep):
     feed = MlflowFeed(journal, experiment="exp", settings=TrackingSettings(enabled=False), runs_dir=tmp_path / "runs")
     feed.start()
     journal.append(sweep())
-    feed.poke()
+    feed.notify()
     assert feed.close() is None
     assert not (tmp_path / "runs" / "mlflow.db").exists()
 
