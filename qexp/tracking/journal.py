@@ -12,7 +12,6 @@ import os
 from collections.abc import Iterable, Iterator
 from io import FileIO
 from pathlib import Path
-from typing import Any
 
 from filelock import FileLock
 
@@ -136,9 +135,7 @@ def find_journal(runs_dir: str | Path, name: str) -> Path:
     raise UserError("name", name, allowed=known or f"an experiment with a journal in {Path(runs_dir) / 'journal'}", remedy=remedy)
 
 
-def read_rows(
-    path: Path, offset: int = 0, *, limit: int | None = None, end: int | None = None
-) -> tuple[list[dict[str, Any]], int]:
+def read_rows(path: Path, offset: int = 0, *, limit: int | None = None, end: int | None = None) -> tuple[list[Row], int]:
     """The rows that begin at byte `offset`, and the offset after the last of them.
 
     A last line without its newline was torn by a crash or is still being written: it is left for a later call.
@@ -152,7 +149,7 @@ def read_rows(
     Raises:
         UserError: a complete line that is no JSON object, with its byte offset.
     """
-    rows: list[dict[str, Any]] = []
+    rows: list[Row] = []
     try:
         handle = open(path, "rb")
     except FileNotFoundError:
@@ -168,7 +165,7 @@ def read_rows(
     return rows, offset
 
 
-def _parse(path: Path, offset: int, line: bytes) -> dict[str, Any]:
+def _parse(path: Path, offset: int, line: bytes) -> Row:
     """One line as a row."""
     try:
         row = json.loads(line)
