@@ -21,8 +21,8 @@ from PIL import Image
 
 from qexp import report, study, sync, trainings
 from qexp.base.keyvalue import parse, run_verb
-from qexp.experiment import messages
 from qexp.models.cifar_resnet import CifarResNet
+from qexp.sweep import run as sweep_run
 from qexp.sweep.arguments import check_arguments, typed_settings
 
 ROOT = Path(__file__).parents[1]
@@ -258,7 +258,7 @@ def test_links_lead_somewhere(path):
 
 @pytest.mark.parametrize("command", planned_commands())
 def test_a_command_is_accepted(command, kit, cli, monkeypatch):
-    monkeypatch.setattr(messages, "estimate", lambda prepared: None)  # of time and disk: it trains for some steps
+    monkeypatch.setattr(sweep_run, "estimate", lambda prepared: None)  # of time and disk: it trains for some steps
     if "converted.safetensors" in command:  # of a network that is trained first
         assert cli(*QUANTIZED, verb="train").code == 0
         command = command.replace("runs/trainings/HASH/converted.safetensors", str(trained("converted.safetensors")))
