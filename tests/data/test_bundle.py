@@ -37,19 +37,19 @@ def test_train_batches_visit_every_image_once():
     batches = train(data)
     assert [len(batch.images) for batch in batches] == [10, 10, 10, 10, 2] and data.steps_per_epoch(10) == 5
     assert [batch.num_global for batch in batches] == [10, 10, 10, 10, 2]
-    assert sorted(torch.cat([batch.index for batch in batches]).tolist()) == list(range(42))
+    assert sorted(torch.cat([batch.positions for batch in batches]).tolist()) == list(range(42))
     for batch in batches:
-        assert batch.images.dtype == torch.float32 and batch.labels.dtype == batch.index.dtype == torch.int64
+        assert batch.images.dtype == torch.float32 and batch.labels.dtype == batch.positions.dtype == torch.int64
         pixel = (batch.images[:, 0, 0, 0] * 0.25 + 0.5) * 255
         assert torch.equal(pixel.round().long() % 3, batch.labels)  # labels belong to their images
 
 
 def test_order_depends_on_seed_and_epoch_only():
     data = bundle()
-    first = torch.cat([batch.index for batch in train(data)])
-    assert torch.equal(first, torch.cat([batch.index for batch in train(data, batch_size=7)]))
-    assert not torch.equal(first, torch.cat([batch.index for batch in train(data, epoch=2)]))
-    assert not torch.equal(first, torch.cat([batch.index for batch in train(data, seed=1)]))
+    first = torch.cat([batch.positions for batch in train(data)])
+    assert torch.equal(first, torch.cat([batch.positions for batch in train(data, batch_size=7)]))
+    assert not torch.equal(first, torch.cat([batch.positions for batch in train(data, epoch=2)]))
+    assert not torch.equal(first, torch.cat([batch.positions for batch in train(data, seed=1)]))
 
 
 @pytest.mark.parametrize("augment", ["crop_flip", "resized_crop_flip"])
@@ -92,7 +92,7 @@ def test_normalization():
 def test_eval_batches_do_not_depend_on_world_size():
     data = bundle()
     alone = list(data.eval_batches("test", batch_size=4, device="cpu"))
-    assert torch.cat([batch.index for batch in alone]).tolist() == list(range(13))
+    assert torch.cat([batch.positions for batch in alone]).tolist() == list(range(13))
     for world_size in (2, 5):
         ranks = [
             list(data.eval_batches("test", batch_size=4, device="cpu", rank=rank, world_size=world_size))
@@ -100,7 +100,7 @@ def test_eval_batches_do_not_depend_on_world_size():
         ]
         for number, batch in enumerate(alone):
             twin = ranks[number % world_size][number // world_size]
-            assert torch.equal(batch.images, twin.images) and torch.equal(batch.index, twin.index)
+            assert torch.equal(batch.images, twin.images) and torch.equal(batch.positions, twin.positions)
         assert sum(len(rank) for rank in ranks) == len(alone)
 
 
@@ -108,7 +108,7 @@ def test_eval_subset_is_the_fixed_permutation():
     data = bundle()
     batches = list(data.eval_batches("test", batch_size=4, device="cpu", num_images=6))
     expected = torch.randperm(13, generator=torch.Generator().manual_seed(0))[:6]
-    index = torch.cat([batch.index for batch in batches])
+    index = torch.cat([batch.positions for batch in batches])
     assert torch.equal(index, expected)
     pixel = torch.cat([batch.images[:, 0, 0, 0] for batch in batches]) * 0.25 + 0.5
     assert torch.equal((pixel * 255).round().long(), expected + 200)
@@ -169,8 +169,8 @@ def test_mean_and_std_are_measured_on_the_train_split():
 def test_the_device_does_not_matter(augment):
     data = bundle(augment=augment)
     for here, there in zip(train(data), train(data, device="cuda"), strict=True):
-        assert there.images.is_cuda and there.labels.is_cuda and there.index.is_cuda
-        assert torch.equal(here.labels, there.labels.cpu()) and torch.equal(here.index, there.index.cpu())
+        assert there.images.is_cuda and there.labels.is_cuda and there.positions.is_cuda
+        assert torch.equal(here.labels, there.labels.cpu()) and torch.equal(here.positions, there.positions.cpu())
         torch.testing.assert_close(here.images, there.images.cpu(), rtol=1e-4, atol=1e-4)
 
 

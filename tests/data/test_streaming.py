@@ -58,7 +58,7 @@ def test_workers_ranks_and_resume_change_no_pixel(photos):
     assert [len(batch.images) for batch in alone] == [5, 3] and alone[0].images.shape == (5, 3, 14, 14)
     before = torch.get_rng_state()
     for ours, theirs in zip(train(load_data(imagenet(photos, workers=2))), alone, strict=True):
-        assert torch.equal(ours.images, theirs.images) and torch.equal(ours.index, theirs.index)
+        assert torch.equal(ours.images, theirs.images) and torch.equal(ours.positions, theirs.positions)
     assert torch.equal(torch.get_rng_state(), before)
     data = load_data(imagenet(photos))
     for world_size in (2, 4):  # four ranks share the last three images
@@ -86,9 +86,9 @@ def test_imagenet_training_cuts_the_drawn_box(photos):
     data = load_data(imagenet(photos, mean=[0.0], std=[1.0]))
     batch = train(data)[0]
     files = streaming.scan_tree(imagenet(photos)).parts["train"].paths
-    rows = data._splits.rows["train"][batch.index]
+    rows = data._splits.rows["train"][batch.positions]
     key = epoch_key(1, 3)
-    for image, row, index in zip((batch.images * 255).round().to(torch.uint8), rows, batch.index, strict=True):
+    for image, row, index in zip((batch.images * 255).round().to(torch.uint8), rows, batch.positions, strict=True):
         picture = Image.open(files[row])
         top, left, height, width = resized_crop_box(key, index[None], picture.height, picture.width)[0].tolist()
         cut = picture.crop((left, top, left + width, top + height)).resize((14, 14), Image.Resampling.BILINEAR)

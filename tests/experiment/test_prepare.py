@@ -44,7 +44,7 @@ def test_what_a_job_needs(prepared):
 
 def test_what_jobs_share_is_loaded_once(prepared):
     assert prepared({"bits": 4}).bundle is prepared({"bits": 5}).bundle
-    first, second = (prepared({"qat.name": "lsq", "bits": bits}) for bits in (4, 5))
+    first, second = (prepared({"qat.name": name, "bits": 4}) for name in ("lsq", "ste"))
     assert first.start is second.start is not None and first.training != second.training
 
 

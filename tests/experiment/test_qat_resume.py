@@ -7,7 +7,10 @@ from pathlib import Path
 import pytest
 
 from qexp.experiment import qat_training as module
-from qexp.sweep.group import run_group
+from qexp.sweep.check import check
+from qexp.sweep.group import Resources, run_group
+from qexp.sweep.jobs import ask_for
+from qexp.sweep.types import MergedJob
 from qexp.tracking.record import Sweep
 
 NETWORK = Path(__file__).parents[1] / "integration" / "traceable.py"
@@ -36,7 +39,11 @@ def run(compose, tiny):
     common = (*kept, f"model.factory={NETWORK}:Traceable", *train)
 
     def start(*overrides):
-        run_group([compose(*common, *overrides)], Sweep(sweep="s1", command="", verb="train"))
+        jobs = [compose(*common, *overrides)]
+        sweep = Sweep(sweep="s1", command="", verb="train")
+        with Resources() as resources:
+            job = MergedJob(tuple(check(jobs, "train")), tuple(ask_for(jobs)), sweep)
+            run_group(job, resources.preparer.prepare(job.configs), resources)
 
     return start
 

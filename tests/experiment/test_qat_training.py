@@ -12,10 +12,10 @@ from safetensors.torch import load_file
 from torch import nn
 
 from qexp import trainings as listing
+from qexp.experiment import training
 from qexp.experiment.evaluator import Evaluator
 from qexp.experiment.qat_training import QatTraining
 from qexp.qat.convert import load_converted
-from qexp.sweep import run
 
 CPU = torch.device("cpu")
 
@@ -42,13 +42,13 @@ def store(swept):
 @pytest.fixture
 def fits(monkeypatch):
     """One entry per training that is begun: is it quantization-aware?"""
-    calls, original = [], run.fit
+    calls, original = [], training.fit
 
     def counted(model, *arguments, **options):
         calls.append(any("fake_quant" in name or "parametrizations" in name for name, _ in model.named_modules()))
         return original(model, *arguments, **options)
 
-    monkeypatch.setattr(run, "fit", counted)
+    monkeypatch.setattr(training, "fit", counted)
     return calls
 
 
