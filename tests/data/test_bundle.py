@@ -63,7 +63,7 @@ def test_ranks_share_the_global_batch(augment, world_size):
         assert {part.num_global for part in parts} == {len(batch.images)}
         sizes = [len(part.images) for part in parts]
         assert max(sizes) - min(sizes) <= 1
-        for field in ("images", "labels", "index"):
+        for field in ("images", "labels", "positions"):
             assert torch.equal(torch.cat([getattr(part, field) for part in parts]), getattr(batch, field))
 
 
