@@ -34,7 +34,7 @@ OWNERS = {
     "onnxruntime": ("deploy",),
     "openvino": ("deploy",),
 }
-# What `--help` and the validation of a whole sweep must not load.
+# What `--help` and the settings must not load.
 HEAVY = {"torch", "torchvision", "mlflow", "pandas", "matplotlib", "scipy", "sklearn", "mlxtend", "statsmodels"}
 LIGHT_PACKAGES = ("policy", "config", "train", "evaluate", "analyze", "export", "qexp_launcher")
 

@@ -1,4 +1,4 @@
-"""What starts fast stays fast: validating a sweep and asking for help load no heavy library. Run in fresh interpreters."""
+"""What starts fast stays fast: settings and asking for help load no heavy library. Run in fresh interpreters."""
 
 import ast
 import json

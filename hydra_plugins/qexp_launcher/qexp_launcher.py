@@ -1,8 +1,8 @@
 """Hydra's launcher and sweeper for qexp: they compose the jobs of a sweep and launch none.
 
 Hydra composes one job per combination of the swept values. Launched one by one they would train the same network again for
-every bit width. This launcher composes all of them, each once, and passes them to the command's own function, which checks them
-before anything starts, groups them by what they train, and runs the groups (`qexp.sweep.run`).
+every bit width. This launcher composes all of them, each once, and hands them back (`qexp.sweep.compose`). Once Hydra is done,
+`qexp.sweep.run` checks them before anything starts, groups them by what they train, and runs the groups.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class QexpLauncher(Launcher):
         self.config, self.task_function, self.hydra_context = config, task_function, hydra_context
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        """Compose every job and pass their values to the command's function."""
+        """Compose every job and pass their values to Hydra's task, which keeps them."""
         from qexp.sweep.compose import resolved
         from qexp.sweep.types import Composed
 

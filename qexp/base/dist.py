@@ -1,7 +1,7 @@
 """Collectives of torch.distributed that do nothing in a single process, and the channel between rank 0 and the others.
 
 One process group lives as long as its process. Beside it, on the same store, runs a control channel: rank 0 alone reads the
-command line, the others wait for what it resolved, and how a job ended is agreed through the store, never through a collective.
+command line, the others wait for its jobs, and how a job ended is agreed through the store, never through a collective.
 Rejected: Hydra on every rank (folders diverge, and re-creating the group hangs), and collectives for outcomes (a rank that
 failed alone would pair its next collective with another job's, which gives wrong numbers without an error).
 """

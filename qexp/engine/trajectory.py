@@ -279,11 +279,6 @@ class TrajectoryStore:
         return sorted(path.name for path in self.root.glob("[!.]*") if path.is_dir())
 
 
-def disk_bytes(weights_bytes: int, kept_epochs: int) -> int:
-    """What a training takes on disk at most: its kept epochs, and up to three resume states of weights and momentum."""
-    return weights_bytes * kept_epochs + 3 * 2 * weights_bytes
-
-
 def _separate(state: Mapping[str, object]) -> dict[str, Tensor]:
     """Contiguous CPU tensors that share no storage, as safetensors wants them."""
     seen: set[int] = set()

@@ -1,4 +1,4 @@
-"""What the user reads while a sweep runs: the plan, what it will cost, each epoch, the table at the end."""
+"""What the user reads while a sweep runs: the plan, where a training goes on, each epoch, what corrections left alone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Names of quantizers and settings, and what each scheme allows and reads; torch-free: a sweep is checked before torch loads."""
+"""Names of quantizers and settings, and what each scheme allows and reads; torch-free, as settings are."""
 
 from __future__ import annotations
 

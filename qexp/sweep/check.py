@@ -2,7 +2,7 @@
 
 `check` turns composed values into `Config`s and reports every mistake of every job together; `group` puts the jobs that share
 a training side by side. What needs the data or the network (a policy that matches nothing, a corrupt image) is found by
-`qexp.experiment.job`, also before anything runs.
+`qexp.experiment.prepare`, also before anything runs.
 """
 
 from __future__ import annotations

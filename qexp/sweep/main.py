@@ -1,4 +1,6 @@
-"""The way in: `python -m qexp.train`, `evaluate`, `analyze` and `export`, alone or under torchrun; torch-free until a job runs.
+"""The way in: `python -m qexp.train`, `evaluate`, `analyze` and `export`, alone or under torchrun.
+
+Torch is loaded once Hydra has composed the jobs (under torchrun by each rank at once), not for `--help` or an unknown key.
 
 Only rank 0 runs Hydra; the other ranks wait for checked jobs. Hydra on every rank was tried and rejected: sweep folders diverge,
 and a rank that fails alone pairs its next collective with another job's, which gives wrong numbers in silence.

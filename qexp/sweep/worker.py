@@ -72,7 +72,7 @@ def run_logged(job: MergedJob, log: Path) -> Failure | None:
 class Submission:
     """A merged job as submitit calls it, in every task of the job.
 
-    Requeue: submitit sends its signal before the time limit and on  The training is then told to stop, as SIGTERM
+    Requeue: submitit sends its signal before the time limit and on preemption. The training is then told to stop, as SIGTERM
     does, and once it has saved, submitit queues this same call again: running it again is the resume. A task that SIGTERM alone
     ended (scancel, or Slurm's own requeue) leaves no result, so that whoever waits for the job looks at Slurm's state of it.
     """

@@ -1,4 +1,4 @@
-"""What `export.*` takes, and that what is refused before torch loads is what a file cannot hold."""
+"""What `export.*` takes, and that what is refused with the settings is what a file cannot hold."""
 
 import pytest
 

@@ -90,7 +90,7 @@ def test_bad_input_ends_both_ranks_at_once(process, tiny, port, arguments, messa
     done = process(*RUN, f"--master_port={port}", "-m", "qexp.train", *tiny, *arguments)
     assert done.returncode != 0
     assert done.stderr.count(message) == 1
-    assert "qexp/pipeline" not in done.stderr  # no traceback of ours
+    assert "qexp/sweep" not in done.stderr  # no traceback of ours
     assert not Path("runs/trainings").exists()
 
 
@@ -98,5 +98,5 @@ def test_bad_input_is_said_by_one_rank_and_ends_both(ranks, tiny):
     children = ranks(2, *tiny, "bits=4,0", "-m")
     assert all(child.wait() not in (0, -9) for child in children)
     texts = "".join(child.text for child in children)
-    assert texts.count("bits=0: allowed is an integer from 1 to 16 (job #1") == 1 and "qexp/pipeline" not in texts
+    assert texts.count("bits=0: allowed is an integer from 1 to 16 (job #1") == 1 and "qexp/sweep" not in texts
     assert not Path("runs/trainings").exists()

@@ -15,7 +15,7 @@ DEAD = replace(HERE, start=HERE.start + "0")
 
 
 def row(state, variant="W8 int", *, sweep="s1", job=None, process=HERE, **changes):
-    """A `job` row as the pipeline writes it; the number and what was asked for are in the leader's first rows only."""
+    """A `job` row as a sweep writes it; the number and what was asked for are in the leader's first rows only."""
     leads = job is not None
     values = {
         "kind": "job", "sweep": sweep, "key": f"asked for {variant}", "job": job,
