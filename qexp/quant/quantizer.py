@@ -5,6 +5,7 @@ Rows are [G, N], float32; parameters are 0-d, [G], or [G, levels].
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 
 from torch import Tensor
@@ -18,38 +19,43 @@ Kernel = Callable[..., None]  # (x, out, *params): float32 blocks, params broadc
 KernelParams = tuple[Tensor | float, ...]
 
 
-class Quantizer:
+class Quantizer(ABC):
     """Fit, encode and decode."""
 
     @staticmethod
+    @abstractmethod
     def fit(rows: Rows, minimum: Tensor, maximum: Tensor, spec: QuantSpec) -> Params:
         """The parameters of all groups, from their ranges, or from the rows where the ranges do not say enough."""
-        raise NotImplementedError
+        ...
 
     @staticmethod
+    @abstractmethod
     def encode(x: Tensor, params: Params, spec: QuantSpec, rounding: Operation | None) -> Tensor:
         """Values -> float32 codes, integral, and unrounded where no rounding is given and the scheme has such a control."""
-        raise NotImplementedError
+        ...
 
     @staticmethod
+    @abstractmethod
     def decode(codes: Tensor, params: Params, spec: QuantSpec) -> Tensor:
         """Codes -> values."""
-        raise NotImplementedError
+        ...
 
 
 class FusedQuantizer(Quantizer):
     """One whose steps run in place over blocks that stay in cache; without rounding they are the control of mode `float`."""
 
     @staticmethod
+    @abstractmethod
     def kernel(params: Params, spec: QuantSpec, rounding: Operation | None, clipped: bool) -> tuple[Kernel, KernelParams]:
         """The steps in place, and their parameters; `clipped` where the range is not the tensor's own."""
-        raise NotImplementedError
+        ...
 
 
 class ControlQuantizer(Quantizer):
     """One without a kernel that can do without its rounding: the control of mode `float`."""
 
     @staticmethod
+    @abstractmethod
     def control(x: Tensor, params: Params, spec: QuantSpec) -> Tensor:
         """The map without its rounding."""
-        raise NotImplementedError
+        ...
