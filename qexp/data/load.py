@@ -12,6 +12,8 @@ from qexp.data import custom, sources, streaming
 from qexp.data.bundle import DataBundle, ImageStore
 from qexp.data.splits import Split, cut_splits
 
+IN_MEMORY = 2  # data sets that stay loaded: the one in use, and the one before it
+
 LOADERS: dict[str, Callable[[DataSettings], ImageStore]] = {
     "mnist5k": sources.load_mnist5k,
     "digits": sources.load_digits,
@@ -63,7 +65,7 @@ class DataSets:
         """
         key = _key(settings)
         if key not in self._bundles:
-            while len(self._bundles) >= 2:
+            while len(self._bundles) >= IN_MEMORY:
                 del self._bundles[next(iter(self._bundles))]
             self._bundles[key] = load_data(settings)
         return self._bundles[key]

@@ -57,7 +57,6 @@ def page(shots):
     assert [text for text in errors if not any(known in text for known in KNOWN)] == []
 
 
-@pytest.mark.slow
 def test_training_variants_and_their_prec1_are_found(site, page, shots):
     url, records = site
     training = records[0]["training"]
