@@ -49,21 +49,29 @@ def load_factory(key: str, text: str) -> Callable[..., object]:
     return factory
 
 
-def source_hash(text: str) -> str | None:
-    """Hash of the file that holds the function which `text` names, None where there is no such file.
-
-    What that file imports is not covered.
-    """
+def source_of(text: str) -> Path | None:
+    """The file that holds the function which `text` names, None where there is no such file."""
     source = text.rpartition(":")[0]
     if source.endswith(".py"):
-        path: str | None = str(Path(source).expanduser())
+        path = Path(source).expanduser()
     else:
         try:
             spec = importlib.util.find_spec(source)
         except (ImportError, ValueError):
             return None
-        path = spec.origin if spec is not None else None
-    return hash_file(Path(path)) if path is not None and Path(path).is_file() else None
+        if spec is None or spec.origin is None:
+            return None
+        path = Path(spec.origin)
+    return path if path.is_file() else None
+
+
+def state_of(text: str) -> tuple[object, ...]:
+    """What changes when the file that `text` names does, without reading it: its place, size and time."""
+    path = source_of(text) if text.rpartition(":")[0].endswith(".py") else None
+    if path is None:
+        return (text,)
+    now = path.stat()
+    return (str(path.absolute()), text.rpartition(":")[2], now.st_size, now.st_mtime_ns)
 
 
 def call_factory(key: str, text: str, *, offered: Mapping[str, object]) -> object:

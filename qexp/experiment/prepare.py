@@ -17,7 +17,7 @@ import torch
 from qexp.base.errors import UserError, UserErrors
 from qexp.base.files import hash_file, hash_json
 from qexp.base.types import ActivationInfo
-from qexp.base.user_code import source_hash
+from qexp.base.user_source import source_hash
 from qexp.config.root import Config
 from qexp.config.train import check_device
 from qexp.data.load import DataSets

@@ -1,0 +1,105 @@
+"""Rows by name, ours and the user's own."""
+
+from dataclasses import dataclass
+
+import pytest
+
+from qexp.base.catalog import Catalog, Info, import_object, is_own
+from qexp.base.errors import UserError
+from qexp.base.user_source import source_hash
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fruit(Info):
+    """A row of these tests."""
+
+    sour: bool
+
+
+def _check(row, code):
+    if row.sour and code is not max:
+        raise UserError("sour", row.sour, allowed="true only with max")
+
+
+@pytest.fixture
+def fruits():
+    rows = [Fruit(name="apple", summary="Grows.", code="builtins:min", sour=False),
+            Fruit(name="lemon", summary="Grows too.", code="builtins:max", sour=True)]  # fmt: skip
+    return Catalog("fruit", Fruit, rows, check=_check)
+
+
+def _own(tmp_path, body, name="mine.py"):
+    lines = ["from tests.base.test_catalog import Fruit", "def pear():", f"    return {body}"]
+    (tmp_path / name).write_text("\n".join(lines))
+    return f"{tmp_path / name}:pear"
+
+
+def test_a_row_without_a_field_fails_where_it_is_written():
+    with pytest.raises(TypeError, match="sour"):
+        Fruit(name="fig", summary="Grows.", code="builtins:min")
+
+
+def test_rows_stay_in_order_and_name_their_code(fruits):
+    assert fruits.names == ("apple", "lemon") == tuple(fruits)
+    assert fruits.load("lemon") is max and import_object("math:pi") == pytest.approx(3.14159, abs=1e-4)
+    assert fruits.names_where(lambda row: row.sour) == ("lemon",)
+
+
+def test_an_unknown_name_is_refused_with_the_nearest(fruits):
+    with pytest.raises(UserError, match=r"fruit=aple: allowed is one of apple, custom, lemon. Did you mean apple\?"):
+        fruits.choose("aple")
+
+
+@pytest.mark.parametrize(("name", "factory", "key"), [("custom", None, "fruit.factory"), ("apple", "a.py:b", "fruit.factory")])
+def test_a_function_belongs_to_custom_alone(fruits, name, factory, key):
+    with pytest.raises(UserError) as refused:
+        fruits.choose(name, factory=factory)
+    assert refused.value.key == key
+
+
+def test_a_users_row_is_found_by_its_text(fruits, tmp_path):
+    text = _own(tmp_path, "Fruit(name='pear', summary='Mine.', code=max, sour=True)")
+    row = fruits.choose("custom", factory=text)
+    assert row.name == "pear" and fruits[text] is row and fruits.load(text) is max and is_own(text)
+    assert "pear" not in fruits.names
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        ("Fruit(name='pear', summary='Mine.', code=max)", "missing 1 required keyword-only argument: 'sour'"),
+        ("Fruit(name='pear', summary='Mine.', code=min, sour=True)", "Its row says sour=true: allowed is true only with max"),
+        ("Fruit(name='apple', summary='Mine.', code=min, sour=False)", "a name of its own"),
+        ("3", "returned int"),
+    ],
+)
+def test_a_users_row_that_omits_or_contradicts_is_one_mistake(fruits, tmp_path, body, said):
+    with pytest.raises(UserError) as refused:
+        fruits.choose("custom", factory=_own(tmp_path, body))
+    assert refused.value.key == "fruit.factory" and said in str(refused.value)
+
+
+def test_a_changed_file_gives_its_new_row(fruits, tmp_path):
+    text = _own(tmp_path, "Fruit(name='pear', summary='Mine.', code=max, sour=True)")
+    assert fruits[text].sour
+    _own(tmp_path, "Fruit(name='pear_two', summary='Mine.', code=max, sour=False)")
+    assert not fruits[text].sour
+
+
+def test_the_hash_covers_what_a_file_imports(tmp_path, monkeypatch):
+    (tmp_path / "alone.py").write_text("import math\nimport numpy\ndef f(): ...\n")
+    (tmp_path / "first.py").write_text("import qexp_test_helper\nfrom qexp_test_pack import part\ndef f(): ...\n")
+    (tmp_path / "qexp_test_helper.py").write_text("A = 1\n")
+    (tmp_path / "qexp_test_pack").mkdir()
+    (tmp_path / "qexp_test_pack" / "__init__.py").write_text("")
+    (tmp_path / "qexp_test_pack" / "part.py").write_text("from . import deep\n")
+    (tmp_path / "qexp_test_pack" / "deep.py").write_text("B = 1\n")
+    from qexp.base.files import hash_file
+
+    assert source_hash(f"{tmp_path / 'alone.py'}:f") == hash_file(tmp_path / "alone.py")
+    seen = {source_hash(f"{tmp_path / 'first.py'}:f")}
+    for changed in ("qexp_test_helper.py", "qexp_test_pack/deep.py", "first.py"):
+        (tmp_path / changed).write_text((tmp_path / changed).read_text() + "# more\n")
+        seen.add(source_hash(f"{tmp_path / 'first.py'}:f"))
+    assert len(seen) == 4
+    assert source_hash("no_such_module_here:f") is None
