@@ -82,7 +82,7 @@ def test_it_runs_a_step(path, cli, checkpoint):
 STUDIES = [path for path in EXPERIMENTS if re.search(r"qexp\.evaluate .*\n(.*\n)*cases:", path.read_text(encoding="utf-8"))]
 
 
-@pytest.mark.slow  # hundreds of jobs are composed, twice each
+@pytest.mark.slow  # hundreds of jobs are planned
 @pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
 def test_all_jobs_of_a_study_are_valid_and_no_two_read_alike(path, cli, checkpoint):
     images = [item for item in SMALL if not item.startswith(("calibrate.num_images", "data.num_calib"))]

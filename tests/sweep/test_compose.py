@@ -1,9 +1,12 @@
 """Hydra composes the jobs of a command, and does nothing else."""
 
+import itertools
 from pathlib import Path
 
 import pytest
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
+
+from qexp.sweep.compose import compose as compose_sweep
 
 
 @pytest.fixture
@@ -19,10 +22,23 @@ def composed(monkeypatch):
     return seen
 
 
-def test_each_job_is_composed_once(cli, tiny, composed):
-    done = cli(*tiny, "bits=4,8", "mode=int,float", "plan_only=true", "-m")
+def test_jobs_that_choose_the_same_files_share_a_composition(cli, tiny, composed):
+    done = cli(*tiny, "bits=4,8", "quant=linear,affine", "plan_only=true", "-m")
     assert done.code == 0, done.err
-    assert len(composed) == len(set(composed)) == 4
+    assert len(composed) == len(set(composed)) == 2
+
+
+def test_a_job_of_a_sweep_is_what_hydra_composes_alone(compose, monkeypatch):
+    swept = ("bits=4,8", "quant=affine,dorefa", "++quant.weight.rounding=floor,ceil", "name=${data.name}_${bits}", "train.lr=1e-3")
+    monkeypatch.setattr("sys.argv", ["qexp.train", "cases=[['seed=1','calibrate=mse'],['correct.fold_bn=true']]", *swept, "-m"])
+    jobs = compose_sweep("config").jobs
+    alone = [
+        compose(*case, f"bits={bits}", f"quant={quant}", f"++quant.weight.rounding={rounding}", *swept[3:])
+        for bits, quant, rounding in itertools.product((4, 8), ("affine", "dorefa"), ("floor", "ceil"))
+        for case in (["seed=1", "calibrate=mse"], ["correct.fold_bn=true"])
+    ]
+    assert list(jobs) == [{key: value for key, value in job.items() if key != "hydra"} for job in alone]
+    assert len({job["name"] for job in jobs}) == 2
 
 
 def test_results_lie_where_the_command_was_given(cli, tiny):
