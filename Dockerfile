@@ -26,7 +26,6 @@ print(*[name for name in wanted if re.match(r'[\w-]+', name)[0] not in ('torch',
 
 COPY README.md LICENSE ./
 COPY qexp qexp
-COPY hydra_plugins hydra_plugins
 COPY conf conf
 RUN pip install --no-deps --no-build-isolation -e . \
  && python -c "import torch; from qexp.base.torchvision_compat import torchvision; print(torch.__version__, torchvision().__version__)"

@@ -82,4 +82,4 @@ docker: ## build the image for NVIDIA GPUs (needs Docker and NVIDIA's registry)
 
 clean: ## remove caches and builds; .venv, runs/ and results/ stay
 	rm -rf build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis *.egg-info
-	find qexp hydra_plugins tests scripts -name __pycache__ -type d -prune -exec rm -rf {} +
+	find qexp tests scripts -name __pycache__ -type d -prune -exec rm -rf {} +

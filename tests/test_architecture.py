@@ -36,7 +36,7 @@ OWNERS = {
 }
 # What `--help` and the settings must not load.
 HEAVY = {"torch", "torchvision", "mlflow", "pandas", "matplotlib", "scipy", "sklearn", "mlxtend", "statsmodels"}
-LIGHT_PACKAGES = ("policy", "config", "train", "evaluate", "analyze", "export", "qexp_launcher")
+LIGHT_PACKAGES = ("policy", "config", "train", "evaluate", "analyze", "export")
 
 MAX_FILE_LINES = 300
 MAX_FUNCTION_LINES = 60
@@ -95,7 +95,7 @@ def _imports(node: ast.AST, package: list[str], *, eager: bool, typing: bool = F
 def package_of(target: str) -> str | None:
     """The package of ours that a dotted name lies in; None for qexp itself and for other people's code."""
     parts = target.split(".")
-    if parts[0] not in ("qexp", "hydra_plugins") or len(parts) < 2 or parts[1].startswith("__"):
+    if parts[0] != "qexp" or len(parts) < 2 or parts[1].startswith("__"):
         return None
     return parts[1]
 
@@ -106,9 +106,9 @@ def _parse(text: str) -> ast.Module:
 
 
 def read_modules(root: Path) -> dict[str, Module]:
-    """Dotted name -> module, of everything below qexp/ and hydra_plugins/."""
+    """Dotted name -> module, of everything below qexp/."""
     modules = {}
-    for path in sorted([*(root / "qexp").rglob("*.py"), *(root / "hydra_plugins").rglob("*.py")]):
+    for path in sorted((root / "qexp").rglob("*.py")):
         name = ".".join(path.relative_to(root).with_suffix("").parts).removesuffix(".__init__")
         modules[name] = Module(name, path, package_of(name), _parse(path.read_text(encoding="utf-8")))
     return modules
@@ -195,7 +195,7 @@ def _resolve(target: str, modules: dict[str, Module]) -> str | None:
 def check_sizes(root: Path) -> list[str]:
     """Files and functions that outgrew their limits."""
     wrong = []
-    for folder in ("qexp", "hydra_plugins", "scripts", "tests"):
+    for folder in ("qexp", "scripts", "tests"):
         for path in sorted((root / folder).rglob("*.py")):
             text, where = path.read_text(encoding="utf-8"), path.relative_to(root)
             if len(text.splitlines()) > MAX_FILE_LINES:
@@ -209,17 +209,10 @@ def check_sizes(root: Path) -> list[str]:
 
 
 def check_packages(root: Path) -> list[str]:
-    """Package files with content, missing ones, and one in the namespace package, which would hide everybody else's plugins.
-
-    Hydra finds a plugin only in a package, so a folder below hydra_plugins/ needs its __init__.py.
-    """
+    """Package files with content, and missing ones."""
     wrong = [f"{path.relative_to(root)} is not empty" for path in (root / "qexp").glob("*/**/__init__.py") if path.read_text()]
-    inner = (root / "hydra_plugins").glob("*/**/*.py")
-    folders = {path.parent for path in [*(root / "qexp").rglob("*.py"), *inner]}
-    wrong += [f"{path.relative_to(root)} has no __init__.py" for path in folders if not (path / "__init__.py").exists()]
-    if (root / "hydra_plugins" / "__init__.py").exists():
-        wrong.append("hydra_plugins/ has an __init__.py, but is a namespace package")
-    return wrong
+    folders = {path.parent for path in (root / "qexp").rglob("*.py")}
+    return wrong + [f"{path.relative_to(root)} has no __init__.py" for path in folders if not (path / "__init__.py").exists()]
 
 
 def check_conf(root: Path) -> list[str]:
@@ -255,8 +248,6 @@ def tree(tmp_path):
         "qexp/config/data.py": "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import torch\n",
         "qexp/config/root.py": "import qexp.config.data\ndef late():\n    import torch\n",
         "conf/config.yaml": "bits: 8\n",
-        "hydra_plugins/qexp_launcher/__init__.py": "",
-        "hydra_plugins/qexp_launcher/launcher.py": "import hydra\n",
     }
     for name, text in files.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
@@ -283,7 +274,6 @@ WRONG = {
     "a long file": ("qexp/data/x.py", "\n" * 301, check_sizes, "301 lines"),
     "a long function": ("tests/x.py", "def f():\n" + "    0\n" * 60, check_sizes, "61 lines"),
     "a full __init__": ("qexp/data/__init__.py", "from qexp.data.load import load_data", check_packages, "not empty"),
-    "a closed namespace": ("hydra_plugins/__init__.py", "", check_packages, "namespace"),
     "no package": ("qexp/quant/inner/x.py", "", check_packages, "has no __init__"),
     "code in YAML": ("conf/model/x.yaml", "_target_: os.system", check_conf, "_target_"),
 }  # fmt: skip

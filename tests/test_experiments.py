@@ -8,11 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from hydra_plugins.qexp_launcher.qexp_launcher import _expand
 from qexp.models.cifar_resnet import CifarResNet
+from qexp.sweep.compose import expand
 
 EXPERIMENTS = sorted((Path(__file__).parents[1] / "conf" / "experiment").glob("*.yaml"))
+PARSER = OverridesParser.create()
 SMALL = (
     "data=fake", "data.root=null", "data.download=false", "data.num_train=64", "data.num_test=32", "data.num_calib=8",
     "data.num_select=8",
@@ -43,7 +45,7 @@ def checkpoint(tmp_path_factory):
 
 def thinned(cases, *, trains):
     """Of each case the first job and, where it trains nothing, the last, as one override."""
-    jobs = [job for case in cases for found in [_expand(case)] for job in (found[:1] if trains else (found[0], found[-1]))]
+    jobs = [job for case in cases for every in [expand(PARSER, case)] for job in (every[:1] if trains else (every[0], every[-1]))]
     return f"cases={json.dumps(jobs)}"
 
 

@@ -32,7 +32,7 @@ def test_the_report_sees_a_heavy_library():
     assert "pandas" in loaded
 
 
-@pytest.mark.parametrize("module", ["qexp", "qexp.config.root", "hydra_plugins.qexp_launcher"])
+@pytest.mark.parametrize("module", ["qexp", "qexp.config.root"])
 def test_import_is_light(module):
     done, loaded = loaded_by(f"import {module}")
     assert done.returncode == 0, done.stderr

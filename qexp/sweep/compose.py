@@ -1,22 +1,34 @@
-"""Hydra composes the jobs of a command, each once. It runs none of them.
+"""Hydra composes the jobs of a command. It runs none of them.
 
-Hydra's own way, a job run within its `run_job` for every combination, was tried and left: a sweep went from the entry to the
-launcher, from there to the sweep and back by way of the launcher and the entry for each training; and what ran in workers ran
-outside Hydra all the same.
+Composing takes a fifth of a second, so it is done once for all jobs that choose the same files of `conf/`; each is a copy with
+its values put in. Hydra's own way, `hydra.main` with a launcher and a sweeper, was tried and left: it composes a command once to
+learn its mode, once to run it and each job of a sweep twice, leads from the entry to the launcher and back for each training, and
+leaves folders of notes behind commands that were refused. It still answers `--help`, `--cfg`, `--info` and shells' completion.
 """
 
 from __future__ import annotations
 
+import argparse
 import contextlib
+import copy
 import io
+import itertools
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 
+from qexp.base.errors import UserError
+from qexp.sweep.config_store import store_choices
 from qexp.sweep.types import Composed
+
+if TYPE_CHECKING:
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+_ANSWERS = ("help", "hydra_help", "cfg", "info", "shell_completion", "experimental_rerun")  # options that ask and run nothing
 
 
 def conf_dir() -> Path:
@@ -27,33 +39,132 @@ def conf_dir() -> Path:
 
 
 def compose(config_name: str) -> Composed | None:
-    """Let Hydra read `sys.argv` and compose; None where it was asked for something else, such as `--help`.
+    """Read `sys.argv` and compose; None where it asks for something else, such as `--help`.
 
     Args:
         config_name: of the root file in `conf/`.
 
     Raises:
         HydraException, OmegaConfBaseException: the command line or a file of values is wrong.
+        UserError: several values without `-m`; another sweeper than Hydra's own.
     """
     import hydra
+    from hydra._internal.utils import get_args_parser
     from hydra.core.hydra_config import HydraConfig
+    from hydra.core.utils import configure_log
+    from hydra.types import RunMode
 
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises instead of printing and leaving with 1
-    composed: list[Composed] = []
+    store_choices()
+    asked = get_args_parser().parse_args(sys.argv[1:])
+    if any(getattr(asked, name) for name in _ANSWERS):
+        _answer(config_name, asked)
+        return None
+    folder = Path(asked.config_path).absolute() if asked.config_path else conf_dir()
+    with hydra.initialize_config_dir(str(folder), version_base="1.3"):
+        jobs = _Jobs(asked.config_name or config_name, asked.overrides, asked.config_dir)
+        base = jobs.base
+        HydraConfig.instance().set_config(base)  # for values that interpolate ${hydra:...}
+        own = base.hydra
+        configure_log(own.job_logging, own.verbose)
+        is_sweep = asked.multirun or own.mode == RunMode.MULTIRUN
+        values = tuple(resolved(job) for job in (jobs.sweep() if is_sweep else jobs.single()))
+        place = Path(str(own.sweep.dir if is_sweep else own.run.dir))
+        return Composed(values, resolved(own.launcher), place, is_sweep)
 
-    @hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=config_name)
-    def keep(config: DictConfig | Composed) -> None:
-        if isinstance(config, Composed):  # by qexp's launcher, of a whole sweep
-            composed.append(config)
-            return
-        own = HydraConfig.get()
-        composed.append(Composed((resolved(config),), resolved(own.launcher), Path(own.runtime.output_dir), is_sweep=False))
 
-    if any(argument in ("-h", "--help") for argument in sys.argv[1:]):
-        _print_help(keep)
-    else:
-        keep()
-    return composed[0] if composed else None
+class _Jobs:
+    """The jobs of a command line.
+
+    Args:
+        config_name: of the root file.
+        overrides: as typed.
+        extra_folder: of more YAML files, `--config-dir`.
+    """
+
+    def __init__(self, config_name: str, overrides: Sequence[str], extra_folder: str | None) -> None:
+        import hydra
+        from hydra.core.global_hydra import GlobalHydra
+        from hydra.core.override_parser.overrides_parser import OverridesParser
+
+        self._loader = GlobalHydra.instance().config_loader()
+        self._parser = OverridesParser.create(config_loader=self._loader)
+        self._config_name, self._typed = config_name, list(overrides)
+        self._composed: dict[tuple[str, ...], DictConfig] = {}  # by the files that were chosen
+        self._is_group: dict[str, bool] = {}
+        parsed = self._parser.parse_overrides(self._typed)
+        self._swept = [str(override.input_line) for override in parsed if override.is_sweep_override()]
+        plain = [str(override.input_line) for override in parsed if not override.is_sweep_override()]
+        self._hydra = [text for text in plain if text.lstrip("+~").startswith("hydra")]
+        if extra_folder is not None:
+            if not Path(extra_folder).is_dir():
+                raise UserError("--config-dir", extra_folder, allowed="a folder that exists")
+            self._hydra.append(f"hydra.searchpath=['file://{Path(extra_folder).absolute()}']")
+            plain.append(self._hydra[-1])
+        self.base = hydra.compose(config_name, plain, return_hydra_config=True)
+
+    def single(self) -> Iterator[DictConfig]:
+        """The one job of a command without `-m`."""
+        if self._swept:
+            key, _, value = self._swept[0].partition("=")
+            raise UserError(key, value, allowed="one value", remedy="Several values are a sweep: add -m.")
+        yield _without_hydra(self.base)
+
+    def sweep(self) -> Iterator[DictConfig]:
+        """Every combination of the swept values, for each of the `cases`; what was typed comes after a case and wins."""
+        sweeper = self.base.hydra.sweeper
+        if not str(sweeper.get("_target_", "")).endswith(".BasicSweeper"):
+            raise UserError(
+                "hydra/sweeper", sweeper.get("_target_"), allowed="basic", remedy="qexp plans all jobs before any runs."
+            )
+        params = [f"{key}={value}" for key, value in (sweeper.params or {}).items()]
+        own = set(self._hydra)
+        typed = [text for text in self._typed if text not in own]
+        for overrides in expand(self._parser, [*params, *typed]):
+            for case in self.base.cases or [[]]:
+                for job in expand(self._parser, list(case)):
+                    yield self._one([*job, *overrides])
+
+    def _one(self, overrides: list[str]) -> DictConfig:
+        """The values of one job of a sweep."""
+        import hydra
+        from hydra._internal.config_loader_impl import ConfigLoaderImpl
+
+        parsed = self._parser.parse_overrides(overrides)
+        chosen = [override.package is not None or self._chooses(override.key_or_group) for override in parsed]
+        files = tuple(str(override.input_line) for override, is_choice in zip(parsed, chosen, strict=True) if is_choice)
+        if files not in self._composed:
+            self._composed[files] = hydra.compose(self._config_name, [*self._hydra, *files])
+        config = copy.deepcopy(self._composed[files])
+        values = [override for override, is_choice in zip(parsed, chosen, strict=True) if not is_choice]
+        ConfigLoaderImpl._apply_overrides_to_config(values, config)  # as Hydra does behind a composition; it has no public name
+        config.cases = None
+        return config
+
+    def _chooses(self, key: str) -> bool:
+        """True for the name of a group of files (`quant`), not of a value."""
+        if key not in self._is_group:
+            self._is_group[key] = bool(self._loader.get_group_options(key, results_filter=None))
+        return self._is_group[key]
+
+
+def expand(parser: OverridesParser, overrides: list[str]) -> list[list[str]]:
+    """Every combination of the values of some overrides; of a key that comes twice, the last, in the place of the first."""
+    choices: dict[str, list[str]] = {}
+    for override in parser.parse_overrides(overrides):
+        key = override.get_key_element()
+        if override.is_sweep_override():
+            choices[key] = [f"{key}={value}" for value in override.sweep_string_iterator()]
+        else:
+            choices[key] = [str(override.input_line)]
+    return [list(job) for job in itertools.product(*choices.values())]
+
+
+def _without_hydra(config: DictConfig) -> DictConfig:
+    """The same values without Hydra's own."""
+    config = copy.copy(config)
+    with open_dict(config):
+        del config["hydra"]
+    return config
 
 
 def resolved(config: DictConfig) -> dict[str, object]:
@@ -63,11 +174,18 @@ def resolved(config: DictConfig) -> dict[str, object]:
     return {str(key): value for key, value in values.items()}
 
 
-def _print_help(hydra_main: Callable[[], None]) -> None:
-    """Hydra's help without the `_base` files, which hold the common values of a group and are no choice."""
+def _answer(config_name: str, asked: argparse.Namespace) -> None:
+    """Let Hydra answer; its help without the `_base` files, which hold the common values of a group and are no choice."""
+    import hydra
+
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises instead of printing and leaving with 1
+    answer = hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=config_name)(lambda config: None)
+    if not asked.help:
+        answer()
+        return
     text = io.StringIO()
     try:
         with contextlib.redirect_stdout(text):
-            hydra_main()
+            answer()
     finally:
         print(text.getvalue().replace(" _base, ", " "), end="")

@@ -40,11 +40,9 @@ def test_the_launchers_agree_on_a_sweep_over_two_trainings(process, cli, tiny, p
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("4 jobs: 2 trainings (0 stored), 4 quantized variants\n")
     assert done.stdout.count("tables and figures:") == 1
-    assert len(list(Path("runs/jobs").iterdir())) == 1
     assert len(list(Path("runs/trainings").iterdir())) == 2
     again = process(*RUN, f"--master_port={port}", "-m", "qexp.train", *sweep, "runs_dir=by_torchrun")
     assert again.returncode == 0, again.stderr
-    assert len(list(Path("by_torchrun/jobs").iterdir())) == 1
     assert digests("by_torchrun/trainings") == digests("runs/trainings")
 
     assert cli(*evaluation(tiny, *WHOLE), "runs_dir=alone", verb="evaluate").code == 0
@@ -59,7 +57,6 @@ def test_a_sweep_over_two_trainings_and_the_evaluation_of_one(ranks, cli, tiny):
     assert [child.wait() for child in done] == [0, 0], done[0].text
     assert done[0].text.startswith("4 jobs: 2 trainings (0 stored), 4 quantized variants\n")
     assert done[0].text.count("tables and figures:") == 1 and "tables and figures:" not in done[1].text
-    assert len(list(Path("runs/jobs").iterdir())) == 1
     assert len(list(Path("runs/trainings").iterdir())) == 2
     table = rows()
     assert [row["variant"] for row in table] == ["fp32", "W8 int", "W4 int"] * 2

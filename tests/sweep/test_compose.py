@@ -11,25 +11,36 @@ from qexp.sweep.compose import compose as compose_sweep
 
 @pytest.fixture
 def composed(monkeypatch):
-    """The overrides of every job that Hydra composes, as it does."""
-    load, seen = ConfigLoaderImpl.load_sweep_config, []
+    """The overrides of every composition of Hydra's."""
+    load, seen = ConfigLoaderImpl.load_configuration, []
 
-    def counted(self, master_config, sweep_overrides):
-        seen.append(tuple(sweep_overrides))
-        return load(self, master_config, sweep_overrides)
+    def counted(self, config_name, overrides, **options):
+        seen.append(tuple(overrides))
+        return load(self, config_name, overrides, **options)
 
-    monkeypatch.setattr(ConfigLoaderImpl, "load_sweep_config", counted)
+    monkeypatch.setattr(ConfigLoaderImpl, "load_configuration", counted)
     return seen
+
+
+def test_one_command_is_composed_once(cli, tiny, composed):
+    assert cli(*tiny, "bits=4", "plan_only=true").code == 0
+    assert len(composed) == 1
 
 
 def test_jobs_that_choose_the_same_files_share_a_composition(cli, tiny, composed):
     done = cli(*tiny, "bits=4,8", "quant=linear,affine", "plan_only=true", "-m")
     assert done.code == 0, done.err
-    assert len(composed) == len(set(composed)) == 2
+    assert len(composed) == len(set(composed)) == 1 + 2  # to learn what is swept, and for each of the quantizers
 
 
 def test_a_job_of_a_sweep_is_what_hydra_composes_alone(compose, monkeypatch):
-    swept = ("bits=4,8", "quant=affine,dorefa", "++quant.weight.rounding=floor,ceil", "name=${data.name}_${bits}", "train.lr=1e-3")
+    swept = (
+        "bits=4,8",
+        "quant=affine,dorefa",
+        "++quant.weight.rounding=floor,ceil",
+        "name=${data.name}_${bits}",
+        "train.lr=1e-3",
+    )
     monkeypatch.setattr("sys.argv", ["qexp.train", "cases=[['seed=1','calibrate=mse'],['correct.fold_bn=true']]", *swept, "-m"])
     jobs = compose_sweep("config").jobs
     alone = [
@@ -46,4 +57,3 @@ def test_results_lie_where_the_command_was_given(cli, tiny):
     done = cli(*tiny, "bits=4", "hydra.job.chdir=true")
     assert done.code == 0, done.err
     assert Path("results/digits/table.csv").is_file() and Path("runs/journal/digits.jsonl").is_file()
-    assert not list(Path("runs/jobs").rglob("table.csv"))

@@ -99,8 +99,7 @@ def test_a_sweep_trains_once_and_reports_every_variant(store):
     assert {"epochs.csv", "table.md", "table.csv", "figures"} <= {path.name for path in Path("results/digits").iterdir()}
     for text in ("Prec@1", "W4 float", "tables and figures: results/digits/"):
         assert text in store.out
-    assert len(list(Path("runs/jobs").iterdir())) == 1
-    assert not list(Path("runs/jobs").rglob("*.log"))
+    assert not Path("runs/jobs").exists()  # which holds the output of workers
 
 
 def test_the_same_sweep_again_trains_and_evaluates_nothing(store, cli, tiny, counted):
