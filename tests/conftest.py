@@ -36,6 +36,14 @@ def _in_a_folder_of_its_own(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _choices_of_groups():
+    """Hydra's groups as a command finds them."""
+    from qexp.sweep.config_store import store_choices
+
+    store_choices()
+
+
 @pytest.fixture(autouse=True)
 def _drawn_alike():
     """What a test draws without a seed of its own, such as dropout, is the same on every run."""
