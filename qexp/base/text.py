@@ -41,3 +41,12 @@ def file_name(label: str) -> str:
     """
     kept = label.replace("/", "-")
     return "".join(char if char.isalnum() or char in "-_." else "_" for char in kept)
+
+
+def size_text(size: int) -> str:
+    """Bytes in the unit that people read.
+
+    >>> size_text(2048), size_text(3 * MIB)
+    ('2.0 KiB', '3.00 MiB')
+    """
+    return f"{size / 1024:.1f} KiB" if size < MIB else f"{size / MIB:.2f} MiB"
