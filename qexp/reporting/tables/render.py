@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import pandas as pd
 from markupsafe import Markup
 
-from qexp.base.table import Align, Table
+from qexp.base.table import Align, Table, latex_table, markdown_table
 
 CSV_FLOAT = "%.10g"  # more digits than a percentage of ten million images has
 LARGE = 1e4  # losses from here on are as broad as the table
@@ -62,6 +62,9 @@ def _cell(tag: str, side: Align, content: str) -> str:
     """A cell; what is no markup yet is escaped."""
     left = ' class="left"' if side == "left" else ""
     return Markup(f"<{tag}{left}>{{}}</{tag}>").format(content)
+
+
+RENDERERS: dict[str, Callable[[Table], str]] = {"latex": latex_table, "markdown": markdown_table, "html": html_table}
 
 
 def numbers_text(values: pd.Series, form: Callable[[float], str]) -> list[str]:

@@ -1,11 +1,15 @@
 import csv
 import statistics
+from pathlib import Path
 
 import pandas as pd
 import pytest
 
+from qexp.base.errors import UserError
+from qexp.report import ReportSettings, run
 from qexp.reporting.frames.load import load_records, load_sweeps
 from qexp.reporting.frames.summary import seed_table, summarize
+from qexp.reporting.tables.render import RENDERERS
 from qexp.reporting.tables.results import format_table, markdown, write_tables
 
 AT_LEAST = (
@@ -170,3 +174,18 @@ def test_frames_are_left_as_they_were(write, training):
     before = records.copy(deep=True)
     summarize(records)
     pd.testing.assert_frame_equal(records, before)
+
+
+@pytest.mark.parametrize("kind", ["text", *RENDERERS])
+def test_the_tables_are_printed_as_asked(write, training, capsys, kind):
+    rows = [training(["W4 int"], training=f"{seed}b" * 8, params={"seed": seed}, seed=seed) for seed in (0, 1)]
+    run(ReportSettings(name="exp", runs_dir=str(write(*rows)), format=kind))
+    out = capsys.readouterr().out
+    assert "W4 int" in out and ("tables and figures" in out) == (kind == "text")
+    assert out.count("Prec@1") >= (1 if kind == "text" else 2)  # with the means over seeds
+
+
+def test_an_unknown_format_writes_nothing(write, training):
+    with pytest.raises(UserError, match="format=latec.*latex"):
+        run(ReportSettings(name="exp", runs_dir=str(write(training(["W4 int"]))), format="latec"))
+    assert not Path("results/exp").exists()
