@@ -1,15 +1,17 @@
 """Tables and figures of one experiment: python -m qexp.report name=NAME [verify=true] [mixed=true].
 
-Keys: name (the experiment), runs_dir=runs, results_dir=results, verify=false, mixed=false. Evaluations of different protocols
-(other test images, another number of them, prepared in another way) are refused unless mixed=true puts them into one table, a
-letter telling them apart. verify=true writes nothing: it recomputes the numbers of the tables in results_dir/NAME from stored
-predictions, says which it could not, and ends with 1 where one is another.
+Keys: name (the experiment), runs_dir=runs, results_dir=results, verify=false, mixed=false, format=text. Evaluations of different
+protocols (other test images, another number of them, prepared in another way) are refused unless mixed=true puts them into one
+table, a letter telling them apart. format=latex, markdown or html prints the tables alone, for a paper or a page. verify=true
+writes nothing: it recomputes the numbers of the tables in results_dir/NAME from stored predictions, says which it could not, and
+ends with 1 where one is another.
 """
 
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from qexp.base.errors import choose
 from qexp.base.keyvalue import run_verb
 
 
@@ -23,6 +25,7 @@ class ReportSettings:
         results_dir: parent of the folder that is written.
         verify: write nothing, and recompute the numbers of the tables.
         mixed: put evaluations of different protocols into one table.
+        format: of what is printed: all of it as `text`, or the tables alone as `latex` (with booktabs), `markdown` or `html`.
     """
 
     name: str
@@ -30,6 +33,7 @@ class ReportSettings:
     results_dir: str = "results"
     verify: bool = False
     mixed: bool = False
+    format: str = "text"
 
 
 def run(settings: ReportSettings) -> int:
@@ -41,10 +45,15 @@ def run(settings: ReportSettings) -> int:
         print("\n".join(result.lines))
         return 1 if result.wrong else 0
     from qexp.reporting.report import write_report
+    from qexp.reporting.tables.render import RENDERERS
 
+    choose("format", settings.format, ["text", *RENDERERS])
     runs_dir, results_dir = Path(settings.runs_dir), Path(settings.results_dir)
     written = write_report(settings.name, runs_dir=runs_dir, results_dir=results_dir, mixed=settings.mixed)
-    print(f"{written.table}\n\ntables and figures: {written.folder}/")
+    if settings.format == "text":
+        print(f"{written.table}\n\ntables and figures: {written.folder}/")
+    else:
+        print("\n\n".join(RENDERERS[settings.format](table) for table in written.rounded))
     return 0
 
 

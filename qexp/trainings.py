@@ -14,6 +14,18 @@ from typing import Any
 
 from qexp.base.errors import UserError, nearest
 from qexp.base.keyvalue import run_verb
+from qexp.base.table import Column, Table, lines
+
+COLUMNS = (
+    Column(name="hash", title="training", kind="text"),
+    Column(name="model", title="model", kind="text"),
+    Column(name="data", title="data", kind="text"),
+    Column(name="method", title="method", kind="text"),
+    Column(name="epochs", title="epochs", kind="count", form=str, value=lambda row: f"{row['epochs_done']}/{row['epochs']}"),
+    Column(name="size_mib", title="MiB", kind="size", form=".1f"),
+    Column(name="created", title="created", kind="text"),
+    Column(name="status", title="status", kind="text"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,13 +52,7 @@ def run(settings: TrainingsSettings) -> None:
             store.remove(chosen["hash"])
             print(f"removed {chosen['hash']}  {chosen['size_mib']:.1f} MiB")
         return
-    print(f"{'training':16}  {'model':12}  {'data':13}  {'method':17}  {'epochs':>9}  {'MiB':>8}  {'created':19}  status")
-    for row in rows:
-        done = f"{row['epochs_done']}/{row['epochs']}"
-        print(
-            f"{row['hash']:16}  {row['model']:12}  {row['data']:13}  {row['method']:17}  {done:>9}  {row['size_mib']:8.1f}  "
-            f"{row['created']:19}  {row['status']}"
-        )
+    print("\n".join(lines(Table.of(COLUMNS, rows))))
     print(f"{len(rows)} stored in {store.root}")
 
 

@@ -11,8 +11,9 @@ from qexp.analysis.results import Allocated, Allocation, ChoiceComparison
 from qexp.analysis.sensitivity_figures import draw_allocation
 from qexp.analysis.sensitivity_report import TITLES
 from qexp.base.files import write_text_atomic
+from qexp.base.table import Column, Table, lines, markdown_table
 from qexp.reporting.figures.style import save
-from qexp.reporting.tables.render import csv_text, indented, markdown_table
+from qexp.reporting.tables.render import csv_text
 
 
 def write_allocation(allocation: Allocation, policy: str, name: str, folder: Path) -> list[Path]:
@@ -68,48 +69,49 @@ def markdown(allocation: Allocation) -> str:
     ]
     parts += ["  \n".join(allocation.notes)] if allocation.notes else []
     parts += ["## Findings", "\n".join(f"- {line}" for line in findings(allocation))]
-    header = [("choice", True)] + [(title, False) for title in _TITLES]
-    parts += ["## Choices", markdown_table(header, [[_title(choice), *_cells(choice)] for choice in allocation.choices])]
+    parts += ["## Choices", markdown_table(_choices("choice", allocation))]
     parts.append(
         f"*predicted*: sum of the KL of single layers; *KL*, *Prec@1*, *change*: of the network with all of them quantized, on "
         f"{allocation.images}, in nats, percent and points; *measured/predicted*: 1 where losses add up. *test Prec@1*: on "
         f"{allocation.scored}."
     )
     names = list(allocation.choices[0].bits)
-    header = [("layer", True)] + [(_title(choice), False) for choice in allocation.choices]
-    rows = [[name, *(str(choice.bits[name]) for choice in allocation.choices)] for name in names]
-    parts += ["## Bits", markdown_table(header, rows)]
+    widths = [(Column(name=_key(choice), title=_title(choice), kind="count"), list(choice.bits.values()))
+              for choice in allocation.choices]  # fmt: skip
+    parts += ["## Bits", markdown_table(Table.of_values([(Column(name="layer", title="layer", kind="text"), names), *widths]))]
     parts += ["## Use it", f"`{allocation.use}`", "## How this was made", f"`{allocation.command}`"]
     return "\n\n".join(parts) + "\n"
 
 
 def summary(allocation: Allocation) -> str:
     """The text for the screen: the choices and the findings."""
-    lines = ["", f"{allocation.label}: {allocation.budget}, chosen on {allocation.images}"]
-    lines += [f"  {note}" for note in allocation.notes]
-    lines += indented([("", *_TITLES), *((_title(choice), *_cells(choice)) for choice in allocation.choices)])
-    return "\n".join([*lines, *(f"  {line}" for line in findings(allocation))])
+    texts = ["", f"{allocation.label}: {allocation.budget}, chosen on {allocation.images}"]
+    texts += [f"  {note}" for note in allocation.notes]
+    texts += lines(_choices("", allocation), indent="  ")
+    return "\n".join([*texts, *(f"  {line}" for line in findings(allocation))])
 
 
 def findings(allocation: Allocation) -> list[str]:
     """Sentences: exact against one width for all with its interval, greedy's gap, and how far the sum of losses held."""
-    lines = [_comparison(comparison, allocation.scored) for comparison in allocation.comparisons]
+    sentences = [_comparison(comparison, allocation.scored) for comparison in allocation.comparisons]
     best = allocation.choices[0]
     gap = "cannot be told, as the least sum is not positive" if allocation.gap is None else f"is {allocation.gap:.3g} %"
-    lines.append(f"The optimality gap of greedy over exact, in summed {TITLES[best.measure]}, {gap}; {allocation.dynamic_check}.")
+    sentences.append(
+        f"The optimality gap of greedy over exact, in summed {TITLES[best.measure]}, {gap}; {allocation.dynamic_check}."
+    )
     if best.predicted:
         ratio = best.kl / best.predicted
-        lines.append(
+        sentences.append(
             f"Predicted KL {best.predicted:.4g}, measured {best.kl:.4g}: {ratio:.2f} times what single layers add up to."
         )
     by_kl = min(allocation.choices, key=lambda choice: choice.kl)
     others = [choice for choice in allocation.choices if choice.method == "exact" and choice.measure != best.measure]
     if others:
         costs = ", ".join(f"{TITLES[choice.measure]} {choice.kl - best.kl:+.3g}" for choice in others)
-        lines.append(f"Measured KL if another measure had been trusted, against {TITLES[best.measure]}: {costs}.")
+        sentences.append(f"Measured KL if another measure had been trusted, against {TITLES[best.measure]}: {costs}.")
     if by_kl is not best and _key(by_kl) != _key(best):
-        lines.append(f"The least measured KL of all choices is that of {_title(by_kl)}.")
-    return lines
+        sentences.append(f"The least measured KL of all choices is that of {_title(by_kl)}.")
+    return sentences
 
 
 def _comparison(comparison: ChoiceComparison, scored: str) -> str:
@@ -126,9 +128,6 @@ def _comparison(comparison: ChoiceComparison, scored: str) -> str:
     return f"{comparison.method} against {comparison.reference}: {interval} ({counts}): {verdict}."
 
 
-_TITLES = ("bits", "bytes", "predicted", "KL", "measured/predicted", "Prec@1", "change", "test Prec@1")
-
-
 def _title(choice: Allocated) -> str:
     """`exact by KL`, `uniform 4`."""
     return (
@@ -142,14 +141,26 @@ def _key(choice: Allocated) -> str:
     return f"{choice.method}_{choice.measure}" if choice.measure else choice.method
 
 
-def _cells(choice: Allocated) -> list[str]:
-    return [
-        f"{choice.average_bits:.3f}",
-        str(choice.size_bytes),
-        "" if choice.predicted is None else f"{choice.predicted:.4g}",
-        f"{choice.kl:.4g}",
-        f"{choice.kl / choice.predicted:.2f}" if choice.predicted else "",
-        f"{choice.prec1:.2f}",
-        f"{choice.delta_prec1:+.2f}",
-        "" if choice.test_prec1 is None else f"{choice.test_prec1:.2f}",
-    ]
+def _choices(title: str, allocation: Allocation) -> Table:
+    """One row for each choice.
+
+    Args:
+        title: of the first column.
+        allocation: what was chosen.
+    """
+    return Table.of((Column(name="choice", title=title, kind="text", value=_title), *_NUMBERS), allocation.choices)
+
+
+_NUMBERS = (
+    Column(name="average_bits", title="bits", kind="number", form=".3f"),
+    Column(name="size_bytes", title="bytes", kind="count"),
+    Column(name="predicted", title="predicted", kind="number"),
+    Column(name="kl", title="KL", kind="number"),
+    Column(
+        name="ratio", title="measured/predicted", kind="number", form=".2f",
+        value=lambda choice: choice.kl / choice.predicted if choice.predicted else None,
+    ),
+    Column(name="prec1", title="Prec@1", kind="percent"),
+    Column(name="delta_prec1", title="change", kind="points"),
+    Column(name="test_prec1", title="test Prec@1", kind="percent"),
+)  # fmt: skip

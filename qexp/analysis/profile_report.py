@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from operator import itemgetter
 from pathlib import Path
 
 import pandas as pd
 
 from qexp.analysis.profile_figures import draw, draw_each
-from qexp.analysis.profile_results import ClassScore, Profile, TensorProfile
+from qexp.analysis.profile_results import Profile, TensorProfile
 from qexp.base.files import write_text_atomic
+from qexp.base.table import Column, Table, lines, markdown_table
 from qexp.reporting.figures.style import save
-from qexp.reporting.tables.render import csv_text, indented, markdown_table
+from qexp.reporting.tables.render import csv_text
 
 NUM_WORST = 5
-_TENSOR = (("tensor", True), ("shape", True), ("bits", False), ("scheme", True), ("rule", True), ("range", True))
-_NUMBERS = ("min", "max", "grid", "scale", "SQNR dB", "MSE", "clipped %")
 
 
 def write_profile(profile: Profile, folder: Path) -> list[Path]:
@@ -52,51 +50,35 @@ def markdown(profile: Profile) -> str:
     parts = [f"# {profile.label}", f"{profile.subject}, `{profile.checkpoint}`. {_total(profile)}."]
     parts += ["  \n".join(profile.notes)] if profile.notes else []
     if profile.weights:
-        header = [*_TENSOR, *((name, False) for name in (*_NUMBERS, "loss", "size %"))]
-        parts += ["## Weights", markdown_table(header, [_cells(tensor) for tensor in profile.weights])]
+        parts += ["## Weights", markdown_table(Table.of((*_TENSOR, *_WEIGHT), profile.weights))]
     if profile.activations:
-        header = [*_TENSOR, *((name, False) for name in (*_NUMBERS, "zeros %")), ("follows", True), ("suggested range", True)]
         parts += [
             "## Activations",
             f"Measured on {profile.images}, with quantized weights and float activations before each place.",
         ]
-        parts += [markdown_table(header, [_cells(tensor) for tensor in profile.activations])]
+        parts += [markdown_table(Table.of((*_TENSOR, *_ACTIVATION), profile.activations))]
     parts.append(
         "SQNR is 10 log10(sum x^2 / sum (x - x^)^2), loss is sum (x - x^)^2. Clipped are values further than half a step beyond "
         "the outermost level; size is the share of the stored state dict. `grid` gives the outermost levels, `scale` the step of "
         "a uniform grid and the largest level of others, over all channels or groups where each has its own."
     )
     if profile.scores:
-        rows = [
-            [score.name, _rank(score.rank_before), f"{score.before:.5f}", _rank(score.rank_after), f"{score.after:.5f}"]
-            for score in profile.scores
-        ]
-        header = [("class", True), ("rank", False), ("float", False), ("rank", False), ("quantized", False)]
-        parts += ["## Class scores", f"Of `{profile.image}`.", markdown_table(header, rows)]
+        parts += ["## Class scores", f"Of `{profile.image}`.", markdown_table(Table.of(_SCORE, profile.scores))]
     return "\n\n".join([*parts, "## How this was made", f"`{profile.command}`"]) + "\n"
 
 
 def summary(profile: Profile) -> str:
     """The text for the screen: totals, the tensors with the least SQNR, and the class scores."""
-    lines = ["", f"{profile.label}: {_total(profile)}", *(f"  {note}" for note in profile.notes)]
+    texts = ["", f"{profile.label}: {_total(profile)}", *(f"  {note}" for note in profile.notes)]
     for title, group in (("weights", profile.weights), (f"activations, on {profile.images}", profile.activations)):
-        known = [(tensor.sqnr_db, tensor) for tensor in group if tensor.sqnr_db is not None]
+        known = [tensor for tensor in group if tensor.sqnr_db is not None]
         if known:
-            worst = sorted(known, key=itemgetter(0))[:NUM_WORST]
-            lines += ["", f"least SQNR of {len(group)} {title}:"]
-            lines += indented([_worst_line(tensor, sqnr_db) for sqnr_db, tensor in worst])
+            worst = sorted(known, key=lambda tensor: tensor.sqnr_db or 0.0)[:NUM_WORST]
+            texts += ["", f"least SQNR of {len(group)} {title}:"]
+            texts += lines(Table.of(_WORST, worst), titles=False, indent="  ")
     if profile.scores:
-        lines += ["", f"class scores of {profile.image}:"]
-        lines += indented([("", "float", "quantized"), *(_score_line(score) for score in profile.scores)])
-    return "\n".join(lines)
-
-
-def _worst_line(tensor: TensorProfile, sqnr_db: float) -> list[str]:
-    return [tensor.name, f"{tensor.bits} bits", f"{sqnr_db:.1f} dB", f"clipped {_percent(tensor.saturation) or '-'} %"]
-
-
-def _score_line(score: ClassScore) -> list[str]:
-    return [score.name, f"{score.before:.5f} ({score.rank_before})", f"{score.after:.5f} ({score.rank_after})"]
+        texts += ["", f"class scores of {profile.image}:", *lines(Table.of(_SCORE_ON_SCREEN, profile.scores), indent="  ")]
+    return "\n".join(texts)
 
 
 def _total(profile: Profile) -> str:
@@ -108,18 +90,14 @@ def _total(profile: Profile) -> str:
     return ", ".join(parts)
 
 
-def _cells(tensor: TensorProfile) -> list[str]:
-    """One line of the table of weights or activations."""
+def _name(tensor: TensorProfile) -> str:
+    return f"{tensor.name} ({tensor.note})" if tensor.note else tensor.name
+
+
+def _scheme(tensor: TensorProfile) -> str:
+    """`affine`, `linear per_channel (float)`."""
     scheme = tensor.scheme if tensor.granularity == "per_tensor" else f"{tensor.scheme} {tensor.granularity}"
-    scheme += "" if tensor.mode == "int" else f" ({tensor.mode})"
-    name = f"{tensor.name} ({tensor.note})" if tensor.note else tensor.name
-    cells = [name, _shape(tensor), str(tensor.bits), scheme, tensor.rule, tensor.ranges]
-    cells += [_short(tensor.minimum), _short(tensor.maximum), _span(tensor.grid_min, tensor.grid_max, " to ")]
-    cells += [_span(tensor.scale_min, tensor.scale_max, " - "), "exact" if tensor.sqnr_db is None else f"{tensor.sqnr_db:.2f}"]
-    cells += [_short(tensor.mse), _percent(tensor.saturation)]
-    if tensor.is_activation:
-        return [*cells, _percent(tensor.zero_share), tensor.distribution, tensor.suggestion]
-    return [*cells, _short(tensor.loss), _percent(tensor.size_share)]
+    return scheme + ("" if tensor.mode == "int" else f" ({tensor.mode})")
 
 
 def _shape(tensor: TensorProfile) -> str:
@@ -135,12 +113,50 @@ def _span(low: float | None, high: float | None, between: str) -> str:
     return _short(low) if low == high else f"{_short(low)}{between}{_short(high)}"
 
 
-def _percent(share: float | None) -> str:
+def _percent(share: float) -> str:
     """A share in percent; anything below a hundredth of a percent is `<0.01`."""
-    if share is None:
-        return ""
     return f"{100 * share:.2f}" if share == 0 or share >= 5e-5 else "<0.01"
 
 
-def _rank(rank: int) -> str:
-    return str(rank)
+_TENSOR = (
+    Column(name="name", title="tensor", kind="text", value=_name),
+    Column(name="shape", title="shape", kind="text", value=_shape),
+    Column(name="bits", title="bits", kind="count"),
+    Column(name="scheme", title="scheme", kind="text", value=_scheme),
+    Column(name="rule", title="rule", kind="text"),
+    Column(name="ranges", title="range", kind="text"),
+    Column(name="minimum", title="min", kind="number"),
+    Column(name="maximum", title="max", kind="number"),
+    Column(name="grid", title="grid", kind="number", form=str, value=lambda row: _span(row.grid_min, row.grid_max, " to ")),
+    Column(name="scale", title="scale", kind="number", form=str, value=lambda row: _span(row.scale_min, row.scale_max, " - ")),
+    Column(name="sqnr_db", title="SQNR dB", kind="number", form=".2f", empty="exact"),
+    Column(name="mse", title="MSE", kind="number"),
+    Column(name="saturation", title="clipped %", kind="percent", form=_percent),
+)
+_WEIGHT = (
+    Column(name="loss", title="loss", kind="number"),
+    Column(name="size_share", title="size %", kind="percent", form=_percent),
+)
+_ACTIVATION = (
+    Column(name="zero_share", title="zeros %", kind="percent", form=_percent),
+    Column(name="distribution", title="follows", kind="text"),
+    Column(name="suggestion", title="suggested range", kind="text"),
+)
+_WORST = (
+    Column(name="name", title="", kind="text"),
+    Column(name="bits", title="", kind="count", form=lambda bits: f"{bits} bits"),
+    Column(name="sqnr_db", title="", kind="number", form=lambda value: f"{value:.1f} dB"),
+    Column(name="saturation", title="", kind="percent", form=lambda share: f"clipped {_percent(share)} %", empty="clipped - %"),
+)
+_SCORE = (
+    Column(name="name", title="class", kind="text"),
+    Column(name="rank_before", title="rank", kind="count"),
+    Column(name="before", title="float", kind="number", form=".5f"),
+    Column(name="rank_after", title="rank", kind="count"),
+    Column(name="after", title="quantized", kind="number", form=".5f"),
+)
+_SCORE_ON_SCREEN = (
+    Column(name="name", title="", kind="text"),
+    Column(name="before", title="float", kind="number", value=lambda row: f"{row.before:.5f} ({row.rank_before})", form=str),
+    Column(name="after", title="quantized", kind="number", value=lambda row: f"{row.after:.5f} ({row.rank_after})", form=str),
+)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import re
+from dataclasses import replace
 from pathlib import Path
 
 from qexp.analysis.layers import Layers
@@ -66,7 +66,7 @@ def measure_sensitivity(layers: Layers, widths: tuple[int, ...], *, command: str
     ]
     notes += [f"no gradients: {', '.join(missing)}"] if missing else []
     return Sensitivity(
-        label=_label(layers.base.label, widths),
+        label=replace(layers.base.named, weights=widths).text,
         subject=f"{config.data.name}, {config.model.name}",
         checkpoint=str(config.checkpoint),
         command=command,
@@ -77,12 +77,3 @@ def measure_sensitivity(layers: Layers, widths: tuple[int, ...], *, command: str
         trust=trust(losses),
         notes=(*notes, *prepared.notes),
     )
-
-
-def _label(base: str, widths: tuple[int, ...]) -> str:
-    """The label of the way to quantize, with the widths that layers were tried at.
-
-    >>> _label("W8 int affine", (2, 4))
-    'W2/4 int affine'
-    """
-    return re.sub(r"^W[\d/]+", "W" + "/".join(map(str, widths)), base)

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 import pandas as pd
 
-from qexp.analysis.results import LayerLoss, Sensitivity, Trust
+from qexp.analysis.results import Sensitivity, Trust
 from qexp.analysis.sensitivity_figures import draw
 from qexp.base.files import write_text_atomic
+from qexp.base.table import Column, Table, lines, markdown_table
 from qexp.config.analyze import MEASURED, PROXIES
 from qexp.reporting.figures.style import save
-from qexp.reporting.tables.render import csv_text, indented, markdown_table
+from qexp.reporting.tables.render import csv_text
 
 NUM_WORST = 5
 TITLES = {
@@ -58,15 +59,13 @@ def markdown(sensitivity: Sensitivity) -> str:
         f"{sensitivity.images}; the float network's Prec@1 there is {sensitivity.prec1:.2f}.",
     ]
     parts += ["  \n".join(sensitivity.notes)] if sensitivity.notes else []
-    header = [("layer", True), ("weights", False), ("bits", False), ("Prec@1", False), ("change", False), ("lost/won", False)]
-    header += [(name, False) for name in ("changed %", "KL", "loss", "SQNR dB", "MSE", "weighted MSE", "Fisher", "Hessian")]
-    parts += ["## Layers", markdown_table(header, [_cells(loss) for loss in sensitivity.layers])]
+    parts += ["## Layers", markdown_table(Table.of(_LAYER, sensitivity.layers))]
     parts.append(
         "`change` is in points against the float network on the same images, `lost/won` the images that became wrong and right, "
         "`changed` the share of predictions that changed. KL is the mean of KL(float || quantized), `loss` the rise of the "
         "cross-entropy, both in nats. The columns from SQNR on are told without running the quantized network."
     )
-    parts += ["## Which measure can be trusted", *(_trust_table(sensitivity, bits) for bits in _widths(sensitivity))]
+    parts += ["## Which measure can be trusted", *(markdown_table(_trust(sensitivity, bits)) for bits in _widths(sensitivity))]
     parts.append(
         "Rank correlations over the layers, Spearman's rho and Kendall's tau, with what was measured. Regret: a quarter of the "
         "layers stays float, those that the measure calls worst; the KL of the others, less that of the best such choice, in "
@@ -77,16 +76,14 @@ def markdown(sensitivity: Sensitivity) -> str:
 
 def summary(sensitivity: Sensitivity) -> str:
     """The text for the screen: the worst layers, and how far each measure can be trusted."""
-    lines = ["", f"{sensitivity.label}: Prec@1 of the float network {sensitivity.prec1:.2f} on {sensitivity.images}"]
-    lines += [f"  {note}" for note in sensitivity.notes]
+    texts = ["", f"{sensitivity.label}: Prec@1 of the float network {sensitivity.prec1:.2f} on {sensitivity.images}"]
+    texts += [f"  {note}" for note in sensitivity.notes]
     for bits in _widths(sensitivity):
         worst = sorted((loss for loss in sensitivity.layers if loss.bits == bits), key=lambda loss: -loss.kl)[:NUM_WORST]
-        lines += ["", f"most sensitive at {bits} bits:"]
-        lines += indented([(loss.layer, f"KL {loss.kl:.4g}", f"Prec@1 {loss.delta_prec1:+.2f}", _sqnr(loss)) for loss in worst])
-        lines += ["", f"rank correlation with measured KL at {bits} bits:"]
-        trusts = [(TITLES[trust.measure], *_numbers(trust)) for trust in _of(sensitivity, bits, "kl")]
-        lines += indented([("", "Spearman", "Kendall", "regret %"), *trusts])
-    return "\n".join(lines)
+        texts += ["", f"most sensitive at {bits} bits:", *lines(Table.of(_WORST, worst), titles=False, indent="  ")]
+        trusts = Table.of(_TRUST, _of(sensitivity, bits, "kl"))
+        texts += ["", f"rank correlation with measured KL at {bits} bits:", *lines(trusts, indent="  ")]
+    return "\n".join(texts)
 
 
 def _widths(sensitivity: Sensitivity) -> list[int]:
@@ -97,42 +94,57 @@ def _of(sensitivity: Sensitivity, bits: int, truth: str) -> Sequence[Trust]:
     return [trust for trust in sensitivity.trust if trust.bits == bits and trust.truth == truth]
 
 
-def _trust_table(sensitivity: Sensitivity, bits: int) -> str:
+def _trust(sensitivity: Sensitivity, bits: int) -> Table:
     """Measures by what they are held against, at one width."""
-    header = [(f"{bits} bits", True), ("layers", False)]
-    header += [(f"{way} with {TITLES[truth]}", False) for truth in MEASURED for way in ("rho", "tau")] + [("regret %", False)]
-    rows = []
-    for measure in ("kl", "loss", *PROXIES):
-        of = {trust.truth: trust for trust in sensitivity.trust if trust.bits == bits and trust.measure == measure}
-        pairs = [_numbers(of[truth])[:2] if truth in of else ["", ""] for truth in MEASURED]
-        regret = _numbers(of["kl"])[2] if "kl" in of else ""
-        rows.append(
-            [TITLES[measure], str(next(iter(of.values())).num_layers), *(cell for pair in pairs for cell in pair), regret]
-        )
-    return markdown_table(header, rows)
-
-
-def _numbers(trust: Trust) -> list[str]:
-    pair = ["-" if value is None else f"{value:.2f}" for value in (trust.spearman, trust.kendall)]
-    return [*pair, "-" if trust.regret is None else f"{trust.regret:.1f}"]
-
-
-def _cells(loss: LayerLoss) -> list[str]:
-    numbers = (loss.mse, loss.weighted_mse, loss.fisher, loss.hessian)
-    return [
-        loss.layer,
-        str(loss.num_elements),
-        str(loss.bits),
-        f"{loss.prec1:.2f}",
-        f"{loss.delta_prec1:+.2f}",
-        f"{loss.n10}/{loss.n01}",
-        f"{loss.disagreement:.2f}",
-        f"{loss.kl:.4g}",
-        f"{loss.delta_loss:+.4g}",
-        "exact" if loss.sqnr_db is None else f"{loss.sqnr_db:.2f}",
-        *("" if value is None else f"{value:.4g}" for value in numbers),
+    trusts = [{trust.truth: trust for trust in sensitivity.trust if trust.bits == bits and trust.measure == measure}
+              for measure in ("kl", "loss", *PROXIES)]  # fmt: skip
+    columns = [
+        Column(name="measure", title=f"{bits} bits", kind="text", value=lambda of: TITLES[next(iter(of.values())).measure]),
+        Column(name="layers", title="layers", kind="count", value=lambda of: next(iter(of.values())).num_layers),
     ]
+    for truth in MEASURED:
+        title = f"with {TITLES[truth]}"
+        columns += [_against(truth, "spearman", f"rho {title}", ".2f"), _against(truth, "kendall", f"tau {title}", ".2f")]
+    return Table.of([*columns, _against("kl", "regret", "regret %", ".1f")], trusts)
 
 
-def _sqnr(loss: LayerLoss) -> str:
-    return "exact" if loss.sqnr_db is None else f"SQNR {loss.sqnr_db:.1f} dB"
+def _against(truth: str, name: str, title: str, form: str) -> Column:
+    """A number of the trust that is held against `truth`: empty where there is none, a dash where it is not defined."""
+
+    def value(trusts: Mapping[str, Trust]) -> object:
+        return getattr(trusts[truth], name) if truth in trusts else ""
+
+    def text(number: object) -> str:
+        return number if isinstance(number, str) else format(number, form)
+
+    return Column(name=f"{truth}_{name}", title=title, kind="number", form=text, empty="-", value=value)
+
+
+_LAYER = (
+    Column(name="layer", title="layer", kind="text"),
+    Column(name="num_elements", title="weights", kind="count"),
+    Column(name="bits", title="bits", kind="count"),
+    Column(name="prec1", title="Prec@1", kind="percent"),
+    Column(name="delta_prec1", title="change", kind="points"),
+    Column(name="flips", title="lost/won", kind="count", form=str, value=lambda row: f"{row.n10}/{row.n01}"),
+    Column(name="disagreement", title="changed %", kind="percent"),
+    Column(name="kl", title="KL", kind="number"),
+    Column(name="delta_loss", title="loss", kind="number", form="+.4g"),
+    Column(name="sqnr_db", title="SQNR dB", kind="number", form=".2f", empty="exact"),
+    Column(name="mse", title="MSE", kind="number"),
+    Column(name="weighted_mse", title="weighted MSE", kind="number"),
+    Column(name="fisher", title="Fisher", kind="number"),
+    Column(name="hessian", title="Hessian", kind="number"),
+)
+_WORST = (
+    Column(name="layer", title="", kind="text"),
+    Column(name="kl", title="", kind="number", form=lambda kl: f"KL {kl:.4g}"),
+    Column(name="delta_prec1", title="", kind="points", form=lambda points: f"Prec@1 {points:+.2f}"),
+    Column(name="sqnr_db", title="", kind="number", form=lambda value: f"SQNR {value:.1f} dB", empty="exact"),
+)
+_TRUST = (
+    Column(name="measure", title="", kind="text", value=lambda trust: TITLES[trust.measure]),
+    Column(name="spearman", title="Spearman", kind="number", form=".2f", empty="-"),
+    Column(name="kendall", title="Kendall", kind="number", form=".2f", empty="-"),
+    Column(name="regret", title="regret %", kind="number", form=".1f", empty="-"),
+)

@@ -7,16 +7,40 @@ from collections.abc import Sequence
 MIB = 2**20  # bytes
 
 
-def by_reason(notes: Sequence[str], most: int | None = None) -> list[str]:
-    """Notes of the form `layer: reason`, those for one reason together, of which `most` layers are named.
+class Note(str):
+    """A note on a layer, whose text is `layer: reason`.
 
-    >>> by_reason(["bn1: not folded, it is alone", "bn2: not folded, it is alone"])
+    Args:
+        layer: its name, or those of several.
+        reason: what was left alone, and why.
+    """
+
+    layer: str
+    reason: str
+
+    def __new__(cls, layer: str, reason: str) -> Note:
+        """The text, with its parts."""
+        note = super().__new__(cls, f"{layer}: {reason}")
+        note.layer, note.reason = layer, reason
+        return note
+
+    def __reduce__(self) -> tuple[type[Note], tuple[str, str]]:
+        """What a copy is made of."""
+        return Note, (self.layer, self.reason)
+
+
+def by_reason(notes: Sequence[str], most: int | None = None) -> list[str]:
+    """Notes on layers put together where they have one reason, of which `most` layers are named; other notes as they are.
+
+    >>> by_reason([Note("bn1", "not folded, it is alone"), Note("bn2", "not folded, it is alone")])
     ['not folded, it is alone (bn1; bn2)']
     """
     layers_of: dict[str, list[str]] = {}
     for note in notes:
-        layer, colon, reason = note.partition(": ")
-        layers_of.setdefault(reason if colon else note, []).extend([layer] if colon else [])
+        if isinstance(note, Note):
+            layers_of.setdefault(note.reason, []).append(note.layer)
+        else:
+            layers_of.setdefault(note, [])
     lines = []
     for reason, layers in layers_of.items():
         rest = f"; ... {len(layers)} in all" if most is not None and len(layers) > most else ""
@@ -41,3 +65,12 @@ def file_name(label: str) -> str:
     """
     kept = label.replace("/", "-")
     return "".join(char if char.isalnum() or char in "-_." else "_" for char in kept)
+
+
+def size_text(size: int) -> str:
+    """Bytes in the unit that people read.
+
+    >>> size_text(2048), size_text(3 * MIB)
+    ('2.0 KiB', '3.00 MiB')
+    """
+    return f"{size / 1024:.1f} KiB" if size < MIB else f"{size / MIB:.2f} MiB"

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from qexp.base.text import Note
 from qexp.deploy.coded_network import CodedNetwork, code_network
 from qexp.deploy.weight_codes import WeightCodes, has_codes, weight_codes
 from qexp.experiment.build import Builder
@@ -112,7 +113,7 @@ def _lower_converted(prepared: Prepared, converted: Converted) -> Lowered:
 
 
 def _lowered(coded: CodedNetwork, notes: Sequence[str] = ()) -> Lowered:
-    kept_float = (f"{name}: stays float, {why}" for name, why in coded.kept_float.items())
+    kept_float = (Note(name, f"stays float, {why}") for name, why in coded.kept_float.items())
     return Lowered(coded.network, coded.weights, (*notes, *kept_float))
 
 

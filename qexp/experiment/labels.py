@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from qexp.base.label import Label
 from qexp.base.types import Plan
 from qexp.config.qat import QatSettings
 from qexp.config.quant import ActivationQuantSettings
@@ -9,31 +10,29 @@ from qexp.config.root import Config
 from qexp.ptq.calibration import Calibration
 
 
-def label(config: Config, plan: Plan, reused: Calibration | None = None) -> str:
+def label_of(config: Config, plan: Plan, reused: Calibration | None = None) -> Label:
     """The dials, then whatever differs from the defaults: `W4 int`, `half`, `W4 int conv_linear c4 l8`, `W4/8 int rules`."""
-    # Rules may leave nothing at the width of the dial, so what they chose is said instead.
-    widths = {spec.bits for spec in plan.quantized.values()} if config.policy.name == "rules" else {config.bits}
-    places = sorted({spec.bits for spec in plan.quantized_activations.values()})
-    activations = f"A{'/'.join(map(str, places))}" if places else ""
-    way = config.qat.name if config.qat.is_on else config.mode
-    parts = ["half"] if config.mode == "half" else [f"W{'/'.join(map(str, sorted(widths)))}{activations}", way]
     policy, quant, weight = config.policy, config.quant, config.quant.weight
-    if policy.name != "uniform" and config.mode != "half":
-        parts.append(policy.name)
-        if policy.name == "conv_linear":
-            parts += [f"c{policy.conv_bits or config.bits}", f"l{policy.linear_bits or config.bits}"]
-        if policy.name == "first_last":
-            parts.append(f"e{policy.edge_bits}")
-    if config.mode != "half":
-        parts += [quant.name] if quant.name != "linear" else []
-        parts += [weight.granularity] if weight.granularity != "per_tensor" else []
-        if weight.rounding != "half_even" and config.mode == "int":
-            drawn = weight.rounding == "stochastic" and weight.rounding_seed
-            parts.append(f"{weight.rounding}_{weight.rounding_seed}" if drawn else weight.rounding)
-        parts += [weight.arithmetic] if weight.arithmetic != "reciprocal" else []
-        parts += _training_words(config) if config.qat.is_on else _preparation_words(config, plan, reused)
-    parts += [f"input_{quant.input}"] if quant.input != "none" and config.mode != "float" else []
-    return " ".join(parts)
+    seen = [f"input_{quant.input}"] if quant.input != "none" and config.mode != "float" else []
+    if config.mode == "half":
+        return Label("half", words=tuple(seen))
+    # Rules may leave nothing at the width of the dial, so what they chose is said instead.
+    widths = {spec.bits for spec in plan.quantized.values()} if policy.name == "rules" else {config.bits}
+    places = {spec.bits for spec in plan.quantized_activations.values()}
+    words: list[str] = [policy.name] if policy.name != "uniform" else []
+    if policy.name == "conv_linear":
+        words += [f"c{policy.conv_bits or config.bits}", f"l{policy.linear_bits or config.bits}"]
+    if policy.name == "first_last":
+        words.append(f"e{policy.edge_bits}")
+    words += [quant.name] if quant.name != "linear" else []
+    words += [weight.granularity] if weight.granularity != "per_tensor" else []
+    if weight.rounding != "half_even" and config.mode == "int":
+        drawn = weight.rounding == "stochastic" and weight.rounding_seed
+        words.append(f"{weight.rounding}_{weight.rounding_seed}" if drawn else weight.rounding)
+    words += [weight.arithmetic] if weight.arithmetic != "reciprocal" else []
+    words += _training_words(config) if config.qat.is_on else _preparation_words(config, plan, reused)
+    way = config.qat.name if config.qat.is_on else config.mode
+    return Label(way, tuple(sorted(widths)), tuple(sorted(places)), (*words, *seen))
 
 
 def _preparation_words(config: Config, plan: Plan, reused: Calibration | None) -> list[str]:

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
 from qexp.base.console import print_main
 from qexp.base.text import by_reason, counted
-from qexp.base.types import Plan
 from qexp.engine.state import FitState
 from qexp.engine.trajectory import TrajectoryStore
 from qexp.experiment.job import Prepared
-from qexp.policy.table import format_plan
+from qexp.policy.table import print_plan
 from qexp.tracking.record import Record
 
 
@@ -24,27 +22,22 @@ def plan(prepared: Sequence[Prepared], *, num_jobs: int) -> None:
         parts.append(f"{counted(len(starts), 'float training')} to begin from ({sum(map(is_stored, starts))} stored)")
     parts.append(counted(sum(len(one.variants) - 1 for one in prepared), "quantized variant"))
     print_main(f"{counted(num_jobs, 'job')}: {', '.join(parts)}")
-    shown: dict[str, str] = {}
+    shown: list[tuple[object, str]] = []  # what tells plans apart, and the first variant that has it
     for one in prepared:
         print_main(*(f"note: {note}" for note in one.notes))
         for variant in one.variants[1:]:
-            header, _, body = format_plan(variant.plan, policy=variant.config.policy.name).partition("\n")
-            gist = _gist(variant.plan, body)
-            same = shown.setdefault(gist, variant.label)
-            lines = body.splitlines() if same == variant.label else [f"  the tensors of [{same}]"]
-            print_main(f"[{variant.label}] {header}", *lines, *(f"  note: {note}; listed once" for note in variant.notes))
+            printed = print_plan(variant.plan, policy=variant.config.policy.name)
+            same = next((label for gist, label in shown if gist == printed.gist), variant.label)
+            shown.append((printed.gist, same))
+            lines = printed.body if same == variant.label else [f"  the tensors of [{same}]"]
+            notes = [f"  note: {note}; listed once" for note in variant.notes]
+            print_main(f"[{variant.label}] {printed.summary}", *lines, *notes)
 
 
 def float_starts(prepared: Sequence[Prepared]) -> list[Prepared]:
     """The float trainings that others begin from and that no job asks for itself, each once."""
     own = {one.training for one in prepared}
     return list({one.start.training: one.start for one in prepared if one.start and one.start.training not in own}.values())
-
-
-def _gist(chosen: Plan, body: str) -> str:
-    """What tells two printed plans apart: all of it, or all but the width where one width serves all tensors."""
-    widths = {spec.bits for spec in chosen.quantized.values()}
-    return " ".join(re.sub(r"\d+", "#", body).split()) if len(widths) == 1 else body
 
 
 def is_stored(one: Prepared) -> bool:

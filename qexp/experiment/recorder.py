@@ -172,5 +172,5 @@ class Recorder:
         name = self.prepared.config.name
         # Of this experiment itself it is where a crash fell between the two files.
         reused = row["reused"] or row["experiment"] != name
-        own = {"experiment": name, "variant": variant.label, "alarms": tuple(row["alarms"]), "reused": reused}
-        return Record(**{**kept, **own})
+        own = {"experiment": name, "variant": variant.label, "named": variant.named, "reused": reused}
+        return Record(**{**kept, **own, "alarms": tuple(row["alarms"])})

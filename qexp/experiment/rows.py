@@ -43,6 +43,7 @@ def record_of(
         experiment=config.name,
         training=prepared.training,
         variant=variant.label,
+        named=variant.named,
         variant_key=variant.key,
         bits=variant.bits,
         mode="fp32" if is_float else config.mode,

@@ -8,11 +8,12 @@ from pathlib import Path
 
 from qexp.base.errors import UserError
 from qexp.base.files import hash_json
+from qexp.base.label import Label, read_stored_label
 from qexp.base.types import ActivationInfo, Plan, PlanRow, TensorInfo
 from qexp.config.calibrate import READS
 from qexp.config.root import Config
 from qexp.engine.evaluate import EVALUATOR_VERSION
-from qexp.experiment.labels import label
+from qexp.experiment.labels import label_of
 from qexp.nn.fake_quant import CONTAINER
 from qexp.policy.plan import make_plan
 from qexp.policy.table import plan_size_bytes
@@ -21,13 +22,15 @@ from qexp.qat.convert import Converted
 from qexp.quant.schemes import QUANTIZER_VERSION
 from qexp.tracking.record import FLOAT_VARIANT
 
+FLOAT = Label(FLOAT_VARIANT)
+
 
 @dataclass(frozen=True)
 class Variant:
     """One quantized copy of every epoch.
 
     Args:
-        label: what a person reads.
+        named: what a person reads, in parts.
         key: hash of all that decides its numbers, the versions of quantizer and evaluator included.
         config: of the first job that asked for it.
         plan: which tensor gets which quantizer.
@@ -37,7 +40,7 @@ class Variant:
         trained_bits: of a converted network, which is quantized as it was trained.
     """
 
-    label: str
+    named: Label
     key: str
     config: Config
     plan: Plan
@@ -47,9 +50,14 @@ class Variant:
     trained_bits: int | None = None
 
     @property
+    def label(self) -> str:
+        """What a person reads."""
+        return self.named.text
+
+    @property
     def is_float(self) -> bool:
         """True for the network as trained, the reference."""
-        return self.label == FLOAT_VARIANT
+        return self.named == FLOAT
 
     @property
     def bits(self) -> int:
@@ -88,13 +96,13 @@ def make_variants(
         UserError: a policy that does not fit, or a `calibrate.file` that is damaged or was not made for the plan.
     """
     untouched = Plan(rows=tuple(PlanRow(info, None, "", "float network") for info in tensors), mode="float32")
-    variants = [_variant(FLOAT_VARIANT, configs[0], untouched)]
+    variants = [_variant(FLOAT, configs[0], untouched)]
     for config in configs:
         if config.float_only:
             continue
         plan = _plan(config, tensors, activations)
         reused = _reused(config, plan)
-        variant = _variant(label(config, plan, reused), config, plan, reused)
+        variant = _variant(label_of(config, plan, reused), config, plan, reused)
         twin = next((number for number, other in enumerate(variants) if other.key == variant.key), None)
         if twin is None:
             variants.append(variant)
@@ -145,12 +153,12 @@ def converted_variants(
     places = {info.name: info for info in activations(layers_only)} if converted.activations else {}
     plan = converted.plan(tuple(tensors), places)
     untouched = Plan(rows=tuple(PlanRow(info, None, "", "as in the file") for info in tensors), mode="float32")
-    trained = replace(_variant(str(converted.about["label"]), config, plan), trained_bits=converted.bits)
+    trained = replace(_variant(read_stored_label(str(converted.about["label"])), config, plan), trained_bits=converted.bits)
     notes = (
         "the file's own quantizers: bits, mode, policy, quant, calibrate and correct have no say",
         "fp32 here is the file's own weights, quantized as they are, with float activations: delta and KL are to that",
     )
-    return _variant(FLOAT_VARIANT, config, untouched), replace(trained, notes=notes)
+    return _variant(FLOAT, config, untouched), replace(trained, notes=notes)
 
 
 def _reused(config: Config, plan: Plan) -> Calibration | None:
@@ -164,11 +172,11 @@ def _reused(config: Config, plan: Plan) -> Calibration | None:
     return calibration
 
 
-def _variant(name: str, config: Config, plan: Plan, reused: Calibration | None = None) -> Variant:
+def _variant(named: Label, config: Config, plan: Plan, reused: Calibration | None = None) -> Variant:
     evaluate = {"split": config.evaluate.split, "num_images": config.evaluate.num_images}
     versions = {"quantizer": QUANTIZER_VERSION, "evaluator": EVALUATOR_VERSION}
     key = hash_json({"plan": plan.hash, "evaluate": evaluate, "versions": versions, **_preparation(config, plan, reused)})
-    return Variant(name, key, config, plan, plan_size_bytes(plan), calibration=reused)
+    return Variant(named, key, config, plan, plan_size_bytes(plan), calibration=reused)
 
 
 def asks_for_activations(config: Config) -> bool:
@@ -212,4 +220,4 @@ def _preparation(config: Config, plan: Plan, reused: Calibration | None) -> dict
 def _distinct(variants: Sequence[Variant]) -> list[Variant]:
     """Labels made unique: two variants that read alike get their key's first digits."""
     labels = [variant.label for variant in variants]
-    return [replace(v, label=f"{v.label} {v.key[:4]}") if labels.count(v.label) > 1 else v for v in variants]
+    return [replace(v, named=v.named.with_word(v.key[:4])) if labels.count(v.label) > 1 else v for v in variants]

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from qexp.base.text import Note
 from qexp.nn.channels import Layer, add_to_bias_, as_layer, as_norm, num_outputs, running_statistics, scale_outputs_
 from qexp.nn.connectivity import Connectivity, source_of
 
@@ -79,7 +80,7 @@ def fold_batch_norm(model: nn.Module) -> Folded:
             continue
         reason = _obstacle(connectivity, norms[name]) if name in norms else "the network does not execute it, or not as a module"
         if reason:
-            notes.append(f"{name}: not folded, {reason}")
+            notes.append(Note(name, f"not folded, {reason}"))
             continue
         layers[name] = str(source_of(norms[name]).target)
         statistics[layers[name]] = _fold_into_layer_(as_layer(modules[layers[name]]), module)

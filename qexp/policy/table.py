@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import TypedDict
 
-from qexp.base.types import ActivationRow, Plan, PlanRow, QuantSpec
+from qexp.base.table import Column, Table, lines
+from qexp.base.types import ActivationRow, Plan, PlanRow
 from qexp.policy.rules import NEVER
 from qexp.quant.storage import stored_bytes
 
@@ -64,8 +65,33 @@ class PlannedActivation(TypedDict):
     reason: str
 
 
-_HEADINGS = ("tensor", "shape", "bits", "scheme", "rule", "params %")
-_ACTIVATION_HEADINGS = ("activation", "made by", "read by", "shape", "bits", "scheme", "rule")
+@dataclass(frozen=True)
+class PrintedPlan:
+    """A plan as it is printed.
+
+    Args:
+        summary: one line.
+        tables: what is quantized: tensors, then activations, where there are any.
+        rest: lines about what is left alone, and notes.
+        num_widths: of the tensors.
+    """
+
+    summary: str
+    tables: tuple[Table, ...]
+    rest: tuple[str, ...]
+    num_widths: int
+
+    @property
+    def body(self) -> list[str]:
+        """The lines below the summary."""
+        return [*(line for table in self.tables for line in lines(table, indent="  ")), *self.rest]
+
+    @property
+    def gist(self) -> object:
+        """What tells two printed plans apart: all of it, or all but widths where one serves all tensors."""
+        if self.num_widths != 1:
+            return [table.cells for table in self.tables], self.rest
+        return [table.without("bits").cells for table in self.tables], self.rest
 
 
 def plan_size_bytes(plan: Plan) -> int:
@@ -140,12 +166,22 @@ def format_plan(plan: Plan, *, policy: str = "") -> str:
         plan: of `make_plan`.
         policy: its name, for the summary.
     """
+    printed = print_plan(plan, policy=policy)
+    return "\n".join([printed.summary, *printed.body])
+
+
+def print_plan(plan: Plan, *, policy: str = "") -> PrintedPlan:
+    """`format_plan` in parts.
+
+    Args:
+        plan: of `make_plan`.
+        policy: its name, for the summary.
+    """
     total = sum(row.info.num_elements for row in plan.rows if _is_parameter(row))
-    chosen = [row for row in plan.rows if row.spec]
-    lines = [_summary(plan, policy, total), *_table([_HEADINGS, *(_cells(row, total) for row in chosen)])]
+    share = replace(_SHARE, value=lambda row: 100 * row.info.num_elements / max(total, 1) if _is_parameter(row) else None)
+    tables = [Table.of((*_TENSOR, share), [row for row in plan.rows if row.spec])]
     points = [row for row in plan.activations if row.spec]
-    if points:
-        lines += _table([_ACTIVATION_HEADINGS, *map(_activation_cells, points)])
+    tables += [Table.of(_ACTIVATION, points)] if points else []
     kept: dict[str, list[str]] = {}
     for tensor in plan.rows:
         if tensor.spec is None:
@@ -153,11 +189,11 @@ def format_plan(plan: Plan, *, policy: str = "") -> str:
     for point in plan.activations:
         if point.spec is None:
             kept.setdefault(f"activations: {point.reason}", []).append(point.info.name)
-    if kept:
-        lines.append("left alone:")
-        lines += [f"  {len(names)} x {reason} ({names[0]}{', ...' if len(names) > 1 else ''})" for reason, names in kept.items()]
-    lines += [f"note: {note}" for note in plan.notes]
-    return "\n".join(lines)
+    rest = ["left alone:"] if kept else []
+    rest += [f"  {len(names)} x {reason} ({names[0]}{', ...' if len(names) > 1 else ''})" for reason, names in kept.items()]
+    rest += [f"note: {note}" for note in plan.notes]
+    widths = {spec.bits for spec in plan.quantized.values()}
+    return PrintedPlan(_summary(plan, policy, total), tuple(tables), tuple(rest), len(widths))
 
 
 def _summary(plan: Plan, policy: str, total: int) -> str:
@@ -194,42 +230,49 @@ def _widths(plan: Plan, bits: str) -> str:
     return f"W{bits or 32}A{widths} (activations {' and '.join(ways)})"
 
 
-def _table(cells: Sequence[tuple[str, ...]]) -> list[str]:
-    """Lines of a table, its last column flush right."""
-    widths = [max(len(line[column]) for line in cells) for column in range(len(cells[0]))]
-    lines = []
-    for line in cells:
-        left = [line[column].ljust(widths[column]) for column in range(len(line) - 1)]
-        lines.append("  " + "  ".join([*left, line[-1].rjust(widths[-1])]))
-    return lines
+def _readers(row: ActivationRow) -> str:
+    """Two of them, and how many more there are."""
+    more = len(row.info.consumers) - 2
+    return ", ".join(row.info.consumers[:2]) + (f", {more} more" if more > 0 else "")
 
 
-def _activation_cells(row: ActivationRow) -> tuple[str, ...]:
-    """One line of the table of activations."""
-    info, spec = row.info, row.spec
-    assert spec is not None
-    readers = ", ".join(info.consumers[:2]) + (f", {len(info.consumers) - 2} more" if len(info.consumers) > 2 else "")
-    made_by = f"{info.operator} x {len(info.producers)}" if len(info.producers) > 1 else info.operator
-    shape = "x".join(str(size) for size in info.shape)
-    return (info.name, made_by, readers, shape, str(spec.bits), _grid(spec), row.rule)
+def _made_by(row: ActivationRow) -> str:
+    info = row.info
+    return f"{info.operator} x {len(info.producers)}" if len(info.producers) > 1 else info.operator
 
 
-def _cells(row: PlanRow, total: int) -> tuple[str, ...]:
-    """One line of the table."""
+def _shape(row: PlanRow | ActivationRow) -> str:
+    return "x".join(str(size) for size in row.info.shape)
+
+
+def _grid(row: PlanRow | ActivationRow) -> str:
+    """`linear`, `linear per_channel axis 0`, `affine per_group 64 axis 0`."""
     spec = row.spec
     assert spec is not None
-    shape = "x".join(str(size) for size in row.info.shape) or "scalar"
-    share = f"{100 * row.info.num_elements / max(total, 1):.2f}" if _is_parameter(row) else "-"
-    return (row.info.name, shape, str(spec.bits), _grid(spec), row.rule, share)
-
-
-def _grid(spec: QuantSpec) -> str:
-    """`linear`, `linear per_channel axis 0`, `affine per_group 64 axis 0`."""
     if spec.granularity == "per_tensor":
         return spec.scheme
     size = f" {spec.group_size}" if spec.granularity == "per_group" else ""
     axis = "" if spec.granularity == "per_in_out_channel" else f" axis {spec.axis}"
     return f"{spec.scheme} {spec.granularity}{size}{axis}"
+
+
+_TENSOR = (
+    Column(name="name", title="tensor", kind="text", value=lambda row: row.info.name),
+    Column(name="shape", title="shape", kind="text", value=lambda row: _shape(row) or "scalar"),
+    Column(name="bits", title="bits", kind="count", align="left", value=lambda row: row.spec.bits),
+    Column(name="scheme", title="scheme", kind="text", value=_grid),
+    Column(name="rule", title="rule", kind="text"),
+)
+_SHARE = Column(name="share", title="params %", kind="percent", empty="-")
+_ACTIVATION = (
+    Column(name="name", title="activation", kind="text", value=lambda row: row.info.name),
+    Column(name="made_by", title="made by", kind="text", value=_made_by),
+    Column(name="read_by", title="read by", kind="text", value=_readers),
+    Column(name="shape", title="shape", kind="text", value=_shape),
+    Column(name="bits", title="bits", kind="count", align="left", value=lambda row: row.spec.bits),
+    Column(name="scheme", title="scheme", kind="text", value=_grid),
+    Column(name="rule", title="rule", kind="text", align="right"),
+)
 
 
 def _is_parameter(row: PlanRow) -> bool:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from qexp.base.errors import UserError
+from qexp.base.text import Note
 from qexp.base.types import Batch, QuantSpec
 from qexp.config.correct import CorrectSettings
 from qexp.nn.channels import Layer, as_layer
@@ -102,7 +103,7 @@ def adaround_(
     with evaluating(quantized), evaluating(reference):
         activations = activations_after(reference) if settings.adaround_relu else {}
         order, repeated = layers_in_order(quantized, images[0][:1])
-        notes += [note for note in repeated if f"{note.split(':')[0]}.weight" in specs]
+        notes += [note for note in repeated if f"{note.layer}.weight" in specs]
         for layer in order:
             name = f"{layer}.weight"
             if name not in specs:
@@ -135,19 +136,19 @@ class _Grid:
 
 
 def _grid(
-    name: str, layer: Layer, reference: nn.Module, spec: QuantSpec, limits: Limits | None, notes: list[str]
+    name: str, layer: Layer, reference: nn.Module, spec: QuantSpec, limits: Limits | None, notes: list[Note]
 ) -> _Grid | None:
     """The grid of a weight; None, with a note, where it cannot be learned on."""
     weight = reference.get_parameter(name).float()
     if type(layer) not in SUPPORTED or spec.scheme not in EVEN_SCHEMES or spec.mode != "int":
         what = type(layer).__name__ if type(layer) not in SUPPORTED else f"scheme {spec.scheme}, mode {spec.mode}"
-        notes.append(f"{name}: rounded to nearest, AdaRound has no form for {what}")
+        notes.append(Note(name, f"rounded to nearest, AdaRound has no form for {what}"))
         return None
     spec = replace(spec, rounding="half_even")
     try:
         fitted = fit(weight, spec, limits)
     except ConstantTensorError:
-        notes.append(f"{name}: left as it is, it is constant")
+        notes.append(Note(name, "left as it is, it is constant"))
         return None
     layout = fitted.layout
     codes = layout.fold(encode_rows(weight, replace(spec, mode="float"), fitted))

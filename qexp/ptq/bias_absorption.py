@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvTransposeNd
 
+from qexp.base.text import Note
 from qexp.nn.channels import add_to_bias_, as_layer, mean_response
 from qexp.nn.fold import ChannelStatistics
 from qexp.nn.layer_pairs import LayerPair, clip_of, find_layer_pairs
@@ -73,7 +74,7 @@ def absorb_high_biases(model: nn.Module, statistics: Mapping[str, ChannelStatist
             continue
         reason = _obstacle(pair, model, statistics, padded)
         if reason:
-            notes.append(f"{pair.source}, {pair.target}: no bias absorbed, {reason}")
+            notes.append(Note(f"{pair.source}, {pair.target}", f"no bias absorbed, {reason}"))
             continue
         before = shifted[pair.source]
         shift = (before.mean - 3 * before.std).clamp(min=0)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from qexp.base.errors import UserError
+from qexp.base.text import Note
 from qexp.base.types import Batch
 from qexp.nn.channels import LAYERS, Layer, add_to_bias_, as_layer, mean_response, output_dim
 from qexp.nn.connectivity import RELU6_CAP
@@ -152,7 +153,7 @@ def correct_bias_analytic_(
         before = (statistics or {}).get(pair.source) or _statistics_of(reference.get_submodule(pair.source))
         if before is None or pair.max_pooled:
             why = "there is a max pooling before it" if pair.max_pooled else f"{pair.source} had no batch norm"
-            notes.append(f"{name}: bias not corrected, {why}")
+            notes.append(Note(name, f"bias not corrected, {why}"))
             continue
         layer, quantized_layer = as_layer(module), as_layer(quantized.get_submodule(name))
         mean = mean_input(pair, reference, before).repeat_interleave(pair.features)
@@ -164,7 +165,7 @@ def correct_bias_analytic_(
 def _unpaired(reference: nn.Module, pairs: Mapping[str, LayerPair]) -> list[str]:
     """A note for each layer whose input comes from no single layer or batch norm."""
     names = [name for name, module in reference.named_modules() if name not in pairs and type(module) in LAYERS]
-    return [f"{name}: bias not corrected, its input is not the output of one layer or batch norm" for name in names]
+    return [Note(name, "bias not corrected, its input is not the output of one layer or batch norm") for name in names]
 
 
 def _statistics_of(source: nn.Module) -> ChannelStatistics | None:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from qexp.base.text import Note
 from qexp.nn.channels import (
     LAYERS,
     Layer,
@@ -163,11 +164,14 @@ def rescale_channels(
 
 def _scalable(model: nn.Module) -> tuple[list[LayerPair], list[str]]:
     """The pairs between which a positive scale passes, and why others are left out."""
-    pairs, notes = [], []
+    pairs: list[LayerPair] = []
+    notes: list[str] = []
     for pair in find_layer_pairs(model):
         if joins_two_layers(pair, model):
             if pair.activation == "relu6" and pair.activation_module is None:
-                notes.append(f"{pair.source}, {pair.target}: not equalized, the ReLU6 between them is no module of its own")
+                notes.append(
+                    Note(f"{pair.source}, {pair.target}", "not equalized, the ReLU6 between them is no module of its own")
+                )
             else:
                 pairs.append(pair)
     return pairs, notes

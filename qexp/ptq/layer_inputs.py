@@ -8,6 +8,7 @@ from contextlib import ExitStack, contextmanager
 
 from torch import Tensor, nn
 
+from qexp.base.text import Note
 from qexp.nn.channels import Layer, as_layer, is_layer
 
 Hook = Callable[[str, Layer, Tensor, Tensor], Tensor | None]  # (name, layer, input, output) -> another output, or None
@@ -17,7 +18,7 @@ class _LastLayerReached(Exception):
     """Unwinds a forward whose last layer of interest has run."""
 
 
-def layers_in_order(model: nn.Module, images: Tensor) -> tuple[list[str], tuple[str, ...]]:
+def layers_in_order(model: nn.Module, images: Tensor) -> tuple[list[str], tuple[Note, ...]]:
     """Convolutions and linear layers by name, in the order in which one forward calls them, and notes on those it calls twice.
 
     Layers that are called more than once are left out: their rounding errors meet several inputs.
@@ -31,7 +32,7 @@ def layers_in_order(model: nn.Module, images: Tensor) -> tuple[list[str], tuple[
     with hooked(names, lambda name, layer, x, y: calls.append(name)):
         model(images)
     counts = Counter(calls)
-    notes = tuple(f"{name}: left alone, it is called {count} times" for name, count in counts.items() if count > 1)
+    notes = tuple(Note(name, f"left alone, it is called {count} times") for name, count in counts.items() if count > 1)
     return [name for name in counts if counts[name] == 1], notes
 
 

@@ -14,8 +14,9 @@ from markupsafe import Markup, escape
 from qexp.base.files import write_text_atomic
 from qexp.reporting.frames.comparison import has_qat
 from qexp.reporting.frames.summary import is_control, is_float
-from qexp.reporting.statistics.verdict import ALIKE, BEST, EXPLAINED, WORSE, Verdict
+from qexp.reporting.statistics.verdict import EXPLAINED, Verdict
 from qexp.reporting.tables.exports import EXPLAINED as EXPORTS_EXPLAINED
+from qexp.reporting.tables.render import html_table
 from qexp.reporting.tables.results import display
 from qexp.reporting.tables.statistic_cells import interval_text
 from qexp.tracking.row_types import SweepRow
@@ -23,7 +24,6 @@ from qexp.tracking.row_types import SweepRow
 FILE = "report.html"
 TEMPLATE = Path(__file__).with_name("page.html.jinja")
 LEAST, MOST = 0.62, 1.2  # of a figure's own width
-MARKS = {BEST: "best", ALIKE: "alike", WORSE: "worse"}
 
 
 @dataclass(frozen=True)
@@ -78,9 +78,7 @@ def write_page(
         alarms=_alarms(table),
         card=card,
         caption=rounded.caption,
-        header=list(zip(rounded.header, rounded.left, strict=True)),
-        rows=[_row(cells, rounded.header, kind) for cells, kind in zip(rounded.rows, _kinds(table), strict=True)],
-        left=rounded.left,
+        table=html_table(rounded.table, _kinds(table)),
         footnotes=rounded.footnotes,
         explained=_emphasized(EXPLAINED),
         digest=verdict.digest,
@@ -141,22 +139,12 @@ def _kinds(table: pd.DataFrame) -> list[str]:
     ]
 
 
-def _row(cells: Sequence[str], header: Sequence[str], kind: str) -> dict[str, object]:
-    """Cells, those of `vs best` with their mark."""
-    marked = [
-        {"text": cell, "mark": MARKS.get(cell, "") if title == "vs best" else ""}
-        for cell, title in zip(cells, header, strict=True)
-    ]  # fmt: skip
-    return {"cells": marked, "kind": kind}
-
-
 def _alarms(table: pd.DataFrame) -> list[str]:
     """Every alarm with the rows that have it."""
     variants: dict[str, list[str]] = {}
     for variant, alarms in zip(table["variant"], table["alarms"], strict=True):
-        for alarm in alarms.split("; "):
-            if alarm:
-                variants.setdefault(alarm, []).append(variant)
+        for alarm in alarms:
+            variants.setdefault(alarm, []).append(variant)
     return [f"{', '.join(dict.fromkeys(names))}: {alarm}" for alarm, names in variants.items()]
 
 

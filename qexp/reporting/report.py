@@ -11,6 +11,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from qexp.base.errors import UserError
+from qexp.base.table import Table
 from qexp.reporting.figures.accuracy import prec1_by_bits, prec1_by_epoch
 from qexp.reporting.figures.cost import prec1_by_bops, prec1_by_cost, prec1_by_size
 from qexp.reporting.figures.layers import sensitivity_map, sqnr_map
@@ -27,7 +28,7 @@ from qexp.reporting.statistics.paired import with_statistics
 from qexp.reporting.statistics.verdict import compare_variants
 from qexp.reporting.tables.card import load_runs, protocol_card
 from qexp.reporting.tables.exports import exports_for_page, format_exports, load_exports, write_exports
-from qexp.reporting.tables.results import format_table, write_tables
+from qexp.reporting.tables.results import display, format_table, seeds_display, write_tables
 from qexp.tracking.row_types import ExportRow
 
 CAPTIONS = {
@@ -81,6 +82,7 @@ class Report:
         folder: `results/<name>`.
         tables: files of tables, and the page.
         figures: files of figures.
+        rounded: the table of results and, where seeds were repeated, that of their means, as people read them.
         table: the table and the states of the jobs as fixed-width text, for the screen.
     """
 
@@ -89,6 +91,7 @@ class Report:
     table: str
     tables: tuple[Path, ...]
     figures: tuple[Path, ...]
+    rounded: tuple[Table, ...] = ()
 
 
 def write_report(name: str, *, runs_dir: str | Path, results_dir: str | Path, mixed: bool = False) -> Report:
@@ -111,7 +114,7 @@ def write_report(name: str, *, runs_dir: str | Path, results_dir: str | Path, mi
         )
     folder, runs = Path(results_dir) / name, load_runs(name, runs_dir)
     exports, sweeps = load_exports(name, runs_dir), load_sweeps(name, runs_dir)
-    verdict, screen = None, []  # for the screen: texts below each other
+    verdict, screen, rounded = None, [], []  # for the screen: texts below each other
     if not records.empty:
         protocols = find_protocols(records, {key: run["params"] for key, run in runs.items()})
         if protocols.sentences and not mixed:
@@ -122,6 +125,8 @@ def write_report(name: str, *, runs_dir: str | Path, results_dir: str | Path, mi
         compact = write_compact(folder, (verdict.table, verdict.early), records, stored)
         verdict = replace(verdict, digest=compact[1] if compact else "", protocols=protocols.sentences)
         words = [textwrap.fill(text, 130) for text in (*verdict.protocols, *verdict.sentences, *verdict.gaps)]
+        rounded = [display(verdict.table, wide=True).table]
+        rounded += [seeds_display(verdict.seeds, verdict.table)] if len(verdict.seeds) else []
         screen = [format_table(verdict.table), *(["\n".join(words)] if words else [])]
     tables = [*write_tables(name, records, folder, sweeps, jobs, verdict).values()]
     tables += write_exports(name, exports, folder)
@@ -136,7 +141,7 @@ def write_report(name: str, *, runs_dir: str | Path, results_dir: str | Path, mi
         page = write_page(name, folder, verdict, card=card, figures=on_page, exports=exports_for_page(exports), sweeps=sweeps)
         tables.append(page)
     figures = [path for paths in drawn.values() for path in paths]
-    return Report(name, folder, "\n\n".join(screen), tuple(tables), tuple(figures))
+    return Report(name, folder, "\n\n".join(screen), tuple(tables), tuple(figures), tuple(rounded))
 
 
 def _figures(records: pd.DataFrame, exports: Sequence[ExportRow], folder: Path) -> list[tuple[str, Figure]]:

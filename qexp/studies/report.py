@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import matplotlib
@@ -11,8 +11,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from qexp.base.files import write_text_atomic
+from qexp.base.table import Column, Table, markdown_table
 from qexp.reporting.figures.style import RC, save, spread_colors
-from qexp.reporting.tables.render import csv_text, markdown_table
+from qexp.reporting.tables.render import csv_text
 from qexp.studies.outcome import Bars, Check, Lines, Outcome
 
 
@@ -83,30 +84,22 @@ def _mark(axes: Axes, marked: Mapping[str, float]) -> None:
 
 
 def _markdown(name: str, outcome: Outcome, command: str) -> str:
-    kinds = {True: "identity", False: "expected"}
-    checks = [
-        {
-            "": "pass" if check.passed else "FAIL",
-            "kind": kinds[check.identity],
-            "claim": check.name,
-            "expected": check.expected,
-            "measured": check.measured,
-        }
-        for check in outcome.checks
-    ]
-    rows = [{column: row[column] for column in outcome.shown} for row in outcome.rows]
+    shown = [Column(name=name, title=name, kind="text", align="any", form=_cell) for name in outcome.shown]
+    checks, numbers = Table.of(_CHECK_COLUMNS, outcome.checks), Table.of(shown, outcome.rows)
     parts = [f"# {name}", outcome.headline, f"{outcome.subject}."]
-    parts += ["## What was expected", _table(checks), "## Numbers", _table(rows)]
+    parts += ["## What was expected", markdown_table(checks), "## Numbers", markdown_table(numbers)]
     parts += [f"- {note}" for note in outcome.notes]
     return "\n\n".join([*parts, f"Made by `{command}`."]) + "\n"
 
 
-def _table(rows: Sequence[Mapping[str, object]]) -> str:
-    titles = list(rows[0])
-    return markdown_table([(title, None) for title in titles], [[_cell(row[title]) for title in titles] for row in rows])
+_CHECK_COLUMNS = (
+    Column(name="passed", title="", kind="text", align="any", form=lambda passed: "pass" if passed else "FAIL"),
+    Column(name="identity", title="kind", kind="text", align="any", form=lambda holds: "identity" if holds else "expected"),
+    Column(name="name", title="claim", kind="text", align="any"),
+    Column(name="expected", title="expected", kind="text", align="any"),
+    Column(name="measured", title="measured", kind="text", align="any"),
+)
 
 
 def _cell(value: object) -> str:
-    if value is None:
-        return ""
     return f"{value:.5g}" if isinstance(value, float) else str(value)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from qexp.base.label import Label
+
 FLOAT_VARIANT = "fp32"  # the network as trained, the reference of every delta
 
 FLOAT_BITS = 32  # of a weight and an activation there
@@ -13,7 +15,8 @@ FLOAT_BITS = 32  # of a weight and an activation there
 class Record:
     """One flat row: what one variant of one training scored after one epoch, and what that number rests on.
 
-    `training` and `variant_key` are content hashes; `variant` is the label a person reads. `delta_prec1` is against the float
+    `training` and `variant_key` are content hashes; `variant` is the label a person
+    reads and `named` its parts, None in rows that were stored without. `delta_prec1` is against the float
     network of the same epoch, in points. `size_bytes` counts packed codes, their scales and zero points, and the rest as stored.
     `activation_bits` is None where activations are float, the widest where they differ. `ranges` names the methods that found the
     limits of weights and activations, `corrections` what was done beside rounding, `calibration` the file of activation ranges.
@@ -58,6 +61,7 @@ class Record:
     device: str = "cpu"
     time_ms: int = 0
     versions: dict[str, str] = field(default_factory=dict)
+    named: Label | None = None
 
 
 @dataclass(frozen=True)

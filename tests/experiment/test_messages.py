@@ -1,5 +1,6 @@
 import pytest
 
+from qexp.base.text import Note
 from qexp.experiment import messages
 from qexp.experiment.estimate import cost_of, estimate
 
@@ -42,8 +43,8 @@ def test_the_estimate_knows_what_is_kept(prepared, keep, kept):
 
 
 def test_what_corrections_left_alone_is_said_by_reason(capsys):
-    found = [f"bn{number}: not folded, it is alone" for number in range(5)]
-    messages.left_alone("W4 int", [*found, "a, b: not equalized, no pair", "nothing converged"])
+    notes = [Note(f"bn{number}", "not folded, it is alone") for number in range(5)]
+    messages.left_alone("W4 int", [*notes, Note("a, b", "not equalized, no pair"), "nothing converged"])
     assert capsys.readouterr().out.splitlines() == [
         "  note: [W4 int] not folded, it is alone (bn0; bn1; bn2; ... 5 in all)",
         "  note: [W4 int] not equalized, no pair (a, b)",

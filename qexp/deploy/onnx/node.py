@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from qexp.base.errors import UserError
+from qexp.base.text import Note
 from qexp.deploy.onnx.writer import Grid, OnnxWriter, code_type
 from qexp.deploy.weight_codes import WeightCodes, accumulator_scale, bias_codes
 from qexp.quant.affine import quantize_affine
@@ -238,7 +239,7 @@ class OnnxNode:
         codes = bias_codes(constant.tensor, scale)
         if codes is None:
             self.context.stored[path] = "FLOAT"
-            self.context.notes.append(f"{path}: added in float behind the layer, beyond int32 at the scale of its accumulator")
+            self.context.notes.append(Note(path, "added in float behind the layer, beyond int32 at the scale of its accumulator"))
             return None
         axis = {} if scale.dim() == 0 else {"axis": 0}
         names = [writer.tensor(f"{path}.codes", codes), writer.tensor(f"{path}.scale", scale)]

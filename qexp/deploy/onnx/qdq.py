@@ -38,6 +38,7 @@ from torch import Tensor, fx
 
 from qexp.base.errors import UserError
 from qexp.base.files import write_atomic
+from qexp.base.text import Note
 from qexp.deploy.activation_codes import CodeTensor, code_nodes
 from qexp.deploy.graph_nodes import called_module, output_of, quantizer_at
 from qexp.deploy.onnx.layers import conv
@@ -106,7 +107,7 @@ def export_qdq(
     with evaluating(network):
         result = export.write_nodes(torch.cat([example[:1]] * _BATCH))
     unused = sorted(weights.keys() - context.stored.keys())
-    notes = context.notes + [f"{name}: no layer of the graph reads it as it is; not written as codes" for name in unused]
+    notes = context.notes + [Note(name, "no layer of the graph reads it as it is; not written as codes") for name in unused]
     context.writer.drop_unread("DequantizeLinear")
     model = context.writer.model(result.name, example.shape[1:], result.shape[1:], about or {})
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -268,7 +269,7 @@ class _Export(fx.Interpreter):
             module = called_module(self.network, user)
             if handler_of(user, module) is conv:
                 name = user.name if module is None else user.target
-                self.context.notes.append(f"{name}: computed in float, on codes with each batch's range")
+                self.context.notes.append(Note(str(name), "computed in float, on codes with each batch's range"))
         values = writer.node("DequantizeLinear", [dynamic.codes, dynamic.scale, dynamic.zero_point], f"{point}.codes.values")[0]
         return Value(values, x.shape, dynamic=dynamic)
 

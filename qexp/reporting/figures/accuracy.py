@@ -25,13 +25,13 @@ from qexp.reporting.figures.curves import (
     draw_band,
     epoch_curves,
     is_reference,
+    is_start,
     last_points,
     line_keys,
 )
 from qexp.reporting.figures.layout import Limits, lay_out, panels_of
 from qexp.reporting.figures.style import LINES, MARKERS, Look, looks, padded, percent_axis, spread_colors, title, zoom_limits
 from qexp.reporting.frames.comparison import has_qat
-from qexp.reporting.frames.qat_labels import START
 from qexp.reporting.frames.summary import Family, summarize
 
 BLACK = "#000000"
@@ -63,7 +63,7 @@ def prec1_by_epoch(records: pd.DataFrame) -> Figure:
         for name, reference in float_curves.items():
             look = references[name]
             draw_band(axes, bands, name, BLACK)
-            axes.plot(reference.index, reference, color=BLACK, linestyle=look.line, linewidth=_width(name), zorder=1.9)
+            axes.plot(reference.index, reference, color=BLACK, linestyle=look.line, linewidth=_width(look), zorder=1.9)
         axes.set_xlabel("epoch")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=10, steps=[1, 2, 5, 10]))
         axes.margins(x=0.03)
@@ -72,7 +72,7 @@ def prec1_by_epoch(records: pd.DataFrame) -> Figure:
 
     final = frame.sort_values("epoch", kind="stable").groupby("variant")["prec1"].last() if len(panels) == 1 else None
     longest = max(map(len, frame["variant"]))
-    entries = [(name, look, _width(name)) for name, look in references.items()]
+    entries = [(name, look, _width(look)) for name, look in references.items()]
     entries += [(name, look, 1.5) for name, look in styles.items()]
     handles = [
         matplotlib.lines.Line2D(
@@ -117,7 +117,7 @@ def prec1_by_bits(records: pd.DataFrame) -> Figure | None:
 
     def draw(axes: Axes, part: pd.DataFrame, limits: Limits | None) -> None:
         for name, rows in part[is_reference(part)].groupby("variant", sort=False):
-            prec1, width = rows["prec1"].mean(), min(_width(name), 2.0)
+            prec1, width = rows["prec1"].mean(), min(_width(references[name]), 2.0)
             axes.axhline(prec1, color=BLACK, zorder=1.9, linestyle=references[name].line, linewidth=width)
         quantized = part[~is_reference(part)]
         keys = line_keys(quantized)
@@ -133,7 +133,7 @@ def prec1_by_bits(records: pd.DataFrame) -> Figure | None:
 
     trained = any(mode == OWN for mode, _ in styles)
     handles = [
-        matplotlib.lines.Line2D([], [], color=BLACK, linestyle=look.line, linewidth=min(_width(name), 2.0), label=name)
+        matplotlib.lines.Line2D([], [], color=BLACK, linestyle=look.line, linewidth=min(_width(look), 2.0), label=name)
         for name, look in references.items()
     ]
     for (mode, family), look in styles.items():
@@ -210,14 +210,15 @@ def _curves(part: pd.DataFrame) -> tuple[dict[str, pd.Series], dict[str, pd.Seri
 def _reference_looks(frame: pd.DataFrame) -> dict[str, Look]:
     """A start is dashed, the first of the others solid."""
     names = list(dict.fromkeys(frame["variant"][is_reference(frame)]))
-    solid = [name for name in names if not name.startswith(START)]
+    starts = set(frame["variant"][is_start(frame)])
+    solid = [name for name in names if name not in starts]
     lines = {name: REFERENCE_LINES[min(number, len(REFERENCE_LINES) - 1)] for number, name in enumerate(solid)}
     return {name: Look(BLACK, lines.get(name, START_LINE), "") for name in names}
 
 
-def _width(reference: str) -> float:
+def _width(reference: Look) -> float:
     """Of a float network's line: thin for a start, thick for the rest."""
-    return 1.2 if reference.startswith(START) else 2.6
+    return 1.2 if reference.line == START_LINE else 2.6
 
 
 def _epoch_zoom(part: pd.DataFrame) -> Limits | None:

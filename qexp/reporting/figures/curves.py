@@ -8,8 +8,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from qexp.reporting.figures.style import LINES, MARKERS, Look, looks, spread_colors
-from qexp.reporting.frames.comparison import LINEAGE, shared_words, without_words
-from qexp.reporting.frames.qat_labels import CONTROL, START
+from qexp.reporting.frames.comparison import LINEAGE, shared_words
 from qexp.reporting.frames.summary import MEASUREMENT, Family, family_keys
 from qexp.reporting.statistics.paired import wilson_of
 from qexp.tracking.record import FLOAT_VARIANT
@@ -20,8 +19,18 @@ LineKey = tuple[str, Family]  # mode, and family with the width of its activatio
 
 
 def is_reference(frame: pd.DataFrame) -> pd.Series:
-    """True in the rows of float networks: `fp32`, `float start`, `float control`."""
-    return (frame["variant"] == FLOAT_VARIANT) | frame["variant"].str.startswith((START, CONTROL))
+    """True in the rows of float networks, whatever their curves are called: `fp32`, `float start`, `float control`."""
+    return frame["reference"].ne("") if "reference" in frame else frame["variant"] == FLOAT_VARIANT
+
+
+def is_start(frame: pd.DataFrame) -> pd.Series:
+    """True in the rows of a float network that is drawn as the start of a comparison."""
+    return frame["reference"].eq("start") if "reference" in frame else frame["variant"].isna()
+
+
+def _with_reference(frame: pd.DataFrame) -> pd.DataFrame:
+    """Add `reference`: what a float network is drawn as, empty for copies."""
+    return frame.assign(reference=[FLOAT_VARIANT if variant == FLOAT_VARIANT else "" for variant in frame["variant"]])
 
 
 def epoch_curves(records: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
@@ -38,7 +47,7 @@ def epoch_curves(records: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
     numbers = [rows[tuple(key)] for key in records[MEASUREMENT].itertuples(index=False)]
     words = shared_words(table)
     frame = records.assign(**{name: table[name].to_numpy()[numbers] for name in (*LINEAGE, "label")}, order=numbers)
-    frame["variant"] = [without_words(variant, words) for variant in frame["variant"]]
+    frame = _with_reference(frame.assign(variant=[label.without(words).text for label in frame["named"]]))
     panels = [_comparison(part) for _, part in _compared(frame).groupby("comparison", sort=False)]
     copied = frame[~is_reference(frame)]["training"]
     alone = frame["role"].eq("float") | (frame["role"].eq("start") & frame["training"].isin(copied) & frame["method"].eq(""))
@@ -55,6 +64,7 @@ def last_points(table: pd.DataFrame) -> pd.DataFrame:
     Args:
         table: of `summarize`.
     """
+    table = _with_reference(table)
     compared = _compared(table)
     others = table[table["role"].eq("float") | (table["role"].eq("checkpoint") & table["role"].eq("checkpoint").all())]
     parts = [_references(part) for _, part in compared.groupby("comparison", sort=False)]
@@ -120,7 +130,7 @@ def _comparison(part: pd.DataFrame) -> pd.DataFrame:
     title = _title(part)
     order: dict[str, int] = {}
     part = _own(_references(part))
-    start = part["variant"].str.startswith(START)
+    start = is_start(part)
     if not part["role"].eq("control").any():
         part = pd.concat([_level(part[start], part[~start & part["role"].ne("start")]), part[~start & part["role"].ne("start")]])
     for row in part.itertuples():
@@ -136,7 +146,9 @@ def _references(part: pd.DataFrame) -> pd.DataFrame:
     """Name the float networks of a comparison; of start and control the control is drawn, with its copies."""
     if part["role"].eq("control").any():
         part = part[part["role"] != "start"]
-    return part.assign(variant=part["variant"].mask(part["variant"] == FLOAT_VARIANT, part["curve"]))
+    is_float = is_reference(part)
+    drawn_as = part["reference"].mask(is_float & part["role"].eq("start"), "start")
+    return part.assign(variant=part["variant"].mask(is_float, part["curve"]), reference=drawn_as)
 
 
 def _own(part: pd.DataFrame) -> pd.DataFrame:

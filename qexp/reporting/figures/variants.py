@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from qexp.reporting.figures.style import CLOSE_POINTS, RC, padded, spread_colors, title, zoom_limits
-from qexp.reporting.frames.comparison import shared_words, without_words
+from qexp.reporting.frames.comparison import shared_words
 from qexp.reporting.frames.summary import family_keys, is_float, summarize
 from qexp.reporting.statistics.paired import wilson_of
 
@@ -40,7 +40,7 @@ def prec1_by_variant(records: pd.DataFrame) -> Figure | None:
     ends = {str(index): pd.Series([value]) for index, value in variants["prec1"].items()}
     magnify = zoom_limits(ends, pd.Series([float_prec1])) is not None
     words = shared_words(table)
-    labels = [without_words(label, words) for label in variants["variant"]]
+    labels = [label.without(words).text for label in variants["named"]]
     widths = sorted(set(variants["bits"]), reverse=True)
     colors = dict(zip(widths, spread_colors(len(widths)), strict=True))
     with matplotlib.rc_context(RC):

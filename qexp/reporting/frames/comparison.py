@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
 
 import pandas as pd
 
@@ -45,29 +44,23 @@ def one_start_each(table: pd.DataFrame) -> pd.DataFrame:
     return table.drop(index=dropped)
 
 
-def shared_words(table: pd.DataFrame) -> list[str]:
-    """Words behind width and mode that all labels of quantized networks have: `first_last e8` of `W4A4/8 lsq first_last e8`."""
-    labels = [label.split()[2:] for label in table["variant"][table["variant"] != FLOAT_VARIANT]]
-    return [word for word in labels[0] if all(word in label for label in labels)] if labels else []
-
-
-def without_words(label: str, words: Collection[str]) -> str:
-    """A label without the words that all have."""
-    first, rest = label.split()[:2], label.split()[2:]
-    return " ".join([*first, *(word for word in rest if word not in words)])
+def shared_words(table: pd.DataFrame) -> tuple[str, ...]:
+    """Words that all labels of quantized networks have: `first_last e8` of `W4A4/8 lsq first_last e8`."""
+    words = [label.words for label in table["named"][table["variant"] != FLOAT_VARIANT]]
+    return tuple(word for word in words[0] if all(word in others for others in words)) if words else ()
 
 
 def training_order(table: pd.DataFrame) -> pd.Series:
     """The rank of each row's training: by comparison, then start, control, and by method, falling bits, settings, seed."""
     comparisons = {name: number for number, name in enumerate(table["comparison"].dropna().unique())}
-    words = table["method"].str.partition(" ")[0]
+    methods = table["trained_with"]
     groups = {name: number for number, name in enumerate(table["group"].unique())}
     bits = table[table["variant"] != FLOAT_VARIANT].groupby("training")["bits"].max()
     ranks = pd.DataFrame(
         {
             "comparison": table["comparison"].map(comparisons).fillna(len(comparisons)),
             "role": table["role"].map(ROLES),
-            "method": words.map({name: number for number, name in enumerate(words.unique())}),
+            "method": methods.map({name: number for number, name in enumerate(methods.unique())}),
             "bits": -table["training"].map(bits).where(table["role"] == "qat", 0).fillna(0),
             "group": table["group"].map(groups),
             "seed": table["seed"],

@@ -13,6 +13,7 @@ from typing import Any
 
 import pandas as pd
 
+from qexp.base.label import Label, read_stored_label
 from qexp.reporting.frames.lineage import read_training
 from qexp.reporting.frames.protocol import find_protocols
 from qexp.reporting.frames.qat_labels import Named, name_trainings
@@ -33,7 +34,7 @@ IN_RECORD = ("name", "policy.name", "quant.name", "quant.weight.granularity", "q
 def load_records(name: str, runs_dir: str | Path) -> pd.DataFrame:
     """The records of an experiment, one row per variant and epoch.
 
-    Columns are the fields of `Record`, and:
+    Columns are the fields of `Record`, `named` a `Label` in every row, and:
     `run`: its key; `data`, `model`: names; `planned_epochs`: epochs of the training (None where there was none);
     `label`: what distinguishes the training from the experiment's others (`lr=0.01`), its hash where it is the only one;
     `group`: the label without the seed, equal for the repetitions of a training;
@@ -50,7 +51,7 @@ def load_records(name: str, runs_dir: str | Path) -> pd.DataFrame:
     records = _latest(row for row in rows if row["kind"] == "record")
     if not records:
         return pd.DataFrame(columns=[*RECORD_COLUMNS, "run", "data", "model", "planned_epochs", "label", "group"])
-    frame = _one_name_each(pd.DataFrame(records))
+    frame = _one_name_each(pd.DataFrame(records).assign(named=[_label(record) for record in records]))
     frame = _labelled(frame, runs)
     for column in ("data", "model"):
         frame[column] = [_params(runs, training).get(f"{column}.name", "") for training in frame["training"]]
@@ -80,6 +81,15 @@ def _latest(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return list(kept.values())
 
 
+def _label(record: Mapping[str, Any]) -> Label:
+    """The label of a row; of one that was stored without its parts, they are read from its text."""
+    parts = record["named"]
+    if parts is None:
+        return read_stored_label(record["variant"])
+    weights = None if parts["weights"] is None else tuple(parts["weights"])
+    return Label(parts["way"], weights, tuple(parts["activations"]), tuple(parts["words"]))
+
+
 def _one_name_each(frame: pd.DataFrame) -> pd.DataFrame:
     """Let a label name one variant of a training.
 
@@ -90,8 +100,11 @@ def _one_name_each(frame: pd.DataFrame) -> pd.DataFrame:
     last = frame.groupby([*columns, "plan_hash"], sort=False)["variant_key"].transform("last")
     frame = frame[frame["variant_key"] == last].reset_index(drop=True)
     plans = frame.groupby(columns, sort=False)["plan_hash"].transform("nunique")
-    marked = frame["variant"] + " #" + frame["plan_hash"].str[:6]
-    return frame.assign(variant=frame["variant"].where(plans == 1, marked))
+    named = [
+        label if count == 1 else label.with_word(f"#{plan_hash[:6]}")
+        for label, count, plan_hash in zip(frame["named"], plans, frame["plan_hash"], strict=True)
+    ]
+    return frame.assign(named=named, variant=[label.text for label in named])
 
 
 def _labelled(frame: pd.DataFrame, runs: Mapping[str, RunRow]) -> pd.DataFrame:
@@ -103,8 +116,8 @@ def _labelled(frame: pd.DataFrame, runs: Mapping[str, RunRow]) -> pd.DataFrame:
         names = {"label": {key: label for key, (label, _) in labels.items()}}
         names |= {"group": {key: group for key, (_, group) in labels.items()}}
     else:
-        rows = zip(trained["training"], trained["variant"], trained["run"], strict=True)
-        named = name_trainings(trainings, {key: (variant, _params(runs, run)) for key, variant, run in rows})
+        rows = zip(trained["training"], trained["named"], trained["run"], strict=True)
+        named = name_trainings(trainings, {key: (label, _params(runs, run)) for key, label, run in rows})
         names = {item.name: {key: getattr(words, item.name) for key, words in named.items()} for item in fields(Named)}
     return frame.assign(**{column: frame["training"].map(values) for column, values in names.items()})
 

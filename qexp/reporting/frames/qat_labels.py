@@ -6,11 +6,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from qexp.base.label import Label
 from qexp.reporting.frames.lineage import WEIGHTS, Lineage, Training, lineages
 from qexp.reporting.frames.training_labels import MAX_LABEL_PARTS, is_training_key, short_key, training_labels, value_text
 from qexp.tracking.journal import CONVERTED
 
-Quantized = tuple[str, Mapping[str, object]]  # label and parameters of what a training was quantized to
+Quantized = tuple[Label, Mapping[str, object]]  # label and parameters of what a training was quantized to
 START, CONTROL = "float start", "float control"
 # What the method and its widths say already, and a number that no reader sets.
 IN_BASE = (
@@ -28,6 +29,7 @@ class Named:
         group: that without the seed.
         curve: that without data and network.
         role: `start`, `control`, `qat`, `float` (neither of the former) or `checkpoint`.
+        trained_with: the method of a quantization-aware training.
         method: of a quantization-aware training: its method and what else differs, without the widths.
         comparison: what is drawn together: data, network and start, as far as the experiment has several; None outside of any.
         start: as in `Lineage`.
@@ -38,6 +40,7 @@ class Named:
     group: str
     curve: str
     role: str
+    trained_with: str = ""
     method: str = ""
     comparison: str | None = None
     start: str | None = None
@@ -69,13 +72,15 @@ def name_trainings(trainings: Mapping[str, Training], quantized: Mapping[str, Qu
     named = {}
     for key, training in trainings.items():
         mark = f" {key[:6]}" if alike.count(labels[key]) > 1 else ""
+        method = str(training.params["qat.name"]) if training.is_qat else ""
         role, own, served = _role(training, by_key), by_key.get(key), _lineage(training, by_key)
         named[key] = Named(
             label=labels[key] + mark,
             group=texts[key] + mark,
             curve=" ".join([bases[key], *extras[key]]) + mark,
             role=role,
-            method=" ".join([str(training.params.get("qat.name")), *extras[key]]) + mark if training.is_qat else "",
+            trained_with=method,
+            method=" ".join([method, *extras[key]]) + mark if method else "",
             comparison=titles[served.comparison] if served is not None else None,
             start=own.start if own is not None else None,
             control=own.control if own is not None else key if role == "control" else None,
@@ -114,9 +119,9 @@ def _base(
 ) -> str:
     """`lsq W2A2`, `float start`, `float control`, `float`, `converted lsq W2A2` or `checkpoint=FILE`."""
     role = _role(training, by_key)
-    variant, _ = quantized.get(training.key, ("", {}))
+    label, _ = quantized.get(training.key, (None, {}))
     if role == "qat":
-        return f"{training.params['qat.name']} {_widths(variant) or 'W{}'.format(training.params.get('qat.bits'))}"
+        return f"{training.params['qat.name']} {label.widths if label else 'W{}'.format(training.params.get('qat.bits'))}"
     if role != "checkpoint":
         return {"start": START, "control": CONTROL, "float": "float"}[role]
     path = Path(str(training.params["checkpoint"]))
@@ -125,13 +130,7 @@ def _base(
     trained = trainings.get(path.parent.name)
     if trained is not None:
         return f"converted {_base(trained, by_key, quantized, trainings)}"
-    widths, _, method = variant.partition(" ")
-    return f"converted {method.partition(' ')[0]} {widths}".rstrip()
-
-
-def _widths(variant: str) -> str:
-    """`W2A2` of the label `W2A2 lsq rounded`."""
-    return variant.partition(" ")[0]
+    return f"converted {label.way} {label.widths}" if label else "converted"
 
 
 def _extras(
@@ -142,7 +141,7 @@ def _extras(
     """What else differs: among the quantization-aware trainings, and among float ones of the same name."""
     groups: dict[str, dict[str, Mapping[str, object]]] = {}  # of trainings that are told apart from each other
     for key, training in trainings.items():
-        variant_params = quantized.get(key, ("", {}))[1] if training.is_qat else {}
+        variant_params = quantized[key][1] if training.is_qat and key in quantized else {}
         params = {name: value for name, value in variant_params.items() if name.startswith(VARIANT_KEYS)}
         params |= {name: value for name, value in training.params.items() if is_training_key(name)}
         kept = {name: value for name, value in params.items() if name not in IN_BASE and name not in training.network}

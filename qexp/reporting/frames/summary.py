@@ -44,8 +44,9 @@ def summarize(records: pd.DataFrame, states: Mapping[tuple[str, str], str] = Map
 
     `state` is that of the job that asks for the variant while it is not done; `partial` where no job is known and the training
     has later epochs. Variants that have the same plan, and hence the same numbers, are one row with a note, controls excepted.
-    `alarms` are those of all epochs. Beside quantization-aware trainings a float start is listed once, trainings stand in the
-    order of `training_order`, and `vs_control` holds the points against the float control, where there is one.
+    `alarms` are those of all epochs, and `named` holds the parts of `variant`. Beside quantization-aware trainings a float start
+    is listed once, trainings stand in the order of `training_order`, and `vs_control` holds the points against the float control,
+    where there is one.
 
     Args:
         records: what `load_records` returns.
@@ -59,7 +60,7 @@ def summarize(records: pd.DataFrame, states: Mapping[tuple[str, str], str] = Map
     _set_states(table, states)
     gaps = (table["num_epochs"] < planned).fillna(False) & (table["state"] == "done")
     table["notes"] = [
-        _join(CONTROL if control else "", f"{count} of {int(total)} epochs" if gap else "")
+        (*([CONTROL] if control else []), *([f"{count} of {int(total)} epochs"] if gap else []))
         for control, gap, count, total in zip(is_control(table), gaps, table["num_epochs"], planned.fillna(0), strict=True)
     ]
     columns = list(TABLE_COLUMNS)
@@ -74,7 +75,7 @@ def summarize(records: pd.DataFrame, states: Mapping[tuple[str, str], str] = Map
     columns[before_kl:before_kl] = [column for column in STATISTICS if column in table]
     table = _merge_equal(_in_order(table))
     params = [column for column in table.columns if column.startswith("param.")]
-    return table[[*columns, *params]].reset_index(drop=True)
+    return table[[*columns, *params, "named"]].reset_index(drop=True)
 
 
 def _set_states(table: pd.DataFrame, states: Mapping[tuple[str, str], str]) -> None:
@@ -115,7 +116,7 @@ def _last_row(part: pd.DataFrame) -> pd.Series:
         for alarm in alarms:
             epochs.setdefault(alarm, []).append(epoch)
     count = len(part)
-    last["alarms"] = "; ".join(
+    last["alarms"] = tuple(
         alarm if len(seen) == count else f"{alarm} (in {len(seen)} of {count} epochs, last in {max(seen)})"
         for alarm, seen in epochs.items()
     )
@@ -163,10 +164,5 @@ def _merge_equal(table: pd.DataFrame) -> pd.DataFrame:
         else:
             kept[key] = index
     for index, variants in others.items():
-        table.loc[index, "notes"] = _join(table.loc[index, "notes"], f"same plan: {', '.join(dict.fromkeys(variants))}")
+        table.at[index, "notes"] = (*table.at[index, "notes"], f"same plan: {', '.join(dict.fromkeys(variants))}")
     return table.loc[list(kept.values())]
-
-
-def _join(*notes: str) -> str:
-    """Notes that are not empty, as one text."""
-    return "; ".join(note for note in notes if note)

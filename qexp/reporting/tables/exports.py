@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
 import pandas as pd
 
 from qexp.base.files import write_text_atomic
-from qexp.base.text import MIB
-from qexp.reporting.tables.render import Column, Row, csv_text, filled, fixed_width, markdown_table, size_text
+from qexp.base.table import Column, Table, lines, markdown_table
+from qexp.base.text import MIB, size_text
+from qexp.reporting.tables.render import csv_text, html_table
 from qexp.tracking.journal import find_journal, read_rows
 from qexp.tracking.record import FLOAT_VARIANT
-from qexp.tracking.row_types import ExportRow, TimingRow, is_export
+from qexp.tracking.row_types import ExportRow, StageRow, TimingRow, is_export
 
 _SHARED = ("variant", "training", "run", "split", "simulate", "requantization", "threads", "cpu")
 FILES = ("ladder.csv", "cost.csv", "layers.csv", "ladder.md")
@@ -70,14 +71,7 @@ def exports_for_page(exports: Sequence[ExportRow]) -> list[dict[str, object]]:
             "caption": _caption(export),
             "alarms": export["alarms"],
             "notes": export["notes"],
-            "tables": [
-                {"header": header, "rows": cells}
-                for header, cells in (
-                    filled(_STAGE_COLUMNS, export["rungs"]),
-                    filled(_COST_COLUMNS, _with_speedup(export["cost"])),
-                )
-                if cells
-            ],
+            "tables": [html_table(table) for table in (_stages(export), _cost(export)) if table.rows],
         }
         for export in exports
     ]
@@ -90,12 +84,12 @@ def markdown(name: str, exports: Sequence[ExportRow]) -> str:
         parts += [
             f"## {export['variant']}",
             _caption(export) + f". `{export['file']}`",
-            markdown_table(*filled(_STAGE_COLUMNS, export["rungs"])),
+            markdown_table(_stages(export)),
         ]
         if notes := [*(f"ALARM: {text}" for text in export["alarms"]), *export["notes"]]:
             parts.append("  \n".join(notes))
         if export["cost"]:
-            parts.append(markdown_table(*filled(_COST_COLUMNS, _with_speedup(export["cost"]))))
+            parts.append(markdown_table(_cost(export)))
     parts.append(EXPLAINED)
     if any(export["cost"] for export in exports):
         parts.append(_COST_EXPLAINED)
@@ -103,16 +97,11 @@ def markdown(name: str, exports: Sequence[ExportRow]) -> str:
 
 
 def _screen(export: ExportRow) -> str:
-    lines = [f"{export['variant']}: {_caption(export)}", "", *_screen_table(_STAGE_COLUMNS, export["rungs"])]
-    lines += [f"ALARM: {text}" for text in export["alarms"]]
-    lines += [f"note: {text}" for text in export["notes"]]
-    lines += ["", *_screen_table(_COST_COLUMNS, _with_speedup(export["cost"]))] if export["cost"] else []
-    return "\n".join([*lines, f"file: {export['file']}"])
-
-
-def _screen_table(columns: Sequence[Column], rows: Sequence[Row]) -> list[str]:
-    header, cells = filled(columns, rows)
-    return fixed_width([[title for title, _ in header], *cells], [bool(left) for _, left in header], rule=True)
+    texts = [f"{export['variant']}: {_caption(export)}", "", *lines(_stages(export), rule=True)]
+    texts += [f"ALARM: {text}" for text in export["alarms"]]
+    texts += [f"note: {text}" for text in export["notes"]]
+    texts += ["", *lines(_cost(export), rule=True)] if export["cost"] else []
+    return "\n".join([*texts, f"file: {export['file']}"])
 
 
 def _caption(export: ExportRow) -> str:
@@ -130,64 +119,65 @@ def _caption(export: ExportRow) -> str:
     return "; ".join(parts)
 
 
-def _number(key: str, form: str) -> Callable[[Row], str]:
-    return lambda row: "" if row.get(key) is None else "exact" if row[key] == math.inf else format(row[key], form)
-
-
-def _first_difference(row: Row) -> str:
-    return row.get("first_difference") or ""
-
-
-def _passed(row: Row) -> str:
+def _layers(row: StageRow) -> str | None:
     """`pass`, or the first layer that fails."""
-    return {True: "pass", False: f"FAIL {row.get('failed_layer')}", None: ""}[row.get("passed")]
+    return {True: "pass", False: f"FAIL {row.get('failed_layer')}", None: None}[row.get("passed")]
 
 
-def _agreement(row: Row) -> str:
-    return f"{100 * row['agreement']:.2f}"
-
-
-_STAGE_COLUMNS: tuple[Column, ...] = (
-    ("rung", True, lambda row: row["name"]),
-    ("version", True, lambda row: row.get("version") or ""),
-    ("n", False, _number("n", "d")),
-    ("Prec@1", False, _number("prec1", ".2f")),
-    ("Prec@5", False, _number("prec5", ".2f")),
-    ("equal %", False, _agreement),
-    ("SQNR dB", False, _number("logit_sqnr_db", ".1f")),
-    ("compared", False, lambda row: str(row.get("n_codes") or "")),
-    ("steps", False, _number("max_steps", "d")),
-    ("parts at", True, _first_difference),
-    ("layers", True, _passed),
-    ("note", True, lambda row: row.get("note") or ""),
+_STAGE_COLUMNS = (
+    Column(name="name", title="rung", kind="text"),
+    Column(name="version", title="version", kind="text", optional=True),
+    Column(name="n", title="n", kind="count", optional=True),
+    Column(name="prec1", title="Prec@1", kind="percent", optional=True),
+    Column(name="prec5", title="Prec@5", kind="percent", optional=True),
+    Column(name="agreement", title="equal %", kind="percent", value=lambda row: 100 * row["agreement"]),
+    Column(
+        name="logit_sqnr_db", title="SQNR dB", kind="number", optional=True,
+        form=lambda value: "exact" if value == math.inf else f"{value:.1f}",
+    ),
+    Column(name="n_codes", title="compared", kind="count", optional=True, value=lambda row: row.get("n_codes") or None),
+    Column(name="max_steps", title="steps", kind="count", optional=True),
+    Column(name="first_difference", title="parts at", kind="text", optional=True),
+    Column(name="passed", title="layers", kind="text", optional=True, value=_layers),
+    Column(name="note", title="note", kind="text", optional=True),
+)  # fmt: skip
+_COST_COLUMNS = (
+    Column(name="runtime", title="runtime", kind="text"),
+    Column(name="network", title="network", kind="text"),
+    Column(name="batch", title="batch", kind="count"),
+    Column(name="median_ms", title="median ms", kind="time"),
+    Column(name="low_ms", title="10 %", kind="time", optional=True),
+    Column(name="high_ms", title="90 %", kind="time", optional=True),
+    Column(name="images_per_s", title="images/s", kind="number", form=".1f", optional=True),
+    Column(name="speedup", title="times fp32", kind="number", form=".2f", optional=True),
+    Column(name="peak_bytes", title="memory MiB", kind="size", form=lambda size: f"{size / MIB:.1f}", optional=True),
 )
-_COST_COLUMNS: tuple[Column, ...] = (
-    ("runtime", True, lambda row: row["runtime"]),
-    ("network", True, lambda row: row["network"]),
-    ("batch", False, _number("batch", "d")),
-    ("median ms", False, _number("median_ms", ".3f")),
-    ("10 %", False, _number("low_ms", ".3f")),
-    ("90 %", False, _number("high_ms", ".3f")),
-    ("images/s", False, _number("images_per_s", ".1f")),
-    ("times fp32", False, _number("speedup", ".2f")),
-    ("memory MiB", False, lambda row: "" if row.get("peak_bytes") is None else f"{row['peak_bytes'] / MIB:.1f}"),
-)
+
+
+def _stages(export: ExportRow) -> Table:
+    """The fidelity stages."""
+    return Table.of(_STAGE_COLUMNS, export["rungs"])
+
+
+def _cost(export: ExportRow) -> Table:
+    """What running it costs."""
+    return Table.of(_COST_COLUMNS, _with_speedup(export["cost"]))
 
 
 def _with_speedup(cost: Sequence[TimingRow]) -> list[dict[str, object]]:
     """Each timing with how many times as fast as the float network in the same runtime it is."""
     of_float = {(row["runtime"], row["batch"]): row["median_ms"] for row in cost if row["network"] == FLOAT_VARIANT}
-    lines = []
+    timings = []
     for row in cost:
         base = of_float.get((row["runtime"], row["batch"])) if row["network"] != FLOAT_VARIANT else None
-        lines.append({**row, "speedup": None if base is None else base / row["median_ms"]})
-    return lines
+        timings.append({**row, "speedup": None if base is None else base / row["median_ms"]})
+    return timings
 
 
 def _flat_csv(exports: Sequence[ExportRow], part: Literal["rungs", "cost", "layers"]) -> str:
     """One line per fidelity stage, timing or layer of all networks; nothing where there are no lines."""
 
-    def lines() -> Iterator[dict[str, object]]:
+    def flat() -> Iterator[dict[str, object]]:
         for export in exports:
             values: Mapping[str, object] = export
             shared = {key: values[key] for key in _SHARED}
@@ -199,5 +189,5 @@ def _flat_csv(exports: Sequence[ExportRow], part: Literal["rungs", "cost", "laye
             else:
                 yield from ({**shared, **layer} for layer in export["layers"])
 
-    frame = pd.DataFrame(list(lines()))
+    frame = pd.DataFrame(list(flat()))
     return "" if frame.empty else csv_text(frame)

@@ -1,21 +1,20 @@
-"""One renderer for every table: cells to Markdown, CSV and fixed width."""
+"""What only reports need of tables: CSV with every digit, HTML for the page, and how numbers are rounded.
+
+Terminal, Markdown and LaTeX are in `qexp.base.table`, with the table itself.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import pandas as pd
+from markupsafe import Markup
 
-from qexp.base.text import MIB
+from qexp.base.table import Align, Table, latex_table, markdown_table
 
 CSV_FLOAT = "%.10g"  # more digits than a percentage of ten million images has
 LARGE = 1e4  # losses from here on are as broad as the table
-
-Title = tuple[str, bool | None]  # of a column, and whether it is flush left; None leaves it to the reader's program
-Row = Mapping[str, Any]
-Column = tuple[str, bool, Callable[[Row], str]]  # title, flush left?, cell
 
 
 @dataclass(frozen=True)
@@ -24,16 +23,12 @@ class Display:
 
     Args:
         caption: what all rows share.
-        header: titles of the columns.
-        rows: cells.
-        left: one per column: flush left, or right.
+        table: what they do not.
         footnotes: alarms and notes.
     """
 
     caption: str
-    header: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-    left: tuple[bool, ...]
+    table: Table
     footnotes: tuple[str, ...]
 
 
@@ -42,46 +37,34 @@ def csv_text(frame: pd.DataFrame) -> str:
     return frame.to_csv(index=False, float_format=CSV_FLOAT, na_rep="", lineterminator="\n")
 
 
-def markdown_table(header: Sequence[Title], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table of titles with their alignment, and cells."""
-    marks = {True: ":--", False: "--:", None: "---"}
-    lines = [[title for title, _ in header], [marks[left] for _, left in header], *rows]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
-
-
-def fixed_width(rows: Sequence[Sequence[str]], left: Sequence[bool], *, rule: bool = False) -> list[str]:
-    """Lines of fixed-width text.
+def html_table(table: Table, kinds: Sequence[str] = ()) -> Markup:
+    """A table of the page.
 
     Args:
-        rows: cells, the titles first.
-        left: one per column: flush left, or right.
-        rule: draw a line of dashes below the titles.
+        table: to show.
+        kinds: the class of each row; none where rows are alike.
     """
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = [
-        "  ".join(
-            cell.ljust(width) if is_left else cell.rjust(width) for cell, width, is_left in zip(row, widths, left, strict=True)
-        ).rstrip()
-        for row in rows
-    ]
-    return [lines[0], "  ".join("-" * width for width in widths), *lines[1:]] if rule else lines
+    titles = "".join(_cell("th", column.side, column.title) for column in table.columns)
+    lines = ["<table>", f"<thead><tr>{titles}</tr></thead>", "<tbody>"]
+    for number, row in enumerate(table.cells):
+        cells = [
+            _cell("td", column.side, Markup('<span class="mark {}">{}</span>').format(column.marks[text], text))
+            if text in column.marks
+            else _cell("td", column.side, text)
+            for column, text in zip(table.columns, row, strict=True)
+        ]
+        start = Markup('<tr class="{}">').format(kinds[number]) if kinds else "<tr>"
+        lines.append(f"{start}{''.join(cells)}</tr>")
+    return Markup("\n".join([*lines, "</tbody>", "</table>"]))
 
 
-def indented(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Lines of fixed-width text below a heading, the first column flush left."""
-    return [f"  {line}" for line in fixed_width(rows, [True, *[False] * (len(rows[0]) - 1)])]
+def _cell(tag: str, side: Align, content: str) -> str:
+    """A cell; what is no markup yet is escaped."""
+    left = ' class="left"' if side == "left" else ""
+    return Markup(f"<{tag}{left}>{{}}</{tag}>").format(content)
 
 
-def filled(columns: Sequence[Column], rows: Sequence[Row]) -> tuple[list[Title], list[list[str]]]:
-    """Titles of the columns that hold anything, and the cells of each row in them."""
-    cells = [[cell(row) for _, _, cell in columns] for row in rows]
-    kept = [number for number in range(len(columns)) if any(line[number] for line in cells)]
-    return [columns[number][:2] for number in kept], [[line[number] for number in kept] for line in cells]
-
-
-def size_text(size: int) -> str:
-    """Bytes in the unit that people read."""
-    return f"{size / 1024:.1f} KiB" if size < MIB else f"{size / MIB:.2f} MiB"
+RENDERERS: dict[str, Callable[[Table], str]] = {"latex": latex_table, "markdown": markdown_table, "html": html_table}
 
 
 def numbers_text(values: pd.Series, form: Callable[[float], str]) -> list[str]:

@@ -8,20 +8,22 @@ from pathlib import Path
 import pandas as pd
 
 from qexp.base.files import write_text_atomic
+from qexp.base.table import Column, Table, lines, markdown_table
 from qexp.base.text import MIB
-from qexp.reporting.frames.comparison import has_qat, shared_words, without_words
+from qexp.reporting.frames.comparison import has_qat, shared_words
 from qexp.reporting.frames.jobs import variant_states
-from qexp.reporting.frames.summary import is_control, is_float, seed_table, summarize
-from qexp.reporting.statistics.verdict import EXPLAINED, Verdict
-from qexp.reporting.tables.render import Display, csv_text, fixed_width, loss_text, markdown_table, numbers_text, small_text
+from qexp.reporting.frames.summary import CONTROL, is_control, is_float, seed_table, summarize
+from qexp.reporting.statistics.verdict import ALIKE, BEST, EXPLAINED, WORSE, Verdict
+from qexp.reporting.tables.columns import DESCRIBING, GRID, Filled
+from qexp.reporting.tables.render import Display, csv_text, loss_text, numbers_text, small_text
 from qexp.reporting.tables.statistic_cells import seed_statistics, seeds_explained, statistics
-from qexp.tracking.record import FLOAT_VARIANT
 from qexp.tracking.row_types import SweepRow
 
 VS_CONTROL = (
     "vs control in points against the float control: trained in float from the same weights with the same recipe and seed, "
     "after the same epoch"
 )
+MARKS = {"vs best": {BEST: "best", ALIKE: "alike", WORSE: "worse"}}
 
 
 def write_tables(
@@ -67,14 +69,19 @@ def _texts(
     table = summarize(records, states) if verdict is None else verdict.table
     seeds = seed_table(table) if verdict is None else verdict.seeds
     epochs = records.assign(
-        alarms=["; ".join(alarms) for alarms in records["alarms"]],
         versions=[" ".join(f"{name}={text}" for name, text in versions.items()) for versions in records["versions"]],
     )
     words = () if verdict is None else (*verdict.sentences, *verdict.gaps, *_stored(verdict))
     text = markdown(name, table, seeds, sweeps, words, () if verdict is None else verdict.protocols)
-    texts = {"table.csv": csv_text(table), "epochs.csv": csv_text(epochs), "table.md": text}
+    texts = {"table.csv": csv_text(_flat(table)), "epochs.csv": csv_text(_flat(epochs)), "table.md": text}
     texts |= {"pairs.csv": csv_text(verdict.pairs)} if verdict is not None and len(verdict.pairs) else {}
     return texts | ({"seeds.csv": csv_text(seeds)} if len(seeds) else {})
+
+
+def _flat(frame: pd.DataFrame) -> pd.DataFrame:
+    """A frame as CSV holds it: alarms and notes as one text each, nothing twice."""
+    joined = {column: frame[column].map("; ".join) for column in ("alarms", "notes") if column in frame}
+    return frame.assign(**joined).drop(columns=["named", "trained_with"], errors="ignore")
 
 
 def _stored(verdict: Verdict) -> tuple[str, ...]:
@@ -90,8 +97,8 @@ def format_table(table: pd.DataFrame) -> str:
         table: of `summarize`.
     """
     rounded = display(table)
-    body = fixed_width([rounded.header, *rounded.rows], rounded.left, rule=True)
-    return "\n".join([rounded.caption, "", *body, *([""] if rounded.footnotes else []), *rounded.footnotes])
+    body = [rounded.caption, "", *lines(rounded.table, rule=True)]
+    return "\n".join([*body, *([""] if rounded.footnotes else []), *rounded.footnotes])
 
 
 def markdown(
@@ -110,7 +117,7 @@ def markdown(
     """
     rounded = display(table, wide=True)
     parts = [f"# {name}", *(["  \n".join(protocols)] if protocols else [])]
-    parts += [rounded.caption + ".", markdown_table(list(zip(rounded.header, rounded.left, strict=True)), rounded.rows)]
+    parts += [rounded.caption + ".", markdown_table(rounded.table)]
     if rounded.footnotes:
         parts.append("  \n".join(rounded.footnotes))
     parts.append(_explained(table))
@@ -119,7 +126,7 @@ def markdown(
         parts += [EXPLAINED] if table["p_value"].notna().any() else []
     if len(seeds):
         parts += ["## Repeated seeds", "Mean +- standard deviation (ddof 1)." + seeds_explained(seeds)]
-        parts.append(_seeds_markdown(seeds, _shared(table)))
+        parts.append(markdown_table(seeds_display(seeds, table)))
     if sweeps:
         parts += ["## How this was made", "\n".join(_sweep_line(sweep) for sweep in sweeps)]
     return "\n\n".join(parts) + "\n"
@@ -138,63 +145,65 @@ def display(table: pd.DataFrame, *, wide: bool = False) -> Display:
     """Choose columns, round, and number the footnotes; `wide` for those that a screen has no room for."""
     variants = table[~is_float(table)]
     marks, footnotes = _footnotes(table)
-    columns: list[tuple[str, bool, list[str]]] = []
     shared: list[str] = [f"{row.data}, {row.model}" for row in table[["data", "model"]].drop_duplicates().itertuples()]
     words = _shared(table)
-    names = [without_words(variant, words) if words else variant for variant in table["variant"]]
-    several = table["training"].nunique() > 1
+    names = [label.without(words).text for label in table["named"]]
+    columns: list[Filled] = []
+
+    def add(name: str, values: Sequence[object]) -> None:
+        columns.append((DESCRIBING[name], values))
+
     if "protocol" in table:
-        columns.append(("protocol", True, list(table["protocol"])))
+        add("protocol", list(table["protocol"]))
+    several = table["training"].nunique() > 1
     if several:
-        columns.append(("training", True, list(table["label"])))
-    columns.append(("variant", True, [f"{name} {mark}".strip() for name, mark in zip(names, marks, strict=True)]))
-    columns.append(("bits", False, [str(bits) for bits in table["bits"]]))
-    columns.append(("mode", True, _modes(table)))
+        add("label", list(table["label"]))
+    add("variant", [f"{name} {mark}".strip() for name, mark in zip(names, marks, strict=True)])
+    add("bits", list(table["bits"]))
+    add("mode", _modes(table))
     gridded = variants[variants["mode"] != "half"] if (variants["mode"] != "half").any() else variants
-    for column, title in (("policy", "policy"), ("quant", "quant"), ("granularity", "granularity"), ("input_quant", "input")):
-        _split_or_share(gridded, table, column, title, columns, shared, blank_float=True)
-    # The start from a file, which all seeds share, has none.
-    seed_in_label = several and table["label"].str.contains("seed=").any()
-    for column in ("split", "n", "epoch") if seed_in_label else ("split", "n", "seed", "epoch"):
-        _split_or_share(table, table, column, column, columns, shared)
+    for name in GRID:
+        _split_or_share(gridded, table, name, columns, shared, blank_float=True)
+    # The start from a file, which all seeds share, has no seed in its label.
+    seed_in_label = several and (table["label"] != table["group"]).any()
+    for name in ("split", "n", "epoch") if seed_in_label else ("split", "n", "seed", "epoch"):
+        _split_or_share(table, table, name, columns, shared)
     if (table["state"] != "done").any():
-        columns.append(("state", True, list(table["state"])))
+        add("state", list(table["state"]))
     float_row = is_float(table)
     size = (table["size_bytes"] / MIB).map(f"{{:.{2 if table['size_bytes'].max() >= 10 * MIB else 3}f}}".format)
     for title, cells in (
         ("Prec@1", numbers_text(table["prec1"], "{:.2f}".format)),
         ("Prec@5", numbers_text(table["prec5"], "{:.2f}".format)),
         ("delta", numbers_text(table["delta_prec1"].mask(float_row), "{:+.2f}".format)),
-        ("vs control", numbers_text(table["vs_control"], "{:+.2f}".format) if has_qat(table) else []),
+        ("vs control", numbers_text(table["vs_control"], "{:+.2f}".format) if has_qat(table) else [""] * len(table)),
         *statistics(table, wide=wide),
         ("loss", numbers_text(table["loss"], loss_text)),
         ("KL", numbers_text(table["kl"], small_text)),
         ("SQNR dB", numbers_text(table["logit_sqnr_db"], "{:.1f}".format)),
         ("MiB", list(size)),
     ):
-        if any(cells):
-            columns.append((title, False, cells))
+        columns.append(_rounded(title, cells))
     shared += [f"all copies {' '.join(words)}"] if words else []
-    return Display(
-        ", ".join(shared),
-        tuple(title for title, _, _ in columns),
-        tuple(zip(*(cells for _, _, cells in columns), strict=True)),
-        tuple(left for _, left, _ in columns),
-        tuple(footnotes),
-    )
+    return Display(", ".join(shared), Table.of_values(columns), tuple(footnotes))
 
 
-def _shared(table: pd.DataFrame) -> list[str]:
+def _rounded(title: str, cells: Sequence[str]) -> Filled:
+    """A column of numbers that are rounded already, left out where there are none."""
+    marks = MARKS.get(title, {})
+    return Column(name=title, title=title, kind="number", form=str, optional=True, marks=marks), cells
+
+
+def _shared(table: pd.DataFrame) -> tuple[str, ...]:
     """Words of labels that are said once, in the caption."""
-    return shared_words(table) if has_qat(table) else []
+    return shared_words(table) if has_qat(table) else ()
 
 
 def _split_or_share(
     looked_at: pd.DataFrame,
     table: pd.DataFrame,
-    column: str,
-    title: str,
-    columns: list[tuple[str, bool, list[str]]],
+    name: str,
+    columns: list[Filled],
     shared: list[str],
     *,
     blank_float: bool = False,
@@ -204,20 +213,17 @@ def _split_or_share(
     Args:
         looked_at: the rows that are compared.
         table: all rows.
-        column: its name in the table.
-        title: its name for a reader.
+        name: of the column.
         columns: what is added to.
         shared: parts of the caption, what is added to otherwise.
         blank_float: leave the float network's cell empty.
     """
-    values = list(dict.fromkeys(looked_at[column]))
+    column, values = DESCRIBING[name], list(dict.fromkeys(looked_at[name]))
     if len(values) > 1:
-        cells = [str(value) for value in table[column]]
-        if blank_float:
-            cells = ["" if of_float else cell for of_float, cell in zip(is_float(table), cells, strict=True)]
-        columns.append((title, isinstance(values[0], str), cells))
-    elif values and not (column == "input_quant" and values[0] == "none"):
-        shared.append(f"{title} {values[0]}" if column != "n" else f"n = {values[0]}")
+        blank = is_float(table) if blank_float else [False] * len(table)
+        columns.append((column, [None if empty else value for empty, value in zip(blank, table[name], strict=True)]))
+    elif values and not (name == "input_quant" and values[0] == "none"):
+        shared.append(f"{column.title} {values[0]}" if name != "n" else f"n = {values[0]}")
 
 
 def _modes(table: pd.DataFrame) -> list[str]:
@@ -230,34 +236,36 @@ def _footnotes(table: pd.DataFrame) -> tuple[list[str], list[str]]:
     """A mark per row, and the texts: `[1] ALARM: ...` for alarms, `[2] ...` for notes; equal texts share a number."""
     numbers: dict[str, int] = {}
     marks = []
-    for alarms, notes, control in zip(table["alarms"], table["notes"], is_control(table), strict=True):
-        texts = [f"ALARM: {alarm}" for alarm in alarms.split("; ") if alarm]
+    for alarms, notes in zip(table["alarms"], table["notes"], strict=True):
+        texts = [f"ALARM: {alarm}" for alarm in alarms]
         # That a control is one is said in its mode.
-        texts += [note for note in notes.split("; ") if note and not (control and note.startswith("control"))]
+        texts += [note for note in notes if note != CONTROL]
         marks.append("".join(f"[{numbers.setdefault(text, len(numbers) + 1)}]" for text in texts))
     return marks, [f"[{number}] {text}" for text, number in numbers.items()]
 
 
-def _seeds_markdown(seeds: pd.DataFrame, words: Sequence[str]) -> str:
-    """The means as a Markdown table."""
+def seeds_display(seeds: pd.DataFrame, table: pd.DataFrame) -> Table:
+    """The means, rounded.
+
+    Args:
+        seeds: of `seed_table`.
+        table: that they are of.
+    """
     gridded = seeds[~is_float(seeds) & (seeds["mode"] != "half")]
-    differing = [column for column in ("policy", "quant", "granularity", "input_quant") if gridded[column].nunique() > 1]
+    words = _shared(table)
+    named = {label.text: label.without(words).text for label in table["named"]}
+    values = {name: list(seeds[name]) for name in DESCRIBING if name in seeds}
+    values |= {"variant": [named[name] for name in seeds["variant"]], "mode": list(seeds["mode"].mask(is_float(seeds), ""))}
     groups = ["group"] if seeds["group"].nunique() > 1 else []
-    texts = [*groups, "variant", "bits", "mode", *differing, "num_seeds"]
-    titles = {"group": "training", "num_seeds": "seeds", "input_quant": "input"}
-    numbers = {"prec1": "Prec@1", "prec5": "Prec@5", "delta_prec1": "delta", "vs_control": "vs control"}
-    numbers = {name: title for name, title in numbers.items() if f"{name}_mean" in seeds}
-    statistic_columns = seed_statistics(seeds)
-    header = [titles.get(column, column) for column in texts] + list(numbers.values()) + [title for title, _ in statistic_columns]
-    rows = []
-    if words:
-        seeds = seeds.assign(variant=[without_words(variant, words) for variant in seeds["variant"]])
-    for number, row in enumerate(seeds.to_dict("records")):
-        cells = ["" if column == "mode" and row["variant"] == FLOAT_VARIANT else str(row[column]) for column in texts]
-        cells += [_mean_and_sd(row[f"{name}_mean"], row[f"{name}_sd"]) for name in numbers]
-        rows.append([*cells, *(column[number] for _, column in statistic_columns)])
-    left = [isinstance(seeds[column].iloc[0], str) for column in texts]
-    return markdown_table(list(zip(header, [*left, *[False] * (len(header) - len(left))], strict=True)), rows)
+    differing = [name for name in GRID if gridded[name].nunique() > 1]
+    columns: list[Filled] = [
+        (DESCRIBING[name], values[name]) for name in (*groups, "variant", "bits", "mode", *differing, "num_seeds")
+    ]
+    for name, title in (("prec1", "Prec@1"), ("prec5", "Prec@5"), ("delta_prec1", "delta"), ("vs_control", "vs control")):
+        if f"{name}_mean" in seeds:
+            cells = [_mean_and_sd(mean, sd) for mean, sd in zip(seeds[f"{name}_mean"], seeds[f"{name}_sd"], strict=True)]
+            columns.append((Column(name=name, title=title, kind="number", form=str), cells))
+    return Table.of_values([*columns, *(_rounded(title, cells) for title, cells in seed_statistics(seeds))])
 
 
 def _mean_and_sd(mean: float, sd: float) -> str:

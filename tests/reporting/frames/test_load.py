@@ -1,6 +1,7 @@
 import pytest
 
 from qexp.base.errors import UserError
+from qexp.base.label import Label
 from qexp.reporting.frames.load import load_records, load_sweeps, training_labels
 
 
@@ -92,3 +93,9 @@ def test_unknown_name(write, training):
 def test_nothing_evaluated(write):
     frame = load_records("exp", write([]))
     assert frame.empty and "prec1" in frame
+
+
+def test_a_label_is_what_was_stored_in_parts_and_of_old_rows_what_its_text_says(write, record):
+    parts = {"way": "lsq", "weights": [4], "activations": [8], "words": ["e8"]}
+    frame = load_records("exp", write([record(), record("W4 int", named=parts), record("W2 int")]))
+    assert list(frame["named"]) == [Label("int", (8,)), Label("lsq", (4,), (8,), ("e8",)), Label("int", (2,))]

@@ -1,11 +1,15 @@
 import csv
 import statistics
+from pathlib import Path
 
 import pandas as pd
 import pytest
 
+from qexp.base.errors import UserError
+from qexp.report import ReportSettings, run
 from qexp.reporting.frames.load import load_records, load_sweeps
 from qexp.reporting.frames.summary import seed_table, summarize
+from qexp.reporting.tables.render import RENDERERS
 from qexp.reporting.tables.results import format_table, markdown, write_tables
 
 AT_LEAST = (
@@ -50,8 +54,8 @@ def test_equal_plans_are_one_row_with_a_note(write, training, record):
              for row in rows if row["kind"] == "record" and row["variant"] != "fp32"]  # fmt: skip
     table = _table(write(rows, twins)).set_index("variant")
     assert table.index.tolist() == ["fp32", "W8 int", "W8 float", "W8 float conv_linear"]
-    assert table.loc["W8 int", "notes"] == "same plan: W8 int conv_linear"
-    assert table.loc["W8 float", "notes"].startswith("control")
+    assert table.loc["W8 int", "notes"] == ("same plan: W8 int conv_linear",)
+    assert table.loc["W8 float", "notes"][0].startswith("control")
 
 
 def test_equal_plans_with_other_numbers_are_not_merged(write, record):
@@ -66,7 +70,7 @@ def test_partial_variants(write, training):
     table = _table(write(rows)).set_index("variant")
     assert table["state"].to_dict() == {"fp32": "done", "W8 int": "done", "W4 int": "partial", "W2 int": "done"}
     assert table["epoch"].to_dict()["W4 int"] == 3
-    assert table["notes"].to_dict()["W2 int"] == "1 of 8 epochs"
+    assert table["notes"].to_dict()["W2 int"] == ("1 of 8 epochs",)
 
 
 def test_a_training_that_was_cut_short_is_partial(write, training):
@@ -89,7 +93,8 @@ def test_alarms_of_all_epochs_are_told(write, training):
         if row.get("variant") == "W4 int":
             row["alarms"] = ["logits are not finite"]
     table = _table(write(rows))
-    assert table["alarms"].tolist() == ["", "logits equal those of W4 int (in 2 of 8 epochs, last in 2)", "logits are not finite"]
+    twice = "logits equal those of W4 int (in 2 of 8 epochs, last in 2)"
+    assert table["alarms"].tolist() == [(), (twice,), ("logits are not finite",)]
     text = format_table(table)
     assert "W8 int [1]" in text and "[1] ALARM: logits equal those of W4 int (in 2 of 8 epochs, last in 2)" in text
     assert text.endswith("[2] ALARM: logits are not finite")
@@ -169,3 +174,18 @@ def test_frames_are_left_as_they_were(write, training):
     before = records.copy(deep=True)
     summarize(records)
     pd.testing.assert_frame_equal(records, before)
+
+
+@pytest.mark.parametrize("kind", ["text", *RENDERERS])
+def test_the_tables_are_printed_as_asked(write, training, capsys, kind):
+    rows = [training(["W4 int"], training=f"{seed}b" * 8, params={"seed": seed}, seed=seed) for seed in (0, 1)]
+    run(ReportSettings(name="exp", runs_dir=str(write(*rows)), format=kind))
+    out = capsys.readouterr().out
+    assert "W4 int" in out and ("tables and figures" in out) == (kind == "text")
+    assert out.count("Prec@1") >= (1 if kind == "text" else 2)  # with the means over seeds
+
+
+def test_an_unknown_format_writes_nothing(write, training):
+    with pytest.raises(UserError, match="format=latec.*latex"):
+        run(ReportSettings(name="exp", runs_dir=str(write(training(["W4 int"]))), format="latec"))
+    assert not Path("results/exp").exists()

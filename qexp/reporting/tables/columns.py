@@ -1,0 +1,31 @@
+"""The columns that say what a row of results is; those of its numbers are beside them, in `results.py`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from qexp.base.table import Column
+
+Filled = tuple[Column, Sequence[object]]  # a column and its values
+DESCRIBING = {
+    column.name: column
+    for column in (
+        Column(name="protocol", title="protocol", kind="text"),
+        Column(name="label", title="training", kind="text"),
+        Column(name="group", title="training", kind="text"),
+        Column(name="variant", title="variant", kind="text"),
+        Column(name="bits", title="bits", kind="count"),
+        Column(name="mode", title="mode", kind="text"),
+        Column(name="policy", title="policy", kind="text"),
+        Column(name="quant", title="quant", kind="text"),
+        Column(name="granularity", title="granularity", kind="text"),
+        Column(name="input_quant", title="input", kind="text"),
+        Column(name="split", title="split", kind="text"),
+        Column(name="n", title="n", kind="count"),
+        Column(name="seed", title="seed", kind="count"),
+        Column(name="num_seeds", title="seeds", kind="count"),
+        Column(name="epoch", title="epoch", kind="count"),
+        Column(name="state", title="state", kind="text"),
+    )
+}
+GRID = ("policy", "quant", "granularity", "input_quant")
