@@ -180,6 +180,9 @@ def _text(value: object) -> str | None:
 def job_key(values: Mapping[str, object]) -> str:
     """Names what a job asks for; also for values that no setting would take, NaN included."""
     asked = {key: value for key, value in values.items() if key not in NOT_ASKED}
+    scored = asked.get("evaluate")
+    if isinstance(scored, Mapping) and scored.get("metrics") == []:  # a job of before has no such key
+        asked["evaluate"] = {key: value for key, value in scored.items() if key != "metrics"}
     return hash_json(json.dumps(asked, sort_keys=True, default=str))
 
 
