@@ -23,7 +23,7 @@ from qexp.base import dist
 from qexp.base.errors import UserError
 from qexp.base.outputs import main_output
 from qexp.base.types import Batch, Metrics
-from qexp.engine.metrics import Measure, measures
+from qexp.engine.measures import Measure, measures
 from qexp.engine.predictions import Predictions
 
 EVALUATOR_VERSION = 1  # part of every variant's key; raise it when the same network comes to score differently

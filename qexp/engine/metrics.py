@@ -1,84 +1,20 @@
-"""Metrics made while images are scored, from rows of `qexp.config.metrics`, and the trial of a user's own before anything runs.
+"""Metrics of logits, which are made while images are scored, and the trial of a user's own before anything runs.
 
-Values are kept per image and summed exactly over all ranks: see `qexp.engine.evaluate`.
+Values are kept per image and summed exactly over all ranks: see `qexp.engine.evaluate`. `qexp.config.metrics` has their rows.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from qexp.base.catalog import import_object, is_own
 from qexp.base.errors import UserError
-from qexp.base.user_source import source_hash
-from qexp.config.metrics import ALWAYS, MetricInfo, asked
+from qexp.config.metrics import MetricInfo
+from qexp.engine.measures import measure
 from qexp.engine.predictions import Predictions
-from qexp.engine.scores import Answers
-
-
-@dataclass(frozen=True)
-class Measure:
-    """A metric with its code.
-
-    Args:
-        row: of it.
-        code: as `MetricInfo` says.
-        finish: of the sums; the mean where the row has none.
-        source: hash of the user's file; None of ours, which the evaluator's version answers for.
-    """
-
-    row: MetricInfo
-    code: Callable[..., Any]
-    finish: Callable[[Sequence[float], int], float | None]
-    source: str | None = None
-
-    def columns(self, this: Any, *more: Any) -> tuple[Any, ...]:
-        """Values per image [N], one or several; `more` is what the code takes behind what it scores."""
-        values = self.code(this, *more)
-        return values if isinstance(values, tuple) else (values,)
-
-    def total(self, columns: Sequence[Any]) -> float | None:
-        """The metric over all images, whatever their order."""
-        return self.finish([_fsum(column.tolist()) for column in columns], len(columns[0]))
-
-
-def measures(names: Sequence[str] = ()) -> tuple[Measure, ...]:
-    """What an evaluation measures: what every one does, and what is asked for; what reports make is left to them.
-
-    Args:
-        names: of `evaluate.metrics`.
-    """
-    texts = (*(row.name for row in ALWAYS), *names)
-    rows = zip(texts, (*ALWAYS, *asked(names)), strict=True)
-    return tuple(measure(row, source_hash(text) if is_own(text) else None) for text, row in rows if row.in_record)
-
-
-def measure(row: MetricInfo, source: str | None = None) -> Measure:
-    """A row with its code imported.
-
-    Args:
-        row: of the metric.
-        source: hash of the user's file.
-    """
-    code, finish = (import_object(part) if isinstance(part, str) else part for part in (row.code, row.finish))
-    return Measure(row, code, _mean if finish is None else finish, source)  # type: ignore[arg-type]  # a row's code is an object
-
-
-def against(measured: Iterable[Measure], predictions: Answers, reference: Answers) -> dict[str, float | None]:
-    """The metrics that compare what was predicted with what the float network predicts.
-
-    Args:
-        measured: of `measures`.
-        predictions: of the network that is scored.
-        reference: the float network's.
-    """
-    rows = [one for one in measured if one.row.reads == "predictions" and one.row.needs_reference]
-    return {one.row.name: one.total(one.columns(predictions, reference)) for one in rows}
 
 
 def kl(logits: Tensor, labels: Tensor, reference: Tensor) -> Tensor:
@@ -113,18 +49,6 @@ def decibels(sums: Sequence[float], n: int) -> float | None:
         return None
     ratio = signal / noise if math.isfinite(noise) else math.nan
     return 10 * math.log10(ratio) if ratio > 0 else (math.nan if math.isnan(ratio) else -math.inf)
-
-
-def _mean(sums: Sequence[float], n: int) -> float:
-    return sums[0] / n
-
-
-def _fsum(values: Sequence[float]) -> float:
-    """The correctly rounded sum, whatever the order; nan where it holds both infinities."""
-    try:
-        return math.fsum(values)
-    except ValueError:
-        return math.nan
 
 
 NUM_TRIED = 8  # images of the trial

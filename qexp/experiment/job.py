@@ -15,7 +15,7 @@ from qexp.base.types import ActivationInfo, Batch, TensorInfo
 from qexp.config.calibrate import CalibrateSettings
 from qexp.config.root import Config
 from qexp.data.load import DataSets
-from qexp.engine.metrics import Measure, measures
+from qexp.engine.measures import Measure, measures
 from qexp.experiment.variants import Variant
 from qexp.models.build import build_model
 from qexp.models.weights import load_weights

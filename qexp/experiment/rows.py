@@ -11,7 +11,7 @@ from qexp.base import dist
 from qexp.base.files import canonical_json
 from qexp.config.metrics import asked, described
 from qexp.engine.evaluate import Evaluation
-from qexp.engine.metrics import Measure, against
+from qexp.engine.measures import Measure, against
 from qexp.engine.trajectory import TrajectoryStore
 from qexp.experiment.evaluator import Scored
 from qexp.experiment.identity import training_identity

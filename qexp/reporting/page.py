@@ -50,6 +50,7 @@ def write_page(
     *,
     card: Sequence[tuple[str, str]],
     figures: Sequence[Drawn],
+    more: Sequence[Mapping[str, object]] = (),
     exports: Sequence[Mapping[str, object]] = (),
     sweeps: Sequence[SweepRow] = (),
 ) -> Path:
@@ -61,11 +62,12 @@ def write_page(
         verdict: of `compare_variants`.
         card: of `protocol_card`.
         figures: already drawn.
+        more: of `asked_for_page`.
         exports: of `exports_for_page`.
         sweeps: of `load_sweeps`.
     """
     table = verdict.table
-    rounded = display(table, wide=True)
+    rounded = display(table, wide=True, metrics=verdict.metrics)
     subjects = "; ".join(f"{row.model} on {row.data}" for row in table[["data", "model"]].drop_duplicates().itertuples())
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     text = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
@@ -84,6 +86,9 @@ def write_page(
         footnotes=rounded.footnotes,
         explained=_emphasized(EXPLAINED),
         digest=verdict.digest,
+        own=[row.explained for row in verdict.metrics if not row.always],
+        not_again=", ".join(row.title.removesuffix(f" {row.unit}") for row in verdict.metrics if row.stored != "classes"),
+        more=more,
         exports=exports,
         exports_explained=_emphasized(EXPORTS_EXPLAINED),
         figures=[

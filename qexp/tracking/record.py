@@ -72,6 +72,7 @@ class Record:
         """For a journal; `extra` and `sources` only where there is something in them."""
         return {key: value for key, value in asdict(self).items() if value or key not in ADDED}
 
+
 COLUMNS = tuple(item.name for item in fields(Record) if item.name not in ADDED)  # each of `extra` is a column of its own
 
 

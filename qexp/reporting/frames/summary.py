@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import replace
 from types import MappingProxyType
 
 import pandas as pd
@@ -44,6 +45,12 @@ def columns_of_others() -> frozenset[str]:
     added = ("run", "num_epochs", "protocol", "vs_control", "p_holm", "vs_best", "is_last", "num_seeds", "versions")
     curves = ("train_loss", "train_prec1", "lr")
     return frozenset((*TABLE_COLUMNS, *COLUMNS, *ADDED, *STATISTICS, *LINEAGE, *METRICS, *added, *curves))
+
+
+def own_metrics(table: pd.DataFrame) -> list[MetricInfo]:
+    """The user's own metrics of a table, of which it has no more than the names: whatever no other column is called."""
+    names = [str(name) for name in table if name not in columns_of_others() and not str(name).startswith("param.")]
+    return [replace(METRICS["prec1"], name=name, always=False) for name in names]
 
 
 def summarize(

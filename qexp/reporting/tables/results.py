@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
 
 from qexp.base.files import write_text_atomic
 from qexp.base.text import MIB
+from qexp.config.metrics import ALWAYS, MetricInfo
 from qexp.reporting.frames.comparison import has_qat, shared_words, without_words
 from qexp.reporting.frames.jobs import variant_states
 from qexp.reporting.frames.summary import is_control, is_float, seed_table, summarize
 from qexp.reporting.statistics.verdict import EXPLAINED, Verdict
-from qexp.reporting.tables.render import Display, csv_text, fixed_width, loss_text, markdown_table, numbers_text, small_text
+from qexp.reporting.tables.metric_cells import is_accuracy, metric_cells, number_text
+from qexp.reporting.tables.render import Display, csv_text, fixed_width, markdown_table, numbers_text
 from qexp.reporting.tables.statistic_cells import seed_statistics, seeds_explained, statistics
 from qexp.tracking.record import FLOAT_VARIANT
 from qexp.tracking.row_types import SweepRow
@@ -66,12 +69,13 @@ def _texts(
     """The files made of evaluations, by name."""
     table = summarize(records, states) if verdict is None else verdict.table
     seeds = seed_table(table) if verdict is None else verdict.seeds
+    metrics = ALWAYS if verdict is None else verdict.metrics
     epochs = records.assign(
         alarms=["; ".join(alarms) for alarms in records["alarms"]],
         versions=[" ".join(f"{name}={text}" for name, text in versions.items()) for versions in records["versions"]],
     )
     words = () if verdict is None else (*verdict.sentences, *verdict.gaps, *_stored(verdict))
-    text = markdown(name, table, seeds, sweeps, words, () if verdict is None else verdict.protocols)
+    text = markdown(name, table, seeds, sweeps, words, () if verdict is None else verdict.protocols, metrics)
     texts = {"table.csv": csv_text(table), "epochs.csv": csv_text(epochs), "table.md": text}
     texts |= {"pairs.csv": csv_text(verdict.pairs)} if verdict is not None and len(verdict.pairs) else {}
     return texts | ({"seeds.csv": csv_text(seeds)} if len(seeds) else {})
@@ -83,20 +87,21 @@ def _stored(verdict: Verdict) -> tuple[str, ...]:
     return (text,) if verdict.digest else ()
 
 
-def format_table(table: pd.DataFrame) -> str:
+def format_table(table: pd.DataFrame, metrics: Sequence[MetricInfo] = ALWAYS) -> str:
     """The table as fixed-width text: Prec@k in percent, delta in points, size in MiB, alarms as footnotes.
 
     Args:
         table: of `summarize`.
+        metrics: that it has.
     """
-    rounded = display(table)
+    rounded = display(table, metrics=metrics)
     body = fixed_width([rounded.header, *rounded.rows], rounded.left, rule=True)
     return "\n".join([rounded.caption, "", *body, *([""] if rounded.footnotes else []), *rounded.footnotes])
 
 
 def markdown(
     name: str, table: pd.DataFrame, seeds: pd.DataFrame, sweeps: Sequence[SweepRow] = (), words: Sequence[str] = (),
-    protocols: Sequence[str] = (),
+    protocols: Sequence[str] = (), metrics: Sequence[MetricInfo] = ALWAYS,
 ) -> str:  # fmt: skip
     """The whole of `table.md`.
 
@@ -107,19 +112,20 @@ def markdown(
         sweeps: of `load_sweeps`.
         words: sentences of a verdict.
         protocols: of `Protocols`, where there are several.
+        metrics: that the table has.
     """
-    rounded = display(table, wide=True)
+    rounded = display(table, wide=True, metrics=metrics)
     parts = [f"# {name}", *(["  \n".join(protocols)] if protocols else [])]
     parts += [rounded.caption + ".", markdown_table(list(zip(rounded.header, rounded.left, strict=True)), rounded.rows)]
     if rounded.footnotes:
         parts.append("  \n".join(rounded.footnotes))
-    parts.append(_explained(table))
+    parts.append(" ".join([_explained(table), *(row.explained for row in metrics if not row.always)]))
     if words:
         parts += ["## Which differences are real", "\n".join(f"- {sentence}" for sentence in words)]
         parts += [EXPLAINED] if table["p_value"].notna().any() else []
     if len(seeds):
         parts += ["## Repeated seeds", "Mean +- standard deviation (ddof 1)." + seeds_explained(seeds)]
-        parts.append(_seeds_markdown(seeds, _shared(table)))
+        parts.append(_seeds_markdown(seeds, _shared(table), metrics))
     if sweeps:
         parts += ["## How this was made", "\n".join(_sweep_line(sweep) for sweep in sweeps)]
     return "\n\n".join(parts) + "\n"
@@ -134,8 +140,16 @@ def _explained(table: pd.DataFrame) -> str:
     return f"{text} {VS_CONTROL}." if table["vs_control"].notna().any() else text
 
 
-def display(table: pd.DataFrame, *, wide: bool = False) -> Display:
-    """Choose columns, round, and number the footnotes; `wide` for those that a screen has no room for."""
+def display(table: pd.DataFrame, *, wide: bool = False, metrics: Sequence[MetricInfo] = ALWAYS) -> Display:
+    """Choose columns, round, and number the footnotes; `wide` for those that a screen has no room for.
+
+    Accuracies of every evaluation come first and their statistics behind them, then the other metrics.
+
+    Args:
+        table: of `summarize`.
+        wide: see above.
+        metrics: that it has.
+    """
     variants = table[~is_float(table)]
     marks, footnotes = _footnotes(table)
     columns: list[tuple[str, bool, list[str]]] = []
@@ -159,17 +173,13 @@ def display(table: pd.DataFrame, *, wide: bool = False) -> Display:
         _split_or_share(table, table, column, column, columns, shared)
     if (table["state"] != "done").any():
         columns.append(("state", True, list(table["state"])))
-    float_row = is_float(table)
     size = (table["size_bytes"] / MIB).map(f"{{:.{2 if table['size_bytes'].max() >= 10 * MIB else 3}f}}".format)
+    first = [row for row in metrics if is_accuracy(row)]
     for title, cells in (
-        ("Prec@1", numbers_text(table["prec1"], "{:.2f}".format)),
-        ("Prec@5", numbers_text(table["prec5"], "{:.2f}".format)),
-        ("delta", numbers_text(table["delta_prec1"].mask(float_row), "{:+.2f}".format)),
+        *(metric_cells(table, row) for row in first),
         ("vs control", numbers_text(table["vs_control"], "{:+.2f}".format) if has_qat(table) else []),
         *statistics(table, wide=wide),
-        ("loss", numbers_text(table["loss"], loss_text)),
-        ("KL", numbers_text(table["kl"], small_text)),
-        ("SQNR dB", numbers_text(table["logit_sqnr_db"], "{:.1f}".format)),
+        *(metric_cells(table, row) for row in metrics if row not in first),
         ("MiB", list(size)),
     ):
         if any(cells):
@@ -238,15 +248,17 @@ def _footnotes(table: pd.DataFrame) -> tuple[list[str], list[str]]:
     return marks, [f"[{number}] {text}" for text, number in numbers.items()]
 
 
-def _seeds_markdown(seeds: pd.DataFrame, words: Sequence[str]) -> str:
-    """The means as a Markdown table."""
+def _seeds_markdown(seeds: pd.DataFrame, words: Sequence[str], metrics: Sequence[MetricInfo]) -> str:
+    """The means as a Markdown table; a loss, which tells little beside an accuracy, is in `seeds.csv`."""
     gridded = seeds[~is_float(seeds) & (seeds["mode"] != "half")]
     differing = [column for column in ("policy", "quant", "granularity", "input_quant") if gridded[column].nunique() > 1]
     groups = ["group"] if seeds["group"].nunique() > 1 else []
     texts = [*groups, "variant", "bits", "mode", *differing, "num_seeds"]
     titles = {"group": "training", "num_seeds": "seeds", "input_quant": "input"}
-    numbers = {"prec1": "Prec@1", "prec5": "Prec@5", "delta_prec1": "delta", "vs_control": "vs control"}
-    numbers = {name: title for name, title in numbers.items() if f"{name}_mean" in seeds}
+    first = {row.name: row.title for row in metrics if is_accuracy(row)}
+    own = {row.name: row for row in metrics if not row.always}
+    titles_of = first | {"vs_control": "vs control"} | {name: row.title for name, row in own.items()}
+    numbers = {name: title for name, title in titles_of.items() if f"{name}_mean" in seeds}
     statistic_columns = seed_statistics(seeds)
     header = [titles.get(column, column) for column in texts] + list(numbers.values()) + [title for title, _ in statistic_columns]
     rows = []
@@ -254,15 +266,16 @@ def _seeds_markdown(seeds: pd.DataFrame, words: Sequence[str]) -> str:
         seeds = seeds.assign(variant=[without_words(variant, words) for variant in seeds["variant"]])
     for number, row in enumerate(seeds.to_dict("records")):
         cells = ["" if column == "mode" and row["variant"] == FLOAT_VARIANT else str(row[column]) for column in texts]
-        cells += [_mean_and_sd(row[f"{name}_mean"], row[f"{name}_sd"]) for name in numbers]
+        cells += [_mean_and_sd(row[f"{name}_mean"], row[f"{name}_sd"], own.get(name)) for name in numbers]
         rows.append([*cells, *(column[number] for _, column in statistic_columns)])
     left = [isinstance(seeds[column].iloc[0], str) for column in texts]
     return markdown_table(list(zip(header, [*left, *[False] * (len(header) - len(left))], strict=True)), rows)
 
 
-def _mean_and_sd(mean: float, sd: float) -> str:
-    """Two decimals each, nothing where there is no mean."""
-    return "" if pd.isna(mean) else f"{mean:.2f} +- {sd:.2f}"
+def _mean_and_sd(mean: float, sd: float, row: MetricInfo | None) -> str:
+    """Two decimals each, or as the metric's row says; nothing where there is no mean."""
+    form = "{:.2f}".format if row is None else partial(number_text, row)
+    return "" if pd.isna(mean) else f"{form(mean)} +- {form(sd).removeprefix('+')}"
 
 
 def _sweep_line(sweep: SweepRow) -> str:
