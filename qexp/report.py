@@ -3,8 +3,8 @@
 Keys: name (the experiment), runs_dir=runs, results_dir=results, verify=false, mixed=false, metrics=[]. Evaluations of different
 protocols (other test images, another number of them, prepared in another way) are refused unless mixed=true puts them into one
 table, a letter telling them apart. metrics=[per_class,confusion] adds what stored predictions give beside the table: Prec@1 of
-each class, and what is predicted in place of what the float network says. verify=true writes nothing: it recomputes the numbers of
-the tables in results_dir/NAME from stored predictions, says which it could not, and ends with 1 where one is another.
+each class, and what is predicted in place of what the float network says. verify=true writes nothing: it recomputes the numbers
+of the tables in results_dir/NAME from stored predictions, says which it could not, and ends with 1 where one is another.
 """
 
 import sys

@@ -47,7 +47,7 @@ class MetricInfo(Info):
         stored: what of stored predictions gives it again: predicted `classes`, which lie beside a table too, log-probabilities
             (`log_prob`), or nothing (`never`).
         always: every evaluation has it; else it is asked for by `evaluate.metrics`.
-        file: of a table, beside `table.csv`.
+        file: of a table or a matrix, beside `table.csv`.
     """
 
     title: str
@@ -160,7 +160,7 @@ METRICS = Catalog(
             summary="Images by the float network's prediction and by that of the variant that lost most.",
             unit="count", direction="none", form="", gives="matrix", reads="predictions",
             code="qexp.reporting.statistics.classes:confusion", finish=None, needs_reference=True, on_float="empty",
-            averaged=False, to_mlflow=False, stored="classes", always=False, file=None,
+            averaged=False, to_mlflow=False, stored="classes", always=False, file="confusion.csv",
         ),
         MetricInfo(
             name="worst_class", title="worst class", summary="The class with the lowest Prec@1.",

@@ -91,20 +91,18 @@ def write_page(
         more=more,
         exports=exports,
         exports_explained=_emphasized(EXPORTS_EXPLAINED),
-        figures=[
-            {
-                "title": figure.title,
-                "caption": _emphasized(figure.caption),
-                "svg": _inline(figure.path, f"f{number}-"),
-                "folded": figure.folded,
-            }
-            for number, figure in enumerate(figures)
-        ],
+        figures=[_figure(number, figure) for number, figure in enumerate(figures)],
         commands=list(dict.fromkeys(sweep["command"] for sweep in sweeps)),
     )
     path = folder / FILE
     write_text_atomic(path, text)
     return path
+
+
+def _figure(number: int, figure: Drawn) -> dict[str, object]:
+    """What the template shows of a figure."""
+    svg = _inline(figure.path, f"f{number}-")
+    return {"title": figure.title, "caption": _emphasized(figure.caption), "svg": svg, "folded": figure.folded}
 
 
 def _headline(table: pd.DataFrame) -> list[dict[str, str]]:

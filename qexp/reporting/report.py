@@ -134,7 +134,7 @@ def write_report(
         screen = [format_table(verdict.table, verdict.metrics), *(["\n".join(words)] if words else [])]
     tables = [*write_tables(name, records, folder, sweeps, jobs, verdict).values()]
     tables += write_exports(name, exports, folder)
-    tables += write_asked(folder, made.tables)
+    tables += write_asked(folder, made)
     tables += [folder / FILE] if verdict is not None and verdict.digest else []
     screen += [] if jobs.empty else [format_jobs(jobs)]
     screen += [format_exports(exports)] if exports else []

@@ -88,9 +88,9 @@ def worst_class(classes: pd.DataFrame) -> str:
     return str(classes.loc[classes["prec1"].idxmin(), "name"])
 
 
-def lost_most(classes: pd.DataFrame) -> str:
-    """The class of one network that lost most; empty where it is compared with nothing."""
-    return "" if classes["delta_prec1"].isna().all() else str(classes.loc[classes["delta_prec1"].idxmin(), "name"])
+def lost_most(classes: pd.DataFrame) -> str | None:
+    """The class of one network that lost most; None where it is compared with nothing."""
+    return None if classes["delta_prec1"].isna().all() else str(classes.loc[classes["delta_prec1"].idxmin(), "name"])
 
 
 def worst_delta(classes: pd.DataFrame) -> float:

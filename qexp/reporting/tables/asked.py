@@ -1,4 +1,4 @@
-"""Tables that are asked for: as CSV, and their first rows on the page."""
+"""Tables and matrices that are asked for: as CSV, and the first rows of tables on the page."""
 
 from __future__ import annotations
 
@@ -10,19 +10,21 @@ import pandas as pd
 from qexp.base.files import write_text_atomic
 from qexp.config.metrics import METRICS, MetricInfo
 from qexp.reporting.frames.compared import NAMED
+from qexp.reporting.statistics.asked import Made
 from qexp.reporting.tables.render import csv_text
 
 MAX_ROWS = 10  # of a network, on the page
 
 
-def write_asked(folder: Path, tables: Mapping[MetricInfo, pd.DataFrame]) -> list[Path]:
-    """Write the tables, and take away those that are no longer asked for.
+def write_asked(folder: Path, made: Made) -> list[Path]:
+    """Write tables and matrices, and take away those that are no longer asked for.
 
     Args:
         folder: `results/<name>`.
-        tables: of `Made`.
+        made: of `make_asked`.
     """
-    files = {row.file: csv_text(frame) for row, frame in tables.items() if row.file is not None}
+    frames = {**made.tables, **{row: matrix.counts.reset_index(names="") for row, matrix in made.matrices.items()}}
+    files = {row.file: csv_text(frame) for row, frame in frames.items() if row.file is not None}
     for row in METRICS.values():
         if row.file is not None and row.file not in files:
             (folder / row.file).unlink(missing_ok=True)
