@@ -133,7 +133,10 @@ class EvaluateSettings:
                 ("evaluate.memory_mib", self.memory_mib, 1, None),
             )
         )
-        asked(self.metrics)  # which checks them
+        made_later = [row.name for row in asked(self.metrics) if not row.in_record]
+        if made_later and self.keep == "none":
+            allowed = f"last or all with {', '.join(made_later)} among evaluate.metrics"
+            raise UserError("evaluate.keep", self.keep, allowed=allowed, remedy="They are made of stored predictions.")
 
 
 @dataclass(frozen=True, kw_only=True)

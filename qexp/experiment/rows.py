@@ -14,7 +14,7 @@ from qexp.engine.evaluate import Evaluation
 from qexp.engine.measures import Measure, against
 from qexp.engine.trajectory import TrajectoryStore
 from qexp.experiment.evaluator import Scored
-from qexp.experiment.identity import training_identity
+from qexp.experiment.identity import as_before, training_identity
 from qexp.experiment.job import Prepared
 from qexp.experiment.variants import Variant
 from qexp.policy.table import plan_rows
@@ -91,7 +91,8 @@ def run_row(
     if not variant.is_float:
         dials = {"bits": variant.bits, "mode": config.mode, "policy": asdict(config.policy), "quant": asdict(config.quant)}
         params |= rows.flatten(dials)
-    params |= rows.flatten({"evaluate": {key: value for key, value in asdict(config.evaluate).items() if value != []}})
+    settings = as_before(asdict(config))
+    params |= rows.flatten({"evaluate": settings["evaluate"]})
     if config.checkpoint is not None:
         params["checkpoint"] = config.checkpoint
     tags = {
@@ -107,7 +108,7 @@ def run_row(
         "qexp.git": git or "none",
         **{f"qexp.version.{name}": text for name, text in versions.items()},
     }
-    artifacts = {"config.json": canonical_json(asdict(config))}
+    artifacts = {"config.json": canonical_json(settings)}
     if config.evaluate.metrics:
         artifacts[METRICS_FILE] = described(asked(config.evaluate.metrics))
         artifacts[CLASSES_FILE] = canonical_json(prepared.bundle.class_names)

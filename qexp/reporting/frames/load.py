@@ -24,6 +24,7 @@ from qexp.tracking.record import CLASSES_FILE, COLUMNS, FLOAT_VARIANT, METRICS_F
 from qexp.tracking.row_types import RunRow, SweepRow, is_run, is_sweep
 from qexp.tracking.rows import Scalar
 
+ADDED_SINCE = tuple(row.name for row in ALWAYS if row.name not in COLUMNS)  # metrics that older records lack
 IDENTITY = ["run", "variant_key", "epoch", "split", "n"]
 TRAINED = "as trained"  # the ranges of a network that was trained with its quantization
 LINEAGE = tuple(item.name for item in fields(Named) if item.name not in ("label", "group"))
@@ -104,7 +105,7 @@ def _latest(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     kept: dict[tuple[object, ...], dict[str, Any]] = {}
     for row in rows:
         identity = tuple(row[key] for key in IDENTITY)
-        record = {key: row.get(key) for key in ("run", *COLUMNS)} | row.get("extra", {})
+        record = {key: row.get(key) for key in ("run", *COLUMNS, *ADDED_SINCE)} | row.get("extra", {})
         if row["reused"] and identity in kept:
             record["time_ms"] = kept[identity]["time_ms"]
         kept[identity] = record

@@ -58,6 +58,8 @@ def make_asked(
     """
     compared = beside_float(verdict.table, stored, float_keys(records))
     tables, matrices = {}, {}
+    if names and not compared:
+        verdict = replace(verdict, gaps=(*verdict.gaps, f"No {' and '.join(names)}: no predictions are stored."))
     for name in names if compared else ():
         made = code_of(METRICS[name])(compared, class_names)
         if isinstance(made, Matrix):
