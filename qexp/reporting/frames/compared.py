@@ -19,20 +19,17 @@ class Compared:
 
     Args:
         named: its `NAMED`.
+        title: for people.
         this: what it predicts.
         reference: what its float network predicts of the same images; None of a float network itself, or where it was not kept.
         is_control: it is quantized without rounding.
     """
 
     named: Mapping[str, object]
+    title: str
     this: Predictions
     reference: Predictions | None
     is_control: bool
-
-    @property
-    def title(self) -> str:
-        """For people."""
-        return str(self.named["variant"])
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,12 +58,12 @@ def beside_float(table: pd.DataFrame, stored: StoredPredictions, floats: Mapping
         floats: of `float_keys`.
     """
     rows = []
-    named = table[NAMED].to_dict("records")
+    named, several = table[NAMED].to_dict("records"), table["training"].nunique() > 1
     for values, key, of_float, control in zip(named, keys_of(table), is_float(table), is_control(table), strict=True):
         this, reference = stored.by_key.get(key), stored.by_key.get(floats.get(measurement_of(key), key))
         if this is not None:
             alike = reference is not None and not of_float and reference.images == this.images
-            rows.append(
-                Compared({str(name): value for name, value in values.items()}, this, reference if alike else None, control)
-            )
+            title = f"{values['label']}: {values['variant']}" if several else str(values["variant"])
+            known = {str(name): value for name, value in values.items()}
+            rows.append(Compared(known, title, this, reference if alike else None, control))
     return rows

@@ -117,15 +117,18 @@ def seed_table(table: pd.DataFrame, metrics: Sequence[MetricInfo] = ALWAYS) -> p
         table: what `summarize` returns.
         metrics: of the table; those whose rows say so are averaged.
     """
-    rows, averaged = [], [row.name for row in metrics if row.averaged and row.always]
+    rows, averaged = [], [row.name for row in metrics if row.averaged and row.name in COLUMNS]
     averaged += ["vs_control"] if has_qat(table) and table["vs_control"].notna().any() else []
-    averaged += [row.name for row in metrics if row.averaged and not row.always and row.name in table]
+    asked_for = [row.name for row in metrics if row.averaged and row.name not in COLUMNS and row.name in table]
+    averaged += asked_for
     for values, part in table.groupby(REPEATED, sort=False, dropna=False):
         if part["seed"].nunique() < 2:
             continue
         row = dict(zip(REPEATED, values, strict=True)) | {"num_seeds": part["seed"].nunique()}
         for name in averaged:
-            row |= {f"{name}_mean": part[name].mean(), f"{name}_sd": part[name].std(ddof=1)}
+            # A metric that was asked for of some seeds only has no mean over all of them.
+            values = part[name] if name not in asked_for or part[name].notna().all() else part[name].head(0)
+            row |= {f"{name}_mean": values.mean(), f"{name}_sd": values.std(ddof=1)}
         rows.append(row)
     columns = [f"{name}_{kind}" for name in averaged for kind in ("mean", "sd")]
     return pd.DataFrame(rows, columns=[*REPEATED, "num_seeds", *columns])
