@@ -1,14 +1,15 @@
-"""Tables and figures of one experiment: python -m qexp.report name=NAME [verify=true] [mixed=true].
+"""Tables and figures of one experiment: python -m qexp.report name=NAME [verify=true] [mixed=true] [metrics=[NAMES]].
 
-Keys: name (the experiment), runs_dir=runs, results_dir=results, verify=false, mixed=false, format=text. Evaluations of different
-protocols (other test images, another number of them, prepared in another way) are refused unless mixed=true puts them into one
-table, a letter telling them apart. format=latex, markdown or html prints the tables alone, for a paper or a page. verify=true
-writes nothing: it recomputes the numbers of the tables in results_dir/NAME from stored predictions, says which it could not, and
-ends with 1 where one is another.
+Keys: name (the experiment), runs_dir=runs, results_dir=results, verify=false, mixed=false, metrics=[], format=text. Evaluations
+of different protocols (other test images, another number of them, prepared in another way) are refused unless mixed=true puts
+them into one table, a letter telling them apart. metrics=[per_class,confusion] adds what stored predictions give beside the
+table: Prec@1 of each class, and what is predicted in place of what the float network says. format=latex, markdown or html
+prints the tables alone, for a paper or a page. verify=true writes nothing: it recomputes the numbers of the tables in
+results_dir/NAME from stored predictions, says which it could not, and ends with 1 where one is another.
 """
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from qexp.base.errors import choose
@@ -25,6 +26,7 @@ class ReportSettings:
         results_dir: parent of the folder that is written.
         verify: write nothing, and recompute the numbers of the tables.
         mixed: put evaluations of different protocols into one table.
+        metrics: `per_class`, `confusion`: tables and figures of stored predictions.
         format: of what is printed: all of it as `text`, or the tables alone as `latex` (with booktabs), `markdown` or `html`.
     """
 
@@ -33,6 +35,7 @@ class ReportSettings:
     results_dir: str = "results"
     verify: bool = False
     mixed: bool = False
+    metrics: list[str] = field(default_factory=list)
     format: str = "text"
 
 
@@ -49,7 +52,9 @@ def run(settings: ReportSettings) -> int:
 
     choose("format", settings.format, ["text", *RENDERERS])
     runs_dir, results_dir = Path(settings.runs_dir), Path(settings.results_dir)
-    written = write_report(settings.name, runs_dir=runs_dir, results_dir=results_dir, mixed=settings.mixed)
+    written = write_report(
+        settings.name, runs_dir=runs_dir, results_dir=results_dir, mixed=settings.mixed, metrics=settings.metrics
+    )
     if settings.format == "text":
         print(f"{written.table}\n\ntables and figures: {written.folder}/")
     else:

@@ -255,8 +255,8 @@ def _comparisons(prepared: Prepared, records: Mapping[str, _Record]) -> Iterator
             continue
         a, b = (predictions.load(prepared.folder / file) for file in (first.predictions, second.predictions))
         comparison = compare(
-            a.correct1.numpy(),
-            b.correct1.numpy(),
+            a.right.numpy(),
+            b.right.numpy(),
             index_a=a.index.numpy(),
             index_b=b.index.numpy(),
             classes_a=a.top5[:, 0].numpy(),

@@ -238,7 +238,7 @@ class Layers:
         before = self._float.evaluation
         after = self._evaluate(module, before.logits)
         assert after.metrics.kl is not None, "there is a reference"
-        old, new = before.predictions.correct1, after.predictions.correct1
+        old, new = before.predictions.right, after.predictions.right
         n10, n01, n = int((old & ~new).sum()), int((~old & new).sum()), len(old)
         changed = float((before.predictions.top5[:, 0] != after.predictions.top5[:, 0]).double().mean())
         return {

@@ -5,7 +5,8 @@ Shapes: N images, C classes (logits) or channels (images), H W pixels.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, NamedTuple
 
 from qexp.base.files import hash_json
@@ -256,16 +257,17 @@ class Plan:
 
 @dataclass(frozen=True, kw_only=True)
 class Metrics:
-    """One evaluation, in the units the field prints.
+    """One evaluation; what the numbers are, and their units, is in their rows in `qexp.config.metrics`.
 
     Args:
-        prec1: share of images whose first prediction is right, percent.
-        prec5: share of images whose class is among the first five predictions (or all classes if fewer), percent.
-        loss: mean cross-entropy, nats.
+        prec1: percent.
+        prec5: percent; of all classes if there are fewer than five.
+        loss: nats.
         n: number of images.
-        kl: mean KL(reference || this) over images, nats; None without a reference.
-        logit_sqnr_db: 10 log10(sum ref^2 / sum (ref - this)^2), dB; None without a reference, or where both are bitwise equal.
+        kl: against the reference, nats; None without one.
+        logit_sqnr_db: against the reference, dB; None without one, or where both are bitwise equal.
         finite: all logits were finite.
+        extra: metrics that were asked for, by name.
     """
 
     prec1: float
@@ -275,3 +277,4 @@ class Metrics:
     kl: float | None = None
     logit_sqnr_db: float | None = None
     finite: bool = True
+    extra: Mapping[str, float | None] = field(default_factory=dict)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import importlib.util
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from qexp.base.checks import check_all, check_range
 from qexp.base.errors import UserError
+from qexp.config.metrics import asked
 
 # apex's opt levels, which its users still type; apex.amp itself was removed upstream in May 2025.
 PRECISION_ALIASES = {"O0": "fp32", "O1": "fp16", "O2": "fp16", "O3": "fp16"}
@@ -112,6 +113,8 @@ class EvaluateSettings:
         batch_size: images per forward pass.
         keep: epochs whose per-image predictions stay on disk.
         memory_mib: budget for quantized copies held at once over a streamed set, MiB.
+        metrics: what is measured beside what every evaluation has: names of `qexp.config.metrics`, or `FILE.py:FUNCTION`s that
+            return a row of that kind. What the others are does not hang on it.
     """
 
     split: Literal["test", "select", "calib", "train"] = "test"
@@ -119,6 +122,7 @@ class EvaluateSettings:
     batch_size: int = 100
     keep: Literal["last", "all", "none"] = "last"
     memory_mib: int = 4096
+    metrics: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         """Check the ranges."""
@@ -129,6 +133,10 @@ class EvaluateSettings:
                 ("evaluate.memory_mib", self.memory_mib, 1, None),
             )
         )
+        made_later = [row.name for row in asked(self.metrics) if not row.in_record]
+        if made_later and self.keep == "none":
+            allowed = f"last or all with {', '.join(made_later)} among evaluate.metrics"
+            raise UserError("evaluate.keep", self.keep, allowed=allowed, remedy="They are made of stored predictions.")
 
 
 @dataclass(frozen=True, kw_only=True)

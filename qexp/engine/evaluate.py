@@ -10,11 +10,11 @@ Shapes: N images of a batch, n images in all, C classes.
 from __future__ import annotations
 
 import hashlib
-import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,7 @@ from qexp.base import dist
 from qexp.base.errors import UserError
 from qexp.base.outputs import main_output
 from qexp.base.types import Batch, Metrics
+from qexp.engine.measures import Measure, measures
 from qexp.engine.predictions import Predictions
 
 EVALUATOR_VERSION = 1  # part of every variant's key; raise it when the same network comes to score differently
@@ -33,8 +34,7 @@ class Evaluation:
     """How one network did.
 
     Args:
-        metrics: over all images and ranks; the same on every rank. `loss`, `kl` and `logit_sqnr_db` are nan or inf where logits
-            were.
+        metrics: over all images and ranks; the same on every rank. Means are nan or inf where logits were.
         predictions: of all images, ordered by index.
         digest: names the logits bit for bit, whatever the batch size, the order and the number of ranks.
         logits: [n, C] float32 on the CPU, this rank's images in the order of the batches; None unless asked for.
@@ -53,11 +53,11 @@ def evaluate(
     class_count: int,
     reference: Tensor | str | None = None,
     keep_logits: bool = False,
+    measured: Sequence[Measure] | None = None,
 ) -> dict[str, Evaluation]:
     """Score every network of `models` over one pass of `batches`.
 
-    Prec@1 and Prec@5 count an image whose logits hold a NaN as wrong. KL = mean_i sum_c p_ref (log p_ref - log p), nats, and
-    logit SQNR = 10 log10(sum ref^2 / sum (ref - this)^2), dB, both in float64.
+    What is measured are the rows of `qexp.config.metrics`; an image whose logits hold a NaN is predicted wrong.
 
     Args:
         models: name -> network in eval mode, on the device of the batches.
@@ -65,29 +65,32 @@ def evaluate(
         class_count: C, the width of the logits.
         reference: logits [n, C] that an earlier call kept over the same batches, or the name of one of `models`.
         keep_logits: keep the logits, to serve as `reference` later.
+        measured: of `measures`; None is what every evaluation measures.
 
     Raises:
         UserError: a network returns another number of classes.
         RuntimeError: a network is in training mode, or changed one of its buffers.
     """
     names = sorted(models, key=lambda name: name != reference)  # the reference runs first
-    tallies = {name: _Tally(class_count, keep_logits) for name in names}
+    measured = measures() if measured is None else measured
+    tallies = {name: _Tally(class_count, keep_logits, measured) for name in names}
     position = 0
     with torch.inference_mode(), _unchanged(models):
         for batch in batches:
-            against = reference[position : position + len(batch.labels)] if isinstance(reference, Tensor) else None
-            expected = _Reference(against.to(batch.images.device)) if against is not None else None
+            expected = None
+            if isinstance(reference, Tensor):
+                expected = reference[position : position + len(batch.labels)].to(batch.images.device)
             position += len(batch.labels)
             for name in names:
                 logits = main_output(models[name](batch.images)).float()
                 if logits.shape != (len(batch.labels), class_count):
                     raise UserError("model", f"{name} with logits {list(logits.shape)}", allowed=f"[N, {class_count}]")
                 if name == reference:
-                    expected = _Reference(logits)
+                    expected = logits
                 tallies[name].add(logits, batch, expected)
     assert not isinstance(reference, Tensor) or position == len(reference), "the reference is of other batches"
     everywhere = dist.all_gather_object({name: tally.columns() for name, tally in tallies.items()})
-    return {name: _summary([columns[name] for columns in everywhere], tallies[name].kept()) for name in models}
+    return {name: _summary([columns[name] for columns in everywhere], tallies[name].kept(), measured) for name in models}
 
 
 @contextmanager
@@ -113,29 +116,19 @@ def _bytes(tensor: Tensor) -> Tensor:
     return tensor.reshape(-1).view(torch.uint8)
 
 
-class _Reference:
-    """The reference's logits on one batch, and what is derived from them once for all networks."""
-
-    def __init__(self, logits: Tensor) -> None:
-        self.logits = logits.double()
-        self.log_probs = self.logits.log_softmax(1)
-        self.probs = self.log_probs.exp()
-        self.energy = self.logits.square().sum(1)
-
-
 class _Tally:
     """Per-image quantities of one network, on its device until the pass is over, so that no batch waits for the device."""
 
-    def __init__(self, class_count: int, keep_logits: bool) -> None:
+    def __init__(self, class_count: int, keep_logits: bool, measured: Sequence[Measure]) -> None:
         self.class_count, self.keep_logits = class_count, keep_logits
+        self.measured = [one for one in measured if one.row.reads == "logits"]
         self.rows: dict[str, list[Tensor]] = {}
         self.logits: list[Tensor] = []
 
-    def add(self, logits: Tensor, batch: Batch, expected: _Reference | None) -> None:
-        """Take in one batch. logits: [N, C] float32."""
+    def add(self, logits: Tensor, batch: Batch, expected: Tensor | None) -> None:
+        """Take in one batch. logits, and those of the reference: [N, C] float32."""
         small = torch.int16 if self.class_count <= torch.iinfo(torch.int16).max else torch.int32
-        exact = logits.double()
-        log_probs = exact.log_softmax(1)
+        log_probs = logits.double().log_softmax(1)
         top5 = logits.topk(min(5, self.class_count), dim=1).indices.to(small)
         finite = logits.isfinite().all(1)
         new = {
@@ -146,12 +139,10 @@ class _Tally:
             "finite": finite,
             "row_hash": _row_hash(logits),
         }
-        if expected is not None:
-            # 0 log 0 is 0: a class that the reference excludes adds nothing.
-            terms = expected.probs * (expected.log_probs - log_probs)
-            new["kl"] = terms.masked_fill_(expected.probs == 0, 0).sum(1)
-            new["noise"] = (expected.logits - exact).square_().sum(1)
-            new["signal"] = expected.energy
+        for one in self.measured:
+            if expected is not None or not one.row.needs_reference:
+                columns = one.columns(logits, batch.labels, expected if one.row.needs_reference else None)
+                new |= {f"{one.row.name}.{number}": column for number, column in enumerate(columns)}
         for name, value in new.items():
             self.rows.setdefault(name, []).append(value)
         if self.keep_logits:
@@ -168,7 +159,7 @@ class _Tally:
         return torch.cat(self.logits).cpu() if self.logits else torch.empty(0, self.class_count)
 
 
-def _summary(shards: list[dict[str, Tensor]], logits: Tensor | None) -> Evaluation:
+def _summary(shards: list[dict[str, Tensor]], logits: Tensor | None, measured: Sequence[Measure]) -> Evaluation:
     """Put the images of all ranks in order, and average."""
     shards = [shard for shard in shards if shard]
     assert shards, "an evaluation without images"
@@ -176,35 +167,19 @@ def _summary(shards: list[dict[str, Tensor]], logits: Tensor | None) -> Evaluati
     rows = {name: torch.cat([shard[name] for shard in shards])[order] for name in shards[0]}
     assert bool((rows["index"].diff() > 0).all()), "an image was scored twice"
     predictions = Predictions(rows["index"], rows["label"], rows["top5"], rows["log_prob"])
-    n = len(order)
-    kl = logit_sqnr_db = None
-    if "kl" in rows:
-        kl = _fsum(rows["kl"]) / n
-        logit_sqnr_db = _sqnr_db(_fsum(rows["signal"]), _fsum(rows["noise"]))
-    metrics = Metrics(
-        prec1=100 * int(predictions.correct1.sum()) / n,
-        prec5=100 * int(predictions.correct5.sum()) / n,
-        loss=-_fsum(rows["log_prob"]) / n,
-        n=n,
-        kl=kl,
-        logit_sqnr_db=logit_sqnr_db,
-        finite=bool(rows["finite"].all()),
-    )
+    values: dict[str, float | None] = {}
+    for one in measured:
+        if one.row.reads == "logits":
+            columns: Sequence[Tensor] = [column for name, column in rows.items() if name.startswith(f"{one.row.name}.")]
+            values[one.row.name] = one.total(columns) if columns else None
+        elif not one.row.needs_reference:  # else the caller compares it with the float network's predictions
+            values[one.row.name] = one.total(one.columns(predictions, None))
+    named = {item.name for item in fields(Metrics)}
+    known: dict[str, Any] = {name: value for name, value in values.items() if name in named}
+    extra = {name: value for name, value in values.items() if name not in named}
+    metrics = Metrics(**known, n=len(order), finite=bool(rows["finite"].all()), extra=extra)
     digest = hashlib.sha256(torch.stack([rows["index"], rows["row_hash"]]).numpy().tobytes()).hexdigest()[:32]
     return Evaluation(metrics=metrics, predictions=predictions, digest=digest, logits=logits)
-
-
-def _fsum(values: Tensor) -> float:
-    """The correctly rounded sum, whatever the order."""
-    return math.fsum(values.tolist())
-
-
-def _sqnr_db(signal: float, noise: float) -> float | None:
-    """10 log10(signal / noise), dB; None where the noise is zero."""
-    if noise == 0:
-        return None
-    ratio = signal / noise if math.isfinite(noise) else math.nan
-    return 10 * math.log10(ratio) if ratio > 0 else (math.nan if math.isnan(ratio) else -math.inf)
 
 
 def _row_hash(logits: Tensor) -> Tensor:

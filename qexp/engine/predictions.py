@@ -30,12 +30,12 @@ class Predictions:
     log_prob: Tensor
 
     @property
-    def correct1(self) -> Tensor:
+    def right(self) -> Tensor:
         """[N] bool, the first prediction is right."""
         return self.top5[:, 0] == self.label
 
     @property
-    def correct5(self) -> Tensor:
+    def right5(self) -> Tensor:
         """[N] bool, one of the first five predictions is right."""
         return (self.top5 == self.label[:, None]).any(1)
 

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from qexp.base.catalog import is_own
 from qexp.base.errors import UserError
+from qexp.config.metrics import asked
 from qexp.config.root import Config
+from qexp.engine.metrics import check_metric
 from qexp.experiment.variants import Variant
+from qexp.reporting.frames.summary import columns_of_others
 
 if TYPE_CHECKING:
     from qexp.data.bundle import DataBundle
@@ -20,6 +24,20 @@ def check_evaluation(config: Config, bundle: DataBundle) -> None:
     size = _size("evaluate.split", split, bundle, _set_aside(split))
     if wanted is not None and wanted > size:
         raise UserError("evaluate.num_images", wanted, allowed=f"at most {size}, the size of the {split} split")
+
+
+def check_metrics(config: Config, class_count: int) -> None:
+    """Raise UserError where a metric of the user's own does not give what its row says, or is called as something else is.
+
+    Args:
+        config: of the job.
+        class_count: width of the logits.
+    """
+    for text, row in zip(config.evaluate.metrics, asked(config.evaluate.metrics), strict=True):
+        if is_own(text):
+            if row.name in columns_of_others():
+                raise UserError("evaluate.metrics", text, allowed="a name of its own", remedy=f"Tables have another {row.name}.")
+            check_metric(row, class_count=class_count)
 
 
 def check_calibration(variant: Variant, bundle: DataBundle) -> None:

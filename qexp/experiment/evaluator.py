@@ -84,7 +84,12 @@ class Evaluator:
             models = self._load(state, chunk)
             with_float = float_variant in chunk
             scores = evaluate(
-                models, self._batches(), class_count=self.prepared.num_classes, reference=reference, keep_logits=with_float
+                models,
+                self._batches(),
+                class_count=self.prepared.num_classes,
+                reference=reference,
+                keep_logits=with_float,
+                measured=self.prepared.measured,
             )
             if with_float:
                 reference = scores[float_variant.key].logits

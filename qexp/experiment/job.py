@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,7 @@ from qexp.base.types import ActivationInfo, Batch, TensorInfo
 from qexp.config.calibrate import CalibrateSettings
 from qexp.config.root import Config
 from qexp.data.load import DataSets
+from qexp.engine.measures import Measure, measures
 from qexp.experiment.variants import Variant
 from qexp.models.build import build_model
 from qexp.models.weights import load_weights
@@ -59,6 +61,11 @@ class Prepared:
     def num_classes(self) -> int:
         """Width of the logits."""
         return self.config.model.num_classes or self.bundle.num_classes
+
+    @cached_property
+    def measured(self) -> tuple[Measure, ...]:
+        """What its evaluations measure: code and source of the user's own as they were when the job began."""
+        return measures(self.config.evaluate.metrics)
 
     @property
     def folder(self) -> Path:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from qexp.base.console import print_main
 from qexp.base.text import by_reason, counted
+from qexp.config.metrics import METRICS
 from qexp.engine.state import FitState
 from qexp.engine.trajectory import TrajectoryStore
 from qexp.experiment.job import Prepared
@@ -55,7 +56,7 @@ def going_on(training: str, start: FitState | None) -> None:
 def epoch(records: Sequence[Record]) -> None:
     """One line per epoch: Prec@1 of the float network and of every copy."""
     parts = [f"{record.variant} {record.prec1:.2f}{' !' if record.alarms else ''}" for record in records]
-    print_main(f"  epoch {records[0].epoch}  Prec@1  " + "  ".join(parts))
+    print_main(f"  epoch {records[0].epoch}  {METRICS['prec1'].title}  " + "  ".join(parts))
     for record in records:
         for alarm in record.alarms:
             print_main(f"  ! {record.variant}: {alarm}")

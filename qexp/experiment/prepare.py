@@ -22,7 +22,7 @@ from qexp.config.root import Config
 from qexp.config.train import check_device
 from qexp.data.load import DataSets
 from qexp.engine.device import pick_device
-from qexp.experiment.data_checks import check_calibration, check_evaluation
+from qexp.experiment.data_checks import check_calibration, check_evaluation, check_metrics
 from qexp.experiment.identity import training_hash
 from qexp.experiment.job import Prepared, load_network, untrained_network
 from qexp.experiment.variants import Variant, converted_variants, make_variants
@@ -61,6 +61,7 @@ class Preparer:
             check_device(config.recipe, pick_device(config.device).type)
         bundle = self.data.of(config.data)
         check_evaluation(config, bundle)
+        check_metrics(config, config.model.num_classes or bundle.num_classes)
         converted = None if config.checkpoint is None else load_converted(config.checkpoint)
         model, notes = load_network(config, bundle, converted)
         channels, height, width = bundle.image_shape

@@ -8,19 +8,19 @@ appended to and fsynced before a number is shown.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, fields, replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from qexp.engine import predictions
 from qexp.experiment.evaluator import Scored
 from qexp.experiment.job import Prepared
-from qexp.experiment.rows import record_of, run_key, run_row
+from qexp.experiment.rows import record_of, run_key, run_row, sources
 from qexp.experiment.variants import Variant
 from qexp.tracking import environment, rows
 from qexp.tracking.journal import Journal
 from qexp.tracking.process import host
-from qexp.tracking.record import Record, Sweep
+from qexp.tracking.record import ADDED, COLUMNS, Record, Sweep
 
 Status = Literal["FINISHED", "FAILED", "KILLED", "PREEMPTED"]
 JOB_STATES: dict[Status, rows.JobState] = {"FINISHED": "done", "FAILED": "failed", "KILLED": "killed", "PREEMPTED": "preempted"}
@@ -60,6 +60,7 @@ class Recorder:
         self.versions = environment.versions()
         self._git = environment.git_revision()
         self._folder = prepared.folder / "variants"
+        self._sources = sources(prepared.measured)
         self.num_measured = 0  # evaluations made by this job; the others were stored
         self._stored: dict[str, dict[int, dict[str, Any]]] = {}
         for variant in prepared.variants:
@@ -83,8 +84,24 @@ class Recorder:
         self.journal.append(known)
 
     def missing(self, epoch: int) -> list[Variant]:
-        """Variants without a number for this epoch; the float network counts as one."""
-        return [variant for variant in self.prepared.variants if epoch not in self._stored[variant.key]]
+        """Variants without a number for this epoch, or without one that is asked for; the float network counts as one."""
+        return [variant for variant in self.prepared.variants if not self._is_complete(self._stored[variant.key].get(epoch))]
+
+    def _is_complete(self, row: dict[str, Any] | None) -> bool:
+        """True where a stored evaluation has all metrics that are asked for, by the code that there is now."""
+        if row is None:
+            return False
+        extra, known = row.get("extra", {}), row.get("sources", {})
+        names = [one.row.name for one in self.prepared.measured if one.row.name not in COLUMNS]
+        return all(name in extra and known.get(name) == self._sources.get(name) for name in names)
+
+    def _with_earlier(self, row: dict[str, Any]) -> dict[str, Any]:
+        """An evaluation with the other metrics that an earlier one of the same logits has."""
+        earlier = self._stored[row["variant_key"]].get(row["epoch"], {})
+        if earlier.get("digest") != row["digest"]:
+            return row
+        merged = {name: {**earlier.get(name, {}), **row.get(name, {})} for name in ADDED}
+        return row | {name: values for name, values in merged.items() if values}
 
     def forget_after(self, epoch: int) -> None:
         """The training goes on from `epoch`: what was measured of later states is measured again, of what they become."""
@@ -98,14 +115,15 @@ class Recorder:
 
     def write(self, epoch: int, scored: Sequence[Scored], *, last: bool) -> list[Record]:
         """Record what was measured after `epoch`; returns the records, the float network's first."""
-        float_prec1 = scored[0].evaluation.metrics.prec1
+        of_float = scored[0].evaluation
         missing = {variant.key for variant in self.missing(epoch)}
         records, journal_rows = [], []
         for item in scored:
-            record = record_of(self.prepared, item, epoch, float_prec1=float_prec1, device=self.device, versions=self.versions)
+            record = record_of(self.prepared, item, epoch, float_network=of_float, device=self.device, versions=self.versions)
             if item.variant.key in missing:
                 record = self._keep_calibration(self._keep_predictions(record, item, last=last), item)
-                row = {**asdict(record), "digest": item.evaluation.digest}
+                row = self._with_earlier({**record.as_row(), "digest": item.evaluation.digest})
+                record = replace(record, **{name: row.get(name, {}) for name in ADDED})
                 Journal(self._folder / f"{item.variant.key}.jsonl").append([row])
                 self._stored[item.variant.key][epoch] = row
                 self.num_measured += 1

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
 from qexp.base import dist
 from qexp.base.files import canonical_json
+from qexp.config.metrics import asked, described
+from qexp.engine.evaluate import Evaluation
+from qexp.engine.measures import Measure, against
 from qexp.engine.trajectory import TrajectoryStore
 from qexp.experiment.evaluator import Scored
-from qexp.experiment.identity import training_identity
+from qexp.experiment.identity import as_before, training_identity
 from qexp.experiment.job import Prepared
 from qexp.experiment.variants import Variant
 from qexp.policy.table import plan_rows
 from qexp.tracking import environment, rows
 from qexp.tracking.process import host
-from qexp.tracking.record import Record, Sweep
+from qexp.tracking.record import CLASSES_FILE, COLUMNS, METRICS_FILE, Record, Sweep
 
 
 def run_key(prepared: Prepared, variant: Variant) -> str:
@@ -25,7 +29,7 @@ def run_key(prepared: Prepared, variant: Variant) -> str:
 
 
 def record_of(
-    prepared: Prepared, item: Scored, epoch: int, *, float_prec1: float, device: str, versions: dict[str, str]
+    prepared: Prepared, item: Scored, epoch: int, *, float_network: Evaluation, device: str, versions: dict[str, str]
 ) -> Record:
     """One evaluation of one variant as a record.
 
@@ -33,11 +37,11 @@ def record_of(
         prepared: the merged job.
         item: the variant and what it scored.
         epoch: after which the weights were taken.
-        float_prec1: of the float network of that epoch, percent.
+        float_network: the evaluation of that of this epoch.
         device: what the evaluation ran on.
         versions: of the libraries that it ran with.
     """
-    variant, metrics = item.variant, item.evaluation.metrics
+    variant = item.variant
     config, is_float = variant.config, variant.is_float
     return Record(
         experiment=config.name,
@@ -53,13 +57,7 @@ def record_of(
         input_quant=variant.plan.input_quant,
         seed=config.seed,
         epoch=epoch,
-        prec1=metrics.prec1,
-        prec5=metrics.prec5,
-        loss=metrics.loss,
-        delta_prec1=metrics.prec1 - float_prec1,
-        n=metrics.n,
-        kl=None if is_float else metrics.kl,
-        logit_sqnr_db=None if is_float else metrics.logit_sqnr_db,
+        **_measured(prepared, item, float_network),
         size_bytes=variant.size_bytes,
         split=config.evaluate.split,
         plan_hash=variant.plan.hash,
@@ -94,7 +92,8 @@ def run_row(
     if not variant.is_float:
         dials = {"bits": variant.bits, "mode": config.mode, "policy": asdict(config.policy), "quant": asdict(config.quant)}
         params |= rows.flatten(dials)
-    params |= rows.flatten({"evaluate": asdict(config.evaluate)})
+    settings = as_before(asdict(config))
+    params |= rows.flatten({"evaluate": settings["evaluate"]})
     if config.checkpoint is not None:
         params["checkpoint"] = config.checkpoint
     tags = {
@@ -110,7 +109,10 @@ def run_row(
         "qexp.git": git or "none",
         **{f"qexp.version.{name}": text for name, text in versions.items()},
     }
-    artifacts = {"config.json": canonical_json(asdict(config))}
+    artifacts = {"config.json": canonical_json(settings)}
+    if config.evaluate.metrics:
+        artifacts[METRICS_FILE] = described(asked(config.evaluate.metrics))
+        artifacts[CLASSES_FILE] = canonical_json(prepared.bundle.class_names)
     if not variant.is_float:
         artifacts["plan.json"] = canonical_json(plan_rows(variant.plan))
     epochs = config.recipe.epochs if config.checkpoint is None else None
@@ -123,6 +125,21 @@ def run_row(
         artifacts=artifacts,
         planned_epochs=epochs,
     )
+
+
+def _measured(prepared: Prepared, item: Scored, float_network: Evaluation) -> dict[str, Any]:
+    """The metrics of a record, those that compare predictions among them, and beside them what was asked for."""
+    metrics, measured = item.evaluation.metrics, prepared.measured
+    values = asdict(metrics) | dict(metrics.extra) | against(measured, item.evaluation.predictions, float_network.predictions)
+    empty = {one.row.name for one in measured if item.variant.is_float and one.row.on_float == "empty"}
+    values = {one.row.name: None if one.row.name in empty else values[one.row.name] for one in measured}
+    extra = {name: values.pop(name) for name in list(values) if name not in COLUMNS}
+    return {**values, "n": metrics.n, "extra": extra, "sources": sources(measured)}
+
+
+def sources(measured: Sequence[Measure]) -> dict[str, str]:
+    """Name of each metric of the user's own -> hash of its code."""
+    return {one.row.name: one.source for one in measured if one.source is not None}
 
 
 def _method(prepared: Prepared, variant: Variant) -> str:

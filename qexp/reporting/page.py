@@ -50,6 +50,7 @@ def write_page(
     *,
     card: Sequence[tuple[str, str]],
     figures: Sequence[Drawn],
+    more: Sequence[Mapping[str, object]] = (),
     exports: Sequence[Mapping[str, object]] = (),
     sweeps: Sequence[SweepRow] = (),
 ) -> Path:
@@ -61,11 +62,12 @@ def write_page(
         verdict: of `compare_variants`.
         card: of `protocol_card`.
         figures: already drawn.
+        more: of `asked_for_page`.
         exports: of `exports_for_page`.
         sweeps: of `load_sweeps`.
     """
     table = verdict.table
-    rounded = display(table, wide=True)
+    rounded = display(table, wide=True, metrics=verdict.metrics)
     subjects = "; ".join(f"{row.model} on {row.data}" for row in table[["data", "model"]].drop_duplicates().itertuples())
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     text = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
@@ -82,22 +84,23 @@ def write_page(
         footnotes=rounded.footnotes,
         explained=_emphasized(EXPLAINED),
         digest=verdict.digest,
+        own=[row.explained for row in verdict.metrics if not row.always],
+        not_again=", ".join(row.title.removesuffix(f" {row.unit}") for row in verdict.metrics if row.stored != "classes"),
+        more=more,
         exports=exports,
         exports_explained=_emphasized(EXPORTS_EXPLAINED),
-        figures=[
-            {
-                "title": figure.title,
-                "caption": _emphasized(figure.caption),
-                "svg": _inline(figure.path, f"f{number}-"),
-                "folded": figure.folded,
-            }
-            for number, figure in enumerate(figures)
-        ],
+        figures=[_figure(number, figure) for number, figure in enumerate(figures)],
         commands=list(dict.fromkeys(sweep["command"] for sweep in sweeps)),
     )
     path = folder / FILE
     write_text_atomic(path, text)
     return path
+
+
+def _figure(number: int, figure: Drawn) -> dict[str, object]:
+    """What the template shows of a figure."""
+    svg = _inline(figure.path, f"f{number}-")
+    return {"title": figure.title, "caption": _emphasized(figure.caption), "svg": svg, "folded": figure.folded}
 
 
 def _headline(table: pd.DataFrame) -> list[dict[str, str]]:

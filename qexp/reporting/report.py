@@ -13,19 +13,22 @@ from matplotlib.figure import Figure
 from qexp.base.errors import UserError
 from qexp.base.table import Table
 from qexp.reporting.figures.accuracy import prec1_by_bits, prec1_by_epoch
+from qexp.reporting.figures.confusion import draw_matrix
 from qexp.reporting.figures.cost import prec1_by_bops, prec1_by_cost, prec1_by_size
 from qexp.reporting.figures.layers import sensitivity_map, sqnr_map
 from qexp.reporting.figures.style import save
 from qexp.reporting.figures.variants import prec1_by_variant
 from qexp.reporting.frames.jobs import format_jobs, load_jobs, variant_states
 from qexp.reporting.frames.layers import histogram_sheets, load_layers
-from qexp.reporting.frames.load import load_records, load_sweeps
+from qexp.reporting.frames.load import load_asked, load_records, load_sweeps
 from qexp.reporting.frames.predictions import FILE, load_predictions, write_compact
 from qexp.reporting.frames.protocol import MixedProtocolsError, find_protocols
 from qexp.reporting.frames.summary import summarize
 from qexp.reporting.page import Drawn, write_page
+from qexp.reporting.statistics.asked import Made, check_asked, make_asked
 from qexp.reporting.statistics.paired import with_statistics
 from qexp.reporting.statistics.verdict import compare_variants
+from qexp.reporting.tables.asked import asked_for_page, write_asked
 from qexp.reporting.tables.card import load_runs, protocol_card
 from qexp.reporting.tables.exports import exports_for_page, format_exports, load_exports, write_exports
 from qexp.reporting.tables.results import display, format_table, seeds_display, write_tables
@@ -94,7 +97,9 @@ class Report:
     rounded: tuple[Table, ...] = ()
 
 
-def write_report(name: str, *, runs_dir: str | Path, results_dir: str | Path, mixed: bool = False) -> Report:
+def write_report(
+    name: str, *, runs_dir: str | Path, results_dir: str | Path, mixed: bool = False, metrics: Sequence[str] = ()
+) -> Report:
     """Write an experiment's tables and figures, as far as it has got.
 
     Args:
@@ -102,11 +107,13 @@ def write_report(name: str, *, runs_dir: str | Path, results_dir: str | Path, mi
         runs_dir: where its journal lies.
         results_dir: parent of the folder that is written.
         mixed: put rows of different protocols into one table, marked.
+        metrics: tables and matrices of stored predictions, beside those that the experiment asked for.
 
     Raises:
-        UserError: no such experiment, or neither job nor evaluation in it.
+        UserError: no such experiment, another metric, or neither job nor evaluation in it.
         MixedProtocolsError: its evaluations follow several protocols, and `mixed` does not ask for that; nothing is written.
     """
+    wanted, asked = check_asked(metrics), load_asked(name, runs_dir)
     records, jobs = load_records(name, runs_dir), load_jobs(name, runs_dir)
     if records.empty and jobs.empty:
         raise UserError(
@@ -114,34 +121,42 @@ def write_report(name: str, *, runs_dir: str | Path, results_dir: str | Path, mi
         )
     folder, runs = Path(results_dir) / name, load_runs(name, runs_dir)
     exports, sweeps = load_exports(name, runs_dir), load_sweeps(name, runs_dir)
-    verdict, screen, rounded = None, [], []  # for the screen: texts below each other
+    verdict, made, screen, rounded = None, Made(), [], []  # for the screen: texts below each other
     if not records.empty:
         protocols = find_protocols(records, {key: run["params"] for key, run in runs.items()})
         if protocols.sentences and not mixed:
             raise MixedProtocolsError(name, protocols.descriptions)
         stored = load_predictions(records, runs_dir)
         records = with_statistics(records, stored)
-        verdict = compare_variants(summarize(records, variant_states(jobs)), records, stored)
+        table = summarize(records, variant_states(jobs), asked.metrics)
+        verdict = compare_variants(table, records, stored, asked.metrics)
+        verdict, made = make_asked(verdict, check_asked((*asked.more, *wanted)), records, stored, asked.class_names)
         compact = write_compact(folder, (verdict.table, verdict.early), records, stored)
         verdict = replace(verdict, digest=compact[1] if compact else "", protocols=protocols.sentences)
         words = [textwrap.fill(text, 130) for text in (*verdict.protocols, *verdict.sentences, *verdict.gaps)]
-        rounded = [display(verdict.table, wide=True).table]
-        rounded += [seeds_display(verdict.seeds, verdict.table)] if len(verdict.seeds) else []
-        screen = [format_table(verdict.table), *(["\n".join(words)] if words else [])]
+        rounded = [display(verdict.table, wide=True, metrics=verdict.metrics).table]
+        rounded += [seeds_display(verdict.seeds, verdict.table, verdict.metrics)] if len(verdict.seeds) else []
+        screen = [format_table(verdict.table, verdict.metrics), *(["\n".join(words)] if words else [])]
     tables = [*write_tables(name, records, folder, sweeps, jobs, verdict).values()]
     tables += write_exports(name, exports, folder)
+    tables += write_asked(folder, made)
     tables += [folder / FILE] if verdict is not None and verdict.digest else []
     screen += [] if jobs.empty else [format_jobs(jobs)]
     screen += [format_exports(exports)] if exports else []
-    drawn = {stem: save(figure, folder / "figures" / stem) for stem, figure in _figures(records, exports, folder)}
+    figures = _figures(records, exports, folder) + [(row.name, draw_matrix(matrix)) for row, matrix in made.matrices.items()]
+    drawn = {stem: save(figure, folder / "figures" / stem) for stem, figure in figures}
     if verdict is not None:
         card = protocol_card(verdict.table, runs, sweeps)
-        on_page = [Drawn(paths[-1], *CAPTIONS[stem]) for stem, paths in drawn.items()]
+        captions = CAPTIONS | {row.name: (row.title, row.summary) for row in made.matrices}
+        on_page = [Drawn(paths[-1], *captions[stem]) for stem, paths in drawn.items()]
         on_page += [Drawn(path, f"Histograms: {label}", HISTOGRAMS, folded=True) for label, path in histogram_sheets(folder)]
-        page = write_page(name, folder, verdict, card=card, figures=on_page, exports=exports_for_page(exports), sweeps=sweeps)
+        more = asked_for_page(made.tables)
+        page = write_page(
+            name, folder, verdict, card=card, figures=on_page, more=more, exports=exports_for_page(exports), sweeps=sweeps
+        )
         tables.append(page)
-    figures = [path for paths in drawn.values() for path in paths]
-    return Report(name, folder, "\n\n".join(screen), tuple(tables), tuple(figures), tuple(rounded))
+    files = tuple(path for paths in drawn.values() for path in paths)
+    return Report(name, folder, "\n\n".join(screen), tuple(tables), files, tuple(rounded))
 
 
 def _figures(records: pd.DataFrame, exports: Sequence[ExportRow], folder: Path) -> list[tuple[str, Figure]]:

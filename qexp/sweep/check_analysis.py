@@ -22,6 +22,9 @@ def check_analysis(config: Config) -> None:
         raise UserError("image", config.image, allowed="null", remedy="Class scores are of task=profile.")
     if config.image is not None and not Path(config.image).is_file():
         raise UserError("image", config.image, allowed="a file that exists")
+    if config.evaluate.metrics:
+        remedy = "An analysis has its own: analyze.measure."
+        raise UserError("evaluate.metrics", ", ".join(config.evaluate.metrics), allowed="[] in qexp.analyze", remedy=remedy)
     if config.task in ONE_LAYER:
         _check_one_layer(config)
     if config.task == "allocate" and len(config.analyze.budgets) != 1:

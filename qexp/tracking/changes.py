@@ -12,9 +12,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from qexp.config.metrics import ALWAYS, restored
+from qexp.tracking.record import METRICS_FILE
 from qexp.tracking.rows import Row
-
-RECORD_METRICS = ("prec1", "prec5", "loss", "delta_prec1", "kl", "logit_sqnr_db")
 
 
 class Point(NamedTuple):
@@ -60,6 +60,7 @@ class ChangeTracker:
         self._trainings: dict[str, None] = {}  # in the order of their first row
         self._points: dict[tuple[str, str, int], str] = {}
         self._texts: dict[tuple[str, str], str] = {}
+        self._sent = {row.name: row.to_mlflow for row in ALWAYS}
 
     def take(self, rows: Iterable[Row]) -> Changes:
         """Note the next rows and return what they change."""
@@ -69,7 +70,7 @@ class ChangeTracker:
             if kind == "run":
                 self._open(row, changes)
             elif kind == "record":
-                self._take_points(row, row["epoch"], _record_values(row), changes)
+                self._take_points(row, row["epoch"], self._record_values(row), changes)
                 self._take_alarms(row, changes)
             elif kind == "metrics":
                 self._take_points(row, row["step"], row["values"], changes)
@@ -91,6 +92,7 @@ class ChangeTracker:
         changes.ends.pop(run, None)
         if row["parent"] is None:
             self._trainings[run] = None
+        self._sent |= {metric.name: metric.to_mlflow for metric in restored(row["artifacts"].get(METRICS_FILE, "[]"))}
         for name, text in row["artifacts"].items():
             if self._is_new(run, f"artifact/{name}", text):
                 changes.texts.setdefault(run, {})[name] = text
@@ -118,8 +120,7 @@ class ChangeTracker:
         self._texts[run, name] = text
         return True
 
-
-def _record_values(row: Row) -> dict[str, float | None]:
-    """A record's metrics. On another split than `test` they have its name before them: both may belong to one training."""
-    prefix = "" if row["split"] == "test" else f"{row['split']}/"
-    return {prefix + name: row.get(name) for name in RECORD_METRICS}
+    def _record_values(self, row: Row) -> dict[str, float | None]:
+        """A record's metrics. On another split than `test` they have its name before them: both may belong to one training."""
+        prefix, values = "" if row["split"] == "test" else f"{row['split']}/", row | row.get("extra", {})
+        return {prefix + name: values.get(name) for name, is_sent in self._sent.items() if is_sent}

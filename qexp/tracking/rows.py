@@ -94,7 +94,7 @@ def run_row(
 
 def record_row(record: Record) -> Row:
     """One variant's scores after one epoch."""
-    row = {"kind": "record", "run": run_of(record), **asdict(record)}
+    row = {"kind": "record", "run": run_of(record), **record.as_row()}
     row["time_ms"] = record.time_ms or now_ms()
     return row
 

@@ -169,6 +169,6 @@ def test_predictions_survive_the_disk(tmp_path, problem, nets):
     for name, value in vars(kept.predictions).items():
         assert torch.equal(getattr(loaded, name), value)
         assert getattr(loaded, name).dtype == value.dtype
-    assert 100 * loaded.correct1.double().mean().item() == pytest.approx(kept.metrics.prec1)
+    assert 100 * loaded.right.double().mean().item() == pytest.approx(kept.metrics.prec1)
     assert path.stat().st_size < 120 * 20 + 600
     assert loaded.top5.dtype == torch.int16

@@ -130,7 +130,7 @@ def test_predictions_are_kept_as_asked(prepared, open_recorder, keep, kept):
             assert (record.predictions is not None) == expected
             if expected:
                 found = predictions.load(merged.folder / record.predictions)
-                assert 100 * found.correct1.double().mean() == pytest.approx(record.prec1)
+                assert 100 * found.right.double().mean() == pytest.approx(record.prec1)
 
 
 def test_numbers_that_are_not_finite_survive(prepared, open_recorder):

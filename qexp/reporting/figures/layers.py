@@ -34,7 +34,7 @@ def sqnr_map(layers: pd.DataFrame) -> Figure | None:
     )
     texts = values.map(lambda value: "" if np.isnan(value) else "exact" if np.isinf(value) else f"{value:.1f}")
     heading = "Signal to quantization noise of each weight\n10 log10(sum w^2 / sum (w - w^)^2)"
-    return _draw(values.clip(upper=high), texts, (low, high), "SQNR, dB", heading)
+    return heat_map(values.clip(upper=high), texts, (low, high), "SQNR, dB", heading)
 
 
 def sensitivity_map(layers: pd.DataFrame) -> Figure | None:
@@ -66,7 +66,7 @@ def kl_map(values: pd.DataFrame, heading: str, x_label: str = "") -> Figure:
     clipped = np.clip(np.where(np.isposinf(numbers), top, numbers), low, top)
     colored = pd.DataFrame(np.log10(clipped), values.index, values.columns)
     texts = values.map(lambda value: "" if np.isnan(value) else f"{value:.2g}")
-    return _draw(colored, texts, (log10(low), log10(top)), "log10 of KL(float || quantized), nats", heading, x_label=x_label)
+    return heat_map(colored, texts, (log10(low), log10(top)), "log10 of KL(float || quantized), nats", heading, x_label=x_label)
 
 
 def _pivot(layers: pd.DataFrame, column: str) -> pd.DataFrame:
@@ -76,10 +76,21 @@ def _pivot(layers: pd.DataFrame, column: str) -> pd.DataFrame:
     return values.reindex(index=names, columns=columns)
 
 
-def _draw(
-    values: pd.DataFrame, texts: pd.DataFrame, limits: tuple[float, float], label: str, heading: str, *, x_label: str = ""
+def heat_map(
+    values: pd.DataFrame, texts: pd.DataFrame, limits: tuple[float, float], label: str, heading: str, *, x_label: str = "",
+    y_label: str | None = None,
 ) -> Figure:  # fmt: skip
-    """Cells in colours between `limits`, light on dark and dark on light."""
+    """Cells in colours between `limits`, light on dark and dark on light; a value that is none is grey.
+
+    Args:
+        values: [rows, columns], that colours stand for.
+        texts: [rows, columns], written in.
+        limits: of the colours.
+        label: of the scale of colours.
+        heading: above the figure.
+        x_label: below the columns.
+        y_label: beside the rows.
+    """
     count, columns = values.shape
     long = max(len(str(name)) for name in values.columns) > 6
     middle = sum(limits) / 2
@@ -96,6 +107,8 @@ def _draw(
         axes.set_yticks(range(count), list(values.index), fontsize=7)
         axes.tick_params(length=0)
         axes.set_xlabel(x_label)
+        if y_label is not None:
+            axes.set_ylabel(y_label)
         axes.grid(visible=False)
         for (row, column), text in np.ndenumerate(texts.to_numpy()):
             value = values.iat[row, column]

@@ -6,35 +6,37 @@ only reused. Rows of other splits or of other numbers of images are other measur
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from qexp.base.label import Label, read_stored_label
+from qexp.config.metrics import ALWAYS, MetricInfo, restored
 from qexp.reporting.frames.lineage import read_training
 from qexp.reporting.frames.protocol import find_protocols
 from qexp.reporting.frames.qat_labels import Named, name_trainings
 from qexp.reporting.frames.training_labels import training_labels
 from qexp.tracking.journal import find_journal, read_rows
-from qexp.tracking.record import FLOAT_VARIANT, Record
+from qexp.tracking.record import CLASSES_FILE, COLUMNS, FLOAT_VARIANT, METRICS_FILE
 from qexp.tracking.row_types import RunRow, SweepRow, is_run, is_sweep
 from qexp.tracking.rows import Scalar
 
-RECORD_COLUMNS = tuple(item.name for item in fields(Record))
+ADDED_SINCE = tuple(row.name for row in ALWAYS if row.name not in COLUMNS)  # metrics that older records lack
 IDENTITY = ["run", "variant_key", "epoch", "split", "n"]
 TRAINED = "as trained"  # the ranges of a network that was trained with its quantization
 LINEAGE = tuple(item.name for item in fields(Named) if item.name not in ("label", "group"))
 # Parameters that a record has under another name.
-IN_RECORD = ("name", "policy.name", "quant.name", "quant.weight.granularity", "quant.input", "evaluate.split", *RECORD_COLUMNS)
+IN_RECORD = ("name", "policy.name", "quant.name", "quant.weight.granularity", "quant.input", "evaluate.split", *COLUMNS)
 
 
 def load_records(name: str, runs_dir: str | Path) -> pd.DataFrame:
     """The records of an experiment, one row per variant and epoch.
 
-    Columns are the fields of `Record`, `named` a `Label` in every row, and:
+    Columns are the fields of `Record`, `named` a `Label` in every row, one for each metric that was asked for, and:
     `run`: its key; `data`, `model`: names; `planned_epochs`: epochs of the training (None where there was none);
     `label`: what distinguishes the training from the experiment's others (`lr=0.01`), its hash where it is the only one;
     `group`: the label without the seed, equal for the repetitions of a training;
@@ -50,7 +52,7 @@ def load_records(name: str, runs_dir: str | Path) -> pd.DataFrame:
     runs = {row["run"]: row for row in rows if is_run(row)}
     records = _latest(row for row in rows if row["kind"] == "record")
     if not records:
-        return pd.DataFrame(columns=[*RECORD_COLUMNS, "run", "data", "model", "planned_epochs", "label", "group"])
+        return pd.DataFrame(columns=[*COLUMNS, "run", "data", "model", "planned_epochs", "label", "group"])
     frame = _one_name_each(pd.DataFrame(records).assign(named=[_label(record) for record in records]))
     frame = _labelled(frame, runs)
     for column in ("data", "model"):
@@ -69,12 +71,42 @@ def load_sweeps(name: str, runs_dir: str | Path) -> list[SweepRow]:
     return list({row["sweep"]: row for row in rows if is_sweep(row)}.values())
 
 
+@dataclass(frozen=True)
+class AskedFor:
+    """What an experiment asked for beside what every evaluation measures.
+
+    Args:
+        metrics: rows of the numbers that its records have, ours of every evaluation first.
+        more: names of what a report makes: tables and matrices.
+        class_names: by label; none where they were not written down.
+    """
+
+    metrics: tuple[MetricInfo, ...]
+    more: tuple[str, ...]
+    class_names: tuple[str, ...]
+
+
+def load_asked(name: str, runs_dir: str | Path) -> AskedFor:
+    """What the runs of an experiment asked for, as they were last opened; numbers that are in records stay."""
+    runs = [row for row in read_rows(find_journal(runs_dir, name))[0] if is_run(row)]
+    described = [row["artifacts"].get(METRICS_FILE, "[]") for row in runs]
+    rows = {metric.name: metric for text in dict.fromkeys(described) for metric in restored(text)}
+    last = {row["run"]: text for row, text in zip(runs, described, strict=True)}
+    now = {metric.name: metric for text in dict.fromkeys(last.values()) for metric in restored(text)}
+    names = [text for row in runs for text in [row["artifacts"].get(CLASSES_FILE)] if text]
+    return AskedFor(
+        (*ALWAYS, *(metric for metric in rows.values() if metric.in_record)),
+        tuple(name for name, metric in now.items() if not metric.in_record),
+        tuple(json.loads(names[-1])) if len(set(names)) == 1 else (),
+    )
+
+
 def _latest(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """The last row of each measurement, in the order of the first ones."""
     kept: dict[tuple[object, ...], dict[str, Any]] = {}
     for row in rows:
         identity = tuple(row[key] for key in IDENTITY)
-        record = {key: row.get(key) for key in ("run", *RECORD_COLUMNS)}
+        record = {key: row.get(key) for key in ("run", *COLUMNS, *ADDED_SINCE)} | row.get("extra", {})
         if row["reused"] and identity in kept:
             record["time_ms"] = kept[identity]["time_ms"]
         kept[identity] = record

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import replace
 from types import MappingProxyType
 
 import pandas as pd
 
+from qexp.config.metrics import ALWAYS, METRICS, MetricInfo
 from qexp.reporting.frames.comparison import LINEAGE, has_qat, one_start_each, points_against_control, training_order
 from qexp.reporting.frames.jobs import STATES
-from qexp.tracking.record import FLOAT_VARIANT
+from qexp.tracking.record import ADDED, COLUMNS, FLOAT_VARIANT
 
 TABLE_COLUMNS = (
     "training", "label", "variant", "bits", "mode", "policy", "quant", "granularity", "input_quant", "seed", "epoch",
-    "prec1", "prec5", "loss", "delta_prec1", "kl", "logit_sqnr_db", "n", "size_bytes", "split", "state", "alarms", "notes",
+    *(row.name for row in ALWAYS), "n", "size_bytes", "split", "state", "alarms", "notes",
     "activation_bits", "activation_scheme", "ranges", "corrections", "calibration",
     "group", "data", "model", "planned_epochs", "plan_hash", "variant_key", "data_hash", "device", "world_size",
     "trained_by", "reused", "time_ms",
@@ -25,7 +27,6 @@ Family = tuple[str, ...]  # policy, quantizer, granularity, input
 MODE_ORDER = {"int": 0, "float": 1, "half": 2}
 MEASUREMENT = ["training", "variant_key", "split", "n"]
 REPEATED = ["group", "variant", "bits", "mode", "policy", "quant", "granularity", "input_quant", "split", "n", "epoch"]
-AVERAGED = ("prec1", "prec5", "loss", "delta_prec1")
 CONTROL = "control: the same map and clamp, no rounding"
 
 
@@ -39,7 +40,24 @@ def is_control(frame: pd.DataFrame) -> pd.Series:
     return (frame["mode"] == "float") & ~is_float(frame)
 
 
-def summarize(records: pd.DataFrame, states: Mapping[tuple[str, str], str] = MappingProxyType({})) -> pd.DataFrame:
+def columns_of_others() -> frozenset[str]:
+    """Names that columns of tables and curves in MLflow have, and no metric of the user's own may have."""
+    added = ("run", "num_epochs", "protocol", "vs_control", "p_holm", "vs_best", "is_last", "num_seeds", "versions")
+    curves = ("train_loss", "train_prec1", "lr")
+    return frozenset((*TABLE_COLUMNS, *COLUMNS, *ADDED, *STATISTICS, *LINEAGE, *METRICS, *added, *curves))
+
+
+def own_metrics(table: pd.DataFrame) -> list[MetricInfo]:
+    """The user's own metrics of a table, of which it has no more than the names: whatever no other column is called."""
+    names = [str(name) for name in table if name not in columns_of_others() and not str(name).startswith("param.")]
+    return [replace(METRICS["prec1"], name=name, always=False) for name in names]
+
+
+def summarize(
+    records: pd.DataFrame,
+    states: Mapping[tuple[str, str], str] = MappingProxyType({}),
+    metrics: Sequence[MetricInfo] = ALWAYS,
+) -> pd.DataFrame:
     """One row per variant at its last epoch; per training the float network first, then by family, falling bits and mode.
 
     `state` is that of the job that asks for the variant while it is not done; `partial` where no job is known and the training
@@ -51,6 +69,7 @@ def summarize(records: pd.DataFrame, states: Mapping[tuple[str, str], str] = Map
     Args:
         records: what `load_records` returns.
         states: (training, variant_key) -> state of the jobs that are not done.
+        metrics: of the records; those that not every evaluation has stand behind the others.
     """
     rows = [_last_row(part) for _, part in records.groupby(MEASUREMENT, sort=False)]
     table = pd.DataFrame(rows).reset_index(drop=True)
@@ -64,6 +83,8 @@ def summarize(records: pd.DataFrame, states: Mapping[tuple[str, str], str] = Map
         for control, gap, count, total in zip(is_control(table), gaps, table["num_epochs"], planned.fillna(0), strict=True)
     ]
     columns = list(TABLE_COLUMNS)
+    before_n = columns.index("n")
+    columns[before_n:before_n] = [row.name for row in metrics if row.name in table and row.name not in columns]
     if has_qat(table):
         table = one_start_each(table)
         table["vs_control"] = points_against_control(table, records)
@@ -90,19 +111,25 @@ def _set_states(table: pd.DataFrame, states: Mapping[tuple[str, str], str]) -> N
         table.loc[index, "state"] = state
 
 
-def seed_table(table: pd.DataFrame) -> pd.DataFrame:
+def seed_table(table: pd.DataFrame, metrics: Sequence[MetricInfo] = ALWAYS) -> pd.DataFrame:
     """Mean and standard deviation (ddof 1) over seeds of each variant that was trained with several; may be empty.
 
     Args:
         table: what `summarize` returns.
+        metrics: of the table; those whose rows say so are averaged.
     """
-    rows, averaged = [], [*AVERAGED, *(["vs_control"] if has_qat(table) and table["vs_control"].notna().any() else [])]
+    rows, averaged = [], [row.name for row in metrics if row.averaged and row.name in COLUMNS]
+    averaged += ["vs_control"] if has_qat(table) and table["vs_control"].notna().any() else []
+    asked_for = [row.name for row in metrics if row.averaged and row.name not in COLUMNS and row.name in table]
+    averaged += asked_for
     for values, part in table.groupby(REPEATED, sort=False, dropna=False):
         if part["seed"].nunique() < 2:
             continue
         row = dict(zip(REPEATED, values, strict=True)) | {"num_seeds": part["seed"].nunique()}
         for name in averaged:
-            row |= {f"{name}_mean": part[name].mean(), f"{name}_sd": part[name].std(ddof=1)}
+            # A metric that was asked for of some seeds only has no mean over all of them.
+            values = part[name] if name not in asked_for or part[name].notna().all() else part[name].head(0)
+            row |= {f"{name}_mean": values.mean(), f"{name}_sd": values.std(ddof=1)}
         rows.append(row)
     columns = [f"{name}_{kind}" for name in averaged for kind in ("mean", "sd")]
     return pd.DataFrame(rows, columns=[*REPEATED, "num_seeds", *columns])

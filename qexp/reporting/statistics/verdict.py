@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from qexp.config.metrics import ALWAYS, MetricInfo
 from qexp.reporting.frames.predictions import Predictions, StoredPredictions, float_keys, keys_of, measurement_of
 from qexp.reporting.frames.summary import is_control, is_float, seed_table
 from qexp.reporting.statistics.paired import ALPHA, all_pairs, comparable, holm, is_tested, row_names, seed_intervals
@@ -41,6 +42,7 @@ class Verdict:
         seeds: of `seed_table`, with `seed_intervals`.
         digest: of the predictions beside the table; empty where there are none.
         protocols: sentences about the protocols of the rows; empty where there is one.
+        metrics: that the table has.
     """
 
     table: pd.DataFrame
@@ -51,21 +53,25 @@ class Verdict:
     seeds: pd.DataFrame
     digest: str = ""
     protocols: tuple[str, ...] = ()
+    metrics: tuple[MetricInfo, ...] = ALWAYS
 
 
-def compare_variants(table: pd.DataFrame, records: pd.DataFrame, stored: StoredPredictions) -> Verdict:
+def compare_variants(
+    table: pd.DataFrame, records: pd.DataFrame, stored: StoredPredictions, metrics: Sequence[MetricInfo] = ALWAYS
+) -> Verdict:
     """Say which rows of a table differ.
 
     Args:
         table: of `summarize`, from records `with_statistics`.
         records: of all epochs.
         stored: of `load_predictions`.
+        metrics: that the table has.
     """
     best, sentences = against_best(table, stored)
     against, groups = list(_against_float(table)), list(comparable(table, stored))
     power = [_power(part) for part, _ in groups]
     early = best_epoch_rows(records, table)
-    seeds = pd.concat([seed_table(table), seed_intervals(table, stored, float_keys(records))], axis=1)
+    seeds = pd.concat([seed_table(table, metrics), seed_intervals(table, stored, float_keys(records))], axis=1)
     return Verdict(
         table=_with_column(_with_column(table, "p_holm", holm(table), "p_value"), "vs_best", best, "non_inferior"),
         sentences=(*against, *sentences, *dict.fromkeys(text for text in power if text)),
@@ -73,6 +79,7 @@ def compare_variants(table: pd.DataFrame, records: pd.DataFrame, stored: StoredP
         early=early,
         pairs=pairs_of(table, early, stored),
         seeds=seeds,
+        metrics=tuple(metrics),
     )
 
 

@@ -16,6 +16,9 @@ import numpy as np
 import pandas as pd
 
 from qexp.base.errors import UserError
+from qexp.config.metrics import ALWAYS, METRICS
+from qexp.engine.measures import against as compared_with
+from qexp.engine.measures import measure
 from qexp.reporting.frames.load import load_records
 from qexp.reporting.frames.predictions import (
     FILE,
@@ -30,7 +33,8 @@ from qexp.reporting.frames.predictions import (
     read_compact,
     read_predictions,
 )
-from qexp.reporting.frames.summary import STATISTICS, seed_table
+from qexp.reporting.frames.summary import STATISTICS, own_metrics, seed_table
+from qexp.reporting.statistics.asked_again import check_asked_tables
 from qexp.reporting.statistics.paired import against, holm, is_tested, seed_intervals, wilson_of
 from qexp.reporting.statistics.verdict import against_best, best_epoch_rows, pairs_of
 from qexp.tracking.journal import journal_path
@@ -38,13 +42,14 @@ from qexp.tracking.record import FLOAT_VARIANT
 
 TEXTS = (
     "training", "label", "variant", "variant_key", "plan_hash", "data_hash", "vs_best", "group", "control", "a", "b", "epoch",
+    *(row.name for row in METRICS.values() if row.gives == "text"), "name",
 )  # fmt: skip
 NEVER = {
-    "kl": "needs logits",
-    "logit_sqnr_db": "needs logits",
+    **{row.name: "needs logits" for row in METRICS.values() if row.stored == "never"},
     "size_bytes": "needs the plan",
     "vs_control": "needs the control's predictions of the same epoch",
 }
+AGAIN = tuple(measure(row) for row in ALWAYS if row.stored != "never")
 BOOTSTRAP = ("ci_low", "ci_high", "prec1_low", "prec1_high", "delta_low", "delta_high")
 PAIR_KEY = ["a", "b", "epoch", "split", "n"]
 
@@ -116,7 +121,9 @@ def verify_tables(name: str, *, runs_dir: str | Path, results_dir: str | Path) -
     _check_family(result, table, again, stored)
     _check_seeds(result, _read(folder / "seeds.csv"), again, stored, floats)
     _check_pairs(result, _read(folder / "pairs.csv"), again, again.head(0) if epochs is None else epochs, stored)
+    check_asked_tables(result, folder, table, stored, floats)
     result.left |= {column: why for column, why in NEVER.items() if column in table}
+    result.left |= {row.name: "needs logits, and the code of that metric" for row in own_metrics(table)}
     return result
 
 
@@ -168,7 +175,7 @@ def _check_rows(
     quiet: bool = False,
 ) -> pd.DataFrame:
     """Check each row by itself; returns the table with the numbers that were recomputed."""
-    columns = [name for name in ("prec1", "prec5", "loss", "delta_prec1", *STATISTICS) if name in table]
+    columns = [name for name in (*(one.row.name for one in AGAIN), *STATISTICS) if name in table]
     again = table.astype({name: object if name == "non_inferior" else float for name in columns})
     missing = [name for name, key in zip(table["variant"], keys_of(table), strict=True) if key not in stored.by_key]
     if missing:
@@ -195,22 +202,18 @@ def _check_rows(
 
 def _alone(predictions: Predictions) -> dict[str, object]:
     """Numbers of one network."""
-    n = predictions.n
-    prec1 = 100 * int(np.count_nonzero(predictions.right)) / n
-    interval = wilson_of(prec1, n)
-    numbers: dict[str, object] = {"n": n, "prec1": prec1, "prec5": 100 * int(np.count_nonzero(predictions.right5)) / n}
-    numbers |= {"prec1_low": interval.low, "prec1_high": interval.high}
-    if predictions.log_prob is not None:
-        numbers["loss"] = -math.fsum(predictions.log_prob.tolist()) / n
-    return numbers
+    known = ("classes", "log_prob") if predictions.log_prob is not None else ("classes",)
+    rows = [one for one in AGAIN if one.row.stored in known and not one.row.needs_reference]
+    numbers: dict[str, object] = {one.row.name: one.total(one.columns(predictions, None)) for one in rows}
+    interval = wilson_of(100 * int(np.count_nonzero(predictions.right)) / predictions.n, predictions.n)
+    return numbers | {"n": predictions.n, "prec1_low": interval.low, "prec1_high": interval.high}
 
 
 def _beside_float(row: pd.Series, predictions: Predictions, of_float: Predictions | None) -> dict[str, object]:
     """Numbers against the float network."""
     if of_float is None or row["variant"] == FLOAT_VARIANT:
         return {}
-    gained = int(np.count_nonzero(predictions.right)) - int(np.count_nonzero(of_float.right))
-    return {"delta_prec1": 100 * gained / predictions.n} | against(of_float, predictions)
+    return {**compared_with(AGAIN, predictions, of_float), **against(of_float, predictions)}
 
 
 def _check_family(result: Verification, table: pd.DataFrame, again: pd.DataFrame, stored: StoredPredictions) -> None:
@@ -239,7 +242,7 @@ def _check_seeds(
     """Means, deviations and intervals over seeds."""
     if seeds is None:
         return
-    means = seed_table(again)
+    means = seed_table(again, (*ALWAYS, *own_metrics(again)))
     means = pd.concat([means, seed_intervals(again, stored, floats)], axis=1)
     if list(means["variant"]) != list(seeds["variant"]):
         result.wrong.append("seeds.csv: its rows are not those of the table")

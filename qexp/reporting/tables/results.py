@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -10,12 +11,14 @@ import pandas as pd
 from qexp.base.files import write_text_atomic
 from qexp.base.table import Column, Table, lines, markdown_table
 from qexp.base.text import MIB
+from qexp.config.metrics import ALWAYS, MetricInfo
 from qexp.reporting.frames.comparison import has_qat, shared_words
 from qexp.reporting.frames.jobs import variant_states
 from qexp.reporting.frames.summary import CONTROL, is_control, is_float, seed_table, summarize
 from qexp.reporting.statistics.verdict import ALIKE, BEST, EXPLAINED, WORSE, Verdict
 from qexp.reporting.tables.columns import DESCRIBING, GRID, Filled
-from qexp.reporting.tables.render import Display, csv_text, loss_text, numbers_text, small_text
+from qexp.reporting.tables.metric_cells import is_accuracy, metric_cells, number_text
+from qexp.reporting.tables.render import Display, csv_text, numbers_text
 from qexp.reporting.tables.statistic_cells import seed_statistics, seeds_explained, statistics
 from qexp.tracking.row_types import SweepRow
 
@@ -68,11 +71,12 @@ def _texts(
     """The files made of evaluations, by name."""
     table = summarize(records, states) if verdict is None else verdict.table
     seeds = seed_table(table) if verdict is None else verdict.seeds
+    metrics = ALWAYS if verdict is None else verdict.metrics
     epochs = records.assign(
         versions=[" ".join(f"{name}={text}" for name, text in versions.items()) for versions in records["versions"]],
     )
     words = () if verdict is None else (*verdict.sentences, *verdict.gaps, *_stored(verdict))
-    text = markdown(name, table, seeds, sweeps, words, () if verdict is None else verdict.protocols)
+    text = markdown(name, table, seeds, sweeps, words, () if verdict is None else verdict.protocols, metrics)
     texts = {"table.csv": csv_text(_flat(table)), "epochs.csv": csv_text(_flat(epochs)), "table.md": text}
     texts |= {"pairs.csv": csv_text(verdict.pairs)} if verdict is not None and len(verdict.pairs) else {}
     return texts | ({"seeds.csv": csv_text(seeds)} if len(seeds) else {})
@@ -90,20 +94,21 @@ def _stored(verdict: Verdict) -> tuple[str, ...]:
     return (text,) if verdict.digest else ()
 
 
-def format_table(table: pd.DataFrame) -> str:
+def format_table(table: pd.DataFrame, metrics: Sequence[MetricInfo] = ALWAYS) -> str:
     """The table as fixed-width text: Prec@k in percent, delta in points, size in MiB, alarms as footnotes.
 
     Args:
         table: of `summarize`.
+        metrics: that it has.
     """
-    rounded = display(table)
+    rounded = display(table, metrics=metrics)
     body = [rounded.caption, "", *lines(rounded.table, rule=True)]
     return "\n".join([*body, *([""] if rounded.footnotes else []), *rounded.footnotes])
 
 
 def markdown(
     name: str, table: pd.DataFrame, seeds: pd.DataFrame, sweeps: Sequence[SweepRow] = (), words: Sequence[str] = (),
-    protocols: Sequence[str] = (),
+    protocols: Sequence[str] = (), metrics: Sequence[MetricInfo] = ALWAYS,
 ) -> str:  # fmt: skip
     """The whole of `table.md`.
 
@@ -114,19 +119,20 @@ def markdown(
         sweeps: of `load_sweeps`.
         words: sentences of a verdict.
         protocols: of `Protocols`, where there are several.
+        metrics: that the table has.
     """
-    rounded = display(table, wide=True)
+    rounded = display(table, wide=True, metrics=metrics)
     parts = [f"# {name}", *(["  \n".join(protocols)] if protocols else [])]
     parts += [rounded.caption + ".", markdown_table(rounded.table)]
     if rounded.footnotes:
         parts.append("  \n".join(rounded.footnotes))
-    parts.append(_explained(table))
+    parts.append(" ".join([_explained(table), *(row.explained for row in metrics if not row.always)]))
     if words:
         parts += ["## Which differences are real", "\n".join(f"- {sentence}" for sentence in words)]
         parts += [EXPLAINED] if table["p_value"].notna().any() else []
     if len(seeds):
         parts += ["## Repeated seeds", "Mean +- standard deviation (ddof 1)." + seeds_explained(seeds)]
-        parts.append(markdown_table(seeds_display(seeds, table)))
+        parts.append(markdown_table(seeds_display(seeds, table, metrics)))
     if sweeps:
         parts += ["## How this was made", "\n".join(_sweep_line(sweep) for sweep in sweeps)]
     return "\n\n".join(parts) + "\n"
@@ -141,8 +147,16 @@ def _explained(table: pd.DataFrame) -> str:
     return f"{text} {VS_CONTROL}." if table["vs_control"].notna().any() else text
 
 
-def display(table: pd.DataFrame, *, wide: bool = False) -> Display:
-    """Choose columns, round, and number the footnotes; `wide` for those that a screen has no room for."""
+def display(table: pd.DataFrame, *, wide: bool = False, metrics: Sequence[MetricInfo] = ALWAYS) -> Display:
+    """Choose columns, round, and number the footnotes; `wide` for those that a screen has no room for.
+
+    Accuracies of every evaluation come first and their statistics behind them, then the other metrics.
+
+    Args:
+        table: of `summarize`.
+        wide: see above.
+        metrics: that it has.
+    """
     variants = table[~is_float(table)]
     marks, footnotes = _footnotes(table)
     shared: list[str] = [f"{row.data}, {row.model}" for row in table[["data", "model"]].drop_duplicates().itertuples()]
@@ -170,17 +184,13 @@ def display(table: pd.DataFrame, *, wide: bool = False) -> Display:
         _split_or_share(table, table, name, columns, shared)
     if (table["state"] != "done").any():
         add("state", list(table["state"]))
-    float_row = is_float(table)
     size = (table["size_bytes"] / MIB).map(f"{{:.{2 if table['size_bytes'].max() >= 10 * MIB else 3}f}}".format)
+    first = [row for row in metrics if is_accuracy(row)]
     for title, cells in (
-        ("Prec@1", numbers_text(table["prec1"], "{:.2f}".format)),
-        ("Prec@5", numbers_text(table["prec5"], "{:.2f}".format)),
-        ("delta", numbers_text(table["delta_prec1"].mask(float_row), "{:+.2f}".format)),
+        *(metric_cells(table, row) for row in first),
         ("vs control", numbers_text(table["vs_control"], "{:+.2f}".format) if has_qat(table) else [""] * len(table)),
         *statistics(table, wide=wide),
-        ("loss", numbers_text(table["loss"], loss_text)),
-        ("KL", numbers_text(table["kl"], small_text)),
-        ("SQNR dB", numbers_text(table["logit_sqnr_db"], "{:.1f}".format)),
+        *(metric_cells(table, row) for row in metrics if row not in first),
         ("MiB", list(size)),
     ):
         columns.append(_rounded(title, cells))
@@ -244,12 +254,13 @@ def _footnotes(table: pd.DataFrame) -> tuple[list[str], list[str]]:
     return marks, [f"[{number}] {text}" for text, number in numbers.items()]
 
 
-def seeds_display(seeds: pd.DataFrame, table: pd.DataFrame) -> Table:
-    """The means, rounded.
+def seeds_display(seeds: pd.DataFrame, table: pd.DataFrame, metrics: Sequence[MetricInfo] = ALWAYS) -> Table:
+    """The means, rounded; a loss, which tells little beside an accuracy, is in `seeds.csv`.
 
     Args:
         seeds: of `seed_table`.
         table: that they are of.
+        metrics: that the table has.
     """
     gridded = seeds[~is_float(seeds) & (seeds["mode"] != "half")]
     words = _shared(table)
@@ -261,16 +272,20 @@ def seeds_display(seeds: pd.DataFrame, table: pd.DataFrame) -> Table:
     columns: list[Filled] = [
         (DESCRIBING[name], values[name]) for name in (*groups, "variant", "bits", "mode", *differing, "num_seeds")
     ]
-    for name, title in (("prec1", "Prec@1"), ("prec5", "Prec@5"), ("delta_prec1", "delta"), ("vs_control", "vs control")):
+    titles = {row.name: row.title for row in metrics if is_accuracy(row)} | {"vs_control": "vs control"}
+    own = {row.name: row for row in metrics if not row.always}
+    for name, title in (titles | {name: row.title for name, row in own.items()}).items():
         if f"{name}_mean" in seeds:
-            cells = [_mean_and_sd(mean, sd) for mean, sd in zip(seeds[f"{name}_mean"], seeds[f"{name}_sd"], strict=True)]
+            pairs = zip(seeds[f"{name}_mean"], seeds[f"{name}_sd"], strict=True)
+            cells = [_mean_and_sd(mean, sd, own.get(name)) for mean, sd in pairs]
             columns.append((Column(name=name, title=title, kind="number", form=str), cells))
     return Table.of_values([*columns, *(_rounded(title, cells) for title, cells in seed_statistics(seeds))])
 
 
-def _mean_and_sd(mean: float, sd: float) -> str:
-    """Two decimals each, nothing where there is no mean."""
-    return "" if pd.isna(mean) else f"{mean:.2f} +- {sd:.2f}"
+def _mean_and_sd(mean: float, sd: float, row: MetricInfo | None) -> str:
+    """Two decimals each, or as the metric's row says; nothing where there is no mean."""
+    form = "{:.2f}".format if row is None else partial(number_text, row)
+    return "" if pd.isna(mean) else f"{form(mean)} +- {form(sd).removeprefix('+')}"
 
 
 def _sweep_line(sweep: SweepRow) -> str:
