@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from qexp.base.types import Plan
-from qexp.config.qat import QatSettings
 from qexp.config.quant import ActivationQuantSettings
 from qexp.config.root import Config
 from qexp.ptq.calibration import Calibration
@@ -15,7 +14,7 @@ def label(config: Config, plan: Plan, reused: Calibration | None = None) -> str:
     widths = {spec.bits for spec in plan.quantized.values()} if config.policy.name == "rules" else {config.bits}
     places = sorted({spec.bits for spec in plan.quantized_activations.values()})
     activations = f"A{'/'.join(map(str, places))}" if places else ""
-    way = config.qat.name if config.qat.is_on else config.mode
+    way = config.qat.method.name if config.qat.is_on else config.mode
     parts = ["half"] if config.mode == "half" else [f"W{'/'.join(map(str, sorted(widths)))}{activations}", way]
     policy, quant, weight = config.policy, config.quant, config.quant.weight
     if policy.name != "uniform" and config.mode != "half":
@@ -56,7 +55,7 @@ def _training_words(config: Config) -> list[str]:
     words = [f"a_{activation.scheme}"] if activation.scheme != ActivationQuantSettings.scheme else []
     words += ["all_places"] if activation.places == "all" else []
     words += [config.calibrate.name] if config.calibrate.name != "minmax" else []
-    words += [qat.mask] if qat.mask != QatSettings.mask else []
+    words += [qat.gradient_mask] if qat.mask != "paper" else []
     words += ["bn_folded"] if qat.batch_norm == "folded" else []
     words += ["bn_frozen"] if qat.freeze_bn_epoch is not None else []
     words += ["reestimate_bn"] if qat.reestimate_bn else []
