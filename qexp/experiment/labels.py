@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from qexp.base.types import Plan
+from qexp.config.policy import PolicySettings
 from qexp.config.quant import ActivationQuantSettings
 from qexp.config.root import Config
 from qexp.ptq.calibration import Calibration
@@ -11,18 +12,15 @@ from qexp.ptq.calibration import Calibration
 def label(config: Config, plan: Plan, reused: Calibration | None = None) -> str:
     """The dials, then whatever differs from the defaults: `W4 int`, `half`, `W4 int conv_linear c4 l8`, `W4/8 int rules`."""
     # Rules may leave nothing at the width of the dial, so what they chose is said instead.
-    widths = {spec.bits for spec in plan.quantized.values()} if config.policy.name == "rules" else {config.bits}
+    widths = {spec.bits for spec in plan.quantized.values()} if config.policy.own_rules else {config.bits}
     places = sorted({spec.bits for spec in plan.quantized_activations.values()})
     activations = f"A{'/'.join(map(str, places))}" if places else ""
     way = config.qat.method.name if config.qat.is_on else config.mode
     parts = ["half"] if config.mode == "half" else [f"W{'/'.join(map(str, sorted(widths)))}{activations}", way]
     policy, quant, weight = config.policy, config.quant, config.quant.weight
-    if policy.name != "uniform" and config.mode != "half":
-        parts.append(policy.name)
-        if policy.name == "conv_linear":
-            parts += [f"c{policy.conv_bits or config.bits}", f"l{policy.linear_bits or config.bits}"]
-        if policy.name == "first_last":
-            parts.append(f"e{policy.edge_bits}")
+    if policy.name != PolicySettings.name and config.mode != "half":
+        chosen = {key: getattr(policy, key) or config.bits for key in policy.info.reads}
+        parts += [policy.name, *policy.info.label.format(**chosen).split()]
     if config.mode != "half":
         parts += [quant.name] if quant.name != "linear" else []
         parts += [weight.granularity] if weight.granularity != "per_tensor" else []
