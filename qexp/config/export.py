@@ -42,34 +42,21 @@ RUNTIMES = Catalog(
     RuntimeInfo,
     (
         RuntimeInfo(
-            name="onnxruntime",
-            summary="ONNX Runtime, with its exact kernels where the fast ones would saturate.",
-            code="qexp.deploy.runtimes:load_onnxruntime",
-            distribution="onnxruntime",
-            module="onnxruntime",
-            install="qexp[deploy]",
+            name="onnxruntime", summary="ONNX Runtime, with its exact kernels where the fast ones would saturate.",
+            code="qexp.deploy.runtimes:load_onnxruntime", distribution="onnxruntime", module="onnxruntime",
+            install="qexp[deploy]", reads="onnx",
+        ),
+        RuntimeInfo(
+            name="openvino", summary="OpenVINO, which computes in float32 what stays float.",
+            code="qexp.deploy.runtimes:load_openvino", distribution="openvino", module="openvino", install="qexp[deploy]",
             reads="onnx",
         ),
         RuntimeInfo(
-            name="openvino",
-            summary="OpenVINO, which computes in float32 what stays float.",
-            code="qexp.deploy.runtimes:load_openvino",
-            distribution="openvino",
-            module="openvino",
-            install="qexp[deploy]",
-            reads="onnx",
-        ),
-        RuntimeInfo(
-            name="torch",
-            summary="The program of torch.export, compiled by Inductor where there is a C++ compiler.",
-            code="qexp.deploy.runtimes:load_torch",
-            distribution="torch",
-            module="torch",
-            install="torch",
-            reads="program",
+            name="torch", summary="The program of torch.export, compiled by Inductor where there is a C++ compiler.",
+            code="qexp.deploy.runtimes:load_torch", distribution="torch", module="torch", install="torch", reads="program",
         ),
     ),
-)
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)

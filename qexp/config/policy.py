@@ -35,52 +35,34 @@ POLICIES = Catalog(
     PolicyInfo,
     (
         PolicyInfo(
-            name="uniform",
-            summary="Every conv and linear weight gets bits.",
-            code="qexp.policy.policies:Uniform",
-            reads=(),
-            label="",
-            edge_activations=False,
-            left_alone="",
+            name="uniform", summary="Every conv and linear weight gets bits.", code="qexp.policy.policies:Uniform", reads=(),
+            label="", edge_activations=False, left_alone="",
         ),
         PolicyInfo(
             name="conv_linear",
             summary="Conv weights get policy.conv_bits, linear weights policy.linear_bits; by module type, not by name.",
-            code="qexp.policy.policies:ConvLinear",
-            reads=("conv_bits", "linear_bits"),
-            label="c{conv_bits} l{linear_bits}",
-            edge_activations=False,
-            left_alone="",
+            code="qexp.policy.policies:ConvLinear", reads=("conv_bits", "linear_bits"), label="c{conv_bits} l{linear_bits}",
+            edge_activations=False, left_alone="",
         ),
         PolicyInfo(
-            name="first_last",
-            summary="The first and the last layer executed get policy.edge_bits, those between bits.",
-            code="qexp.policy.policies:FirstLast",
-            reads=("edge_bits",),
-            label="e{edge_bits}",
-            edge_activations=True,
+            name="first_last", summary="The first and the last layer executed get policy.edge_bits, those between bits.",
+            code="qexp.policy.policies:FirstLast", reads=("edge_bits",), label="e{edge_bits}", edge_activations=True,
             left_alone="",
         ),
         PolicyInfo(
             name="rules",
             summary="Your own ordered list, policy.rules; the first match wins; a rule that matches nothing is an error.",
-            code="qexp.policy.policies:Rules",
-            reads=("rules",),
-            label="",
-            edge_activations=False,
+            code="qexp.policy.policies:Rules", reads=("rules",), label="", edge_activations=False,
             left_alone="matched by no rule",
         ),
         PolicyInfo(
             name="document_002",
             summary="What that document's code selects: every entry of the state dict without running in its key.",
-            code="qexp.policy.policies:Document002",
-            reads=("linear_bits",),
-            label="",
-            edge_activations=False,
+            code="qexp.policy.policies:Document002", reads=("linear_bits",), label="", edge_activations=False,
             left_alone="running in the key",
         ),
     ),
-)
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
