@@ -112,8 +112,7 @@ class Catalog(Mapping[str, RowT], Generic[RowT]):
 
     def load(self, name: str) -> object:
         """The code of a row: what its import string names, or the user's object."""
-        code = self[name].code
-        return import_object(code) if isinstance(code, str) else code
+        return load_code(self[name])
 
     def _own_row(self, text: str) -> RowT:
         """The row of a user's function."""
@@ -127,7 +126,7 @@ class Catalog(Mapping[str, RowT], Generic[RowT]):
                 allowed = "a name of its own: letters, digits and '_'"
                 raise UserError(self.factory_key, text, allowed=wanted, remedy=f"Its name, {row.name!r}, must be {allowed}.")
             try:
-                code = import_object(row.code) if isinstance(row.code, str) else row.code
+                code = load_code(row)
                 if self._check is not None:
                     self._check(replace(row, code=code), code)
             except UserError as error:
@@ -144,6 +143,11 @@ def is_own(name: str) -> bool:
     (False, True)
     """
     return ":" in name
+
+
+def load_code(row: Info) -> object:
+    """The code of a row."""
+    return import_object(row.code) if isinstance(row.code, str) else row.code
 
 
 def import_object(text: str) -> object:

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import fields
+from typing import TYPE_CHECKING, get_type_hints
 
 from qexp.base.errors import UserError
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 
 def check_range(key: str, value: float | None, low: float, high: float | None = None, *, open_low: bool = False) -> None:
@@ -27,3 +32,20 @@ def check_all(checks: Iterable[tuple[str, float | None, float, float | None]]) -
     """`check_range` over rows of (key, value, low, high)."""
     for key, value, low, high in checks:
         check_range(key, value, low, high)
+
+
+def check_types(row: DataclassInstance) -> None:
+    """Raise `UserError(field, value, ...)` unless each field of a dataclass holds what its type says.
+
+    Args:
+        row: whose types can be looked up at run time.
+    """
+    from pydantic import TypeAdapter, ValidationError  # here, since most who check ranges need none
+
+    hints = get_type_hints(type(row))
+    for field in fields(row):
+        try:
+            TypeAdapter(hints[field.name]).validate_python(getattr(row, field.name), strict=True)
+        except ValidationError as error:
+            allowed = error.errors()[0]["msg"].removeprefix("Input should be ")
+            raise UserError(field.name, getattr(row, field.name), allowed=allowed) from None

@@ -6,15 +6,57 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, get_args
 
+from qexp.base.catalog import Catalog, Info
 from qexp.base.checks import check_range
 from qexp.base.errors import UserError, choose
 
-RUNTIMES = ("onnxruntime", "openvino", "torch")
 Requantization = Literal["float32", "fixed_point"]
 REQUANTIZATIONS: tuple[Requantization, ...] = get_args(Requantization)
 # Weights whose codes a file can hold: uniform grids, zero among their values; `qexp.deploy.weight_codes.has_codes` asks of one.
 FILE_SCHEMES = ("affine", "symmetric", "symmetric_restricted", "unsigned_symmetric", "pow2_scale", "fixed_point")
 FILE_GRANULARITIES = ("per_tensor", "per_channel")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RuntimeInfo(Info):
+    """What runs an exported network. What it cannot run is in no row: every file is loaded into it before anything starts.
+
+    Args:
+        name: as in `export.runtime=NAME`, tables and MLflow's keys.
+        summary: one line for people.
+        code: import string of a function, `(path of the ONNX file, threads, codes to show) -> qexp.deploy.runtimes.RunBatch`.
+        distribution: whose version is recorded.
+        module: that is imported.
+        install: what to give pip where the module is missing.
+        reads: the ONNX file, or the program of `torch.export` beside it.
+    """
+
+    distribution: str
+    module: str
+    install: str
+    reads: Literal["onnx", "program"]
+
+
+RUNTIMES = Catalog(
+    "export.runtime",
+    RuntimeInfo,
+    (
+        RuntimeInfo(
+            name="onnxruntime", summary="ONNX Runtime, with its exact kernels where the fast ones would saturate.",
+            code="qexp.deploy.runtimes:load_onnxruntime", distribution="onnxruntime", module="onnxruntime",
+            install="qexp[deploy]", reads="onnx",
+        ),
+        RuntimeInfo(
+            name="openvino", summary="OpenVINO, which computes in float32 what stays float.",
+            code="qexp.deploy.runtimes:load_openvino", distribution="openvino", module="openvino", install="qexp[deploy]",
+            reads="onnx",
+        ),
+        RuntimeInfo(
+            name="torch", summary="The program of torch.export, compiled by Inductor where there is a C++ compiler.",
+            code="qexp.deploy.runtimes:load_torch", distribution="torch", module="torch", install="torch", reads="program",
+        ),
+    ),
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)

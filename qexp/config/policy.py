@@ -3,13 +3,66 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
+from qexp.base.catalog import Catalog, Info
 from qexp.base.checks import check_bits
-from qexp.base.errors import UserError
+from qexp.base.errors import UserError, choose
 
-PolicyName = Literal["uniform", "conv_linear", "first_last", "rules", "document_002"]
-POLICIES: tuple[PolicyName, ...] = get_args(PolicyName)
+
+@dataclass(frozen=True, kw_only=True)
+class PolicyInfo(Info):
+    """A policy.
+
+    Args:
+        name: as in `policy=NAME`.
+        summary: one line for people.
+        code: import string of a class, `qexp.policy.policies.Policy`.
+        reads: fields of `PolicySettings` that it reads; with `rules` the user's own decide, which must all match something.
+        label: what labels of variants show behind its name, with the fields that it reads; an unset width is `bits`.
+        edge_activations: what enters the first and the last layer gets `edge_bits`.
+        left_alone: why a tensor is left alone that no rule takes; empty where its kind and role say why.
+    """
+
+    reads: tuple[str, ...]
+    label: str
+    edge_activations: bool
+    left_alone: str
+
+
+POLICIES = Catalog(
+    "policy",
+    PolicyInfo,
+    (
+        PolicyInfo(
+            name="uniform", summary="Every conv and linear weight gets bits.", code="qexp.policy.policies:Uniform", reads=(),
+            label="", edge_activations=False, left_alone="",
+        ),
+        PolicyInfo(
+            name="conv_linear",
+            summary="Conv weights get policy.conv_bits, linear weights policy.linear_bits; by module type, not by name.",
+            code="qexp.policy.policies:ConvLinear", reads=("conv_bits", "linear_bits"), label="c{conv_bits} l{linear_bits}",
+            edge_activations=False, left_alone="",
+        ),
+        PolicyInfo(
+            name="first_last", summary="The first and the last layer executed get policy.edge_bits, those between bits.",
+            code="qexp.policy.policies:FirstLast", reads=("edge_bits",), label="e{edge_bits}", edge_activations=True,
+            left_alone="",
+        ),
+        PolicyInfo(
+            name="rules",
+            summary="Your own ordered list, policy.rules; the first match wins; a rule that matches nothing is an error.",
+            code="qexp.policy.policies:Rules", reads=("rules",), label="", edge_activations=False,
+            left_alone="matched by no rule",
+        ),
+        PolicyInfo(
+            name="document_002",
+            summary="What that document's code selects: every entry of the state dict without running in its key.",
+            code="qexp.policy.policies:Document002", reads=("linear_bits",), label="", edge_activations=False,
+            left_alone="running in the key",
+        ),
+    ),
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,16 +100,14 @@ class PolicySettings:
     """Which tensor gets which width.
 
     Args:
-        name: `uniform` gives every conv and linear weight `bits`; `conv_linear` gives them `conv_bits` and `linear_bits`;
-            `first_last` gives the first and last layer `edge_bits`; `rules` reads `rules`; `document_002` selects what that
-            document's code selects.
+        name: one of `POLICIES`.
         conv_bits: of conv weights; None takes the root `bits`.
         linear_bits: of linear weights; None takes the root `bits`.
         edge_bits: of the first and last layer.
         rules: ordered; the first match wins; a rule that matches nothing is an error.
     """
 
-    name: PolicyName = "uniform"
+    name: str = "uniform"
     conv_bits: int | None = None
     linear_bits: int | None = None
     edge_bits: int = 8
@@ -66,5 +117,16 @@ class PolicySettings:
         """Check the ranges and what belongs together."""
         for key in ("conv_bits", "linear_bits", "edge_bits"):
             check_bits(f"policy.{key}", getattr(self, key))
-        if self.name == "rules" and not self.rules:
-            raise UserError("policy.rules", self.rules, allowed="a list of rules, for policy=rules")
+        choose("policy.name", self.name, POLICIES)
+        if "rules" in self.info.reads and not self.rules:
+            raise UserError("policy.rules", self.rules, allowed=f"a list of rules, for policy={self.name}")
+
+    @property
+    def info(self) -> PolicyInfo:
+        """The row of the policy."""
+        return POLICIES[self.name]
+
+    @property
+    def own_rules(self) -> tuple[RuleSettings, ...]:
+        """The user's rules, where the policy reads them."""
+        return tuple(self.rules or ()) if "rules" in self.info.reads else ()

@@ -3,36 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from typing import Literal
 
+from qexp.base.catalog import CUSTOM
 from qexp.base.checks import check_all, check_range
 from qexp.base.errors import UserError
-from qexp.config.quant import ActivationQuantSettings, ActivationScheme, QuantSettings
+from qexp.config.qat_methods import QAT_METHODS, FirstStep, Mask, QatMethodInfo
+from qexp.config.quant import ActivationQuantSettings, QuantSettings
 from qexp.config.train import TrainSettings
-from qexp.quant.scheme_table import SchemeName
 
-Method = Literal["ste", "lsq", "lsq_plus", "pact", "dorefa", "every_step"]
-METHODS: tuple[Method, ...] = get_args(Method)
-# What each method quantizes with: (weights, activations). `unsigned_symmetric` is signed where values may be negative.
-SCHEMES: dict[str, tuple[SchemeName, ActivationScheme]] = {
-    "ste": ("symmetric_restricted", "affine"),
-    "lsq": ("symmetric", "unsigned_symmetric"),
-    "lsq_plus": ("symmetric", "affine"),
-    "pact": ("dorefa", "unsigned_symmetric"),
-    "dorefa": ("dorefa", "unsigned_symmetric"),
-    "every_step": ("linear", "affine"),
-}
-# Where the user may choose the grid instead.
-WEIGHT_GRIDS: dict[str, tuple[SchemeName, ...]] = {
-    "ste": ("symmetric_restricted", "symmetric", "affine"),
-    "every_step": ("linear", "affine", "symmetric", "symmetric_restricted", "scale_factor", "pow2_scale"),
-}
-_SQUASHED = (
-    "Its weights reach from -1 to 1 whatever they are folded with: batch norm's variance and the factor that is folded in would "
-    "drive each other up."
-)
-_UNFOLDED = {"every_step": "The stored weights are what it quantizes.", "pact": _SQUASHED, "dorefa": _SQUASHED}
-OWN_ACTIVATIONS = ("lsq", "lsq_plus", "pact", "dorefa")  # methods that define the grid of an activation themselves
 QAT_VERSION = 3  # part of the hash of every such training; raise it when the same settings come to train otherwise
 IN_RECIPE = ("epochs", "lr", "weight_decay", "warmup_epochs")  # settings that act through the recipe alone
 FINE_TUNING = 0.1  # of train.lr, where a network that was trained with it goes on
@@ -43,10 +22,8 @@ class QatSettings:
     """How a network is trained with its quantization in the loop.
 
     Args:
-        name: `ste` rounds with ranges that are observed and passes the gradient straight through; `lsq` and `lsq_plus` learn
-            step sizes, the latter offsets too; `pact` learns where activations are clipped; `dorefa` squashes weights and clips
-            activations at one; `every_step` overwrites the stored weights with their quantized values after each update, as
-            document 003 does. `none` trains in float.
+        name: a method of `QAT_METHODS`, `custom` with `factory`, or `none`, which trains in float.
+        factory: `package.module:function` or `file.py:function`, which returns a `QatMethodInfo` with its code.
         init: where it begins: `training` takes the float training of the same job, which is trained first where it is not stored,
             once for all; `checkpoint` takes `model.weights`; `none` begins with random weights.
         epochs: of the recipe; None takes `train.epochs`.
@@ -56,6 +33,7 @@ class QatSettings:
         activations: quantize them too, at `quant.activation.bits` or else at `bits`.
         mask: which values pass their gradient: `paper` those inside the limits, `rounded` those that round to codes, as torch,
             which `qat=ste` needs: its limits are the range's own ends, where `paper` would hold each tensor's largest weight.
+            None takes the method's.
         first_step: what `lsq` begins with: `paper`, 2 E|x| / sqrt(p), or `calibrated`, what covers the range that `calibrate`
             gives an activation, and `calibrate.weights` a weight.
         momentum: of the observed ranges of `ste` and `every_step`: weight of the average so far when a batch is added.
@@ -69,15 +47,16 @@ class QatSettings:
         distill_temperature: of both softmaxes.
     """
 
-    name: Literal["none", Method] = "none"
+    name: str = "none"
+    factory: str | None = None
     init: Literal["training", "checkpoint", "none"] = "training"
     epochs: int | None = None
     lr: float | None = None
     weight_decay: float | None = None
     warmup_epochs: int | None = None
     activations: bool = True
-    mask: Literal["paper", "rounded"] = "paper"
-    first_step: Literal["paper", "calibrated"] = "paper"
+    mask: Mask | None = None
+    first_step: FirstStep = "paper"
     momentum: float = 0.9
     scale_decay: float = 0.0
     alpha_decay: float | None = None
@@ -106,19 +85,42 @@ class QatSettings:
         if self.distill_weight and self.init == "none":
             remedy = "Distillation learns from the float network that the training begins from."
             raise UserError("qat.distill_weight", self.distill_weight, allowed="0 with qat.init=none", remedy=remedy)
-        if self.first_step != "paper" and self.name not in ("none", "lsq"):
-            remedy = "The others say what they begin with; lsq_plus, pact and ste read calibrate."
-            raise UserError("qat.first_step", self.first_step, allowed=f"paper with qat={self.name}", remedy=remedy)
-        if self.batch_norm == "folded" and self.name in _UNFOLDED:
-            raise UserError("qat.batch_norm", "folded", allowed=f"unfolded with qat={self.name}", remedy=_UNFOLDED[self.name])
+        if self.is_on:
+            self._check_method()
+        elif self.factory is not None:
+            raise UserError("qat.factory", self.factory, allowed="null", remedy=f"It belongs to qat={CUSTOM}.")
         if self.batch_norm == "folded" and self.reestimate_bn:
             remedy = "A folded network has no batch norm whose statistics could be taken anew."
             raise UserError("qat.reestimate_bn", True, allowed="false with qat.batch_norm=folded", remedy=remedy)
+
+    def _check_method(self) -> None:
+        """Find the method, refuse what it cannot do, and take its mask."""
+        method = QAT_METHODS.choose(self.name, factory=self.factory)
+        if self.mask is None:
+            object.__setattr__(self, "mask", method.mask)  # here, so that whatever is stored names it
+        if self.first_step not in method.first_steps:
+            readers = QAT_METHODS.names_where(lambda row: row.begins_with_range)
+            remedy = f"The others say what they begin with; {', '.join(readers)} read calibrate."
+            allowed = f"{' or '.join(method.first_steps)} with qat={self.name}"
+            raise UserError("qat.first_step", self.first_step, allowed=allowed, remedy=remedy)
+        if self.batch_norm == "folded" and method.why_unfolded:
+            raise UserError("qat.batch_norm", "folded", allowed=f"unfolded with qat={self.name}", remedy=method.why_unfolded)
 
     @property
     def is_on(self) -> bool:
         """True unless the training is a float training."""
         return self.name != "none"
+
+    @property
+    def method(self) -> QatMethodInfo:
+        """The row of the method; of a quantization-aware training only."""
+        return QAT_METHODS[self.factory or self.name]
+
+    @property
+    def gradient_mask(self) -> Mask:
+        """The mask, given or the method's."""
+        assert self.mask is not None, "of a quantization-aware training, which has one"
+        return self.mask
 
     def recipe(self, train: TrainSettings) -> TrainSettings:
         """The recipe of the training: `train`, with what these settings replace."""
@@ -144,27 +146,27 @@ class QatSettings:
             return quant
         self._check_weights(quant)
         self._check_activations(quant.activation)
-        weights, activations = SCHEMES[self.name]
-        chosen = quant.name if quant.name != QuantSettings.name else weights
+        method = self.method
+        chosen = quant.name if quant.name != QuantSettings.name else method.weights
         activation = replace(
             quant.activation,
             bits=(quant.activation.bits or bits) if self.activations else None,
-            scheme=activations if self.name in OWN_ACTIVATIONS else quant.activation.scheme,
+            scheme=method.activations if method.defines_activations else quant.activation.scheme,
             places=quant.activation.places or "layers",
         )
         return replace(quant, name=chosen, activation=activation)
 
     def _check_weights(self, quant: QuantSettings) -> None:
-        where, weight = f"with qat={self.name}", quant.weight
-        grids = WEIGHT_GRIDS.get(self.name, ())
+        where, weight, method = f"with qat={self.name}", quant.weight, self.method
+        grids = method.weight_choices
         if quant.name not in (QuantSettings.name, *grids):
-            remedy = f"{self.name} has a quantizer of its own; leave quant at its default." if not grids else ""
+            remedy = f"{method.name} has a quantizer of its own; leave quant at its default." if not grids else ""
             raise UserError("quant", quant.name, allowed=grids or f"{QuantSettings.name} {where}", remedy=remedy)
-        granularities = ("per_tensor",) if SCHEMES[self.name][0] == "dorefa" else ("per_tensor", "per_channel")
-        if self.name != "every_step" and weight.granularity not in granularities:
-            raise UserError("quant.weight.granularity", weight.granularity, allowed=f"{' or '.join(granularities)} {where}")
+        if weight.granularity not in method.granularities:
+            allowed = f"{' or '.join(method.granularities)} {where}"
+            raise UserError("quant.weight.granularity", weight.granularity, allowed=allowed)
         for key, default in (("rounding", "half_even"), ("arithmetic", "reciprocal")):
-            if self.name != "every_step" and getattr(weight, key) != default:
+            if not method.reads_rounding and getattr(weight, key) != default:
                 raise UserError(f"quant.weight.{key}", getattr(weight, key), allowed=f"{default} {where}")
         if weight.rounding == "stochastic":
             remedy = "What is drawn is a function of the seed and the tensor: each update would draw the same."
@@ -185,6 +187,6 @@ class QatSettings:
             if getattr(activation, key) != default:
                 raise UserError(f"quant.activation.{key}", getattr(activation, key), allowed=f"{default} {where}")
         default = ActivationQuantSettings.scheme
-        if self.name in OWN_ACTIVATIONS and activation.scheme != default:
-            remedy = f"{self.name} says what the grid of an activation is; leave it at its default."
+        if self.method.defines_activations and activation.scheme != default:
+            remedy = f"{self.method.name} says what the grid of an activation is; leave it at its default."
             raise UserError("quant.activation.scheme", activation.scheme, allowed=f"{default} {where}", remedy=remedy)

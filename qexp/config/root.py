@@ -21,6 +21,7 @@ from qexp.config.export import ExportSettings
 from qexp.config.model import ModelSettings
 from qexp.config.policy import PolicySettings
 from qexp.config.qat import QatSettings
+from qexp.config.qat_methods import QAT_METHODS
 from qexp.config.quant import QuantSettings
 from qexp.config.tracking import TrackingSettings
 from qexp.config.train import EvaluateSettings, TrainSettings, TrajectorySettings
@@ -122,7 +123,10 @@ class Config:
             raise UserError("correct", ", ".join(self.correct.names), allowed=f"none {where}", remedy=remedy)
         for key in ("weights", "file") if self.qat.first_step == "paper" else ("file",):
             if getattr(self.calibrate, key) not in ("minmax", None):
-                remedy = "Weights begin as the method says, activations by calibrate=METHOD; lsq has qat.first_step=calibrated."
+                able = ", ".join(QAT_METHODS.names_where(lambda row: "calibrated" in row.first_steps))
+                remedy = (
+                    f"Weights begin as the method says, activations by calibrate=METHOD; {able} has qat.first_step=calibrated."
+                )
                 raise UserError(f"calibrate.{key}", getattr(self.calibrate, key), allowed=f"its default {where}", remedy=remedy)
         if self.float_only:
             raise UserError("float_only", True, allowed="false with qat", remedy="Its quantizers are part of the training.")

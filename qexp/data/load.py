@@ -4,28 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict
+from typing import cast
 
-from qexp.base.errors import UserError, choose
+from qexp.base.catalog import load_code
+from qexp.base.errors import UserError
 from qexp.base.files import hash_json
 from qexp.config.data import DataSettings
-from qexp.data import custom, sources, streaming
 from qexp.data.bundle import DataBundle, ImageStore
 from qexp.data.splits import Split, cut_splits
 
 IN_MEMORY = 2  # data sets that stay loaded: the one in use, and the one before it
 
-LOADERS: dict[str, Callable[[DataSettings], ImageStore]] = {
-    "mnist5k": sources.load_mnist5k,
-    "digits": sources.load_digits,
-    "cifar10": sources.load_torchvision,
-    "cifar100": sources.load_torchvision,
-    "fashion_mnist": sources.load_torchvision,
-    "mnist": sources.load_torchvision,
-    "imagefolder": streaming.load_imagefolder,
-    "imagenet": streaming.load_imagenet,
-    "fake": sources.load_fake,
-    "custom": custom.load_custom,
-}
+
+def load_store(settings: DataSettings) -> ImageStore:
+    """The images and labels of a data set, by the loader that its row names."""
+    load = cast("Callable[[DataSettings], ImageStore]", load_code(settings.info))
+    return load(settings)
 
 
 def load_data(settings: DataSettings) -> DataBundle:
@@ -34,7 +28,7 @@ def load_data(settings: DataSettings) -> DataBundle:
     Raises:
         UserError: the set is absent or corrupt, its splits leave nothing to train on, or mean and std do not fit its channels.
     """
-    store = LOADERS[choose("data.name", settings.name, LOADERS)](settings)
+    store = load_store(settings)
     splits = cut_splits(store.labels("train"), store.num_images("test"), settings)
     if settings.mean is None or settings.std is None:
         mean, std = store.channel_statistics(splits.rows[Split.TRAIN])

@@ -6,6 +6,7 @@ import contextlib
 import urllib.error
 import warnings
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -20,7 +21,6 @@ from qexp.data.augment import draw, epoch_key
 from qexp.data.ram import RamImages, RamPart
 from qexp.data.splits import PARTS, Part
 
-_TORCHVISION = {"cifar10": "CIFAR10", "cifar100": "CIFAR100", "fashion_mnist": "FashionMNIST", "mnist": "MNIST"}
 _FAKE_CLASSES, _FAKE_SIZE, _FAKE_TRAIN, _FAKE_CHANNELS = 10, 32, 1024, 3
 _FAKE_GRID = 4  # cells per side of a class pattern
 _FAKE_PIXELS_AT_ONCE = 1 << 22
@@ -53,19 +53,27 @@ def load_digits(settings: DataSettings) -> RamImages:
     return RamImages({"train": part.resized(settings.image_size)}, _numbers(10))
 
 
-def load_torchvision(settings: DataSettings) -> RamImages:
-    """CIFAR-10, CIFAR-100, MNIST or Fashion-MNIST from `data.root`, with their own test parts.
+def load_torchvision(kind: str, settings: DataSettings) -> RamImages:
+    """One of torchvision's sets from `data.root`, with its own test part.
+
+    Args:
+        kind: name of torchvision's class.
+        settings: root, download, image size.
 
     Raises:
         UserError: the set is not there and `download` is false, or it could not be fetched.
     """
-    sets = {part: _open_torchvision(settings, train=part == "train") for part in PARTS}
+    sets = {part: _open_torchvision(kind, settings, train=part == "train") for part in PARTS}
     parts: dict[Part, RamPart] = {}
     for part, opened in sets.items():
         images, labels = torch.as_tensor(opened.data), torch.as_tensor(opened.targets).long()
         images = images[:, None] if images.dim() == 3 else images.permute(0, 3, 1, 2)  # [N, H, W] or [N, H, W, C]
         parts[part] = RamPart(images.contiguous(), labels).resized(settings.image_size)
     return RamImages(parts, tuple(sets["train"].classes))
+
+
+load_cifar10, load_cifar100 = partial(load_torchvision, "CIFAR10"), partial(load_torchvision, "CIFAR100")
+load_mnist, load_fashion_mnist = partial(load_torchvision, "MNIST"), partial(load_torchvision, "FashionMNIST")
 
 
 class _TorchvisionSet(Protocol):
@@ -76,16 +84,15 @@ class _TorchvisionSet(Protocol):
     classes: Iterable[str]
 
 
-def _open_torchvision(settings: DataSettings, *, train: bool) -> _TorchvisionSet:
+def _open_torchvision(kind: str, settings: DataSettings, *, train: bool) -> _TorchvisionSet:
     """Open a set with torchvision, and turn its errors into ours."""
     assert settings.root is not None, "checked with the settings"
-    kind = getattr(torchvision().datasets, _TORCHVISION[settings.name])
-    root = Path(settings.root)
+    dataset, root = getattr(torchvision().datasets, kind), Path(settings.root)
     try:
         with warnings.catch_warnings(), _only_one_process(root, settings.download):
             # numpy >= 2.4 on the pickles of CIFAR, which were written by an old numpy
             warnings.filterwarnings("ignore", message=".*align should be passed")
-            return kind(str(root), train=train, download=settings.download)
+            return dataset(str(root), train=train, download=settings.download)
     except (RuntimeError, urllib.error.URLError, OSError) as error:
         if settings.download:
             remedy = f"Fetching {settings.name} into {root} failed: {error}. Put its files there by hand."

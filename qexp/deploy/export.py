@@ -12,7 +12,6 @@ import math
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +22,13 @@ from qexp.base.console import print_main
 from qexp.base.errors import UserError, UserErrors
 from qexp.base.files import hash_file, hash_json, write_atomic
 from qexp.base.text import by_reason, file_name
+from qexp.config.export import RUNTIMES
 from qexp.deploy.activation_codes import load_biases_
 from qexp.deploy.cost import bops, latency, layer_bits, peak_memory_bytes
 from qexp.deploy.fidelity import EVALUATED, Fidelity, FidelityRun, images_of, simulation_of
 from qexp.deploy.lower import Lowered, example_of, lower, lower_float, lower_untried
 from qexp.deploy.onnx.qdq import Exported, export_qdq
-from qexp.deploy.runtimes import open_runtime
+from qexp.deploy.runtimes import open_runtime, runtime_version
 from qexp.deploy.stages import FLOAT, SIMULATED
 from qexp.deploy.torch_export import PROGRAM_SUFFIX, save_program
 from qexp.experiment.job import Prepared
@@ -100,7 +100,7 @@ def _write(prepared: Prepared, variant: Variant, lowered: Lowered, path: Path) -
         unsigned=settings.unsigned,
         about=about,
     )
-    if settings.torch_export or "torch" in settings.runtimes:
+    if settings.torch_export or any(RUNTIMES[name].reads == "program" for name in settings.runtimes):
         network = copy.deepcopy(lowered.network)
         load_biases_(network, exported.biases)
         program = path.with_suffix(PROGRAM_SUFFIX)
@@ -119,7 +119,7 @@ class _ExportJob:
         self.measurements = Journal(prepared.folder / "exports" / f"{variant.key}.jsonl")
         decide = {key: value for key, value in asdict(self.settings).items() if key not in _NOT_MEASURED}
         self.key = hash_json({key: value for key, value in decide.items() if key not in _MEASURES_COST})
-        versions = {name: metadata.version(name) for name in self.settings.runtimes}
+        versions = {name: runtime_version(name) for name in self.settings.runtimes}
         self.asked = hash_json({"export": decide, "version": EXPORT_VERSION, "cpu": environment.cpu_model(), **versions})
 
     @property

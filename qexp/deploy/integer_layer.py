@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 from qexp.base.errors import UserError, choose
 from qexp.base.types import QParams
+from qexp.config.export import REQUANTIZATIONS
 from qexp.deploy.weight_codes import WeightCodes, accumulator_scale
 from qexp.quant.affine import quantize_affine
 
-REQUANTIZATIONS = ("float32", "fixed_point")
 _INT32 = 2**31 - 1
 
 Clamp = tuple[float, float | None]  # lower end, and upper end or None

@@ -18,6 +18,7 @@ import importlib.util
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -62,7 +63,12 @@ class Session:
 
 def installed_runtimes() -> tuple[str, ...]:
     """The runtimes whose packages are installed."""
-    return tuple(name for name in RUNTIMES if importlib.util.find_spec(name) is not None)
+    return tuple(name for name, row in RUNTIMES.items() if importlib.util.find_spec(row.module) is not None)
+
+
+def runtime_version(name: str) -> str:
+    """The version of a runtime's package."""
+    return importlib.metadata.version(RUNTIMES[name].distribution)
 
 
 def open_runtime(name: str, path: Path, *, threads: int = 1, outputs: Mapping[str, CodeTensor] | None = None) -> Session:
@@ -80,11 +86,12 @@ def open_runtime(name: str, path: Path, *, threads: int = 1, outputs: Mapping[st
     """
     choose("export.runtime", name, RUNTIMES)
     if name not in installed_runtimes():
-        remedy = "Install it with: pip install 'qexp[deploy]'"
+        remedy = f"Install it with: pip install '{RUNTIMES[name].install}'"
         raise UserError("export.runtime", name, allowed=installed_runtimes(), remedy=remedy)
     codes = dict(outputs or {})
     try:
-        opened = {"onnxruntime": _onnxruntime, "openvino": _openvino, "torch": _torch}[name](path, threads, codes)
+        load = cast("Callable[[Path, int, Mapping[str, CodeTensor]], RunBatch]", RUNTIMES.load(name))
+        run_batch = load(path, threads, codes)
     except UserError:
         raise
     except Exception as error:  # each runtime has errors of its own
@@ -93,7 +100,7 @@ def open_runtime(name: str, path: Path, *, threads: int = 1, outputs: Mapping[st
         allowed = "a runtime that loads this network"
         raise UserError("export.runtime", name, allowed=allowed, remedy=f"It says: {message}") from error
     offsets = {point: tensor.offset for point, tensor in codes.items()}
-    return Session(name, importlib.metadata.version(name), offsets, opened)
+    return Session(name, runtime_version(name), offsets, run_batch)
 
 
 @functools.cache
@@ -110,7 +117,8 @@ def onnxruntime_saturates() -> bool:
     return bool((sums != 64 * 255 * 127).any())
 
 
-def _onnxruntime(path: Path, threads: int, codes: Mapping[str, CodeTensor]) -> RunBatch:
+def load_onnxruntime(path: Path, threads: int, codes: Mapping[str, CodeTensor]) -> RunBatch:
+    """The file in ONNX Runtime; without codes as it is."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -127,7 +135,8 @@ def _onnxruntime(path: Path, threads: int, codes: Mapping[str, CodeTensor]) -> R
     return call
 
 
-def _openvino(path: Path, threads: int, codes: Mapping[str, CodeTensor]) -> RunBatch:
+def load_openvino(path: Path, threads: int, codes: Mapping[str, CodeTensor]) -> RunBatch:
+    """The file in OpenVINO; without codes as it is."""
     import openvino
 
     core = openvino.Core()
@@ -143,7 +152,8 @@ def _openvino(path: Path, threads: int, codes: Mapping[str, CodeTensor]) -> RunB
     return call
 
 
-def _torch(path: Path, threads: int, codes: Mapping[str, CodeTensor]) -> RunBatch:
+def load_torch(path: Path, threads: int, codes: Mapping[str, CodeTensor]) -> RunBatch:
+    """The program beside the file."""
     torch.set_num_threads(threads)
     return open_program(path.with_suffix(PROGRAM_SUFFIX), tuple(codes))
 

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 
 from qexp.base.files import hash_json
+from qexp.base.user_source import source_hash
 from qexp.config.qat import IN_RECIPE, QAT_VERSION
 from qexp.config.root import Config
 from qexp.config.train import PRECISION_ALIASES
@@ -70,6 +71,9 @@ def training_identity(config: Config) -> dict[str, object]:
 def _qat_identity(config: Config) -> dict[str, object]:
     """What decides a quantization-aware training beside its recipe and its plan."""
     qat = {key: value for key, value in asdict(config.qat).items() if key not in IN_RECIPE}
+    factory = qat.pop("factory")
+    if factory is not None:  # what its file says decides, wherever it lies
+        qat |= {"name": config.qat.method.name, "source": source_hash(factory)}
     return {"version": QAT_VERSION, **qat, "bits": config.bits, "calibrate": asdict(config.calibrate)}
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from qexp.base.label import Label
 from qexp.base.types import Plan
-from qexp.config.qat import QatSettings
+from qexp.config.policy import PolicySettings
 from qexp.config.quant import ActivationQuantSettings
 from qexp.config.root import Config
 from qexp.ptq.calibration import Calibration
@@ -17,13 +17,12 @@ def label_of(config: Config, plan: Plan, reused: Calibration | None = None) -> L
     if config.mode == "half":
         return Label("half", words=tuple(seen))
     # Rules may leave nothing at the width of the dial, so what they chose is said instead.
-    widths = {spec.bits for spec in plan.quantized.values()} if policy.name == "rules" else {config.bits}
+    widths = {spec.bits for spec in plan.quantized.values()} if policy.own_rules else {config.bits}
     places = {spec.bits for spec in plan.quantized_activations.values()}
-    words: list[str] = [policy.name] if policy.name != "uniform" else []
-    if policy.name == "conv_linear":
-        words += [f"c{policy.conv_bits or config.bits}", f"l{policy.linear_bits or config.bits}"]
-    if policy.name == "first_last":
-        words.append(f"e{policy.edge_bits}")
+    words: list[str] = []
+    if policy.name != PolicySettings.name:
+        chosen = {key: getattr(policy, key) or config.bits for key in policy.info.reads}
+        words += [policy.name, *policy.info.label.format(**chosen).split()]
     words += [quant.name] if quant.name != "linear" else []
     words += [weight.granularity] if weight.granularity != "per_tensor" else []
     if weight.rounding != "half_even" and config.mode == "int":
@@ -31,7 +30,7 @@ def label_of(config: Config, plan: Plan, reused: Calibration | None = None) -> L
         words.append(f"{weight.rounding}_{weight.rounding_seed}" if drawn else weight.rounding)
     words += [weight.arithmetic] if weight.arithmetic != "reciprocal" else []
     words += _training_words(config) if config.qat.is_on else _preparation_words(config, plan, reused)
-    way = config.qat.name if config.qat.is_on else config.mode
+    way = config.qat.method.name if config.qat.is_on else config.mode
     return Label(way, tuple(sorted(widths)), tuple(sorted(places)), (*words, *seen))
 
 
@@ -55,7 +54,7 @@ def _training_words(config: Config) -> list[str]:
     words = [f"a_{activation.scheme}"] if activation.scheme != ActivationQuantSettings.scheme else []
     words += ["all_places"] if activation.places == "all" else []
     words += [config.calibrate.name] if config.calibrate.name != "minmax" else []
-    words += [qat.mask] if qat.mask != QatSettings.mask else []
+    words += [qat.gradient_mask] if qat.mask != "paper" else []
     words += ["bn_folded"] if qat.batch_norm == "folded" else []
     words += ["bn_frozen"] if qat.freeze_bn_epoch is not None else []
     words += ["reestimate_bn"] if qat.reestimate_bn else []

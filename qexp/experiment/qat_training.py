@@ -93,7 +93,7 @@ class QatTraining:
             "data": config.data.name,
             "data_fingerprint": self.prepared.bundle.fingerprint,
             "label": self.variant.label,
-            "qat": config.qat.name,
+            "qat": config.qat.method.name,
             "bits": config.bits,
             "training": self.prepared.training,
         }

@@ -181,9 +181,8 @@ def _variant(named: Label, config: Config, plan: Plan, reused: Calibration | Non
 
 def asks_for_activations(config: Config) -> bool:
     """True where a job gives activations a width."""
-    rules = config.policy.rules or () if config.policy.name == "rules" else ()
     return config.mode != "half" and (
-        config.grids.activation.bits is not None or any(rule.role == "activation" for rule in rules)
+        config.grids.activation.bits is not None or any(rule.role == "activation" for rule in config.policy.own_rules)
     )
 
 

@@ -2,34 +2,18 @@
 
 from __future__ import annotations
 
-import difflib
-import re
 from collections.abc import Callable
-from functools import partial
+from typing import cast
 
 import torch
 from torch import nn
 
+from qexp.base.catalog import CUSTOM
 from qexp.base.errors import UserError
 from qexp.base.outputs import main_output
-from qexp.config.model import ModelSettings
-from qexp.models.cifar_resnet import CifarResNet
+from qexp.config.model import NETWORKS, TORCHVISION, ModelSettings
 from qexp.models.custom import build_custom
-from qexp.models.zoo import build_torchvision, torchvision_names
-
-NETWORKS: dict[str, Callable[..., nn.Module]] = {
-    "resnet8": partial(CifarResNet, 8),
-    "resnet20": partial(CifarResNet, 20),
-    "resnet32": partial(CifarResNet, 32),
-    "resnet44": partial(CifarResNet, 44),
-    "resnet56": partial(CifarResNet, 56),
-    "resnet110": partial(CifarResNet, 110),
-}
-
-
-def model_names() -> list[str]:
-    """Every value of `model.name`: own networks, `custom`, torchvision's."""
-    return [*NETWORKS, "custom", *torchvision_names()]
+from qexp.models.zoo import build_torchvision
 
 
 def build_model(settings: ModelSettings, *, num_classes: int, image_shape: tuple[int, int, int], seed: int) -> nn.Module:
@@ -45,20 +29,20 @@ def build_model(settings: ModelSettings, *, num_classes: int, image_shape: tuple
         seed: of the initialization.
 
     Raises:
-        UserError: unknown name, a factory that fails, weights that cannot be fetched, images that the network does not take,
+        UserError: a factory that fails, weights that cannot be fetched, images that the network does not take,
             logits that are not [N, num_classes].
     """
     name, outputs = settings.name, settings.num_classes or num_classes
-    check_name(name)
-    if settings.weights == "DEFAULT" and (name in NETWORKS or name == "custom"):
+    if settings.weights == "DEFAULT" and name not in TORCHVISION:
         raise UserError("model.weights", "DEFAULT", allowed="a file", remedy=f"Only torchvision's networks have it, not {name}.")
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would also seed the accelerators, which are not forked here
-        if name == "custom":
+        if name == CUSTOM:
             assert settings.factory is not None
             model = build_custom(settings.factory, num_classes=outputs, in_channels=image_shape[0])
         elif name in NETWORKS:
-            model = NETWORKS[name](num_classes=outputs, in_channels=image_shape[0])
+            build = cast("Callable[..., nn.Module]", NETWORKS.load(name))
+            model = build(num_classes=outputs, in_channels=image_shape[0])
         else:
             pretrained = settings.weights == "DEFAULT"
             model = build_torchvision(name, num_classes=outputs, image_shape=image_shape, pretrained=pretrained)
@@ -66,32 +50,10 @@ def build_model(settings: ModelSettings, *, num_classes: int, image_shape: tuple
     return model.train()
 
 
-def check_name(name: str) -> None:
-    """Raise the `UserError` that names the nearest networks and lists all, unless there is a network `name`."""
-    if name in NETWORKS or name == "custom":  # without torchvision, whose import takes seconds
-        return
-    names = model_names()
-    if name not in names:
-        close = difflib.get_close_matches(name, names, n=3, cutoff=0.6)
-        remedy = f"Nearest: {', '.join(close)}." if close else ""
-        raise UserError("model.name", name, allowed=_families(names), remedy=remedy)
-
-
-def _families(names: list[str]) -> str:
-    """All names, those with the same first letters folded into one: `vgg{11,11_bn,13}`."""
-    groups: dict[str, list[str]] = {}
-    for name in names:
-        family = re.match("[a-z]+", name)
-        assert family is not None, name
-        groups.setdefault(family[0], []).append(name[family.end() :])
-    folded = (stem + ("{" + ",".join(ends) + "}" if len(ends) > 1 else ends[0]) for stem, ends in groups.items())
-    return "one of " + " ".join(folded)
-
-
 def _check_forward(model: nn.Module, settings: ModelSettings, num_classes: int, image_shape: tuple[int, int, int]) -> None:
     """Run two black images once: shows what the network does not take, and gives lazy modules their shapes."""
     shape = " x ".join(str(size) for size in image_shape)
-    key, value = ("model.factory", settings.factory) if settings.name == "custom" else ("model", settings.name)
+    key, value = ("model.factory", settings.factory) if settings.name == CUSTOM else ("model", settings.name)
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:

@@ -6,10 +6,10 @@ other networks (four stages, 64 to 512 channels, projections) and whose numbers 
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch.nn.functional as F
 from torch import Tensor, nn
-
-DEPTHS = (8, 20, 32, 44, 56, 110)
 
 
 class PadShortcut(nn.Module):
@@ -91,3 +91,7 @@ def _stage(in_channels: int, channels: int, blocks: int, stride: int) -> nn.Sequ
     """`blocks` blocks, the first with the stride and the change of channels."""
     first = BasicBlock(in_channels, channels, stride)
     return nn.Sequential(first, *(BasicBlock(channels, channels, 1) for _ in range(blocks - 1)))
+
+
+resnet8, resnet20, resnet32 = (partial(CifarResNet, depth) for depth in (8, 20, 32))
+resnet44, resnet56, resnet110 = (partial(CifarResNet, depth) for depth in (44, 56, 110))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Any
 
 from torch import nn
@@ -12,13 +11,6 @@ from qexp.base.torchvision_compat import torchvision
 
 _IMAGENET_CLASSES = 1000
 _INCEPTION_SIZE = 299  # below it the auxiliary head, which runs in training, has fewer pixels than its kernel
-
-
-@cache
-def torchvision_names() -> tuple[str, ...]:
-    """The names of torchvision's classification networks."""
-    models = torchvision().models
-    return tuple(models.list_models(module=models))
 
 
 def build_torchvision(name: str, *, num_classes: int, image_shape: tuple[int, int, int], pretrained: bool) -> nn.Module:

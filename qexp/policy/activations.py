@@ -13,7 +13,8 @@ from qexp.base.errors import UserError, nearest
 from qexp.base.types import ActivationInfo, ActivationRow, QuantSpec, TensorInfo
 from qexp.config.policy import PolicySettings
 from qexp.config.quant import ActivationQuantSettings, QuantSettings
-from qexp.policy.rules import ACTIVATION, Rule, compile_rules, edge_weights
+from qexp.policy.policies import policy_of
+from qexp.policy.rules import ACTIVATION, Rule, edge_weights
 from qexp.quant.scheme_table import MIN_BITS, UNSIGNED
 
 NOT_EXECUTED = "not executed by a forward pass"
@@ -43,14 +44,14 @@ def plan_activations(
         UserError: a rule that matches nothing, that earlier rules shadow or that has no width; a network whose activations are
             not known.
     """
-    rules = [(number, rule) for number, rule in enumerate(compile_rules(policy, tensors, bits)) if ACTIVATION in rule.roles]
+    rules = [(number, rule) for number, rule in enumerate(policy_of(policy).rules(tensors, bits)) if ACTIVATION in rule.roles]
     if quant.activation.bits is None and not rules:
         return (), []
     if not any(info.executed and info.entered for info in activations):
         remedy = "No convolution, linear layer or matrix product reads an activation of it."
         raise UserError("quant.activation.bits", quant.activation.bits, allowed="null for this network", remedy=remedy)
     chosen = _match(rules, activations, quant)
-    edges = edge_weights(tensors) if policy.name == "first_last" else frozenset()
+    edges = edge_weights(tensors) if policy.info.edge_activations else frozenset()
     rows = tuple(_row(info, chosen.get(info.name), edges, policy, quant, mode) for info in activations)
     return rows, _notes(rows, quant.activation)
 

@@ -11,16 +11,15 @@ from qexp.base.types import ActivationInfo, Plan, PlanRow, QuantSpec, TensorInfo
 from qexp.config.policy import PolicySettings
 from qexp.config.quant import QuantSettings, WeightQuantSettings
 from qexp.policy.activations import NOT_EXECUTED, plan_activations
-from qexp.policy.rules import LAYERS, NEVER, Rule, compile_rules, match_rules, unread_settings
+from qexp.policy.policies import policy_of
+from qexp.policy.rules import CONSTANT, LAYERS, NEVER, Rule, match_rules, some, unread_settings
 from qexp.policy.table import format_plan, plan_rows, plan_size_bytes
 from qexp.quant.scheme_table import READS, UNSIGNED, check_control, check_width
 
 __all__ = ["format_plan", "make_plan", "plan_rows", "plan_size_bytes"]
 
-CONSTANT = "constant tensor: a range quantizer is undefined"
 COUNTER = "counter"
 STATISTIC = "BN statistic"
-_MAX_NAMES = 8
 
 
 def make_plan(
@@ -51,9 +50,9 @@ def make_plan(
     assert mode in ("int", "float", "half"), mode
     if mode == "half":
         return _half_plan(tensors, policy, quant)
-    rules = compile_rules(policy, tensors, bits)
-    chosen = match_rules(rules, tensors, strict=policy.name == "rules")
-    rows = tuple(_row(info, chosen.get(info.name), quant, mode, policy.name) for info in tensors)
+    rules = policy_of(policy).rules(tensors, bits)
+    chosen = match_rules(rules, tensors, strict=bool(policy.own_rules))
+    rows = tuple(_row(info, chosen.get(info.name), quant, mode, policy.info.left_alone) for info in tensors)
     rows = _unify_ties(rows, policy)
     points, point_notes = plan_activations(activations, tensors, policy=policy, quant=quant, bits=bits, mode=mode)
     if not any(row.spec for row in rows) and not any(row.spec for row in points):
@@ -64,17 +63,17 @@ def make_plan(
     return Plan(rows=rows, mode=mode, input_quant=input_quant, notes=tuple(notes), activations=points)
 
 
-def _row(info: TensorInfo, rule: Rule | None, quant: QuantSettings, mode: str, policy_name: str) -> PlanRow:
+def _row(info: TensorInfo, rule: Rule | None, quant: QuantSettings, mode: str, left_alone: str) -> PlanRow:
     """What happens to one tensor."""
     label = rule.label if rule else ""
-    reason = _reason(info, rule, policy_name)
+    reason = _reason(info, rule, left_alone)
     if reason or rule is None:
         return PlanRow(info, None, label, reason)
     assert rule.bits is not None, label  # only rules about activations leave the width to the settings
     return PlanRow(info, _spec(info, rule.bits, quant, mode), label)
 
 
-def _reason(info: TensorInfo, rule: Rule | None, policy_name: str) -> str:
+def _reason(info: TensorInfo, rule: Rule | None, left_alone: str) -> str:
     """Why the tensor is left alone; empty where it is quantized."""
     if info.role == "counter":
         return COUNTER
@@ -88,10 +87,8 @@ def _reason(info: TensorInfo, rule: Rule | None, policy_name: str) -> str:
         return NOT_EXECUTED
     if rule:
         return CONSTANT if info.constant else "" if "float" in info.dtype else f"{info.dtype} has no quantizer"
-    if policy_name == "rules":
-        return "matched by no rule"
-    if policy_name == "document_002":
-        return "running in the key"
+    if left_alone:
+        return left_alone
     if info.kind == "norm" and info.role in ("weight", "bias"):
         return "scale and shift of a norm layer: not quantized unless a rule asks"
     if info.role == "bias":
@@ -173,29 +170,15 @@ def _notes(
     rows: Sequence[PlanRow], rules: Sequence[Rule], chosen: dict[str, Rule], quant: QuantSettings, policy: PolicySettings
 ) -> list[str]:
     """What a reader of the plan should know beside its rows."""
-    notes = []
-    constants = [row.info.name for row in rows if row.reason == CONSTANT]
-    if policy.name == "document_002":
-        counters = [row.info.name for row in rows if row.info.role == "counter" and "running" not in row.info.name]
-        if constants:
-            notes.append(f"document 002 would have turned {len(constants)} constant tensors into NaN (0/0): {_some(constants)}")
-        if counters:
-            notes.append(
-                f"document 002 would have turned {len(counters)} int64 counters into NaN, stored as integers: {_some(counters)}"
-            )
-        notes.append("document 002 quantizes again, with linear_bits, whatever its tests for features and classifier had chosen")
-    elif constants:
-        notes.append(f"{len(constants)} chosen tensors are constant and stay as they are: {_some(constants)}")
-    idle = [rule.label for rule in rules if rule not in chosen.values()]
-    if policy.name == "conv_linear":
-        notes += [f"the network has no {label}" for label in idle]
+    idle = [rule for rule in rules if rule not in chosen.values()]
+    notes = policy_of(policy).notes(rows, idle)
     vectors = [row.info.name for row in rows if row.spec and len(row.info.shape) < 2]
     if vectors and quant.weight.granularity != "per_tensor":
-        notes.append(f"{len(vectors)} vectors are quantized per tensor, having one element per channel: {_some(vectors)}")
+        notes.append(f"{len(vectors)} vectors are quantized per tensor, having one element per channel: {some(vectors)}")
     matrices = [row.info.name for row in rows if row.spec and len(row.info.shape) == 2]
     if matrices and quant.weight.granularity == "per_in_out_channel":
         notes.append(
-            f"{len(matrices)} matrices are quantized per_channel, having one element per (Cin, Cout) pair: {_some(matrices)}"
+            f"{len(matrices)} matrices are quantized per_channel, having one element per (Cin, Cout) pair: {some(matrices)}"
         )
     return notes + _quant_notes(quant)
 
@@ -219,13 +202,8 @@ def _nothing(tensors: Sequence[TensorInfo], rows: Sequence[PlanRow], policy: Pol
         others = [info.name for info in tensors if info.role not in NEVER]
         remedy = "The network has no conv or linear layer."
         if others:
-            remedy += f" Other parameters are reached by policy=rules with kind or role set: {_some(others)}."
+            remedy += f" Other parameters are reached by policy=rules with kind or role set: {some(others)}."
     else:
         reasons = sorted({row.reason for row in layers})
         remedy = f"Its {len(layers)} conv and linear weights are left alone: {'; '.join(reasons)}."
     return UserError("policy", policy.name, allowed="a policy that quantizes at least one tensor", remedy=remedy)
-
-
-def _some(names: Sequence[str]) -> str:
-    """The first few names, and how many more."""
-    return ", ".join(names[:_MAX_NAMES]) + (f", ... {len(names) - _MAX_NAMES} more" if len(names) > _MAX_NAMES else "")

@@ -1,27 +1,22 @@
-"""Every policy as one ordered list of rules, and the one function that matches them; the first match wins."""
+"""The rules that every policy is compiled to, and the one function that matches them; the first match wins."""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from fnmatch import fnmatchcase
 
 from qexp.base.errors import UserError
 from qexp.base.types import TensorInfo
-from qexp.config.policy import PolicySettings, RuleSettings
+from qexp.config.policy import PolicySettings
 
 LAYERS = ("conv", "linear")
-_ALL_BUT_NORM = (*LAYERS, "embedding", "other")  # what a rule without a kind is about
+ALL_BUT_NORM = (*LAYERS, "embedding", "other")  # what a rule without a kind is about
 NEVER = ("statistic", "counter")  # roles that no policy quantizes
+CONSTANT = "constant tensor: a range quantizer is undefined"
+_MAX_NAMES = 8
 ACTIVATION = "activation"  # the role of rules that `qexp.policy.activations` reads
-_READ: dict[str, tuple[str, ...]] = {  # which settings each policy reads
-    "uniform": (),
-    "conv_linear": ("conv_bits", "linear_bits"),
-    "first_last": ("edge_bits",),
-    "rules": ("rules",),
-    "document_002": ("linear_bits",),
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,29 +56,6 @@ class Rule:
         return fnmatchcase(info.name, self.pattern) or fnmatchcase(info.module, self.pattern)
 
 
-def compile_rules(policy: PolicySettings, tensors: Sequence[TensorInfo], bits: int) -> list[Rule]:
-    """The rules of a policy, in order.
-
-    Args:
-        policy: its settings.
-        tensors: the inventory, which determines the first and the last layer.
-        bits: where the policy names no width of its own.
-    """
-    layers = Rule(label="conv and linear weights", kinds=LAYERS, roles=("weight",), bits=bits)
-    if policy.name == "uniform":
-        return [layers]
-    if policy.name == "conv_linear":
-        widths = {"conv": policy.conv_bits or bits, "linear": policy.linear_bits or bits}
-        return [Rule(label=f"{kind} weights", kinds=(kind,), roles=("weight",), bits=width) for kind, width in widths.items()]
-    if policy.name == "first_last":
-        return [Rule(label="first and last layer", names=edge_weights(tensors), bits=policy.edge_bits), layers]
-    if policy.name == "document_002":
-        names = frozenset(info.name for info in tensors if "running" not in info.name)
-        return [Rule(label="no running in the key", names=names, bits=policy.linear_bits or bits)]
-    assert policy.name == "rules" and policy.rules
-    return [_compile_rule(number, rule, bits) for number, rule in enumerate(policy.rules, start=1)]
-
-
 def match_rules(rules: Sequence[Rule], tensors: Sequence[TensorInfo], *, strict: bool) -> dict[str, Rule]:
     """Tensor name -> the first rule that matches it; names that none matches are absent.
 
@@ -115,30 +87,14 @@ def match_rules(rules: Sequence[Rule], tensors: Sequence[TensorInfo], *, strict:
 
 def unread_settings(policy: PolicySettings) -> list[str]:
     """A note for each setting that was given and that the policy does not read."""
-    given = {
-        "conv_bits": policy.conv_bits is not None,
-        "linear_bits": policy.linear_bits is not None,
-        "edge_bits": policy.edge_bits != PolicySettings().edge_bits,
-        "rules": bool(policy.rules),
-    }
-    unread = [name for name, is_given in given.items() if is_given and name not in _READ[policy.name]]
+    settings = [(field.name, field.default) for field in fields(policy) if field.name not in ("name", *policy.info.reads)]
+    unread = [name for name, default in settings if getattr(policy, name) not in (default, [])]
     return [f"policy.{name} is not used by policy={policy.name}" for name in unread]
 
 
-def _compile_rule(number: int, rule: RuleSettings, bits: int) -> Rule:
-    """One of the user's rules; without a kind or `role: any`, norm layers are left out."""
-    parts = [f"match={rule.match}"]
-    parts += [f"kind={rule.kind}"] if rule.kind else []
-    parts += [f"role={rule.role}"] if rule.role != "weight" else []
-    kinds = (rule.kind,) if rule.kind else () if rule.role == "any" else _ALL_BUT_NORM
-    return Rule(
-        label=f"rule {number}: {' '.join(parts)}",
-        pattern=rule.match,
-        kinds=kinds,
-        roles=() if rule.role == "any" else (rule.role,),
-        bits=rule.bits or (bits if rule.role != ACTIVATION else None),
-        keep=rule.keep,
-    )
+def some(names: Sequence[str]) -> str:
+    """The first few names, and how many more."""
+    return ", ".join(names[:_MAX_NAMES]) + (f", ... {len(names) - _MAX_NAMES} more" if len(names) > _MAX_NAMES else "")
 
 
 def edge_weights(tensors: Iterable[TensorInfo]) -> frozenset[str]:
@@ -157,7 +113,7 @@ def _matches_nothing(number: int, rule: Rule, tensors: Sequence[TensorInfo]) -> 
     if named:
         groups = sorted({f"{info.kind} {info.role}" for info in named})
         remedy = f"Its pattern fits {len(named)} tensors, but these are: {', '.join(groups)}."
-        if rule.kinds == _ALL_BUT_NORM and any(info.kind == "norm" and info.role in rule.roles for info in named):
+        if rule.kinds == ALL_BUT_NORM and any(info.kind == "norm" and info.role in rule.roles for info in named):
             remedy += " Scale and shift of norm layers are matched by kind: norm."
         elif all(info.role in NEVER for info in named):
             remedy += " No rule quantizes statistics and counters."

@@ -27,7 +27,7 @@ from qexp.nn.fold import fold_batch_norm
 from qexp.nn.graph import evaluating, trace
 from qexp.qat.folded_weight import FoldedWeight
 from qexp.qat.prepare import QatNetwork
-from qexp.qat.quantizers import DorefaWeight, Quantizer, WeightRange
+from qexp.qat.quantizers import Quantizer
 
 CONVERTED_VERSION = 1  # of the file
 _HEADER = "qexp_converted"
@@ -124,8 +124,7 @@ def _quantized_weight(qat: QatNetwork, name: str, master: Tensor) -> tuple[Tenso
         quantizer, master = module.quantizer, module.folded(master)
     else:
         quantizer = module
-    qparams = quantizer.at(master) if isinstance(quantizer, (WeightRange, DorefaWeight)) else quantizer.qparams
-    return quantizer(master), _on_cpu(qparams)
+    return quantizer(master), _on_cpu(quantizer.at(master))
 
 
 def _on_cpu(qparams: QParams) -> QParams:

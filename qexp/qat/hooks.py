@@ -10,7 +10,6 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from qexp.config.train import TrainSettings
 from qexp.engine.hooks import TrainHooks
 from qexp.qat.prepare import QatNetwork
-from qexp.qat.quantizers import ClippedRange
 
 
 def train_hooks(qat: QatNetwork, recipe: TrainSettings, teacher: nn.Module | None) -> TrainHooks:
@@ -22,13 +21,12 @@ def train_hooks(qat: QatNetwork, recipe: TrainSettings, teacher: nn.Module | Non
         teacher: the float network, read where it is distilled from.
     """
     settings = qat.settings
-    decays: dict[str, float] = {}
-    for path, quantizer in qat.quantizers():
-        decay = settings.scale_decay
-        if isinstance(quantizer, ClippedRange):
-            # PACT regularizes alpha as it does weights: nothing else would ever bring it down.
-            decay = recipe.weight_decay if settings.alpha_decay is None else settings.alpha_decay
-        decays |= {f"{path}.{name}": decay for name, _ in quantizer.named_parameters(recurse=False)}
+    chosen = getattr(settings, settings.method.decay) if settings.method.decay is not None else 0.0
+    # PACT regularizes alpha as it does weights: nothing else would ever bring it down.
+    decay = recipe.weight_decay if chosen is None else chosen
+    decays = {
+        f"{path}.{name}": decay for path, quantizer in qat.quantizers() for name, _ in quantizer.named_parameters(recurse=False)
+    }
 
     def freeze(epoch: int) -> None:
         if settings.freeze_bn_epoch is not None and epoch >= settings.freeze_bn_epoch:
@@ -37,7 +35,7 @@ def train_hooks(qat: QatNetwork, recipe: TrainSettings, teacher: nn.Module | Non
                     module.eval()
 
     hooks = TrainHooks(weight_decay=decays, on_epoch_start=freeze)
-    if settings.name == "every_step":
+    if settings.method.overwrites_weights:
         hooks = replace(hooks, after_step=qat.overwrite_weights)
     if settings.distill_weight:
         assert teacher is not None, "distillation from a network that the training began from"

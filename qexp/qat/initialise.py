@@ -12,7 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from qexp.base.types import Batch
 from qexp.config.calibrate import CalibrateSettings
-from qexp.config.qat import SCHEMES, QatSettings
+from qexp.config.qat import QatSettings
 from qexp.nn.channels import running_statistics
 from qexp.nn.fake_quant import CONTAINER, observed
 from qexp.ptq.bn_reestimation import reestimate_batch_norm_
@@ -21,9 +21,7 @@ from qexp.ptq.range_methods import Limits, weight_range
 from qexp.qat.folded_weight import FoldedWeight
 from qexp.qat.moments import Moments, magnitudes, weight_moments
 from qexp.qat.prepare import QatNetwork
-from qexp.qat.quantizers import ClippedRange, Quantizer
-
-_FROM_RANGE = ("ste", "lsq_plus", "pact", "every_step")  # methods whose activations begin with a calibrated range
+from qexp.qat.quantizers import Quantizer
 
 
 def initialise(qat: QatNetwork, batches: Callable[[], Iterable[Batch]], settings: CalibrateSettings) -> None:
@@ -36,19 +34,19 @@ def initialise(qat: QatNetwork, batches: Callable[[], Iterable[Batch]], settings
     Args:
         qat: of `prepare`.
         batches: gives the calibration images anew at each call.
-        settings: the method that finds the ranges from which `ste`, `lsq_plus`, `pact` and `every_step` begin.
+        settings: the method that finds ranges, where quantizers begin with them.
     """
-    masters = qat.masters()
+    masters, method = qat.masters(), qat.settings.method
     for name, module in qat.weights.items():
         quantizer = module.quantizer if isinstance(module, FoldedWeight) else module
         with torch.no_grad():
             values = module.folded(masters[name]) if isinstance(module, FoldedWeight) else masters[name]
-        moments = weight_moments(values, quantizer.axis, three_sigma=qat.settings.name == "lsq_plus")
+        moments = weight_moments(values, quantizer.axis, three_sigma=method.three_sigma)
         if qat.settings.first_step == "calibrated":
             low, high = weight_range(values, quantizer.spec, settings)
             moments = replace(moments, minimum=low, maximum=high, ranged=True)
         quantizer.initialise(moments)
-    if qat.settings.name == "every_step":
+    if method.overwrites_weights:
         qat.overwrite_weights()
     if not qat.activations:
         return
@@ -71,7 +69,7 @@ def _normalized(network: nn.Module, settings: QatSettings, batches: Callable[[],
     weights, whose running statistics say nothing yet, up to 12 times too large. Afterwards they are as before; but weights that
     reach from -1 to 1, whatever they were, keep the new ones.
     """
-    squashed = SCHEMES[settings.name][0] == "dorefa"
+    squashed = settings.method.squashed_weights
     if settings.freeze_bn_epoch == 1 and not squashed:
         yield  # the running statistics are what it trains with
         return
@@ -132,6 +130,4 @@ def _on(moments: Moments, device: torch.device) -> Moments:
 
 def _begins_with_range(quantizer: Quantizer, settings: QatSettings) -> bool:
     """True for the quantizer of an activation whose first values come from a calibrated range."""
-    if isinstance(quantizer, ClippedRange):
-        return quantizer.end is None
-    return settings.name in _FROM_RANGE or settings.first_step == "calibrated"
+    return quantizer.needs_range or settings.method.begins_with_range or settings.first_step == "calibrated"

@@ -16,14 +16,16 @@ from torch import Tensor, fx, nn
 from torch.nn.utils import parametrize
 
 from qexp.base.errors import UserError
-from qexp.base.types import ActivationInfo, Plan, QuantSpec
+from qexp.base.types import Plan
 from qexp.config.qat import QatSettings
+from qexp.config.qat_methods import QAT_METHODS
 from qexp.nn.channels import as_layer, as_norm
 from qexp.nn.fake_quant import CONTAINER, planned_points
 from qexp.nn.fold import fold_batch_norm
 from qexp.nn.graph import GraphNetwork, Insertion, Traced, evaluating, trace
 from qexp.qat.folded_weight import FoldedWeight
-from qexp.qat.quantizers import ClippedRange, DorefaWeight, LearnedStep, ObservedRange, Quantizer, WeightRange
+from qexp.qat.methods import QatMethod
+from qexp.qat.quantizers import Quantizer
 from qexp.quant.ranges import ConstantTensorError
 from qexp.quant.schemes import quantize_
 
@@ -40,7 +42,7 @@ class QatNetwork:
         module: what is trained; takes and gives what the network does.
         plan: what is quantized.
         settings: how.
-        weights: name of each quantized weight -> its quantizer; empty for `every_step`.
+        weights: name of each quantized weight -> its quantizer; empty where stored weights are overwritten.
         activations: activation point -> its quantizer.
         norms: with folding, name of each batch norm that is -> the layer before it.
         traced: of the network.
@@ -72,7 +74,7 @@ class QatNetwork:
 
     @torch.no_grad()
     def overwrite_weights(self) -> None:
-        """What `every_step` does after each update: the stored weights become their quantized values."""
+        """The stored weights become their quantized values, after each update of a method whose row says so."""
         parameters = dict(self.module.named_parameters(remove_duplicate=False))
         for row in self.plan.rows:
             if row.spec is None or row.info.tied_to in self.plan.quantized:
@@ -104,8 +106,9 @@ def prepare(network: nn.Module, plan: Plan, settings: QatSettings, example: Tens
             norms = fold_batch_norm(network).layers
     insertions: list[Insertion] = []
     activations: dict[str, Quantizer] = {}
+    method = qat_method(settings)
     for name, point in planned_points(traced, plan.quantized_activations).items():
-        quantizer = _activation_quantizer(point.info, plan.quantized_activations[name], settings).to(example.device)
+        quantizer = method.activation_quantizer(point.info, plan.quantized_activations[name], settings).to(example.device)
         activations[name] = quantizer
         insertions += [Insertion(node, f"{CONTAINER}.{name}", quantizer, point.users) for node in point.nodes]
     weights, inserted = _quantize_weights(traced, network, plan, settings, norms)
@@ -123,8 +126,9 @@ def _quantize_weights(
         path, _, leaf = name.rpartition(".")
         if leaf not in modules[path]._parameters:
             raise UserError("policy.rules", name, allowed=f"a parameter, with qat={settings.name}")
-    if settings.name == "every_step":
+    if settings.method.overwrites_weights:
         return {}, []
+    method = qat_method(settings)
     norm_behind = {layer: as_norm(modules[norm]) for norm, layer in norms.items()}
     readers, called = _readers(traced), {str(node.target) for node in traced.graph.nodes if node.op == "call_module"}
     by_parameter: dict[nn.Parameter, Quantizer | FoldedWeight] = {}  # one for all names of a parameter
@@ -135,7 +139,9 @@ def _quantize_weights(
         path, _, leaf = name.rpartition(".")
         weight = modules[path].get_parameter(leaf)
         if weight not in by_parameter:
-            quantizer = _weight_quantizer(weight, spec, settings).to(weight.device)
+            quantizer = method.weight_quantizer(weight, spec, settings)
+            assert quantizer is not None, "as its row says"
+            quantizer = quantizer.to(weight.device)
             folds = leaf == "weight" and path in norm_behind
             by_parameter[weight] = FoldedWeight(quantizer, as_layer(modules[path]), norm_behind[path]) if folds else quantizer
         weights[name] = by_parameter[weight]
@@ -149,27 +155,11 @@ def _quantize_weights(
     return weights, inserted
 
 
-def _weight_quantizer(weight: Tensor, spec: QuantSpec, settings: QatSettings) -> Quantizer:
-    """The quantizer of a weight."""
-    if spec.scheme == "dorefa":
-        return DorefaWeight(spec, settings.mask)
-    if settings.name == "ste":
-        return WeightRange(spec, settings.mask)
-    channels = weight.shape[spec.axis] if spec.granularity == "per_channel" else None
-    return LearnedStep(spec, settings.mask, weight.numel() // (channels or 1), channels)
-
-
-def _activation_quantizer(info: ActivationInfo, spec: QuantSpec, settings: QatSettings) -> Quantizer:
-    """The quantizer of an activation."""
-    if settings.name in ("ste", "every_step"):
-        return ObservedRange(spec, settings.mask, settings.momentum)
-    if settings.name == "pact":
-        return ClippedRange(spec, settings.mask, learned=True)
-    if settings.name == "dorefa":
-        # Its authors leave the images alone, whose values a clip at one would destroy.
-        return ClippedRange(spec, settings.mask, learned=False, end=None if info.operator == "image" else 1.0)
-    num_elements = max(1, torch.Size(info.shape).numel())
-    return LearnedStep(spec, settings.mask, num_elements, with_offset=settings.name == "lsq_plus")
+def qat_method(settings: QatSettings) -> QatMethod:
+    """The code of the method."""
+    code = QAT_METHODS.load(settings.factory or settings.name)
+    assert isinstance(code, type) and issubclass(code, QatMethod), code
+    return code()
 
 
 def _freeze_what_does_not_run(module: GraphNetwork) -> None:

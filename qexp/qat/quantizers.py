@@ -41,13 +41,19 @@ class Quantizer(nn.Module):
         self.axis = spec.axis if spec.granularity == "per_channel" else None
         self.quant_min, self.quant_max = code_range(spec.scheme, spec.bits)
 
+    needs_range = False  # it begins with a calibrated range, even if its method's others do not
+
     def initialise(self, moments: Moments) -> None:
         """Take first values from what was observed."""
 
     @property
     def qparams(self) -> QParams:
-        """What maps the codes to the values that `forward` gives in eval mode."""
-        raise AssertionError(type(self).__name__)
+        """What maps the codes to the values that `forward` gives in eval mode; a weight's quantizer may define `at` instead."""
+        raise NotImplementedError(f"{type(self).__name__} has no qparams")
+
+    def at(self, x: Tensor) -> QParams:
+        """The same for a tensor `x`, on which the grid of a weight may depend."""
+        return self.qparams
 
     def _qparams(self, scale: Tensor, zero_point: Tensor | None = None) -> QParams:
         zeros = torch.zeros_like(scale) if zero_point is None else zero_point
@@ -205,7 +211,7 @@ class ClippedRange(Quantizer):
 
     def __init__(self, spec: QuantSpec, mask: str, *, learned: bool, end: float | None = None) -> None:
         super().__init__(spec, mask)
-        self.signed, self.end = spec.scheme != "unsigned_symmetric", end
+        self.signed, self.end, self.needs_range = spec.scheme != "unsigned_symmetric", end, end is None
         alpha = torch.full((), torch.nan)
         if learned:
             self.alpha = nn.Parameter(alpha)

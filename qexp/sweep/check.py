@@ -12,7 +12,7 @@ from pathlib import Path
 
 from qexp.base.errors import UserError, UserErrors
 from qexp.config.export import FILE_GRANULARITIES, FILE_SCHEMES
-from qexp.config.qat import METHODS
+from qexp.config.qat_methods import QAT_METHODS
 from qexp.config.root import Config
 from qexp.config.validate import validate
 from qexp.experiment.identity import group_key
@@ -72,7 +72,7 @@ def check_read(configs: Sequence[Config], typed: Mapping[str, str]) -> None:
     """
     errors = []
     if not any(config.qat.is_on for config in configs):
-        remedy = f"Nothing trains with quantization here: name a method, qat={' or '.join(METHODS)}."
+        remedy = f"Nothing trains with quantization here: name a method, qat={' or '.join(QAT_METHODS)}."
         errors = [UserError(key, value, remedy=remedy) for key, value in typed.items() if key.startswith("qat.")]
     if "calibrate.file" in typed and not any(map(_has_static_activations, configs)):
         remedy = "It holds ranges of activations, and no job has static ones: give quant.activation.bits=BITS."

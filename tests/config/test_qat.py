@@ -1,7 +1,8 @@
 import pytest
 
 from qexp.base.errors import UserError
-from qexp.config.qat import METHODS, OWN_ACTIVATIONS, SCHEMES, WEIGHT_GRIDS, QatSettings
+from qexp.config.qat import QatSettings
+from qexp.config.qat_methods import QAT_METHODS
 from qexp.config.quant import ActivationQuantSettings, QuantSettings, WeightQuantSettings
 from qexp.config.train import TrainSettings
 
@@ -21,10 +22,10 @@ def test_behind_a_float_training_the_recipe_is_a_fine_tuning():
     assert (recipe.lr, recipe.warmup_epochs, recipe.epochs, recipe.weight_decay) == (0.5, 1, 3, 0.0)
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", QAT_METHODS)
 def test_each_method_says_its_grids(name):
-    quant = QatSettings(name=name).quantizers(QuantSettings(), 3)
-    assert (quant.name, quant.activation.scheme) == SCHEMES[name]
+    quant, method = QatSettings(name=name).quantizers(QuantSettings(), 3), QAT_METHODS[name]
+    assert (quant.name, quant.activation.scheme) == (method.weights, method.activations)
     assert (quant.activation.bits, quant.activation.layers_only) == (3, True)
     asked = QuantSettings(activation=ActivationQuantSettings(bits=5, places="all"))
     quant = QatSettings(name=name).quantizers(asked, 3)
@@ -32,7 +33,9 @@ def test_each_method_says_its_grids(name):
     assert QatSettings(name=name, activations=False).quantizers(QuantSettings(), 3).activation.bits is None
 
 
-@pytest.mark.parametrize(("name", "grid"), [(name, grid) for name, grids in WEIGHT_GRIDS.items() for grid in grids[1:]])
+@pytest.mark.parametrize(
+    ("name", "grid"), [(name, grid) for name, method in QAT_METHODS.items() for grid in method.weight_choices[1:]]
+)
 def test_where_the_user_may_choose_the_grid(name, grid):
     assert QatSettings(name=name).quantizers(QuantSettings(name=grid), 4).name == grid
 
@@ -101,7 +104,7 @@ def activation(**values):
         ("ste", activation(arithmetic="divide"), "quant.activation.arithmetic=divide: allowed is reciprocal with qat=ste"),
         *[
             (name, activation(scheme="symmetric"), f"quant.activation.scheme=symmetric: allowed is affine with qat={name}")
-            for name in OWN_ACTIVATIONS
+            for name in QAT_METHODS.names_where(lambda row: row.defines_activations)
         ],
     ],
 )
@@ -122,7 +125,9 @@ def test_every_step_leaves_the_rest_of_the_weights_grid_to_the_user():
     assert QatSettings(name="ste").quantizers(activation(scheme="symmetric"), 4).activation.scheme == "symmetric"
 
 
-@pytest.mark.parametrize("name", METHODS)
-def test_the_masks_as_configured(name, compose):
+@pytest.mark.parametrize("name", QAT_METHODS)
+def test_the_mask_is_the_methods_unless_given(name, compose):
     """The limits of an observed range are its own ends, which the paper's mask would hold."""
-    assert compose(f"qat={name}")["qat"]["mask"] == ("rounded" if name in ("ste", "every_step") else "paper")
+    assert QatSettings(**compose(f"qat={name}")["qat"]).gradient_mask == QAT_METHODS[name].mask
+    for mask in ("paper", "rounded"):
+        assert QatSettings(name=name, mask=mask).gradient_mask == mask

@@ -7,9 +7,10 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
+from qexp.base.catalog import CUSTOM, load_code
 from qexp.base.errors import UserError
-from qexp.config.data import DATASETS, DataSettings
-from qexp.data.load import LOADERS, load_data
+from qexp.config.data import DATASETS, OWN, DataSettings
+from qexp.data.load import load_data
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 
@@ -21,21 +22,22 @@ def compose_data(name):
 
 
 def test_every_set_has_a_loader_and_a_file():
-    assert set(LOADERS) == set(DATASETS) == {path.stem for path in (CONF / "data").glob("[!_]*.yaml")}
+    assert {*DATASETS, CUSTOM} == {path.stem for path in (CONF / "data").glob("[!_]*.yaml")}
+    assert all(callable(load_code(row)) for row in (*DATASETS.values(), OWN))
 
 
-@pytest.mark.parametrize("name", DATASETS)
+@pytest.mark.parametrize("name", [*DATASETS, CUSTOM])
 def test_yaml_lists_every_key_with_valid_values(name):
     values = compose_data(name)
     hints = get_type_hints(DataSettings)
     assert set(values) == set(hints) and values["name"] == name
     for key in ("augment", "storage"):
         assert values[key] in get_args(hints[key])
-    if name in ("imagefolder", "imagenet"):
+    if name != CUSTOM and DATASETS[name].needs_root and values["root"] is None:
         with pytest.raises(UserError, match="data.root=None"):
             DataSettings(**values)
         values["root"] = "somewhere"
-    if name == "custom":
+    if name == CUSTOM:
         values["factory"] = "mine.py:load"
     DataSettings(**values)
     assert (CONF / "data" / f"{name}.yaml").read_text().startswith("# ")

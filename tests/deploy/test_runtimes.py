@@ -7,11 +7,14 @@ import pytest
 import torch
 
 from qexp.base.errors import UserError
+from qexp.config.export import RUNTIMES
 from qexp.deploy import runtimes, torch_export
 from qexp.deploy.activation_codes import CodeTensor
 from qexp.deploy.onnx.qdq import export_qdq
 from qexp.deploy.runtimes import Session, installed_runtimes, onnxruntime_saturates, open_runtime
 from qexp.deploy.torch_export import PROGRAM_SUFFIX, save_program
+
+TESTED_ALONE = ("onnxruntime", "torch")
 
 
 def images(n=6, size=16, seed=1):
@@ -72,11 +75,14 @@ def skip_where_products_saturate():
 
 
 @pytest.mark.alone
-def test_openvino(case):
-    if importlib.util.find_spec("openvino") is None:
-        pytest.skip("needs openvino: pip install 'qexp[deploy]'")
+@pytest.mark.parametrize(
+    "name", [name for name in RUNTIMES if name not in ("onnxruntime", "torch")]
+)  # which have tests of their own
+def test_other_runtimes(case, name):
+    if importlib.util.find_spec(RUNTIMES[name].module) is None:
+        pytest.skip(f"needs {name}: pip install '{RUNTIMES[name].install}'")
     skip_where_products_saturate()
-    check(case, "openvino")
+    check(case, name)
 
 
 def test_torch_runs_the_program_as_it_is_without_a_compiler(case, monkeypatch):

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from qexp.config.qat_methods import QAT_METHODS
 from qexp.experiment import qat_training as module
 from qexp.sweep.check import check
 from qexp.sweep.group import Resources, run_group
@@ -15,13 +16,7 @@ from qexp.tracking.record import Sweep
 
 NETWORK = Path(__file__).parents[1] / "integration" / "traceable.py"
 STEPS = 7  # of an epoch
-METHODS = {
-    "ste": ("qat=ste",),
-    "lsq": ("qat=lsq",),
-    "lsq_plus": ("qat=lsq_plus",),
-    "pact": ("qat=pact",),
-    "dorefa": ("qat=dorefa",),
-    "every_step": ("qat=every_step",),
+METHODS = {name: (f"qat={name}",) for name in QAT_METHODS} | {
     "folded": ("qat=lsq", "qat.batch_norm=folded", "quant.weight.granularity=per_channel"),
     "folded_ste": ("qat=ste", "qat.batch_norm=folded", "qat.mask=rounded"),
     "frozen": ("qat=lsq", "qat.freeze_bn_epoch=2"),

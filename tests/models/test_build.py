@@ -13,8 +13,8 @@ from torch import nn
 from qexp.base.errors import UserError
 from qexp.base.outputs import main_output
 from qexp.base.torchvision_compat import torchvision
-from qexp.config.model import ModelSettings
-from qexp.models.build import build_model, check_name, model_names
+from qexp.config.model import NETWORKS, TORCHVISION, ModelSettings, network_names
+from qexp.models.build import build_model
 
 CONF = Path(__file__).parents[2] / "conf" / "model"
 FACTORY = """
@@ -116,8 +116,16 @@ def test_unknown_name_lists_the_choices():
     text = str(caught.value)
     assert "model.name=resnet201" in text and "Nearest: resnet" in text
     assert "resnet{8,20,32,44,56,110," in text and "vgg{11,11_bn," in text and "custom" in text
-    for name in model_names():
-        check_name(name)
+
+
+def test_torchvisions_networks_are_listed_without_importing_it():
+    models = torchvision().models
+    assert tuple(models.list_models(module=models)) == TORCHVISION
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_our_networks_have_as_many_parameters_as_their_rows_say(name):
+    assert sum(parameter.numel() for parameter in build(name).parameters()) == NETWORKS[name].num_parameters
 
 
 def test_custom_network(tmp_path):
@@ -177,7 +185,7 @@ def test_default_weights_mistakes(monkeypatch):
 
 def test_every_network_has_its_file():
     files = {path.stem for path in CONF.glob("*.yaml")} - {"_base"}
-    assert files == set(model_names())
+    assert files == set(network_names())
     for name in files:
         assert yaml.safe_load((CONF / f"{name}.yaml").read_text()) == {"defaults": ["_base", "_self_"], "name": name}
 

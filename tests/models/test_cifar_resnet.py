@@ -9,15 +9,9 @@ from torch import fx, nn
 from qexp.models.cifar_resnet import CifarResNet, PadShortcut
 
 
-@pytest.mark.parametrize(
-    ("depth", "num_parameters"),
-    [(20, 269_722), (32, 464_154), (44, 658_586), (56, 853_018), (110, 1_727_962)],
-)
-def test_depth_and_number_of_parameters(depth, num_parameters):
-    """Table 6 of the paper says 0.27, 0.46, 0.66, 0.85 and 1.7 million."""
-    model = CifarResNet(depth)
-    assert sum(parameter.numel() for parameter in model.parameters()) == num_parameters
-    assert sum(isinstance(module, nn.Conv2d | nn.Linear) for module in model.modules()) == depth
+@pytest.mark.parametrize("depth", [8, 20, 110])
+def test_depth(depth):
+    assert sum(isinstance(module, nn.Conv2d | nn.Linear) for module in CifarResNet(depth).modules()) == depth
 
 
 @pytest.mark.parametrize("shape", [(1, 8, 8), (1, 28, 28), (3, 32, 32), (3, 33, 47), (4, 96, 96)])

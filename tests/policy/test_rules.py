@@ -5,7 +5,8 @@ import pytest
 from qexp.base.errors import UserError
 from qexp.base.types import TensorInfo
 from qexp.config.policy import PolicySettings, RuleSettings
-from qexp.policy.rules import compile_rules, match_rules, unread_settings
+from qexp.policy.policies import policy_of
+from qexp.policy.rules import match_rules, unread_settings
 
 
 def tensor(name, kind="conv", role="weight", order=0, **other):
@@ -32,14 +33,14 @@ NETWORK = (
 def chosen(*rules, bits=4):
     """Tensor name -> bits, or 'keep'."""
     policy = PolicySettings(name="rules", rules=list(rules))
-    matched = match_rules(compile_rules(policy, NETWORK, bits), NETWORK, strict=True)
+    matched = match_rules(policy_of(policy).rules(NETWORK, bits), NETWORK, strict=True)
     return {name: "keep" if rule.keep else rule.bits for name, rule in matched.items()}
 
 
 def named(name, **settings):
     return {
         k: r.bits
-        for k, r in match_rules(compile_rules(PolicySettings(name=name, **settings), NETWORK, 4), NETWORK, strict=False).items()
+        for k, r in match_rules(policy_of(PolicySettings(name=name, **settings)).rules(NETWORK, 4), NETWORK, strict=False).items()
     }
 
 
@@ -115,7 +116,7 @@ def test_a_shadowed_rule():
 
 def test_first_and_last_layer_with_all_their_names():
     tied = (tensor("a.weight"), tensor("b.weight", order=1), tensor("c.weight", tied_to="a.weight"))
-    rules = compile_rules(PolicySettings(name="first_last"), tied, 4)
+    rules = policy_of(PolicySettings(name="first_last")).rules(tied, 4)
     assert {name: rule.bits for name, rule in match_rules(rules, tied, strict=False).items()} == dict.fromkeys(
         ("a.weight", "b.weight", "c.weight"), 8
     )

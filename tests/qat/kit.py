@@ -11,6 +11,7 @@ from qexp.base.types import Batch
 from qexp.config.calibrate import CalibrateSettings
 from qexp.config.policy import PolicySettings
 from qexp.config.qat import QatSettings
+from qexp.config.qat_methods import QAT_METHODS
 from qexp.config.quant import QuantSettings, WeightQuantSettings
 from qexp.nn.activation_points import activations
 from qexp.nn.graph import evaluating, trace
@@ -20,18 +21,8 @@ from qexp.qat.convert import Converted, assemble, convert
 from qexp.qat.initialise import initialise
 from qexp.qat.prepare import QatNetwork, prepare
 
-METHODS = (  # method, granularity of the weights
-    ("ste", "per_tensor"),
-    ("ste", "per_channel"),
-    ("lsq", "per_tensor"),
-    ("lsq", "per_channel"),
-    ("lsq_plus", "per_tensor"),
-    ("lsq_plus", "per_channel"),
-    ("pact", "per_tensor"),
-    ("dorefa", "per_tensor"),
-    ("every_step", "per_tensor"),
-    ("every_step", "per_channel"),
-)
+# Method, granularity of the weights.
+METHODS = tuple((name, granularity) for name, method in QAT_METHODS.items() for granularity in method.granularities[:2])
 
 
 @dataclass
@@ -53,7 +44,7 @@ class Case:
             F.cross_entropy(module(self.images), torch.arange(len(self.images)) % 3).backward()
             assert all(parameter.grad is not None for parameter in trained)
             optimizer.step()
-            if self.qat.settings.name == "every_step":
+            if self.qat.settings.method.overwrites_weights:
                 self.qat.overwrite_weights()
         return self
 

@@ -9,6 +9,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from qexp.base.errors import UserError
+from qexp.config.qat_methods import QAT_METHODS
 from qexp.models.weights import load_weights
 from qexp.nn.activation_points import activations
 from qexp.nn.graph import trace
@@ -44,9 +45,9 @@ def test_the_state_holds_the_values_of_the_codes(graphs, kit):
         for key, (spec, qparams) in converted.weights.items():
             value = converted.state[key]
             assert value.dtype == torch.float32 and spec.bits == 4
-            if name == "every_step":
+            if QAT_METHODS[name].overwrites_weights:
                 assert qparams is None and all(row.unique().numel() <= 16 for row in value.flatten(1))
-            elif name in ("pact", "dorefa"):
+            elif QAT_METHODS[name].squashed_weights:
                 torch.testing.assert_close(value / qparams.scale, (value / qparams.scale).round(), atol=1e-5, rtol=0)
             else:
                 assert torch.equal(value, fake_quantize_affine(value, qparams))

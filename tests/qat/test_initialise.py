@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from qexp.config.calibrate import CalibrateSettings
-from qexp.config.qat import METHODS
+from qexp.config.qat_methods import QAT_METHODS
 from qexp.qat.initialise import initialise
 
 
@@ -67,7 +67,7 @@ def test_lsq_begins_with_calibrated_ranges_where_asked(graphs, kit, granularity,
 
 @pytest.mark.parametrize(
     ("name", "batch_norm"),
-    [*((name, "unfolded") for name in METHODS), *((name, "folded") for name in ("ste", "lsq", "lsq_plus"))],
+    [(name, way) for name, row in QAT_METHODS.items() for way in ("unfolded", *["folded"] * (not row.why_unfolded))],
 )
 def test_every_method_has_no_value_before_and_all_after(graphs, kit, name, batch_norm):
     x = graphs.images()
