@@ -1,21 +1,100 @@
-"""Range checks shared by the settings dataclasses of all packages; torch-free."""
+"""Range checks shared by the settings dataclasses of all packages; torch-free.
+
+The bounds of a setting stand at its field, `lr: Annotated[float, Gt(0.0)]`, where pydantic reads them: all that are broken are
+reported in one pass, with the wrong types. Settings that code makes are held to the same bounds by `check_bounds`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cache
+from types import UnionType
+from typing import TYPE_CHECKING, Annotated, Union, get_args, get_origin, get_type_hints
+
+from annotated_types import Ge, Gt, Le
 
 from qexp.base.errors import UserError
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+Count = Annotated[int, Ge(1)]
+Seed = Annotated[int, Ge(0), Le(2**63 - 1)]
+Share = Annotated[float, Ge(0.0), Le(1.0)]
+Positive = Annotated[float, Gt(0.0)]
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """The numbers that a setting may be.
+
+    Args:
+        kind: `int` or `float`.
+        low: the least, None for none.
+        high: the largest, None for none.
+        open_low: `low` itself is refused.
+
+    >>> str(Bounds(int, 1)), str(Bounds(float, 0.0, 1.0)), str(Bounds(float, 0.0, open_low=True))
+    ('an integer of at least 1', 'a number from 0.0 to 1.0', 'a number above 0.0')
+    """
+
+    kind: type
+    low: float | None = None
+    high: float | None = None
+    open_low: bool = False
+
+    def hold(self, value: float) -> bool:
+        """True for a number within them."""
+        above = self.low is None or (value > self.low if self.open_low else value >= self.low)
+        return above and (self.high is None or value <= self.high)
+
+    def __str__(self) -> str:
+        """In words, as messages have them."""
+        kind = "an integer" if self.kind is int else "a number"
+        if self.low is None:
+            return f"{kind} of at most {self.high}"
+        if self.high is None:
+            return f"{kind} {'above' if self.open_low else 'of at least'} {self.low}"
+        return f"{kind} above {self.low}, at most {self.high}" if self.open_low else f"{kind} from {self.low} to {self.high}"
+
+
+@cache
+def bounds_of(settings: type) -> dict[str, Bounds]:
+    """Field of a settings class -> the bounds that stand at it, for the fields that have some."""
+    hints = {name: _bounds(hint) for name, hint in get_type_hints(settings, include_extras=True).items()}
+    return {name: bounds for name, bounds in hints.items() if bounds is not None}
+
+
+def _bounds(hint: object) -> Bounds | None:
+    """The bounds of `Annotated[int, Ge(1)]`, or of the one that a union such as `Annotated[int, Ge(1)] | None` has."""
+    if get_origin(hint) in (Union, UnionType):
+        return next((bounds for part in get_args(hint) if (bounds := _bounds(part)) is not None), None)
+    if get_origin(hint) is not Annotated:
+        return None
+    kind, *marks = get_args(hint)
+    ends = {name: getattr(mark, name) for mark in marks for name in ("ge", "gt", "le") if hasattr(mark, name)}
+    return Bounds(kind, ends.get("ge", ends.get("gt")), ends.get("le"), open_low="gt" in ends)
+
+
+def check_bounds(settings: DataclassInstance, prefix: str) -> None:
+    """Raise UserError for the first field that is beyond the bounds that stand at it; None passes.
+
+    Args:
+        settings: a settings object.
+        prefix: of its keys (`calibrate`), empty for the root.
+    """
+    for name, bounds in bounds_of(type(settings)).items():
+        value = getattr(settings, name)
+        if value is not None and not bounds.hold(value):
+            raise UserError(f"{prefix}.{name}".lstrip("."), value, allowed=str(bounds))
 
 
 def check_range(key: str, value: float | None, low: float, high: float | None = None, *, open_low: bool = False) -> None:
     """Raise unless `low <= value <= high` (`low < value` where `open_low`); None passes."""
-    if value is None:
-        return
-    too_low = value <= low if open_low else value < low
-    if too_low or (high is not None and value > high):
-        kind = "an integer" if isinstance(value, int) and isinstance(low, int) else "a number"
-        bound = f"{kind} from {low} to {high}" if high is not None else f"{kind} {'above' if open_low else 'of at least'} {low}"
-        raise UserError(key, value, allowed=bound)
+    bounds = Bounds(int if isinstance(value, int) and isinstance(low, int) else float, low, high, open_low)
+    if value is not None and not bounds.hold(value):
+        raise UserError(key, value, allowed=str(bounds))
 
 
 def check_bits(key: str, value: int | None) -> None:

@@ -2,27 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal, get_args
+from dataclasses import asdict, dataclass
+from typing import Annotated, Literal, get_args
 
-from qexp.base.checks import check_all, check_range
+from annotated_types import Ge, Gt, Le
 
-Method = Literal["minmax", "ema_minmax", "percentile", "mse", "kl", "aciq", "bn"]
-WeightMethod = Literal["minmax", "percentile", "mse", "kl", "aciq"]  # a weight has neither batches nor a batch norm before it
+from qexp.base.catalog import CUSTOM, is_own
+from qexp.base.checks import Count, Positive, Share, check_bounds
+from qexp.base.errors import UserError, choose
+from qexp.config.range_methods import RANGE_METHODS, RangeMethodInfo
+
 Side = Literal["output", "input"]  # of a module, where its activation point is observed
-METHOD_NAMES: tuple[Method, ...] = get_args(Method)
-WEIGHT_METHOD_NAMES: tuple[WeightMethod, ...] = get_args(WeightMethod)
 SIDES: tuple[Side, ...] = get_args(Side)
 CALIB: Literal["calib"] = "calib"
-READS: dict[str, tuple[Method, ...]] = {  # which methods read a setting that not all do
-    "percentile": ("percentile",),
-    "momentum": ("ema_minmax",),
-    "norm": ("mse",),
-    "num_candidates": ("mse", "kl"),
-    "num_bins": ("percentile", "mse", "kl", "aciq"),
-    "distribution": ("aciq",),
-    "num_sigmas": ("bn",),
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,8 +22,9 @@ class CalibrateSettings:
     """How the clipping ranges of weights and activations are found.
 
     Args:
-        name: the method for activations.
-        weights: the method for weights.
+        name: the method for activations, in `RANGE_METHODS`, or `custom`.
+        weights: the method for weights, or `custom`.
+        factory: `package.module:function` or `file.py:function` for `custom`; returns a `RangeMethodInfo`.
         file: ranges of activations that an earlier run took and saved beside its records; they are taken as they are, so that
             `name` and its settings are not read.
         split: where the images come from. Anything but `calib` is recorded with the ranges: what is calibrated on the images that
@@ -47,31 +40,57 @@ class CalibrateSettings:
         num_sigmas: of `bn`: half the width of a channel's range, in standard deviations.
     """
 
-    name: Method = "minmax"
-    weights: WeightMethod = "minmax"
+    name: str = "minmax"
+    weights: str = "minmax"
+    factory: str | None = None
     file: str | None = None
     split: Literal["calib", "select", "train", "test"] = CALIB
-    num_images: int | None = None
-    batch_size: int = 64
-    percentile: float = 99.99
-    momentum: float = 0.9
-    norm: float = 2.0
-    num_candidates: int = 100
-    num_bins: int = 2048
+    num_images: Count | None = None
+    batch_size: Count = 64
+    percentile: Annotated[float, Gt(50.0), Le(100.0)] = 99.99
+    momentum: Share = 0.9
+    norm: Annotated[float, Ge(0.5), Le(10.0)] = 2.0
+    num_candidates: Annotated[int, Ge(2), Le(10_000)] = 100
+    num_bins: Annotated[int, Ge(128), Le(65_536)] = 2048
     distribution: Literal["laplace", "gaussian"] = "laplace"
-    num_sigmas: float = 6.0
+    num_sigmas: Positive = 6.0
 
     def __post_init__(self) -> None:
-        """Check the ranges."""
-        check_all(
-            (
-                ("calibrate.num_images", self.num_images, 1, None),
-                ("calibrate.batch_size", self.batch_size, 1, None),
-                ("calibrate.momentum", self.momentum, 0.0, 1.0),
-                ("calibrate.norm", self.norm, 0.5, 10.0),
-                ("calibrate.num_candidates", self.num_candidates, 2, 10_000),
-                ("calibrate.num_bins", self.num_bins, 128, 65_536),
-            )
-        )
-        check_range("calibrate.percentile", self.percentile, 50.0, 100.0, open_low=True)
-        check_range("calibrate.num_sigmas", self.num_sigmas, 0.0, open_low=True)
+        """Check the ranges, and that the methods exist."""
+        check_bounds(self, "calibrate")
+        if self.factory is not None and CUSTOM not in (self.name, self.weights):
+            remedy = f"It belongs to calibrate={CUSTOM} and calibrate.weights={CUSTOM}."
+            raise UserError("calibrate.factory", self.factory, allowed="null", remedy=remedy)
+        _ = self.method
+        for_weights = RANGE_METHODS.names_where(lambda row: row.for_weights)
+        if not is_own(self.weights):
+            choose("calibrate.weights", self.weights, [*for_weights, CUSTOM])
+        if not self.weight_method.for_weights:
+            remedy = f"{self.weight_method.name} finds ranges of activations alone."
+            raise UserError("calibrate.weights", self.weights, allowed=for_weights, remedy=remedy)
+
+    @property
+    def method(self) -> RangeMethodInfo:
+        """The method for activations."""
+        return RANGE_METHODS.choose(self.name, factory=self._factory_of(self.name), key="calibrate.name")
+
+    @property
+    def weight_method(self) -> RangeMethodInfo:
+        """The method for weights."""
+        return RANGE_METHODS.choose(self.weights, factory=self._factory_of(self.weights), key="calibrate.weights")
+
+    @property
+    def clips_weights(self) -> bool:
+        """True where weights have another range than all of their values, which a quantizer takes by itself."""
+        return self.weights != CalibrateSettings.weights
+
+    @property
+    def identity(self) -> dict[str, object]:
+        """All that decides ranges, as plain values: a method of the user's own by its source, wherever that lies."""
+        values = asdict(self)
+        del values["factory"]
+        names = {key: self._factory_of(values[key]) or values[key] for key in ("name", "weights")}
+        return values | {key: RANGE_METHODS.identity(name) for key, name in names.items()}
+
+    def _factory_of(self, name: str) -> str | None:
+        return self.factory if name == CUSTOM else None

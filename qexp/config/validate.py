@@ -1,6 +1,7 @@
 """Resolved values become a `Config`, or one error that names every mistake; torch-free.
 
-pydantic is strict and reports all errors of a job together; ranges live in each settings' `__post_init__`. Rejected: OmegaConf
+pydantic is strict and reports all errors of a job together, wrong types and the bounds that stand at the fields; what belongs
+together is checked in each settings' `__post_init__`. Rejected: OmegaConf
 structured configs, which accept `+quant.bit=4` in silence and stop at the first error.
 """
 
@@ -17,12 +18,16 @@ from typing import TYPE_CHECKING, get_args, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
+from qexp.base.checks import Bounds, bounds_of
 from qexp.base.errors import UserError, UserErrors, as_user_errors, nearest
 from qexp.config.root import Config
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
     from pydantic_core import ErrorDetails
+
+
+_BEYOND = ("greater_than_equal", "greater_than", "less_than_equal")
 
 
 @cache
@@ -75,12 +80,26 @@ def _explain(key: str, details: ErrorDetails) -> UserError | None:
     if kind == "literal_error":
         choices = _choices(details["ctx"]["expected"])
         return UserError(key, value, allowed=choices, remedy=nearest(str(value), choices))
+    if kind in _BEYOND and (bounds := _bounds_at(key)) is not None:
+        return UserError(key, value, allowed=str(bounds))
     if kind == "finite_number" or (isinstance(value, float) and not math.isfinite(value)):
         return UserError(key, value, allowed="a finite number")
     if "valid integer" in details["msg"]:
         allowed = details["msg"].removeprefix("Input should be ")
         return UserError(key, value, allowed=allowed.replace("valid integer", "integer").replace("a integer", "an integer"))
     return None
+
+
+def _bounds_at(key: str) -> Bounds | None:
+    """The bounds that stand at the field of a dotted key; None for an element of a list."""
+    owner: type[DataclassInstance] = Config
+    *groups, name = key.split(".")
+    for group in groups:
+        hint = get_type_hints(owner).get(group)
+        if not (isinstance(hint, type) and is_dataclass(hint)):
+            return None
+        owner = hint
+    return bounds_of(owner).get(name)
 
 
 def _choices(expected: str) -> list[str]:

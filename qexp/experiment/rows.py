@@ -10,7 +10,7 @@ from qexp.base import dist
 from qexp.base.files import canonical_json
 from qexp.engine.trajectory import TrajectoryStore
 from qexp.experiment.evaluator import Scored
-from qexp.experiment.identity import training_identity
+from qexp.experiment.identity import stored_values, training_identity
 from qexp.experiment.job import Prepared
 from qexp.experiment.variants import Variant
 from qexp.policy.table import plan_rows
@@ -109,7 +109,7 @@ def run_row(
         "qexp.git": git or "none",
         **{f"qexp.version.{name}": text for name, text in versions.items()},
     }
-    artifacts = {"config.json": canonical_json(asdict(config))}
+    artifacts = {"config.json": canonical_json(stored_values(asdict(config)))}
     if not variant.is_float:
         artifacts["plan.json"] = canonical_json(plan_rows(variant.plan))
     epochs = config.recipe.epochs if config.checkpoint is None else None
@@ -159,10 +159,11 @@ def _beside_weights(variant: Variant) -> dict[str, Any]:
         methods = sorted(set(variant.calibration.methods.values()))
         static = f"{'/'.join(methods)} of file {variant.calibration.hash}"
     else:
-        static = calibrate.name if specs and not specs[0].dynamic else "dynamic" if specs else ""
+        static = calibrate.method.name if specs and not specs[0].dynamic else "dynamic" if specs else ""
+    ranges = f"weights {calibrate.weight_method.name}" + (f", activations {static}" if static else "")
     return {
         "activation_bits": max((spec.bits for spec in specs), default=None),
         "activation_scheme": specs[0].scheme if specs else "",
-        "ranges": "as trained" if trained else f"weights {calibrate.weights}" + (f", activations {static}" if static else ""),
+        "ranges": "as trained" if trained else ranges,
         "corrections": ", ".join(variant.config.correct.names),
     }

@@ -19,7 +19,7 @@ from qexp.engine.state import FitState
 from qexp.engine.trajectory import Training, TrajectoryStore
 from qexp.experiment import messages
 from qexp.experiment.evaluator import Evaluator
-from qexp.experiment.identity import training_identity
+from qexp.experiment.identity import stored_values, training_identity
 from qexp.experiment.job import Prepared
 from qexp.experiment.qat_training import QatTraining
 from qexp.experiment.recorder import Recorder
@@ -172,7 +172,7 @@ def training_facts(one: Prepared) -> dict[str, Any]:
     identity = {**training_identity(one.config), "data_hash": one.bundle.fingerprint, "split_sizes": one.bundle.split_sizes}
     return {
         "identity": identity,
-        "config": asdict(one.config),
+        "config": stored_values(asdict(one.config)),
         "versions": environment.versions(),
         "epochs": one.config.recipe.epochs,
     }
