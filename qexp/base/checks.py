@@ -7,7 +7,7 @@ reported in one pass, with the wrong types. Settings that code makes are held to
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
 from functools import cache
 from types import UnionType
 from typing import TYPE_CHECKING, Annotated, Union, get_args, get_origin, get_type_hints
@@ -18,8 +18,13 @@ from qexp.base.errors import UserError
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
+    from pydantic_core import ErrorDetails
+
+_BEYOND = ("greater_than_equal", "greater_than", "less_than_equal")  # pydantic's names
 
 Count = Annotated[int, Ge(1)]
+Natural = Annotated[int, Ge(0)]
+Bits = Annotated[int, Ge(1), Le(16)]  # that every quantizer defines
 Seed = Annotated[int, Ge(0), Le(2**63 - 1)]
 Share = Annotated[float, Ge(0.0), Le(1.0)]
 Positive = Annotated[float, Gt(0.0)]
@@ -61,20 +66,45 @@ class Bounds:
 
 @cache
 def bounds_of(settings: type) -> dict[str, Bounds]:
-    """Field of a settings class -> the bounds that stand at it, for the fields that have some."""
+    """Field of a settings class -> the bounds that stand at it, or at the elements of its list, for the fields that have some."""
     hints = {name: _bounds(hint) for name, hint in get_type_hints(settings, include_extras=True).items()}
     return {name: bounds for name, bounds in hints.items() if bounds is not None}
 
 
 def _bounds(hint: object) -> Bounds | None:
-    """The bounds of `Annotated[int, Ge(1)]`, or of the one that a union such as `Annotated[int, Ge(1)] | None` has."""
-    if get_origin(hint) in (Union, UnionType):
+    """The bounds of `Annotated[int, Ge(1)]`, or of the one within a union or a list."""
+    if get_origin(hint) in (Union, UnionType, list):
         return next((bounds for part in get_args(hint) if (bounds := _bounds(part)) is not None), None)
     if get_origin(hint) is not Annotated:
         return None
     kind, *marks = get_args(hint)
     ends = {name: getattr(mark, name) for mark in marks for name in ("ge", "gt", "le") if hasattr(mark, name)}
     return Bounds(kind, ends.get("ge", ends.get("gt")), ends.get("le"), open_low="gt" in ends)
+
+
+def beyond_bounds(settings: type, key: str, details: ErrorDetails) -> UserError | None:
+    """The error for a value that pydantic refused for its bounds; None where it refused it for something else.
+
+    Args:
+        settings: the root of the settings.
+        key: dotted, with the number of an element in a list, which the message leaves out.
+        details: of pydantic's error.
+    """
+    if details["type"] not in _BEYOND:
+        return None
+    *groups, name = (part for part in key.split(".") if not part.isdigit())
+    owner: type | None = settings
+    for group in groups:
+        owner = owner and _settings_in(get_type_hints(owner).get(group))
+    bounds = bounds_of(owner).get(name) if owner else None
+    return UserError(".".join([*groups, name]), details["input"], allowed=str(bounds)) if bounds else None
+
+
+def _settings_in(hint: object) -> type | None:
+    """The settings class of a field: the hint itself, or within a union or a list."""
+    if isinstance(hint, type) and is_dataclass(hint):
+        return hint
+    return next((inner for part in get_args(hint) if (inner := _settings_in(part)) is not None), None)
 
 
 def check_bounds(settings: DataclassInstance, prefix: str) -> None:
@@ -86,8 +116,9 @@ def check_bounds(settings: DataclassInstance, prefix: str) -> None:
     """
     for name, bounds in bounds_of(type(settings)).items():
         value = getattr(settings, name)
-        if value is not None and not bounds.hold(value):
-            raise UserError(f"{prefix}.{name}".lstrip("."), value, allowed=str(bounds))
+        for number in value if isinstance(value, list) else [value]:
+            if number is not None and not bounds.hold(number):
+                raise UserError(f"{prefix}.{name}".lstrip("."), number, allowed=str(bounds))
 
 
 def check_range(key: str, value: float | None, low: float, high: float | None = None, *, open_low: bool = False) -> None:

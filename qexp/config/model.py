@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from qexp.base.checks import check_range
+from qexp.base.checks import Count, check_bounds
 from qexp.base.errors import UserError
 
 
@@ -23,11 +23,11 @@ class ModelSettings:
     name: str
     factory: str | None = None
     weights: str | None = None
-    num_classes: int | None = None
+    num_classes: Count | None = None
 
     def __post_init__(self) -> None:
         """Check the ranges and what belongs together."""
-        check_range("model.num_classes", self.num_classes, 1)
+        check_bounds(self, "model")
         if self.name == "custom" and self.factory is None:
             raise UserError("model.factory", None, allowed="package.module:function or file.py:function")
         if self.name != "custom" and self.factory is not None:

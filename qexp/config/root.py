@@ -11,7 +11,7 @@ from typing import ClassVar, Literal
 
 from pydantic import ConfigDict
 
-from qexp.base.checks import check_bits, check_range
+from qexp.base.checks import Bits, Seed, check_bounds
 from qexp.base.errors import UserError
 from qexp.config.analyze import AnalyzeSettings, Task
 from qexp.config.calibrate import CalibrateSettings
@@ -70,10 +70,10 @@ class Config:
     data: DataSettings
     model: ModelSettings
     train: TrainSettings
-    seed: int = 0
+    seed: Seed = 0
     deterministic: bool = False
     device: str = "auto"
-    bits: int = 8
+    bits: Bits = 8
     mode: Mode = "int"
     policy: PolicySettings = field(default_factory=PolicySettings)
     quant: QuantSettings = field(default_factory=QuantSettings)
@@ -97,8 +97,7 @@ class Config:
 
     def __post_init__(self) -> None:
         """Check the ranges."""
-        check_bits("bits", self.bits)
-        check_range("seed", self.seed, 0, 2**63 - 1)
+        check_bounds(self, "")
         device, _, index = self.device.partition(":")
         if device not in ("auto", "cpu", "cuda") or (index and (device != "cuda" or not index.isdigit())):
             raise UserError("device", self.device, allowed="auto, cpu, cuda or cuda:N")

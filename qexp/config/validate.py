@@ -18,16 +18,13 @@ from typing import TYPE_CHECKING, get_args, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
-from qexp.base.checks import Bounds, bounds_of
+from qexp.base.checks import beyond_bounds
 from qexp.base.errors import UserError, UserErrors, as_user_errors, nearest
 from qexp.config.root import Config
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
     from pydantic_core import ErrorDetails
-
-
-_BEYOND = ("greater_than_equal", "greater_than", "less_than_equal")
 
 
 @cache
@@ -50,8 +47,8 @@ def validate(values: Mapping[str, object]) -> Config:
             config = _adapter().validate_json(json.dumps(remaining), strict=True)
             break
         except ValidationError as error:
-            # pydantic checks no range of an object one of whose types is wrong, and our own checks stop at the first: take out
-            # what is known to be wrong and look again.
+            # What belongs together is checked only where all types and bounds hold, and stops at the first: take out what is
+            # known to be wrong and look again.
             new = {wrong.key: wrong for wrong in as_user_errors(error, explain=_explain) if wrong.key not in errors}
             errors |= new
             if not any([_drop(remaining, key) for key in new]):
@@ -80,26 +77,12 @@ def _explain(key: str, details: ErrorDetails) -> UserError | None:
     if kind == "literal_error":
         choices = _choices(details["ctx"]["expected"])
         return UserError(key, value, allowed=choices, remedy=nearest(str(value), choices))
-    if kind in _BEYOND and (bounds := _bounds_at(key)) is not None:
-        return UserError(key, value, allowed=str(bounds))
     if kind == "finite_number" or (isinstance(value, float) and not math.isfinite(value)):
         return UserError(key, value, allowed="a finite number")
     if "valid integer" in details["msg"]:
         allowed = details["msg"].removeprefix("Input should be ")
         return UserError(key, value, allowed=allowed.replace("valid integer", "integer").replace("a integer", "an integer"))
-    return None
-
-
-def _bounds_at(key: str) -> Bounds | None:
-    """The bounds that stand at the field of a dotted key; None for an element of a list."""
-    owner: type[DataclassInstance] = Config
-    *groups, name = key.split(".")
-    for group in groups:
-        hint = get_type_hints(owner).get(group)
-        if not (isinstance(hint, type) and is_dataclass(hint)):
-            return None
-        owner = hint
-    return bounds_of(owner).get(name)
+    return beyond_bounds(Config, key, details)
 
 
 def _choices(expected: str) -> list[str]:

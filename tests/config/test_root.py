@@ -3,9 +3,11 @@
 import copy
 import dataclasses
 import math
+from typing import get_type_hints
 
 import pytest
 
+from qexp.base.checks import bounds_of
 from qexp.base.errors import UserErrors
 from qexp.config.qat import IN_RECIPE
 from qexp.config.root import Config
@@ -198,6 +200,24 @@ def test_types_are_strict(values, key, value):
 def test_ranges_are_held(values, key, value):
     (message,) = broken(values, {key: value})
     assert message.startswith(key) and "allowed is" in message
+
+
+def test_every_bound_is_held_and_all_are_reported_in_one_pass(values):
+    owners = {"": Config} | {f"{name}.": hint for name, hint in get_type_hints(Config).items() if dataclasses.is_dataclass(hint)}
+    changes, expected = {}, set()
+    for prefix, owner in owners.items():
+        for name, bounds in bounds_of(owner).items():
+            beyond = bounds.kind((bounds.high if bounds.low is None else bounds.low) - (0 if bounds.open_low else 1))
+            is_list = "list" in str(get_type_hints(owner)[name])
+            changes[f"{prefix}{name}"] = [beyond] if is_list else beyond
+            expected.add(f"{prefix}{name}={beyond}: allowed is {bounds}")
+    changes |= {"mode": "integer"}
+    values = copy.deepcopy(values)
+    for key in changes:
+        values.setdefault(key.rpartition(".")[0], {}) if "." in key else None
+    errors = broken(values, changes)
+    assert expected <= set(errors) and len(expected) > 40
+    assert any(error.startswith("mode=integer") for error in errors)
 
 
 @pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan])

@@ -1,42 +1,13 @@
-"""A range method of the user's own, from the command line to the table."""
+"""A range method of the user's own, that of the page about it, from the command line to the table."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 
-OWN = '''
-"""Ranges at one and a half standard deviations."""
-
-import torch
-
-from qexp.config.range_methods import RangeMethodInfo
-
-
-def sigmas() -> RangeMethodInfo:
-    """The row."""
-    return RangeMethodInfo(
-        name="sigmas",
-        summary="One and a half standard deviations around the mean.",
-        code=find,
-        reads="sample",
-        for_weights=True,
-        depends_on_grid=False,
-        even_grids_only=False,
-        dequantized_only=False,
-        scaled_channels=True,
-        settings=(),
-    )
-
-
-def find(sample, spec, settings):
-    """Within the values."""
-    values, counts = sample.points()
-    counts = torch.ones_like(values, dtype=torch.float64) if counts is None else counts
-    mean = (values * counts).sum(1) / counts.sum(1)
-    spread = 1.5 * ((values - mean[:, None]).square() * counts).sum(1).div(counts.sum(1)).sqrt()
-    return torch.maximum((mean - spread).float(), sample.minimum), torch.minimum((mean + spread).float(), sample.maximum)
-'''
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "own-range-method.md"
+(OWN,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
 GRID = ("quant=affine", "bits=8", "quant.activation.bits=8")
 CUSTOM = ("calibrate=custom", "calibrate.factory=own.py:sigmas")
 
