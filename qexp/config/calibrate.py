@@ -1,20 +1,109 @@
-"""Settings of the calibration; torch-free."""
+"""The methods that find clipping ranges, one row each, and the settings of the calibration; torch-free."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Literal, cast, get_args
 
 from annotated_types import Ge, Gt, Le
 
-from qexp.base.catalog import CUSTOM, is_own
+from qexp.base.catalog import CUSTOM, Catalog, Info, import_object, is_own
 from qexp.base.checks import Count, Positive, Share, check_bounds
 from qexp.base.errors import UserError, choose
-from qexp.config.range_methods import RANGE_METHODS, RangeMethodInfo
+from qexp.config.later import later
 
+Reads = Literal["ends", "sample", "batch_norm"]
+READS: tuple[Reads, ...] = get_args(Reads)
 Side = Literal["output", "input"]  # of a module, where its activation point is observed
 SIDES: tuple[Side, ...] = get_args(Side)
 CALIB: Literal["calib"] = "calib"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RangeMethodInfo(Info):
+    """One way to find a range; its code is `find(values, spec, settings) -> (low, high)`, `qexp.ptq.range_methods`.
+
+    Args:
+        reads: what `values` is: the `ends` of the batches, a `sample` of all values, or the `batch_norm` before the place, which
+            needs no images; a place without one takes the smallest and the largest value.
+        for_weights: it finds ranges of weights too, which have neither batches nor a batch norm before them.
+        depends_on_grid: other bits or another scheme give other limits.
+        even_grids_only: it reckons with steps of one width.
+        dequantized_only: it compares values with their quantized copy, which must not hold codes.
+        scaled_channels: it may follow a correction that scales channels.
+        settings: of `calibrate.*`, those that it reads; `num_bins` is also read for every sample.
+    """
+
+    reads: Reads
+    for_weights: bool
+    depends_on_grid: bool
+    even_grids_only: bool
+    dequantized_only: bool
+    scaled_channels: bool
+    settings: tuple[str, ...]
+
+    @property
+    def read_settings(self) -> frozenset[str]:
+        """The settings that its ranges depend on."""
+        return frozenset(self.settings) | ({"num_bins"} if self.reads == "sample" else set())
+
+
+def _check(row: RangeMethodInfo, code: object) -> None:
+    """A user's row is tried on small values before anything runs; ours are in the tests."""
+    check = cast("Callable[[RangeMethodInfo, object], None]", import_object("qexp.ptq.check_range_method:check_range_method"))
+    check(row, code)
+
+
+RANGE_METHODS: Catalog[RangeMethodInfo] = Catalog(
+    "calibrate",
+    RangeMethodInfo,
+    [
+        RangeMethodInfo(
+            name="minmax", code="qexp.ptq.range_methods:minmax",
+            summary="The smallest and the largest value of all images: nothing is clipped.",
+            reads="ends", for_weights=True,
+            depends_on_grid=False, even_grids_only=False, dequantized_only=False,
+            scaled_channels=True, settings=()),
+        RangeMethodInfo(
+            name="ema_minmax", code="qexp.ptq.range_methods:ema_minmax",
+            summary="A moving average of the batches' smallest and largest values.",
+            reads="ends", for_weights=False,
+            depends_on_grid=False, even_grids_only=False, dequantized_only=False,
+            scaled_channels=True, settings=("momentum",)),
+        RangeMethodInfo(
+            name="percentile", code="qexp.ptq.range_methods:percentile",
+            summary="What holds calibrate.percentile percent of the values.",
+            reads="sample", for_weights=True,
+            depends_on_grid=True, even_grids_only=False, dequantized_only=False,
+            scaled_channels=True, settings=("percentile",)),
+        RangeMethodInfo(
+            name="mse", code="qexp.ptq.range_methods:mse",
+            summary="The range whose grid reproduces the values with the least error, sum |x - x^|^norm.",
+            reads="sample", for_weights=True,
+            depends_on_grid=True, even_grids_only=False, dequantized_only=True,
+            scaled_channels=True, settings=("norm", "num_candidates")),
+        RangeMethodInfo(
+            name="kl", code="qexp.ptq.range_methods:kl",
+            summary="The threshold with the least KL divergence between histograms, as TensorRT's entropy calibration.",
+            reads="sample", for_weights=True,
+            depends_on_grid=True, even_grids_only=True, dequantized_only=False,
+            scaled_channels=True, settings=("num_candidates", "num_bins")),
+        RangeMethodInfo(
+            name="aciq", code="qexp.ptq.range_methods:aciq",
+            summary="The clip that is best for a Laplace or Gaussian density of the values' scale, by formula.",
+            reads="sample", for_weights=True,
+            depends_on_grid=True, even_grids_only=True, dequantized_only=False,
+            scaled_channels=True, settings=("distribution",)),
+        RangeMethodInfo(
+            name="bn", code="qexp.ptq.range_methods:bn",
+            summary="beta +- num_sigmas |gamma| of the batch norm before a place, without images; minmax where there is none.",
+            reads="batch_norm", for_weights=False,
+            depends_on_grid=False, even_grids_only=False, dequantized_only=False,
+            scaled_channels=False, settings=("num_sigmas",)),
+    ],
+    check=_check,
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +131,7 @@ class CalibrateSettings:
 
     name: str = "minmax"
     weights: str = "minmax"
-    factory: str | None = None
+    factory: str | None = later(None)
     file: str | None = None
     split: Literal["calib", "select", "train", "test"] = CALIB
     num_images: Count | None = None

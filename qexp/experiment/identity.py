@@ -19,22 +19,6 @@ TRAINING_FORMAT = 1  # part of every training hash; raise it when the same setti
 DIALS = ("bits", "mode", "policy", "quant", "calibrate", "correct", "float_only")
 # Training keys that came after the first trainings were stored, with the value that those had: at it a key stays out of the hash.
 ADDED = {"sync_bn": False}
-# (group, setting) of the same kind, which no training's hash covers: at that value they stay out of what is stored of a job.
-LATER: dict[tuple[str, str], object] = {("calibrate", "factory"): None}
-
-
-def stored_values(values: Mapping[str, object]) -> dict[str, object]:
-    """The values of a job as they are stored and name it: without the settings that came later, where those are as ever.
-
-    Args:
-        values: of all groups; also such as no setting would take.
-    """
-    stored = dict(values)
-    for (group, name), was in LATER.items():
-        settings = stored.get(group)
-        if isinstance(settings, Mapping) and settings.get(name, was) == was:
-            stored[group] = {key: value for key, value in settings.items() if key != name}
-    return stored
 
 
 def training_identity(config: Config) -> dict[str, object]:

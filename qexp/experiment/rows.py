@@ -8,9 +8,11 @@ from typing import Any
 
 from qexp.base import dist
 from qexp.base.files import canonical_json
+from qexp.config.later import stored_values
+from qexp.config.root import Config
 from qexp.engine.trajectory import TrajectoryStore
 from qexp.experiment.evaluator import Scored
-from qexp.experiment.identity import stored_values, training_identity
+from qexp.experiment.identity import training_identity
 from qexp.experiment.job import Prepared
 from qexp.experiment.variants import Variant
 from qexp.policy.table import plan_rows
@@ -109,7 +111,7 @@ def run_row(
         "qexp.git": git or "none",
         **{f"qexp.version.{name}": text for name, text in versions.items()},
     }
-    artifacts = {"config.json": canonical_json(stored_values(asdict(config)))}
+    artifacts = {"config.json": canonical_json(stored_values(asdict(config), Config))}
     if not variant.is_float:
         artifacts["plan.json"] = canonical_json(plan_rows(variant.plan))
     epochs = config.recipe.epochs if config.checkpoint is None else None

@@ -10,8 +10,7 @@ from torch import Tensor
 
 from qexp.base.errors import UserError, choose
 from qexp.base.types import QuantSpec
-from qexp.config.calibrate import CalibrateSettings
-from qexp.config.range_methods import READS, RangeMethodInfo
+from qexp.config.calibrate import READS, CalibrateSettings, RangeMethodInfo
 from qexp.ptq.range_methods import BehindNorm, Limits, find_limits
 from qexp.ptq.samples import Rows, Sample
 

@@ -1,4 +1,4 @@
-"""What the rows of `qexp.config.corrections` do to a copy on its way from the float network to the quantized one."""
+"""What the rows of `qexp.config.correct` do to a copy on its way from the float network to the quantized one."""
 
 from __future__ import annotations
 

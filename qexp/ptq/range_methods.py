@@ -17,8 +17,7 @@ from torch import Tensor
 
 from qexp.base.errors import UserError
 from qexp.base.types import QuantSpec
-from qexp.config.calibrate import CalibrateSettings
-from qexp.config.range_methods import RANGE_METHODS, RangeMethodInfo
+from qexp.config.calibrate import RANGE_METHODS, CalibrateSettings, RangeMethodInfo
 from qexp.ptq.aciq import aciq_range
 from qexp.ptq.grid_traits import EVEN, check_clipped, is_unsigned, shrinks_together
 from qexp.ptq.kl import kl_range

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict
 from pathlib import Path
 
@@ -9,8 +10,9 @@ import pytest
 import yaml
 
 from qexp.base.errors import UserError
-from qexp.config.calibrate import CalibrateSettings
-from qexp.config.range_methods import RANGE_METHODS
+from qexp.config.calibrate import RANGE_METHODS, CalibrateSettings
+from qexp.config.later import stored_values
+from qexp.config.root import Config
 
 CONF = Path(__file__).resolve().parents[2] / "conf" / "calibrate"
 
@@ -65,3 +67,11 @@ def test_what_is_hashed_of_settings_without_a_method_of_ones_own_is_what_it_alwa
     assert CalibrateSettings(name="kl").identity == {
         key: value for key, value in asdict(CalibrateSettings(name="kl")).items() if key != "factory"
     }
+
+
+def test_a_later_setting_is_stored_where_it_is_not_at_its_default():
+    values = {"name": "x", "calibrate": {"name": "kl", "factory": None}, "odd": math.nan}
+    stored = stored_values(values, Config)
+    assert stored["calibrate"] == {"name": "kl"} and list(stored) == ["name", "calibrate", "odd"]
+    own = {"calibrate": {"name": "custom", "factory": "mine.py:f"}}
+    assert stored_values(own, Config) == own

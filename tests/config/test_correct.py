@@ -5,8 +5,7 @@ from dataclasses import asdict
 import pytest
 
 from qexp.base.errors import UserError
-from qexp.config.correct import CorrectSettings
-from qexp.config.corrections import CORRECTIONS
+from qexp.config.correct import CORRECTIONS, CorrectSettings
 
 
 @pytest.mark.parametrize(

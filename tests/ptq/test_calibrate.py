@@ -16,8 +16,7 @@ from torch import nn
 
 from qexp.base.errors import UserError
 from qexp.base.types import Batch, QuantSpec
-from qexp.config.calibrate import CalibrateSettings
-from qexp.config.range_methods import RANGE_METHODS
+from qexp.config.calibrate import RANGE_METHODS, CalibrateSettings
 from qexp.ptq.calibrate import calibrate
 from qexp.ptq.calibration import CALIBRATION_VERSION, Calibration, hash_tensors
 from qexp.ptq.range_methods import BehindNorm

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from qexp.base.errors import UserError
-from qexp.config.range_methods import RANGE_METHODS
+from qexp.config.calibrate import RANGE_METHODS
 from qexp.ptq.check_range_method import check_range_method
 
 

@@ -12,8 +12,7 @@ from torch import Tensor
 
 from qexp.base.errors import UserError
 from qexp.base.types import QuantSpec
-from qexp.config.calibrate import CalibrateSettings
-from qexp.config.range_methods import RANGE_METHODS
+from qexp.config.calibrate import RANGE_METHODS, CalibrateSettings
 from qexp.ptq.range_methods import bn_range, ema_minmax, find_in_sample, takes_grid, weight_range
 from qexp.ptq.samples import Rows
 from qexp.quant.scheme_table import CLIPPED
