@@ -1,8 +1,8 @@
 """Quantized copies that take more than rounding each weight to its nearest code; each is built anew for every state.
 
-In this order, each step a switch of the user's: batch norm is folded, channels are equalized, high biases absorbed; weights are
-rounded within limits that `calibrate.weights` finds, to the nearest code or as AdaRound learns; biases are corrected, the
-batch norms that are left re-estimated; last the ranges of the activations are found on the network as it is by then, or taken
+In the order of `CORRECTIONS`, each a switch of the user's: batch norm is folded, channels are equalized, high biases absorbed;
+weights are rounded within limits that `calibrate.weights` finds, to the nearest code or as AdaRound learns; biases are corrected,
+the batch norms that are left re-estimated; last the ranges of the activations are found on the network as it is by then, or taken
 from `calibrate.file`, and fake quantization goes to the places that the plan names. Calibration images are seen by all ranks
 alike where a correction learns from them, and in shares where only ranges are found.
 """
