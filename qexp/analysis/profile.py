@@ -81,7 +81,7 @@ def measure(prepared: Prepared, variant: Variant, device: torch.device, image: T
         built.module.state_dict(),
         variant.plan,
         built.limits,
-        ranges=config.calibrate.weights,
+        ranges=config.calibrate.weight_method.name,
         sizes=sizes,
         size_bytes=variant.size_bytes,
     )

@@ -17,6 +17,7 @@ from typing import Generic, TypeVar
 
 from qexp.base.errors import UserError, choose
 from qexp.base.user_code import call_factory, state_of
+from qexp.base.user_source import source_hash
 
 CUSTOM = "custom"
 
@@ -34,6 +35,10 @@ class Info:
     name: str
     summary: str
     code: object
+
+    def load(self) -> object:
+        """What does the work: what the import string names, or the user's object."""
+        return import_object(self.code) if isinstance(self.code, str) else self.code
 
 
 RowT = TypeVar("RowT", bound=Info)
@@ -112,7 +117,11 @@ class Catalog(Mapping[str, RowT], Generic[RowT]):
 
     def load(self, name: str) -> object:
         """The code of a row: what its import string names, or the user's object."""
-        return load_code(self[name])
+        return self[name].load()
+
+    def identity(self, name: str) -> str:
+        """What hashes know a row by: its name; a user's by name, function and the hash of its source, wherever the file lies."""
+        return f"{self[name].name} {name.rpartition(':')[2]} {source_hash(name)}" if is_own(name) else name
 
     def _own_row(self, text: str) -> RowT:
         """The row of a user's function."""
@@ -126,7 +135,7 @@ class Catalog(Mapping[str, RowT], Generic[RowT]):
                 allowed = "a name of its own: letters, digits and '_'"
                 raise UserError(self.factory_key, text, allowed=wanted, remedy=f"Its name, {row.name!r}, must be {allowed}.")
             try:
-                code = load_code(row)
+                code = row.load()
                 if self._check is not None:
                     self._check(replace(row, code=code), code)
             except UserError as error:

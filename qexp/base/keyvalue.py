@@ -5,8 +5,10 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import is_dataclass
+from functools import partial
 from typing import TypeVar, get_type_hints
 
+from qexp.base.checks import beyond_bounds
 from qexp.base.console import warn_main
 from qexp.base.errors import UserError, UserErrors, as_user_errors, nearest
 
@@ -41,7 +43,7 @@ def parse(kind: type[Settings], arguments: Sequence[str]) -> Settings:
     try:
         return TypeAdapter(kind).validate_python(values)
     except ValidationError as error:
-        raise UserErrors(as_user_errors(error)) from None
+        raise UserErrors(as_user_errors(error, explain=partial(beyond_bounds, kind))) from None
 
 
 def _hints(kind: type, prefix: str = "") -> Iterator[tuple[str, object]]:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Annotated, Literal, get_args
 
-from qexp.base.checks import check_all, check_bits, check_range
+from annotated_types import Ge, Le
+
+from qexp.base.checks import Bits, Count, check_bounds
 from qexp.base.errors import UserError
 
 Task = Literal["profile", "sensitivity", "allocate"]  # of qexp.analyze
@@ -40,29 +42,18 @@ class AnalyzeSettings:
     """
 
     split: Literal["select", "calib", "train"] = "select"
-    num_images: int | None = None
-    widths: list[int] | None = None
-    proxy_images: int = 128
-    probes: int = 50
+    num_images: Count | None = None
+    widths: list[Bits] | None = None
+    proxy_images: Count = 128
+    probes: Annotated[int, Ge(2)] = 50
     measure: Measure = "kl"
-    budget_bytes: int | None = None
-    average_bits: float | None = None
-    bops: int | None = None
+    budget_bytes: Count | None = None
+    average_bits: Annotated[float, Ge(1), Le(16)] | None = None
+    bops: Count | None = None
 
     def __post_init__(self) -> None:
         """Check the ranges, and that no width is listed twice."""
-        check_all(
-            (
-                ("analyze.num_images", self.num_images, 1, None),
-                ("analyze.proxy_images", self.proxy_images, 1, None),
-                ("analyze.probes", self.probes, 2, None),
-                ("analyze.budget_bytes", self.budget_bytes, 1, None),
-                ("analyze.bops", self.bops, 1, None),
-            )
-        )
-        check_range("analyze.average_bits", self.average_bits, 1, 16)
-        for width in self.widths or ():
-            check_bits("analyze.widths", width)
+        check_bounds(self, "analyze")
         if self.widths is not None and (not self.widths or len(set(self.widths)) < len(self.widths)):
             raise UserError("analyze.widths", self.widths, allowed="a list of different widths, or null")
 

@@ -1,28 +1,109 @@
-"""Settings of the calibration; torch-free."""
+"""The methods that find clipping ranges, one row each, and the settings of the calibration; torch-free."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal, get_args
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Annotated, Literal, cast, get_args
 
-from qexp.base.checks import check_all, check_range
+from annotated_types import Ge, Gt, Le
 
-Method = Literal["minmax", "ema_minmax", "percentile", "mse", "kl", "aciq", "bn"]
-WeightMethod = Literal["minmax", "percentile", "mse", "kl", "aciq"]  # a weight has neither batches nor a batch norm before it
+from qexp.base.catalog import CUSTOM, Catalog, Info, import_object, is_own
+from qexp.base.checks import Count, Positive, Share, check_bounds
+from qexp.base.errors import UserError, choose
+from qexp.config.later import later
+
+Reads = Literal["ends", "sample", "batch_norm"]
+READS: tuple[Reads, ...] = get_args(Reads)
 Side = Literal["output", "input"]  # of a module, where its activation point is observed
-METHOD_NAMES: tuple[Method, ...] = get_args(Method)
-WEIGHT_METHOD_NAMES: tuple[WeightMethod, ...] = get_args(WeightMethod)
 SIDES: tuple[Side, ...] = get_args(Side)
 CALIB: Literal["calib"] = "calib"
-READS: dict[str, tuple[Method, ...]] = {  # which methods read a setting that not all do
-    "percentile": ("percentile",),
-    "momentum": ("ema_minmax",),
-    "norm": ("mse",),
-    "num_candidates": ("mse", "kl"),
-    "num_bins": ("percentile", "mse", "kl", "aciq"),
-    "distribution": ("aciq",),
-    "num_sigmas": ("bn",),
-}
+
+
+@dataclass(frozen=True, kw_only=True)
+class RangeMethodInfo(Info):
+    """One way to find a range; its code is `find(values, spec, settings) -> (low, high)`, `qexp.ptq.range_methods`.
+
+    Args:
+        reads: what `values` is: the `ends` of the batches, a `sample` of all values, or the `batch_norm` before the place, which
+            needs no images; a place without one takes the smallest and the largest value.
+        for_weights: it finds ranges of weights too, which have neither batches nor a batch norm before them.
+        depends_on_grid: other bits or another scheme give other limits.
+        even_grids_only: it reckons with steps of one width.
+        dequantized_only: it compares values with their quantized copy, which must not hold codes.
+        scaled_channels: it may follow a correction that scales channels.
+        settings: of `calibrate.*`, those that it reads; `num_bins` is also read for every sample.
+    """
+
+    reads: Reads
+    for_weights: bool
+    depends_on_grid: bool
+    even_grids_only: bool
+    dequantized_only: bool
+    scaled_channels: bool
+    settings: tuple[str, ...]
+
+    @property
+    def read_settings(self) -> frozenset[str]:
+        """The settings that its ranges depend on."""
+        return frozenset(self.settings) | ({"num_bins"} if self.reads == "sample" else set())
+
+
+def _check(row: RangeMethodInfo, code: object) -> None:
+    """A user's row is tried on small values before anything runs; ours are in the tests."""
+    check = cast("Callable[[RangeMethodInfo, object], None]", import_object("qexp.ptq.check_range_method:check_range_method"))
+    check(row, code)
+
+
+RANGE_METHODS: Catalog[RangeMethodInfo] = Catalog(
+    "calibrate",
+    RangeMethodInfo,
+    [
+        RangeMethodInfo(
+            name="minmax", code="qexp.ptq.range_methods:minmax",
+            summary="The smallest and the largest value of all images: nothing is clipped.",
+            reads="ends", for_weights=True,
+            depends_on_grid=False, even_grids_only=False, dequantized_only=False,
+            scaled_channels=True, settings=()),
+        RangeMethodInfo(
+            name="ema_minmax", code="qexp.ptq.range_methods:ema_minmax",
+            summary="A moving average of the batches' smallest and largest values.",
+            reads="ends", for_weights=False,
+            depends_on_grid=False, even_grids_only=False, dequantized_only=False,
+            scaled_channels=True, settings=("momentum",)),
+        RangeMethodInfo(
+            name="percentile", code="qexp.ptq.range_methods:percentile",
+            summary="What holds calibrate.percentile percent of the values.",
+            reads="sample", for_weights=True,
+            depends_on_grid=True, even_grids_only=False, dequantized_only=False,
+            scaled_channels=True, settings=("percentile",)),
+        RangeMethodInfo(
+            name="mse", code="qexp.ptq.range_methods:mse",
+            summary="The range whose grid reproduces the values with the least error, sum |x - x^|^norm.",
+            reads="sample", for_weights=True,
+            depends_on_grid=True, even_grids_only=False, dequantized_only=True,
+            scaled_channels=True, settings=("norm", "num_candidates")),
+        RangeMethodInfo(
+            name="kl", code="qexp.ptq.range_methods:kl",
+            summary="The threshold with the least KL divergence between histograms, as TensorRT's entropy calibration.",
+            reads="sample", for_weights=True,
+            depends_on_grid=True, even_grids_only=True, dequantized_only=False,
+            scaled_channels=True, settings=("num_candidates", "num_bins")),
+        RangeMethodInfo(
+            name="aciq", code="qexp.ptq.range_methods:aciq",
+            summary="The clip that is best for a Laplace or Gaussian density of the values' scale, by formula.",
+            reads="sample", for_weights=True,
+            depends_on_grid=True, even_grids_only=True, dequantized_only=False,
+            scaled_channels=True, settings=("distribution",)),
+        RangeMethodInfo(
+            name="bn", code="qexp.ptq.range_methods:bn",
+            summary="beta +- num_sigmas |gamma| of the batch norm before a place, without images; minmax where there is none.",
+            reads="batch_norm", for_weights=False,
+            depends_on_grid=False, even_grids_only=False, dequantized_only=False,
+            scaled_channels=False, settings=("num_sigmas",)),
+    ],
+    check=_check,
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,8 +111,9 @@ class CalibrateSettings:
     """How the clipping ranges of weights and activations are found.
 
     Args:
-        name: the method for activations.
-        weights: the method for weights.
+        name: the method for activations, in `RANGE_METHODS`, or `custom`.
+        weights: the method for weights, or `custom`.
+        factory: `package.module:function` or `file.py:function` for `custom`; returns a `RangeMethodInfo`.
         file: ranges of activations that an earlier run took and saved beside its records; they are taken as they are, so that
             `name` and its settings are not read.
         split: where the images come from. Anything but `calib` is recorded with the ranges: what is calibrated on the images that
@@ -47,31 +129,57 @@ class CalibrateSettings:
         num_sigmas: of `bn`: half the width of a channel's range, in standard deviations.
     """
 
-    name: Method = "minmax"
-    weights: WeightMethod = "minmax"
+    name: str = "minmax"
+    weights: str = "minmax"
+    factory: str | None = later(None)
     file: str | None = None
     split: Literal["calib", "select", "train", "test"] = CALIB
-    num_images: int | None = None
-    batch_size: int = 64
-    percentile: float = 99.99
-    momentum: float = 0.9
-    norm: float = 2.0
-    num_candidates: int = 100
-    num_bins: int = 2048
+    num_images: Count | None = None
+    batch_size: Count = 64
+    percentile: Annotated[float, Gt(50.0), Le(100.0)] = 99.99
+    momentum: Share = 0.9
+    norm: Annotated[float, Ge(0.5), Le(10.0)] = 2.0
+    num_candidates: Annotated[int, Ge(2), Le(10_000)] = 100
+    num_bins: Annotated[int, Ge(128), Le(65_536)] = 2048
     distribution: Literal["laplace", "gaussian"] = "laplace"
-    num_sigmas: float = 6.0
+    num_sigmas: Positive = 6.0
 
     def __post_init__(self) -> None:
-        """Check the ranges."""
-        check_all(
-            (
-                ("calibrate.num_images", self.num_images, 1, None),
-                ("calibrate.batch_size", self.batch_size, 1, None),
-                ("calibrate.momentum", self.momentum, 0.0, 1.0),
-                ("calibrate.norm", self.norm, 0.5, 10.0),
-                ("calibrate.num_candidates", self.num_candidates, 2, 10_000),
-                ("calibrate.num_bins", self.num_bins, 128, 65_536),
-            )
-        )
-        check_range("calibrate.percentile", self.percentile, 50.0, 100.0, open_low=True)
-        check_range("calibrate.num_sigmas", self.num_sigmas, 0.0, open_low=True)
+        """Check the ranges, and that the methods exist."""
+        check_bounds(self, "calibrate")
+        if self.factory is not None and CUSTOM not in (self.name, self.weights):
+            remedy = f"It belongs to calibrate={CUSTOM} and calibrate.weights={CUSTOM}."
+            raise UserError("calibrate.factory", self.factory, allowed="null", remedy=remedy)
+        _ = self.method
+        for_weights = RANGE_METHODS.names_where(lambda row: row.for_weights)
+        if not is_own(self.weights):
+            choose("calibrate.weights", self.weights, [*for_weights, CUSTOM])
+        if not self.weight_method.for_weights:
+            remedy = f"{self.weight_method.name} finds ranges of activations alone."
+            raise UserError("calibrate.weights", self.weights, allowed=for_weights, remedy=remedy)
+
+    @property
+    def method(self) -> RangeMethodInfo:
+        """The method for activations."""
+        return RANGE_METHODS.choose(self.name, factory=self._factory_of(self.name), key="calibrate.name")
+
+    @property
+    def weight_method(self) -> RangeMethodInfo:
+        """The method for weights."""
+        return RANGE_METHODS.choose(self.weights, factory=self._factory_of(self.weights), key="calibrate.weights")
+
+    @property
+    def clips_weights(self) -> bool:
+        """True where weights have another range than all of their values, which a quantizer takes by itself."""
+        return self.weights != CalibrateSettings.weights
+
+    @property
+    def identity(self) -> dict[str, object]:
+        """All that decides ranges, as plain values: a method of the user's own by its source, wherever that lies."""
+        values = asdict(self)
+        del values["factory"]
+        names = {key: self._factory_of(values[key]) or values[key] for key in ("name", "weights")}
+        return values | {key: RANGE_METHODS.identity(name) for key, name in names.items()}
+
+    def _factory_of(self, name: str) -> str | None:
+        return self.factory if name == CUSTOM else None

@@ -1,14 +1,113 @@
-"""Settings of the corrections of a quantized network; torch-free."""
+"""The corrections of a quantized network, one row each in the order of the work, and their settings; torch-free."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Annotated, Literal
 
-from qexp.base.checks import check_all, check_range
-from qexp.base.errors import UserError
+from annotated_types import Ge, Le
+
+from qexp.base.catalog import Catalog, Info
+from qexp.base.checks import Count, NotNegative, Positive, Seed, Share, check_bounds
+from qexp.base.errors import UserError, choose
 
 ADVISED_IMAGES = 1000  # fewer leave BN's re-estimated statistics noisy
+
+
+@dataclass(frozen=True, kw_only=True)
+class CorrectionInfo(Info):
+    """One correction; its code is `correct(copy)`, which changes a `qexp.ptq.corrections.Copy`.
+
+    Args:
+        switch: the setting of `correct.*` that asks for it.
+        choice: the value of the switch that does; None where any but false and 0 does.
+        step: on the float network `before` its weights are rounded, or on the quantized one `after`.
+        needs_folding: only with `correct.fold_bn`.
+        needs_images: it reads calibration images.
+        scales_channels: ranges that batch norm tells no longer hold.
+        draws: it reads the job's `seed`.
+        settings: of `correct.*`, those that are part of a variant's key only while it is on. A new correction names all of its
+            own, the switch too, so that keys of before stay.
+        label: what tables call it, of its settings; None for its name.
+    """
+
+    switch: str
+    choice: str | None
+    step: Literal["before", "after"]
+    needs_folding: bool
+    needs_images: bool
+    scales_channels: bool
+    draws: bool
+    settings: tuple[str, ...]
+    label: Callable[[CorrectSettings], str] | None
+
+    def is_on(self, settings: CorrectSettings) -> bool:
+        """True where the settings ask for it."""
+        value: object = getattr(settings, self.switch)
+        return bool(value) if self.choice is None else value == self.choice
+
+
+def _rescale_label(settings: CorrectSettings) -> str:
+    return f"rescale_{settings.rescale_log10:g}" + (f"_seed{settings.rescale_seed}" if settings.rescale_seed else "")
+
+
+CORRECTIONS: Catalog[CorrectionInfo] = Catalog(
+    "correct",
+    CorrectionInfo,
+    [
+        CorrectionInfo(
+            name="fold_bn", code="qexp.ptq.corrections:fold_bn",
+            summary="Folds batch norm into the layer before it.",
+            switch="fold_bn", choice=None, step="before",
+            needs_folding=False, needs_images=False, scales_channels=False, draws=False,
+            settings=(), label=None),
+        CorrectionInfo(
+            name="rescale", code="qexp.ptq.corrections:rescale",
+            summary="Scales channels at random and leaves the float function as it is: what equalization undoes.",
+            switch="rescale_log10", choice=None, step="before",
+            needs_folding=True, needs_images=False, scales_channels=True, draws=False,
+            settings=("rescale_log10", "rescale_seed"), label=_rescale_label),
+        CorrectionInfo(
+            name="equalize", code="qexp.ptq.corrections:equalize_channels",
+            summary="Equalizes the channel ranges of neighbouring layers.",
+            switch="equalize", choice=None, step="before",
+            needs_folding=True, needs_images=False, scales_channels=True, draws=False,
+            settings=(), label=None),
+        CorrectionInfo(
+            name="absorb_bias", code="qexp.ptq.corrections:absorb_bias",
+            summary="Moves high biases into the next layer.",
+            switch="absorb_bias", choice=None, step="before",
+            needs_folding=True, needs_images=False, scales_channels=False, draws=False,
+            settings=(), label=None),
+        CorrectionInfo(
+            name="adaround", code="qexp.ptq.corrections:adaround",
+            summary="Rounds weights up or down so that the layer's output changes least.",
+            switch="adaround", choice=None, step="after",
+            needs_folding=False, needs_images=True, scales_channels=False, draws=True,
+            settings=("adaround_iterations", "adaround_lr", "adaround_lambda", "adaround_warmup",
+                      "adaround_beta_start", "adaround_beta_end", "adaround_relu", "adaround_batch_size"),
+            label=None),
+        CorrectionInfo(
+            name="bias_empirical", code="qexp.ptq.corrections:bias_empirical",
+            summary="Takes from each layer's bias the mean that quantization shifted, as calibration images show it.",
+            switch="bias", choice="empirical", step="after",
+            needs_folding=False, needs_images=True, scales_channels=False, draws=False,
+            settings=(), label=None),
+        CorrectionInfo(
+            name="bias_analytic", code="qexp.ptq.corrections:bias_analytic",
+            summary="Takes from each layer's bias the mean that quantization shifted, as batch norm tells it.",
+            switch="bias", choice="analytic", step="after",
+            needs_folding=False, needs_images=False, scales_channels=False, draws=False,
+            settings=(), label=None),
+        CorrectionInfo(
+            name="reestimate_bn", code="qexp.ptq.corrections:reestimate_bn",
+            summary="Re-estimates the batch norms that are left, on calibration images of the quantized network.",
+            switch="reestimate_bn", choice=None, step="after",
+            needs_folding=False, needs_images=True, scales_channels=False, draws=False,
+            settings=(), label=None),
+    ],
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,54 +137,51 @@ class CorrectSettings:
     fold_bn: bool = False
     equalize: bool = False
     absorb_bias: bool = False
-    rescale_log10: float = 0.0
-    rescale_seed: int = 0
-    bias: Literal["none", "empirical", "analytic"] = "none"
+    rescale_log10: Annotated[float, Ge(0.0), Le(6.0)] = 0.0
+    rescale_seed: Seed = 0
+    bias: str = "none"
     reestimate_bn: bool = False
     adaround: bool = False
-    adaround_iterations: int = 1000
-    adaround_lr: float = 0.01
-    adaround_lambda: float = 0.01
-    adaround_warmup: float = 0.2
+    adaround_iterations: Annotated[int, Ge(0)] = 1000
+    adaround_lr: Positive = 0.01
+    adaround_lambda: NotNegative = 0.01
+    adaround_warmup: Share = 0.2
     adaround_beta_start: float = 20.0
-    adaround_beta_end: float = 2.0
+    adaround_beta_end: Annotated[float, Ge(1.0)] = 2.0
     adaround_relu: bool = False
-    adaround_batch_size: int = 1024
+    adaround_batch_size: Count = 1024
 
     def __post_init__(self) -> None:
         """Check the ranges and what belongs together."""
-        check_all(
-            (
-                ("correct.rescale_log10", self.rescale_log10, 0.0, 6.0),
-                ("correct.rescale_seed", self.rescale_seed, 0, 2**63 - 1),
-                ("correct.adaround_iterations", self.adaround_iterations, 0, None),
-                ("correct.adaround_lambda", self.adaround_lambda, 0.0, None),
-                ("correct.adaround_warmup", self.adaround_warmup, 0.0, 1.0),
-                ("correct.adaround_beta_end", self.adaround_beta_end, 1.0, None),
-                ("correct.adaround_batch_size", self.adaround_batch_size, 1, None),
-            )
-        )
-        check_range("correct.adaround_lr", self.adaround_lr, 0.0, open_low=True)
+        check_bounds(self, "correct")
+        choose("correct.bias", self.bias, ["none", *(row.choice for row in CORRECTIONS.values() if row.choice is not None)])
         if self.adaround_beta_start < self.adaround_beta_end:
             allowed = f"at least correct.adaround_beta_end={self.adaround_beta_end:g}"
             raise UserError("correct.adaround_beta_start", self.adaround_beta_start, allowed=allowed)
-        for key in ("equalize", "absorb_bias", "rescale_log10"):
-            if getattr(self, key) and not self.fold_bn:
+        for row in self.asked:
+            if row.needs_folding and not self.fold_bn:
+                value = getattr(self, row.switch)
                 remedy = "Between a layer and the next ReLU there must be no batch norm: set correct.fold_bn=true."
-                allowed = "0 without correct.fold_bn=true" if key == "rescale_log10" else "true only with correct.fold_bn=true"
-                raise UserError(f"correct.{key}", getattr(self, key), allowed=allowed, remedy=remedy)
+                allowed = f"{'true only with' if value is True else '0 without'} correct.fold_bn=true"
+                raise UserError(f"correct.{row.switch}", value, allowed=allowed, remedy=remedy)
+
+    @property
+    def asked(self) -> tuple[CorrectionInfo, ...]:
+        """The corrections that are on, in the order in which they are done."""
+        return tuple(row for row in CORRECTIONS.values() if row.is_on(self))
 
     @property
     def names(self) -> tuple[str, ...]:
         """What is done beside rounding to the nearest code, in order: `fold_bn`, `rescale_2`, `bias_empirical`, ..."""
-        switches = ["fold_bn"] if self.fold_bn else []
-        if self.rescale_log10:
-            switches.append(f"rescale_{self.rescale_log10:g}" + (f"_seed{self.rescale_seed}" if self.rescale_seed else ""))
-        switches += [name for name in ("equalize", "absorb_bias", "adaround") if getattr(self, name)]
-        switches += [f"bias_{self.bias}"] if self.bias != "none" else []
-        return (*switches, *(["reestimate_bn"] if self.reestimate_bn else []))
+        return tuple(row.name if row.label is None else row.label(self) for row in self.asked)
 
     @property
     def needs_images(self) -> bool:
         """True where a correction reads calibration images."""
-        return self.bias == "empirical" or self.reestimate_bn or self.adaround
+        return any(row.needs_images for row in self.asked)
+
+    @property
+    def identity(self) -> dict[str, object]:
+        """What decides the network that it makes; settings of corrections that are off stay out."""
+        unread = {key for row in CORRECTIONS.values() if not row.is_on(self) for key in row.settings}
+        return {key: value for key, value in asdict(self).items() if key not in unread}

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
+
+from annotated_types import Ge, Le
 
 from qexp.base.catalog import CUSTOM, Catalog, Info
-from qexp.base.checks import check_all, check_range
+from qexp.base.checks import Count, Natural, Positive, check_bounds
 from qexp.base.errors import UserError, choose
 
 
@@ -120,36 +122,23 @@ class DataSettings:
     root: str | None = None
     download: bool = False
     factory: str | None = None
-    image_size: int | None = None
-    num_classes: int | None = None
+    image_size: Annotated[int, Ge(1), Le(4096)] | None = None
+    num_classes: Count | None = None
     mean: list[float] | None = None
-    std: list[float] | None = None
+    std: list[Positive] | None = None
     augment: Literal["none", "crop", "crop_flip", "resized_crop_flip"] = "none"
-    num_calib: int = 0
-    num_select: int = 0
-    num_test: int | None = None
-    num_train: int | None = None
-    split_seed: int = 0
+    num_calib: Natural = 0
+    num_select: Natural = 0
+    num_test: Count | None = None
+    num_train: Count | None = None
+    split_seed: Natural = 0
     storage: Literal["auto", "ram", "stream"] = "auto"
-    workers: int = 2
+    workers: Annotated[int, Ge(0), Le(256)] = 2
 
     def __post_init__(self) -> None:
         """Check the ranges and what belongs together."""
         choose("data.name", self.name, [*DATASETS, CUSTOM])
-        check_all(
-            (
-                ("data.num_calib", self.num_calib, 0, None),
-                ("data.num_select", self.num_select, 0, None),
-                ("data.num_test", self.num_test, 1, None),
-                ("data.num_train", self.num_train, 1, None),
-                ("data.split_seed", self.split_seed, 0, None),
-                ("data.image_size", self.image_size, 1, 4096),
-                ("data.num_classes", self.num_classes, 1, None),
-                ("data.workers", self.workers, 0, 256),
-            )
-        )
-        for value in self.std or ():
-            check_range("data.std", value, 0, open_low=True)
+        check_bounds(self, "data")
         if self.info.needs_root and self.root is None:
             raise UserError("data.root", None, allowed="a folder", remedy=f"data={self.name} needs data.root=FOLDER.")
         if self.name == CUSTOM and self.factory is None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from qexp.base.catalog import Catalog, Info
-from qexp.base.checks import check_range
+from qexp.base.checks import Count, Natural, check_bounds
 from qexp.base.errors import UserError, choose
 
 Requantization = Literal["float32", "fixed_point"]
@@ -84,14 +84,14 @@ class ExportSettings:
     runtime: str | list[str] = "onnxruntime"
     simulate: Literal["exact", "fast"] = "exact"
     requantization: Requantization = "float32"
-    num_compared: int | None = 500
+    num_compared: Count | None = 500
     pack_int4: bool = False
     unsigned: bool = True
     cost: bool = True
-    batch_sizes: list[int] = field(default_factory=lambda: [1, 16])
-    threads: int = 1
-    repeats: int = 50
-    warmup: int = 5
+    batch_sizes: list[Count] = field(default_factory=lambda: [1, 16])
+    threads: Count = 1
+    repeats: Count = 50
+    warmup: Natural = 5
     torch_export: bool = False
     register: str | None = None
     folder: str | None = None
@@ -106,12 +106,7 @@ class ExportSettings:
             raise UserError("export.batch_sizes", [], allowed="at least one size", remedy="export.cost=false measures none.")
         if len(set(self.batch_sizes)) < len(self.batch_sizes):
             raise UserError("export.batch_sizes", self.batch_sizes, allowed="each size once")
-        for size in self.batch_sizes:
-            check_range("export.batch_sizes", size, 1)
-        check_range("export.num_compared", self.num_compared, 1)
-        check_range("export.threads", self.threads, 1)
-        check_range("export.repeats", self.repeats, 1)
-        check_range("export.warmup", self.warmup, 0)
+        check_bounds(self, "export")
         if self.register is not None and not _is_name(self.register):
             allowed = "letters, digits, spaces, '-', '_' and '.', as MLflow names a model"
             raise UserError("export.register", self.register, allowed=allowed)

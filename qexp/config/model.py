@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 
 from qexp.base.catalog import CUSTOM, Catalog, Info
-from qexp.base.checks import check_range
+from qexp.base.checks import Count, check_bounds
 from qexp.base.errors import UserError
 
 
@@ -82,7 +82,7 @@ class ModelSettings:
     name: str
     factory: str | None = None
     weights: str | None = None
-    num_classes: int | None = None
+    num_classes: Count | None = None
 
     def __post_init__(self) -> None:
         """Check the ranges and what belongs together."""
@@ -90,7 +90,7 @@ class ModelSettings:
             close = difflib.get_close_matches(self.name, network_names(), n=3, cutoff=0.6)
             remedy = f"Nearest: {', '.join(close)}." if close else ""
             raise UserError("model.name", self.name, allowed=_families(network_names()), remedy=remedy)
-        check_range("model.num_classes", self.num_classes, 1)
+        check_bounds(self, "model")
         if self.name == CUSTOM and self.factory is None:
             raise UserError("model.factory", None, allowed="package.module:function or file.py:function")
         if self.name != CUSTOM and self.factory is not None:

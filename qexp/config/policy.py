@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from qexp.base.catalog import Catalog, Info
-from qexp.base.checks import check_bits
+from qexp.base.checks import Bits, check_bounds
 from qexp.base.errors import UserError, choose
 
 
@@ -83,12 +83,12 @@ class RuleSettings:
     match: str = "*"
     kind: Literal["conv", "linear", "norm", "embedding", "other"] | None = None
     role: Literal["weight", "bias", "any", "activation"] = "weight"
-    bits: int | None = None
+    bits: Bits | None = None
     keep: bool = False
 
     def __post_init__(self) -> None:
         """Check the ranges and what belongs together."""
-        check_bits("policy.rules.bits", self.bits)
+        check_bounds(self, "policy.rules")
         if self.keep and self.bits is not None:
             raise UserError("policy.rules.bits", self.bits, allowed="null in a rule with keep=true")
         if self.role == "activation" and self.kind not in (None, "conv", "linear"):
@@ -108,15 +108,14 @@ class PolicySettings:
     """
 
     name: str = "uniform"
-    conv_bits: int | None = None
-    linear_bits: int | None = None
-    edge_bits: int = 8
+    conv_bits: Bits | None = None
+    linear_bits: Bits | None = None
+    edge_bits: Bits = 8
     rules: list[RuleSettings] | None = None
 
     def __post_init__(self) -> None:
         """Check the ranges and what belongs together."""
-        for key in ("conv_bits", "linear_bits", "edge_bits"):
-            check_bits(f"policy.{key}", getattr(self, key))
+        check_bounds(self, "policy")
         choose("policy.name", self.name, POLICIES)
         if "rules" in self.info.reads and not self.rules:
             raise UserError("policy.rules", self.rules, allowed=f"a list of rules, for policy={self.name}")

@@ -6,8 +6,9 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from qexp.base.catalog import CUSTOM
-from qexp.base.checks import check_all, check_range
+from qexp.base.checks import Count, Natural, NotNegative, Positive, Share, check_bounds
 from qexp.base.errors import UserError
+from qexp.config.later import later
 from qexp.config.qat_methods import QAT_METHODS, FirstStep, Mask, QatMethodInfo
 from qexp.config.quant import ActivationQuantSettings, QuantSettings
 from qexp.config.train import TrainSettings
@@ -48,40 +49,27 @@ class QatSettings:
     """
 
     name: str = "none"
-    factory: str | None = None
+    factory: str | None = later(None)
     init: Literal["training", "checkpoint", "none"] = "training"
-    epochs: int | None = None
-    lr: float | None = None
-    weight_decay: float | None = None
-    warmup_epochs: int | None = None
+    epochs: Count | None = None
+    lr: Positive | None = None
+    weight_decay: NotNegative | None = None
+    warmup_epochs: Natural | None = None
     activations: bool = True
-    mask: Mask | None = None
+    mask: Mask | None = "paper"
     first_step: FirstStep = "paper"
-    momentum: float = 0.9
-    scale_decay: float = 0.0
-    alpha_decay: float | None = None
+    momentum: Share = 0.9
+    scale_decay: NotNegative = 0.0
+    alpha_decay: NotNegative | None = None
     batch_norm: Literal["unfolded", "folded"] = "unfolded"
-    freeze_bn_epoch: int | None = None
+    freeze_bn_epoch: Count | None = None
     reestimate_bn: bool = False
-    distill_weight: float = 0.0
-    distill_temperature: float = 1.0
+    distill_weight: Share = 0.0
+    distill_temperature: Positive = 1.0
 
     def __post_init__(self) -> None:
         """Check the ranges and what belongs together."""
-        check_all(
-            (
-                ("qat.epochs", self.epochs, 1, None),
-                ("qat.weight_decay", self.weight_decay, 0.0, None),
-                ("qat.warmup_epochs", self.warmup_epochs, 0, None),
-                ("qat.momentum", self.momentum, 0.0, 1.0),
-                ("qat.scale_decay", self.scale_decay, 0.0, None),
-                ("qat.alpha_decay", self.alpha_decay, 0.0, None),
-                ("qat.freeze_bn_epoch", self.freeze_bn_epoch, 1, None),
-                ("qat.distill_weight", self.distill_weight, 0.0, 1.0),
-            )
-        )
-        check_range("qat.lr", self.lr, 0.0, open_low=True)
-        check_range("qat.distill_temperature", self.distill_temperature, 0.0, open_low=True)
+        check_bounds(self, "qat")
         if self.distill_weight and self.init == "none":
             remedy = "Distillation learns from the float network that the training begins from."
             raise UserError("qat.distill_weight", self.distill_weight, allowed="0 with qat.init=none", remedy=remedy)

@@ -11,7 +11,7 @@ from typing import ClassVar, Literal
 
 from pydantic import ConfigDict
 
-from qexp.base.checks import check_bits, check_range
+from qexp.base.checks import Bits, Seed, check_bounds
 from qexp.base.errors import UserError
 from qexp.config.analyze import AnalyzeSettings, Task
 from qexp.config.calibrate import CalibrateSettings
@@ -71,10 +71,10 @@ class Config:
     data: DataSettings
     model: ModelSettings
     train: TrainSettings
-    seed: int = 0
+    seed: Seed = 0
     deterministic: bool = False
     device: str = "auto"
-    bits: int = 8
+    bits: Bits = 8
     mode: Mode = "int"
     policy: PolicySettings = field(default_factory=PolicySettings)
     quant: QuantSettings = field(default_factory=QuantSettings)
@@ -98,17 +98,17 @@ class Config:
 
     def __post_init__(self) -> None:
         """Check the ranges."""
-        check_bits("bits", self.bits)
-        check_range("seed", self.seed, 0, 2**63 - 1)
+        check_bounds(self, "")
         device, _, index = self.device.partition(":")
         if device not in ("auto", "cpu", "cuda") or (index and (device != "cuda" or not index.isdigit())):
             raise UserError("device", self.device, allowed="auto, cpu, cuda or cuda:N")
         if not self.name or not all(char.isalnum() or char in "-_." for char in self.name) or self.name[0] == ".":
             raise UserError("name", self.name, allowed="letters, digits, '-', '_' and '.', as it names a folder")
-        if self.calibrate.name == "bn" and (self.correct.equalize or self.correct.rescale_log10):
-            key = "correct.equalize=true" if self.correct.equalize else "correct.rescale_log10"
+        scaled = [f"correct.{row.switch}" for row in self.correct.asked if row.scales_channels]
+        if scaled and not self.calibrate.method.scaled_channels:
             remedy = "Scaled channels have other ranges than batch norm tells."
-            raise UserError("calibrate", "bn", allowed=f"another method with {key}", remedy=remedy)
+            name = self.calibrate.method.name
+            raise UserError("calibrate", name, allowed=f"another method with {' and '.join(scaled)}", remedy=remedy)
         if self.qat.is_on:
             self._check_qat()
 
@@ -118,11 +118,11 @@ class Config:
         if self.mode != "int":
             remedy = "Its control is the float training: qat=none float_only=true."
             raise UserError("mode", self.mode, allowed=f"int {where}", remedy=remedy)
-        if self.correct.names:
+        if self.correct.asked:
             remedy = "Corrections follow training; qat.batch_norm=folded and qat.reestimate_bn=true belong to it."
             raise UserError("correct", ", ".join(self.correct.names), allowed=f"none {where}", remedy=remedy)
         for key in ("weights", "file") if self.qat.first_step == "paper" else ("file",):
-            if getattr(self.calibrate, key) not in ("minmax", None):
+            if getattr(self.calibrate, key) != getattr(CalibrateSettings, key):
                 able = ", ".join(QAT_METHODS.names_where(lambda row: "calibrated" in row.first_steps))
                 remedy = (
                     f"Weights begin as the method says, activations by calibrate=METHOD; {able} has qat.first_step=calibrated."

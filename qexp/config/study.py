@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Annotated
 
-from qexp.base.checks import check_all
+from annotated_types import Ge
+
+from qexp.base.checks import Count, check_bounds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,7 +24,7 @@ class StudyData:
     root: str | None = None
     mean: list[float] = field(default_factory=lambda: [0.485, 0.456, 0.406])
     std: list[float] = field(default_factory=lambda: [0.229, 0.224, 0.225])
-    num_calib: int = 1000
+    num_calib: Annotated[int, Ge(2)] = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,10 +45,11 @@ class StudySettings:
     checkpoint: str | None = None
     model: str = "resnet20"
     data: StudyData = field(default_factory=StudyData)
-    num_images: int = 2000
+    num_images: Count = 2000
     image: str | None = None
     results_dir: str = "results"
 
     def __post_init__(self) -> None:
         """Check the ranges."""
-        check_all((("num_images", self.num_images, 1, None), ("data.num_calib", self.data.num_calib, 2, None)))
+        check_bounds(self, "")
+        check_bounds(self.data, "data")

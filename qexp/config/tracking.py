@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
-from qexp.base.checks import check_range
+from annotated_types import Ge
+
+from qexp.base.checks import check_bounds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,8 +22,8 @@ class TrackingSettings:
 
     enabled: bool = True
     uri: str | None = None
-    timeout_s: float = 60.0
+    timeout_s: Annotated[float, Ge(0)] = 60.0
 
     def __post_init__(self) -> None:
         """Check the ranges."""
-        check_range("tracking.timeout_s", self.timeout_s, 0)
+        check_bounds(self, "tracking")

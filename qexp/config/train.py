@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import importlib.util
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
-from qexp.base.checks import check_all, check_range
+from qexp.base.checks import Count, Natural, NotNegative, Positive, Share, check_bounds, check_range
 from qexp.base.errors import UserError
+from qexp.config.later import later
 from qexp.config.metrics import asked
 
 # apex's opt levels, which its users still type; apex.amp itself was removed upstream in May 2025.
@@ -60,41 +61,29 @@ class TrainSettings:
         checkpoint_every_steps: store what a resume needs within an epoch too; None only at its end.
     """
 
-    epochs: int
-    lr: float
-    batch_size: int
+    epochs: Count
+    lr: Positive
+    batch_size: Count
     optimizer: Literal["sgd", "apex_fused_sgd"] = "sgd"
-    momentum: float = 0.9
+    momentum: Share = 0.9
     nesterov: bool = True
-    weight_decay: float = 1e-4
+    weight_decay: NotNegative = 1e-4
     schedule: Literal["cosine", "step", "constant"] = "cosine"
-    warmup_epochs: int = 0
+    warmup_epochs: Natural = 0
     milestones: list[int] | None = None
-    gamma: float = 0.1
-    label_smoothing: float = 0.0
+    gamma: Share = 0.1
+    label_smoothing: Share = 0.0
     accumulate: int = 1
     precision: Literal["fp32", "bf16", "fp16", "O0", "O1", "O2", "O3"] = "fp32"
     channels_last: bool = False
     compile: bool = False
     sync_bn: bool = False
-    checkpoint_every_steps: int | None = None
+    checkpoint_every_steps: Count | None = None
 
     def __post_init__(self) -> None:
         """Check the ranges and what belongs together."""
-        check_all(
-            (
-                ("train.epochs", self.epochs, 1, None),
-                ("train.batch_size", self.batch_size, 1, None),
-                ("train.momentum", self.momentum, 0, 1),
-                ("train.weight_decay", self.weight_decay, 0, None),
-                ("train.warmup_epochs", self.warmup_epochs, 0, None),
-                ("train.gamma", self.gamma, 0, 1),
-                ("train.label_smoothing", self.label_smoothing, 0, 1),
-                ("train.accumulate", self.accumulate, 1, self.batch_size),
-                ("train.checkpoint_every_steps", self.checkpoint_every_steps, 1, None),
-            )
-        )
-        check_range("train.lr", self.lr, 0, open_low=True)
+        check_bounds(self, "train")
+        check_range("train.accumulate", self.accumulate, 1, self.batch_size)
         if self.nesterov and self.momentum == 0:
             raise UserError("train.nesterov", True, allowed="false where train.momentum=0")
         if self.warmup_epochs > self.epochs:
@@ -118,21 +107,15 @@ class EvaluateSettings:
     """
 
     split: Literal["test", "select", "calib", "train"] = "test"
-    num_images: int | None = None
-    batch_size: int = 100
+    num_images: Count | None = None
+    batch_size: Count = 100
     keep: Literal["last", "all", "none"] = "last"
-    memory_mib: int = 4096
-    metrics: list[str] = field(default_factory=list)
+    memory_mib: Count = 4096
+    metrics: list[str] = later([])
 
     def __post_init__(self) -> None:
         """Check the ranges."""
-        check_all(
-            (
-                ("evaluate.num_images", self.num_images, 1, None),
-                ("evaluate.batch_size", self.batch_size, 1, None),
-                ("evaluate.memory_mib", self.memory_mib, 1, None),
-            )
-        )
+        check_bounds(self, "evaluate")
         made_later = [row.name for row in asked(self.metrics) if not row.in_record]
         if made_later and self.keep == "none":
             allowed = f"last or all with {', '.join(made_later)} among evaluate.metrics"

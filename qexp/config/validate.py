@@ -1,6 +1,7 @@
 """Resolved values become a `Config`, or one error that names every mistake; torch-free.
 
-pydantic is strict and reports all errors of a job together; ranges live in each settings' `__post_init__`. Rejected: OmegaConf
+pydantic is strict and reports all errors of a job together, wrong types and the bounds that stand at the fields; what belongs
+together is checked in each settings' `__post_init__`. Rejected: OmegaConf
 structured configs, which accept `+quant.bit=4` in silence and stop at the first error.
 """
 
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, get_args, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
+from qexp.base.checks import beyond_bounds
 from qexp.base.errors import UserError, UserErrors, as_user_errors, nearest
 from qexp.config.root import Config
 
@@ -45,8 +47,8 @@ def validate(values: Mapping[str, object]) -> Config:
             config = _adapter().validate_json(json.dumps(remaining), strict=True)
             break
         except ValidationError as error:
-            # pydantic checks no range of an object one of whose types is wrong, and our own checks stop at the first: take out
-            # what is known to be wrong and look again.
+            # What belongs together is checked only where all types and bounds hold, and stops at the first: take out what is
+            # known to be wrong and look again.
             new = {wrong.key: wrong for wrong in as_user_errors(error, explain=_explain) if wrong.key not in errors}
             errors |= new
             if not any([_drop(remaining, key) for key in new]):
@@ -80,7 +82,7 @@ def _explain(key: str, details: ErrorDetails) -> UserError | None:
     if "valid integer" in details["msg"]:
         allowed = details["msg"].removeprefix("Input should be ")
         return UserError(key, value, allowed=allowed.replace("valid integer", "integer").replace("a integer", "an integer"))
-    return None
+    return beyond_bounds(Config, key, details)
 
 
 def _choices(expected: str) -> list[str]:

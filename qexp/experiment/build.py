@@ -1,8 +1,8 @@
 """Quantized copies that take more than rounding each weight to its nearest code; each is built anew for every state.
 
-In this order, each step a switch of the user's: batch norm is folded, channels are equalized, high biases absorbed; weights are
-rounded within limits that `calibrate.weights` finds, to the nearest code or as AdaRound learns; biases are corrected, the
-batch norms that are left re-estimated; last the ranges of the activations are found on the network as it is by then, or taken
+In the order of `CORRECTIONS`, each a switch of the user's: batch norm is folded, channels are equalized, high biases absorbed;
+weights are rounded within limits that `calibrate.weights` finds, to the nearest code or as AdaRound learns; biases are corrected,
+the batch norms that are left re-estimated; last the ranges of the activations are found on the network as it is by then, or taken
 from `calibrate.file`, and fake quantization goes to the places that the plan names. Calibration images are seen by all ranks
 alike where a correction learns from them, and in shares where only ranges are found.
 """
@@ -10,8 +10,9 @@ alike where a correction learns from them, and in shares where only ranges are f
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -22,18 +23,13 @@ from qexp.base.types import ActivationRow, Batch, QuantSpec
 from qexp.experiment.job import Prepared
 from qexp.experiment.variants import Variant
 from qexp.nn.fake_quant import CONTAINER, fake_quants, insert, observed
-from qexp.nn.fold import ChannelStatistics, fold_batch_norm
 from qexp.nn.graph import Traced, trace
 from qexp.nn.input_quant import INPUT_QUANTS
 from qexp.nn.shadow import Shadow
-from qexp.ptq.adaround import adaround_
-from qexp.ptq.bias_absorption import absorb_high_biases
-from qexp.ptq.bias_correction import correct_bias_, correct_bias_analytic_
-from qexp.ptq.bn_reestimation import reestimate_batch_norm_
-from qexp.ptq.calibrate import BehindNorm, calibrate
+from qexp.ptq.calibrate import calibrate
 from qexp.ptq.calibration import Calibration, hash_tensors
-from qexp.ptq.equalization import equalize, rescale_channels
-from qexp.ptq.range_methods import Limits, weight_range
+from qexp.ptq.corrections import Copy
+from qexp.ptq.range_methods import BehindNorm, Limits, weight_range
 from qexp.quant.ranges import ConstantTensorError
 from qexp.quant.schemes import quantize_
 
@@ -78,57 +74,27 @@ class Builder:
         Raises:
             UserError: a correction or a range that the network does not have; names the tensor or the layer.
         """
-        correct = variant.config.correct
-        reference, statistics, notes = self._reference(variant)
-        quantized = copy.deepcopy(reference)
-        limits = self._limits(variant, reference)
-        constant = tuple(_round_weights(quantized, variant, limits))
-        if correct.adaround:
-            specs = {name: spec for name, spec in variant.plan.quantized.items() if name not in constant}
-            rounded = adaround_(quantized, reference, specs, self._all(variant), correct, limits=limits, seed=variant.config.seed)
-            notes += rounded.notes
-        if correct.bias == "empirical":
-            notes += correct_bias_(quantized, reference, self._all(variant)).notes
-        elif correct.bias == "analytic":
-            notes += correct_bias_analytic_(quantized, reference, statistics).notes
-        if correct.reestimate_bn:
-            notes += reestimate_batch_norm_(quantized, self._all(variant))
+        config = variant.config
+        work = Copy(self.network, self.network, config.correct, config.seed, lambda: self._all(variant))
+        _correct(work, "before")
+        work.quantized = quantized = copy.deepcopy(work.reference)
+        work.limits = self._limits(variant, work.reference)
+        constant = tuple(_round_weights(quantized, variant, work.limits))
+        work.specs = {name: spec for name, spec in variant.plan.quantized.items() if name not in constant}
+        _correct(work, "after")
         dist.broadcast_state(quantized)  # sums on a GPU may differ in their last bit from rank to rank
         module, calibration = self._with_activations(variant, quantized)
         reused = variant.calibration
         if reused is not None and reused.weights_hash != hash_tensors(quantized.state_dict()):
-            notes.append("the ranges of calibrate.file were found with other weights than these")
+            work.notes.append("the ranges of calibrate.file were found with other weights than these")
         module = self._with_input(variant, module)
-        return Built(module, reference, limits, calibration, constant, tuple(dict.fromkeys(notes)))
-
-    def _reference(self, variant: Variant) -> tuple[nn.Module, dict[str, ChannelStatistics], list[str]]:
-        """The float network as it is quantized: the same function, folded and equalized as asked."""
-        correct, model = variant.config.correct, self.network
-        notes: list[str] = []
-        statistics: dict[str, ChannelStatistics] = {}
-        if correct.fold_bn:
-            folded = fold_batch_norm(model)
-            model, statistics = folded.model, dict(folded.statistics)
-            notes += folded.notes
-        if correct.rescale_log10:
-            rescaled = rescale_channels(model, statistics, log10=correct.rescale_log10, seed=correct.rescale_seed)
-            model, statistics = rescaled.model, dict(rescaled.statistics)
-            notes += rescaled.notes
-        if correct.equalize:
-            equalized = equalize(model, statistics)
-            model, statistics = equalized.model, dict(equalized.statistics)
-            notes += equalized.notes
-        if correct.absorb_bias:
-            absorbed = absorb_high_biases(model, statistics)
-            model, statistics = absorbed.model, dict(absorbed.statistics)
-            notes += absorbed.notes
-        return model, statistics, notes
+        return Built(module, work.reference, work.limits, calibration, constant, tuple(dict.fromkeys(work.notes)))
 
     @staticmethod
     def _limits(variant: Variant, reference: nn.Module) -> dict[str, Limits]:
         """Weight -> what `calibrate.weights` clips it to; empty where that is all of its range."""
         settings = variant.config.calibrate
-        if settings.weights == "minmax":
+        if not settings.clips_weights:
             return {}
         tensors = dict(reference.named_parameters())
         return {
@@ -167,7 +133,7 @@ class Builder:
             settings,
             split=settings.split,
             data_fingerprint=self.prepared.bundle.fingerprint,
-            norms=self._norms(variant.plan.activations) if settings.name == "bn" else None,
+            norms=self._norms(variant.plan.activations) if settings.method.reads == "batch_norm" else None,
         )
 
     def _norms(self, rows: Iterable[ActivationRow]) -> dict[str, BehindNorm]:
@@ -195,6 +161,13 @@ class Builder:
     def _all(self, variant: Variant) -> list[Batch]:
         """The calibration images, on every rank all of them."""
         return list(self.prepared.calibration_images(variant.config.calibrate, self.device))
+
+
+def _correct(work: Copy, step: Literal["before", "after"]) -> None:
+    """Do the corrections that the settings ask for, before or after weights are rounded."""
+    for row in work.settings.asked:
+        if row.step == step:
+            cast("Callable[[Copy], None]", row.load())(work)
 
 
 def _round_weights(quantized: nn.Module, variant: Variant, limits: Mapping[str, Limits]) -> Iterator[str]:

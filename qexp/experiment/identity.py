@@ -21,23 +21,6 @@ DIALS = ("bits", "mode", "policy", "quant", "calibrate", "correct", "float_only"
 # Training keys that came after the first trainings were stored, with the value that those had: at it a key stays out of the hash.
 ADDED = {"sync_bn": False}
 
-# The same of other settings: at that value they are in nothing that names a job or is written of it.
-LATER: dict[str, dict[str, object]] = {"evaluate": {"metrics": []}}
-
-
-def as_before(values: Mapping[str, object]) -> dict[str, object]:
-    """Settings without those that came later, where these have the value of before.
-
-    Args:
-        values: of a job, nested.
-    """
-    kept = dict(values)
-    for group, later in LATER.items():
-        inner = kept.get(group)
-        if isinstance(inner, Mapping):
-            kept[group] = {key: value for key, value in inner.items() if key not in later or value != later[key]}
-    return kept
-
 
 def training_identity(config: Config) -> dict[str, object]:
     """What decides a training's weights: the part of the configuration that its hash covers.
@@ -74,7 +57,7 @@ def _qat_identity(config: Config) -> dict[str, object]:
     factory = qat.pop("factory")
     if factory is not None:  # what its file says decides, wherever it lies
         qat |= {"name": config.qat.method.name, "source": source_hash(factory)}
-    return {"version": QAT_VERSION, **qat, "bits": config.bits, "calibrate": asdict(config.calibrate)}
+    return {"version": QAT_VERSION, **qat, "bits": config.bits, "calibrate": config.calibrate.identity}
 
 
 def group_key(config: Config) -> str:

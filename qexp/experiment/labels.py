@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from qexp.base.label import Label
 from qexp.base.types import Plan
+from qexp.config.calibrate import CalibrateSettings
 from qexp.config.policy import PolicySettings
+from qexp.config.qat import QatSettings
 from qexp.config.quant import ActivationQuantSettings
 from qexp.config.root import Config
 from qexp.ptq.calibration import Calibration
@@ -37,10 +39,10 @@ def label_of(config: Config, plan: Plan, reused: Calibration | None = None) -> L
 def _preparation_words(config: Config, plan: Plan, reused: Calibration | None) -> list[str]:
     """Ranges and corrections that are not the defaults: `w_mse dynamic fold_bn bias_empirical n256`, a file's `ranges_1f3a9c`."""
     calibrate, correct, specs = config.calibrate, config.correct, plan.quantized_activations.values()
-    words = [f"w_{calibrate.weights}"] if calibrate.weights != "minmax" else []
+    words = [f"w_{calibrate.weight_method.name}"] if calibrate.clips_weights else []
     if specs:
-        method = calibrate.name if reused is None else f"ranges_{reused.hash[:6]}"
-        words += ["dynamic"] if any(spec.dynamic for spec in specs) else [method] if method != "minmax" else []
+        method = _ranges_word(calibrate) if reused is None else [f"ranges_{reused.hash[:6]}"]
+        words += ["dynamic"] if any(spec.dynamic for spec in specs) else method
         words += ["layers"] if any(spec.layers_only for spec in specs) else []
         words += [f"a_{config.quant.activation.scheme}"] if config.quant.activation.scheme != "affine" else []
     static = reused is None and any(not spec.dynamic for spec in specs)
@@ -48,13 +50,18 @@ def _preparation_words(config: Config, plan: Plan, reused: Calibration | None) -
     return [*words, *correct.names, *([f"n{calibrate.num_images}"] if images else [])]
 
 
+def _ranges_word(calibrate: CalibrateSettings) -> list[str]:
+    """The method for activations, where it is not the default."""
+    return [calibrate.method.name] if calibrate.name != CalibrateSettings.name else []
+
+
 def _training_words(config: Config) -> list[str]:
     """Settings of quantization-aware training that are not the defaults: `rounded bn_folded distill_0.5`."""
     qat, activation = config.qat, config.quant.activation
     words = [f"a_{activation.scheme}"] if activation.scheme != ActivationQuantSettings.scheme else []
     words += ["all_places"] if activation.places == "all" else []
-    words += [config.calibrate.name] if config.calibrate.name != "minmax" else []
-    words += [qat.gradient_mask] if qat.mask != "paper" else []
+    words += _ranges_word(config.calibrate)
+    words += [qat.gradient_mask] if qat.gradient_mask != QatSettings.mask else []
     words += ["bn_folded"] if qat.batch_norm == "folded" else []
     words += ["bn_frozen"] if qat.freeze_bn_epoch is not None else []
     words += ["reestimate_bn"] if qat.reestimate_bn else []

@@ -9,12 +9,14 @@ from typing import Any
 
 from qexp.base import dist
 from qexp.base.files import canonical_json
+from qexp.config.later import stored_values
 from qexp.config.metrics import asked, described
+from qexp.config.root import Config
 from qexp.engine.evaluate import Evaluation
 from qexp.engine.measures import Measure, against
 from qexp.engine.trajectory import TrajectoryStore
 from qexp.experiment.evaluator import Scored
-from qexp.experiment.identity import as_before, training_identity
+from qexp.experiment.identity import training_identity
 from qexp.experiment.job import Prepared
 from qexp.experiment.variants import Variant
 from qexp.policy.table import plan_rows
@@ -89,10 +91,10 @@ def run_row(
     parent = None if variant.is_float else prepared.training
     name = f"{config.model.name} {prepared.training[:6]}" if variant.is_float else variant.label
     params = rows.flatten(training_identity(config))
+    settings = stored_values(asdict(config), Config)
     if not variant.is_float:
-        dials = {"bits": variant.bits, "mode": config.mode, "policy": asdict(config.policy), "quant": asdict(config.quant)}
+        dials = {"bits": variant.bits, "mode": config.mode, "policy": settings["policy"], "quant": settings["quant"]}
         params |= rows.flatten(dials)
-    settings = as_before(asdict(config))
     params |= rows.flatten({"evaluate": settings["evaluate"]})
     if config.checkpoint is not None:
         params["checkpoint"] = config.checkpoint
@@ -177,10 +179,11 @@ def _beside_weights(variant: Variant) -> dict[str, Any]:
         methods = sorted(set(variant.calibration.methods.values()))
         static = f"{'/'.join(methods)} of file {variant.calibration.hash}"
     else:
-        static = calibrate.name if specs and not specs[0].dynamic else "dynamic" if specs else ""
+        static = calibrate.method.name if specs and not specs[0].dynamic else "dynamic" if specs else ""
+    ranges = f"weights {calibrate.weight_method.name}" + (f", activations {static}" if static else "")
     return {
         "activation_bits": max((spec.bits for spec in specs), default=None),
         "activation_scheme": specs[0].scheme if specs else "",
-        "ranges": "as trained" if trained else f"weights {calibrate.weights}" + (f", activations {static}" if static else ""),
+        "ranges": "as trained" if trained else ranges,
         "corrections": ", ".join(variant.config.correct.names),
     }

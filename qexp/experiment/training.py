@@ -13,13 +13,15 @@ from torch import Tensor
 
 from qexp.base import dist
 from qexp.base.types import Batch
+from qexp.config.later import stored_values
+from qexp.config.root import Config
 from qexp.engine.fit import EpochEnd, fit
 from qexp.engine.hooks import NO_HOOKS
 from qexp.engine.state import FitState
 from qexp.engine.trajectory import Training, TrajectoryStore
 from qexp.experiment import messages
 from qexp.experiment.evaluator import Evaluator
-from qexp.experiment.identity import as_before, training_identity
+from qexp.experiment.identity import training_identity
 from qexp.experiment.job import Prepared
 from qexp.experiment.qat_training import QatTraining
 from qexp.experiment.recorder import Recorder
@@ -172,7 +174,7 @@ def training_facts(one: Prepared) -> dict[str, Any]:
     identity = {**training_identity(one.config), "data_hash": one.bundle.fingerprint, "split_sizes": one.bundle.split_sizes}
     return {
         "identity": identity,
-        "config": as_before(asdict(one.config)),
+        "config": stored_values(asdict(one.config), Config),
         "versions": environment.versions(),
         "epochs": one.config.recipe.epochs,
     }

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from qexp.base.errors import UserError
 from qexp.base.files import hash_json
 from qexp.base.label import Label, read_stored_label
 from qexp.base.types import ActivationInfo, Plan, PlanRow, TensorInfo
-from qexp.config.calibrate import READS
 from qexp.config.root import Config
 from qexp.engine.evaluate import EVALUATOR_VERSION
 from qexp.experiment.labels import label_of
@@ -190,9 +189,7 @@ def is_built(config: Config, plan: Plan) -> bool:
     """True where a copy takes more than rounding each weight to the nearest code of its whole range."""
     if plan.mode not in ("int", "float"):
         return False
-    return (
-        config.qat.is_on or bool(config.correct.names) or config.calibrate.weights != "minmax" or bool(plan.quantized_activations)
-    )
+    return config.qat.is_on or bool(config.correct.asked) or config.calibrate.clips_weights or bool(plan.quantized_activations)
 
 
 def _preparation(config: Config, plan: Plan, reused: Calibration | None) -> dict[str, object]:
@@ -200,19 +197,18 @@ def _preparation(config: Config, plan: Plan, reused: Calibration | None) -> dict
     if not is_built(config, plan):
         return {}
     static = reused is None and any(not spec.dynamic for spec in plan.quantized_activations.values())
-    calibrate, correct = asdict(config.calibrate), config.correct
-    methods = {"weights": calibrate.pop("weights"), "activations": calibrate.pop("name") if static else None}
-    read = {key for key, readers in READS.items() if set(methods.values()) & set(readers)}
+    calibrate, correct = config.calibrate.identity, config.correct
+    methods = {"weights": calibrate["weights"], "activations": calibrate["name"] if static else None}
+    read = config.calibrate.weight_method.read_settings
+    if static:
+        read |= config.calibrate.method.read_settings
     if static or correct.needs_images:
         read |= {"split", "num_images", "batch_size"}
     preparation: dict[str, object] = {"version": CALIBRATION_VERSION, **methods, **{key: calibrate[key] for key in sorted(read)}}
     if reused is not None:
         preparation["activations"] = {"file": reused.hash}  # of the content, wherever the file lies
-    if correct.names:
-        values = asdict(correct)
-        unread = (() if correct.adaround else ("adaround_",)) + (() if correct.rescale_log10 else ("rescale_",))
-        preparation |= {key: value for key, value in values.items() if not key.startswith(unread)}
-        preparation |= {"seed": config.seed} if correct.adaround else {}
+    preparation |= correct.identity if correct.asked else {}
+    preparation |= {"seed": config.seed} if any(row.draws for row in correct.asked) else {}
     return {"preparation": preparation}
 
 

@@ -8,7 +8,6 @@ long as batch b is that of rank b % number of ranks.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -23,26 +22,10 @@ from qexp.ptq.calibration import Calibration, grid_of, hash_tensors
 from qexp.ptq.grid_traits import check_clipped
 from qexp.ptq.observers import EndsObserver, HistogramObserver, Observer
 from qexp.ptq.observing import observing
-from qexp.ptq.range_methods import METHODS, Limits, bn_range
+from qexp.ptq.range_methods import BehindNorm, Limits, find_limits
 
+WITHOUT_NORM = "minmax"  # what a place gets from a method that reads the batch norm before it, where there is none
 Gather = Callable[[Any], list[Any]]
-
-
-@dataclass(frozen=True, eq=False)
-class BehindNorm:
-    """What lies before an activation point: a batch norm, and maybe an activation function that clamps.
-
-    Args:
-        beta: [C], bias of the batch norm.
-        gamma: [C], its scale.
-        floor: what the activation function clamps to from below; None for none.
-        ceiling: what it clamps to from above; None for none.
-    """
-
-    beta: Tensor
-    gamma: Tensor
-    floor: float | None = None
-    ceiling: float | None = None
 
 
 @torch.no_grad()
@@ -70,7 +53,8 @@ def calibrate(
         data_fingerprint: of the data set.
         weights_hash: names the network; by default `hash_tensors` of its state dict.
         side: `output` or `input` of the modules.
-        norms: for `calibrate=bn`, the points that lie behind a batch norm; the others take `minmax`, and the result says so.
+        norms: for a method that reads them, the points that lie behind a batch norm; the others take `minmax`, and the result
+            says so.
         gather: values of all ranks in their order, `all_gather_object`.
 
     Raises:
@@ -83,20 +67,21 @@ def calibrate(
         if spec.granularity not in ("per_tensor", "per_channel"):
             raise UserError("granularity", spec.granularity, allowed=f"per_tensor or per_channel for the activations at {name}")
     weights_hash = weights_hash or hash_tensors({k: v for k, v in model.state_dict().items() if isinstance(v, Tensor)})
-    by_norm = {name: norm for name, norm in (norms or {}).items() if settings.name == "bn" and name in specs}
+    method = settings.method
+    reads_norm = method.reads == "batch_norm"
+    by_norm = {name: norm for name, norm in (norms or {}).items() if reads_norm and name in specs}
     ranges = {name: _by_norm(norm, specs[name], settings) for name, norm in by_norm.items()}
     rest = {name: spec for name, spec in specs.items() if name not in by_norm}
     num_images = 0
     if rest:
         measured, num_images = _by_images(model, batches, rest, settings, side, gather)
         ranges |= measured
-    method = "minmax" if settings.name == "bn" else settings.name
-    methods = {name: "bn" if name in by_norm else method for name in specs}
+    methods = {name: method.name if name in by_norm or not reads_norm else WITHOUT_NORM for name in specs}
     return Calibration(
         ranges={name: ranges[name] for name in specs},
         methods=methods,
-        grids={name: grid_of(spec, methods[name]) for name, spec in specs.items()},
-        settings=asdict(settings),
+        grids={name: grid_of(spec, whole=method.depends_on_grid) for name, spec in specs.items()},
+        settings=settings.identity,
         split=split,
         num_images=num_images,
         data_fingerprint=data_fingerprint,
@@ -118,7 +103,7 @@ def check_split(split: str, settings: CalibrateSettings) -> None:
 
 def _by_norm(norm: BehindNorm, spec: QuantSpec, settings: CalibrateSettings) -> Limits:
     """The range behind a batch norm."""
-    low, high = bn_range(norm.beta, norm.gamma, spec, num_sigmas=settings.num_sigmas, floor=norm.floor, ceiling=norm.ceiling)
+    low, high = find_limits(settings.method, norm, spec, settings)
     return low.cpu(), high.cpu()
 
 
@@ -141,7 +126,7 @@ def _by_images(
             raise UserError("place", name, allowed="a module that a forward calls")
     extremes = {name: _at(name, observer.extremes) for name, observer in ends.items()}
     observers: Mapping[str, Observer] = ends
-    if METHODS[settings.name].reads == "sample":
+    if settings.method.reads == "sample":
         observers = {name: HistogramObserver(extremes[name], settings, axis) for name, axis in axes.items()}
         again = _run(model, batches, observers, side, gather)
         if again != num_images:

@@ -21,7 +21,7 @@ from qexp.base.files import canonical_json, hash_json, write_atomic
 from qexp.base.types import QuantSpec
 from qexp.config.calibrate import CALIB
 from qexp.nn.fake_quant import CONTAINER
-from qexp.ptq.range_methods import METHODS, Limits
+from qexp.ptq.range_methods import Limits
 
 CALIBRATION_VERSION = 1  # raise it when the same settings come to give other ranges
 _HEADER = "calibration"
@@ -35,7 +35,7 @@ class Calibration:
         ranges: activation point -> (minimum, maximum), float32 on the CPU, 0-d or [channels].
         methods: activation point -> name of the method that found its range.
         grids: activation point -> what that range depends on of its spec.
-        settings: of `CalibrateSettings`, as plain values.
+        settings: `CalibrateSettings.identity`.
         split: where the images came from.
         num_images: over all ranks.
         data_fingerprint: of the data set.
@@ -143,9 +143,10 @@ class Calibration:
                 raise UserError("calibrate.file", f"no {name}", allowed="a range for every place of the plan", remedy=remedy)
             method, count = self.methods[point], self.ranges[point][0].numel()
             channels = shapes[point][spec.axis - 1] if spec.granularity == "per_channel" else 1
-            if self.grids[point] != grid_of(spec, method) or count != channels:
+            grid = grid_of(spec, whole="scheme" in self.grids[point])
+            if self.grids[point] != grid or count != channels:
                 was = f"{name}: {count} {method} range{'s' if count > 1 else ''}, found for {_in_words(self.grids[point])}"
-                allowed = f"{channels}, for {_in_words(grid_of(spec, method))}"
+                allowed = f"{channels}, for {_in_words(grid)}"
                 raise UserError("calibrate.file", was, allowed=allowed, remedy="Calibrate again for this grid.")
 
 
@@ -153,14 +154,14 @@ def _in_words(grid: Mapping[str, object]) -> str:
     return " ".join(f"{key}={value}" for key, value in grid.items())
 
 
-def grid_of(spec: QuantSpec, method: str) -> dict[str, object]:
+def grid_of(spec: QuantSpec, *, whole: bool) -> dict[str, object]:
     """What a range depends on of a spec: all that a searched grid is, else only what shares the range.
 
     Args:
         spec: of the activation.
-        method: name of the method that finds its range.
+        whole: True for a method whose ranges depend on the grid.
     """
-    if METHODS[method].depends_on_grid:
+    if whole:
         return dict(spec.identity)
     return {"granularity": spec.granularity, **({"axis": spec.axis} if spec.granularity != "per_tensor" else {})}
 

@@ -6,10 +6,9 @@ from dataclasses import replace
 
 import torch
 
-from qexp.base.errors import UserError
 from qexp.base.types import QuantSpec
-from qexp.quant.scheme_table import CLIPPED, NEAREST_LEVEL, SCHEME_NAMES, UNSIGNED, code_range
-from qexp.quant.schemes import SCHEMES, check_spec
+from qexp.quant.scheme_table import NEAREST_LEVEL, SCHEME_NAMES, UNSIGNED, code_range
+from qexp.quant.schemes import check_spec
 
 _TWO_ENDS = ("affine", "linear", "linear_raw")  # both ends of the range count, each for itself
 EVEN = tuple(name for name in SCHEME_NAMES if name not in (*NEAREST_LEVEL, "dorefa"))  # whose steps all have one width
@@ -39,28 +38,3 @@ def row_spec(spec: QuantSpec) -> QuantSpec:
 def check_clipped(spec: QuantSpec) -> None:
     """Raise UserError unless the spec has a range that may be given from outside."""
     check_spec(spec, (torch.zeros(()), torch.zeros(())))
-
-
-def check_even(spec: QuantSpec, method: str) -> None:
-    """Raise UserError for a grid of uneven steps, with a method that reckons with even ones.
-
-    Args:
-        spec: the grid.
-        method: name of the method, for the message.
-    """
-    if spec.scheme not in EVEN or spec.scheme not in CLIPPED:
-        remedy = "calibrate=mse searches the range of any of them."
-        raise UserError("calibrate", method, allowed=f"minmax, percentile or mse for quant={spec.scheme}", remedy=remedy)
-
-
-def check_dequantizes(spec: QuantSpec, method: str) -> None:
-    """Raise UserError for a scheme whose copy holds codes, which have no distance to the values.
-
-    Args:
-        spec: the grid.
-        method: name of the method, for the message.
-    """
-    if not SCHEMES[spec.scheme].dequantizes:
-        raise UserError(
-            "calibrate", method, allowed=f"minmax or percentile for quant={spec.scheme}", remedy="Its copy holds codes."
-        )

@@ -17,7 +17,7 @@ from torch import Tensor
 from qexp.base.errors import UserError
 from qexp.base.types import QuantSpec
 from qexp.config.calibrate import CalibrateSettings
-from qexp.ptq.range_methods import METHODS, Limits, find_in_sample
+from qexp.ptq.range_methods import Limits, find_in_sample, find_limits
 from qexp.ptq.samples import Histogram, count_bins
 from qexp.quant.ranges import check_finite, extremes
 
@@ -112,17 +112,16 @@ class EndsObserver:
         return low, high
 
     def result(self, spec: QuantSpec) -> Limits:
-        """By `settings.name` where that reads ends, else the extremes.
+        """By `settings.method` where that reads ends, else the extremes.
 
         Raises:
             UserError: nothing was seen, or NaN or infinity.
         """
         low, high = self.extremes()
-        method = METHODS[self.settings.name]
+        method = self.settings.method
         if method.reads == "ends":
-            assert method.find is not None
             state = self.state()
-            low, high = method.find((state["minima"], state["maxima"]), spec, self.settings)
+            low, high = find_limits(method, (state["minima"], state["maxima"]), spec, self.settings)
         return (low.reshape(()), high.reshape(())) if self.axis is None else (low, high)
 
 
@@ -169,10 +168,10 @@ class HistogramObserver:
         return Histogram(self._minimum.cpu(), self._maximum.cpu(), state["counts"], state["zeros"])
 
     def result(self, spec: QuantSpec) -> Limits:
-        """By `settings.name`.
+        """By `settings.method`.
 
         Raises:
             UserError: the scheme has no range that this method finds.
         """
-        low, high = find_in_sample(self.settings.name, self.histogram, spec, self.settings)
+        low, high = find_in_sample(self.settings.method, self.histogram, spec, self.settings)
         return (low.reshape(()), high.reshape(())) if self.axis is None else (low, high)

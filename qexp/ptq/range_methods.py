@@ -1,4 +1,4 @@
-"""The range methods by name, and the range of a weight.
+"""What the range methods do, and the range of a weight.
 
 A method reads one of three things: the ends of each batch (`minmax`, `ema_minmax`), the values themselves or their histogram
 (`percentile`, `mse`, `kl`, `aciq`), or the batch norm before the activation (`bn`). All give clipping limits [G], one pair for
@@ -10,37 +10,40 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import cast
 
 import torch
 from torch import Tensor
 
-from qexp.base.errors import choose
+from qexp.base.errors import UserError
 from qexp.base.types import QuantSpec
-from qexp.config.calibrate import WEIGHT_METHOD_NAMES, CalibrateSettings
+from qexp.config.calibrate import RANGE_METHODS, CalibrateSettings, RangeMethodInfo
 from qexp.ptq.aciq import aciq_range
-from qexp.ptq.grid_traits import check_clipped, check_dequantizes, check_even, is_unsigned, shrinks_together
+from qexp.ptq.grid_traits import EVEN, check_clipped, is_unsigned, shrinks_together
 from qexp.ptq.kl import kl_range
 from qexp.ptq.mse import mse_range
 from qexp.ptq.samples import Rows, Sample
 from qexp.quant.layout import layout_of
+from qexp.quant.schemes import SCHEMES
 
 Limits = tuple[Tensor, Tensor]
 
 
-@dataclass(frozen=True)
-class Method:
-    """One way to find a range.
+@dataclass(frozen=True, eq=False)
+class BehindNorm:
+    """What lies before an activation point: a batch norm, and maybe an activation function that clamps.
 
     Args:
-        reads: `ends` of batches, a `sample`, or a `batch_norm`.
-        find: (what it reads, spec, settings) -> limits; None for `batch_norm`, which is `bn_range`.
-        depends_on_grid: other bits or another scheme give other limits.
+        beta: [C], bias of the batch norm.
+        gamma: [C], its scale.
+        floor: what the activation function clamps to from below; None for none.
+        ceiling: what it clamps to from above; None for none.
     """
 
-    reads: Literal["ends", "sample", "batch_norm"]
-    find: Callable[..., Limits] | None = None
-    depends_on_grid: bool = False
+    beta: Tensor
+    gamma: Tensor
+    floor: float | None = None
+    ceiling: float | None = None
 
 
 def minmax(ends: Limits, spec: QuantSpec, settings: CalibrateSettings) -> Limits:
@@ -84,49 +87,67 @@ def percentile(sample: Sample, spec: QuantSpec, settings: CalibrateSettings) -> 
 
 def mse(sample: Sample, spec: QuantSpec, settings: CalibrateSettings) -> Limits:
     """`qexp.ptq.mse`."""
-    check_dequantizes(spec, "mse")
     return mse_range(sample, spec, norm=settings.norm, num_candidates=settings.num_candidates)
 
 
 def kl(sample: Sample, spec: QuantSpec, settings: CalibrateSettings) -> Limits:
     """`qexp.ptq.kl`."""
-    check_even(spec, "kl")
     return kl_range(sample, spec, num_bins=settings.num_bins, num_candidates=settings.num_candidates)
 
 
 def aciq(sample: Sample, spec: QuantSpec, settings: CalibrateSettings) -> Limits:
     """`qexp.ptq.aciq`."""
-    check_even(spec, "aciq")
     return aciq_range(sample, spec, settings.distribution)
 
 
-METHODS: dict[str, Method] = {
-    "minmax": Method("ends", minmax),
-    "ema_minmax": Method("ends", ema_minmax),
-    "percentile": Method("sample", percentile, depends_on_grid=True),
-    "mse": Method("sample", mse, depends_on_grid=True),
-    "kl": Method("sample", kl, depends_on_grid=True),
-    "aciq": Method("sample", aciq, depends_on_grid=True),
-    "bn": Method("batch_norm"),
-}
+def bn(norm: BehindNorm, spec: QuantSpec, settings: CalibrateSettings) -> Limits:
+    """`bn_range`."""
+    return bn_range(norm.beta, norm.gamma, spec, num_sigmas=settings.num_sigmas, floor=norm.floor, ceiling=norm.ceiling)
 
 
-def find_in_sample(name: str, sample: Sample, spec: QuantSpec, settings: CalibrateSettings) -> Limits:
+def takes_grid(method: RangeMethodInfo, spec: QuantSpec) -> bool:
+    """True where the method can find a range for that grid."""
+    even = spec.scheme in EVEN or not method.even_grids_only
+    return even and (SCHEMES[spec.scheme].dequantizes or not method.dequantized_only)
+
+
+def find_limits(
+    method: RangeMethodInfo, values: Limits | Sample | BehindNorm, spec: QuantSpec, settings: CalibrateSettings
+) -> Limits:
+    """What a method finds.
+
+    Args:
+        method: its row.
+        values: what it reads: ends [T, G] of batches, a sample of G groups of which one at least has a range, or a batch norm.
+        spec: the grid that the limits are for.
+        settings: what else it reads.
+
+    Raises:
+        UserError: a grid that the method cannot find a range for.
+    """
+    if not takes_grid(method, spec):
+        *others, last = RANGE_METHODS.names_where(lambda row: row.for_weights and takes_grid(row, spec))
+        allowed = f"{', '.join(others)} or {last} for quant={spec.scheme}"
+        remedy = "Its copy holds codes." if method.dequantized_only else "It reckons with steps of one width."
+        raise UserError("calibrate", method.name, allowed=allowed, remedy=remedy)
+    find = cast("Callable[[object, QuantSpec, CalibrateSettings], Limits]", method.load())
+    return find(values, spec, settings)
+
+
+def find_in_sample(method: RangeMethodInfo, sample: Sample, spec: QuantSpec, settings: CalibrateSettings) -> Limits:
     """The limits [G] that a method which reads a sample finds; constant groups keep their value.
 
     Args:
-        name: of the method, in `METHODS`.
+        method: its row.
         sample: of G groups.
         spec: the grid that the limits are for.
         settings: what the method reads.
     """
     low, high = sample.minimum, sample.maximum
     varied = high > low
-    find = METHODS[name].find
-    assert find is not None and METHODS[name].reads == "sample"
     if not varied.any():
         return low, high
-    lower, upper = find(sample, spec, settings)
+    lower, upper = find_limits(method, sample, spec, settings)
     return torch.where(varied, lower, low), torch.where(varied, upper, high)
 
 
@@ -150,12 +171,15 @@ def weight_range(weight: Tensor, spec: QuantSpec, settings: CalibrateSettings) -
     (tensor(-1.), tensor(2.))
     """
     check_clipped(spec)
-    name = choose("calibrate.weights", settings.weights, WEIGHT_METHOD_NAMES)
+    method = settings.weight_method
     layout = layout_of(weight.shape, spec)
     ranges: list[Limits] = []
     for part in layout.rows(weight.detach().float()):
         rows = Rows.of(part)
-        ranges.append((rows.minimum, rows.maximum) if name == "minmax" else find_in_sample(name, rows, spec, settings))
+        if method.reads == "ends":
+            ranges.append(find_limits(method, (rows.minimum[None], rows.maximum[None]), spec, settings))
+        else:
+            ranges.append(find_in_sample(method, rows, spec, settings))
     low, high = (layout.join([limits[side] for limits in ranges]) for side in (0, 1))
     return (low.reshape(()), high.reshape(())) if spec.granularity == "per_tensor" else (low, high)
 

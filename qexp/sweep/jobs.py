@@ -14,8 +14,8 @@ from pathlib import Path
 
 from qexp.base.errors import UserErrors
 from qexp.base.files import hash_json
+from qexp.config.later import stored_values
 from qexp.config.root import Config
-from qexp.experiment.identity import as_before
 from qexp.experiment.job import Prepared
 from qexp.experiment.prepare import Unprepared
 from qexp.experiment.variants import make_variants
@@ -180,7 +180,7 @@ def _text(value: object) -> str | None:
 
 def job_key(values: Mapping[str, object]) -> str:
     """Names what a job asks for; also for values that no setting would take, NaN included."""
-    asked = {key: value for key, value in as_before(values).items() if key not in NOT_ASKED}
+    asked = {key: value for key, value in stored_values(values, Config).items() if key not in NOT_ASKED}
     return hash_json(json.dumps(asked, sort_keys=True, default=str))
 
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, fields
+import math
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 import yaml
 
 from qexp.base.errors import UserError
-from qexp.config.calibrate import METHOD_NAMES, READS, WEIGHT_METHOD_NAMES, CalibrateSettings
+from qexp.config.calibrate import RANGE_METHODS, CalibrateSettings
+from qexp.config.later import stored_values
+from qexp.config.root import Config
 
 CONF = Path(__file__).resolve().parents[2] / "conf" / "calibrate"
 
@@ -35,14 +38,40 @@ def test_ranges(key, value):
 
 
 def test_every_method_has_a_file_and_the_base_holds_the_defaults():
-    assert {path.stem for path in CONF.glob("*.yaml")} == {"_base", *METHOD_NAMES}
+    assert {path.stem for path in CONF.glob("*.yaml")} == {"_base", "custom", *RANGE_METHODS}
     assert yaml.safe_load((CONF / "_base.yaml").read_text()) == asdict(CalibrateSettings())
-    for name in METHOD_NAMES:
+    for name in ("custom", *RANGE_METHODS):
         text = (CONF / f"{name}.yaml").read_text()
         assert text.startswith("# ") and yaml.safe_load(text) == {"defaults": ["_base", "_self_"], "name": name}
 
 
 def test_what_a_method_reads_exists():
-    assert set(READS) <= {item.name for item in fields(CalibrateSettings)}
-    assert {name for names in READS.values() for name in names} <= set(METHOD_NAMES)
-    assert set(WEIGHT_METHOD_NAMES) <= set(METHOD_NAMES)
+    assert {name for row in RANGE_METHODS.values() for name in row.read_settings} <= set(asdict(CalibrateSettings()))
+
+
+@pytest.mark.parametrize(
+    "values, message",
+    [
+        ({"name": "custom"}, "calibrate.factory=None: allowed is package.module:function or file.py:function"),
+        ({"factory": "mine.py:f"}, "calibrate.factory=mine.py:f: allowed is null. It belongs to calibrate=custom"),
+        ({"name": "percentil"}, "calibrate.name=percentil: allowed is one of .* Did you mean percentile?"),
+        ({"weights": "bn"}, "calibrate.weights=bn: allowed is one of aciq, custom, kl, minmax, mse, percentile"),
+    ],
+)
+def test_methods_that_do_not_exist(values, message):
+    with pytest.raises(UserError, match=message):
+        CalibrateSettings(**values)
+
+
+def test_what_is_hashed_of_settings_without_a_method_of_ones_own_is_what_it_always_was():
+    assert CalibrateSettings(name="kl").identity == {
+        key: value for key, value in asdict(CalibrateSettings(name="kl")).items() if key != "factory"
+    }
+
+
+def test_a_later_setting_is_stored_where_it_is_not_at_its_default():
+    values = {"name": "x", "calibrate": {"name": "kl", "factory": None}, "odd": math.nan}
+    stored = stored_values(values, Config)
+    assert stored["calibrate"] == {"name": "kl"} and list(stored) == ["name", "calibrate", "odd"]
+    own = {"calibrate": {"name": "custom", "factory": "mine.py:f"}}
+    assert stored_values(own, Config) == own

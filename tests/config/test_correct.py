@@ -1,9 +1,11 @@
 """Which corrections go together."""
 
+from dataclasses import asdict
+
 import pytest
 
 from qexp.base.errors import UserError
-from qexp.config.correct import CorrectSettings
+from qexp.config.correct import CORRECTIONS, CorrectSettings
 
 
 @pytest.mark.parametrize(
@@ -17,6 +19,7 @@ from qexp.config.correct import CorrectSettings
         ({"adaround_iterations": -1}, "correct.adaround_iterations"),
         ({"adaround_warmup": 1.5}, "correct.adaround_warmup"),
         ({"adaround_beta_start": 1.5}, "correct.adaround_beta_end=2"),
+        ({"bias": "empiric"}, r"correct.bias=empiric: allowed is one of analytic, empirical, none. Did you mean empirical\?"),
     ],
 )
 def test_refused(values, message):
@@ -29,3 +32,28 @@ def test_accepted_and_what_needs_images():
     assert all(
         CorrectSettings(**values).needs_images for values in ({"bias": "empirical"}, {"reestimate_bn": True}, {"adaround": True})
     )
+
+
+@pytest.mark.parametrize("name", CORRECTIONS)
+def test_every_row_names_a_function_and_settings_that_exist(name):
+    row, known = CORRECTIONS[name], asdict(CorrectSettings())
+    assert callable(row.load()) and {row.switch, *row.settings} <= set(known)
+    assert not row.is_on(CorrectSettings())
+
+
+def test_the_order_of_labels_is_that_of_the_work():
+    everything = CorrectSettings(
+        fold_bn=True, rescale_log10=2.0, rescale_seed=3, equalize=True, absorb_bias=True, adaround=True, bias="empirical",
+        reestimate_bn=True,
+    )  # fmt: skip
+    names = ("fold_bn", "rescale_2_seed3", "equalize", "absorb_bias", "adaround", "bias_empirical", "reestimate_bn")
+    assert everything.names == names and CorrectSettings().names == ()
+    steps = [row.step for row in CORRECTIONS.values()]
+    assert steps == sorted(steps, reverse=True)  # all before rounding, then all after it
+
+
+def test_settings_of_corrections_that_are_off_name_no_copy():
+    alone = CorrectSettings(bias="analytic").identity
+    assert alone == CorrectSettings(bias="analytic", adaround_iterations=7, rescale_seed=5).identity
+    assert {"adaround", "bias", "fold_bn"} < set(alone) and not any(key.startswith(("adaround_", "rescale_")) for key in alone)
+    assert CorrectSettings(adaround=True).identity != CorrectSettings(adaround=True, adaround_iterations=7).identity

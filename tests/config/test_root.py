@@ -3,9 +3,11 @@
 import copy
 import dataclasses
 import math
+from typing import get_type_hints
 
 import pytest
 
+from qexp.base.checks import bounds_of
 from qexp.base.errors import UserErrors
 from qexp.config.qat import IN_RECIPE
 from qexp.config.root import Config
@@ -78,7 +80,8 @@ def test_under_qat_its_settings_decide_the_hash_too(values):
     begun = {"plan": "p", "start": "s"}
     decide = {key for key in keys if training_hash(changed(config, key), "data", qat=begun) != before}
     # Policy and quant decide through the plan's hash.
-    assert {key for key in keys if key.startswith(("qat.", "calibrate.")) or key == "bits"} <= decide
+    expected = {key for key in keys if key.startswith(("qat.", "calibrate.")) or key == "bits"}
+    assert expected - {"calibrate.factory"} <= decide  # which only calibrate=custom reads
     assert not decide & {"evaluate.batch_size", "float_only", "name", "mode", "policy.name", "quant.name"}
     slower = validate({**values, "qat": {"name": "lsq", "lr": 1e-4}})
     assert training_hash(slower, "data", qat={"plan": "p", "start": "s"}) != before
@@ -200,6 +203,24 @@ def test_types_are_strict(values, key, value):
 def test_ranges_are_held(values, key, value):
     (message,) = broken(values, {key: value})
     assert message.startswith(key) and "allowed is" in message
+
+
+def test_every_bound_is_held_and_all_are_reported_in_one_pass(values):
+    owners = {"": Config} | {f"{name}.": hint for name, hint in get_type_hints(Config).items() if dataclasses.is_dataclass(hint)}
+    changes, expected = {}, set()
+    for prefix, owner in owners.items():
+        for name, bounds in bounds_of(owner).items():
+            beyond = bounds.kind((bounds.high if bounds.low is None else bounds.low) - (0 if bounds.open_low else 1))
+            is_list = "list" in str(get_type_hints(owner)[name])
+            changes[f"{prefix}{name}"] = [beyond] if is_list else beyond
+            expected.add(f"{prefix}{name}={beyond}: allowed is {bounds}")
+    changes |= {"mode": "integer"}
+    values = copy.deepcopy(values)
+    for key in changes:
+        values.setdefault(key.rpartition(".")[0], {}) if "." in key else None
+    errors = broken(values, changes)
+    assert expected <= set(errors) and len(expected) > 40
+    assert any(error.startswith("mode=integer") for error in errors)
 
 
 @pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan])

@@ -16,9 +16,10 @@ from torch import nn
 
 from qexp.base.errors import UserError
 from qexp.base.types import Batch, QuantSpec
-from qexp.config.calibrate import METHOD_NAMES, CalibrateSettings
-from qexp.ptq.calibrate import BehindNorm, calibrate
+from qexp.config.calibrate import RANGE_METHODS, CalibrateSettings
+from qexp.ptq.calibrate import calibrate
 from qexp.ptq.calibration import CALIBRATION_VERSION, Calibration, hash_tensors
+from qexp.ptq.range_methods import BehindNorm
 
 SPECS = {
     "0": QuantSpec(scheme="affine", bits=8),
@@ -47,7 +48,7 @@ def run(name: str = "minmax", *, model: nn.Module | None = None, source=batches,
     return calibrate(model or network(), source, specs, settings, split=split, data_fingerprint="data", **values)
 
 
-@pytest.mark.parametrize("name", METHOD_NAMES)
+@pytest.mark.parametrize("name", RANGE_METHODS)
 def test_every_method_gives_a_range_to_every_place(name):
     model = network().train()
     before, generator = copy.deepcopy(model.state_dict()), torch.get_rng_state()
