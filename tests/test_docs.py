@@ -27,7 +27,7 @@ from qexp.sweep.arguments import check_arguments, typed_settings
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-RUN = ("tutorial.md", "own-network-and-data.md", "quantizers.md")
+RUN = ("tutorial.md", "own-network-and-data.md", "own-quantizer.md")
 NOT_RUN = {
     "pip install": "installs",
     "python3 -m venv": "installs",

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Generic, TypeVar
@@ -107,13 +108,23 @@ class Catalog(Mapping[str, RowT], Generic[RowT]):
                 raise UserError(self.factory_key, None, allowed="package.module:function or file.py:function")
             return self[factory]
         if factory is not None:
-            raise UserError(self.factory_key, factory, allowed="null", remedy=f"It belongs to {key}={CUSTOM}.")
+            raise UserError(self.factory_key, factory, allowed="null", remedy=f"It belongs to {self.key}={CUSTOM}.")
         return self[name] if is_own(name) else self._rows[choose(key, name, [*self._rows, CUSTOM])]
 
     def load(self, name: str) -> object:
         """The code of a row: what its import string names, or the user's object."""
         code = self[name].code
         return import_object(code) if isinstance(code, str) else code
+
+    @contextmanager
+    def trying(self, row: RowT) -> Iterator[str]:
+        """While it lasts, the row is had under the name that this gives, so that a check can run code which asks for its row."""
+        name = f"{row.name}:trial"
+        self._own[state_of(name)] = row
+        try:
+            yield name
+        finally:
+            del self._own[state_of(name)]
 
     def _own_row(self, text: str) -> RowT:
         """The row of a user's function."""

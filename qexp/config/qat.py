@@ -7,14 +7,13 @@ from typing import Literal, get_args
 
 from qexp.base.checks import check_all, check_range
 from qexp.base.errors import UserError
-from qexp.config.quant import ActivationQuantSettings, ActivationScheme, QuantSettings
+from qexp.config.quant import ActivationQuantSettings, QuantSettings
 from qexp.config.train import TrainSettings
-from qexp.quant.scheme_table import SchemeName
 
 Method = Literal["ste", "lsq", "lsq_plus", "pact", "dorefa", "every_step"]
 METHODS: tuple[Method, ...] = get_args(Method)
 # What each method quantizes with: (weights, activations). `unsigned_symmetric` is signed where values may be negative.
-SCHEMES: dict[str, tuple[SchemeName, ActivationScheme]] = {
+SCHEMES: dict[str, tuple[str, str]] = {
     "ste": ("symmetric_restricted", "affine"),
     "lsq": ("symmetric", "unsigned_symmetric"),
     "lsq_plus": ("symmetric", "affine"),
@@ -23,7 +22,7 @@ SCHEMES: dict[str, tuple[SchemeName, ActivationScheme]] = {
     "every_step": ("linear", "affine"),
 }
 # Where the user may choose the grid instead.
-WEIGHT_GRIDS: dict[str, tuple[SchemeName, ...]] = {
+WEIGHT_GRIDS: dict[str, tuple[str, ...]] = {
     "ste": ("symmetric_restricted", "symmetric", "affine"),
     "every_step": ("linear", "affine", "symmetric", "symmetric_restricted", "scale_factor", "pow2_scale"),
 }

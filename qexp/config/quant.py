@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Literal
 
 from qexp.base.checks import check_range
-from qexp.base.errors import UserError
-from qexp.quant.scheme_table import MIN_BITS, Granularity, Rounding, SchemeName, check_rounding
+from qexp.base.errors import UserError, choose
+from qexp.base.user_source import source_hash
+from qexp.quant.scheme_table import SCHEMES, Granularity, Rounding, SchemeInfo
 
 Arithmetic = Literal["reciprocal", "divide"]
-ActivationScheme = Literal["affine", "symmetric", "symmetric_restricted", "unsigned_symmetric", "pow2_scale"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +56,8 @@ class ActivationQuantSettings:
 
     Args:
         bits: width; None leaves activations float, but for those that a rule gives a width.
-        scheme: a uniform grid. `unsigned_symmetric` takes `symmetric_restricted` where values may be negative.
+        scheme: a uniform grid, one whose row says `activations`. `unsigned_symmetric` takes `symmetric_restricted` where values
+            may be negative.
         granularity: what shares a range: the tensor, or a channel, which no integer runtime multiplies.
         dynamic: the range is each batch's, found where a layer reads the value; else it is calibrated.
         places: `all` quantizes what an integer runtime holds as codes, operands of adds and concatenations too; `layers` what
@@ -65,7 +67,7 @@ class ActivationQuantSettings:
     """
 
     bits: int | None = None
-    scheme: ActivationScheme = "affine"
+    scheme: str = "affine"
     granularity: Literal["per_tensor", "per_channel"] = "per_tensor"
     dynamic: bool = False
     places: Literal["all", "layers"] | None = None
@@ -74,7 +76,8 @@ class ActivationQuantSettings:
 
     def __post_init__(self) -> None:
         """Check the ranges."""
-        check_range("quant.activation.bits", self.bits, MIN_BITS.get(self.scheme, 1), 16)
+        choose("quant.activation.scheme", self.scheme, SCHEMES.names_where(lambda row: row.activations))
+        check_range("quant.activation.bits", self.bits, SCHEMES[self.scheme].min_bits, 16)
         if self.dynamic and self.places == "all":
             remedy = "A batch's own range is found where a layer reads the value."
             raise UserError("quant.activation.places", "all", allowed="layers with quant.activation.dynamic=true", remedy=remedy)
@@ -90,18 +93,36 @@ class QuantSettings:
     """The quantizer.
 
     Args:
-        name: scheme of the weights.
+        name: scheme of the weights, or `custom`.
+        factory: `package.module:function` or `file.py:function` for `custom`; returns a `qexp.quant.scheme_table.SchemeInfo`.
         weight: grid of the weights.
         activation: bits, scheme and grid of the activations.
         input: what is done to normalized images before the first layer: `none`, or `int` (truncate to integers, as document 002
             does with `input.int().float()`), or `round` (the nearest integer).
     """
 
-    name: SchemeName = "linear"
+    name: str = "linear"
+    factory: str | None = None
     weight: WeightQuantSettings = field(default_factory=WeightQuantSettings)
     activation: ActivationQuantSettings = field(default_factory=ActivationQuantSettings)
     input: Literal["none", "int", "round"] = "none"
 
     def __post_init__(self) -> None:
         """Check what belongs together."""
-        check_rounding(self.name, self.weight.rounding, self.weight.level)
+        row = SCHEMES.choose(self.name, factory=self.factory, key="quant.name")
+        row.check_rounding(self.weight.rounding, self.weight.level)
+
+    @property
+    def scheme(self) -> str:
+        """What a spec names: the scheme, or the text of the user's function."""
+        return self.name if self.factory is None else self.factory
+
+    @property
+    def row(self) -> SchemeInfo:
+        """All there is to know of the scheme."""
+        return SCHEMES[self.scheme]
+
+    @cached_property
+    def source(self) -> str:
+        """Hash of the user's code, as it is when first asked for; empty for ours."""
+        return "" if self.factory is None else source_hash(self.factory) or ""

@@ -25,7 +25,7 @@ def label(config: Config, plan: Plan, reused: Calibration | None = None) -> str:
         if policy.name == "first_last":
             parts.append(f"e{policy.edge_bits}")
     if config.mode != "half":
-        parts += [quant.name] if quant.name != "linear" else []
+        parts += [quant.row.name] if quant.name != "linear" else []
         parts += [weight.granularity] if weight.granularity != "per_tensor" else []
         if weight.rounding != "half_even" and config.mode == "int":
             drawn = weight.rounding == "stochastic" and weight.rounding_seed

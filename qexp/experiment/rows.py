@@ -91,7 +91,8 @@ def run_row(
     name = f"{config.model.name} {prepared.training[:6]}" if variant.is_float else variant.label
     params = rows.flatten(training_identity(config))
     if not variant.is_float:
-        dials = {"bits": variant.bits, "mode": config.mode, "policy": asdict(config.policy), "quant": asdict(config.quant)}
+        quant = {key: value for key, value in asdict(config.quant).items() if (key, value) != ("factory", None)}
+        dials = {"bits": variant.bits, "mode": config.mode, "policy": asdict(config.policy), "quant": quant}
         params |= rows.flatten(dials)
     params |= rows.flatten({"evaluate": asdict(config.evaluate)})
     if config.checkpoint is not None:
@@ -131,7 +132,7 @@ def _method(prepared: Prepared, variant: Variant) -> str:
         return "" if variant.is_float else "half"
     if prepared.converted is not None:
         return str(prepared.converted.about["qat"])
-    return config.qat.name if config.qat.is_on else config.quant.name
+    return config.qat.name if config.qat.is_on else config.quant.row.name
 
 
 def _granularity(prepared: Prepared, variant: Variant) -> str:

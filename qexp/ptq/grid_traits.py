@@ -8,21 +8,18 @@ import torch
 
 from qexp.base.errors import UserError
 from qexp.base.types import QuantSpec
-from qexp.quant.scheme_table import CLIPPED, NEAREST_LEVEL, SCHEME_NAMES, UNSIGNED, code_range
-from qexp.quant.schemes import SCHEMES, check_spec
-
-_TWO_ENDS = ("affine", "linear", "linear_raw")  # both ends of the range count, each for itself
-EVEN = tuple(name for name in SCHEME_NAMES if name not in (*NEAREST_LEVEL, "dorefa"))  # whose steps all have one width
+from qexp.quant.scheme_table import SCHEMES, code_range
+from qexp.quant.schemes import check_spec
 
 
 def is_unsigned(spec: QuantSpec) -> bool:
     """True where negative values become 0, so that only the upper end counts."""
-    return spec.scheme in UNSIGNED or (spec.scheme == "scale_factor" and not spec.signed)
+    return SCHEMES[spec.scheme].ends_of(spec.signed) == "upper"
 
 
 def shrinks_together(spec: QuantSpec) -> bool:
     """True for the grids that are symmetric around zero: of the range only max|x| counts."""
-    return not is_unsigned(spec) and spec.scheme not in _TWO_ENDS
+    return SCHEMES[spec.scheme].ends_of(spec.signed) == "magnitude"
 
 
 def num_steps(spec: QuantSpec) -> int:
@@ -48,9 +45,10 @@ def check_even(spec: QuantSpec, method: str) -> None:
         spec: the grid.
         method: name of the method, for the message.
     """
-    if spec.scheme not in EVEN or spec.scheme not in CLIPPED:
+    row = SCHEMES[spec.scheme]
+    if not (row.even_steps and row.clipped):
         remedy = "calibrate=mse searches the range of any of them."
-        raise UserError("calibrate", method, allowed=f"minmax, percentile or mse for quant={spec.scheme}", remedy=remedy)
+        raise UserError("calibrate", method, allowed=f"minmax, percentile or mse for quant={row.name}", remedy=remedy)
 
 
 def check_dequantizes(spec: QuantSpec, method: str) -> None:
@@ -60,7 +58,7 @@ def check_dequantizes(spec: QuantSpec, method: str) -> None:
         spec: the grid.
         method: name of the method, for the message.
     """
-    if not SCHEMES[spec.scheme].dequantizes:
-        raise UserError(
-            "calibrate", method, allowed=f"minmax or percentile for quant={spec.scheme}", remedy="Its copy holds codes."
-        )
+    row = SCHEMES[spec.scheme]
+    if not row.dequantizes:
+        allowed = f"minmax or percentile for quant={row.name}"
+        raise UserError("calibrate", method, allowed=allowed, remedy="Its copy holds codes.")

@@ -14,8 +14,7 @@ from qexp.base.types import Plan, PlanRow, QuantSpec, TensorInfo
 from qexp.config.policy import PolicySettings
 from qexp.config.quant import QuantSettings, WeightQuantSettings
 from qexp.policy.plan import make_plan
-from qexp.quant.scheme_table import READS, SCHEME_NAMES, code_range
-from qexp.quant.schemes import SCHEMES
+from qexp.quant.scheme_table import OWN_SETTINGS, SCHEMES, code_range
 
 CONF = Path(__file__).parents[2] / "conf" / "quant"
 
@@ -32,19 +31,18 @@ def plan(*infos: TensorInfo, bits: int = 4, mode: str = "int", name: str = "affi
 
 
 def test_every_scheme_has_its_file():
-    assert tuple(name for name in SCHEMES if name != "half") == SCHEME_NAMES
     base = yaml.safe_load((CONF / "_base.yaml").read_text())
     assert base == asdict(QuantSettings())
-    assert {path.stem for path in CONF.glob("*.yaml")} == {"_base", *SCHEME_NAMES}
-    for name in SCHEME_NAMES:
+    assert {path.stem for path in CONF.glob("*.yaml")} == {"_base", "custom", *SCHEMES}
+    for name, row in SCHEMES.items():
         text = (CONF / f"{name}.yaml").read_text()
-        assert text.startswith("# ") and yaml.safe_load(text) == {"defaults": ["_base", "_self_"], "name": name}
+        assert text.startswith(f"# {row.summary}\n") and yaml.safe_load(text) == {"defaults": ["_base", "_self_"], "name": name}
 
 
 def test_what_is_read_is_a_setting_of_a_scheme():
-    for key, schemes in READS.items():
+    assert {key for row in SCHEMES.values() for key in row.reads} == set(OWN_SETTINGS)
+    for key in OWN_SETTINGS:
         assert hasattr(WeightQuantSettings(), key) and hasattr(QuantSpec(scheme="affine", bits=8), key)
-        assert set(schemes) <= set(SCHEME_NAMES)
 
 
 @pytest.mark.parametrize(
