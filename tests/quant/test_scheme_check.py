@@ -9,9 +9,11 @@ import torch
 
 from qexp.base.errors import UserError
 from qexp.base.types import QuantSpec
+from qexp.base.user_source import source_hash
 from qexp.quant.quantizer import Quantizer
 from qexp.quant.scheme_check import check_scheme
 from qexp.quant.scheme_table import SCHEMES, SchemeInfo, full
+from qexp.quant.schemes import quantize_
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
@@ -116,3 +118,16 @@ def test_the_identity_names_the_file_and_covers_its_source():
     assert spec.identity == replace(spec, scheme="elsewhere/mine.py:scheme").identity
     assert spec.identity["scheme"] == "mine.py:scheme" and spec.identity != replace(spec, source="2e").identity
     assert "source" not in QuantSpec(scheme="affine", bits=4).identity
+
+
+def test_a_file_that_changes_while_it_is_used_ends_it(tmp_path):
+    """Else the numbers of the new code would be stored as those of the old."""
+    text = f"{tmp_path / 'mine.py'}:scheme"
+    lines = ["from dataclasses import replace", "from qexp.quant.scheme_table import SCHEMES",
+             "def scheme():", "    return replace(SCHEMES['affine'], name='mine', activations=False)"]  # fmt: skip
+    (tmp_path / "mine.py").write_text("\n".join(lines))
+    x, spec = torch.randn(20), QuantSpec(scheme=text, bits=4, source=source_hash(text))
+    assert torch.equal(quantize_(torch.empty(20), x, spec), quantize_(torch.empty(20), x, QuantSpec(scheme="affine", bits=4)))
+    (tmp_path / "mine.py").write_text("\n".join([*lines, "# Another."]))
+    with pytest.raises(UserError, match="a file that does not change while it is used"):
+        quantize_(torch.empty(20), x, spec)
