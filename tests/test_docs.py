@@ -27,7 +27,7 @@ from qexp.sweep.arguments import check_arguments, typed_settings
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-RUN = ("tutorial.md", "own-network-and-data.md", "own-range-method.md", "quantizers.md", "metrics.md")
+RUN = ("tutorial.md", "own-network-and-data.md", "own-quantizer.md", "own-range-method.md", "metrics.md")
 NOT_RUN = {
     "pip install": "installs",
     "python3 -m venv": "installs",

@@ -38,7 +38,6 @@ from qexp.experiment.data_checks import check_allocation_images
 from qexp.experiment.job import Prepared
 from qexp.experiment.prepare import Preparer
 from qexp.experiment.variants import make_variants
-from qexp.quant.scheme_table import check_width
 from qexp.stats.paired import compare
 from qexp.sweep.group import Resources
 from qexp.sweep.jobs import JobLog, ask_for
@@ -160,7 +159,7 @@ def _uniform_width(config: Config, budget: Budget) -> int | None:
     """The widest width that all layers can have within the budget."""
     for bits in range(MAX_BITS, 0, -1):
         try:
-            check_width(config.quant.name, bits)
+            config.quant.row.check_width(bits)
         except UserError:
             continue
         if sum(budget.cost(row, bits) for row in budget.rows) <= budget.limit:

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from qexp.analysis.profile_results import Histogram, MeasuredFields, TensorProfile
 from qexp.base.types import ActivationRow, PlanRow, QuantSpec
-from qexp.quant.scheme_table import code_range
-from qexp.quant.schemes import SCHEMES, Limits, decode_rows, fit
+from qexp.quant.scheme_table import SCHEMES, scheme_name
+from qexp.quant.schemes import Limits, decode_rows, fit, quantizer_of
 
 NUM_BINS = 128
 DRAWN_BITS = 8  # up to this width a grid's levels are listed
@@ -87,7 +87,7 @@ def tensor_profile(row: PlanRow | ActivationRow, errors: Errors, **measured: Unp
         shape=info.shape,
         bits=spec.bits,
         mode=spec.mode,
-        scheme=spec.scheme,
+        scheme=scheme_name(spec.scheme),
         granularity=spec.granularity,
         rule=row.rule,
         sqnr_db=errors.sqnr_db,
@@ -165,11 +165,10 @@ def weight_grid(source: Tensor, spec: QuantSpec, limits: Limits | None = None) -
         ConstantTensorError: the tensor has no range.
         UserError: as `quantize_`.
     """
-    scheme = SCHEMES[spec.scheme]
-    if scheme.quantizer is None or spec.mode == "half" or not scheme.dequantizes:
+    if spec.mode == "half" or not SCHEMES[spec.scheme].dequantizes:
         return None
     fitted = fit(source, spec, limits)
-    low_code, high_code = code_range(spec.scheme, spec.bits, spec.signed)
+    low_code, high_code = SCHEMES[spec.scheme].code_range(spec.bits, spec.signed)
     outer = [low_code, min(low_code + 1, high_code), max(high_code - 1, low_code), high_code]
     rows = [part.double() for part in fitted.layout.rows(source.float())]
     codes = [torch.tensor(outer, dtype=torch.float32, device=source.device).expand(len(part), 4).clone() for part in rows]
@@ -186,7 +185,7 @@ def weight_grid(source: Tensor, spec: QuantSpec, limits: Limits | None = None) -
         row = int(spans[part].argmax())
         params = {name: values[row : row + 1] if values.dim() else values for name, values in fitted.parts()[part].items()}
         all_codes = torch.arange(low_code, high_code + 1, dtype=torch.float32, device=source.device)[None]
-        levels = tuple(sorted(scheme.quantizer.decode(all_codes, params, spec).flatten().tolist()))
+        levels = tuple(sorted(quantizer_of(spec).decode(all_codes, params, spec).flatten().tolist()))
     scales = fitted.params.get("scale")
     if "factor" in fitted.params:
         scales = fitted.params["factor"].reciprocal()

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Generic, TypeVar
@@ -112,7 +113,7 @@ class Catalog(Mapping[str, RowT], Generic[RowT]):
                 raise UserError(self.factory_key, None, allowed="package.module:function or file.py:function")
             return self[factory]
         if factory is not None:
-            raise UserError(self.factory_key, factory, allowed="null", remedy=f"It belongs to {key}={CUSTOM}.")
+            raise UserError(self.factory_key, factory, allowed="null", remedy=f"It belongs to {self.key}={CUSTOM}.")
         return self[name] if is_own(name) else self._rows[choose(key, name, [*self._rows, CUSTOM])]
 
     def load(self, name: str) -> object:
@@ -122,6 +123,16 @@ class Catalog(Mapping[str, RowT], Generic[RowT]):
     def identity(self, name: str) -> str:
         """What hashes know a row by: its name; a user's by name, function and the hash of its source, wherever the file lies."""
         return f"{self[name].name} {name.rpartition(':')[2]} {source_hash(name)}" if is_own(name) else name
+
+    @contextmanager
+    def trying(self, row: RowT) -> Iterator[str]:
+        """While it lasts, the row is had under the name that this gives, so that a check can run code which asks for its row."""
+        name = f"{row.name}:trial"
+        self._own[state_of(name)] = row
+        try:
+            yield name
+        finally:
+            del self._own[state_of(name)]
 
     def _own_row(self, text: str) -> RowT:
         """The row of a user's function."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
+from pathlib import PurePath
 from typing import TYPE_CHECKING, NamedTuple
 
 from qexp.base.files import hash_json
@@ -36,7 +37,8 @@ class QuantSpec:
     """How one tensor is quantized.
 
     Args:
-        scheme: name in `qexp.quant.schemes.SCHEMES` (`linear`, `affine`, `symmetric`, ...).
+        scheme: name in `qexp.quant.scheme_table.SCHEMES` (`linear`, `affine`, `symmetric`, ...), or the text of a user's
+            function; `half` where mode is.
         bits: width of the codes, 1 to 16.
         mode: `int` rounds to the grid; `float` is the control, the same map and clamp without rounding; `half` casts to fp16.
         granularity: `per_tensor`, `per_channel`, `per_group` or `per_in_out_channel`.
@@ -52,6 +54,7 @@ class QuantSpec:
         pin_zero: of the `lut` schemes.
         dynamic: of an activation: its range is each batch's as it comes.
         layers_only: of an activation: only what layers read is quantized.
+        source: of a user's own scheme: `qexp.base.user_source.source_hash` of its code.
     """
 
     scheme: str
@@ -70,14 +73,16 @@ class QuantSpec:
     pin_zero: bool = False
     dynamic: bool = False
     layers_only: bool = False
+    source: str = ""
 
     @property
     def identity(self) -> dict[str, object]:
         """What a hash covers: the fields that every spec has had, and the later ones where they are not at their default.
 
         So a field that is added leaves the hashes of the specs that do not use it, and with them stored evaluations, as they are.
+        Of a user's own scheme file and function are named, not where the file lies.
         """
-        values = asdict(self)
+        values = asdict(self) | {"scheme": PurePath(self.scheme).name}
         return {
             field.name: values[field.name]
             for field in fields(self)

@@ -12,9 +12,7 @@ from qexp.base.errors import UserError, choose
 
 Requantization = Literal["float32", "fixed_point"]
 REQUANTIZATIONS: tuple[Requantization, ...] = get_args(Requantization)
-# Weights whose codes a file can hold: uniform grids, zero among their values; `qexp.deploy.weight_codes.has_codes` asks of one.
-FILE_SCHEMES = ("affine", "symmetric", "symmetric_restricted", "unsigned_symmetric", "pow2_scale", "fixed_point")
-FILE_GRANULARITIES = ("per_tensor", "per_channel")
+FILE_GRANULARITIES = ("per_tensor", "per_channel")  # of weights whose codes a file can hold
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from qexp.base.catalog import Catalog, Info, import_object
-from qexp.config.quant import ActivationScheme
-from qexp.quant.scheme_table import GRANULARITIES, Granularity, SchemeName
+from qexp.quant.scheme_table import GRANULARITIES, Granularity
 
 Mask = Literal["paper", "rounded"]
 FirstStep = Literal["paper", "calibrated"]
@@ -39,9 +38,9 @@ class QatMethodInfo(Info):
         decay: the setting of `qat` that decays what its quantizers learn; None where they learn nothing.
     """
 
-    weights: SchemeName
-    weight_choices: tuple[SchemeName, ...]
-    activations: ActivationScheme
+    weights: str
+    weight_choices: tuple[str, ...]
+    activations: str
     defines_activations: bool
     granularities: tuple[Granularity, ...]
     reads_rounding: bool

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from functools import cached_property
+from typing import Annotated, Literal
 
-from qexp.base.checks import check_range
-from qexp.base.errors import UserError
-from qexp.quant.scheme_table import MIN_BITS, Granularity, Rounding, SchemeName, check_rounding
+from annotated_types import Ge, Le
+
+from qexp.base.checks import Seed, check_bounds, check_range
+from qexp.base.errors import UserError, choose
+from qexp.base.user_source import source_hash
+from qexp.config.later import later
+from qexp.quant.scheme_table import SCHEMES, Granularity, Rounding, SchemeInfo
 
 Arithmetic = Literal["reciprocal", "divide"]
-ActivationScheme = Literal["affine", "symmetric", "symmetric_restricted", "unsigned_symmetric", "pow2_scale"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,21 +36,19 @@ class WeightQuantSettings:
     """
 
     granularity: Granularity = "per_tensor"
-    group_size: int = 64
+    group_size: Annotated[int, Ge(2)] = 64
     rounding: Rounding = "half_even"
-    rounding_seed: int = 0
+    rounding_seed: Seed = 0
     arithmetic: Arithmetic = "reciprocal"
     level: Literal["nearest", "companded"] = "nearest"
     signed: bool = True
-    fraction_bits: int | None = None
+    fraction_bits: Annotated[int, Ge(-64), Le(64)] | None = None
     pow2_round: Literal["ceil", "nearest"] = "ceil"
     pin_zero: bool = False
 
     def __post_init__(self) -> None:
         """Check the ranges."""
-        check_range("quant.weight.group_size", self.group_size, 2)
-        check_range("quant.weight.rounding_seed", self.rounding_seed, 0, 2**63 - 1)
-        check_range("quant.weight.fraction_bits", self.fraction_bits, -64, 64)
+        check_bounds(self, "quant.weight")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +57,8 @@ class ActivationQuantSettings:
 
     Args:
         bits: width; None leaves activations float, but for those that a rule gives a width.
-        scheme: a uniform grid. `unsigned_symmetric` takes `symmetric_restricted` where values may be negative.
+        scheme: a uniform grid, one whose row says `activations`. `unsigned_symmetric` takes `symmetric_restricted` where values
+            may be negative.
         granularity: what shares a range: the tensor, or a channel, which no integer runtime multiplies.
         dynamic: the range is each batch's, found where a layer reads the value; else it is calibrated.
         places: `all` quantizes what an integer runtime holds as codes, operands of adds and concatenations too; `layers` what
@@ -65,7 +68,7 @@ class ActivationQuantSettings:
     """
 
     bits: int | None = None
-    scheme: ActivationScheme = "affine"
+    scheme: str = "affine"
     granularity: Literal["per_tensor", "per_channel"] = "per_tensor"
     dynamic: bool = False
     places: Literal["all", "layers"] | None = None
@@ -74,7 +77,8 @@ class ActivationQuantSettings:
 
     def __post_init__(self) -> None:
         """Check the ranges."""
-        check_range("quant.activation.bits", self.bits, MIN_BITS.get(self.scheme, 1), 16)
+        choose("quant.activation.scheme", self.scheme, SCHEMES.names_where(lambda row: row.activations))
+        check_range("quant.activation.bits", self.bits, SCHEMES[self.scheme].min_bits, 16)
         if self.dynamic and self.places == "all":
             remedy = "A batch's own range is found where a layer reads the value."
             raise UserError("quant.activation.places", "all", allowed="layers with quant.activation.dynamic=true", remedy=remedy)
@@ -90,18 +94,36 @@ class QuantSettings:
     """The quantizer.
 
     Args:
-        name: scheme of the weights.
+        name: scheme of the weights, or `custom`.
+        factory: `package.module:function` or `file.py:function` for `custom`; returns a `qexp.quant.scheme_table.SchemeInfo`.
         weight: grid of the weights.
         activation: bits, scheme and grid of the activations.
         input: what is done to normalized images before the first layer: `none`, or `int` (truncate to integers, as document 002
             does with `input.int().float()`), or `round` (the nearest integer).
     """
 
-    name: SchemeName = "linear"
+    name: str = "linear"
+    factory: str | None = later(None)
     weight: WeightQuantSettings = field(default_factory=WeightQuantSettings)
     activation: ActivationQuantSettings = field(default_factory=ActivationQuantSettings)
     input: Literal["none", "int", "round"] = "none"
 
     def __post_init__(self) -> None:
         """Check what belongs together."""
-        check_rounding(self.name, self.weight.rounding, self.weight.level)
+        row = SCHEMES.choose(self.name, factory=self.factory, key="quant.name")
+        row.check_rounding(self.weight.rounding, self.weight.level)
+
+    @property
+    def scheme(self) -> str:
+        """What a spec names: the scheme, or the text of the user's function."""
+        return self.name if self.factory is None else self.factory
+
+    @property
+    def row(self) -> SchemeInfo:
+        """All there is to know of the scheme."""
+        return SCHEMES[self.scheme]
+
+    @cached_property
+    def source(self) -> str:
+        """Hash of the user's code, as it is when first asked for; empty for ours."""
+        return "" if self.factory is None else source_hash(self.factory) or ""

@@ -15,8 +15,10 @@ from torch import Tensor, nn
 
 from qexp.base.errors import UserError
 from qexp.base.types import QParams, QuantSpec
+from qexp.config.export import FILE_GRANULARITIES
 from qexp.deploy.weight_codes import WeightCodes, codes_of, has_codes, weight_codes
 from qexp.nn.graph import GraphNetwork, trace
+from qexp.quant.scheme_table import scheme_name
 from qexp.quant.schemes import Limits
 
 Grids = Mapping[str, tuple[QuantSpec, QParams | None]]
@@ -76,7 +78,7 @@ def code_network(
             source = floats.get(name, values[name])
             codes = _codes(name, values[name], source, spec, qparams, (limits or {}).get(name))
             if codes is None:
-                kept_float[name] = f"its {spec.scheme} grid was not kept"
+                kept_float[name] = f"its {scheme_name(spec.scheme)} grid was not kept"
             else:
                 weights |= dict.fromkeys(_names_read(network, name, values), codes)
     return CodedNetwork(network.eval(), weights, kept_float)
@@ -108,5 +110,5 @@ def _names_read(network: GraphNetwork, name: str, values: Mapping[str, Tensor]) 
 
 
 def _describe(spec: QuantSpec) -> str:
-    odd = [spec.granularity] if spec.granularity not in ("per_tensor", "per_channel") else []
-    return " ".join([spec.scheme, *odd, *([] if spec.mode == "int" else [f"in mode {spec.mode}"])])
+    odd = [spec.granularity] if spec.granularity not in FILE_GRANULARITIES else []
+    return " ".join([scheme_name(spec.scheme), *odd, *([] if spec.mode == "int" else [f"in mode {spec.mode}"])])

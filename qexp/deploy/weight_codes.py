@@ -9,9 +9,10 @@ from torch import Tensor
 
 from qexp.base.errors import UserError
 from qexp.base.types import QParams, QuantSpec
+from qexp.config.export import FILE_GRANULARITIES
 from qexp.quant.affine import dequantize_affine, quantize_affine
 from qexp.quant.encoding import encode
-from qexp.quant.qparams import GRIDS
+from qexp.quant.scheme_table import SCHEMES
 from qexp.quant.schemes import Limits
 
 _MAX_BIAS = 2**30  # leaves the other half of an int32 accumulator to 32 000 products of 8-bit codes
@@ -37,7 +38,7 @@ class WeightCodes:
 
 def has_codes(spec: QuantSpec) -> bool:
     """True where ONNX can hold a weight's codes: a uniform grid that holds zero, per tensor or per channel."""
-    return spec.mode == "int" and spec.scheme in (*GRIDS, "fixed_point") and spec.granularity in ("per_tensor", "per_channel")
+    return spec.mode == "int" and spec.granularity in FILE_GRANULARITIES and SCHEMES[spec.scheme].onnx
 
 
 @torch.no_grad()

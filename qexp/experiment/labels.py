@@ -25,7 +25,7 @@ def label_of(config: Config, plan: Plan, reused: Calibration | None = None) -> L
     if policy.name != PolicySettings.name:
         chosen = {key: getattr(policy, key) or config.bits for key in policy.info.reads}
         words += [policy.name, *policy.info.label.format(**chosen).split()]
-    words += [quant.name] if quant.name != "linear" else []
+    words += [quant.row.name] if quant.name != "linear" else []
     words += [weight.granularity] if weight.granularity != "per_tensor" else []
     if weight.rounding != "half_even" and config.mode == "int":
         drawn = weight.rounding == "stochastic" and weight.rounding_seed

@@ -151,7 +151,7 @@ def _method(prepared: Prepared, variant: Variant) -> str:
         return "" if variant.is_float else "half"
     if prepared.converted is not None:
         return str(prepared.converted.about["qat"])
-    return config.qat.method.name if config.qat.is_on else config.quant.name
+    return config.qat.method.name if config.qat.is_on else config.quant.row.name
 
 
 def _granularity(prepared: Prepared, variant: Variant) -> str:

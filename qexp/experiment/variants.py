@@ -108,7 +108,7 @@ def make_variants(
         elif variants[twin].label == variant.label and variant.bits == config.bits:
             continue
         else:
-            note = f"bits={config.bits} policy={config.policy.name} quant={config.quant.name} asks for the same numbers"
+            note = f"bits={config.bits} policy={config.policy.name} quant={config.quant.row.name} asks for the same numbers"
             variants[twin] = replace(variants[twin], notes=(*variants[twin].notes, note))
     return tuple(_distinct(variants))
 

@@ -15,8 +15,9 @@ from qexp.config.policy import PolicySettings
 from qexp.config.quant import ActivationQuantSettings, QuantSettings
 from qexp.policy.policies import policy_of
 from qexp.policy.rules import ACTIVATION, Rule, edge_weights
-from qexp.quant.scheme_table import MIN_BITS, UNSIGNED
+from qexp.quant.scheme_table import SCHEMES
 
+SIGNED = "symmetric_restricted"  # what a grid without negative codes gives way to where values may be negative
 NOT_EXECUTED = "not executed by a forward pass"
 NOT_ENTERED = "not entered: the products inside stay float"
 
@@ -115,9 +116,9 @@ def activation_spec(info: ActivationInfo, settings: ActivationQuantSettings, bit
         UserError: the grid has no codes at that width.
     """
     scheme = settings.scheme
-    if scheme in UNSIGNED and not info.non_negative and bits > 1:
-        scheme = "symmetric_restricted"
-    low = MIN_BITS.get(scheme, 1)
+    if SCHEMES[scheme].ends == "upper" and not info.non_negative and bits > 1:
+        scheme = SIGNED
+    low = SCHEMES[scheme].min_bits
     if bits < low:
         raise UserError("quant.activation.bits", bits, allowed=f"at least {low} for quant.activation.scheme={scheme}")
     per_channel = settings.granularity == "per_channel"
@@ -141,8 +142,9 @@ def _notes(rows: Sequence[ActivationRow], settings: ActivationQuantSettings) -> 
         notes.append("activations per channel: a simulation only, no integer runtime multiplies codes of several scales")
     signed = [row.info.name for row in rows if row.spec and row.spec.scheme != settings.scheme]
     if signed:
-        notes.append(f"{len(signed)} activations may be negative and take symmetric_restricted: {', '.join(signed[:3])}, ...")
-    clipped = [row.info.name for row in rows if row.spec and row.spec.scheme in UNSIGNED and not row.info.non_negative]
+        notes.append(f"{len(signed)} activations may be negative and take {SIGNED}: {', '.join(signed[:3])}, ...")
+    upper = [row for row in rows if row.spec and SCHEMES[row.spec.scheme].ends == "upper"]
+    clipped = [row.info.name for row in upper if not row.info.non_negative]
     if clipped:
         notes.append(f"{len(clipped)} activations lose their negative values at one bit: {', '.join(clipped[:3])}, ...")
     return notes

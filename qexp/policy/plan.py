@@ -14,7 +14,7 @@ from qexp.policy.activations import NOT_EXECUTED, plan_activations
 from qexp.policy.policies import policy_of
 from qexp.policy.rules import CONSTANT, LAYERS, NEVER, Rule, match_rules, some, unread_settings
 from qexp.policy.table import format_plan, plan_rows, plan_size_bytes
-from qexp.quant.scheme_table import READS, UNSIGNED, check_control, check_width
+from qexp.quant.scheme_table import OWN_SETTINGS
 
 __all__ = ["format_plan", "make_plan", "plan_rows", "plan_size_bytes"]
 
@@ -98,15 +98,16 @@ def _reason(info: TensorInfo, rule: Rule | None, left_alone: str) -> str:
 
 def _spec(info: TensorInfo, bits: int, quant: QuantSettings, mode: str) -> QuantSpec:
     """The quantizer, with the settings that its scheme reads: one without effect makes no other plan."""
-    check_width(quant.name, bits)
-    check_control(quant.name, mode, bits)
+    quant.row.check_width(bits)
+    quant.row.check_control(mode, bits)
     weight, granularity = quant.weight, _granularity(info, quant)
-    own = {key: getattr(weight, key) for key, schemes in READS.items() if quant.name in schemes}
+    own = {key: getattr(weight, key) for key in quant.row.reads}
     if weight.rounding == "stochastic" and mode == "int":
         # Tied tensors share what is drawn, as they share their memory.
         own["rounding_seed"] = int(hash_json({"seed": weight.rounding_seed, "tensor": info.tied_to or info.name}, 15), 16)
     return QuantSpec(
-        scheme=quant.name,
+        scheme=quant.scheme,
+        source=quant.source,
         bits=bits,
         mode=mode,
         granularity=granularity,
@@ -185,13 +186,14 @@ def _notes(
 
 def _quant_notes(quant: QuantSettings) -> list[str]:
     """What the scheme does not read, and what it does to negative values."""
+    row, default = quant.row, WeightQuantSettings()
     notes = [
-        f"quant.weight.{key} is not used by quant={quant.name}"
-        for key, schemes in READS.items()
-        if quant.name not in schemes and getattr(quant.weight, key) != getattr(WeightQuantSettings(), key)
+        f"quant.weight.{key} is not used by quant={row.name}"
+        for key in OWN_SETTINGS
+        if key not in row.reads and getattr(quant.weight, key) != getattr(default, key)
     ]
-    if quant.name in UNSIGNED or (quant.name == "scale_factor" and not quant.weight.signed):
-        notes.append(f"quant={quant.name} is unsigned: negative values become 0")
+    if row.ends_of(quant.weight.signed) == "upper":
+        notes.append(f"quant={row.name} is unsigned: negative values become 0")
     return notes
 
 

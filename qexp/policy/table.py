@@ -8,6 +8,7 @@ from typing import TypedDict
 from qexp.base.table import Column, Table, lines
 from qexp.base.types import ActivationRow, Plan, PlanRow
 from qexp.policy.rules import NEVER
+from qexp.quant.scheme_table import scheme_name
 from qexp.quant.storage import stored_bytes
 
 _NUM_BYTES = {
@@ -119,7 +120,7 @@ def plan_rows(plan: Plan) -> list[PlannedTensor]:
                 "order": info.order,
                 "bits": spec.bits if spec else None,
                 "mode": spec.mode if spec else None,
-                "scheme": spec.scheme if spec else None,
+                "scheme": scheme_name(spec.scheme) if spec else None,
                 "granularity": spec.granularity if spec else None,
                 "axis": spec.axis if spec and spec.granularity in ("per_channel", "per_group") else None,
                 "group_size": spec.group_size if spec else None,
@@ -203,7 +204,7 @@ def _summary(plan: Plan, policy: str, total: int) -> str:
     if plan.mode == "half":
         parts = ["W16A16 (fp16)", "mode half"]
     else:
-        schemes = sorted({f"{spec.scheme} {spec.granularity}" for spec in specs})
+        schemes = sorted({f"{scheme_name(spec.scheme)} {spec.granularity}" for spec in specs})
         control = " (a control: not rounded)" if plan.mode == "float" else ""
         parts = [_widths(plan, bits), f"mode {plan.mode}{control}"]
         parts += [f"scheme {' and '.join(schemes)}"] if schemes else []
@@ -249,11 +250,12 @@ def _grid(row: PlanRow | ActivationRow) -> str:
     """`linear`, `linear per_channel axis 0`, `affine per_group 64 axis 0`."""
     spec = row.spec
     assert spec is not None
+    name = scheme_name(spec.scheme)
     if spec.granularity == "per_tensor":
-        return spec.scheme
+        return name
     size = f" {spec.group_size}" if spec.granularity == "per_group" else ""
     axis = "" if spec.granularity == "per_in_out_channel" else f" axis {spec.axis}"
-    return f"{spec.scheme} {spec.granularity}{size}{axis}"
+    return f"{name} {spec.granularity}{size}{axis}"
 
 
 _TENSOR = (

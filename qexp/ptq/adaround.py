@@ -21,13 +21,11 @@ from qexp.nn.channels import Layer, as_layer
 from qexp.nn.graph import evaluating
 from qexp.nn.layer_pairs import activations_after
 from qexp.ptq.adaround_loss import SUPPORTED, Quadratic, Samples, kernel_rows, make_loss
-from qexp.ptq.grid_traits import EVEN
 from qexp.ptq.layer_inputs import layers_in_order, run_until
 from qexp.quant.ranges import ConstantTensorError
-from qexp.quant.scheme_table import code_range
-from qexp.quant.schemes import SCHEMES, Fitted, Limits, decode_rows, encode_rows, fit
+from qexp.quant.scheme_table import SCHEMES, code_range
+from qexp.quant.schemes import Fitted, Limits, decode_rows, encode_rows, fit
 
-EVEN_SCHEMES = tuple(name for name in EVEN if SCHEMES[name].dequantizes)
 _ZETA, _GAMMA = 1.1, -0.1  # the sigmoid is stretched to these, so that 0 and 1 are reached
 
 
@@ -140,8 +138,9 @@ def _grid(
 ) -> _Grid | None:
     """The grid of a weight; None, with a note, where it cannot be learned on."""
     weight = reference.get_parameter(name).float()
-    if type(layer) not in SUPPORTED or spec.scheme not in EVEN_SCHEMES or spec.mode != "int":
-        what = type(layer).__name__ if type(layer) not in SUPPORTED else f"scheme {spec.scheme}, mode {spec.mode}"
+    row = SCHEMES[spec.scheme]
+    if type(layer) not in SUPPORTED or not (row.even_steps and row.dequantizes) or spec.mode != "int":
+        what = type(layer).__name__ if type(layer) not in SUPPORTED else f"scheme {row.name}, mode {spec.mode}"
         notes.append(Note(name, f"rounded to nearest, AdaRound has no form for {what}"))
         return None
     spec = replace(spec, rounding="half_even")

@@ -7,21 +7,18 @@ from dataclasses import replace
 import torch
 
 from qexp.base.types import QuantSpec
-from qexp.quant.scheme_table import NEAREST_LEVEL, SCHEME_NAMES, UNSIGNED, code_range
+from qexp.quant.scheme_table import SCHEMES, code_range
 from qexp.quant.schemes import check_spec
-
-_TWO_ENDS = ("affine", "linear", "linear_raw")  # both ends of the range count, each for itself
-EVEN = tuple(name for name in SCHEME_NAMES if name not in (*NEAREST_LEVEL, "dorefa"))  # whose steps all have one width
 
 
 def is_unsigned(spec: QuantSpec) -> bool:
     """True where negative values become 0, so that only the upper end counts."""
-    return spec.scheme in UNSIGNED or (spec.scheme == "scale_factor" and not spec.signed)
+    return SCHEMES[spec.scheme].ends_of(spec.signed) == "upper"
 
 
 def shrinks_together(spec: QuantSpec) -> bool:
     """True for the grids that are symmetric around zero: of the range only max|x| counts."""
-    return not is_unsigned(spec) and spec.scheme not in _TWO_ENDS
+    return SCHEMES[spec.scheme].ends_of(spec.signed) == "magnitude"
 
 
 def num_steps(spec: QuantSpec) -> int:

@@ -24,7 +24,8 @@ from torch import Tensor
 from qexp.base.types import QuantSpec
 from qexp.ptq.grid_traits import is_unsigned, row_spec, shrinks_together
 from qexp.ptq.samples import Sample
-from qexp.quant.schemes import SCHEMES, quantize_
+from qexp.quant.scheme_table import represents_zero
+from qexp.quant.schemes import quantize_
 
 
 def mse_range(sample: Sample, spec: QuantSpec, *, norm: float, num_candidates: int) -> tuple[Tensor, Tensor]:
@@ -39,7 +40,7 @@ def mse_range(sample: Sample, spec: QuantSpec, *, norm: float, num_candidates: i
     values, weights = sample.points()
     grid, buffer = row_spec(spec), torch.empty_like(values)
     low, high = sample.minimum, sample.maximum
-    center = (low + high) / 2 if not SCHEMES[spec.scheme].zero_representable else torch.zeros_like(low)
+    center = torch.zeros_like(low) if represents_zero(spec) else (low + high) / 2
     if not shrinks_together(spec):
         low, high = torch.minimum(low, center), torch.maximum(high, center)
     best = _error(values, weights, grid, (low, high), norm, buffer)

@@ -19,12 +19,12 @@ from qexp.base.errors import UserError
 from qexp.base.types import QuantSpec
 from qexp.config.calibrate import RANGE_METHODS, CalibrateSettings, RangeMethodInfo
 from qexp.ptq.aciq import aciq_range
-from qexp.ptq.grid_traits import EVEN, check_clipped, is_unsigned, shrinks_together
+from qexp.ptq.grid_traits import check_clipped, is_unsigned, shrinks_together
 from qexp.ptq.kl import kl_range
 from qexp.ptq.mse import mse_range
 from qexp.ptq.samples import Rows, Sample
 from qexp.quant.layout import layout_of
-from qexp.quant.schemes import SCHEMES
+from qexp.quant.scheme_table import SCHEMES
 
 Limits = tuple[Tensor, Tensor]
 
@@ -107,8 +107,8 @@ def bn(norm: BehindNorm, spec: QuantSpec, settings: CalibrateSettings) -> Limits
 
 def takes_grid(method: RangeMethodInfo, spec: QuantSpec) -> bool:
     """True where the method can find a range for that grid."""
-    even = spec.scheme in EVEN or not method.even_grids_only
-    return even and (SCHEMES[spec.scheme].dequantizes or not method.dequantized_only)
+    scheme = SCHEMES[spec.scheme]
+    return (scheme.even_steps or not method.even_grids_only) and (scheme.dequantizes or not method.dequantized_only)
 
 
 def find_limits(

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
-from typing import get_args
 
 import torch
 from torch import Tensor
@@ -15,12 +14,11 @@ from qexp.base.errors import UserError
 from qexp.base.types import ActivationInfo, QuantSpec
 from qexp.config.qat import QatSettings
 from qexp.config.qat_methods import QatMethodInfo
-from qexp.config.quant import ActivationScheme
 from qexp.qat.methods import QatMethod
 from qexp.qat.moments import Moments, weight_moments
 from qexp.qat.quantizers import Quantizer
 from qexp.quant.affine import fake_quantize_affine
-from qexp.quant.scheme_table import check_width
+from qexp.quant.scheme_table import SCHEMES
 
 _BITS = (2, 4, 8)
 _GROUP = 9  # values that share a range, of `per_group`
@@ -86,7 +84,7 @@ def _activations(row: QatMethodInfo, method: QatMethod) -> Iterator[_Case]:
     """The same for all grids of an activation: images, and the result of a ReLU."""
     images = torch.randn(4, 3, 6, 6, generator=torch.Generator().manual_seed(1))
     settings = QatSettings(mask=row.mask)
-    for scheme in (row.activations,) if row.defines_activations else get_args(ActivationScheme):
+    for scheme in (row.activations,) if row.defines_activations else SCHEMES.names_where(lambda scheme: scheme.activations):
         for operator, x in (("image", images), ("conv+relu", images.relu())):
             signed = "symmetric_restricted" if scheme == "unsigned_symmetric" and operator == "image" else scheme
             info = ActivationInfo(name=operator, operator=operator, shape=(3, 6, 6), non_negative=operator != "image")
@@ -105,7 +103,7 @@ def _activations(row: QatMethodInfo, method: QatMethod) -> Iterator[_Case]:
 
 def _has_width(scheme: str, bits: int) -> bool:
     try:
-        check_width(scheme, bits)
+        SCHEMES[scheme].check_width(bits)
     except UserError:
         return False
     return True

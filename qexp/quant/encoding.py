@@ -71,9 +71,8 @@ def encode(source: Tensor, spec: QuantSpec, limits: Limits | None = None) -> Enc
     >>> encode(torch.tensor([-1.0, 0.0, 2.0]), QuantSpec(scheme="affine", bits=2)).codes
     tensor([-2, -1,  1], dtype=torch.int32)
     """
-    scheme = check_spec(spec, limits)
-    if scheme.quantizer is None or spec.mode != "int":
-        raise UserError("mode", spec.mode, allowed="int, and a scheme other than half", remedy="Nothing else has integer codes.")
+    if check_spec(spec, limits) is None or spec.mode != "int":
+        raise UserError("mode", spec.mode, allowed="int", remedy="Nothing else has integer codes.")
     fitted = fit(source, spec, limits)
     codes = fitted.layout.fold(encode_rows(source, spec, fitted))
     return Encoded(codes.to(torch.int32), fitted, spec)

@@ -10,48 +10,70 @@ do; the nearest level is the better copy: between a/2 and a the threshold is 3a/
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
 
 import torch
 from torch import Tensor
 
-from qexp.base.errors import choose
-from qexp.base.types import QuantSpec
 from qexp.quant.affine import Operation
 from qexp.quant.qparams import MIN_SCALE
-from qexp.quant.scheme_table import check_width
 
 LEVELS = ("nearest", "companded")
 
 
-def unit_levels(scheme: str, bits: int) -> Tensor:
-    """The levels from 0 to 1, float32 [2^(bits-1)], increasing.
+UnitLevels = Callable[[int], Tensor]
+Companded = Callable[[Tensor, int], Tensor]
 
-    log2:      0 and 2^-e, e = 0 .. 2^(b-1) - 2
-    quadratic: (k / p)^2, k = 0 .. p = 2^(b-1) - 1
-    apot:      sums of n = (b-1) // 2 terms {0, 2^-i, 2^-(i+n), 2^-(i+2n)}, i = 1 .. n, over their largest; where b - 1 is odd,
-               one shorter term {0, 2^-(2n+1)} more, and the terms' last exponents one further
+
+def log2_levels(bits: int) -> Tensor:
+    """0 and 2^-e, e = 0 .. 2^(b-1) - 2.
 
     Args:
-        scheme: one of these.
-        bits: 2 to 16, of log2 2 to 8.
+        bits: 2 to 8.
 
-    Raises:
-        UserError: another width.
-
-    Source: Li et al. 2020, arXiv:1909.13144, section 2.2 (apot, and log2 as its power-of-two special case; odd widths as the
-    authors' code has them); document 003, "non-uniform (quadratic)".
-
-    >>> unit_levels("log2", 3), unit_levels("quadratic", 3)
-    (tensor([0.0000, 0.2500, 0.5000, 1.0000]), tensor([0.0000, 0.1111, 0.4444, 1.0000]))
+    >>> log2_levels(3)
+    tensor([0.0000, 0.2500, 0.5000, 1.0000])
     """
-    check_width(scheme, bits)
     steps = 2 ** (bits - 1) - 1
-    if scheme == "log2":
-        return torch.cat([torch.zeros(1), torch.pow(2.0, torch.arange(1 - steps, 1, dtype=torch.float64)).float()])
-    if scheme == "quadratic":
-        return (torch.arange(steps + 1, dtype=torch.float64) / steps).square().float()
-    assert scheme == "apot", scheme
+    return torch.cat([torch.zeros(1), torch.pow(2.0, torch.arange(1 - steps, 1, dtype=torch.float64)).float()])
+
+
+def log2_steps(unit: Tensor, steps: int) -> Tensor:
+    """Powers of two lie even in the logarithm."""
+    return torch.log2(unit) + steps
+
+
+def quadratic_levels(bits: int) -> Tensor:
+    """(k / p)^2, k = 0 .. p = 2^(b-1) - 1.
+
+    Args:
+        bits: 2 to 16.
+
+    Source: document 003, "non-uniform (quadratic)".
+
+    >>> quadratic_levels(3)
+    tensor([0.0000, 0.1111, 0.4444, 1.0000])
+    """
+    steps = 2 ** (bits - 1) - 1
+    return (torch.arange(steps + 1, dtype=torch.float64) / steps).square().float()
+
+
+def root_steps(unit: Tensor, steps: int) -> Tensor:
+    """Squares lie even in the root."""
+    return steps * torch.sqrt(unit)
+
+
+def apot_levels(bits: int) -> Tensor:
+    """Sums of n = (b-1) // 2 terms {0, 2^-i, 2^-(i+n), 2^-(i+2n)}, i = 1 .. n, over their largest.
+
+    Where b - 1 is odd, one shorter term {0, 2^-(2n+1)} more, and the terms' last exponents one further.
+
+    Args:
+        bits: 2 to 16.
+
+    Source: Li et al. 2020, arXiv:1909.13144, section 2.2 (odd widths as the authors' code has them).
+    """
     sums = torch.zeros(1, dtype=torch.float64)
     for exponents in _apot_terms(bits - 1):
         term = torch.tensor([0.0, *(2.0**-exponent for exponent in exponents)], dtype=torch.float64)
@@ -68,9 +90,9 @@ def _apot_terms(width: int) -> list[list[int]]:
 
 
 @cache
-def _table(scheme: str, bits: int) -> tuple[Tensor, Tensor]:
+def _table(unit_levels: UnitLevels, bits: int) -> tuple[Tensor, Tensor]:
     """Levels, and the midpoints between them."""
-    levels = unit_levels(scheme, bits)
+    levels = unit_levels(bits)
     return levels, ((levels[1:].double() + levels[:-1].double()) / 2).float()
 
 
@@ -80,31 +102,42 @@ def level_scale(minimum: Tensor, maximum: Tensor) -> Tensor:
     return torch.where(scale == 0, torch.ones_like(scale), scale.clamp(min=MIN_SCALE))
 
 
-def encode_levels(x: Tensor, scale: Tensor, spec: QuantSpec, rounding: Operation | None) -> Tensor:
-    """Values -> signed level numbers, float32.
+def encode_levels(x: Tensor, scale: Tensor, unit_levels: UnitLevels, bits: int) -> Tensor:
+    """Values -> signed numbers of the nearest levels, float32.
 
     Args:
         x: float32.
         scale: broadcastable to x.
-        spec: scheme, bits and level.
-        rounding: of the logarithm or root where spec.level is `companded`.
+        unit_levels: the table.
+        bits: its width.
     """
-    choose("quant.weight.level", spec.level, LEVELS)
-    unit = (x / scale).abs_().clamp_(max=1)
-    steps = 2 ** (spec.bits - 1) - 1
-    if spec.level == "nearest" or spec.scheme == "apot":
-        midpoints = _table(spec.scheme, spec.bits)[1].to(x.device)
-        magnitude = torch.bucketize(unit, midpoints, out_int32=True).float()
-    else:
-        assert rounding is not None
-        even = torch.log2(unit) + steps if spec.scheme == "log2" else steps * torch.sqrt(unit)
-        magnitude = rounding(even.clamp_(0, steps)).clamp_(0, steps)
-    return torch.copysign(magnitude, x)
+    midpoints = _table(unit_levels, bits)[1].to(x.device)
+    return torch.copysign(torch.bucketize(_unit(x, scale), midpoints, out_int32=True).float(), x)
 
 
-def decode_levels(codes: Tensor, scale: Tensor, spec: QuantSpec) -> Tensor:
+def encode_companded(x: Tensor, scale: Tensor, companded: Companded, bits: int, rounding: Operation) -> Tensor:
+    """Values -> signed level numbers, float32, rounded where the levels are even.
+
+    Args:
+        x: float32.
+        scale: broadcastable to x.
+        companded: where a value lies among them, `log2_steps` or `root_steps`.
+        bits: width of the table.
+        rounding: of the logarithm or root.
+    """
+    steps = 2 ** (bits - 1) - 1
+    even = companded(_unit(x, scale), steps)
+    return torch.copysign(rounding(even.clamp_(0, steps)).clamp_(0, steps), x)
+
+
+def _unit(x: Tensor, scale: Tensor) -> Tensor:
+    """U = min(|x| / a, 1)."""
+    return (x / scale).abs_().clamp_(max=1)
+
+
+def decode_levels(codes: Tensor, scale: Tensor, unit_levels: UnitLevels, bits: int) -> Tensor:
     """Signed level numbers -> values: x = sign(code) * level[|code|] * a."""
-    levels = _table(spec.scheme, spec.bits)[0].to(codes.device)
+    levels = _table(unit_levels, bits)[0].to(codes.device)
     return torch.copysign(levels[codes.abs().long()], codes) * scale
 
 

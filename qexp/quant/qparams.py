@@ -15,15 +15,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from qexp.base.catalog import is_own
 from qexp.base.checks import check_bits
 from qexp.base.errors import UserError, choose
 from qexp.base.types import QParams
 from qexp.quant.ranges import ConstantTensorError
-from qexp.quant.scheme_table import code_range
+from qexp.quant.scheme_table import SCHEMES, SchemeInfo, code_range
 
 # The smallest normal float32: below it 1 / scale would overflow. A range that small uses fewer of its codes.
 MIN_SCALE = torch.finfo(torch.float32).tiny
-GRIDS = ("affine", "symmetric", "symmetric_restricted", "unsigned_symmetric", "pow2_scale")
 
 
 def choose_qparams(
@@ -45,7 +45,7 @@ def choose_qparams(
         minimum: finite, 0-d or [channels].
         maximum: likewise.
         bits: 1 to 16; 2 to 16 for the signed symmetric grids.
-        scheme: one of `GRIDS`.
+        scheme: one whose row says `activations`, or a user's own that covers a range alike.
         pow2_round: of `pow2_scale`: `ceil` never clips; `nearest` rounds the logarithm and may.
         axis: channel axis; None per tensor.
 
@@ -58,37 +58,36 @@ def choose_qparams(
     tensor(-128.)
     """
     check_bits("bits", bits)
-    choose("quant.name", scheme, GRIDS)
-    if bits == 1 and scheme not in ("affine", "unsigned_symmetric"):
+    row = SCHEMES[scheme if is_own(scheme) else choose("quant.name", scheme, SCHEMES.names_where(lambda row: row.activations))]
+    if bits < row.min_bits:
         remedy = "A symmetric grid has 2^(bits-1) - 1 codes above zero: none at one bit."
-        raise UserError("bits", 1, allowed=f"an integer from 2 to 16 for {scheme}", remedy=remedy)
-    quant_min, quant_max = code_range(scheme, bits)
+        raise UserError("bits", bits, allowed=f"an integer from {row.min_bits} to 16 for {scheme}", remedy=remedy)
+    quant_min, quant_max = row.code_range(bits)
     minimum, maximum = minimum.double().clamp(max=0), maximum.double().clamp(min=0)
-    span, steps = _span(minimum, maximum, scheme, quant_min, quant_max)
+    span, steps = _span(minimum, maximum, row, quant_min, quant_max)
     # Divided by a tensor: by a number, CUDA multiplies with its reciprocal.
     scale = span / torch.full_like(span, steps)
-    if scheme == "pow2_scale":
+    if "pow2_round" in row.reads:
         scale = power_of_two(scale, span, steps, pow2_round)
     scale = scale.clamp_(min=MIN_SCALE)
     if span.dim():
         scale.masked_fill_(span == 0, 1.0)
     scale = scale.float()
-    if scheme != "affine":
+    if row.ends != "both":
         return QParams(scale, torch.zeros_like(scale), quant_min, quant_max, axis)
     zero_point = torch.round(quant_min - minimum / scale.double()).clamp_(quant_min, quant_max).float()
     return QParams(scale, zero_point, quant_min, quant_max, axis)
 
 
-def _span(minimum: Tensor, maximum: Tensor, scheme: str, quant_min: int, quant_max: int) -> tuple[Tensor, float]:
+def _span(minimum: Tensor, maximum: Tensor, row: SchemeInfo, quant_min: int, quant_max: int) -> tuple[Tensor, float]:
     """What the steps of a grid cover, float64, and their number; the range holds zero."""
-    steps: float
-    if scheme == "affine":
-        span, steps = maximum - minimum, quant_max - quant_min
-    elif scheme == "unsigned_symmetric":
-        span, steps = maximum, quant_max
+    steps: float = quant_max - quant_min
+    if row.ends == "both":
+        span = maximum - minimum
+    elif row.ends == "upper":
+        span = maximum
     else:
-        span = torch.maximum(-minimum, maximum)
-        steps = (quant_max - quant_min) / 2 if scheme == "symmetric" else quant_max
+        span, steps = torch.maximum(-minimum, maximum), steps / 2
     widest = float(span.max())
     if widest == 0:
         if bool((minimum < 0).any()):

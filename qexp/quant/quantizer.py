@@ -19,8 +19,13 @@ Kernel = Callable[..., None]  # (x, out, *params): float32 blocks, params broadc
 KernelParams = tuple[Tensor | float, ...]
 
 
+def column(param: Tensor) -> Tensor:
+    """One number for each row, broadcastable to [G, N]; a 0-d tensor as it is."""
+    return param.reshape(-1, 1) if param.dim() else param
+
+
 class Quantizer(ABC):
-    """Fit, encode and decode."""
+    """Fit, encode and decode, static or of the class; what else there is to know of them stands in the scheme's row."""
 
     @staticmethod
     @abstractmethod

@@ -1,4 +1,4 @@
-"""The quantizers by name, and `quantize_`, which overwrites a tensor with the quantized copy of another.
+"""`quantize_`, which overwrites a tensor with the quantized copy of another, whatever the scheme.
 
 For the schemes with a kernel `quantize_` allocates nothing of the size of the model: it takes the range (one read), then runs the
 scheme's few elementwise steps in place over blocks that stay in cache (one read, one write). The steps are those of the public
@@ -10,71 +10,25 @@ Rejected: a compiled kernel, which is faster still but needs a compiler where a 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 
 from qexp.base.errors import UserError, choose
 from qexp.base.types import QuantSpec
+from qexp.base.user_code import state_of
+from qexp.base.user_source import source_hash
 from qexp.quant.affine import Operation, rounding_of
 from qexp.quant.blocks import in_blocks
 from qexp.quant.layout import Layout, layout_of
 from qexp.quant.quantizer import ControlQuantizer, FusedQuantizer, Params, Quantizer
-from qexp.quant.quantizers import Affine, Binary, Codebook, Dorefa, Levels, Linear, ScaleFactor, Ternary
 from qexp.quant.ranges import check_limits, check_not_zero, min_max
-from qexp.quant.scheme_table import CLIPPED, check_control, check_rounding, check_width
+from qexp.quant.scheme_table import SCHEMES, SchemeInfo
 
 QUANTIZER_VERSION = 2  # part of every record's key; raise it when the same spec comes to give other values
 
 Limits = tuple[Tensor, Tensor]
-
-
-@dataclass(frozen=True)
-class Scheme:
-    """A scheme: its properties and its quantizer.
-
-    Args:
-        zero_representable: 0 maps to 0 exactly (of a spec: `represents_zero`).
-        needs_range: undefined on a constant tensor, whatever the constant.
-        dequantizes: the copy holds values; otherwise the codes themselves.
-        quantizer: its steps; None for the cast to fp16.
-    """
-
-    zero_representable: bool
-    needs_range: bool = False
-    dequantizes: bool = True
-    quantizer: type[Quantizer] | None = None
-
-
-SCHEMES: dict[str, Scheme] = {
-    "linear": Scheme(zero_representable=False, needs_range=True, quantizer=Linear),
-    "linear_raw": Scheme(zero_representable=False, needs_range=True, dequantizes=False, quantizer=Linear),
-    "affine": Scheme(zero_representable=True, quantizer=Affine),
-    "symmetric": Scheme(zero_representable=True, quantizer=Affine),
-    "symmetric_restricted": Scheme(zero_representable=True, quantizer=Affine),
-    "unsigned_symmetric": Scheme(zero_representable=True, quantizer=Affine),
-    "scale_factor": Scheme(zero_representable=True, quantizer=ScaleFactor),
-    "pow2_scale": Scheme(zero_representable=True, quantizer=Affine),
-    "fixed_point": Scheme(zero_representable=True, quantizer=Affine),
-    "dorefa": Scheme(zero_representable=False, quantizer=Dorefa),
-    "log2": Scheme(zero_representable=True, quantizer=Levels),
-    "apot": Scheme(zero_representable=True, quantizer=Levels),
-    "quadratic": Scheme(zero_representable=True, quantizer=Levels),
-    "lut_quantile": Scheme(zero_representable=False, quantizer=Codebook),
-    "lut_kmeans": Scheme(zero_representable=False, quantizer=Codebook),
-    "binary": Scheme(zero_representable=False, quantizer=Binary),
-    "ternary": Scheme(zero_representable=True, quantizer=Ternary),
-    "half": Scheme(zero_representable=True),
-}
-
-
-def represents_zero(spec: QuantSpec) -> bool:
-    """True where 0 is a value of every grid that the spec makes, so that zeros stay zeros.
-
-    >>> represents_zero(QuantSpec(scheme="lut_kmeans", bits=4, pin_zero=True))
-    True
-    """
-    return SCHEMES[spec.scheme].zero_representable or (SCHEMES[spec.scheme].quantizer is Codebook and spec.pin_zero)
 
 
 @torch.no_grad()
@@ -89,7 +43,7 @@ def quantize_(target: Tensor, source: Tensor, spec: QuantSpec, limits: Limits | 
     `log2`, `apot`, `quadratic`: the nearest of unit_levels times max|x|
     `lut_quantile`, `lut_kmeans`: the nearest centroid of fit_codebook; `binary`, `ternary`: their means and signs
     `dorefa`:     decode_dorefa(R(encode_dorefa(x))), which lies between -1 and 1 whatever x
-    `half`, or spec.mode `half`: x rounded to fp16
+    spec.mode `half`: x rounded to fp16, whatever the scheme
 
     R is `spec.rounding` in mode `int`; in mode `float`, the control, nothing is rounded. Each group of the granularity has its
     own range; one of equal elements (a pruned channel) is reproduced exactly by the linear map, as is one of zeros by the others
@@ -100,7 +54,7 @@ def quantize_(target: Tensor, source: Tensor, spec: QuantSpec, limits: Limits | 
         source: likewise, of equal shape.
         spec: scheme, bits, mode, granularity, rounding and what else the scheme reads.
         limits: minimum and maximum to use instead of the source's own, 0-d or [1] per tensor, else [num_groups] in the order of
-            `qexp.quant.layout`; what lies outside goes to the grid's end. Only for schemes with a clipping range (`CLIPPED`).
+            `qexp.quant.layout`; what lies outside goes to the grid's end. Only for schemes with a clipping range (`clipped`).
 
     Raises:
         UserError: the source is empty, holds NaN or infinity, has no range (constant for the linear map, all zero for the others)
@@ -108,11 +62,9 @@ def quantize_(target: Tensor, source: Tensor, spec: QuantSpec, limits: Limits | 
     """
     if target.shape != source.shape:
         raise UserError("target", list(target.shape), allowed=f"the shape of the source, {list(source.shape)}")
-    scheme = check_spec(spec, limits)
-    quantizer = scheme.quantizer
-    if quantizer is None or spec.mode == "half":
+    if check_spec(spec, limits) is None:
         return _cast_half_(target, source)
-    fitted = fit(source, spec, limits)
+    fitted, quantizer = fit(source, spec, limits), quantizer_of(spec)
     # Stochastic rounding draws in the order of the rows, which encode must share.
     if not issubclass(quantizer, FusedQuantizer) or (spec.rounding == "stochastic" and spec.mode == "int"):
         return target.copy_(fitted.layout.fold(_copy_rows(quantizer, fitted, spec, source)))
@@ -151,8 +103,8 @@ class Fitted:
 @torch.no_grad()
 def fit(source: Tensor, spec: QuantSpec, limits: Limits | None = None) -> Fitted:
     """The parameters that `quantize_` uses, for modes `int` and `float`; arguments and errors as there."""
-    quantizer = check_spec(spec, limits).quantizer
-    assert quantizer is not None and spec.mode != "half"
+    row, quantizer = check_spec(spec, limits), quantizer_of(spec)
+    assert row is not None, "a cast has no parameters"
     layout = layout_of(source.shape, spec)
     whole = spec.granularity in ("per_tensor", "per_channel") or not source.numel()
     if whole:
@@ -163,7 +115,7 @@ def fit(source: Tensor, spec: QuantSpec, limits: Limits | None = None) -> Fitted
     minimum, maximum = minimum.float(), maximum.float()
     if limits is not None:
         minimum, maximum = check_limits(limits, layout.num_groups, source)
-    if quantizer not in (Linear, Affine, ScaleFactor):
+    if row.undefined_on == "zero":
         check_not_zero(minimum, maximum)
     if issubclass(quantizer, FusedQuantizer):
         return Fitted(layout, quantizer.fit((), minimum, maximum, spec))
@@ -176,14 +128,14 @@ def fit(source: Tensor, spec: QuantSpec, limits: Limits | None = None) -> Fitted
 
 def encode_rows(source: Tensor, spec: QuantSpec, fitted: Fitted) -> list[Tensor]:
     """The codes of each part of `layout.rows`, float32."""
-    quantizer, rounding = _quantizer(spec), _rounding(spec)
+    quantizer, rounding = quantizer_of(spec), _rounding(spec)
     rows = fitted.layout.rows(source.float())
     return [quantizer.encode(part, params, spec, rounding) for part, params in zip(rows, fitted.parts(), strict=True)]
 
 
 def decode_rows(codes: list[Tensor], spec: QuantSpec, fitted: Fitted) -> list[Tensor]:
     """The values of each part."""
-    quantizer = _quantizer(spec)
+    quantizer = quantizer_of(spec)
     return [quantizer.decode(part, params, spec) for part, params in zip(codes, fitted.parts(), strict=True)]
 
 
@@ -196,28 +148,34 @@ def _copy_rows(quantizer: type[Quantizer], fitted: Fitted, spec: QuantSpec, sour
     return [quantizer.control(part, params, spec) for part, params in zip(rows, fitted.parts(), strict=True)]
 
 
-def _quantizer(spec: QuantSpec) -> type[Quantizer]:
-    """The quantizer of a spec that has codes."""
-    quantizer = SCHEMES[spec.scheme].quantizer
-    assert quantizer is not None, spec.scheme
+def quantizer_of(spec: QuantSpec) -> type[Quantizer]:
+    """The class of a spec that has codes."""
+    quantizer = SCHEMES.load(spec.scheme)
+    assert isinstance(quantizer, type) and issubclass(quantizer, Quantizer), quantizer
     return quantizer
 
 
-def check_spec(spec: QuantSpec, limits: Limits | None = None) -> Scheme:
-    """The scheme of a spec, or UserError where the spec asks for what its scheme does not have."""
-    scheme = SCHEMES[choose("quant.name", spec.scheme, SCHEMES)]
+def check_spec(spec: QuantSpec, limits: Limits | None = None) -> SchemeInfo | None:
+    """The row of a spec's scheme, None for the cast to fp16; UserError where the spec asks for what its scheme does not have."""
     choose("mode", spec.mode, ("int", "float", "half"))
-    if scheme.quantizer is None or spec.mode == "half":
-        clipped = False
-    else:
-        check_width(spec.scheme, spec.bits)
-        check_control(spec.scheme, spec.mode, spec.bits)
-        check_rounding(spec.scheme, spec.rounding, spec.level)
-        clipped = spec.scheme in CLIPPED
-    if limits is not None and not clipped:
-        where = spec.scheme if spec.mode != "half" else "half"
-        raise UserError("limits", "given", allowed=CLIPPED, remedy=f"{where} has no clipping range.")
-    return scheme
+    row = None if spec.mode == "half" else SCHEMES.choose(spec.scheme, key="quant.name")
+    if row is not None:
+        row.check_width(spec.bits)
+        row.check_control(spec.mode, spec.bits)
+        row.check_rounding(spec.rounding, spec.level)
+        if spec.source and not _is_unchanged(spec.scheme, spec.source, state_of(spec.scheme)):
+            remedy = "Its numbers would be stored as those of the file as it was. Give the command again."
+            raise UserError("quant.factory", spec.scheme, allowed="a file that does not change while it is used", remedy=remedy)
+    if limits is not None and (row is None or not row.clipped):
+        where, names = "half" if row is None else row.name, SCHEMES.names_where(lambda row: row.clipped)
+        raise UserError("limits", "given", allowed=names, remedy=f"{where} has no clipping range.")
+    return row
+
+
+@lru_cache(maxsize=64)
+def _is_unchanged(scheme: str, source: str, state: tuple[object, ...]) -> bool:
+    """True where a user's scheme is what it was when the plan was made; `state` asks again when the file is touched."""
+    return source_hash(scheme) == source
 
 
 def _cast_half_(target: Tensor, source: Tensor) -> Tensor:

@@ -11,11 +11,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from qexp.base.errors import UserError, UserErrors
-from qexp.config.export import FILE_GRANULARITIES, FILE_SCHEMES
+from qexp.config.export import FILE_GRANULARITIES
 from qexp.config.qat_methods import QAT_METHODS
 from qexp.config.root import Config
 from qexp.config.validate import validate
 from qexp.experiment.identity import group_key
+from qexp.quant.scheme_table import SCHEMES
 from qexp.sweep.check_analysis import check_analysis
 
 
@@ -137,9 +138,10 @@ def _check_export(config: Config) -> None:
     if config.mode != "int":
         remedy = "A file holds codes; the float network is exported with float_only=true."
         raise UserError("mode", config.mode, allowed="int in qexp.export", remedy=remedy)
-    if config.quant.name not in FILE_SCHEMES:
+    if not config.quant.row.onnx:
         remedy = "QuantizeLinear has a uniform grid that holds zero."
-        raise UserError("quant", config.quant.name, allowed=f"{', '.join(FILE_SCHEMES)} in qexp.export", remedy=remedy)
+        allowed = f"{', '.join(SCHEMES.names_where(lambda row: row.onnx))} in qexp.export"
+        raise UserError("quant", config.quant.row.name, allowed=allowed, remedy=remedy)
     if weight.granularity not in FILE_GRANULARITIES:
         allowed = f"{' or '.join(FILE_GRANULARITIES)} in qexp.export"
         raise UserError("quant.weight.granularity", weight.granularity, allowed=allowed, remedy="A file has a scale for each.")

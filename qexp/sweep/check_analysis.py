@@ -8,7 +8,6 @@ from pathlib import Path
 from qexp.base.errors import UserError, UserErrors
 from qexp.config.analyze import BUDGETS, READS, TASKS
 from qexp.config.root import Config
-from qexp.quant.scheme_table import check_width
 
 ONE_LAYER = ("sensitivity", "allocate")  # tasks that quantize one layer at a time
 READ_BY = READS | {"image": ("profile",), "evaluate.split": ("profile", "allocate")}
@@ -48,7 +47,7 @@ def _check_one_layer(config: Config) -> None:
         raise UserError("policy.rules", "role: activation", allowed=f"rules about weights {where}", remedy=remedy)
     for width in config.analyze.tried(config.bits, config.task):
         try:
-            check_width(config.quant.name, width)
+            config.quant.row.check_width(width)
         except UserError as error:
             key = "analyze.widths" if config.analyze.widths or config.task == "allocate" else "bits"
             raise UserError(key, width, allowed=error.allowed, remedy=error.remedy) from None

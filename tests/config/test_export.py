@@ -4,14 +4,16 @@ import pytest
 
 from qexp.base.errors import UserError
 from qexp.base.types import QuantSpec
-from qexp.config.export import FILE_GRANULARITIES, FILE_SCHEMES, ExportSettings
+from qexp.config.export import FILE_GRANULARITIES, ExportSettings
 from qexp.deploy.weight_codes import has_codes
-from qexp.quant.scheme_table import GRANULARITIES, SCHEME_NAMES
+from qexp.quant.scheme_table import GRANULARITIES, SCHEMES
 
 
 def test_the_early_check_refuses_what_has_no_codes():
-    held = {(s, g) for s in SCHEME_NAMES for g in GRANULARITIES if has_codes(QuantSpec(scheme=s, bits=8, granularity=g))}
-    assert held == {(scheme, granularity) for scheme in FILE_SCHEMES for granularity in FILE_GRANULARITIES}
+    held = {(s, g) for s in SCHEMES for g in GRANULARITIES if has_codes(QuantSpec(scheme=s, bits=8, granularity=g))}
+    assert held == {
+        (scheme, granularity) for scheme in SCHEMES.names_where(lambda row: row.onnx) for granularity in FILE_GRANULARITIES
+    }
 
 
 def test_one_runtime_or_several(tmp_path):

@@ -43,7 +43,7 @@ def _another(value):
         return not value
     if isinstance(value, int | float):
         return value + 1
-    return "other" if value is None else value + value[:1]
+    return "other" if value is None else value + (value[:1] or ["other"])
 
 
 def leaves(config: Config) -> list[str]:

@@ -1,4 +1,4 @@
-"""Networks by name: seeds, shapes, what is refused; conf/model has one file for each."""
+"""Networks by name: seeds, shapes, what is refused."""
 
 import random
 from pathlib import Path
@@ -6,14 +6,12 @@ from urllib.error import URLError
 
 import pytest
 import torch
-import yaml
-from hydra import compose, initialize_config_dir
 from torch import nn
 
 from qexp.base.errors import UserError
 from qexp.base.outputs import main_output
 from qexp.base.torchvision_compat import torchvision
-from qexp.config.model import NETWORKS, TORCHVISION, ModelSettings, network_names
+from qexp.config.model import NETWORKS, TORCHVISION, ModelSettings
 from qexp.models.build import build_model
 
 CONF = Path(__file__).parents[2] / "conf" / "model"
@@ -183,15 +181,7 @@ def test_default_weights_mistakes(monkeypatch):
         build("resnet20", weights="DEFAULT")
 
 
-def test_every_network_has_its_file():
-    files = {path.stem for path in CONF.glob("*.yaml")} - {"_base"}
-    assert files == set(network_names())
-    for name in files:
-        assert yaml.safe_load((CONF / f"{name}.yaml").read_text()) == {"defaults": ["_base", "_self_"], "name": name}
-
-
-def test_files_compose_to_all_settings():
-    with initialize_config_dir(str(CONF), version_base=None):
-        values = compose("resnet20")
-    assert dict(values) == {"name": "resnet20", "factory": None, "weights": None, "num_classes": None}
+def test_a_choice_composes_to_all_settings(compose):
+    values = compose("model=resnet20")["model"]
+    assert values == {"name": "resnet20", "factory": None, "weights": None, "num_classes": None}
     assert ModelSettings(**values) == ModelSettings(name="resnet20")

@@ -13,8 +13,9 @@ from qexp.base.errors import UserError
 from qexp.base.types import Batch, QuantSpec
 from qexp.config.correct import CorrectSettings
 from qexp.ptq import adaround_loss
-from qexp.ptq.adaround import EVEN_SCHEMES, adaround_
+from qexp.ptq.adaround import adaround_
 from qexp.ptq.adaround_loss import Quadratic, Samples, input_rows, kernel_rows, output_rows
+from qexp.quant.scheme_table import SCHEMES
 from qexp.quant.schemes import quantize_
 
 QUICK = CorrectSettings(adaround=True, adaround_iterations=150)
@@ -82,7 +83,7 @@ def test_better_than_nearest_which_is_better_than_floor_and_ceil(relu):
     assert logit_mse(copied, model) < 0.7 * errors["half_even"] < 0.35 * min(errors["floor"], errors["ceil"])
 
 
-@pytest.mark.parametrize("scheme", EVEN_SCHEMES)
+@pytest.mark.parametrize("scheme", SCHEMES.names_where(lambda row: row.even_steps and row.dequantizes))
 @pytest.mark.parametrize("granularity", ["per_tensor", "per_channel", "per_group"])
 def test_weights_stay_on_the_grid_next_to_where_they_were(scheme, granularity):
     model = seeded(network)

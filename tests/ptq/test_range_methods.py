@@ -15,7 +15,7 @@ from qexp.base.types import QuantSpec
 from qexp.config.calibrate import RANGE_METHODS, CalibrateSettings
 from qexp.ptq.range_methods import bn_range, ema_minmax, find_in_sample, takes_grid, weight_range
 from qexp.ptq.samples import Rows
-from qexp.quant.scheme_table import CLIPPED
+from qexp.quant.scheme_table import SCHEMES
 from qexp.quant.schemes import quantize_
 
 # bits -> best clip in sigmas and its SQNR in dB, and the SQNR with max|x| of a million samples
@@ -190,7 +190,7 @@ def test_mse_moves_the_two_ends_of_an_affine_grid_apart():
     assert float(high) > 0.8 and float(low) > -2
 
 
-@pytest.mark.parametrize("scheme", CLIPPED)
+@pytest.mark.parametrize("scheme", SCHEMES.names_where(lambda row: row.clipped))
 @pytest.mark.parametrize("method", WEIGHT_METHOD_NAMES)
 @settings(max_examples=8)
 @given(data=st.data())

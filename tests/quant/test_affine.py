@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 from qexp.base.errors import UserError
 from qexp.base.types import QParams, QuantSpec
 from qexp.quant.affine import dequantize_affine, fake_quantize_affine, quantize_affine
-from qexp.quant.qparams import GRIDS, choose_qparams
+from qexp.quant.qparams import choose_qparams
 from qexp.quant.ranges import min_max
 from qexp.quant.rounding import ROUNDINGS
+from qexp.quant.scheme_table import SCHEMES
 from qexp.quant.schemes import quantize_
 
 DETERMINISTIC = [name for name in ROUNDINGS if name != "stochastic"]
@@ -51,7 +52,7 @@ def test_reciprocal_is_torch_per_channel(axis):
     assert torch.equal(fake_quantize_affine(x, QParams(scale, zero_point.float(), -8, 7, axis)), expected)
 
 
-@pytest.mark.parametrize("scheme", [name for name in GRIDS if name != "unsigned_symmetric"])
+@pytest.mark.parametrize("scheme", SCHEMES.names_where(lambda row: row.activations and row.ends != "upper"))
 @pytest.mark.parametrize("bits", [2, 4, 8])
 @pytest.mark.parametrize("axis", [None, 0, 1])
 def test_quantize_is_torchs_fake_quantize(scheme, bits, axis):

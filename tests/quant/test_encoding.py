@@ -8,10 +8,8 @@ import torch
 from qexp.base.errors import UserError
 from qexp.base.types import QuantSpec
 from qexp.quant.encoding import decode, encode
-from qexp.quant.scheme_table import CLIPPED, GRANULARITIES, MAX_BITS, MIN_BITS, NEAREST_LEVEL, ROUNDING_NAMES
-from qexp.quant.schemes import SCHEMES, quantize_
-
-GRIDS = [name for name in SCHEMES if name != "half"]
+from qexp.quant.scheme_table import GRANULARITIES, ROUNDING_NAMES, SCHEMES
+from qexp.quant.schemes import quantize_
 
 
 def x_of(view: str = "contiguous") -> torch.Tensor:
@@ -32,17 +30,17 @@ def check(x: torch.Tensor, spec: QuantSpec, limits=None) -> None:
 
 
 @pytest.mark.parametrize("granularity", GRANULARITIES)
-@pytest.mark.parametrize("scheme", GRIDS)
+@pytest.mark.parametrize("scheme", SCHEMES)
 def test_decoded_codes_are_the_copy(scheme, granularity):
     group_size = 7 if granularity == "per_group" else None
     for bits in (1, 2, 3, 4, 8, 16):
-        if MIN_BITS.get(scheme, 1) <= bits <= MAX_BITS.get(scheme, 16):
+        if SCHEMES[scheme].min_bits <= bits <= SCHEMES[scheme].max_bits:
             check(x_of(), QuantSpec(scheme=scheme, bits=bits, granularity=granularity, group_size=group_size))
 
 
 @pytest.mark.parametrize("rounding", ROUNDING_NAMES)
 @pytest.mark.parametrize("arithmetic", ["reciprocal", "divide"])
-@pytest.mark.parametrize("scheme", [name for name in GRIDS if name not in NEAREST_LEVEL])
+@pytest.mark.parametrize("scheme", SCHEMES.names_where(lambda row: row.rounds))
 def test_roundings_and_arithmetics(scheme, arithmetic, rounding):
     for granularity, axis in (("per_tensor", 0), ("per_channel", 1)):
         spec = QuantSpec(scheme=scheme, bits=3, rounding=rounding, arithmetic=arithmetic, granularity=granularity, axis=axis)
@@ -50,14 +48,14 @@ def test_roundings_and_arithmetics(scheme, arithmetic, rounding):
 
 
 @pytest.mark.parametrize("view", ["channels_last", "half", "strided"])
-@pytest.mark.parametrize("scheme", GRIDS)
+@pytest.mark.parametrize("scheme", SCHEMES)
 def test_layouts(scheme, view):
-    bits = min(4, MAX_BITS.get(scheme, 4))
+    bits = min(4, SCHEMES[scheme].max_bits)
     for granularity in ("per_tensor", "per_channel", "per_in_out_channel"):
         check(x_of(view), QuantSpec(scheme=scheme, bits=bits, granularity=granularity))
 
 
-@pytest.mark.parametrize("scheme", CLIPPED)
+@pytest.mark.parametrize("scheme", SCHEMES.names_where(lambda row: row.clipped))
 def test_limits(scheme):
     check(x_of(), QuantSpec(scheme=scheme, bits=4), (torch.tensor(-0.05), torch.tensor(0.1)))
     low, high = -torch.arange(1.0, 7.0) / 50, torch.arange(1.0, 7.0) / 40
@@ -83,11 +81,11 @@ def test_scalars_and_constant_channels():
     check(torch.tensor(0.7), QuantSpec(scheme="affine", bits=4, granularity="per_channel"))
     x = x_of().flatten(1).clone()
     x[1], x[2] = 0, 0.7
-    for scheme in GRIDS:
-        check(x, QuantSpec(scheme=scheme, bits=min(4, MAX_BITS.get(scheme, 4)), granularity="per_channel"))
+    for scheme in SCHEMES:
+        check(x, QuantSpec(scheme=scheme, bits=min(4, SCHEMES[scheme].max_bits), granularity="per_channel"))
 
 
 def test_what_has_no_codes():
-    for spec in (QuantSpec(scheme="half", bits=16), QuantSpec(scheme="affine", bits=4, mode="float")):
+    for spec in (QuantSpec(scheme="half", bits=16, mode="half"), QuantSpec(scheme="affine", bits=4, mode="float")):
         with pytest.raises(UserError, match="integer codes"):
             encode(torch.randn(5), spec)

@@ -8,14 +8,16 @@ import math
 import pytest
 import torch
 
-from qexp.base.errors import UserError
 from qexp.base.types import QuantSpec
 from qexp.quant.encoding import encode
-from qexp.quant.levels import unit_levels
-from qexp.quant.scheme_table import MAX_BITS
+from qexp.quant.scheme_table import SCHEMES
 from qexp.quant.schemes import quantize_
 
 TABLES = ("log2", "apot", "quadratic")
+
+
+def unit_levels(scheme: str, bits: int) -> torch.Tensor:
+    return SCHEMES.load(scheme).unit_levels(bits)
 
 
 def quantized(x: torch.Tensor, **spec) -> torch.Tensor:
@@ -24,14 +26,11 @@ def quantized(x: torch.Tensor, **spec) -> torch.Tensor:
 
 @pytest.mark.parametrize("scheme", TABLES)
 def test_tables(scheme):
-    for bits in range(2, MAX_BITS.get(scheme, 16) + 1):
+    for bits in range(2, SCHEMES[scheme].max_bits + 1):
         levels = unit_levels(scheme, bits)
         assert len(levels) == 2 ** (bits - 1) and levels[0] == 0 and levels[-1] == 1
         assert (levels.diff() > 0).all()
         assert (levels[1:] >= torch.finfo(torch.float32).tiny).all()
-    for bits in {1, MAX_BITS.get(scheme, 16) + 1}:
-        with pytest.raises(UserError, match="bits"):
-            unit_levels(scheme, bits)
 
 
 def test_log2_table():

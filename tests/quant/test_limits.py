@@ -9,9 +9,10 @@ import torch
 
 from qexp.base.errors import UserError
 from qexp.base.types import QuantSpec
-from qexp.quant.scheme_table import CLIPPED, MAX_BITS
-from qexp.quant.schemes import SCHEMES, quantize_
+from qexp.quant.scheme_table import SCHEMES
+from qexp.quant.schemes import quantize_
 
+CLIPPED = SCHEMES.names_where(lambda row: row.clipped)
 LIMITS = (torch.tensor(-1.0), torch.tensor(1.5))
 
 
@@ -46,7 +47,7 @@ def test_limits_of_each_group(scheme):
 
 @pytest.mark.parametrize("scheme", [name for name in SCHEMES if name not in CLIPPED])
 def test_schemes_without_a_clipping_range_refuse_limits(scheme):
-    spec = QuantSpec(scheme=scheme, bits=min(4, MAX_BITS.get(scheme, 4)))
+    spec = QuantSpec(scheme=scheme, bits=min(4, SCHEMES[scheme].max_bits))
     with pytest.raises(UserError, match=f"{scheme} has no clipping range"):
         quantize_(torch.empty(9), torch.randn(9), spec, limits=LIMITS)
 

@@ -15,15 +15,14 @@ from torch import Tensor
 
 from qexp.base.types import QuantSpec
 from qexp.quant.encoding import encode
-from qexp.quant.scheme_table import CLIPPED, MAX_BITS, MIN_BITS
-from qexp.quant.schemes import SCHEMES, decode_rows, encode_rows, fit, quantize_, represents_zero
+from qexp.quant.scheme_table import SCHEMES, represents_zero
+from qexp.quant.schemes import decode_rows, encode_rows, fit, quantize_
 
-GRIDS = [name for name in SCHEMES if name != "half"]
 HALF = ("half_even", "half_up", "half_away")
 UNIFORM = ("linear", "affine", "symmetric", "symmetric_restricted", "scale_factor", "pow2_scale")
 ODD = ("symmetric_restricted", "pow2_scale", "log2", "apot", "quadratic", "ternary")
 # tanh is not linear, and a fixed-point format knows no scale
-SCALING = [name for name in GRIDS if name not in ("linear_raw", "dorefa", "fixed_point")]
+SCALING = [name for name in SCHEMES if name not in ("linear_raw", "dorefa", "fixed_point")]
 
 VALUES = st.lists(st.floats(-100, 100, width=32), min_size=3, max_size=40).filter(
     lambda v: max(v) > 1e-3 and max(v) - min(v) > 1e-3
@@ -31,7 +30,7 @@ VALUES = st.lists(st.floats(-100, 100, width=32), min_size=3, max_size=40).filte
 
 
 def widths(scheme: str) -> st.SearchStrategy[int]:
-    return st.integers(MIN_BITS.get(scheme, 1), min(10, MAX_BITS.get(scheme, 16)))
+    return st.integers(SCHEMES[scheme].min_bits, min(10, SCHEMES[scheme].max_bits))
 
 
 def quantized(x: Tensor, spec: QuantSpec, limits: tuple[Tensor, Tensor] | None = None) -> Tensor:
@@ -44,7 +43,7 @@ def again(x: Tensor, spec: QuantSpec, source: Tensor) -> Tensor:
     return fitted.layout.fold(decode_rows(encode_rows(x, spec, fitted), spec, fitted))
 
 
-@pytest.mark.parametrize("scheme", [name for name in GRIDS if name not in ("linear_raw", "dorefa", "ternary")])
+@pytest.mark.parametrize("scheme", [name for name in SCHEMES if name not in ("linear_raw", "dorefa", "ternary")])
 @settings(max_examples=40)
 @given(data=st.data(), values=VALUES)
 def test_idempotent_at_fixed_parameters(scheme, data, values):
@@ -59,7 +58,7 @@ def test_idempotent_at_fixed_parameters(scheme, data, values):
         assert torch.equal(twice, once)
 
 
-@pytest.mark.parametrize("scheme", GRIDS)
+@pytest.mark.parametrize("scheme", SCHEMES)
 @settings(max_examples=40)
 @given(data=st.data(), values=VALUES, axis=st.sampled_from([None, 0]))
 def test_monotone(scheme, data, values, axis):
@@ -89,7 +88,7 @@ def test_scales_with_powers_of_two(scheme, data, values, power):
     assert torch.equal(quantized(x * factor, spec), quantized(x, spec) * factor)
 
 
-@pytest.mark.parametrize("scheme", [name for name in SCHEMES if SCHEMES[name].zero_representable])
+@pytest.mark.parametrize("scheme", SCHEMES.names_where(lambda row: row.zero == "always"))
 @settings(max_examples=30)
 @given(data=st.data(), values=VALUES, shift=st.sampled_from([0.0, 200.0]))
 def test_zero_stays_zero(scheme, data, values, shift):
@@ -99,7 +98,7 @@ def test_zero_stays_zero(scheme, data, values, shift):
     assert represents_zero(spec) and quantized(x, spec)[0] == 0
 
 
-@pytest.mark.parametrize("scheme", GRIDS)
+@pytest.mark.parametrize("scheme", SCHEMES)
 @settings(max_examples=40)
 @given(data=st.data(), values=VALUES)
 def test_level_count_and_permutation(scheme, data, values):
@@ -136,7 +135,7 @@ def test_error_bounds_inside_the_grid(scheme, rounding, data, values):
     assert ((error >= low - slack) & (error <= high + slack)).all()
 
 
-@pytest.mark.parametrize("scheme", [name for name in CLIPPED if name != "linear_raw"])
+@pytest.mark.parametrize("scheme", SCHEMES.names_where(lambda row: row.clipped and row.dequantizes))
 def test_outside_the_error_is_the_distance_to_the_end(scheme):
     limits = (torch.tensor(-1.0), torch.tensor(1.0))
     spec = QuantSpec(scheme=scheme, bits=4)

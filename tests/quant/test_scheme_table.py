@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -14,10 +15,10 @@ from qexp.base.types import Plan, PlanRow, QuantSpec, TensorInfo
 from qexp.config.policy import PolicySettings
 from qexp.config.quant import QuantSettings, WeightQuantSettings
 from qexp.policy.plan import make_plan
-from qexp.quant.scheme_table import READS, SCHEME_NAMES, code_range
-from qexp.quant.schemes import SCHEMES
+from qexp.quant.scheme_table import OWN_SETTINGS, SCHEMES, code_range
 
-CONF = Path(__file__).parents[2] / "conf" / "quant"
+ROOT = Path(__file__).parents[2]
+CONF, PAGE = ROOT / "conf" / "quant", ROOT / "docs" / "quantizers.md"
 
 
 def info(shape: tuple[int, ...], name: str = "conv.weight", **others) -> TensorInfo:
@@ -31,20 +32,30 @@ def plan(*infos: TensorInfo, bits: int = 4, mode: str = "int", name: str = "affi
     return make_plan(infos, policy=PolicySettings(), quant=quant, bits=bits, mode=mode)
 
 
-def test_every_scheme_has_its_file():
-    assert tuple(name for name in SCHEMES if name != "half") == SCHEME_NAMES
+def test_the_base_holds_the_defaults():
     base = yaml.safe_load((CONF / "_base.yaml").read_text())
     assert base == asdict(QuantSettings())
-    assert {path.stem for path in CONF.glob("*.yaml")} == {"_base", *SCHEME_NAMES}
-    for name in SCHEME_NAMES:
-        text = (CONF / f"{name}.yaml").read_text()
-        assert text.startswith("# ") and yaml.safe_load(text) == {"defaults": ["_base", "_self_"], "name": name}
 
 
 def test_what_is_read_is_a_setting_of_a_scheme():
-    for key, schemes in READS.items():
+    assert {key for row in SCHEMES.values() for key in row.reads} == set(OWN_SETTINGS)
+    for key in OWN_SETTINGS:
         assert hasattr(WeightQuantSettings(), key) and hasattr(QuantSpec(scheme="affine", bits=8), key)
-        assert set(schemes) <= set(SCHEME_NAMES)
+
+
+def test_the_page_says_what_the_rows_say():
+    """docs/quantizers.md: | name | map | codes | bits | zero exact | stored beside the codes, bytes |."""
+    lines = [line.strip("|").split(" | ") for line in PAGE.read_text().splitlines() if line.startswith("| `")]
+    assert [line[0].strip(" `") for line in lines] == list(SCHEMES)
+    for (_, _, codes, bits, zero, stored), row in zip(lines, SCHEMES.values(), strict=True):
+        low, high = row.min_bits, row.max_bits
+        ends = codes.removeprefix("+-").replace("^", "**")
+        written = [eval(part, {"b": high}) for part in re.split(" to |, ", ends)]
+        written = [-written[0], written[0]] if codes.startswith("+-") else written
+        assert (written[0], written[-1]) == row.code_range(high), row.name
+        assert bits == (str(low) if low == high else f"{low}-{high}"), row.name
+        assert zero == {"always": "yes", "never": "no"}.get(row.zero, f"with `{row.zero}`"), row.name
+        assert eval(stored.partition(";")[0].replace("^", "**"), {"b": high}) == row.group_bytes(high), row.name
 
 
 @pytest.mark.parametrize(

@@ -42,7 +42,18 @@ def is_control(frame: pd.DataFrame) -> pd.Series:
 
 def columns_of_others() -> frozenset[str]:
     """Names that columns of tables and curves in MLflow have, and no metric of the user's own may have."""
-    added = ("run", "num_epochs", "protocol", "vs_control", "p_holm", "vs_best", "is_last", "num_seeds", "versions")
+    added = (
+        "run",
+        "num_epochs",
+        "protocol",
+        "vs_control",
+        "p_holm",
+        "vs_best",
+        "is_last",
+        "num_seeds",
+        "versions",
+        "trained_with",
+    )
     curves = ("train_loss", "train_prec1", "lr")
     return frozenset((*TABLE_COLUMNS, *COLUMNS, *ADDED, *STATISTICS, *LINEAGE, *METRICS, *added, *curves))
 
