@@ -21,7 +21,9 @@ TABLE_COLUMNS = (
     "trained_by", "reused", "time_ms",
 )  # fmt: skip
 # Of `qexp.reporting.statistics.paired`, where they were computed.
-PAIRED = ("ci_low", "ci_high", "p_value", "lost", "gained", "disagreement", "loss_bound", "p_loss", "non_inferior")
+PAIRED = ("ci_low", "ci_high", "p_value", "lost", "gained", "disagreement", "loss_bound", "p_loss", "p_equivalent")
+# What is claimed of a table's rows together, of `qexp.reporting.statistics.verdict`.
+CLAIMS = ("p_holm", "p_loss_holm", "non_inferior", "equivalent", "vs_best")
 STATISTICS = ("prec1_low", "prec1_high", *PAIRED)
 Family = tuple[str, ...]  # policy, quantizer, granularity, input
 MODE_ORDER = {"int": 0, "float": 1, "half": 2}
@@ -47,15 +49,13 @@ def columns_of_others() -> frozenset[str]:
         "num_epochs",
         "protocol",
         "vs_control",
-        "p_holm",
-        "vs_best",
         "is_last",
         "num_seeds",
         "versions",
         "trained_with",
     )
     curves = ("train_loss", "train_prec1", "lr")
-    return frozenset((*TABLE_COLUMNS, *COLUMNS, *ADDED, *STATISTICS, *LINEAGE, *METRICS, *added, *curves))
+    return frozenset((*TABLE_COLUMNS, *COLUMNS, *ADDED, *STATISTICS, *CLAIMS, *LINEAGE, *METRICS, *added, *curves))
 
 
 def own_metrics(table: pd.DataFrame) -> list[MetricInfo]:

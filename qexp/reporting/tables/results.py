@@ -15,7 +15,8 @@ from qexp.config.metrics import ALWAYS, MetricInfo
 from qexp.reporting.frames.comparison import has_qat, shared_words
 from qexp.reporting.frames.jobs import variant_states
 from qexp.reporting.frames.summary import CONTROL, is_control, is_float, seed_table, summarize
-from qexp.reporting.statistics.verdict import ALIKE, BEST, EXPLAINED, WORSE, Verdict
+from qexp.reporting.statistics.pairs import ALIKE, BEST, WORSE
+from qexp.reporting.statistics.verdict import EXPLAINED, Verdict
 from qexp.reporting.tables.columns import DESCRIBING, GRID, Filled
 from qexp.reporting.tables.metric_cells import is_accuracy, metric_cells, number_text
 from qexp.reporting.tables.render import Display, csv_text, numbers_text
