@@ -11,7 +11,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from qexp.base.errors import UserError
-from qexp.base.table import Table
+from qexp.base.table import Table, lines
 from qexp.reporting.figures.accuracy import prec1_by_bits, prec1_by_epoch
 from qexp.reporting.figures.confusion import draw_matrix
 from qexp.reporting.figures.cost import prec1_by_bops, prec1_by_cost, prec1_by_size
@@ -135,8 +135,10 @@ def write_report(
         verdict = replace(verdict, digest=compact[1] if compact else "", protocols=protocols.sentences)
         words = [textwrap.fill(text, 130) for text in (*verdict.protocols, *verdict.sentences, *verdict.gaps)]
         rounded = [display(verdict.table, wide=True, metrics=verdict.metrics).table]
-        rounded += [seeds_display(verdict.seeds, verdict.table, verdict.metrics)] if len(verdict.seeds) else []
-        screen = [format_table(verdict.table, verdict.metrics), *(["\n".join(words)] if words else [])]
+        if len(verdict.seeds):
+            rounded.append(seeds_display(verdict.seeds, verdict.table, verdict.metrics))
+            screen = ["\n".join(["mean +- sd over seeds", "", *lines(rounded[-1], rule=True)])]
+        screen += [format_table(verdict.table, verdict.metrics), *(["\n".join(words)] if words else [])]
     tables = [*write_tables(name, records, folder, sweeps, jobs, verdict).values()]
     tables += write_exports(name, exports, folder)
     tables += write_asked(folder, made)

@@ -27,6 +27,7 @@ VS_CONTROL = (
     "vs control in points against the float control: trained in float from the same weights with the same recipe and seed, "
     "after the same epoch"
 )
+MEANS = "Mean +- standard deviation (ddof 1)."
 MARKS = {"vs best": {BEST: "best", ALIKE: "alike", WORSE: "worse"}}
 
 
@@ -132,7 +133,7 @@ def markdown(
         parts += ["## Which differences are real", "\n".join(f"- {sentence}" for sentence in words)]
         parts += [EXPLAINED] if table["p_value"].notna().any() else []
     if len(seeds):
-        parts += ["## Repeated seeds", "Mean +- standard deviation (ddof 1)." + seeds_explained(seeds)]
+        parts += ["## Repeated seeds", MEANS + seeds_explained(seeds)]
         parts.append(markdown_table(seeds_display(seeds, table, metrics)))
     if sweeps:
         parts += ["## How this was made", "\n".join(_sweep_line(sweep) for sweep in sweeps)]
