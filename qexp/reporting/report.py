@@ -19,7 +19,7 @@ from qexp.reporting.figures.layers import sensitivity_map, sqnr_map
 from qexp.reporting.figures.style import save
 from qexp.reporting.figures.variants import prec1_by_variant
 from qexp.reporting.frames.jobs import format_jobs, load_jobs, variant_states
-from qexp.reporting.frames.layers import histogram_sheets, load_layers
+from qexp.reporting.frames.layers import histogram_sheets, load_layers, with_choices
 from qexp.reporting.frames.load import load_asked, load_records, load_sweeps
 from qexp.reporting.frames.predictions import FILE, load_predictions, write_compact
 from qexp.reporting.frames.protocol import MixedProtocolsError, find_protocols
@@ -120,6 +120,7 @@ def write_report(
             "name", name, allowed="an experiment with at least one evaluation", remedy="Run python -m qexp.train first."
         )
     folder, runs = Path(results_dir) / name, load_runs(name, runs_dir)
+    records = with_choices(records, folder)
     exports, sweeps = load_exports(name, runs_dir), load_sweeps(name, runs_dir)
     verdict, made, screen, rounded = None, Made(), [], []  # for the screen: texts below each other
     if not records.empty:

@@ -99,7 +99,7 @@ class ChangeTracker:
                 changes.texts.setdefault(run, {})[name] = text
 
     def _end(self, row: Row) -> Row:
-        """An end stands where it was if the run was opened again and measured nothing new: else MLflow counts the pause as work."""
+        """An end stays where it was if the run measured nothing new since: MLflow would count the pause as work."""
         return row | {"time_ms": self._ended_ms.setdefault(row["run"], row["time_ms"])}
 
     def _take_alarms(self, row: Row, changes: Changes) -> None:

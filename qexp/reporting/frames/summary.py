@@ -48,6 +48,7 @@ def columns_of_others() -> frozenset[str]:
         "run",
         "num_epochs",
         "protocol",
+        "widths",
         "vs_control",
         "is_last",
         "num_seeds",
@@ -62,6 +63,12 @@ def own_metrics(table: pd.DataFrame) -> list[MetricInfo]:
     """The user's own metrics of a table, of which it has no more than the names: whatever no other column is called."""
     names = [str(name) for name in table if name not in columns_of_others() and not str(name).startswith("param.")]
     return [replace(METRICS["prec1"], name=name, always=False) for name in names]
+
+
+def widths_of(frame: pd.DataFrame) -> list[str]:
+    """The width of each row's weights in words: `4`, or `3-6, mean 4.0` where layers have widths of their own."""
+    own = frame["widths"] if "widths" in frame else [""] * len(frame)
+    return [text or f"{bits:g}" for text, bits in zip(own, frame["bits"], strict=True)]
 
 
 def summarize(
@@ -101,6 +108,8 @@ def summarize(
         table["vs_control"] = points_against_control(table, records)
         columns.insert(columns.index("delta_prec1") + 1, "vs_control")
         columns += LINEAGE
+    if "widths" in table:
+        columns.insert(columns.index("bits") + 1, "widths")
     if "protocol" in table:
         columns.insert(0, "protocol")
     before_kl = columns.index("kl")

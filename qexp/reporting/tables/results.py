@@ -14,7 +14,7 @@ from qexp.base.text import MIB
 from qexp.config.metrics import ALWAYS, MetricInfo
 from qexp.reporting.frames.comparison import has_qat, shared_words
 from qexp.reporting.frames.jobs import variant_states
-from qexp.reporting.frames.summary import CONTROL, is_control, is_float, seed_table, summarize
+from qexp.reporting.frames.summary import CONTROL, is_control, is_float, seed_table, summarize, widths_of
 from qexp.reporting.statistics.pairs import ALIKE, BEST, WORSE
 from qexp.reporting.statistics.verdict import EXPLAINED, Verdict
 from qexp.reporting.tables.columns import DESCRIBING, GRID, Filled
@@ -175,7 +175,7 @@ def display(table: pd.DataFrame, *, wide: bool = False, metrics: Sequence[Metric
     if several:
         add("label", list(table["label"]))
     add("variant", [f"{name} {mark}".strip() for name, mark in zip(names, marks, strict=True)])
-    add("bits", list(table["bits"]))
+    add("bits", widths_of(table))
     add("mode", _modes(table))
     gridded = variants[variants["mode"] != "half"] if (variants["mode"] != "half").any() else variants
     for name in GRID:
@@ -268,6 +268,8 @@ def seeds_display(seeds: pd.DataFrame, table: pd.DataFrame, metrics: Sequence[Me
     words = _shared(table)
     named = {label.text: label.without(words).text for label in table["named"]}
     values = {name: list(seeds[name]) for name in DESCRIBING if name in seeds}
+    widths = dict(zip(zip(table["variant"], table["bits"], strict=True), widths_of(table), strict=True))
+    values |= {"bits": [widths[pair] for pair in zip(seeds["variant"], seeds["bits"], strict=True)]}
     values |= {"variant": [named[name] for name in seeds["variant"]], "mode": list(seeds["mode"].mask(is_float(seeds), ""))}
     groups = ["group"] if seeds["group"].nunique() > 1 else []
     differing = [name for name in GRID if gridded[name].nunique() > 1]
