@@ -9,7 +9,7 @@ import pandas as pd
 from qexp.base.errors import UserError
 from qexp.reporting.frames.load import load_records
 from qexp.reporting.frames.predictions import KEY_COLUMNS, load_predictions
-from qexp.reporting.frames.summary import summarize
+from qexp.reporting.frames.summary import CLAIMS, summarize
 from qexp.reporting.statistics.paired import with_statistics
 from qexp.reporting.statistics.verdict import compare_variants
 from qexp.reporting.tables.card import load_runs
@@ -21,7 +21,7 @@ def load(name: str, runs_dir: str | Path = "runs") -> pd.DataFrame:
     Columns: the fields of `qexp.tracking.record.Record` (`prec1`, `loss`, `bits`, `epoch`, `n`, ...); `label` and `group` of the
     training; `param.<key>` for each setting that any run has (`param.train.lr`); the intervals and tests of
     `qexp.reporting.statistics.paired.with_statistics` where predictions were kept; `is_last`, true in each variant's last row;
-    and of the last rows, as in `table.csv`, `p_holm` and `vs_best`; where evaluations followed several protocols, `protocol`, a
+    and of the last rows, as in `table.csv`, `CLAIMS`; where evaluations followed several protocols, `protocol`, a
     letter: rows of different letters are no comparison.
 
     Figures are functions of it: `prec1_by_epoch` and `prec1_by_bits` in `qexp.reporting.figures.accuracy`, `prec1_by_size` in
@@ -44,7 +44,7 @@ def load(name: str, runs_dir: str | Path = "runs") -> pd.DataFrame:
     table = compare_variants(summarize(records), records, stored).table
     last = records.groupby(["training", "variant_key", "split", "n"])["epoch"].transform("max")
     frame = _configured(records.assign(is_last=records["epoch"] == last), name, runs_dir)
-    return frame.merge(table[[*KEY_COLUMNS, "p_holm", "vs_best"]].drop_duplicates(KEY_COLUMNS), on=KEY_COLUMNS, how="left")
+    return frame.merge(table[[*KEY_COLUMNS, *CLAIMS]].drop_duplicates(KEY_COLUMNS), on=KEY_COLUMNS, how="left")
 
 
 def _configured(records: pd.DataFrame, name: str, runs_dir: str | Path) -> pd.DataFrame:

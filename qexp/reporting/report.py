@@ -11,7 +11,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from qexp.base.errors import UserError
-from qexp.base.table import Table
+from qexp.base.table import Table, lines
 from qexp.reporting.figures.accuracy import prec1_by_bits, prec1_by_epoch
 from qexp.reporting.figures.confusion import draw_matrix
 from qexp.reporting.figures.cost import prec1_by_bops, prec1_by_cost, prec1_by_size
@@ -19,7 +19,7 @@ from qexp.reporting.figures.layers import sensitivity_map, sqnr_map
 from qexp.reporting.figures.style import save
 from qexp.reporting.figures.variants import prec1_by_variant
 from qexp.reporting.frames.jobs import format_jobs, load_jobs, variant_states
-from qexp.reporting.frames.layers import histogram_sheets, load_layers
+from qexp.reporting.frames.layers import histogram_sheets, load_layers, with_choices
 from qexp.reporting.frames.load import load_asked, load_records, load_sweeps
 from qexp.reporting.frames.predictions import FILE, load_predictions, write_compact
 from qexp.reporting.frames.protocol import MixedProtocolsError, find_protocols
@@ -114,13 +114,13 @@ def write_report(
         MixedProtocolsError: its evaluations follow several protocols, and `mixed` does not ask for that; nothing is written.
     """
     wanted, asked = check_asked(metrics), load_asked(name, runs_dir)
-    records, jobs = load_records(name, runs_dir), load_jobs(name, runs_dir)
+    folder = Path(results_dir) / name
+    records, jobs = with_choices(load_records(name, runs_dir), folder), load_jobs(name, runs_dir)
     if records.empty and jobs.empty:
         raise UserError(
             "name", name, allowed="an experiment with at least one evaluation", remedy="Run python -m qexp.train first."
         )
-    folder, runs = Path(results_dir) / name, load_runs(name, runs_dir)
-    exports, sweeps = load_exports(name, runs_dir), load_sweeps(name, runs_dir)
+    runs, exports, sweeps = load_runs(name, runs_dir), load_exports(name, runs_dir), load_sweeps(name, runs_dir)
     verdict, made, screen, rounded = None, Made(), [], []  # for the screen: texts below each other
     if not records.empty:
         protocols = find_protocols(records, {key: run["params"] for key, run in runs.items()})
@@ -136,7 +136,8 @@ def write_report(
         words = [textwrap.fill(text, 130) for text in (*verdict.protocols, *verdict.sentences, *verdict.gaps)]
         rounded = [display(verdict.table, wide=True, metrics=verdict.metrics).table]
         rounded += [seeds_display(verdict.seeds, verdict.table, verdict.metrics)] if len(verdict.seeds) else []
-        screen = [format_table(verdict.table, verdict.metrics), *(["\n".join(words)] if words else [])]
+        screen = ["\n".join(["mean +- sd over seeds", "", *lines(table, rule=True)]) for table in rounded[1:]]
+        screen += [format_table(verdict.table, verdict.metrics), *(["\n".join(words)] if words else [])]
     tables = [*write_tables(name, records, folder, sweeps, jobs, verdict).values()]
     tables += write_exports(name, exports, folder)
     tables += write_asked(folder, made)
@@ -151,10 +152,8 @@ def write_report(
         on_page = [Drawn(paths[-1], *captions[stem]) for stem, paths in drawn.items()]
         on_page += [Drawn(path, f"Histograms: {label}", HISTOGRAMS, folded=True) for label, path in histogram_sheets(folder)]
         more = asked_for_page(made.tables)
-        page = write_page(
-            name, folder, verdict, card=card, figures=on_page, more=more, exports=exports_for_page(exports), sweeps=sweeps
-        )
-        tables.append(page)
+        shown = exports_for_page(exports)
+        tables.append(write_page(name, folder, verdict, card=card, figures=on_page, more=more, exports=shown, sweeps=sweeps))
     files = tuple(path for paths in drawn.values() for path in paths)
     return Report(name, folder, "\n\n".join(screen), tuple(tables), files, tuple(rounded))
 

@@ -49,13 +49,18 @@ class NonInferiority:
         """Both one-sided tests reject (TOST): the whole interval lies within +-margin."""
         return self.holds and self.interval.high < self.margin
 
+    @property
+    def p_equivalent(self) -> float:
+        """Of a difference of at least the margin, whichever way: the larger of both."""
+        return max(self.p_value, self.p_gain)
+
 
 def non_inferiority(paired: Paired, *, margin: float = MARGIN, alpha: float = 0.05) -> NonInferiority:
     """Test that B loses less than `margin` points against A.
 
     The two one-sided tests (TOST), each Tango's score test (`qexp.stats.score`) of a difference of exactly the margin, and the
-    interval that belongs to them. Not the bootstrap: without flips that is the point 0 whatever n is, and would call 20 images
-    proof of no loss. Where the true loss is the margin, `holds` errs in 2 to 5 % of repetitions at alpha 0.05. Like every
+    interval that belongs to them. Where the true loss is the margin, `holds` errs in at most about 5 % of repetitions at alpha
+    0.05; of many such claims p values are adjusted (`qexp.stats.family.adjust`). Like every
     interval of this package but those over seeds, it is about new test images for these two trained networks.
 
     Args:

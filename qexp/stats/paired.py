@@ -13,14 +13,16 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.stats import binom, norm
+from scipy.optimize import bisect
+from scipy.stats import binom
 
 from qexp.base.checks import check_range
 from qexp.base.errors import UserError
-from qexp.stats.inputs import SAME_IMAGES, as_correct, check_counts, check_same_images, check_same_length, check_share
+from qexp.stats.inputs import SAME_IMAGES, as_correct, check_same_images, check_same_length, check_share
 from qexp.stats.interval import Interval
+from qexp.stats.score import score_interval
 
-DRAWS = 10_000  # of a bootstrap
+POWER_TAIL = 1e-12  # chance of numbers of flips that a power is not summed over
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +33,7 @@ class Paired:
         n: images.
         n10: images right in A and wrong in B.
         n01: images wrong in A and right in B.
-        interval: of `difference`, points; the paired percentile bootstrap of `bootstrap_interval`.
+        interval: of `difference`, points; `qexp.stats.score.score_interval`, which holds with few flips and with none.
         p_value: of the exact McNemar test, two-sided, of equal accuracy.
         disagreement: share of images for which the two predict different classes, percent, which counts images that both get
             wrong too; None where the predicted classes were not given.
@@ -69,8 +71,6 @@ def compare(
     classes_a: ArrayLike | None = None,
     classes_b: ArrayLike | None = None,
     level: float = 0.95,
-    draws: int = DRAWS,
-    seed: int = 0,
 ) -> Paired:
     """Compare B with A image by image.
 
@@ -83,8 +83,6 @@ def compare(
             any other.
         classes_b: [n] integers, likewise of B.
         level: of the interval.
-        draws: of the bootstrap.
-        seed: of the bootstrap.
 
     Raises:
         UserError: no images, or not the same ones.
@@ -105,7 +103,7 @@ def compare(
         check_same_length({"A": n, "the classes of A": len(first), "the classes of B": len(second)})
         disagreement = 100 * int(np.count_nonzero(first != second)) / n
     n10, n01 = int(np.count_nonzero(a & ~b)), int(np.count_nonzero(~a & b))
-    return compare_counts(n10, n01, n, disagreement=disagreement, level=level, draws=draws, seed=seed)
+    return compare_counts(n10, n01, n, disagreement=disagreement, level=level)
 
 
 def compare_counts(
@@ -115,8 +113,6 @@ def compare_counts(
     *,
     disagreement: float | None = None,
     level: float = 0.95,
-    draws: int = DRAWS,
-    seed: int = 0,
 ) -> Paired:
     """`compare` from the counts, which hold all that correctness says about the difference.
 
@@ -124,55 +120,9 @@ def compare_counts(
     >>> paired.difference, round(paired.p_value, 4), round(paired.se, 2)
     (-2.15, 0.0023, 0.69)
     """
-    interval = bootstrap_interval(n10, n01, n, level=level, draws=draws, seed=seed)
+    interval = score_interval(n10, n01, n, level=level)
     p_value = float(mcnemar(n10, n01))
     return Paired(n=int(n), n10=int(n10), n01=int(n01), interval=interval, p_value=p_value, disagreement=disagreement)
-
-
-def bootstrap_interval(
-    n10: int, n01: int, n: int, *, level: float = 0.95, draws: int = DRAWS, seed: int = 0
-) -> Interval:  # fmt: skip
-    """Paired percentile bootstrap interval of the difference, points.
-
-    Images are resampled with replacement, each with the results of both. The difference depends on a resample's counts alone, and
-    these are multinomial: (N10, N01, rest) ~ Multinomial(n; n10/n, n01/n, rest/n). So counts are drawn, not images, and
-    nothing is approximated by it. The ends are the (1 - level)/2 and (1 + level)/2 quantiles of 100 (N01 - N10)/n. B against A
-    gives exactly the mirrored interval of A against B.
-
-    It covers the difference on the population of images. It needs flips to resample: with twenty or more it covers in 94 to
-    95 % of repetitions at level 0.95, with about three in 84 %, and without any it is the point 0;
-    `qexp.stats.score.score_interval` holds there too.
-
-    Args:
-        n10: images right in A and wrong in B.
-        n01: images wrong in A and right in B.
-        n: images.
-        level: of the interval.
-        draws: number of resamples.
-        seed: of numpy's default generator; the same on every machine for one numpy.
-
-    Raises:
-        UserError: counts that cannot be.
-
-    Source: Efron and Tibshirani, An Introduction to the Bootstrap (1993), chapter 13.
-
-    >>> bootstrap_interval(4, 4, 2000)
-    Interval(low=-0.3, high=0.3, level=0.95)
-    """
-    check_counts(n10, n01, n)
-    check_share("level", level)
-    check_range("draws", draws, 1)
-    # The larger count first, so that the order of the two networks changes the sign and nothing else.
-    larger, smaller = max(n10, n01), min(n10, n01)
-    counts = np.random.default_rng(seed).multinomial(n, [larger / n, smaller / n, (n - larger - smaller) / n], size=draws)
-    change = counts[:, 0] - counts[:, 1]
-    if larger == smaller:
-        high = float(np.quantile(np.abs(change), level))
-        low = 0.0 - high
-    else:
-        low, high = (float(end) for end in np.quantile(change, [(1 - level) / 2, (1 + level) / 2]))
-    interval = Interval(100 * low / n, 100 * high / n, level)
-    return interval if n01 >= n10 else interval.mirrored()
 
 
 def mcnemar(n10: ArrayLike, n01: ArrayLike) -> NDArray[np.float64]:
@@ -195,29 +145,67 @@ def mcnemar(n10: ArrayLike, n01: ArrayLike) -> NDArray[np.float64]:
     return np.minimum(1.0, 2 * binom.cdf(np.minimum(n10, n01), np.add(n10, n01), 0.5))
 
 
-def minimum_detectable_effect(discordant: float, n: int, *, power: float = 0.8, alpha: float = 0.05) -> float:
-    """The smallest difference that a paired test on n images finds with probability `power`, points.
+def mcnemar_power(discordant: float, difference: float, n: int, *, alpha: float = 0.05) -> float:
+    """The probability that the exact McNemar test on n new images finds a true difference.
 
-    100 (z_{1 - alpha/2} + z_power) sqrt(discordant/100)/sqrt(n); the factor is 2.80 for 80 % and 5 %.
+    Sum over m of P(M = m) P(p(X, m - X) <= alpha), M ~ Binomial(n, r), X ~ Binomial(m, (r + d)/2r), r = discordant/100,
+    d = difference/100: how many images flip is left to chance, as it is.
 
     Args:
         discordant: share of images on which exactly one of the two networks is right, percent (`Paired.discordant`).
+        difference: true difference, points; at most `discordant` either way.
         n: images.
-        power: probability that the difference is found.
-        alpha: of the two-sided test.
+        alpha: that p must not exceed.
 
-    Source: Connor, Sample size for testing differences in proportions for the paired-sample design, Biometrics 43 (1987), without
-    its d^2 term, which is small where differences are.
+    Raises:
+        UserError: a difference larger than the share of images that could make it.
 
-    >>> round(minimum_detectable_effect(2, 10_000), 2), round(minimum_detectable_effect(2, 2000), 2)
-    (0.4, 0.89)
+    Source: Connor, Sample size for testing differences in proportions for the paired-sample design, Biometrics 43 (1987), with
+    the exact distribution in place of its approximation, whose d^2 term is not small where most flips go one way.
+
+    >>> round(mcnemar_power(2.0, 0.41, 10_000), 2), round(mcnemar_power(0.02, 0.02, 1000), 2)  # it takes six flips
+    (0.81, 0.0)
     """
     if n < 1:
         raise UserError("n", n, allowed="at least one image")
     check_range("discordant", discordant, 0, 100)
-    check_share("power", power)
+    check_range("difference", abs(difference), 0, discordant)
     check_share("alpha", alpha)
-    return 100 * float(norm.ppf(1 - alpha / 2) + norm.ppf(power)) * math.sqrt(discordant / 100 / n)
+    if discordant == 0:
+        return 0.0
+    share = discordant / 100
+    flips = np.arange(binom.ppf(POWER_TAIL, n, share), binom.isf(POWER_TAIL, n, share) + 1)
+    # The most flips of the rarer way with p <= alpha; -1 where even none is too many.
+    most = binom.ppf(alpha / 2, flips, 0.5)
+    most -= mcnemar(most, flips - most) > alpha
+    to_b = (discordant + difference) / (2 * discordant)
+    seen = binom.cdf(most, flips, to_b) + binom.cdf(most, flips, 1 - to_b)
+    return float(np.clip((binom.pmf(flips, n, share) * seen).sum(), 0.0, 1.0))
+
+
+def minimum_detectable_effect(discordant: float, n: int, *, power: float = 0.8, alpha: float = 0.05) -> float | None:
+    """The smallest difference that the exact McNemar test on n images finds with probability `power`, points.
+
+    None where even one that all flips make is found less often.
+
+    Args:
+        discordant: as in `mcnemar_power`.
+        n: images.
+        power: probability that the difference is found.
+        alpha: that p must not exceed.
+
+    >>> round(minimum_detectable_effect(2, 10_000), 2), round(minimum_detectable_effect(2, 2000), 2)
+    (0.4, 0.91)
+    >>> minimum_detectable_effect(0.28, 1800)  # about five flips
+    """
+    check_share("power", power)
+    if mcnemar_power(discordant, discordant, n, alpha=alpha) < power:
+        return None
+
+    def missing(difference: float) -> float:
+        return mcnemar_power(discordant, difference, n, alpha=alpha) - power
+
+    return float(bisect(missing, 0.0, discordant, xtol=1e-6)) if missing(0.0) < 0 else 0.0
 
 
 def _check_both(what: str, a: object | None, b: object | None) -> None:

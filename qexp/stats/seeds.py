@@ -13,8 +13,8 @@ from qexp.base.checks import check_range
 from qexp.base.errors import UserError
 from qexp.stats.inputs import SAME_IMAGES, as_correct, as_finite, check_share
 from qexp.stats.interval import Interval
-from qexp.stats.paired import DRAWS
 
+DRAWS = 10_000  # resamples of a bootstrap
 CHUNK = 2_000_000  # counts that a bootstrap holds at once
 
 
@@ -93,7 +93,7 @@ def hierarchical_bootstrap(
     Each draw resamples the S seeds with replacement, then the n images once for all seeds, since all are scored on the same
     test set and an image that is hard for one is hard for the others; images resampled for each seed apart would count as S
     test sets, and the interval would be too short. Percentiles of 100 sum_si w_s v_i x_si/(S n), w and v multinomial. Images
-    with equal results over all seeds are drawn together, as `qexp.stats.paired.bootstrap_interval` does.
+    with equal results over all seeds are drawn together, as counts of resamples are multinomial.
 
     It covers the mean over seeds that might have been drawn, on the population of images. At level 0.95 and n = 1000 it did so in
     92 to 98 % of repetitions, with 3 to 10 seeds: less than it says where seeds matter more than images, since S of them hold

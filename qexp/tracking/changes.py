@@ -60,6 +60,7 @@ class ChangeTracker:
         self._trainings: dict[str, None] = {}  # in the order of their first row
         self._points: dict[tuple[str, str, int], str] = {}
         self._texts: dict[tuple[str, str], str] = {}
+        self._ended_ms: dict[str, int] = {}  # when a run ended that has measured nothing since
         self._sent = {row.name: row.to_mlflow for row in ALWAYS}
 
     def take(self, rows: Iterable[Row]) -> Changes:
@@ -75,7 +76,7 @@ class ChangeTracker:
             elif kind == "metrics":
                 self._take_points(row, row["step"], row["values"], changes)
             elif kind == "end":
-                changes.ends[row["run"]] = row
+                changes.ends[row["run"]] = self._end(row)
             elif kind == "files":
                 for run in [row["run"]] if row["run"] is not None else self._trainings:
                     changes.files[run] = row["paths"]
@@ -97,6 +98,10 @@ class ChangeTracker:
             if self._is_new(run, f"artifact/{name}", text):
                 changes.texts.setdefault(run, {})[name] = text
 
+    def _end(self, row: Row) -> Row:
+        """An end stays where it was if the run measured nothing new since: MLflow would count the pause as work."""
+        return row | {"time_ms": self._ended_ms.setdefault(row["run"], row["time_ms"])}
+
     def _take_alarms(self, row: Row, changes: Changes) -> None:
         """A tag for the alarms of a record, where they are not those of the one before."""
         text = "; ".join(row["alarms"])
@@ -111,6 +116,7 @@ class ChangeTracker:
             if value is None or not math.isfinite(value) or self._points.get(key) == repr(float(value)):
                 continue
             self._points[key] = repr(float(value))
+            self._ended_ms.pop(run, None)
             changes.points.setdefault(run, []).append(Point(name, float(value), step, row["time_ms"]))
 
     def _is_new(self, run: str, name: str, text: str) -> bool:

@@ -10,7 +10,7 @@ from scipy.stats import ttest_rel
 from statsmodels.stats.weightstats import DescrStatsW
 
 from qexp.base.errors import UserError
-from qexp.stats.paired import bootstrap_interval
+from qexp.stats.score import score_interval
 from qexp.stats.seeds import hierarchical_bootstrap, over_seeds, paired_over_seeds
 
 VALUES = [91.2, 91.9, 91.6, 92.3, 91.4]
@@ -88,11 +88,11 @@ def test_the_hierarchical_bootstrap_is_that_of_resampled_seeds_and_images():
 
 
 def test_seeds_that_are_copies_leave_the_uncertainty_of_images():
-    """Then it is the paired bootstrap of one of them: more seeds of the same answers are no more images."""
+    """Then it is the interval of one of them: more seeds of the same answers are no more images."""
     a, b = (values[0] for values in two_methods(n=1000))
     n10, n01 = int((a & ~b).sum()), int((~a & b).sum())
     _, interval = hierarchical_bootstrap(np.stack([b] * 5), np.stack([a] * 5))
-    expected = bootstrap_interval(n10, n01, 1000)
+    expected = score_interval(n10, n01, 1000)
     assert abs(interval.low - expected.low) <= 0.2
     assert abs(interval.high - expected.high) <= 0.2
 

@@ -57,6 +57,18 @@ def test_a_run_opened_after_its_end_stays_open(sweep):
     assert ChangeTracker().take(sweep()).ends.keys() == {"a1b2c3d4", "a1b2c3d4/keyW8", "a1b2c3d4/keyW4"}
 
 
+def test_a_repeat_lasts_no_longer(record):
+    def end(time_ms):
+        return {"kind": "end", "run": "a1b2c3d4", "status": "FINISHED", "time_ms": time_ms}
+
+    tracker = ChangeTracker()
+    first = record("fp32", 1)
+    assert tracker.take([rows.record_row(first), end(2_000)]).ends["a1b2c3d4"]["time_ms"] == 2_000
+    repeated = replace(first, reused=True, time_ms=9_000)
+    assert tracker.take([rows.record_row(repeated), end(9_001)]).ends["a1b2c3d4"]["time_ms"] == 2_000
+    assert tracker.take([rows.record_row(record("fp32", 2)), end(9_500)]).ends["a1b2c3d4"]["time_ms"] == 9_500
+
+
 def test_texts_are_sent_when_they_change(sweep):
     tracker = ChangeTracker()
     assert tracker.take(sweep()).texts == {"a1b2c3d4": {"config.yaml": "seed: 0\n"}}

@@ -7,9 +7,11 @@ state.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import matplotlib
+import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -100,7 +102,8 @@ def prec1_by_bits(records: pd.DataFrame) -> Figure | None:
         table = last_points(table)
     variants = table[~is_reference(table)]
     widths = sorted(set(variants["bits"]))
-    if len(widths) < 2:
+    ticks = _ticks(widths)
+    if len(ticks) < 2:
         return None
     lines = dict.fromkeys(line_keys(variants))
     families = list(dict.fromkeys(family for mode, family in lines if mode not in ("half", OWN)))
@@ -123,11 +126,12 @@ def prec1_by_bits(records: pd.DataFrame) -> Figure | None:
         keys = line_keys(quantized)
         shifts = _shifts(keys, quantized["bits"], list(styles))
         for key, look in styles.items():
-            positions = {width: tick + shifts.get((key, width), 0.0) for tick, width in enumerate(widths)}
+            places = np.interp(widths, ticks, range(len(ticks)))
+            positions = {width: place + shifts.get((key, width), 0.0) for width, place in zip(widths, places, strict=True)}
             _bits_line(axes, quantized.loc[[line == key for line in keys]], look, positions)
-        axes.set_xticks(range(len(widths)), [str(width) for width in widths])
-        axes.set_xlim(-0.35, len(widths) - 0.65)
-        axes.set_xlabel("weight bits")
+        axes.set_xticks(range(len(ticks)), [str(tick) for tick in ticks])
+        axes.set_xlim(-0.35, len(ticks) - 0.65)
+        axes.set_xlabel("weight bits" + (", mean" if "widths" in part else ""))
         ends = deviations(part) if has_qat(part) else part["prec1"]
         percent_axis(axes, limits or padded(ends.min(), ends.max(), least=2.0))
 
@@ -145,6 +149,13 @@ def prec1_by_bits(records: pd.DataFrame) -> Figure | None:
         )
     heading = "Prec@1 against weight bits, last epoch" + (", mean and sd over seeds" if _repeated(table) else "")
     return lay_out(panels, zooms, draw, handles, title(table, heading))
+
+
+def _ticks(widths: Sequence[float]) -> list[int]:
+    """Widths that were tried, and on both sides of a mean those that it stands between, unless it is all but one of them."""
+    near = [round(width) if abs(width - round(width)) < 0.05 else None for width in widths]
+    ends = [(math.floor(width), math.ceil(width)) if one is None else (one,) for width, one in zip(widths, near, strict=True)]
+    return sorted({tick for pair in ends for tick in pair})
 
 
 def _shifts(keys: Sequence[LineKey], bits: pd.Series, order: Sequence[LineKey]) -> dict[tuple[LineKey, int], float]:

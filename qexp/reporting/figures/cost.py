@@ -13,7 +13,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 from qexp.base.text import MIB
 from qexp.reporting.figures.accuracy import last_zoom
 from qexp.reporting.figures.layout import Limits, lay_out, panels_of
-from qexp.reporting.figures.style import MARKERS, RC, padded, percent_axis, spread_colors, title
+from qexp.reporting.figures.style import MARKERS, RC, mean_words, padded, percent_axis, spread_colors, title
 from qexp.reporting.frames.comparison import has_qat
 from qexp.reporting.frames.summary import is_control, is_float, summarize
 from qexp.reporting.statistics.paired import wilson_of
@@ -41,6 +41,7 @@ def prec1_by_size(records: pd.DataFrame) -> Figure | None:
         return None
     widths = sorted(set(table["bits"][~is_float(table)]), reverse=True)
     colors = dict(zip(widths, spread_colors(len(widths)), strict=True))
+    means = mean_words(table)
     markers = {width: MARKERS[number % len(MARKERS)] for number, width in enumerate(widths)}
     table = table.assign(panel="" if has_qat(table) else table["group"])
     panels = panels_of(table, "panel")
@@ -65,7 +66,13 @@ def prec1_by_size(records: pd.DataFrame) -> Figure | None:
     handles = [matplotlib.lines.Line2D([], [], color=BLACK, marker="o", linestyle="none", markersize=5, label="float")]
     handles += [
         matplotlib.lines.Line2D(
-            [], [], color=colors[bits], marker=markers[bits], linestyle="none", markersize=5, label=f"{bits} bits"
+            [],
+            [],
+            color=colors[bits],
+            marker=markers[bits],
+            linestyle="none",
+            markersize=5,
+            label=f"{bits:g} bits{means.get(bits, '')}",
         )
         for bits in widths
     ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Sequence
 
 import matplotlib
 import pandas as pd
@@ -65,8 +65,9 @@ def lay_out(
     with matplotlib.rc_context(RC):
         figure = Figure(figsize=(width, height), layout="constrained")
         outer = figure.add_gridspec(rows, columns)
+        drawn: list[tuple[Hashable, Axes]] = []
         for number, ((label, part), limits) in enumerate(zip(panels, zooms, strict=True)):
-            cell = outer[number // columns, number % columns]
+            cell, subject = outer[number // columns, number % columns], (*part[["data", "model"]].iloc[0],)
             if magnified:
                 grid = cell.subgridspec(2, 1, height_ratios=(1.25, 1))
                 (upper,), (lower,) = grid.subplots(sharex=True, squeeze=False)
@@ -75,15 +76,31 @@ def lay_out(
                 upper.set_title(_magnified_title(label, part) if len(panels) > 1 else _near(part), loc="left")
                 lower.set_title("all variants", loc="left")
                 draw(lower, part, None)
+                drawn += [((*subject, limits is not None), upper), ((*subject, False), lower)]
             else:
                 axes = figure.add_subplot(cell)
                 axes.set_title(label if len(panels) > 1 else "", loc="left")
                 draw(axes, part, None)
+                drawn.append(((*subject, False), axes))
+        share_y(drawn)
         figure.suptitle(heading, x=0.01, ha="left", fontsize=11)
         fonts = {"family": "monospace", "size": 8} if monospace else {}
         loc = "outside lower left" if columns == 1 else "outside right center"
         figure.legend(handles=handles, loc=loc, ncols=per_row, handlelength=3.4, prop=fonts)
     return figure
+
+
+def share_y(drawn: Sequence[tuple[Hashable, Axes]]) -> None:
+    """Give panels of one subject one scale: what is compared between them would else be read from two.
+
+    Args:
+        drawn: data, network and whether magnified, with the axes.
+    """
+    for subject in dict(drawn):
+        panels = [axes for other, axes in drawn if other == subject]
+        lows, highs = zip(*(axes.get_ylim() for axes in panels), strict=True)
+        for axes in panels:
+            axes.set_ylim(min(lows), max(highs))
 
 
 def _near(part: pd.DataFrame) -> str:

@@ -88,6 +88,14 @@ def _numbered(values: Iterable[Value]) -> dict[Value, int]:
     return {value: number for number, value in enumerate(dict.fromkeys(values))}
 
 
+def mean_words(frame: pd.DataFrame) -> dict[float, str]:
+    """Width -> what a legend says behind it, where all rows of that width have it on average."""
+    if "widths" not in frame:
+        return {}
+    mixed = frame["widths"].str.contains("mean")
+    return {float(bits): " on average" for bits, part in mixed.groupby(frame["bits"]) if part.all()}
+
+
 def spread_colors(count: int) -> list[str]:
     """So many distinct colours; beyond the palette a sequence of even perceptual steps, without its faint end."""
     if count <= len(PALETTE):

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from qexp.reporting.figures.style import CLOSE_POINTS, RC, padded, spread_colors, title, zoom_limits
+from qexp.reporting.figures.style import CLOSE_POINTS, RC, mean_words, padded, spread_colors, title, zoom_limits
 from qexp.reporting.frames.comparison import shared_words
 from qexp.reporting.frames.summary import family_keys, is_float, summarize
 from qexp.reporting.statistics.paired import wilson_of
@@ -42,6 +42,7 @@ def prec1_by_variant(records: pd.DataFrame) -> Figure | None:
     words = shared_words(table)
     labels = [label.without(words).text for label in variants["named"]]
     widths = sorted(set(variants["bits"]), reverse=True)
+    means = mean_words(table)
     colors = dict(zip(widths, spread_colors(len(widths)), strict=True))
     with matplotlib.rc_context(RC):
         figure = Figure(figsize=(8.6 if magnify else 6.6, 1.4 + ROW_HEIGHT * len(variants)), layout="constrained")
@@ -56,7 +57,9 @@ def prec1_by_variant(records: pd.DataFrame) -> Figure | None:
         whole.set_ylim(len(variants) - 0.4, -0.6)
         handles = [matplotlib.lines.Line2D([], [], color="#000000", linewidth=1.5, label=f"fp32 {float_prec1:.2f}")]
         handles += [
-            matplotlib.lines.Line2D([], [], color=colors[bits], marker="o", linestyle="none", label=f"{bits}-bit weights")
+            matplotlib.lines.Line2D(
+                [], [], color=colors[bits], marker="o", linestyle="none", label=f"{bits:g}-bit weights{means.get(bits, '')}"
+            )
             for bits in widths
         ]
         figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 6))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from qexp.reporting.frames.predictions import Key, Measurement, Predictions, StoredPredictions, keys_of, measurement_of
+from qexp.reporting.frames.predictions import Key, Measurement, Predictions, StoredPredictions, keys_of, references_of
 from qexp.reporting.frames.summary import is_control, is_float
 
 NAMED = ["training", "label", "variant", "variant_key", "split", "epoch"]  # columns that say which network it is
@@ -21,7 +21,8 @@ class Compared:
         named: its `NAMED`.
         title: for people.
         this: what it predicts.
-        reference: what its float network predicts of the same images; None of a float network itself, or where it was not kept.
+        reference: what the float network that it is tested against predicts of the same images; None of a float network itself,
+            or where it was not kept.
         is_control: it is quantized without rounding.
     """
 
@@ -59,8 +60,9 @@ def beside_float(table: pd.DataFrame, stored: StoredPredictions, floats: Mapping
     """
     rows = []
     named, several = table[NAMED].to_dict("records"), table["training"].nunique() > 1
-    for values, key, of_float, control in zip(named, keys_of(table), is_float(table), is_control(table), strict=True):
-        this, reference = stored.by_key.get(key), stored.by_key.get(floats.get(measurement_of(key), key))
+    keys = zip(keys_of(table), references_of(table, floats), strict=True)
+    for values, (key, other), of_float, control in zip(named, keys, is_float(table), is_control(table), strict=True):
+        this, reference = stored.by_key.get(key), None if other is None else stored.by_key.get(other)
         if this is not None:
             alike = reference is not None and not of_float and reference.images == this.images
             title = f"{values['label']}: {values['variant']}" if several else str(values["variant"])

@@ -30,6 +30,25 @@ def load_layers(folder: str | Path) -> pd.DataFrame:
     return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=list(COLUMNS))
 
 
+def with_choices(records: pd.DataFrame, folder: str | Path) -> pd.DataFrame:
+    """Say in the names of variants whose layers have widths of their own what chose these: `exact` or `greedy`.
+
+    Args:
+        records: of `load_records`.
+        folder: `results/<name>`, where allocations lie; a variant is that of an allocation with its label and its size.
+    """
+    tables = [pd.read_csv(path).dropna(subset="label") for path in sorted(Path(folder).glob("allocation/*/methods.csv"))]
+    methods = {(row.label, row.size_bytes): row.method for table in tables for row in table.itertuples()}
+    if not methods or "widths" not in records:
+        return records
+    named = []
+    for label, size, widths in zip(records["named"], records["size_bytes"], records["widths"], strict=True):
+        plain = label.without([word for word in label.words if word.startswith("#")]).text
+        method = methods.get((plain, size), "") if widths else ""
+        named.append(label.with_word(method) if method else label)
+    return records.assign(named=named, variant=[label.text for label in named])
+
+
 def histogram_sheets(folder: str | Path) -> list[tuple[str, Path]]:
     """The sheets of histograms that profiles drew, SVG, each with the label of its variant."""
     paths = sorted(Path(folder).glob("profile/*/figures/sheet_*.svg"))

@@ -16,6 +16,7 @@ import pandas as pd
 
 from qexp.base.label import Label, read_stored_label
 from qexp.config.metrics import ALWAYS, MetricInfo, restored
+from qexp.config.policy import POLICIES
 from qexp.reporting.frames.lineage import read_training
 from qexp.reporting.frames.protocol import find_protocols
 from qexp.reporting.frames.qat_labels import Named, name_trainings
@@ -27,6 +28,7 @@ from qexp.tracking.rows import Scalar
 
 ADDED_SINCE = tuple(row.name for row in ALWAYS if row.name not in COLUMNS)  # metrics that older records lack
 IDENTITY = ["run", "variant_key", "epoch", "split", "n"]
+PLAN_FILE = "plan.json"
 TRAINED = "as trained"  # the ranges of a network that was trained with its quantization
 LINEAGE = tuple(item.name for item in fields(Named) if item.name not in ("label", "group"))
 # Parameters that a record has under another name.
@@ -41,6 +43,7 @@ def load_records(name: str, runs_dir: str | Path) -> pd.DataFrame:
     `label`: what distinguishes the training from the experiment's others (`lr=0.01`), its hash where it is the only one;
     `group`: the label without the seed, equal for the repetitions of a training;
     where quantization-aware trainings are among them, `LINEAGE` too: the fields of `Named`;
+    `bits` of a policy with widths of its own is their mean, and `widths` says them, where there is such a policy;
     `protocol`, where there are several: a letter for what the row was measured on (`qexp.reporting.frames.protocol`);
     `param.<key>`: each parameter in which runs differ and that no other column has.
 
@@ -54,7 +57,7 @@ def load_records(name: str, runs_dir: str | Path) -> pd.DataFrame:
     if not records:
         return pd.DataFrame(columns=[*COLUMNS, "run", "data", "model", "planned_epochs", "label", "group"])
     frame = _one_name_each(pd.DataFrame(records).assign(named=[_label(record) for record in records]))
-    frame = _labelled(frame, runs)
+    frame = _with_widths(_labelled(frame, runs), runs)
     for column in ("data", "model"):
         frame[column] = [_params(runs, training).get(f"{column}.name", "") for training in frame["training"]]
     planned = [runs[training].get("planned_epochs") if training in runs else None for training in frame["training"]]
@@ -152,6 +155,21 @@ def _labelled(frame: pd.DataFrame, runs: Mapping[str, RunRow]) -> pd.DataFrame:
         named = name_trainings(trainings, {key: (label, _params(runs, run)) for key, label, run in rows})
         names = {item.name: {key: getattr(words, item.name) for key, words in named.items()} for item in fields(Named)}
     return frame.assign(**{column: frame["training"].map(values) for column, values in names.items()})
+
+
+def _with_widths(frame: pd.DataFrame, runs: Mapping[str, RunRow]) -> pd.DataFrame:
+    """Let `bits` be the mean over elements of what a plan chose, where that is not what the dial says, and add the widths."""
+    plans = {run: json.loads(runs[run]["artifacts"].get(PLAN_FILE, "[]")) for run in frame["run"].unique() if run in runs}
+    bits, widths = frame["bits"].to_list(), [""] * len(frame)
+    for number, (run, policy) in enumerate(zip(frame["run"], frame["policy"], strict=True)):
+        chosen = [(row["bits"], row["num_elements"]) for row in plans.get(run, ()) if row["bits"] and row.get("num_elements")]
+        different = {width for width, _ in chosen}
+        own = len(different) > 1 and policy in POLICIES and "rules" in POLICIES[policy].reads
+        if chosen and frame["mode"].iloc[number] != "half" and (own or bits[number] not in different):
+            mean = sum(width * count for width, count in chosen) / sum(count for _, count in chosen)
+            bits[number] = round(mean, 2)
+            widths[number] = f"{min(different)}-{max(different)}, mean {mean:.1f}" if len(different) > 1 else f"{mean:g}"
+    return frame.assign(bits=bits, widths=widths) if any(widths) else frame
 
 
 def _params(runs: Mapping[str, RunRow], run: str) -> Mapping[str, Scalar]:

@@ -97,6 +97,25 @@ def float_keys(frame: pd.DataFrame) -> dict[Measurement, Key]:
     return {measurement_of(key): key for key in keys_of(frame[frame["variant"] == FLOAT_VARIANT])}
 
 
+def references_of(frame: pd.DataFrame, floats: Mapping[Measurement, Key]) -> list[Key | None]:
+    """The float network that each row is tested against, None where it was not scored on the same images.
+
+    That is the float control after the same epoch of a quantization-aware network that has one: against its start, what training
+    on gave would be counted as what quantization did. Else it is the row's own.
+
+    Args:
+        frame: records, or rows of a table.
+        floats: of `float_keys`, of all epochs.
+    """
+    controls = frame["control"] if "control" in frame else [None] * len(frame)
+    own = [measurement_of(key) for key in keys_of(frame)]
+    return [floats.get((str(name or key[0]), *key[1:])) for key, name in zip(own, _named(controls), strict=True)]
+
+
+def _named(values: Iterable[object]) -> list[object]:
+    return [None if pd.isna(value) else value for value in values]
+
+
 def load_predictions(records: pd.DataFrame, runs_dir: str | Path, *, log_prob: bool = False) -> StoredPredictions:
     """Read what a store kept of an experiment's evaluations.
 

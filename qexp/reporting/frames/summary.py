@@ -21,7 +21,9 @@ TABLE_COLUMNS = (
     "trained_by", "reused", "time_ms",
 )  # fmt: skip
 # Of `qexp.reporting.statistics.paired`, where they were computed.
-PAIRED = ("ci_low", "ci_high", "p_value", "lost", "gained", "disagreement", "loss_bound", "p_loss", "non_inferior")
+PAIRED = ("ci_low", "ci_high", "p_value", "lost", "gained", "disagreement", "loss_bound", "p_loss", "p_equivalent")
+# What is claimed of a table's rows together, of `qexp.reporting.statistics.verdict`.
+CLAIMS = ("p_holm", "p_loss_holm", "non_inferior", "equivalent", "vs_best")
 STATISTICS = ("prec1_low", "prec1_high", *PAIRED)
 Family = tuple[str, ...]  # policy, quantizer, granularity, input
 MODE_ORDER = {"int": 0, "float": 1, "half": 2}
@@ -46,22 +48,27 @@ def columns_of_others() -> frozenset[str]:
         "run",
         "num_epochs",
         "protocol",
+        "widths",
         "vs_control",
-        "p_holm",
-        "vs_best",
         "is_last",
         "num_seeds",
         "versions",
         "trained_with",
     )
     curves = ("train_loss", "train_prec1", "lr")
-    return frozenset((*TABLE_COLUMNS, *COLUMNS, *ADDED, *STATISTICS, *LINEAGE, *METRICS, *added, *curves))
+    return frozenset((*TABLE_COLUMNS, *COLUMNS, *ADDED, *STATISTICS, *CLAIMS, *LINEAGE, *METRICS, *added, *curves))
 
 
 def own_metrics(table: pd.DataFrame) -> list[MetricInfo]:
     """The user's own metrics of a table, of which it has no more than the names: whatever no other column is called."""
     names = [str(name) for name in table if name not in columns_of_others() and not str(name).startswith("param.")]
     return [replace(METRICS["prec1"], name=name, always=False) for name in names]
+
+
+def widths_of(frame: pd.DataFrame) -> list[str]:
+    """The width of each row's weights in words: `4`, or `3-6, mean 4.0` where layers have widths of their own."""
+    own = frame["widths"] if "widths" in frame else [""] * len(frame)
+    return [text or f"{bits:g}" for text, bits in zip(own, frame["bits"], strict=True)]
 
 
 def summarize(
@@ -101,6 +108,8 @@ def summarize(
         table["vs_control"] = points_against_control(table, records)
         columns.insert(columns.index("delta_prec1") + 1, "vs_control")
         columns += LINEAGE
+    if "widths" in table:
+        columns.insert(columns.index("bits") + 1, "widths")
     if "protocol" in table:
         columns.insert(0, "protocol")
     before_kl = columns.index("kl")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pandas as pd
 
@@ -12,9 +11,7 @@ from qexp.config.metrics import METRICS
 from qexp.reporting.frames.compared import Matrix, beside_float
 from qexp.reporting.frames.predictions import Key, Measurement, StoredPredictions
 from qexp.reporting.statistics.asked import code_of, columns_of
-
-if TYPE_CHECKING:
-    from qexp.reporting.statistics.verify import Verification
+from qexp.reporting.statistics.verification import Verification
 
 
 def check_asked_tables(

@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable, Iterator, Mapping
 from functools import lru_cache
-from itertools import combinations
 
 import numpy as np
 import pandas as pd
@@ -20,43 +19,39 @@ from qexp.reporting.frames.predictions import (
     StoredPredictions,
     float_keys,
     keys_of,
-    measurement_of,
+    references_of,
 )
 from qexp.reporting.frames.summary import REPEATED, STATISTICS, is_control, is_float
-from qexp.stats.family import adjust
 from qexp.stats.interval import Interval, wilson
 from qexp.stats.noninferiority import MARGIN, NonInferiority, non_inferiority
-from qexp.stats.paired import Paired, compare_counts, mcnemar
+from qexp.stats.paired import compare_counts, mcnemar
 from qexp.stats.score import score_interval
 from qexp.stats.seeds import hierarchical_bootstrap, paired_over_seeds
 from qexp.tracking.record import FLOAT_VARIANT
 
 ALPHA = 0.05
-MAX_PAIRED = 200  # rows of which all pairs are listed
-PAIR_COLUMNS = (
-    "a", "b", "difference", "ci_low", "ci_high", "p_value", "p_holm", "lost", "gained", "disagreement", "n", "split", "epoch",
-)  # fmt: skip
-
 SEED_COLUMNS = ("prec1_low", "prec1_high", "delta_low", "delta_high", "p_seeds")
 
 
 def with_statistics(records: pd.DataFrame, stored: StoredPredictions) -> pd.DataFrame:
-    """Add the columns `PAIRED` of each row against the float network of the same training and epoch, and its Wilson interval.
+    """Add the columns `PAIRED` of each row against its float network (`references_of`), and its Wilson interval.
 
-    `prec1_low`, `prec1_high`: Wilson interval of Prec@1 alone. `ci_low`, `ci_high`: paired bootstrap interval of `delta_prec1`.
+    `prec1_low`, `prec1_high`: Wilson interval of Prec@1 alone. `ci_low`, `ci_high`: score interval of the difference.
     `p_value`: exact McNemar test. `lost`, `gained`: images that only the float network, only this one gets right.
     `disagreement`: predictions that differ, percent. `loss_bound`: largest loss that the data allow at 95 %, one-sided, points;
-    `non_inferior`: that is below half a point; `p_loss`: of a loss of half a point or more.
+    `p_loss`: of a loss of half a point or more; `p_equivalent`: of a difference of that size, whichever way. All of them are
+    about a row by itself: what is claimed of a table's rows rests on adjusted ones.
 
     Args:
         records: of `load_records`.
         stored: of `load_predictions`.
     """
     floats, rows = float_keys(records), []
-    for key, variant, prec1 in zip(keys_of(records), records["variant"], records["prec1"], strict=True):
+    for key, variant, prec1, reference in zip(
+        keys_of(records), records["variant"], records["prec1"], references_of(records, floats), strict=True
+    ):
         alone = wilson_of(prec1, key[4])
         row: dict[str, object] = {"prec1_low": alone.low, "prec1_high": alone.high}
-        reference = floats.get(measurement_of(key))
         if variant != FLOAT_VARIANT and reference is not None:
             row |= against(stored.by_key.get(reference), stored.by_key.get(key))
         rows.append(row)
@@ -69,25 +64,29 @@ def against(a: Predictions | None, b: Predictions | None) -> dict[str, object]:
     if a is None or b is None or a.n != b.n or a.images != b.images:
         return {}
     lost, gained = np.count_nonzero(a.right & ~b.right), np.count_nonzero(~a.right & b.right)
-    compared, bound = _compared(lost, gained, a.n)
+    interval, bound = pair_interval(lost, gained, a.n), _bound(lost, gained, a.n)
     return {
-        "ci_low": compared.interval.low,
-        "ci_high": compared.interval.high,
-        "p_value": compared.p_value,
+        "ci_low": interval.low,
+        "ci_high": interval.high,
+        "p_value": float(mcnemar(lost, gained)),
         "lost": lost,
         "gained": gained,
         "disagreement": 100 * np.count_nonzero(a.top1 != b.top1) / a.n,
         "loss_bound": bound.loss_bound,
         "p_loss": bound.p_value,
-        "non_inferior": bound.holds,
+        "p_equivalent": bound.p_equivalent,
     }
 
 
+@lru_cache(maxsize=100_000)  # counts decide it, and a sweep has many equal ones
+def pair_interval(lost: int, gained: int, n: int) -> Interval:
+    """The 95 % interval of a difference, wherever it is shown; not adjusted."""
+    return score_interval(lost, gained, n)
+
+
 @lru_cache(maxsize=100_000)
-def _compared(lost: int, gained: int, n: int) -> tuple[Paired, NonInferiority]:
-    """Counts decide all of it, and a sweep has many equal ones."""
-    compared = compare_counts(lost, gained, n)
-    return compared, non_inferiority(compared, margin=MARGIN, alpha=ALPHA)
+def _bound(lost: int, gained: int, n: int) -> NonInferiority:
+    return non_inferiority(compare_counts(lost, gained, n), margin=MARGIN, alpha=ALPHA)
 
 
 @lru_cache(maxsize=100_000)
@@ -99,13 +98,6 @@ def wilson_of(prec1: float, n: int) -> Interval:
 def is_tested(table: pd.DataFrame) -> pd.Series:
     """True in the rows that are compared with a float network as a family: quantized ones, controls excepted."""
     return ~is_float(table) & ~is_control(table)
-
-
-def holm(table: pd.DataFrame) -> pd.Series:
-    """Holm's adjusted p values over all tested rows of a table, NaN elsewhere."""
-    tested = table["p_value"][is_tested(table) & table["p_value"].notna()]
-    adjusted = adjust({str(index): float(value) for index, value in tested.items()})
-    return pd.Series({index: adjusted[str(index)] for index in tested.index}, dtype=float).reindex(table.index)
 
 
 def row_names(table: pd.DataFrame) -> list[str]:
@@ -137,62 +129,11 @@ def comparable(table: pd.DataFrame, stored: StoredPredictions) -> Iterator[tuple
         yield table.loc[[index for index, _ in members]], [predictions for _, predictions in members]
 
 
-def all_pairs(table: pd.DataFrame, stored: StoredPredictions) -> pd.DataFrame:
-    """Any two rows of a table that are of the same images: b minus a in points.
-
-    Intervals are Tango's score intervals, which hold without flips too; Holm is over all pairs of tested rows and float networks
-    of the same images. Of more than `MAX_PAIRED` rows, pairs with a float network or with the most accurate row are listed.
-    """
-    names = dict(zip(table.index, row_names(table), strict=True))
-    parts = []
-    for part, predictions in comparable(table, stored):
-        if len(part) > 1:
-            named = part.assign(name=[names[index] for index in part.index])
-            parts.append(_pairs(named, predictions).assign(n=predictions[0].n, split=part["split"].iloc[0]))
-    return pd.concat(parts, ignore_index=True)[list(PAIR_COLUMNS)] if parts else pd.DataFrame(columns=list(PAIR_COLUMNS))
-
-
-def _pairs(part: pd.DataFrame, predictions: list[Predictions]) -> pd.DataFrame:
-    """The pairs of rows that are of the same images."""
-    n, right = predictions[0].n, np.stack([network.right for network in predictions]).astype(np.float64)
-    first, second = np.array(list(combinations(range(len(part)), 2)), dtype=int).T
-    only = right @ (1 - right).T  # [rows, rows], images that the row's network gets right and the column's wrong
-    lost, gained = only[first, second].astype(int), only[second, first].astype(int)
-    frame = pd.DataFrame({"first": first, "second": second, "lost": lost, "gained": gained, "p_value": mcnemar(lost, gained)})
-    counted = (~is_control(part)).to_numpy()
-    family = frame["p_value"][counted[first] & counted[second]]
-    frame["p_holm"] = pd.Series(adjust({str(index): float(p) for index, p in family.items()}), dtype=float).rename(index=int)
-    if len(part) > MAX_PAIRED:
-        central = is_float(part).to_numpy() | (np.arange(len(part)) == right.sum(1).argmax())
-        frame = frame[central[frame["first"]] | central[frame["second"]]]
-    epochs, names = part["epoch"].astype(str).to_list(), part["name"].to_list()
-    rows = []
-    for a, b, down, up in frame[["first", "second", "lost", "gained"]].itertuples(index=False, name=None):
-        interval = _score_interval(down, up, n)
-        rows.append(
-            {
-                "a": names[a],
-                "b": names[b],
-                "difference": 100 * (up - down) / n,
-                "ci_low": interval.low,
-                "ci_high": interval.high,
-                "disagreement": 100 * np.count_nonzero(predictions[a].top1 != predictions[b].top1) / n,
-                "epoch": epochs[a] if epochs[a] == epochs[b] else f"{epochs[a]}, {epochs[b]}",
-            }
-        )
-    return pd.concat([frame, pd.DataFrame(rows, index=frame.index)], axis=1)
-
-
-@lru_cache(maxsize=100_000)
-def _score_interval(lost: int, gained: int, n: int) -> Interval:
-    return score_interval(lost, gained, n)
-
-
 def seed_intervals(table: pd.DataFrame, stored: StoredPredictions, references: Mapping[Measurement, Key]) -> pd.DataFrame:
     """What seeds and images together leave open, a row per variant that was trained with several seeds, as in `seed_table`.
 
     `prec1_low`, `prec1_high`, `delta_low`, `delta_high`: hierarchical bootstrap over seeds and images; `p_seeds`: paired t test
-    of the deltas over seeds, two-sided.
+    of the differences over seeds, two-sided. Differences are against the networks of `references_of`.
     """
     rows = []
     for _, part in table.groupby(REPEATED, sort=False, dropna=False):
@@ -203,13 +144,14 @@ def seed_intervals(table: pd.DataFrame, stored: StoredPredictions, references: M
         if right is not None:
             interval = hierarchical_bootstrap(right)[1]
             row |= {"prec1_low": interval.low, "prec1_high": interval.high}
-            floats = [references.get(measurement_of(key), key) for key in keys_of(part)]
-            both = _stacked(stored.of([*keys_of(part), *floats]))
+            floats = references_of(part, references)
+            both = _stacked([*stored.of(keys_of(part)), *(stored.by_key.get(key) if key else None for key in floats)])
             if part["variant"].iloc[0] != FLOAT_VARIANT and both is not None:
                 interval = hierarchical_bootstrap(both[: len(part)], both[len(part) :])[1]
                 row |= {"delta_low": interval.low, "delta_high": interval.high}
         if part["variant"].iloc[0] != FLOAT_VARIANT:
-            p_value = paired_over_seeds(part["prec1"] - part["delta_prec1"], part["prec1"]).p_value
+            delta = part["vs_control"].fillna(part["delta_prec1"]) if "vs_control" in part else part["delta_prec1"]
+            p_value = paired_over_seeds(part["prec1"] - delta, part["prec1"]).p_value
             row["p_seeds"] = math.nan if p_value is None else p_value
         rows.append(row)
     return pd.DataFrame(rows, columns=list(SEED_COLUMNS))

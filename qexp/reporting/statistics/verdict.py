@@ -1,37 +1,43 @@
-"""Which differences of a table are real, in words and in two of its columns."""
+"""Which differences of a table are real, in words and in some of its columns."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 
 from qexp.config.metrics import ALWAYS, MetricInfo
-from qexp.reporting.frames.predictions import Predictions, StoredPredictions, float_keys, keys_of, measurement_of
-from qexp.reporting.frames.summary import is_control, is_float, seed_table
-from qexp.reporting.statistics.paired import ALPHA, all_pairs, comparable, holm, is_tested, row_names, seed_intervals
-from qexp.stats.family import MAX_NAMES, Standing, in_words, indistinguishable_from_best
+from qexp.reporting.frames.predictions import Key, Measurement, StoredPredictions, float_keys, keys_of, measurement_of
+from qexp.reporting.frames.summary import CLAIMS, is_float, seed_table
+from qexp.reporting.statistics.paired import ALPHA, comparable, is_tested, row_names, seed_intervals
+from qexp.reporting.statistics.pairs import ALIKE, BEST, PLANNED, WORSE, Comparisons, compare_rows
+from qexp.stats.family import adjust
 from qexp.stats.noninferiority import MARGIN
-from qexp.stats.paired import minimum_detectable_effect
+from qexp.stats.paired import mcnemar_power, minimum_detectable_effect
 from qexp.tracking.record import FLOAT_VARIANT
 
-BEST, ALIKE, WORSE = "best", "=", "worse"
+MAX_NAMES = 8  # of a sentence
+NOT_SCORED = "its float network, or its float control, was not scored on the same images after the same epoch"
 EXPLAINED = (
-    "*95 % CI*: paired bootstrap interval of delta, over images; without flips it is the point 0, however few images there "
-    "are. *p*: exact McNemar test against the float network, adjusted by Holm over the table; a large one is no proof of "
-    "equality. *flips*: images that only the float network gets right, and only this one. *differ %*: predictions that are "
-    f"not the float network's. *no loss*: a loss of {MARGIN:g} points or more is excluded at 95 % (one-sided score test). *vs "
-    "best*: `=` cannot be told from the most accurate row (exact McNemar, Holm over all pairs). Controls are in no family of "
-    "tests. `pairs.csv` compares any two rows, with score intervals; KL and SQNR of two of them would need logits, which are "
-    "not kept. All of it is about new images for these trained networks, not new seeds."
+    "*95 % CI*: score interval of the difference from the float network, over images, of each row by itself: not adjusted; "
+    "`pairs.csv` has the same. *p*: exact McNemar test against the float network. All pairs of rows are one family: Holm "
+    f"begins with {100 * PLANNED:g} % of the error for comparisons with a float network and the rest for the others, and all "
+    f"claims of a difference together err in at most {100 * ALPHA:g} % of repetitions; a large p is no proof of equality. "
+    "*flips*: images that only the float network gets right, and only this one. *differ %*: predictions that are not the "
+    f"float network's. *no loss*: `yes` where a loss of {MARGIN:g} points or more is excluded, `equivalent` where a gain of "
+    "that size is, too (one-sided score tests, each claim with Holm over all rows that are tested against a float network). "
+    f"*vs best*: `{WORSE}` is shown to be less accurate than some row, `{ALIKE}` from the best is not. Controls are in no "
+    "family of tests. A quantization-aware network is tested against its float control after the same epoch, where there is "
+    "one. KL and SQNR of two rows would need logits, which are not kept. All of it is about new images for these trained "
+    "networks, not new seeds."
 )
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """A table with the columns `p_holm` and `vs_best`, and sentences about it.
+    """A table with the columns `CLAIMS`, and sentences about it.
 
     Args:
         table: of `summarize`.
@@ -67,47 +73,66 @@ def compare_variants(
         stored: of `load_predictions`.
         metrics: that the table has.
     """
-    best, sentences = against_best(table, stored)
-    against, groups = list(_against_float(table)), list(comparable(table, stored))
-    power = [_power(part) for part, _ in groups]
-    early = best_epoch_rows(records, table)
-    seeds = pd.concat([seed_table(table, metrics), seed_intervals(table, stored, float_keys(records))], axis=1)
+    floats, early = float_keys(records), best_epoch_rows(records, table)
+    rows = compare_rows(table, stored, floats)
+    seeds = pd.concat([seed_table(table, metrics), seed_intervals(table, stored, floats)], axis=1)
+    claimed = with_claims(table, rows)
+    groups = [part.index for part, _ in comparable(table, stored)]
+    sentences = [*_over_seeds(seeds, table), *_against_float(claimed, rows), *_no_loss(claimed)]
+    sentences += [*_against_best(claimed, groups), *_power(claimed, groups, rows)]
     return Verdict(
-        table=_with_column(_with_column(table, "p_holm", holm(table), "p_value"), "vs_best", best, "non_inferior"),
-        sentences=(*against, *sentences, *dict.fromkeys(text for text in power if text)),
+        table=claimed,
+        sentences=tuple(sentences),
         gaps=tuple(_gaps(table, stored)),
         early=early,
-        pairs=pairs_of(table, early, stored),
+        pairs=_pairs(rows, early, stored, floats),
         seeds=seeds,
         metrics=tuple(metrics),
     )
 
 
-def pairs_of(table: pd.DataFrame, early: pd.DataFrame, stored: StoredPredictions) -> pd.DataFrame:
-    """`all_pairs` of the last epoch and of the float network's best."""
-    parts = [frame for frame in (all_pairs(table, stored), all_pairs(early, stored)) if not frame.empty]
-    return pd.concat(parts, ignore_index=True) if parts else all_pairs(table.head(0), stored)
+def pairs_of(
+    table: pd.DataFrame, early: pd.DataFrame, stored: StoredPredictions, floats: Mapping[Measurement, Key]
+) -> pd.DataFrame:
+    """All pairs of the last epoch and of the float network's best, each a family of its own."""
+    return _pairs(compare_rows(table, stored, floats), early, stored, floats)
 
 
-def against_best(table: pd.DataFrame, stored: StoredPredictions) -> tuple[pd.Series, list[str]]:
-    """Each row's cell of `vs_best`, and a sentence for each set of images."""
-    cells, sentences = pd.Series("", index=table.index), []
-    groups = list(comparable(table, stored))
-    for part, predictions in groups:
-        counted = [position for position, control in enumerate(is_control(part)) if not control]
-        if len(counted) > 1:
-            part, predictions = part.iloc[counted], [predictions[position] for position in counted]
-            column, words = _against_best(part, predictions, table)
-            sentences.append((f"{_measured_on(part)}: " if len(groups) > 1 else "") + words)
-            cells.loc[column.index] = column
-    return cells, sentences
+def _pairs(
+    rows: Comparisons, early: pd.DataFrame, stored: StoredPredictions, floats: Mapping[Measurement, Key]
+) -> pd.DataFrame:  # fmt: skip
+    parts = [frame for frame in (rows.pairs, compare_rows(early, stored, floats).pairs) if not frame.empty]
+    return pd.concat(parts, ignore_index=True) if parts else rows.pairs
 
 
-def _with_column(table: pd.DataFrame, name: str, values: pd.Series, after: str) -> pd.DataFrame:
-    """The table with a column behind another."""
-    table = table.copy()
-    table.insert(table.columns.get_loc(after) + 1, name, values)
-    return table
+def with_claims(table: pd.DataFrame, rows: Comparisons) -> pd.DataFrame:
+    """The table with the columns `CLAIMS`.
+
+    `p_holm`, `vs_best`: of `compare_rows`. `p_loss_holm`: `p_loss` adjusted over all tested rows; `non_inferior`: it is at most
+    `ALPHA`; `equivalent`: so is `p_equivalent`, adjusted in the same way.
+
+    Args:
+        table: rows `with_statistics`.
+        rows: of `compare_rows`.
+    """
+    tested = table[is_tested(table) & table["p_value"].notna()]
+    adjusted = {name: _adjusted(tested[name]).reindex(table.index) for name in ("p_loss", "p_equivalent")}
+    told = table.index.isin(tested.index)
+    columns = {
+        "p_holm": rows.p_holm,
+        "p_loss_holm": adjusted["p_loss"],
+        "non_inferior": adjusted["p_loss"].le(ALPHA).astype(object).where(told),
+        "equivalent": adjusted["p_equivalent"].le(ALPHA).astype(object).where(told),
+        "vs_best": rows.vs_best,
+    }
+    table = table.drop(columns=list(CLAIMS), errors="ignore")
+    behind = table.columns.get_loc("p_equivalent")
+    return pd.concat([table.iloc[:, : behind + 1], pd.DataFrame(columns), table.iloc[:, behind + 1 :]], axis=1)
+
+
+def _adjusted(values: pd.Series) -> pd.Series:
+    adjusted = adjust({str(index): float(value) for index, value in values.items()})
+    return pd.Series({index: adjusted[str(index)] for index in values.index}, dtype=float)
 
 
 def best_epoch_rows(records: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
@@ -127,72 +152,108 @@ def best_epoch_rows(records: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
     return records[kept]
 
 
-def _against_float(table: pd.DataFrame) -> Iterator[str]:
-    """Sentences about the float networks: one where there is a single one, else all trainings in one."""
+def _over_seeds(seeds: pd.DataFrame, table: pd.DataFrame) -> Iterator[str]:
+    """Means and deviations, which are the results where seeds were repeated."""
+    if seeds.empty:
+        return
+    roles = dict(zip(table["group"], table["role"], strict=True)) if "role" in table else {}
+    named = seeds.assign(label=seeds["group"], training=seeds["group"], role=seeds["group"].map(roles), variant_key="")
+    texts = []
+    for name, row in zip(row_names(named), seeds.to_dict("records"), strict=True):
+        text = f"{name} {row['prec1_mean']:.2f} +- {row['prec1_sd']:.2f} %"
+        against = "vs_control" if pd.notna(row.get("vs_control_mean")) else "delta_prec1"
+        if row["variant"] != FLOAT_VARIANT:
+            text += f" ({row[f'{against}_mean']:+.2f} +- {row[f'{against}_sd']:.2f})"
+        texts.append(text)
+    counts = sorted(set(seeds["num_seeds"]))
+    yield f"Over {' to '.join(map(str, dict.fromkeys((counts[0], counts[-1]))))} seeds, mean +- sd: {_first_few(texts)}."
+
+
+def _against_float(table: pd.DataFrame, rows: Comparisons) -> Iterator[str]:
+    """One sentence about the comparisons with float networks."""
     tested = table[is_tested(table) & table["p_value"].notna()]
     if tested.empty:
         return
-    adjusted, names = holm(table), dict(zip(table.index, row_names(table), strict=True))
-    floats = table[is_float(table)]
-    if tested["training"].nunique() == 1 and len(floats) and len(tested[["split", "n"]].drop_duplicates()) == 1:
-        reference = floats[floats["training"] == tested["training"].iloc[0]].head(1)
-        if len(reference):
-            name = names[reference.index[0]]
-            yield in_words(
-                Standing(
-                    reference=name,
-                    is_best=False,
-                    n=int(tested["n"].iloc[0]),
-                    alpha=ALPHA,
-                    num_tests=len(tested),
-                    accuracy={name: reference["prec1"].iloc[0]}
-                    | {names[index]: tested.at[index, "prec1"] for index in tested.index},
-                    p_values={names[index]: float(adjusted[index]) for index in tested.index},
-                )
-            )
-            yield from _no_loss(tested, names)
-            return
-    same = adjusted[tested.index] > ALPHA
-    texts = [(tested.at[index, "delta_prec1"], names[index], same[index]) for index in tested.index]
-    alike, different = ([text for text in texts if text[2] == flag] for flag in (True, False))
+    names, floats = dict(zip(table.index, row_names(table), strict=True)), table[is_float(table)]
+    reference = "their float network"
+    if tested["training"].nunique() == 1 and len(tested[["split", "n"]].drop_duplicates()) == 1:
+        own = floats[floats["training"] == tested["training"].iloc[0]].head(1)
+        reference = f"{names[own.index[0]]} ({own['prec1'].iloc[0]:.2f} %)" if len(own) else reference
+    texts = [(points, names[index], p_value) for index, points, p_value in zip(
+        tested.index, 100 * (tested["gained"] - tested["lost"]) / tested["n"], tested["p_holm"], strict=True)]  # fmt: skip
+    alike, different = [text for text in texts if text[2] > ALPHA], [text for text in texts if text[2] <= ALPHA]
     images = ", ".join(map(str, dict.fromkeys(tested["n"])))
-    parts = [f"{len(alike)} of {len(texts)} cannot be told from their float network" + _listed(alike)]
+    parts = [f"{len(alike)} of {len(texts)} are not separated from {reference}" + _listed(alike)]
     parts += [f"different: {_listed(different)[2:]}"] if different else []
-    yield f"{'; '.join(parts)} (n = {images}, exact McNemar, Holm over {len(texts)} tests, alpha {ALPHA:g})."
-    yield from _no_loss(tested, names)
+    yield f"{'; '.join(parts)} (n = {images}, exact McNemar, {_family(rows)})."
 
 
-def _no_loss(tested: pd.DataFrame, names: dict[int, str]) -> Iterator[str]:
-    """What is shown to lose less than the margin."""
-    holds = tested[tested["non_inferior"].eq(True)].sort_values("loss_bound", kind="stable")
-    bounds = [f"{names[index]} (at most {max(holds.at[index, 'loss_bound'], 0.0):.2f})" for index in holds.index]
-    what = f"{len(bounds)} of {len(tested)} are shown to lose less than {MARGIN:g} points"
-    yield f"{what}{': ' if bounds else ''}{_first_few(bounds)} (one-sided score test, 95 %)."
-
-
-def _against_best(part: pd.DataFrame, predictions: Sequence[Predictions], table: pd.DataFrame) -> tuple[pd.Series, str]:
-    """Each row's cell, and the sentence."""
-    named = dict(zip(table.index, row_names(table), strict=True))
-    names = [named[index] for index in part.index]
-    correct = dict(zip(names, (network.right for network in predictions), strict=True))
-    standing = indistinguishable_from_best(correct, alpha=ALPHA)
-    cells = (
-        {standing.reference: BEST} | dict.fromkeys(standing.indistinguishable, ALIKE) | dict.fromkeys(standing.different, WORSE)
+def _family(rows: Comparisons) -> str:
+    """What Holm's correction is over."""
+    total, planned = rows.num_tests, rows.num_planned
+    if total == planned:
+        return f"Holm over {total} comparison{'s' * (total > 1)}, alpha {ALPHA:g}"
+    begin = (
+        f", {100 * PLANNED:g} % of alpha {ALPHA:g} for the {planned} with a float network" if planned else f", alpha {ALPHA:g}"
     )
-    return pd.Series([cells[name] for name in names], index=part.index), in_words(standing)
+    return f"Holm over all {total} pairs of rows{begin}"
 
 
-def _power(part: pd.DataFrame) -> str:
-    """What these images can show."""
-    tested = part[is_tested(part) & part["p_value"].notna()]
-    flips = (tested["lost"] + tested["gained"]).astype(float) / tested["n"] * 100
-    flips = flips[flips > 0]
-    if flips.empty:
-        return ""
-    n, middle = int(part["n"].iloc[0]), float(np.median(flips))
-    effect = minimum_detectable_effect(middle, n)
-    flipping = f"{middle:.2g} % of them flip (the median here)"
-    return f"{n} images show a difference of {effect:.2f} points in 4 of 5 repetitions where {flipping}."
+def _no_loss(table: pd.DataFrame) -> Iterator[str]:
+    """What is shown to lose less than the margin, and what to differ by less."""
+    tested = table[is_tested(table) & table["p_value"].notna()]
+    if tested.empty:
+        return
+    names = dict(zip(table.index, row_names(table), strict=True))
+    count, how = len(tested), f"Holm over {len(tested)} test{'s' * (len(tested) > 1)}, alpha {ALPHA:g}"
+    tests = {"non_inferior": ("p_loss", "shown to lose less than", f"one-sided score test, {how}")}
+    tests["equivalent"] = ("p_equivalent", "equivalent within", f"two one-sided score tests, {how}")
+    for column, (by, what, told) in tests.items():
+        holds = tested[tested[column].eq(True)].sort_values(by, kind="stable")
+        if len(holds) or column == "non_inferior":
+            listed = f": {_first_few([names[index] for index in holds.index])}" if len(holds) else ""
+            yield f"{len(holds)} of {count} are {what} {MARGIN:g} points{listed} ({told})."
+
+
+def _against_best(table: pd.DataFrame, groups: Sequence[pd.Index]) -> Iterator[str]:
+    """A sentence for each set of images: which row is the best, and which are not shown to be worse."""
+    names = dict(zip(table.index, row_names(table), strict=True))
+    for index in groups:
+        part = table.loc[index]
+        best = part[part["vs_best"] == BEST]
+        if best.empty:
+            continue
+        top = float(best["prec1"].iloc[0])
+        cells = {
+            cell: [(row["prec1"] - top, names[place], 0.0) for place, row in part[part["vs_best"] == cell].iterrows()]
+            for cell in (ALIKE, WORSE)
+        }
+        where = f"{_measured_on(part)}: " if len(groups) > 1 else ""
+        parts = [f"{len(cells[ALIKE])} of {len(cells[ALIKE]) + len(cells[WORSE])} are not separated from {names[best.index[0]]}, "
+                 f"the best ({top:.2f} %){_listed(cells[ALIKE])}"]  # fmt: skip
+        parts += [f"worse than some row: {_listed(cells[WORSE])[2:]}"] if cells[WORSE] else []
+        yield f"{where}{'; '.join(parts)} (the same family)."
+
+
+def _power(table: pd.DataFrame, groups: Sequence[pd.Index], rows: Comparisons) -> Iterator[str]:
+    """What these images can show, at the median of the shares that flip; nothing where that many flips show nothing."""
+    texts = []
+    for index in groups:
+        tested = table.loc[index][is_tested(table.loc[index]) & table.loc[index, "p_value"].notna()]
+        flips = (tested["lost"] + tested["gained"]).astype(float) / tested["n"] * 100
+        flips = flips[flips > 0]
+        n, middle = int(table.loc[index, "n"].iloc[0]), float(np.median(flips)) if len(flips) else 0.0
+        effect = minimum_detectable_effect(middle, n, alpha=rows.level) if middle else None
+        if effect is None:
+            continue
+        said = min(np.ceil(100 * effect) / 100, middle)  # its power is told as printed
+        power = 100 * mcnemar_power(middle, said, n, alpha=rows.level)
+        texts.append(
+            f"{n} images show a difference of {said:.2f} points from a float network in {power:.0f} % of repetitions where "
+            f"{middle:.2g} % of them flip (the median here), if it is the only one: exact McNemar at {rows.level:.3g}, where "
+            "Holm begins."
+        )
+    yield from dict.fromkeys(texts)
 
 
 def _gaps(table: pd.DataFrame, stored: StoredPredictions) -> Iterator[str]:
@@ -204,7 +265,9 @@ def _gaps(table: pd.DataFrame, stored: StoredPredictions) -> Iterator[str]:
         if tested and not value:
             missing = stored.missing
             reference = next((other for other in missing if measurement_of(other) == measurement_of(key)), key)
-            reason = missing.get(key) or missing.get(reference) or "its float network was not scored on the same images"
+            reason = (
+                missing.get(key) or missing.get(reference) or "its float network, or control, was not scored on the same images"
+            )
             reasons.setdefault(reason, []).append(name)
     for reason, names in reasons.items():
         if len(names) == int((~is_float(table)).sum()):
@@ -219,7 +282,7 @@ def _measured_on(part: pd.DataFrame) -> str:
     return f"{row['data']}, {row['split']}" + (f", protocol {row['protocol']}" if "protocol" in part else "")
 
 
-def _listed(texts: Iterable[tuple[float, str, bool]]) -> str:
+def _listed(texts: Iterable[tuple[float, str, float]]) -> str:
     words = [f"{name} ({delta:+.2f})" for delta, name, _ in sorted(texts, key=lambda text: -text[0])]
     return f": {_first_few(words)}" if words else ""
 

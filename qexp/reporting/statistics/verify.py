@@ -6,9 +6,7 @@ where its record is that of the table, by its time.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -32,11 +30,14 @@ from qexp.reporting.frames.predictions import (
     measurement_of,
     read_compact,
     read_predictions,
+    references_of,
 )
-from qexp.reporting.frames.summary import STATISTICS, own_metrics, seed_table
+from qexp.reporting.frames.summary import CLAIMS, STATISTICS, own_metrics, seed_table
 from qexp.reporting.statistics.asked_again import check_asked_tables
-from qexp.reporting.statistics.paired import against, holm, is_tested, seed_intervals, wilson_of
-from qexp.reporting.statistics.verdict import against_best, best_epoch_rows, pairs_of
+from qexp.reporting.statistics.paired import against, is_tested, seed_intervals, wilson_of
+from qexp.reporting.statistics.pairs import compare_rows
+from qexp.reporting.statistics.verdict import best_epoch_rows, pairs_of, with_claims
+from qexp.reporting.statistics.verification import Verification
 from qexp.tracking.journal import journal_path
 from qexp.tracking.record import FLOAT_VARIANT
 
@@ -50,52 +51,10 @@ NEVER = {
     "vs_control": "needs the control's predictions of the same epoch",
 }
 AGAIN = tuple(measure(row) for row in ALWAYS if row.stored != "never")
-BOOTSTRAP = ("ci_low", "ci_high", "prec1_low", "prec1_high", "delta_low", "delta_high")
+BOOTSTRAP = ("prec1_low", "prec1_high", "delta_low", "delta_high")
+SINCE = "equivalent"  # a table without it has other families, other intervals of pairs, and rows against their float start
+EARLIER = "by an earlier version, by another method: python -m qexp.report name=NAME writes it anew"
 PAIR_KEY = ["a", "b", "epoch", "split", "n"]
-
-
-@dataclass
-class Verification:
-    """What comparing a table with its stored predictions gave.
-
-    Args:
-        equal: (file, column) -> numbers that are as written.
-        wrong: numbers that are not, a sentence each.
-        left: what was not recomputed, and why.
-    """
-
-    equal: dict[tuple[str, str], int] = field(default_factory=dict)
-    wrong: list[str] = field(default_factory=list)
-    left: dict[str, str] = field(default_factory=dict)
-
-    def compare(self, file: str, row: str, column: str, written: Any, recomputed: Any, *, slack: float = 0.0) -> None:
-        """Note whether a number is as written, to the digits of a CSV.
-
-        Args:
-            file: the table.
-            row: what names its row.
-            column: of the table.
-            written: the number there.
-            recomputed: the number from the predictions.
-            slack: by how much they may differ.
-        """
-        if _same(written, recomputed, slack):
-            self.equal[file, column] = self.equal.get((file, column), 0) + 1
-        else:
-            self.wrong.append(f"{file}, {row}: {column} is {_text(written)}, from the predictions {_text(recomputed)}")
-
-    @property
-    def lines(self) -> list[str]:
-        """For the screen."""
-        files = dict.fromkeys(file for file, _ in self.equal)
-        counts = {file: [f"{name} {count}" for (other, name), count in self.equal.items() if other == file] for file in files}
-        lines = [f"{file}: recomputed and equal: {', '.join(parts)}" for file, parts in counts.items()]
-        lines += [f"not recomputed: {what} ({why})" for what, why in self.left.items()]
-        lines += [f"WRONG {line}" for line in self.wrong]
-        total = sum(self.equal.values())
-        if self.wrong:
-            return [*lines, f"{total} numbers are equal, {len(self.wrong)} are not"]
-        return [*lines, f"{total} numbers are what the stored predictions give"]
 
 
 def verify_tables(name: str, *, runs_dir: str | Path, results_dir: str | Path) -> Verification:
@@ -106,25 +65,36 @@ def verify_tables(name: str, *, runs_dir: str | Path, results_dir: str | Path) -
     """
     folder = Path(results_dir) / name
     table = _read(folder / "table.csv")
+    left: dict[str, str] = {}
+    if table is not None and "p_holm" in table and SINCE not in table:
+        left[", ".join(name for name in (*CLAIMS, "ci_low", "ci_high") if name in table)] = EARLIER.replace("NAME", name)
     if table is None or not {"training", "variant_key", "prec1"} <= set(table.columns):
         raise UserError("name", name, allowed=f"a table of evaluations at {folder / 'table.csv'}")
-    epochs = _read(folder / "epochs.csv")
+    epochs, seeds, pairs = (_read(folder / file) for file in ("epochs.csv", "seeds.csv", "pairs.csv"))
+    if left:
+        table, epochs = _as_before(table), None if epochs is None else _as_before(epochs)
+        pairs = None if pairs is None else pairs.drop(columns="p_holm")
     stored, floats = _gather(name, folder, Path(runs_dir), table if epochs is None else pd.concat([table, epochs]))
     if not any(key in stored.by_key for key in keys_of(table)):
         where = f"in {folder} or {runs_dir}"
         remedy = "Write the report again where the runs are: it puts predictions.safetensors beside the table."
         raise UserError("verify", name, allowed=f"a table whose predictions are stored {where}", remedy=remedy)
-    result = Verification()
+    result = Verification(left=left)
     again = _check_rows(result, "table.csv", table, stored, floats)
     if epochs is not None:
         epochs = _check_rows(result, "epochs.csv", epochs, stored, floats, quiet=True)
-    _check_family(result, table, again, stored)
-    _check_seeds(result, _read(folder / "seeds.csv"), again, stored, floats)
-    _check_pairs(result, _read(folder / "pairs.csv"), again, again.head(0) if epochs is None else epochs, stored)
+    _check_family(result, table, again, stored, floats)
+    _check_seeds(result, seeds, again, stored, floats)
+    _check_pairs(result, pairs, again, again.head(0) if epochs is None else epochs, stored, floats)
     check_asked_tables(result, folder, table, stored, floats)
     result.left |= {column: why for column, why in NEVER.items() if column in table}
     result.left |= {row.name: "needs logits, and the code of that metric" for row in own_metrics(table)}
     return result
+
+
+def _as_before(table: pd.DataFrame) -> pd.DataFrame:
+    """A table of an earlier version without what was computed by another method."""
+    return table.drop(columns=[*CLAIMS, "ci_low", "ci_high", "control"], errors="ignore")
 
 
 def _read(path: Path) -> pd.DataFrame | None:
@@ -176,19 +146,22 @@ def _check_rows(
 ) -> pd.DataFrame:
     """Check each row by itself; returns the table with the numbers that were recomputed."""
     columns = [name for name in (*(one.row.name for one in AGAIN), *STATISTICS) if name in table]
-    again = table.astype({name: object if name == "non_inferior" else float for name in columns})
+    again = table.astype(dict.fromkeys(columns, float))
     missing = [name for name, key in zip(table["variant"], keys_of(table), strict=True) if key not in stored.by_key]
     if missing:
         few = f"{len(missing)} of {len(table)} rows" + (f": {', '.join(missing[:6])}" if len(missing) <= 6 else "")
         result.left[f"{file}, {few}"] = "no predictions are stored"
     no_loss = 0
-    for index, key in zip(table.index, keys_of(table), strict=True):
+    for index, key, reference in zip(table.index, keys_of(table), references_of(table, floats), strict=True):
         predictions = stored.by_key.get(key)
         if predictions is None:
             continue
-        row, reference = table.loc[index], floats.get(measurement_of(key))
-        float_predictions = stored.by_key.get(reference) if reference is not None else None
-        numbers = _alone(predictions) | _beside_float(row, predictions, float_predictions)
+        row, own = table.loc[index], floats.get(measurement_of(key))
+        numbers = _alone(predictions)
+        if row["variant"] != FLOAT_VARIANT:
+            of_float = stored.by_key.get(own) if own is not None else None
+            numbers |= {} if of_float is None else compared_with(AGAIN, predictions, of_float)
+            numbers |= against(stored.by_key.get(reference) if reference is not None else None, predictions)
         no_loss += predictions.log_prob is None
         for column, value in numbers.items():
             if column in table:
@@ -209,27 +182,27 @@ def _alone(predictions: Predictions) -> dict[str, object]:
     return numbers | {"n": predictions.n, "prec1_low": interval.low, "prec1_high": interval.high}
 
 
-def _beside_float(row: pd.Series, predictions: Predictions, of_float: Predictions | None) -> dict[str, object]:
-    """Numbers against the float network."""
-    if of_float is None or row["variant"] == FLOAT_VARIANT:
-        return {}
-    return {**compared_with(AGAIN, predictions, of_float), **against(of_float, predictions)}
-
-
-def _check_family(result: Verification, table: pd.DataFrame, again: pd.DataFrame, stored: StoredPredictions) -> None:
+def _check_family(
+    result: Verification,
+    table: pd.DataFrame,
+    again: pd.DataFrame,
+    stored: StoredPredictions,
+    floats: Mapping[Measurement, Key],
+) -> None:
     """Columns that need all rows together."""
-    if "p_holm" not in table:
+    columns = [name for name in CLAIMS if name in table]
+    if not columns:
         return
     family = is_tested(again) & table["p_value"].notna()
     if not all(key in stored.by_key for key in keys_of(again[family])):
-        result.left["table.csv, p_holm and vs_best"] = "they belong to all rows, and not all are stored"
+        result.left[f"table.csv, {', '.join(columns)}"] = "they belong to all rows, and not all are stored"
         return
-    vs_best = against_best(again, stored)[0]
-    for index, value in holm(again).items():
+    claimed = with_claims(again, compare_rows(again, stored, floats))
+    for index in table.index:
         row = f"{table.at[index, 'label']} {table.at[index, 'variant']}"
-        if family[index]:
-            result.compare("table.csv", row, "p_holm", table.at[index, "p_holm"], value)
-        result.compare("table.csv", row, "vs_best", table.at[index, "vs_best"], vs_best[index])
+        for column in columns:
+            if family[index] or column == "vs_best":
+                result.compare("table.csv", row, column, table.at[index, column], claimed.at[index, column])
 
 
 def _check_seeds(
@@ -255,20 +228,22 @@ def _check_seeds(
 
 
 def _check_pairs(
-    result: Verification, pairs: pd.DataFrame | None, again: pd.DataFrame, epochs: pd.DataFrame, stored: StoredPredictions
+    result: Verification, pairs: pd.DataFrame | None, again: pd.DataFrame, epochs: pd.DataFrame, stored: StoredPredictions,
+    floats: Mapping[Measurement, Key],
 ) -> None:  # fmt: skip
     """Comparisons of any two rows."""
     if pairs is None:
         return
     early = best_epoch_rows(epochs, again) if len(epochs) else again.head(0)
-    known = {tuple(map(str, key)): row for key, row in _by_pair(pairs_of(again, early, stored))}
+    known = {tuple(map(str, key)): row for key, row in _by_pair(pairs_of(again, early, stored, floats))}
     for key, row in _by_pair(pairs):
         other = known.get(tuple(map(str, key)))
         if other is None:
             result.left["pairs.csv, some pairs"] = "no predictions are stored"
             continue
         for column in ("difference", "ci_low", "ci_high", "p_value", "p_holm", "lost", "gained", "disagreement"):
-            result.compare("pairs.csv", f"{key[0]} and {key[1]}", column, row[column], other[column])
+            if column in row:
+                result.compare("pairs.csv", f"{key[0]} and {key[1]}", column, row[column], other[column])
 
 
 def _by_pair(pairs: pd.DataFrame) -> Iterator[tuple[tuple, dict[str, Any]]]:
@@ -282,15 +257,3 @@ def _slack(row: pd.Series, column: str, n: int) -> float:
         return 0.0
     low, high = (row[column.rpartition("_")[0] + end] for end in ("_low", "_high"))
     return 0.03 * abs(high - low) + 100 / n
-
-
-def _same(written: Any, recomputed: Any, slack: float) -> bool:
-    if isinstance(written, str) or isinstance(recomputed, str) or isinstance(written, bool):
-        return str(written) == str(recomputed)
-    if pd.isna(written) or pd.isna(recomputed):
-        return bool(pd.isna(written) and pd.isna(recomputed))
-    return math.isclose(float(written), float(recomputed), rel_tol=1e-6, abs_tol=max(1e-9, slack))
-
-
-def _text(value: Any) -> str:
-    return f"{value:.10g}" if isinstance(value, float) else str(value)

@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 
 from qexp.base.text import MIB
-from qexp.reporting.frames.summary import is_float
+from qexp.reporting.frames.summary import is_float, widths_of
 from qexp.reporting.frames.training_labels import value_text
 from qexp.tracking.journal import find_journal, read_rows
 from qexp.tracking.row_types import RunRow, SweepRow, is_run
@@ -43,7 +43,7 @@ def protocol_card(table: pd.DataFrame, runs: Runs, sweeps: Sequence[SweepRow]) -
     """
     trainings = [runs[key] for key in dict.fromkeys(table["training"]) if key in runs]
     params = [row["params"] for row in trainings]
-    measured = table[["split", "n"]].drop_duplicates()
+    measured, copies = table[["split", "n"]].drop_duplicates(), table[~is_float(table)]
     card = [
         ("Data", _some(f"{row.data} (content {row.data_hash})" for row in table.itertuples())),
         ("Scored on", _some(f"n = {row.n} images of split {row.split}" for row in measured.itertuples())),
@@ -52,7 +52,7 @@ def protocol_card(table: pd.DataFrame, runs: Runs, sweeps: Sequence[SweepRow]) -
         ("Training", _some(_training(values) for values in params)),
         ("Seeds", _some(str(seed) for seed in table["seed"])),
         ("Quantized copies", _quantization(table)),
-        ("Widths", ", ".join(str(bits) for bits in sorted(set(table["bits"][~is_float(table)]), reverse=True))),
+        ("Widths", "; ".join(dict.fromkeys(widths_of(copies.sort_values("bits", ascending=False, kind="stable"))))),
         ("Quantized", _some(_planned(runs, table))),
         ("Left as it is", _some(_left_alone(runs, table))),
         ("Device", _some(_device(row, trainings) for row in table.itertuples())),

@@ -14,7 +14,7 @@ DESCRIBING = {
         Column(name="label", title="training", kind="text"),
         Column(name="group", title="training", kind="text"),
         Column(name="variant", title="variant", kind="text"),
-        Column(name="bits", title="bits", kind="count"),
+        Column(name="bits", title="bits", kind="count", form=str),
         Column(name="mode", title="mode", kind="text"),
         Column(name="policy", title="policy", kind="text"),
         Column(name="quant", title="quant", kind="text"),

@@ -14,8 +14,9 @@ from qexp.base.text import MIB
 from qexp.config.metrics import ALWAYS, MetricInfo
 from qexp.reporting.frames.comparison import has_qat, shared_words
 from qexp.reporting.frames.jobs import variant_states
-from qexp.reporting.frames.summary import CONTROL, is_control, is_float, seed_table, summarize
-from qexp.reporting.statistics.verdict import ALIKE, BEST, EXPLAINED, WORSE, Verdict
+from qexp.reporting.frames.summary import CONTROL, is_control, is_float, seed_table, summarize, widths_of
+from qexp.reporting.statistics.pairs import ALIKE, BEST, WORSE
+from qexp.reporting.statistics.verdict import EXPLAINED, Verdict
 from qexp.reporting.tables.columns import DESCRIBING, GRID, Filled
 from qexp.reporting.tables.metric_cells import is_accuracy, metric_cells, number_text
 from qexp.reporting.tables.render import Display, csv_text, numbers_text
@@ -26,6 +27,7 @@ VS_CONTROL = (
     "vs control in points against the float control: trained in float from the same weights with the same recipe and seed, "
     "after the same epoch"
 )
+MEANS = "Mean +- standard deviation (ddof 1)."
 MARKS = {"vs best": {BEST: "best", ALIKE: "alike", WORSE: "worse"}}
 
 
@@ -131,7 +133,7 @@ def markdown(
         parts += ["## Which differences are real", "\n".join(f"- {sentence}" for sentence in words)]
         parts += [EXPLAINED] if table["p_value"].notna().any() else []
     if len(seeds):
-        parts += ["## Repeated seeds", "Mean +- standard deviation (ddof 1)." + seeds_explained(seeds)]
+        parts += ["## Repeated seeds", MEANS + seeds_explained(seeds)]
         parts.append(markdown_table(seeds_display(seeds, table, metrics)))
     if sweeps:
         parts += ["## How this was made", "\n".join(_sweep_line(sweep) for sweep in sweeps)]
@@ -173,7 +175,7 @@ def display(table: pd.DataFrame, *, wide: bool = False, metrics: Sequence[Metric
     if several:
         add("label", list(table["label"]))
     add("variant", [f"{name} {mark}".strip() for name, mark in zip(names, marks, strict=True)])
-    add("bits", list(table["bits"]))
+    add("bits", widths_of(table))
     add("mode", _modes(table))
     gridded = variants[variants["mode"] != "half"] if (variants["mode"] != "half").any() else variants
     for name in GRID:
@@ -266,6 +268,8 @@ def seeds_display(seeds: pd.DataFrame, table: pd.DataFrame, metrics: Sequence[Me
     words = _shared(table)
     named = {label.text: label.without(words).text for label in table["named"]}
     values = {name: list(seeds[name]) for name in DESCRIBING if name in seeds}
+    widths = dict(zip(zip(table["variant"], table["bits"], strict=True), widths_of(table), strict=True))
+    values |= {"bits": [widths[pair] for pair in zip(seeds["variant"], seeds["bits"], strict=True)]}
     values |= {"variant": [named[name] for name in seeds["variant"]], "mode": list(seeds["mode"].mask(is_float(seeds), ""))}
     groups = ["group"] if seeds["group"].nunique() > 1 else []
     differing = [name for name in GRID if gridded[name].nunique() > 1]

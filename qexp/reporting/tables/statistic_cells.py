@@ -31,10 +31,17 @@ def statistics(table: pd.DataFrame, *, wide: bool) -> list[StatisticColumn]:
         ]
         columns.append(("flips", flips))
         columns.append(("differ %", numbers_text(table["disagreement"], "{:.2f}".format)))
-        columns.append(("no loss", ["" if pd.isna(holds) else "yes" if holds else "-" for holds in table["non_inferior"]]))
+        if "non_inferior" in table:
+            columns.append(
+                ("no loss", [_no_loss(*claims) for claims in zip(table["non_inferior"], table["equivalent"], strict=True)])
+            )
     if "vs_best" in table:
         columns.append(("vs best", list(table["vs_best"])))
     return columns
+
+
+def _no_loss(non_inferior: object, equivalent: object) -> str:
+    return "" if non_inferior is None or pd.isna(non_inferior) else "equivalent" if equivalent else "yes" if non_inferior else "-"
 
 
 def seed_statistics(seeds: pd.DataFrame) -> list[StatisticColumn]:
@@ -43,7 +50,7 @@ def seed_statistics(seeds: pd.DataFrame) -> list[StatisticColumn]:
         return []
     columns = [
         ("Prec@1 95 % CI", _intervals(seeds, "prec1_low", "prec1_high", sign="")),
-        ("delta 95 % CI", _intervals(seeds, "delta_low", "delta_high")),
+        ("difference 95 % CI", _intervals(seeds, "delta_low", "delta_high")),
         ("p over seeds", numbers_text(seeds["p_seeds"], p_text)),
     ]
     return [(title, cells) for title, cells in columns if any(cells)]
@@ -53,7 +60,11 @@ def seeds_explained(seeds: pd.DataFrame) -> str:
     """What these columns are."""
     if not seed_statistics(seeds):
         return ""
-    return " *95 % CI*: hierarchical bootstrap over seeds and images. *p over seeds*: paired t test of delta, not adjusted."
+    against = "the float control, where there is one" if "vs_control_mean" in seeds else "the float network"
+    return (
+        f" *95 % CI*: hierarchical bootstrap over seeds and images, of the difference against {against}. *p over seeds*: paired "
+        "t test of it, not adjusted."
+    )
 
 
 def p_text(value: float) -> str:

@@ -55,6 +55,18 @@ def test_a_panel_per_training(write, training):
     assert [axes.get_title(loc="left") for axes in figure.axes] == ["lr=0.1", "lr=0.01"]
 
 
+def test_panels_share_an_axis_unless_the_data_differ(write, training):
+    parts = [
+        training(["W8 int"], training=key * 8, top=top, params={"seed": seed}, seed=seed)
+        for key, top, seed in (("aa", 97, 0), ("bb", 85, 1))
+    ]
+    first, second = prec1_by_epoch(load_records("exp", write(*parts))).axes
+    assert first.get_ylim() == second.get_ylim()
+    parts[1][0]["params"]["data.name"] = "cifar10"
+    first, second = prec1_by_epoch(load_records("exp", write(*parts))).axes
+    assert first.get_ylim() != second.get_ylim()
+
+
 def test_nothing_overlaps(write, training):
     """The legend of sixteen variants is readable: outside the axes, below the title, on the canvas."""
     variants = [*TWELVE, "W5 int", "W5 float", "W7 int", "W7 float"]

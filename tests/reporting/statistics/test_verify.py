@@ -1,6 +1,7 @@
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from qexp.base.errors import UserError
@@ -103,6 +104,17 @@ def test_a_wrong_number_is_found(reported, tmp_path, column, file):
     path.write_text("\n".join([header, *lines[:-1], ",".join(cells)]) + "\n")
     wrong = verify_tables("exp", runs_dir=tmp_path / "none", results_dir=reported[1]).wrong
     assert any(line.startswith(f"{file}, ") and f": {column} is " in line for line in wrong)
+
+
+def test_what_an_earlier_version_computed_otherwise_is_not_called_wrong(reported, tmp_path):
+    """Its table has no column `equivalent`: its families and intervals were others, all else is as it was."""
+    path = reported[1] / "exp" / "table.csv"
+    table = pd.read_csv(path).drop(columns=["equivalent", "p_loss_holm", "p_equivalent"])
+    table.assign(ci_low=-9.0, p_holm=0.9, vs_best="=", non_inferior=True).to_csv(path, index=False)
+    result = verify_tables("exp", runs_dir=tmp_path / "none", results_dir=reported[1])
+    (names,) = (names for names, why in result.left.items() if "an earlier version" in why and "name=exp" in why)
+    assert names == "p_holm, non_inferior, vs_best, ci_low, ci_high" and result.wrong == []
+    assert result.equal["table.csv", "p_value"] == 4 and ("table.csv", "ci_low") not in result.equal
 
 
 def test_a_store_with_other_evaluations_does_not_count(reported, predicted, write, tmp_path):
