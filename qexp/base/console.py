@@ -1,9 +1,11 @@
-"""What a person reads: lines on standard output, from rank 0 only."""
+"""What a person reads: lines on standard output, from rank 0 only, without passwords."""
 
 from __future__ import annotations
 
 import os
 import sys
+
+from qexp.base.text import without_passwords
 
 
 def is_main_process() -> bool:
@@ -15,11 +17,11 @@ def print_main(*lines: str) -> None:
     """Print lines on rank 0 and flush, so that a log file is current."""
     if is_main_process():
         for line in lines:
-            print(line, flush=True)
+            print(without_passwords(line), flush=True)
 
 
 def warn_main(*lines: str) -> None:
     """`print_main`, on standard error."""
     if is_main_process():
         for line in lines:
-            print(line, file=sys.stderr, flush=True)
+            print(without_passwords(line), file=sys.stderr, flush=True)

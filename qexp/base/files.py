@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from qexp.base.faults import fault_point
+from qexp.base.text import without_passwords
 
 _REMEDIES = {
     errno.ENOSPC: "Free space on that disk",
@@ -130,5 +131,5 @@ def fsync_folder(folder: Path) -> None:
 
 
 def write_text_atomic(path: Path, text: str) -> None:
-    """`write_atomic` for text."""
-    write_atomic(path, lambda partial: partial.write_text(text, encoding="utf-8"))
+    """`write_atomic` for text, without the passwords of URIs in it."""
+    write_atomic(path, lambda partial: partial.write_text(without_passwords(text), encoding="utf-8"))

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from qexp.base.errors import UserError
+from qexp.base.text import without_passwords
 from qexp.sweep.config_store import store_choices
 from qexp.sweep.types import Composed
 
@@ -175,17 +176,14 @@ def resolved(config: DictConfig) -> dict[str, object]:
 
 
 def _answer(config_name: str, asked: argparse.Namespace) -> None:
-    """Let Hydra answer; its help without the `_base` files, which hold the common values of a group and are no choice."""
+    """Let Hydra answer, without passwords; its help without `_base` files, which hold a group's common values and are no choice."""
     import hydra
 
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises instead of printing and leaving with 1
     answer = hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=config_name)(lambda config: None)
-    if not asked.help:
-        answer()
-        return
     text = io.StringIO()
     try:
         with contextlib.redirect_stdout(text):
             answer()
     finally:
-        print(text.getvalue().replace(" _base, ", " "), end="")
+        print(without_passwords(text.getvalue().replace(" _base, ", " ") if asked.help else text.getvalue()), end="")

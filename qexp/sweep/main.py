@@ -25,6 +25,7 @@ from qexp.base.console import warn_main
 from qexp.base.errors import JobsFailed, RankFailed, UserError, UserErrors
 from qexp.base.files import SaveError
 from qexp.base.preemption import Preempted, listening
+from qexp.base.text import without_passwords
 from qexp.sweep.arguments import check_arguments, clean_arguments, hydra_error, typed_settings
 from qexp.sweep.types import Composed
 from qexp.tracking.record import Sweep
@@ -50,7 +51,8 @@ def run_command_line(verb: str, config_name: str, run: Run | None = None) -> int
     arguments = clean_arguments(sys.argv[1:])
     sys.argv[1:] = arguments
     stamp = f"{time.strftime('%Y-%m-%d_%H-%M-%S')}_{secrets.token_hex(3)}"  # two machines may share a second and a process number
-    sweep = Sweep(sweep=stamp, command=shlex.join(["python", "-m", f"qexp.{verb}", *arguments]), verb=verb)
+    command = shlex.join(["python", "-m", f"qexp.{verb}", *map(without_passwords, arguments)])
+    sweep = Sweep(sweep=stamp, command=command, verb=verb)
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return _run(config_name, arguments, sweep, run, None)
     if verb in ("analyze", "export"):
@@ -101,8 +103,8 @@ def _run(config_name: str, arguments: Sequence[str], sweep: Sweep, run: Run | No
         asked = stop if isinstance(stop, Preempted) else Preempted(signal.SIGINT)
         warn_main(f"qexp: {asked}. The same command goes on where this one stopped.")
         return asked.exit_code
-    except Exception:
-        traceback.print_exc()
+    except Exception as error:
+        warn_main("".join(traceback.format_exception(error)))
         return 1
     return 0
 

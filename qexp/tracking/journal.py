@@ -1,6 +1,7 @@
 """The journal: every run, record and metric of an experiment, one JSON object per line, appended and fsynced.
 
-It is the truth; MLflow and the reports are made from it and can be made again. Rejected: MLflow itself as the only store (a dead
+It is the truth; MLflow and the reports are made from it and can be made again. So passwords of URIs are taken out here, when
+rows are written, and when they are read, as older versions wrote them down. Rejected: MLflow itself as the only store (a dead
 server blocks a training for minutes, asynchronous logging loses points), and SQLite (one more schema, and no `tail -f`).
 """
 
@@ -18,6 +19,7 @@ from filelock import FileLock
 from qexp.base.errors import UserError, nearest
 from qexp.base.faults import fault_point
 from qexp.base.files import SaveError, fsync_folder, write_all
+from qexp.base.text import without_passwords
 from qexp.tracking.rows import Row
 
 
@@ -43,7 +45,7 @@ class Journal:
             TypeError: a row holds what JSON has no form for; nothing is written.
             SaveError: the system refused (a full disk); at most the first few rows are written, and no part of one.
         """
-        data = b"".join(json.dumps(row, separators=(",", ":")).encode() + b"\n" for row in rows)
+        data = b"".join(without_passwords(json.dumps(row, separators=(",", ":"))).encode() + b"\n" for row in rows)
         if not data:
             return
         try:
@@ -168,7 +170,7 @@ def read_rows(path: Path, offset: int = 0, *, limit: int | None = None, end: int
 def _parse(path: Path, offset: int, line: bytes) -> Row:
     """One line as a row."""
     try:
-        row = json.loads(line)
+        row = json.loads(without_passwords(line.decode()))
     except ValueError:
         row = None
     if not isinstance(row, dict):

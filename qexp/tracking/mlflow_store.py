@@ -53,15 +53,6 @@ def store_uri(uri: str | None, runs_dir: str | Path) -> str:
     return uri if uri is not None else f"sqlite:///{Path(runs_dir).absolute() / 'mlflow.db'}"
 
 
-def shown_uri(uri: str) -> str:
-    """The URI without the password it may hold.
-
-    >>> shown_uri("http://ann:secret@host:5000")
-    'http://ann@host:5000'
-    """
-    return re.sub(r"(?<=://)([^/@:]*):[^/@]*@", r"\1@", uri)
-
-
 @dataclass(frozen=True)
 class Store:
     """A tracking store, opened at one experiment.
