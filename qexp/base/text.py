@@ -9,7 +9,8 @@ MIB = 2**20  # bytes
 # `user:password@` of a URI, and a parameter behind its `?` that is named like one. Neither goes beyond a quotation mark, so that
 # JSON with a password in it stays JSON.
 _PASSWORD = re.compile(
-    r"""(?P<user>://[^/@:\s"]*):[^/\s"]*@|(?P<key>[?&;][\w.-]*(?:passw|pwd|secret|token|access_?key|api_?key)[\w.-]*=)[^&;\s"']+""",
+    r'(?P<user>://[^/@:\s"]*):[^/\s"]*@'
+    r"""|(?P<key>[?&;][\w.-]*(?:passw|pwd|secret|token|access_?key|api_?key)[\w.-]*=)[^&;\s"']+""",
     re.IGNORECASE,
 )
 

@@ -176,7 +176,7 @@ def resolved(config: DictConfig) -> dict[str, object]:
 
 
 def _answer(config_name: str, asked: argparse.Namespace) -> None:
-    """Let Hydra answer, without passwords; its help without `_base` files, which hold a group's common values and are no choice."""
+    """Let Hydra answer, without passwords; its help without `_base` files, the common values of a group, which are no choice."""
     import hydra
 
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises instead of printing and leaving with 1
