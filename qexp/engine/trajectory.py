@@ -31,7 +31,7 @@ from torch import Tensor
 from qexp.base.console import print_main
 from qexp.base.errors import UserError, nearest
 from qexp.base.faults import fault_point
-from qexp.base.files import write_atomic, write_text_atomic
+from qexp.base.files import check_readable, names_in, write_atomic, write_text_atomic
 from qexp.base.text import MIB
 from qexp.engine.resume import ResumeFiles
 from qexp.engine.state import FitState
@@ -88,8 +88,10 @@ class Training:
     @property
     def info(self) -> dict[str, Any]:
         """The content of `training.json`, empty where there is none."""
+        path = self.folder / "training.json"
+        check_readable(path)
         try:
-            return json.loads((self.folder / "training.json").read_text(encoding="utf-8"))
+            return json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
             return {}
 
@@ -141,7 +143,7 @@ class Training:
 
     def epochs(self) -> list[int]:
         """Epochs whose weights are kept and whole, ascending."""
-        return sorted(int(path.stem) for path in self.folder.glob("epochs/*.safetensors") if self._readable(path))
+        return [int(path.stem) for path in self._epoch_files() if self._readable(path)]
 
     def load_epoch(self, epoch: int) -> dict[str, Tensor]:
         """The network's state dict after `epoch`, on the CPU; the resume state serves where an epoch is not kept.
@@ -201,12 +203,17 @@ class Training:
         """Bytes on disk."""
         return sum(path.stat().st_size for path in self.folder.rglob("*") if path.is_file())
 
+    def _epoch_files(self) -> list[Path]:
+        folder = self.folder / "epochs"
+        return [folder / name for name in names_in(folder) if name.endswith(".safetensors") and not name.startswith(".")]
+
     def _epoch_file(self, epoch: int) -> Path:
         return self.folder / "epochs" / f"{epoch:04d}.safetensors"
 
     @staticmethod
     def _readable(path: Path) -> bool:
-        """True if the file is there and as long as its header says."""
+        """True if the file is there and as long as its header says; raises where it may not be read."""
+        check_readable(path)
         try:
             with safe_open(path, framework="pt"):
                 return True
@@ -276,7 +283,7 @@ class TrajectoryStore:
         return training.hash
 
     def _hashes(self) -> list[str]:
-        return sorted(path.name for path in self.root.glob("[!.]*") if path.is_dir())
+        return [name for name in names_in(self.root) if not name.startswith(".") and (self.root / name).is_dir()]
 
 
 def _separate(state: Mapping[str, object]) -> dict[str, Tensor]:

@@ -18,7 +18,7 @@ from filelock import FileLock
 
 from qexp.base.errors import UserError, nearest
 from qexp.base.faults import fault_point
-from qexp.base.files import SaveError, fsync_folder, write_all
+from qexp.base.files import SaveError, check_readable, fsync_folder, names_in, write_all
 from qexp.base.text import without_passwords
 from qexp.tracking.rows import Row
 
@@ -121,7 +121,8 @@ def journal_path(runs_dir: str | Path, name: str) -> Path:
 
 def journal_names(runs_dir: str | Path) -> list[str]:
     """The experiments that have a journal, sorted."""
-    return sorted(path.stem for path in (Path(runs_dir) / "journal").glob("*.jsonl"))
+    names = names_in(Path(runs_dir) / "journal")
+    return [name.removesuffix(".jsonl") for name in names if name.endswith(".jsonl") and not name.startswith(".")]
 
 
 def find_journal(runs_dir: str | Path, name: str) -> Path:
@@ -149,9 +150,10 @@ def read_rows(path: Path, offset: int = 0, *, limit: int | None = None, end: int
         end: only rows that begin before this offset.
 
     Raises:
-        UserError: a complete line that is no JSON object, with its byte offset.
+        UserError: a complete line that is no JSON object, with its byte offset; a file that may not be read.
     """
     rows: list[Row] = []
+    check_readable(path)
     try:
         handle = open(path, "rb")
     except FileNotFoundError:

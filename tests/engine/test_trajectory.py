@@ -264,3 +264,14 @@ def test_discard_leaves_nothing(begun, store):
     begun.discard()
     assert not begun.folder.exists()
     assert not list((store.runs_dir / ".trash").iterdir())
+
+
+@pytest.mark.parametrize("file", ["training.json", "epochs/0003.safetensors", "last.pt"])
+def test_what_cannot_be_read_is_not_trained_again(begun, file):
+    save(begun, 1, 2, 3)
+    path = begun.folder / file
+    path.unlink()
+    path.mkdir()  # stands for a file of another user's, which root may read
+    with pytest.raises(UserError, match=f"{file}: allowed is what can be read"):
+        begun.resume_state()
+        begun.finish()
