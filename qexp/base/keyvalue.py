@@ -9,7 +9,7 @@ from functools import partial
 from typing import TypeVar, get_type_hints
 
 from qexp.base.checks import beyond_bounds
-from qexp.base.console import warn_main
+from qexp.base.console import print_main, warn_main
 from qexp.base.errors import UserError, UserErrors, as_user_errors, nearest
 
 Settings = TypeVar("Settings")
@@ -79,7 +79,7 @@ def run_verb(kind: type[Settings], run: Callable[[Settings], int | None], descri
     """Parse the command line into `kind` and run; returns the exit code (0 done, 2 bad input)."""
     arguments = sys.argv[1:]
     if any(argument in ("-h", "--help") for argument in arguments):
-        print(description.strip())
+        print_main(description.strip())
         return 0
     try:
         return run(parse(kind, arguments)) or 0

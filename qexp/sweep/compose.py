@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from qexp.base.console import print_main
 from qexp.base.errors import UserError
-from qexp.base.text import without_passwords
 from qexp.sweep.config_store import store_choices
 from qexp.sweep.types import Composed
 
@@ -186,4 +186,4 @@ def _answer(config_name: str, asked: argparse.Namespace) -> None:
         with contextlib.redirect_stdout(text):
             answer()
     finally:
-        print(without_passwords(text.getvalue().replace(" _base, ", " ") if asked.help else text.getvalue()), end="")
+        print_main((text.getvalue().replace(" _base, ", " ") if asked.help else text.getvalue()).removesuffix("\n"))

@@ -5,7 +5,8 @@ Torch is loaded once Hydra has composed the jobs (under torchrun by each rank at
 Only rank 0 runs Hydra; the other ranks wait for checked jobs. Hydra on every rank was tried and rejected: sweep folders diverge,
 and a rank that fails alone pairs its next collective with another job's, which gives wrong numbers in silence.
 
-Exit codes: 0 done, 1 some job failed, 2 bad input and nothing started, 143 stopped by SIGTERM, 130 by Ctrl-C.
+Exit codes: 0 done, 1 some job failed, 2 bad input and nothing started, 143 stopped by SIGTERM, 130 by Ctrl-C. They say what was
+done, not what was read: a command whose output nobody reads any more goes on.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from qexp.base.errors import JobsFailed, RankFailed, UserError, UserErrors
 from qexp.base.files import SaveError
 from qexp.base.preemption import Preempted, listening
 from qexp.base.text import without_passwords
+from qexp.base.user_code import exits_are_errors
 from qexp.sweep.arguments import check_arguments, clean_arguments, hydra_error, typed_settings
 from qexp.sweep.types import Composed
 from qexp.tracking.record import Sweep
@@ -96,9 +98,6 @@ def _run(config_name: str, arguments: Sequence[str], sweep: Sweep, run: Run | No
     except (JobsFailed, RankFailed, SaveError) as error:
         warn_main(f"qexp: {error}")
         return 1
-    except BrokenPipeError:  # `--help | head`: the reader has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
     except (KeyboardInterrupt, Preempted) as stop:
         asked = stop if isinstance(stop, Preempted) else Preempted(signal.SIGINT)
         warn_main(f"qexp: {asked}. The same command goes on where this one stopped.")
@@ -113,4 +112,5 @@ def _run_composed(composed: Composed, sweep: Sweep, typed: Mapping[str, str], ru
     from qexp.sweep.ranks import Alone
     from qexp.sweep.run import run_command
 
-    (run or run_command)(composed, sweep, typed, ranks or Alone())
+    with exits_are_errors():
+        (run or run_command)(composed, sweep, typed, ranks or Alone())
