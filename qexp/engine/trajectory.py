@@ -188,7 +188,8 @@ class Training:
     def discard(self) -> None:
         """Forget all that is stored, at one stroke: a half-removed training never looks like one."""
         if self.folder.exists():
-            trash = self.lock_file.parent.parent / ".trash" / f"{self.hash}.{os.getpid()}.{time.time_ns()}"
+            # Beside it: `trainings` may be a link to another disk, and nothing is renamed from one disk to another.
+            trash = self.folder.parent / ".trash" / f"{self.hash}.{os.getpid()}.{time.time_ns()}"
             trash.parent.mkdir(parents=True, exist_ok=True)
             os.replace(self.folder, trash)
             shutil.rmtree(trash)

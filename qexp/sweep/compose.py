@@ -24,6 +24,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from qexp.base.console import print_main
 from qexp.base.errors import UserError
 from qexp.sweep.config_store import store_choices
+from qexp.sweep.places import expand_places
 from qexp.sweep.types import Composed
 
 if TYPE_CHECKING:
@@ -68,8 +69,8 @@ def compose(config_name: str) -> Composed | None:
         own = base.hydra
         configure_log(own.job_logging, own.verbose)
         is_sweep = asked.multirun or own.mode == RunMode.MULTIRUN
-        values = tuple(resolved(job) for job in (jobs.sweep() if is_sweep else jobs.single()))
-        place = Path(str(own.sweep.dir if is_sweep else own.run.dir))
+        values = tuple(expand_places(resolved(job)) for job in (jobs.sweep() if is_sweep else jobs.single()))
+        place = Path(str(own.sweep.dir if is_sweep else own.run.dir)).expanduser()
         return Composed(values, resolved(own.launcher), place, is_sweep)
 
 

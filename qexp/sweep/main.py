@@ -28,7 +28,7 @@ from qexp.base.files import SaveError
 from qexp.base.preemption import Preempted, listening
 from qexp.base.text import without_passwords
 from qexp.base.user_code import exits_are_errors
-from qexp.sweep.arguments import check_arguments, clean_arguments, hydra_error, typed_settings
+from qexp.sweep.arguments import check_arguments, clean_arguments, hydra_error, quote_places, typed_settings
 from qexp.sweep.types import Composed
 from qexp.tracking.record import Sweep
 
@@ -50,7 +50,7 @@ def run_command_line(verb: str, config_name: str, run: Run | None = None) -> int
     Returns:
         The exit code.
     """
-    arguments = clean_arguments(sys.argv[1:])
+    arguments = quote_places(clean_arguments(sys.argv[1:]))
     sys.argv[1:] = arguments
     stamp = f"{time.strftime('%Y-%m-%d_%H-%M-%S')}_{secrets.token_hex(3)}"  # two machines may share a second and a process number
     command = shlex.join(["python", "-m", f"qexp.{verb}", *map(without_passwords, arguments)])

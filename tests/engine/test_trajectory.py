@@ -263,7 +263,7 @@ def test_discard_leaves_nothing(begun, store):
     begun.discard()
     begun.discard()
     assert not begun.folder.exists()
-    assert not list((store.runs_dir / ".trash").iterdir())
+    assert not list((store.root / ".trash").iterdir())
 
 
 @pytest.mark.parametrize("file", ["training.json", "epochs/0003.safetensors", "last.pt"])
