@@ -18,7 +18,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -91,9 +91,12 @@ class Training:
         path = self.folder / "training.json"
         check_readable(path)
         try:
-            return json.loads(path.read_text(encoding="utf-8"))
+            return dict(json.loads(path.read_text(encoding="utf-8")).items())
         except FileNotFoundError:
             return {}
+        except (ValueError, AttributeError):
+            remedy = f"Remove it: python -m qexp.trainings remove={self.hash}"
+            raise UserError("training", self.hash, allowed=f"one whose {path} can be read", remedy=remedy) from None
 
     def _write_info(self, info: Mapping[str, object]) -> None:
         write_text_atomic(self.folder / "training.json", json.dumps(info, indent=2, sort_keys=True) + "\n")
@@ -143,7 +146,9 @@ class Training:
 
     def epochs(self) -> list[int]:
         """Epochs whose weights are kept and whole, ascending."""
-        return [int(path.stem) for path in self._epoch_files() if self._readable(path)]
+        folder = self.folder / "epochs"
+        names = (name for name in names_in(folder) if name[0] != "." and name.endswith(".safetensors"))
+        return [int(name[:-12]) for name in names if self._readable(folder / name)]
 
     def load_epoch(self, epoch: int) -> dict[str, Tensor]:
         """The network's state dict after `epoch`, on the CPU; the resume state serves where an epoch is not kept.
@@ -188,8 +193,7 @@ class Training:
     def discard(self) -> None:
         """Forget all that is stored, at one stroke: a half-removed training never looks like one."""
         if self.folder.exists():
-            # Beside it: `trainings` may be a link to another disk, and nothing is renamed from one disk to another.
-            trash = self.folder.parent / ".trash" / f"{self.hash}.{os.getpid()}.{time.time_ns()}"
+            trash = self.folder.parent / ".trash" / f"{self.hash}.{os.getpid()}.{time.time_ns()}"  # on the same disk
             trash.parent.mkdir(parents=True, exist_ok=True)
             os.replace(self.folder, trash)
             shutil.rmtree(trash)
@@ -203,10 +207,6 @@ class Training:
     def size_bytes(self) -> int:
         """Bytes on disk."""
         return sum(path.stat().st_size for path in self.folder.rglob("*") if path.is_file())
-
-    def _epoch_files(self) -> list[Path]:
-        folder = self.folder / "epochs"
-        return [folder / name for name in names_in(folder) if name.endswith(".safetensors") and not name.startswith(".")]
 
     def _epoch_file(self, epoch: int) -> Path:
         return self.folder / "epochs" / f"{epoch:04d}.safetensors"
@@ -248,25 +248,24 @@ class TrajectoryStore:
 
     def summaries(self) -> list[dict[str, Any]]:
         """One row per stored training, oldest first: hash, model, data, method (`lsq 4 bits`), epochs_done, epochs, ..."""
-        rows = []
-        for name in self._hashes():
-            training = self.open(name)
+        return sorted(map(self._summary, self._hashes()), key=lambda row: str(row["created"]))
+
+    def _summary(self, name: str) -> dict[str, Any]:
+        """The row of one training; of a damaged one its name and size."""
+        training, shown = self.open(name), {"model": "", "data": "", "method": "", "created": "", "status": "damaged"}
+        with suppress(UserError, ValueError, AttributeError, KeyError, TypeError):
             info, log = training.info, training.log()
             config, qat = info.get("config", {}), info.get("identity", {}).get("qat")
-            rows.append(
-                {
-                    "hash": name,
-                    "model": config.get("model", {}).get("name", ""),
-                    "data": config.get("data", {}).get("name", ""),
-                    "method": f"{qat['name']} {qat['bits']} bits" if qat else "float",
-                    "epochs_done": log[-1]["epoch"] if log else 0,
-                    "epochs": info.get("epochs", 0),
-                    "size_mib": training.size_bytes / MIB,
-                    "created": info.get("created", ""),
-                    "status": "preempted" if training.is_preempted else info.get("status", "damaged"),
-                }
-            )
-        return sorted(rows, key=lambda row: row["created"])
+            shown = {
+                "model": config.get("model", {}).get("name", ""),
+                "data": config.get("data", {}).get("name", ""),
+                "method": f"{qat['name']} {qat['bits']} bits" if qat else "float",
+                "epochs_done": log[-1]["epoch"] if log else 0,
+                "epochs": info.get("epochs", 0),
+                "created": info.get("created", ""),
+                "status": "preempted" if training.is_preempted else info.get("status", "damaged"),
+            }
+        return {"hash": name, "epochs_done": 0, "epochs": 0, "size_mib": training.size_bytes / MIB, **shown}
 
     def remove(self, prefix: str) -> str:
         """Delete a stored training; returns its hash.

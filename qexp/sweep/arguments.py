@@ -125,7 +125,13 @@ def _inside_list(key: str) -> bool:
 
 
 def hydra_error(error: Exception) -> UserError:
-    """Say one of Hydra's or OmegaConf's errors in our form."""
+    """Say an error of Hydra, OmegaConf or PyYAML in our form."""
+    if (mark := getattr(error, "problem_mark", None)) is not None:
+        what = getattr(error, "problem", None) or "it cannot be read"
+        return UserError("file of values", f"{mark.name}, line {mark.line + 1}", allowed="YAML", remedy=f"There {what}.")
+    if isinstance(error, UnicodeDecodeError):
+        near = error.object[max(0, error.start - 20) : error.end + 20].decode(errors="replace")
+        return UserError("file of values", f"...{near!r}...", allowed="text in UTF-8", remedy="Save that file as UTF-8.")
     missing = getattr(error, "missing_cfg_file", None)
     if missing:
         folder, _, name = missing.rpartition("/")

@@ -28,7 +28,7 @@ from qexp.base.files import SaveError
 from qexp.base.preemption import Preempted, listening
 from qexp.base.text import without_passwords
 from qexp.base.user_code import exits_are_errors
-from qexp.sweep.arguments import check_arguments, clean_arguments, hydra_error, quote_places, typed_settings
+from qexp.sweep.arguments import check_arguments, clean_arguments, quote_places, typed_settings
 from qexp.sweep.types import Composed
 from qexp.tracking.record import Sweep
 
@@ -77,9 +77,6 @@ def run_command_line(verb: str, config_name: str, run: Run | None = None) -> int
 
 def _run(config_name: str, arguments: Sequence[str], sweep: Sweep, run: Run | None, ranks: Ranks | None) -> int:
     """Compose and run, and say every error of the user's without a traceback; returns the exit code."""
-    from hydra.errors import HydraException
-    from omegaconf.errors import OmegaConfBaseException
-
     from qexp.sweep.compose import compose
 
     try:
@@ -91,9 +88,6 @@ def _run(config_name: str, arguments: Sequence[str], sweep: Sweep, run: Run | No
                 _run_composed(composed, sweep, typed, run, ranks)
     except (UserErrors, UserError) as error:
         warn_main("qexp: nothing was started.", *(f"  {line}" for line in str(error).splitlines()))
-        return 2
-    except (HydraException, OmegaConfBaseException) as error:
-        warn_main("qexp: nothing was started.", f"  {hydra_error(error)}")
         return 2
     except (JobsFailed, RankFailed, SaveError) as error:
         warn_main(f"qexp: {error}")
