@@ -146,9 +146,8 @@ class Training:
 
     def epochs(self) -> list[int]:
         """Epochs whose weights are kept and whole, ascending."""
-        folder = self.folder / "epochs"
-        names = (name for name in names_in(folder) if name[0] != "." and name.endswith(".safetensors"))
-        return [int(name[:-12]) for name in names if self._readable(folder / name)]
+        stems = (name[:-12] for name in names_in(self.folder / "epochs") if name[0] != "." and name.endswith(".safetensors"))
+        return [int(stem) for stem in stems if self._readable(self._epoch_file(int(stem)))]
 
     def load_epoch(self, epoch: int) -> dict[str, Tensor]:
         """The network's state dict after `epoch`, on the CPU; the resume state serves where an epoch is not kept.
@@ -252,7 +251,8 @@ class TrajectoryStore:
 
     def _summary(self, name: str) -> dict[str, Any]:
         """The row of one training; of a damaged one its name and size."""
-        training, shown = self.open(name), {"model": "", "data": "", "method": "", "created": "", "status": "damaged"}
+        training = self.open(name)
+        shown: dict[str, Any] = {"model": "", "data": "", "method": "", "created": "", "status": "damaged"}
         with suppress(UserError, ValueError, AttributeError, KeyError, TypeError):
             info, log = training.info, training.log()
             config, qat = info.get("config", {}), info.get("identity", {}).get("qat")

@@ -17,7 +17,7 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf, open_dict
 
@@ -133,7 +133,7 @@ class _Jobs:
             raise UserError(
                 "hydra/sweeper", sweeper.get("_target_"), allowed="basic", remedy="qexp plans all jobs before any runs."
             )
-        cases = OmegaConf.to_object(self.base.cases) if OmegaConf.is_config(self.base.cases) else self.base.cases
+        cases: Any = OmegaConf.to_object(self.base.cases) if OmegaConf.is_config(self.base.cases) else self.base.cases
         cases = [[]] if cases is None or cases == [] else cases
         lists = isinstance(cases, list) and all(isinstance(case, list) for case in cases)
         if not lists or not all(isinstance(word, str) for case in cases for word in case):
