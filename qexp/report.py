@@ -12,6 +12,7 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from qexp.base.console import print_main
 from qexp.base.errors import choose
 from qexp.base.keyvalue import run_verb
 
@@ -45,7 +46,7 @@ def run(settings: ReportSettings) -> int:
         from qexp.reporting.statistics.verify import verify_tables
 
         result = verify_tables(settings.name, runs_dir=Path(settings.runs_dir), results_dir=Path(settings.results_dir))
-        print("\n".join(result.lines))
+        print_main("\n".join(result.lines))
         return 1 if result.wrong else 0
     from qexp.reporting.report import write_report
     from qexp.reporting.tables.render import RENDERERS
@@ -56,9 +57,9 @@ def run(settings: ReportSettings) -> int:
         settings.name, runs_dir=runs_dir, results_dir=results_dir, mixed=settings.mixed, metrics=settings.metrics
     )
     if settings.format == "text":
-        print(f"{written.table}\n\ntables and figures: {written.folder}/")
+        print_main(f"{written.table}\n\ntables and figures: {written.folder}/")
     else:
-        print("\n\n".join(RENDERERS[settings.format](table) for table in written.rounded))
+        print_main("\n\n".join(RENDERERS[settings.format](table) for table in written.rounded))
     return 0
 
 

@@ -14,6 +14,7 @@ import sys
 from importlib import import_module
 from pathlib import Path
 
+from qexp.base.console import print_main
 from qexp.base.errors import choose
 from qexp.base.keyvalue import run_verb
 from qexp.config.study import StudySettings
@@ -30,7 +31,9 @@ def run(settings: StudySettings) -> int:
     command = shlex.join(["python", "-m", "qexp.study", *(_without_folders(text) for text in sys.argv[1:])])
     folder = write_study(settings.name, outcome, command=command, results_dir=Path(settings.results_dir))
     passed = f"{len(outcome.checks) - len(outcome.failed)} of {len(outcome.checks)} checks pass"
-    print(f"{format_checks(outcome.checks)}\n\n{outcome.headline}\n{outcome.subject}\n{passed}; tables and figures: {folder}/")
+    print_main(
+        f"{format_checks(outcome.checks)}\n\n{outcome.headline}\n{outcome.subject}\n{passed}; tables and figures: {folder}/"
+    )
     return 1 if outcome.failed else 0
 
 

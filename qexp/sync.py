@@ -7,6 +7,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from qexp.base.console import print_main
 from qexp.base.keyvalue import run_verb
 
 
@@ -31,7 +32,7 @@ def run(settings: SyncSettings) -> None:
     from qexp.tracking.sync import sync
 
     for line in sync(settings.name, runs_dir=Path(settings.runs_dir), settings=TrackingSettings(uri=settings.uri)):
-        print(line)
+        print_main(line)
 
 
 if __name__ == "__main__":

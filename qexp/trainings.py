@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from qexp.base.console import print_main
 from qexp.base.errors import UserError, nearest
 from qexp.base.keyvalue import run_verb
 from qexp.base.table import Column, Table, lines
@@ -50,10 +51,10 @@ def run(settings: TrainingsSettings) -> None:
     if settings.remove is not None:
         for chosen in _choose(settings.remove, rows):
             store.remove(chosen["hash"])
-            print(f"removed {chosen['hash']}  {chosen['size_mib']:.1f} MiB")
+            print_main(f"removed {chosen['hash']}  {chosen['size_mib']:.1f} MiB")
         return
-    print("\n".join(lines(Table.of(COLUMNS, rows))))
-    print(f"{len(rows)} stored in {store.root}")
+    print_main("\n".join(lines(Table.of(COLUMNS, rows))))
+    print_main(f"{len(rows)} stored in {store.root}")
 
 
 def _choose(wanted: str, rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:

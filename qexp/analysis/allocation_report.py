@@ -11,7 +11,7 @@ from qexp.analysis.results import Allocated, Allocation, ChoiceComparison
 from qexp.analysis.sensitivity_figures import draw_allocation
 from qexp.analysis.sensitivity_report import TITLES
 from qexp.base.files import write_text_atomic
-from qexp.base.table import Column, Table, lines, markdown_table
+from qexp.base.table import Column, Table, lines, markdown_table, markdown_text
 from qexp.reporting.figures.style import save
 from qexp.reporting.tables.render import csv_text
 
@@ -80,7 +80,7 @@ def markdown(allocation: Allocation) -> str:
               for choice in allocation.choices]  # fmt: skip
     parts += ["## Bits", markdown_table(Table.of_values([(Column(name="layer", title="layer", kind="text"), names), *widths]))]
     parts += ["## Use it", f"`{allocation.use}`", "## How this was made", f"`{allocation.command}`"]
-    return "\n\n".join(parts) + "\n"
+    return markdown_text(parts)
 
 
 def summary(allocation: Allocation) -> str:

@@ -10,7 +10,7 @@ import pandas as pd
 from qexp.analysis.profile_figures import draw, draw_each
 from qexp.analysis.profile_results import Profile, TensorProfile
 from qexp.base.files import write_text_atomic
-from qexp.base.table import Column, Table, lines, markdown_table
+from qexp.base.table import Column, Table, lines, markdown_table, markdown_text
 from qexp.reporting.figures.style import save
 from qexp.reporting.tables.render import csv_text
 
@@ -64,7 +64,7 @@ def markdown(profile: Profile) -> str:
     )
     if profile.scores:
         parts += ["## Class scores", f"Of `{profile.image}`.", markdown_table(Table.of(_SCORE, profile.scores))]
-    return "\n\n".join([*parts, "## How this was made", f"`{profile.command}`"]) + "\n"
+    return markdown_text([*parts, "## How this was made", f"`{profile.command}`"])
 
 
 def summary(profile: Profile) -> str:

@@ -11,7 +11,7 @@ import pandas as pd
 from qexp.analysis.results import Sensitivity, Trust
 from qexp.analysis.sensitivity_figures import draw
 from qexp.base.files import write_text_atomic
-from qexp.base.table import Column, Table, lines, markdown_table
+from qexp.base.table import Column, Table, lines, markdown_table, markdown_text
 from qexp.config.analyze import MEASURED, PROXIES
 from qexp.reporting.figures.style import save
 from qexp.reporting.tables.render import csv_text
@@ -71,7 +71,7 @@ def markdown(sensitivity: Sensitivity) -> str:
         "layers stays float, those that the measure calls worst; the KL of the others, less that of the best such choice, in "
         "percent of the KL of all."
     )
-    return "\n\n".join([*parts, "## How this was made", f"`{sensitivity.command}`"]) + "\n"
+    return markdown_text([*parts, "## How this was made", f"`{sensitivity.command}`"])
 
 
 def summary(sensitivity: Sensitivity) -> str:

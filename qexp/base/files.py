@@ -9,10 +9,14 @@ import io
 import json
 import os
 import re
+import secrets
+import stat
 from collections.abc import Callable
 from pathlib import Path
 
+from qexp.base.errors import UserError
 from qexp.base.faults import fault_point
+from qexp.base.text import without_passwords
 
 _REMEDIES = {
     errno.ENOSPC: "Free space on that disk",
@@ -70,15 +74,18 @@ def hash_file(path: Path, length: int = 16) -> str:
 def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write` fill a temporary file beside `path`, then fsync it and rename it to `path`.
 
-    A reader sees the old file or the new one, never a part; after a crash the old one is still there.
+    A reader sees the old file or the new one, never a part; after a crash the old one is still there. The temporary file is new,
+    whatever others put into the folder, and the file has the mode that the umask gives, whatever the library that wrote it gave.
 
     Raises:
         SaveError: the system refused (a full disk, a quota, no permission); no part of the new file is left.
     """
-    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    partial = path.with_name(f".{path.name[:50]}.{secrets.token_hex(8)}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        mode = create_exclusive(partial)
         write(partial)
+        os.chmod(partial, mode)  # safetensors puts a file of its own there, for its owner alone
         fault_point("file.written")
         with open(partial, "rb+") as handle:
             os.fsync(handle.fileno())
@@ -92,6 +99,51 @@ def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
         if refusal is None:
             raise
         raise SaveError(path, refusal) from error
+
+
+def create_exclusive(path: Path) -> int:
+    """Make an empty file that was not there, not even as a link; returns the mode that the umask (or the folder's ACL) gives it.
+
+    Rejected: `tempfile.mkstemp`, whose files are for their owner alone, and tell nothing of the umask.
+    """
+    handle = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
+    try:
+        return stat.S_IMODE(os.fstat(handle).st_mode)
+    finally:
+        os.close(handle)
+
+
+def check_readable(path: Path) -> None:
+    """Raise where something is there that cannot be read: it is not missing, and nothing may be made in its place.
+
+    Raises:
+        UserError: another user's file, say. safetensors and torch call it missing.
+    """
+    try:
+        open(path, "rb").close()
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    except OSError as error:
+        raise _unreadable(path, error) from error
+
+
+def names_in(folder: Path) -> list[str]:
+    """The names in a folder, sorted; none where it is missing.
+
+    Raises:
+        UserError: it is there and cannot be read. `Path.glob` would call it empty.
+    """
+    try:
+        return sorted(os.listdir(folder))
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise _unreadable(folder, error) from error
+
+
+def _unreadable(path: Path, error: OSError) -> UserError:
+    remedy = f"{error.strerror}. It is there, and not made again: have its owner let you read it."
+    return UserError("file", path, allowed="what can be read", remedy=remedy)
 
 
 def _refusal(error: Exception, partial: Path) -> OSError | None:
@@ -130,5 +182,5 @@ def fsync_folder(folder: Path) -> None:
 
 
 def write_text_atomic(path: Path, text: str) -> None:
-    """`write_atomic` for text."""
-    write_atomic(path, lambda partial: partial.write_text(text, encoding="utf-8"))
+    """`write_atomic` for text, without the passwords of URIs in it."""
+    write_atomic(path, lambda partial: partial.write_text(without_passwords(text), encoding="utf-8"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import is_dataclass
@@ -9,8 +10,9 @@ from functools import partial
 from typing import TypeVar, get_type_hints
 
 from qexp.base.checks import beyond_bounds
-from qexp.base.console import warn_main
+from qexp.base.console import print_main, warn_main
 from qexp.base.errors import UserError, UserErrors, as_user_errors, nearest
+from qexp.base.files import SaveError
 
 Settings = TypeVar("Settings")
 
@@ -35,7 +37,7 @@ def parse(kind: type[Settings], arguments: Sequence[str]) -> Settings:
             remedy = nearest(key, names) or "Write KEY=VALUE."
             errors.append(UserError(key, "(unknown key)", allowed=f"one of {', '.join(names)}", remedy=remedy))
         elif hints[key] in (str, str | None):  # as YAML the hash 12345678 would be an integer, and 1e234567 infinite
-            _put(values, key, None if text in ("", "null") else text)
+            _put(values, key, None if text in ("", "null") else os.path.expanduser(text))
         else:
             _put(values, key, _from_yaml(text))
     if errors:
@@ -79,10 +81,13 @@ def run_verb(kind: type[Settings], run: Callable[[Settings], int | None], descri
     """Parse the command line into `kind` and run; returns the exit code (0 done, 2 bad input)."""
     arguments = sys.argv[1:]
     if any(argument in ("-h", "--help") for argument in arguments):
-        print(description.strip())
+        print_main(description.strip())
         return 0
     try:
         return run(parse(kind, arguments)) or 0
     except (UserError, UserErrors) as error:
         warn_main(*(f"qexp: {line}" for line in str(error).splitlines()))
         return 2
+    except SaveError as error:
+        warn_main(f"qexp: {error}")
+        return 1

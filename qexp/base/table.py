@@ -7,6 +7,7 @@ Rejected: the library `tabulate`. Of our tables it writes Markdown alone alike: 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -141,7 +142,21 @@ def lines(table: Table, *, titles: bool = True, rule: bool = False, indent: str 
 def markdown_table(table: Table) -> str:
     """A table of Markdown."""
     rows = [table.titles, [_RULES[column.side] for column in table.columns], *table.cells]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows)
+    return without_html("\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows))
+
+
+def markdown_text(parts: Iterable[str]) -> str:
+    """A document of Markdown: its parts with a blank line between them."""
+    return without_html("\n\n".join(parts)) + "\n"
+
+
+def without_html(markdown: str) -> str:
+    """Markdown whose `<` begin no element: a name in it may be anybody's.
+
+    >>> without_html("p <1e-300 of <script>")
+    'p <1e-300 of &lt;script>'
+    """
+    return re.sub("<(?=[a-zA-Z/!?])", "&lt;", markdown)
 
 
 def latex_table(table: Table) -> str:

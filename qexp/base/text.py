@@ -2,9 +2,26 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 MIB = 2**20  # bytes
+# `user:password@` of a URI, and a parameter behind its `?` that is named like one. Neither goes beyond a quotation mark, so that
+# JSON with a password in it stays JSON.
+_PASSWORD = re.compile(
+    r'(?P<user>://[^/@:\s"]*):[^/\s"]*@'
+    r"""|(?P<key>[?&;][\w.-]*(?:passw|pwd|secret|token|access_?key|api_?key)[\w.-]*=)[^&;\s"']+""",
+    re.IGNORECASE,
+)
+
+
+def without_passwords(text: str) -> str:
+    """A text without the passwords of the URIs in it, for all that is shown, sent or stored.
+
+    >>> without_passwords("uri=http://ann:secret@host:5000 failed, and postgresql://host/db?user=ann&password=secret")
+    'uri=http://ann@host:5000 failed, and postgresql://host/db?user=ann&password=***'
+    """
+    return _PASSWORD.sub(lambda match: f"{match['user']}@" if match["user"] else f"{match['key']}***", text)
 
 
 class Note(str):

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.util
 import inspect
 import sys
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
 
@@ -15,6 +16,8 @@ from qexp.base.errors import UserError, nearest
 from qexp.base.files import hash_file
 
 _FORM = "package.module:function or file.py:function"
+# What the user's code may raise; a real Ctrl-C raises `Preempted` while a command runs.
+_RAISED = (Exception, SystemExit, KeyboardInterrupt)
 _NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)  # what an argument can be given to by name
 
 
@@ -98,7 +101,7 @@ def call_factory(key: str, text: str, *, offered: Mapping[str, object]) -> objec
         return factory(**taken)
     except UserError:
         raise
-    except Exception as error:
+    except _RAISED as error:
         raise UserError(
             key, text, allowed="a function that can be called", remedy=f"Calling it raised {_where(error)}."
         ) from error
@@ -108,7 +111,7 @@ def _import_module(key: str, text: str, name: str) -> ModuleType:
     """Import a module by its dotted name."""
     try:
         return importlib.import_module(name)
-    except Exception as error:
+    except _RAISED as error:
         missing = getattr(error, "name", None) if isinstance(error, ModuleNotFoundError) else None
         if isinstance(missing, str) and (name == missing or name.startswith(missing + ".")):
             remedy = f"There is no module {missing} on the Python path; for a file write path/file.py:function."
@@ -133,18 +136,18 @@ def _import_file(key: str, text: str, path: Path) -> ModuleType:
     sys.modules[name] = module  # dataclasses and pickle look their classes' module up here
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except _RAISED as error:
         del sys.modules[name]
         raise _failed_import(key, text, error) from error
     return module
 
 
-def _failed_import(key: str, text: str, error: Exception) -> UserError:
+def _failed_import(key: str, text: str, error: BaseException) -> UserError:
     """The error for code that raises while it is imported."""
     return UserError(key, text, allowed="a module that can be imported", remedy=f"Importing it raised {_where(error)}.")
 
 
-def _where(error: Exception) -> str:
+def _where(error: BaseException) -> str:
     """Type, message and line of an exception in the user's code."""
     if isinstance(error, SyntaxError):
         line = f"{error.filename}:{error.lineno}"
@@ -152,3 +155,12 @@ def _where(error: Exception) -> str:
         frame = traceback.extract_tb(error.__traceback__)[-1]
         line = f"{frame.filename}:{frame.lineno}"
     return f"{type(error).__name__}: {error} ({line})"
+
+
+@contextlib.contextmanager
+def exits_are_errors() -> Iterator[None]:
+    """Within, `sys.exit` in the user's code is an error as any other: Python would end with the code 0, and nothing be done."""
+    try:
+        yield
+    except SystemExit as stop:
+        raise RuntimeError(f"code of yours called sys.exit({stop.code!r}), which ends no command of qexp's") from stop

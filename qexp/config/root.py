@@ -26,6 +26,7 @@ from qexp.config.quant import QuantSettings
 from qexp.config.tracking import TrackingSettings
 from qexp.config.train import EvaluateSettings, TrainSettings, TrajectorySettings
 
+NAME_BYTES = 200  # file systems take 255, with what qexp puts before and behind it
 Mode = Literal["int", "float", "half"]
 
 
@@ -104,6 +105,8 @@ class Config:
             raise UserError("device", self.device, allowed="auto, cpu, cuda or cuda:N")
         if not self.name or not all(char.isalnum() or char in "-_." for char in self.name) or self.name[0] == ".":
             raise UserError("name", self.name, allowed="letters, digits, '-', '_' and '.', as it names a folder")
+        if len(self.name.encode()) > NAME_BYTES:
+            raise UserError("name", f"{self.name[:20]}...", allowed=f"at most {NAME_BYTES} bytes, as it names files")
         scaled = [f"correct.{row.switch}" for row in self.correct.asked if row.scales_channels]
         if scaled and not self.calibrate.method.scaled_channels:
             remedy = "Scaled channels have other ranges than batch norm tells."

@@ -17,7 +17,7 @@ import torch
 
 from qexp.base.console import warn_main
 from qexp.base.faults import fault_point
-from qexp.base.files import write_atomic
+from qexp.base.files import check_readable, write_atomic
 from qexp.engine.state import FitState
 
 # What torch.load says to a truncated, foreign or unreadable file.
@@ -68,7 +68,8 @@ class ResumeFiles:
 
 
 def _load(path: Path) -> FitState | None:
-    """The state in a file, or None where it is missing or damaged."""
+    """The state in a file, or None where it is missing or damaged; raises where it may not be read."""
+    check_readable(path)
     try:
         return FitState(**torch.load(path, map_location="cpu", weights_only=True))
     except _UNREADABLE:

@@ -18,7 +18,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ from torch import Tensor
 from qexp.base.console import print_main
 from qexp.base.errors import UserError, nearest
 from qexp.base.faults import fault_point
-from qexp.base.files import write_atomic, write_text_atomic
+from qexp.base.files import check_readable, names_in, write_atomic, write_text_atomic
 from qexp.base.text import MIB
 from qexp.engine.resume import ResumeFiles
 from qexp.engine.state import FitState
@@ -88,10 +88,15 @@ class Training:
     @property
     def info(self) -> dict[str, Any]:
         """The content of `training.json`, empty where there is none."""
+        path = self.folder / "training.json"
+        check_readable(path)
         try:
-            return json.loads((self.folder / "training.json").read_text(encoding="utf-8"))
+            return dict(json.loads(path.read_text(encoding="utf-8")).items())
         except FileNotFoundError:
             return {}
+        except (ValueError, AttributeError):
+            remedy = f"Remove it: python -m qexp.trainings remove={self.hash}"
+            raise UserError("training", self.hash, allowed=f"one whose {path} can be read", remedy=remedy) from None
 
     def _write_info(self, info: Mapping[str, object]) -> None:
         write_text_atomic(self.folder / "training.json", json.dumps(info, indent=2, sort_keys=True) + "\n")
@@ -141,7 +146,8 @@ class Training:
 
     def epochs(self) -> list[int]:
         """Epochs whose weights are kept and whole, ascending."""
-        return sorted(int(path.stem) for path in self.folder.glob("epochs/*.safetensors") if self._readable(path))
+        stems = (name[:-12] for name in names_in(self.folder / "epochs") if name[0] != "." and name.endswith(".safetensors"))
+        return [int(stem) for stem in stems if self._readable(self._epoch_file(int(stem)))]
 
     def load_epoch(self, epoch: int) -> dict[str, Tensor]:
         """The network's state dict after `epoch`, on the CPU; the resume state serves where an epoch is not kept.
@@ -186,7 +192,7 @@ class Training:
     def discard(self) -> None:
         """Forget all that is stored, at one stroke: a half-removed training never looks like one."""
         if self.folder.exists():
-            trash = self.lock_file.parent.parent / ".trash" / f"{self.hash}.{os.getpid()}.{time.time_ns()}"
+            trash = self.folder.parent / ".trash" / f"{self.hash}.{os.getpid()}.{time.time_ns()}"  # on the same disk
             trash.parent.mkdir(parents=True, exist_ok=True)
             os.replace(self.folder, trash)
             shutil.rmtree(trash)
@@ -206,7 +212,8 @@ class Training:
 
     @staticmethod
     def _readable(path: Path) -> bool:
-        """True if the file is there and as long as its header says."""
+        """True if the file is there and as long as its header says; raises where it may not be read."""
+        check_readable(path)
         try:
             with safe_open(path, framework="pt"):
                 return True
@@ -240,25 +247,25 @@ class TrajectoryStore:
 
     def summaries(self) -> list[dict[str, Any]]:
         """One row per stored training, oldest first: hash, model, data, method (`lsq 4 bits`), epochs_done, epochs, ..."""
-        rows = []
-        for name in self._hashes():
-            training = self.open(name)
+        return sorted(map(self._summary, self._hashes()), key=lambda row: str(row["created"]))
+
+    def _summary(self, name: str) -> dict[str, Any]:
+        """The row of one training; of a damaged one its name and size."""
+        training = self.open(name)
+        shown: dict[str, Any] = {"model": "", "data": "", "method": "", "created": "", "status": "damaged"}
+        with suppress(UserError, ValueError, AttributeError, KeyError, TypeError):
             info, log = training.info, training.log()
             config, qat = info.get("config", {}), info.get("identity", {}).get("qat")
-            rows.append(
-                {
-                    "hash": name,
-                    "model": config.get("model", {}).get("name", ""),
-                    "data": config.get("data", {}).get("name", ""),
-                    "method": f"{qat['name']} {qat['bits']} bits" if qat else "float",
-                    "epochs_done": log[-1]["epoch"] if log else 0,
-                    "epochs": info.get("epochs", 0),
-                    "size_mib": training.size_bytes / MIB,
-                    "created": info.get("created", ""),
-                    "status": "preempted" if training.is_preempted else info.get("status", "damaged"),
-                }
-            )
-        return sorted(rows, key=lambda row: row["created"])
+            shown = {
+                "model": config.get("model", {}).get("name", ""),
+                "data": config.get("data", {}).get("name", ""),
+                "method": f"{qat['name']} {qat['bits']} bits" if qat else "float",
+                "epochs_done": log[-1]["epoch"] if log else 0,
+                "epochs": info.get("epochs", 0),
+                "created": info.get("created", ""),
+                "status": "preempted" if training.is_preempted else info.get("status", "damaged"),
+            }
+        return {"hash": name, "epochs_done": 0, "epochs": 0, "size_mib": training.size_bytes / MIB, **shown}
 
     def remove(self, prefix: str) -> str:
         """Delete a stored training; returns its hash.
@@ -276,7 +283,7 @@ class TrajectoryStore:
         return training.hash
 
     def _hashes(self) -> list[str]:
-        return sorted(path.name for path in self.root.glob("[!.]*") if path.is_dir())
+        return [name for name in names_in(self.root) if not name.startswith(".") and (self.root / name).is_dir()]
 
 
 def _separate(state: Mapping[str, object]) -> dict[str, Tensor]:

@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from qexp.base.errors import UserError
-from qexp.base.files import canonical_json, write_atomic
+from qexp.base.files import canonical_json, check_readable, write_atomic
 from qexp.base.types import ActivationInfo, ActivationRow, Plan, PlanRow, QParams, QuantSpec, TensorInfo
 from qexp.nn.fake_quant import fake_quants, insert
 from qexp.nn.fold import fold_batch_norm
@@ -199,11 +199,12 @@ def save_converted(path: Path, converted: Converted) -> None:
 
 
 def load_converted(path: Path | str) -> Converted | None:
-    """Read what `save_converted` wrote; None for any other file.
+    """Read what `save_converted` wrote; None for any other file that can be read.
 
     Raises:
         UserError: it is of another version, or damaged.
     """
+    check_readable(Path(path))
     try:
         with safe_open(path, framework="pt") as file:
             header = json.loads((file.metadata() or {}).get(_HEADER, "null"))

@@ -14,6 +14,7 @@ from markupsafe import Markup, escape
 from qexp.base.files import write_text_atomic
 from qexp.reporting.frames.comparison import has_qat
 from qexp.reporting.frames.summary import REPEATED, is_control, is_float
+from qexp.reporting.inline_svg import inline
 from qexp.reporting.statistics.verdict import EXPLAINED, Verdict
 from qexp.reporting.tables.exports import EXPLAINED as EXPORTS_EXPLAINED
 from qexp.reporting.tables.render import html_table
@@ -23,7 +24,6 @@ from qexp.tracking.row_types import SweepRow
 
 FILE = "report.html"
 TEMPLATE = Path(__file__).with_name("page.html.jinja")
-LEAST, MOST = 0.62, 1.2  # of a figure's own width
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ def write_page(
 
 def _figure(number: int, figure: Drawn) -> dict[str, object]:
     """What the template shows of a figure."""
-    svg = _inline(figure.path, f"f{number}-")
+    svg = inline(figure.path, f"f{number}-")
     return {"title": figure.title, "caption": _emphasized(figure.caption), "svg": svg, "folded": figure.folded}
 
 
@@ -173,18 +173,3 @@ def _emphasized(text: str) -> Markup:
     """Emphasis and code of Markdown as HTML."""
     marked = re.sub(r"\*([^*]+)\*", r"<em>\1</em>", str(escape(text)))
     return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", marked))
-
-
-def _inline(path: Path, prefix: str) -> Markup:
-    """An SVG file as an element of the page: no prologue, no white ground, and names of its own, as two figures use the same.
-
-    Its letters stay near the size of the text: a wide one scrolls on a phone rather than shrinking to nothing.
-    """
-    text = path.read_text(encoding="utf-8")
-    text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
-    text = re.sub(r"(<path [^>]*)fill: #ffffff", r"\1fill: none", text)  # letters may be white: those of a heat map are
-    text = re.sub(r'\bid="', f'id="{prefix}', text)
-    text = re.sub(r'(href="#|url\(#)', rf"\g<1>{prefix}", text)
-    width = re.search(r'<svg [^>]*?width="([\d.]+)pt"', text)
-    limits = f' style="min-width: {LEAST * float(width[1]):.0f}pt; max-width: {MOST * float(width[1]):.0f}pt"' if width else ""
-    return Markup(re.sub(r"<svg ", f'<svg role="img"{limits} ', text, count=1))

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from qexp.base.files import write_text_atomic
-from qexp.base.table import Column, Table, markdown_table
+from qexp.base.table import Column, Table, markdown_table, markdown_text
 from qexp.reporting.figures.style import RC, save, spread_colors
 from qexp.reporting.tables.render import csv_text
 from qexp.studies.outcome import Bars, Check, Lines, Outcome
@@ -89,7 +89,7 @@ def _markdown(name: str, outcome: Outcome, command: str) -> str:
     parts = [f"# {name}", outcome.headline, f"{outcome.subject}."]
     parts += ["## What was expected", markdown_table(checks), "## Numbers", markdown_table(numbers)]
     parts += [f"- {note}" for note in outcome.notes]
-    return "\n\n".join([*parts, f"Made by `{command}`."]) + "\n"
+    return markdown_text([*parts, f"Made by `{command}`."])
 
 
 _CHECK_COLUMNS = (

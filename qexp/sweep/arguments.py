@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping, Sequence
 
 from qexp.base.errors import UserError, UserErrors, nearest
 from qexp.config.validate import UnknownKey, all_keys
 from qexp.sweep.check import no_training
+from qexp.sweep.places import PLACES
 
 GROUP_KEYS = ("experiment",)  # groups without settings of their own
 
@@ -24,6 +26,38 @@ def clean_arguments(arguments: Sequence[str]) -> list[str]:
     flags = [text for text in kept if text in ("-m", "--multirun")]
     options = [text for text in kept if text.startswith("--") and "=" in text]
     return flags[:1] + options + [text for text in kept if text not in ("-m", "--multirun", *options)]
+
+
+def quote_places(arguments: Sequence[str]) -> list[str]:
+    """The arguments with the paths quoted that Hydra's grammar would not take as they are: `epoch=3.ckpt`, `a, b.pt`, `~/runs`.
+
+    Args:
+        arguments: as `clean_arguments` leaves them.
+
+    >>> quote_places(["checkpoint=epoch=3-step=1200.ckpt", "runs_dir=runs", "model.factory=my nets (2).py:make"])
+    ["checkpoint='epoch=3-step=1200.ckpt'", 'runs_dir=runs', "model.factory='my nets (2).py:make'"]
+    """
+    return [_quoted(word) if _is_place(word.partition("=")[0].lstrip("+")) else word for word in arguments]
+
+
+def _is_place(key: str) -> bool:
+    return key in (*PLACES, "tracking.uri") or key.endswith(".factory")
+
+
+def _quoted(word: str) -> str:
+    """`KEY=VALUE`, quoted where Hydra cannot read it, or reads several values in the name of one file that exists."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import OverrideParseException
+
+    key, _, value = word.partition("=")
+    try:
+        (override,) = OverridesParser.create().parse_overrides([word])
+        if not (override.is_sweep_override() and os.path.exists(value)):
+            return word
+    except OverrideParseException:
+        pass
+    escaped = re.sub(r"(\\*)('|$)", lambda match: 2 * match[1] + ("\\'" if match[2] else ""), value)
+    return f"{key}='{escaped}'"
 
 
 def typed_settings(arguments: Sequence[str]) -> dict[str, str]:
@@ -91,7 +125,13 @@ def _inside_list(key: str) -> bool:
 
 
 def hydra_error(error: Exception) -> UserError:
-    """Say one of Hydra's or OmegaConf's errors in our form."""
+    """Say an error of Hydra, OmegaConf or PyYAML in our form."""
+    if (mark := getattr(error, "problem_mark", None)) is not None:
+        what = getattr(error, "problem", None) or "it cannot be read"
+        return UserError("file of values", f"{mark.name}, line {mark.line + 1}", allowed="YAML", remedy=f"There {what}.")
+    if isinstance(error, UnicodeDecodeError):
+        near = error.object[max(0, error.start - 20) : error.end + 20].decode(errors="replace")
+        return UserError("file of values", f"...{near!r}...", allowed="text in UTF-8", remedy="Save that file as UTF-8.")
     missing = getattr(error, "missing_cfg_file", None)
     if missing:
         folder, _, name = missing.rpartition("/")

@@ -18,6 +18,7 @@ from qexp.config.validate import validate
 from qexp.experiment.identity import group_key
 from qexp.quant.scheme_table import SCHEMES
 from qexp.sweep.check_analysis import check_analysis
+from qexp.sweep.places import check_folders
 
 
 class InvalidJobs(UserErrors):
@@ -117,8 +118,9 @@ def _check_verb(config: Config, verb: str) -> None:
     root = None if config.data.download else config.data.root
     weights = None if config.model.weights == "DEFAULT" else config.model.weights
     for key, text in (("data.root", root), ("model.weights", weights)):
-        if text is not None and not Path(text).expanduser().exists():
+        if text is not None and not Path(text).exists():
             raise UserError(key, text, allowed="a path that exists")
+    check_folders(config, verb)
 
 
 def no_training(method: str, verb: str) -> UserError:

@@ -17,12 +17,15 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from qexp.base.console import print_main
 from qexp.base.errors import UserError
+from qexp.sweep.arguments import hydra_error
 from qexp.sweep.config_store import store_choices
+from qexp.sweep.places import expand_places
 from qexp.sweep.types import Composed
 
 if TYPE_CHECKING:
@@ -45,8 +48,8 @@ def compose(config_name: str) -> Composed | None:
         config_name: of the root file in `conf/`.
 
     Raises:
-        HydraException, OmegaConfBaseException: the command line or a file of values is wrong.
-        UserError: several values without `-m`; another sweeper than Hydra's own.
+        UserError: the command line or a file of values is wrong, whatever Hydra raises; several values without `-m`; no job;
+            another sweeper than Hydra's own.
     """
     import hydra
     from hydra._internal.utils import get_args_parser
@@ -60,16 +63,25 @@ def compose(config_name: str) -> Composed | None:
         _answer(config_name, asked)
         return None
     folder = Path(asked.config_path).absolute() if asked.config_path else conf_dir()
-    with hydra.initialize_config_dir(str(folder), version_base="1.3"):
-        jobs = _Jobs(asked.config_name or config_name, asked.overrides, asked.config_dir)
-        base = jobs.base
-        HydraConfig.instance().set_config(base)  # for values that interpolate ${hydra:...}
-        own = base.hydra
-        configure_log(own.job_logging, own.verbose)
-        is_sweep = asked.multirun or own.mode == RunMode.MULTIRUN
-        values = tuple(resolved(job) for job in (jobs.sweep() if is_sweep else jobs.single()))
-        place = Path(str(own.sweep.dir if is_sweep else own.run.dir))
-        return Composed(values, resolved(own.launcher), place, is_sweep)
+    try:
+        with hydra.initialize_config_dir(str(folder), version_base="1.3"):
+            jobs = _Jobs(asked.config_name or config_name, asked.overrides, asked.config_dir)
+            base = jobs.base
+            HydraConfig.instance().set_config(base)  # for values that interpolate ${hydra:...}
+            own = base.hydra
+            if not isinstance(own.launcher, DictConfig):
+                raise UserError("hydra.launcher", own.launcher, allowed="settings", remedy="Choose one: hydra/launcher=qexp.")
+            configure_log(own.job_logging, own.verbose)
+            is_sweep = asked.multirun or own.mode == RunMode.MULTIRUN
+            values = tuple(expand_places(resolved(job)) for job in (jobs.sweep() if is_sweep else jobs.single()))
+            place = Path(str(own.sweep.dir if is_sweep else own.run.dir)).expanduser()
+            if not values:
+                raise UserError("-m", "0 jobs", allowed="at least one job", remedy="Some range or list of values is empty.")
+            return Composed(values, resolved(own.launcher), place, is_sweep)
+    except UserError:
+        raise
+    except Exception as error:  # Hydra, OmegaConf and PyYAML raise what they please at a value or a file of the user's
+        raise hydra_error(error) from error
 
 
 class _Jobs:
@@ -92,6 +104,11 @@ class _Jobs:
         self._composed: dict[tuple[str, ...], DictConfig] = {}  # by the files that were chosen
         self._is_group: dict[str, bool] = {}
         parsed = self._parser.parse_overrides(self._typed)
+        for override in parsed:
+            value = override.value()
+            if self._chooses(override.key_or_group) and isinstance(value, bool | int | float):
+                options = self._loader.get_group_options(override.key_or_group)
+                raise UserError(override.key_or_group, value, allowed=[name for name in options if name[0] != "_"])
         self._swept = [str(override.input_line) for override in parsed if override.is_sweep_override()]
         plain = [str(override.input_line) for override in parsed if not override.is_sweep_override()]
         self._hydra = [text for text in plain if text.lstrip("+~").startswith("hydra")]
@@ -116,12 +133,17 @@ class _Jobs:
             raise UserError(
                 "hydra/sweeper", sweeper.get("_target_"), allowed="basic", remedy="qexp plans all jobs before any runs."
             )
+        cases: Any = OmegaConf.to_object(self.base.cases) if OmegaConf.is_config(self.base.cases) else self.base.cases
+        cases = [[]] if cases is None or cases == [] else cases
+        lists = isinstance(cases, list) and all(isinstance(case, list) for case in cases)
+        if not lists or not all(isinstance(word, str) for case in cases for word in case):
+            raise UserError("cases", cases, allowed="a list of lists of KEY=VALUE")
         params = [f"{key}={value}" for key, value in (sweeper.params or {}).items()]
         own = set(self._hydra)
         typed = [text for text in self._typed if text not in own]
         for overrides in expand(self._parser, [*params, *typed]):
-            for case in self.base.cases or [[]]:
-                for job in expand(self._parser, list(case)):
+            for case in cases:
+                for job in expand(self._parser, case):
                     yield self._one([*job, *overrides])
 
     def _one(self, overrides: list[str]) -> DictConfig:
@@ -175,17 +197,14 @@ def resolved(config: DictConfig) -> dict[str, object]:
 
 
 def _answer(config_name: str, asked: argparse.Namespace) -> None:
-    """Let Hydra answer; its help without the `_base` files, which hold the common values of a group and are no choice."""
+    """Let Hydra answer, without passwords; its help without `_base` files, the common values of a group, which are no choice."""
     import hydra
 
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises instead of printing and leaving with 1
     answer = hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=config_name)(lambda config: None)
-    if not asked.help:
-        answer()
-        return
     text = io.StringIO()
     try:
         with contextlib.redirect_stdout(text):
             answer()
     finally:
-        print(text.getvalue().replace(" _base, ", " "), end="")
+        print_main((text.getvalue().replace(" _base, ", " ") if asked.help else text.getvalue()).removesuffix("\n"))

@@ -10,6 +10,7 @@ from types import TracebackType
 from qexp.base.console import is_main_process, print_main
 from qexp.base.files import SaveError
 from qexp.base.preemption import Preempted
+from qexp.base.user_code import exits_are_errors
 from qexp.deploy import export
 from qexp.engine.device import pick_device
 from qexp.engine.seed import seed_everything
@@ -95,9 +96,10 @@ def run_on_this_rank(job: MergedJob, prepared: Prepared, resources: Resources) -
     recorder.begin()
     status: Status = "FAILED"
     try:
-        run_job(prepared, device, recorder)
-        if sweep.verb == "export":
-            export.run(prepared, recorder)
+        with exits_are_errors():
+            run_job(prepared, device, recorder)
+            if sweep.verb == "export":
+                export.run(prepared, recorder)
         status = "FINISHED"
         if recorder.num_measured == 0 and sweep.verb != START:
             print_main(f"  {prepared.training}: nothing to do, every number is stored (fresh=true trains again)")

@@ -5,7 +5,8 @@ Torch is loaded once Hydra has composed the jobs (under torchrun by each rank at
 Only rank 0 runs Hydra; the other ranks wait for checked jobs. Hydra on every rank was tried and rejected: sweep folders diverge,
 and a rank that fails alone pairs its next collective with another job's, which gives wrong numbers in silence.
 
-Exit codes: 0 done, 1 some job failed, 2 bad input and nothing started, 143 stopped by SIGTERM, 130 by Ctrl-C.
+Exit codes: 0 done, 1 some job failed, 2 bad input and nothing started, 143 stopped by SIGTERM, 130 by Ctrl-C. They say what was
+done, not what was read: a command whose output nobody reads any more goes on.
 """
 
 from __future__ import annotations
@@ -25,7 +26,9 @@ from qexp.base.console import warn_main
 from qexp.base.errors import JobsFailed, RankFailed, UserError, UserErrors
 from qexp.base.files import SaveError
 from qexp.base.preemption import Preempted, listening
-from qexp.sweep.arguments import check_arguments, clean_arguments, hydra_error, typed_settings
+from qexp.base.text import without_passwords
+from qexp.base.user_code import exits_are_errors
+from qexp.sweep.arguments import check_arguments, clean_arguments, quote_places, typed_settings
 from qexp.sweep.types import Composed
 from qexp.tracking.record import Sweep
 
@@ -47,10 +50,11 @@ def run_command_line(verb: str, config_name: str, run: Run | None = None) -> int
     Returns:
         The exit code.
     """
-    arguments = clean_arguments(sys.argv[1:])
+    arguments = quote_places(clean_arguments(sys.argv[1:]))
     sys.argv[1:] = arguments
     stamp = f"{time.strftime('%Y-%m-%d_%H-%M-%S')}_{secrets.token_hex(3)}"  # two machines may share a second and a process number
-    sweep = Sweep(sweep=stamp, command=shlex.join(["python", "-m", f"qexp.{verb}", *arguments]), verb=verb)
+    command = shlex.join(["python", "-m", f"qexp.{verb}", *map(without_passwords, arguments)])
+    sweep = Sweep(sweep=stamp, command=command, verb=verb)
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return _run(config_name, arguments, sweep, run, None)
     if verb in ("analyze", "export"):
@@ -73,9 +77,6 @@ def run_command_line(verb: str, config_name: str, run: Run | None = None) -> int
 
 def _run(config_name: str, arguments: Sequence[str], sweep: Sweep, run: Run | None, ranks: Ranks | None) -> int:
     """Compose and run, and say every error of the user's without a traceback; returns the exit code."""
-    from hydra.errors import HydraException
-    from omegaconf.errors import OmegaConfBaseException
-
     from qexp.sweep.compose import compose
 
     try:
@@ -88,21 +89,15 @@ def _run(config_name: str, arguments: Sequence[str], sweep: Sweep, run: Run | No
     except (UserErrors, UserError) as error:
         warn_main("qexp: nothing was started.", *(f"  {line}" for line in str(error).splitlines()))
         return 2
-    except (HydraException, OmegaConfBaseException) as error:
-        warn_main("qexp: nothing was started.", f"  {hydra_error(error)}")
-        return 2
     except (JobsFailed, RankFailed, SaveError) as error:
         warn_main(f"qexp: {error}")
         return 1
-    except BrokenPipeError:  # `--help | head`: the reader has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
     except (KeyboardInterrupt, Preempted) as stop:
         asked = stop if isinstance(stop, Preempted) else Preempted(signal.SIGINT)
         warn_main(f"qexp: {asked}. The same command goes on where this one stopped.")
         return asked.exit_code
-    except Exception:
-        traceback.print_exc()
+    except Exception as error:
+        warn_main("".join(traceback.format_exception(error)))
         return 1
     return 0
 
@@ -111,4 +106,5 @@ def _run_composed(composed: Composed, sweep: Sweep, typed: Mapping[str, str], ru
     from qexp.sweep.ranks import Alone
     from qexp.sweep.run import run_command
 
-    (run or run_command)(composed, sweep, typed, ranks or Alone())
+    with exits_are_errors():
+        (run or run_command)(composed, sweep, typed, ranks or Alone())

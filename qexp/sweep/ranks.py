@@ -19,6 +19,7 @@ from qexp.base import dist
 from qexp.base.console import warn_main
 from qexp.base.errors import RankFailed
 from qexp.base.preemption import Preempted, listening
+from qexp.base.text import without_passwords
 from qexp.sweep.types import MergedJob
 
 
@@ -118,7 +119,7 @@ def _run_and_agree(channel: dist.ControlChannel, number: int, run: Callable[[], 
         run()
     except Exception as error:
         message = f"{type(error).__name__}: {error}"
-        traceback.print_exc()
+        print(without_passwords(traceback.format_exc()), file=sys.stderr)
         channel.post(number, message)
         dist.abandon()
     outcomes = channel.agree(number, not message, message)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from qexp.base.console import print_main, warn_main
 from qexp.base.errors import JobsFailed, RankFailed
-from qexp.base.files import SaveError
+from qexp.base.files import SaveError, write_text_atomic
 from qexp.config.launcher import check_single, launcher_settings
 from qexp.config.root import Config
 from qexp.deploy import export
@@ -131,8 +131,7 @@ def failure(one: Prepared, error: Exception) -> Path | None:
     warn_main(f"qexp: training {one.training} failed: {type(error).__name__}: {error}")
     text, path = "".join(traceback.format_exception(error)), one.folder / "traceback.txt"
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
+        write_text_atomic(path, text)
     except OSError:  # the disk may be full, and that be the failure
         if not isinstance(error, SaveError):
             warn_main(text)

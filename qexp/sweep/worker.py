@@ -17,6 +17,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
+from qexp.base.console import warn_main
 from qexp.base.preemption import Preempted, listening
 from qexp.sweep.ranks import Alone, Leader, Ranks, serve
 from qexp.sweep.types import MergedJob
@@ -52,8 +53,9 @@ def _run(job: MergedJob, ranks: Ranks) -> Failure | None:
         with Resources(ranks=ranks) as resources:
             run_group(job, resources.preparer.prepare(job.configs), resources)
     except Exception as error:
-        traceback.print_exc()
-        return Failure.of(error)
+        failure = Failure.of(error)
+        warn_main(failure.traceback)
+        return failure
     return None
 
 

@@ -1,6 +1,7 @@
 """The journal: every run, record and metric of an experiment, one JSON object per line, appended and fsynced.
 
-It is the truth; MLflow and the reports are made from it and can be made again. Rejected: MLflow itself as the only store (a dead
+It is the truth; MLflow and the reports are made from it and can be made again. So passwords of URIs are taken out here, when
+rows are written, and when they are read, as older versions wrote them down. Rejected: MLflow itself as the only store (a dead
 server blocks a training for minutes, asynchronous logging loses points), and SQLite (one more schema, and no `tail -f`).
 """
 
@@ -10,14 +11,17 @@ import contextlib
 import json
 import os
 from collections.abc import Iterable, Iterator
+from functools import cache
 from io import FileIO
 from pathlib import Path
 
 from filelock import FileLock
 
+from qexp.base.console import warn_main
 from qexp.base.errors import UserError, nearest
 from qexp.base.faults import fault_point
-from qexp.base.files import SaveError, fsync_folder, write_all
+from qexp.base.files import SaveError, check_readable, fsync_folder, names_in, write_all
+from qexp.base.text import without_passwords
 from qexp.tracking.rows import Row
 
 
@@ -43,7 +47,7 @@ class Journal:
             TypeError: a row holds what JSON has no form for; nothing is written.
             SaveError: the system refused (a full disk); at most the first few rows are written, and no part of one.
         """
-        data = b"".join(json.dumps(row, separators=(",", ":")).encode() + b"\n" for row in rows)
+        data = b"".join(without_passwords(json.dumps(row, separators=(",", ":"))).encode() + b"\n" for row in rows)
         if not data:
             return
         try:
@@ -119,7 +123,8 @@ def journal_path(runs_dir: str | Path, name: str) -> Path:
 
 def journal_names(runs_dir: str | Path) -> list[str]:
     """The experiments that have a journal, sorted."""
-    return sorted(path.stem for path in (Path(runs_dir) / "journal").glob("*.jsonl"))
+    names = names_in(Path(runs_dir) / "journal")
+    return [name.removesuffix(".jsonl") for name in names if name.endswith(".jsonl") and not name.startswith(".")]
 
 
 def find_journal(runs_dir: str | Path, name: str) -> Path:
@@ -138,7 +143,8 @@ def find_journal(runs_dir: str | Path, name: str) -> Path:
 def read_rows(path: Path, offset: int = 0, *, limit: int | None = None, end: int | None = None) -> tuple[list[Row], int]:
     """The rows that begin at byte `offset`, and the offset after the last of them.
 
-    A last line without its newline was torn by a crash or is still being written: it is left for a later call.
+    A complete line that is no JSON object is named and left out. A last line without its newline was torn by a crash or is still
+    being written: it is left for a later call.
 
     Args:
         path: the journal; a missing file has no rows.
@@ -147,9 +153,10 @@ def read_rows(path: Path, offset: int = 0, *, limit: int | None = None, end: int
         end: only rows that begin before this offset.
 
     Raises:
-        UserError: a complete line that is no JSON object, with its byte offset.
+        UserError: a file that may not be read.
     """
     rows: list[Row] = []
+    check_readable(path)
     try:
         handle = open(path, "rb")
     except FileNotFoundError:
@@ -160,18 +167,27 @@ def read_rows(path: Path, offset: int = 0, *, limit: int | None = None, end: int
             line = handle.readline()
             if not line.endswith(b"\n"):
                 break
-            rows.append(_parse(path, offset, line))
+            row = _parse(line)
+            if row is None:
+                _name_damage(path, offset)
+            else:
+                rows.append(row)
             offset += len(line)
     return rows, offset
 
 
-def _parse(path: Path, offset: int, line: bytes) -> Row:
-    """One line as a row."""
+def _parse(line: bytes) -> Row | None:
+    """One line as a row, None where it is none."""
     try:
-        row = json.loads(line)
+        row = json.loads(without_passwords(line.decode()))
     except ValueError:
-        row = None
-    if not isinstance(row, dict):
-        remedy = "The file was changed by something other than qexp; remove that line."
-        raise UserError("journal", path, allowed=f"one JSON object per line; at byte {offset} there is none", remedy=remedy)
-    return row
+        return None
+    return row if isinstance(row, dict) else None
+
+
+@cache
+def _name_damage(path: Path, offset: int) -> None:
+    """Say once that a line is left out: one damaged row must not take all others with it."""
+    warn_main(
+        f"{path}: at byte {offset} there is no JSON object; that line is left out. Something other than qexp changed the file."
+    )

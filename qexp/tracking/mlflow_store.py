@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING
 
 from filelock import FileLock
 
+from qexp.base.files import create_exclusive
+
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
@@ -51,15 +53,6 @@ def store_uri(uri: str | None, runs_dir: str | Path) -> str:
     'sqlite:////data/runs/mlflow.db'
     """
     return uri if uri is not None else f"sqlite:///{Path(runs_dir).absolute() / 'mlflow.db'}"
-
-
-def shown_uri(uri: str) -> str:
-    """The URI without the password it may hold.
-
-    >>> shown_uri("http://ann:secret@host:5000")
-    'http://ann@host:5000'
-    """
-    return re.sub(r"(?<=://)([^/@:]*):[^/@]*@", r"\1@", uri)
 
 
 @dataclass(frozen=True)
@@ -129,6 +122,7 @@ def _make_database(database: Path) -> None:
     for leftover in database.parent.glob(f".{database.name}.*.tmp*"):
         leftover.unlink()
     partial = database.with_name(f".{database.name}.{os.getpid()}.tmp")
+    create_exclusive(partial)  # with the umask's mode; SQLite would let its owner alone write to it
     store = SqlAlchemyStore(f"sqlite:///{partial}", (database.absolute().parent / "mlartifacts" / "Default").as_uri())
     store.engine.dispose()
     os.replace(partial, database)

@@ -15,11 +15,12 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from qexp.base.files import hash_json, write_text_atomic
+from qexp.base.text import without_passwords
 from qexp.config.tracking import TrackingSettings
 from qexp.tracking.changes import Changes, ChangeTracker
 from qexp.tracking.journal import Journal, journal_names
 from qexp.tracking.mlflow_runs import MlflowRuns
-from qexp.tracking.mlflow_store import Store, open_store, shown_uri, store_uri
+from qexp.tracking.mlflow_store import Store, open_store, store_uri
 from qexp.tracking.rows import NOT_SENT
 
 CHUNK_ROWS = 500
@@ -39,7 +40,7 @@ class Sender:
     def __init__(self, journal: Journal, *, experiment: str, settings: TrackingSettings, runs_dir: str | Path) -> None:
         self._journal, self._experiment, self._runs_dir = journal, experiment, Path(runs_dir)
         self._uri = store_uri(settings.uri, runs_dir)
-        self.shown_uri = shown_uri(self._uri)
+        self.shown_uri = without_passwords(self._uri)
         self._progress_path = journal.path.with_name(f"{journal.path.stem}.mlflow.json")
         self._lock = FileLock(journal.path.with_name(f".{journal.path.stem}.mlflow.lock"), thread_local=False)
         self._offset, self._tracker = 0, ChangeTracker()

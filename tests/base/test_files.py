@@ -1,4 +1,5 @@
 import errno
+import os
 import pickle
 import subprocess
 import sys
@@ -6,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from qexp.base.files import SaveError, write_atomic, write_text_atomic
+from qexp.base.errors import UserError
+from qexp.base.files import SaveError, check_readable, names_in, write_atomic, write_text_atomic
 
 # Files of the process may not grow beyond 100 kB; the file is written in the way that the last argument names.
 LIMITED = """
@@ -82,3 +84,48 @@ def test_text_arrives_whole(tmp_path):
         write_text_atomic(path, text)
         assert path.read_text(encoding="utf-8") == text
     assert [file.name for file in path.parent.iterdir()] == ["a.txt"]
+
+
+@pytest.fixture
+def umask():
+    before = os.umask(0o002)
+    yield
+    os.umask(before)
+
+
+def test_files_have_the_mode_of_the_umask(tmp_path, umask):
+    def of_its_own(partial):  # as safetensors does it
+        other = partial.with_name("other")
+        other.touch(0o600)
+        os.replace(other, partial)
+
+    for name, write in {"text": lambda partial: partial.write_text("x"), "own": of_its_own}.items():
+        write_atomic(tmp_path / name, write)
+        assert (tmp_path / name).stat().st_mode & 0o777 == 0o664
+
+
+def test_a_temporary_file_is_nobody_elses(tmp_path, monkeypatch):
+    names = []
+    for _ in range(2):
+        write_atomic(tmp_path / "a", lambda partial: names.append(partial.name))
+    assert len(set(names)) == 2
+    write_atomic(tmp_path / ("n" * 255), lambda partial: partial.write_text("long"))
+    (tmp_path / "target").write_text("kept")
+    monkeypatch.setattr("secrets.token_hex", lambda size: "guessed")
+    (tmp_path / ".b.guessed.tmp").symlink_to(tmp_path / "target")
+    with pytest.raises(SaveError, match="b could not be saved: File exists"):
+        write_text_atomic(tmp_path / "b", "through the link")
+    assert (tmp_path / "target").read_text() == "kept"
+
+
+def test_unreadable_is_not_missing(tmp_path):
+    path = tmp_path / "a"
+    check_readable(path)
+    check_readable(tmp_path / "a" / "b")
+    assert names_in(path) == []
+    path.mkdir()  # stands for a file of another user's, which root may read
+    with pytest.raises(UserError, match=r"a: allowed is what can be read\. Is a directory\. It is there, and not made again"):
+        check_readable(path)
+    (path / "b").touch()
+    with pytest.raises(UserError, match="Not a directory"):
+        names_in(path / "b")

@@ -64,3 +64,8 @@ def test_exit_codes(monkeypatch, capsys):
     out, err = capsys.readouterr()
     assert out.count("Does things.") == 2
     assert "qexp: name=x: allowed is another" in err and "Traceback" not in err
+
+
+def test_the_users_folder(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/ann")
+    assert parse(Settings, ["name=a", "uri=~/runs"]).uri == "/home/ann/runs"

@@ -5,7 +5,7 @@ import sys
 import pytest
 
 from qexp.base.errors import UserError
-from qexp.base.user_code import call_factory, load_factory
+from qexp.base.user_code import call_factory, exits_are_errors, load_factory
 
 
 def test_module_and_file(tmp_path):
@@ -75,3 +75,18 @@ def test_call_passes_what_is_taken(tmp_path):
     assert calls == {"none": {}, "one": {"a": 1}, "all": offered}
     with pytest.raises(UserError, match="nothing but a, b. Give a, c a default"):
         call_factory("k", f"{tmp_path}/mine.py:much", offered=offered)
+
+
+@pytest.mark.parametrize("leave", ["raise SystemExit", "import sys; sys.exit(0)", "raise KeyboardInterrupt"])
+def test_a_file_that_leaves_python_is_a_mistake_of_its_own(tmp_path, leave):
+    (tmp_path / "at_import.py").write_text(f"{leave}\ndef make(): pass\n")
+    (tmp_path / "when_called.py").write_text(f"def make():\n    {leave}\n")
+    with pytest.raises(UserError, match=r"Importing it raised (SystemExit|KeyboardInterrupt).*at_import.py:1"):
+        load_factory("model.factory", f"{tmp_path}/at_import.py:make")
+    with pytest.raises(UserError, match=r"Calling it raised (SystemExit|KeyboardInterrupt).*when_called.py:2"):
+        call_factory("model.factory", f"{tmp_path}/when_called.py:make", offered={})
+
+
+def test_leaving_python_later_is_an_error():
+    with pytest.raises(RuntimeError, match=r"code of yours called sys.exit\(0\)"), exits_are_errors():
+        sys.exit(0)

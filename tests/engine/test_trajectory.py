@@ -263,4 +263,31 @@ def test_discard_leaves_nothing(begun, store):
     begun.discard()
     begun.discard()
     assert not begun.folder.exists()
-    assert not list((store.runs_dir / ".trash").iterdir())
+    assert not list((store.root / ".trash").iterdir())
+
+
+@pytest.mark.parametrize("file", ["training.json", "epochs/0003.safetensors", "last.pt"])
+def test_what_cannot_be_read_is_not_trained_again(begun, file):
+    save(begun, 1, 2, 3)
+    path = begun.folder / file
+    path.unlink()
+    path.mkdir()  # stands for a file of another user's, which root may read
+    with pytest.raises(UserError, match=f"{file}: allowed is what can be read"):
+        begun.resume_state()
+        begun.finish()
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '"text"', '{"config": "text"}', '{"identity": []}', "\x00"])
+def test_one_damaged_training_takes_no_listing_with_it(begun, store, text):
+    other = store.open("def456")
+    other.begin(identity={"seed": 1}, config=CONFIG, versions={}, epochs=3)
+    (begun.folder / "training.json").write_text(text)
+    status = {row["hash"]: row["status"] for row in store.summaries()}
+    assert status == {"abc123": "damaged", "def456": "running"}
+    assert store.remove("abc123") == "abc123"
+
+
+def test_a_damaged_training_is_not_trained_over(begun):
+    (begun.folder / "training.json").write_text("{")
+    with pytest.raises(UserError, match="training=abc123: .*training.json can be read. Remove it: python -m qexp.trainings"):
+        _ = begun.is_complete

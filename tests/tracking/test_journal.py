@@ -4,8 +4,6 @@ import sys
 
 import pytest
 
-from qexp.base.errors import UserError
-
 
 def test_imports_nothing_heavy():
     code = (
@@ -75,12 +73,15 @@ def test_what_json_cannot_hold_writes_nothing(journal):
     assert [row["n"] for row in journal.rows()] == [1]
 
 
-def test_foreign_line_is_named(journal):
+@pytest.mark.parametrize("line", [b"hello", b"[1]", b'"text"', b"\xff\xfe", b""])
+def test_foreign_line_is_named_once_and_left_out(journal, capsys, line):
     journal.append([{"n": 1}])
     with open(journal.path, "ab") as handle:
-        handle.write(b"hello\n")
-    with pytest.raises(UserError, match="at byte 8 there is none"):
-        list(journal.rows())
+        handle.write(line + b"\n")
+    journal.append([{"n": 2}])
+    for _ in range(2):
+        assert [row["n"] for row in journal.rows()] == [1, 2]
+    assert capsys.readouterr().err.count("at byte 8 there is no JSON object; that line is left out") == 1
 
 
 def test_processes_append_whole_rows(journal):

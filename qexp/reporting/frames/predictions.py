@@ -151,6 +151,7 @@ def read_predictions(path: Path, *, log_prob: bool, shared: dict[Hashable, np.nd
         shared: arrays read so far; equal indices and labels are held once.
     """
     try:
+        open(path, "rb").close()  # safetensors calls a file missing that may not be read
         fields = load_file(path)
         top5, label = fields["top5"], fields["label"]
         share = {} if shared is None else shared

@@ -10,7 +10,7 @@ from typing import Literal
 import pandas as pd
 
 from qexp.base.files import write_text_atomic
-from qexp.base.table import Column, Table, lines, markdown_table
+from qexp.base.table import Column, Table, lines, markdown_table, markdown_text
 from qexp.base.text import MIB, size_text
 from qexp.reporting.tables.render import csv_text, html_table
 from qexp.tracking.journal import find_journal, read_rows
@@ -93,7 +93,7 @@ def markdown(name: str, exports: Sequence[ExportRow]) -> str:
     parts.append(EXPLAINED)
     if any(export["cost"] for export in exports):
         parts.append(_COST_EXPLAINED)
-    return "\n\n".join(parts) + "\n"
+    return markdown_text(parts)
 
 
 def _screen(export: ExportRow) -> str:

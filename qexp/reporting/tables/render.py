@@ -5,6 +5,9 @@ Terminal, Markdown and LaTeX are in `qexp.base.table`, with the table itself.
 
 from __future__ import annotations
 
+import csv
+import io
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -14,6 +17,8 @@ from markupsafe import Markup
 from qexp.base.table import Align, Table, latex_table, markdown_table
 
 CSV_FLOAT = "%.10g"  # more digits than a percentage of ten million images has
+# What a spreadsheet would compute, such as the name `=1+1` of a class; no number, alone or with a unit, and no lone sign.
+_FORMULA = re.compile(r"(?![+-](\d+\.?\d*(e[+-]?\d+)?|inf)( [a-zA-Z ]+)?$)[=+@\t\r-].", re.DOTALL)
 LARGE = 1e4  # losses from here on are as broad as the table
 
 
@@ -33,8 +38,12 @@ class Display:
 
 
 def csv_text(frame: pd.DataFrame) -> str:
-    """A frame as CSV, with full precision: the same numbers give the same bytes, None is empty."""
-    return frame.to_csv(index=False, float_format=CSV_FLOAT, na_rep="", lineterminator="\n")
+    """A frame as CSV, with full precision: the same numbers give the same bytes, None is empty, and no text is a formula."""
+    text = frame.to_csv(index=False, float_format=CSV_FLOAT, na_rep="", lineterminator="\n")
+    rows = [[f"'{cell}" if _FORMULA.match(cell) else cell for cell in row] for row in csv.reader(io.StringIO(text, newline=""))]
+    safe = io.StringIO(newline="")
+    csv.writer(safe, lineterminator="\n").writerows(rows)
+    return safe.getvalue() if "'" in safe.getvalue() else text
 
 
 def html_table(table: Table, kinds: Sequence[str] = ()) -> Markup:

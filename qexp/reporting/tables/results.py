@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 
 from qexp.base.files import write_text_atomic
-from qexp.base.table import Column, Table, lines, markdown_table
+from qexp.base.table import Column, Table, lines, markdown_table, markdown_text
 from qexp.base.text import MIB
 from qexp.config.metrics import ALWAYS, MetricInfo
 from qexp.reporting.frames.comparison import has_qat, shared_words
@@ -137,7 +137,7 @@ def markdown(
         parts.append(markdown_table(seeds_display(seeds, table, metrics)))
     if sweeps:
         parts += ["## How this was made", "\n".join(_sweep_line(sweep) for sweep in sweeps)]
-    return "\n\n".join(parts) + "\n"
+    return markdown_text(parts)
 
 
 def _explained(table: pd.DataFrame) -> str:

@@ -1,0 +1,46 @@
+"""What Hydra, OmegaConf and PyYAML raise at something of the user's is one message; nothing is started or left behind."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+FILES = {
+    "syntax": (b"a: [1,\n", "syntax.yaml, line 2: allowed is YAML"),
+    "tab": (b"# @package _global_\nseed:\t1\n\tbits: 4\n", "tab.yaml, line 2: allowed is YAML"),
+    "twice": (b"# @package _global_\nbits: 4\nbits: 8\n", "twice.yaml, line 3: allowed is YAML. There found duplicate key bits"),
+    "latin": ("# @package _global_\nname: größe\n".encode("latin-1"), "allowed is text in UTF-8"),
+    "items": (b"# @package _global_\n- 1\n", "experiment/items"),
+}
+WORDS = {
+    "=4": "there is no such key",
+    "train=5": "train=5: allowed is one of cifar, imagenet, mnist5k, smoke",
+    "hydra=5": "hydra=5: allowed is",
+    "hydra.launcher=5": "hydra.launcher=5: allowed is settings",
+    "hydra.launcher._target_=x": "hydra.launcher._target_",
+    "hydra.verbose=[5]": "A logger name must be a string",
+    "cases=5": "cases=5: allowed is a list of lists of KEY=VALUE",
+    "cases=[[5]]": "cases=[[5]]: allowed is a list of lists of KEY=VALUE",
+    "bits=range(8,8)": "0 jobs: allowed is at least one job",
+    "bits=range(1,2,0)": "must not be zero",
+}
+
+
+def refused(done, words, left=()):
+    assert done.code == 2 and "Traceback" not in done.err + done.out
+    first, *rest = done.err.splitlines()
+    assert first == "qexp: nothing was started." and len(rest) == 1 and words in rest[0], done.err
+    assert os.listdir() == list(left)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_file_of_values(cli, tiny, name):
+    path = Path("mine/experiment", f"{name}.yaml")
+    path.parent.mkdir(parents=True)
+    path.write_bytes(FILES[name][0])
+    refused(cli("--config-dir=mine", *tiny, f"experiment={name}"), FILES[name][1], left=["mine"])
+
+
+@pytest.mark.parametrize("word", WORDS)
+def test_a_value(cli, tiny, word):
+    refused(cli(*tiny, word, "-m"), WORDS[word])
