@@ -13,7 +13,7 @@ from qexp.reporting.figures.layers import kl_map
 from qexp.reporting.figures.style import save
 from qexp.reporting.figures.variants import prec1_by_variant
 from qexp.reporting.frames.summary import summarize
-from qexp.reporting.page import _inline
+from qexp.reporting.inline_svg import inline
 from qexp.reporting.report import write_report
 
 IMAGES = np.arange(2000)
@@ -133,5 +133,5 @@ def test_repeated_seeds_lead(tmp_path, predicted, write):
 
 def test_white_letters_stay_when_the_ground_goes(tmp_path):
     values = pd.DataFrame([[1e-6, 1.0]], ["conv1"], [2, 8])
-    svg = _inline(save(kl_map(values, "KL"), tmp_path / "map")[1], "f0-")
+    svg = inline(save(kl_map(values, "KL"), tmp_path / "map")[1], "f0-")
     assert re.search(r"<text[^>]*fill: #ffffff[^>]*>1e-06<", svg) and not re.search(r"<path[^>]*fill: #ffffff", svg)
