@@ -18,7 +18,7 @@ PARSER = OverridesParser.create()
 SMALL = (
     "data=fake", "data.root=null", "data.download=false", "data.num_train=64", "data.num_test=32", "data.num_calib=8",
     "data.num_select=8",
-    "data.image_size=16", "data.mean=[0.5]", "data.std=[0.2]", "model=resnet20", "model.weights=null", "train.epochs=1",
+    "data.image_size=16", "data.mean=[0.5]", "data.std=[0.2]", "model=resnet8", "model.weights=null", "train.epochs=1",
     "train.warmup_epochs=0",
     "train.batch_size=32", "train.precision=fp32", "evaluate.num_images=16", "device=cpu", "tracking.enabled=false",
     "calibrate.num_images=8", "correct.adaround_iterations=20",
@@ -32,13 +32,13 @@ def test_there_are_experiments():
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
-    """A ResNet-20 whose batch norms are not as new: none of its tensors is constant."""
+    """A ResNet-8 whose batch norms are not as new: none of its tensors is constant."""
     generator = torch.Generator().manual_seed(0)
-    model = CifarResNet(20, num_classes=10, in_channels=3)
+    model = CifarResNet(8, num_classes=10, in_channels=3)
     with torch.no_grad():
         for values in (*model.parameters(), *(each for each in model.buffers() if each.is_floating_point())):
             values += 0.1 * torch.rand(values.shape, generator=generator)
-    path = tmp_path_factory.mktemp("checkpoint") / "resnet20.pth"
+    path = tmp_path_factory.mktemp("checkpoint") / "resnet8.pth"
     torch.save(model.state_dict(), path)
     return path
 
