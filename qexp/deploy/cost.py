@@ -86,10 +86,11 @@ def peak_memory_bytes(name: str, path: Path, shape: tuple[int, ...], *, threads:
 
 def report_peak(what: str) -> None:
     """Print what `peak_memory_bytes` asks for; runs in the process that is measured."""
+    from qexp.config.export import RUNTIMES
     from qexp.deploy.runtimes import open_runtime  # not at the top: cost is counted without any runtime, too
 
     request = json.loads(what)
-    importlib.import_module(request["name"])
+    importlib.import_module(RUNTIMES[request["name"]].module)
     images = torch.zeros(request["shape"])
     before = _reset_peak()
     open_runtime(request["name"], Path(request["path"]), threads=request["threads"]).run(images)

@@ -75,9 +75,9 @@ class Builder:
             UserError: a correction or a range that the network does not have; names the tensor or the layer.
         """
         config = variant.config
-        work = Copy(self.network, self.network, config.correct, config.seed, lambda: self._all(variant))
+        work = Copy(self.network, None, config.correct, config.seed, lambda: self._all(variant))
         _correct(work, "before")
-        work.quantized = quantized = copy.deepcopy(work.reference)
+        work.rounded = quantized = copy.deepcopy(work.reference)
         work.limits = self._limits(variant, work.reference)
         constant = tuple(_round_weights(quantized, variant, work.limits))
         work.specs = {name: spec for name, spec in variant.plan.quantized.items() if name not in constant}
@@ -167,6 +167,7 @@ def _correct(work: Copy, step: Literal["before", "after"]) -> None:
     """Do the corrections that the settings ask for, before or after weights are rounded."""
     for row in work.settings.asked:
         if row.step == step:
+            work.reads_images = row.needs_images
             cast("Callable[[Copy], None]", row.load())(work)
 
 

@@ -41,28 +41,42 @@ class Copy:
 
     Args:
         reference: the float network; a correction `before` rounding puts another one in its place and changes none.
-        quantized: the copy with rounded weights, which corrections `after` rounding change; before, no matter what.
+        rounded: the copy with rounded weights, which corrections `after` rounding change; None before.
         settings: `correct.*`.
         seed: of the job.
-        images: gives the calibration images, on the networks' device and on every rank all of them.
+        all_images: gives the calibration images, on the networks' device and on every rank all of them.
         specs: weight -> its quantizer, of the weights that were rounded.
         limits: weight -> what it was clipped to, where that is not all of its range.
         statistics: of the outputs of layers that took a batch norm, as the reference has them.
         notes: what corrections left alone, and why.
+        reads_images: what the row of the present correction says.
     """
 
     reference: nn.Module
-    quantized: nn.Module
+    rounded: nn.Module | None
     settings: CorrectSettings
     seed: int
-    images: Callable[[], Sequence[Batch]]
+    all_images: Callable[[], Sequence[Batch]]
     specs: Mapping[str, QuantSpec] = field(default_factory=dict)
     limits: Mapping[str, Limits] = field(default_factory=dict)
     statistics: Mapping[str, ChannelStatistics] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    reads_images: bool = False
+
+    def images(self) -> Sequence[Batch]:
+        """The calibration images."""
+        assert self.reads_images, "a correction that reads calibration images says so in its row"
+        return self.all_images()
+
+    @property
+    def quantized(self) -> nn.Module:
+        """The copy, once its weights are rounded."""
+        assert self.rounded is not None, "a correction that changes the copy comes after rounding, as its row must say"
+        return self.rounded
 
     def take(self, changed: Changed) -> None:
         """Go on with another float network."""
+        assert self.rounded is None, "a correction that changes the float network comes before rounding, as its row must say"
         self.reference, self.statistics = changed.model, changed.statistics
         self.notes += changed.notes
 

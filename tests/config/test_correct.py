@@ -1,6 +1,6 @@
 """Which corrections go together."""
 
-from dataclasses import asdict
+from dataclasses import asdict, fields
 
 import pytest
 
@@ -57,3 +57,9 @@ def test_settings_of_corrections_that_are_off_name_no_copy():
     assert alone == CorrectSettings(bias="analytic", adaround_iterations=7, rescale_seed=5).identity
     assert {"adaround", "bias", "fold_bn"} < set(alone) and not any(key.startswith(("adaround_", "rescale_")) for key in alone)
     assert CorrectSettings(adaround=True).identity != CorrectSettings(adaround=True, adaround_iterations=7).identity
+
+
+def test_later_settings_belong_to_a_correction():
+    """So that keys of before stay, whoever forgets to name one."""
+    named = {key for row in CORRECTIONS.values() for key in row.settings}
+    assert {item.name for item in fields(CorrectSettings) if "later" in item.metadata} <= named

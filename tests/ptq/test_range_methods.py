@@ -244,7 +244,7 @@ def test_what_has_no_such_range():
     x = torch.randn(40, generator=torch.Generator().manual_seed(0))
     with pytest.raises(UserError, match="lut_kmeans has no clipping range"):
         weight_range(x, QuantSpec(scheme="lut_kmeans", bits=4), using("minmax"))
-    with pytest.raises(UserError, match="minmax, percentile or mse for quant=log2"):
+    with pytest.raises(UserError, match="calibrate(.weights)?=kl: allowed is minmax.* for quant=log2"):
         weight_range(x, QuantSpec(scheme="log2", bits=4), using("kl"))
     with pytest.raises(UserError, match="Its copy holds codes"):
         weight_range(x, QuantSpec(scheme="linear_raw", bits=4), using("mse"))
