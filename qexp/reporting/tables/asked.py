@@ -6,14 +6,18 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import pandas as pd
+from pandas.api.types import is_numeric_dtype
 
 from qexp.base.files import write_text_atomic
+from qexp.base.table import Column, Table
 from qexp.config.metrics import METRICS, MetricInfo
 from qexp.reporting.frames.compared import NAMED
 from qexp.reporting.statistics.asked import Made
-from qexp.reporting.tables.render import csv_text
+from qexp.reporting.tables.render import csv_text, html_table
 
-MAX_ROWS = 10  # of a network, on the page
+MAX_ROWS = 3  # of a network, on the page
+_HIDDEN = ("training", "variant_key", "class")
+_TITLES = {"label": "training", "name": "class", "float_prec1": "float Prec@1"}
 
 
 def write_asked(folder: Path, made: Made) -> list[Path]:
@@ -42,30 +46,24 @@ def asked_for_page(tables: Mapping[MetricInfo, pd.DataFrame]) -> list[dict[str, 
     shown: list[dict[str, object]] = []
     for row, frame in tables.items():
         first = frame.groupby(["training", "variant_key", "split", "epoch"], sort=False).head(MAX_ROWS)
-        hidden = {name for name in NAMED if name != "variant" and frame[name].nunique() == 1} | {
-            "training",
-            "variant_key",
-            "class",
-        }
-        columns = [name for name in frame if name not in hidden]
+        hidden = {name for name in NAMED if name != "variant" and frame[name].nunique() == 1} | set(_HIDDEN)
+        columns = [(_column(name, frame[name]), _values(first[name])) for name in frame if name not in hidden]
         rest = f" The first {MAX_ROWS} of each network are here, all of them in {row.file}." if len(first) < len(frame) else ""
-        shown.append(
-            {
-                "title": row.title,
-                "caption": row.summary + rest,
-                "header": [(_title(name), frame[name].dtype == object) for name in columns],
-                "rows": [[_cell(value) for value in values] for values in first[columns].itertuples(index=False, name=None)],
-            }
-        )
+        shown.append({"title": row.title, "caption": row.summary + rest, "table": html_table(Table.of_values(columns))})
     return shown
 
 
-def _title(column: str) -> str:
-    return METRICS[column].title if column in METRICS else column.replace("_", " ")
+def _column(name: str, values: pd.Series) -> Column:
+    """A column by what it holds: texts, counts, or numbers as the metric of that name has them."""
+    title = METRICS[name].title if name in METRICS else _TITLES.get(name, name.replace("_", " "))
+    if not is_numeric_dtype(values):
+        return Column(name=name, title=title, kind="text")
+    if (values.dropna() % 1 == 0).all():
+        return Column(name=name, title=title, kind="count")
+    return Column(name=name, title=title, kind="points" if (values.dropna() < 0).any() else "percent")
 
 
-def _cell(value: object) -> str:
-    """Two decimals, nothing where there is no number."""
-    if isinstance(value, float):
-        return "" if pd.isna(value) else f"{value:.2f}".removesuffix(".00") if value == int(value) else f"{value:.2f}"
-    return str(value)
+def _values(values: pd.Series) -> list[object]:
+    """None where there is nothing; whole numbers whole, though a gap made the column one of floats."""
+    whole = is_numeric_dtype(values) and (values.dropna() % 1 == 0).all()
+    return [None if pd.isna(value) else int(value) if whole else value for value in values]
