@@ -192,8 +192,7 @@ class Training:
     def discard(self) -> None:
         """Forget all that is stored, at one stroke: a half-removed training never looks like one."""
         if self.folder.exists():
-            trash = self.folder.parent / ".trash" / f"{self.hash}.{os.getpid()}.{time.time_ns()}"  # on the same disk
-            trash.parent.mkdir(parents=True, exist_ok=True)
+            trash = self.folder.parent / f".trash.{self.hash}.{os.getpid()}.{time.time_ns()}"  # on the same disk
             os.replace(self.folder, trash)
             shutil.rmtree(trash)
 

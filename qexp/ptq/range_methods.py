@@ -127,7 +127,7 @@ def find_limits(
     """
     if not takes_grid(method, spec):
         *others, last = RANGE_METHODS.names_where(lambda row: row.for_weights and takes_grid(row, spec))
-        allowed = f"{', '.join(others)} or {last} for quant={spec.scheme}"
+        allowed = f"{', '.join(others)} or {last} for quant={SCHEMES[spec.scheme].name}"
         remedy = "Its copy holds codes." if method.dequantized_only else "It reckons with steps of one width."
         raise UserError("calibrate", method.name, allowed=allowed, remedy=remedy)
     find = cast("Callable[[object, QuantSpec, CalibrateSettings], Limits]", method.load())

@@ -237,7 +237,7 @@ def begun(prepared, **changes):
 
 def test_weights_alone_need_no_calibration_images(prepared):
     _, merged, state = begun(prepared, **{"qat.name": "ste", "qat.activations": False, "data.num_calib": 0})
-    assert not any("fake_quant" in name for name in state) and merged.variants[1].label == "W4 ste rounded"
+    assert not any("fake_quant" in name for name in state) and merged.variants[1].label == "W4 ste"
 
 
 def test_no_alarms_where_all_is_well(prepared):

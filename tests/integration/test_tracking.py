@@ -108,7 +108,7 @@ def test_trainings_are_listed_and_removed(store, warm):
     (training,) = [path.name for path in Path("runs/trainings").iterdir()]
     listed = warm.start(verb="trainings")
     assert listed.wait() == 0
-    assert f"{training}  custom        digits" in listed.text and "2/2" in listed.text and "1 stored" in listed.text
+    assert f"{training} custom digits" in " ".join(listed.text.split()) and "2/2" in listed.text and "1 stored" in listed.text
     removed = warm.start(f"remove={training[:5]}", verb="trainings")
     assert removed.wait() == 0 and removed.text.startswith(f"removed {training}")
     assert not list(Path("runs/trainings").iterdir())
