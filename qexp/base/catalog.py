@@ -165,11 +165,6 @@ def is_own(name: str) -> bool:
     return ":" in name
 
 
-def load_code(row: Info) -> object:
-    """The code of a row."""
-    return import_object(row.code) if isinstance(row.code, str) else row.code
-
-
 def import_object(text: str) -> object:
     """What an import string of ours names.
 

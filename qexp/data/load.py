@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import asdict
 from typing import cast
 
-from qexp.base.catalog import load_code
 from qexp.base.errors import UserError
 from qexp.base.files import hash_json
 from qexp.config.data import DataSettings
@@ -18,7 +17,7 @@ IN_MEMORY = 2  # data sets that stay loaded: the one in use, and the one before 
 
 def load_store(settings: DataSettings) -> ImageStore:
     """The images and labels of a data set, by the loader that its row names."""
-    load = cast("Callable[[DataSettings], ImageStore]", load_code(settings.info))
+    load = cast("Callable[[DataSettings], ImageStore]", settings.info.load())
     return load(settings)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
-from qexp.base.catalog import load_code
 from qexp.base.types import PlanRow, TensorInfo
 from qexp.config.policy import PolicySettings, RuleSettings
 from qexp.policy.rules import ACTIVATION, ALL_BUT_NORM, CONSTANT, LAYERS, Rule, edge_weights, some
@@ -103,7 +102,7 @@ class Document002(Policy):
 
 def policy_of(settings: PolicySettings) -> Policy:
     """The code of a policy."""
-    code = load_code(settings.info)
+    code = settings.info.load()
     assert isinstance(code, type) and issubclass(code, Policy), code
     return code(settings)
 

@@ -7,7 +7,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from qexp.base.catalog import CUSTOM, load_code
+from qexp.base.catalog import CUSTOM
 from qexp.base.errors import UserError
 from qexp.config.data import DATASETS, OWN, DataSettings
 from qexp.data.load import load_data
@@ -23,7 +23,7 @@ def compose_data(name):
 
 def test_every_set_has_a_loader_and_a_file():
     assert {*DATASETS, CUSTOM} == {path.stem for path in (CONF / "data").glob("[!_]*.yaml")}
-    assert all(callable(load_code(row)) for row in (*DATASETS.values(), OWN))
+    assert all(callable(row.load()) for row in (*DATASETS.values(), OWN))
 
 
 @pytest.mark.parametrize("name", [*DATASETS, CUSTOM])

@@ -19,7 +19,6 @@ from qexp.stats.paired import mcnemar_power, minimum_detectable_effect
 from qexp.tracking.record import FLOAT_VARIANT
 
 MAX_NAMES = 8  # of a sentence
-NOT_SCORED = "its float network, or its float control, was not scored on the same images after the same epoch"
 EXPLAINED = (
     "*95 % CI*: score interval of the difference from the float network, over images, of each row by itself: not adjusted; "
     "`pairs.csv` has the same. *p*: exact McNemar test against the float network. All pairs of rows are one family: Holm "
