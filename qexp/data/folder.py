@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -20,6 +20,8 @@ from torch import Tensor
 from qexp.base.console import print_main
 from qexp.base.errors import UserError, nearest
 from qexp.config.data import DataSettings
+from qexp.config.preprocessing import Preprocessing
+from qexp.data.preprocess import preprocess
 from qexp.data.ram import RamImages, RamPart
 from qexp.data.splits import Part
 
@@ -49,46 +51,74 @@ class Tree:
 
     Args:
         root: its folder.
-        parts: its halves; without `test` where the tree has no such folder.
-        class_names: names of the class folders, by label.
+        parts: those for which the tree has a folder.
+        class_names: names of the classes, by label: of `data.classes`, else of the folders.
     """
 
     root: Path
     parts: dict[Part, FilePart]
     class_names: tuple[str, ...]
 
+    @property
+    def first(self) -> Path:
+        """The first file, by which others are judged."""
+        return next(iter(self.parts.values())).paths[0]
 
-def scan_tree(settings: DataSettings, test_names: Iterable[str] = ("test", "val")) -> Tree:
+
+def scan_tree(settings: DataSettings, test_names: Sequence[str] = ("test", "val")) -> Tree:
     """List the files below `data.root`.
 
+    A tree to evaluate on alone has no `train/`; a folder `calib/` beside the others holds images for calibration.
+
     Args:
-        settings: `root` and `num_test` are used.
+        settings: `root`, `classes` and `num_test` are used.
         test_names: names for the folder of the test part, of which the first that exists is taken.
 
     Raises:
-        UserError: a folder is missing or empty, or the test part has a class that the train part lacks.
+        UserError: a folder is missing or empty, or a part has a class that the class list, or the first part, lacks.
     """
     assert settings.root is not None, "checked with the settings"
     root = Path(settings.root)
     if not root.is_dir():
         raise UserError("data.root", settings.root, allowed="an existing folder")
-    train = root / "train"
-    if not train.is_dir():
-        raise UserError("data.root", settings.root, allowed="a folder with train/<class>/*", remedy=f"{train} is missing.")
-    class_names = _class_folders(train)
-    parts: dict[Part, FilePart] = {"train": _list_files(train, class_names, class_names)}
     test = next((root / name for name in test_names if (root / name).is_dir()), None)
+    folders: dict[Part, Path] = {"train": root / "train", "test": test or root / test_names[0], "calib": root / "calib"}
+    present = {part: _class_folders(folder) for part, folder in folders.items() if folder.is_dir()}
+    if "train" not in present and "test" not in present:
+        allowed = "a folder with train/<class>/*, test/<class>/* or val/<class>/*"
+        raise UserError(
+            "data.root", settings.root, allowed=allowed, remedy=f"{folders['train']} and {folders['test']} are missing."
+        )
     if test is None and settings.num_test is None:
-        remedy = f"{root / next(iter(test_names))} is missing; data.num_test=N cuts a test split from the training images."
+        remedy = f"{folders['test']} is missing; data.num_test=N cuts a test split from the training images."
         raise UserError("data.root", settings.root, allowed="a folder with test/<class>/*", remedy=remedy)
-    if test is not None:
-        present = _class_folders(test)
-        for name in present:
-            if name not in class_names:
-                remedy = f"{test / name} has no counterpart in {root / 'train'}. {nearest(name, class_names)}".rstrip()
-                raise UserError("data.root", settings.root, allowed="a tree whose test classes are all trained", remedy=remedy)
-        parts["test"] = _list_files(test, present, class_names)
-    return Tree(root, parts, class_names)
+    first = next(iter(present))
+    labels, names = _class_list(settings.classes) if settings.classes is not None else ({}, ())
+    if settings.classes is None:
+        labels, names = {name: label for label, name in enumerate(present[first])}, present[first]
+    for part, classes in present.items():
+        for name in classes:
+            if name not in labels:
+                where = settings.classes or folders[first]
+                remedy = f"{folders[part]}/{name} has no counterpart in {where}. {nearest(name, labels)}".rstrip()
+                raise UserError("data.root", settings.root, allowed="a tree whose classes are all known", remedy=remedy)
+    parts = {part: _list_files(folders[part], classes, labels) for part, classes in present.items()}
+    return Tree(root, parts, names)
+
+
+def _class_list(file: str) -> tuple[dict[str, int], tuple[str, ...]]:
+    """Class folder -> label, and the names of all classes: a line each, the folder's name, a tab, the class's name for people.
+
+    A name that several classes bear is followed by the folder's.
+    """
+    rows = [line.split("\t") for line in Path(file).read_text(encoding="utf-8").splitlines() if line.strip()]
+    folders = [row[0].strip() for row in rows]
+    if not rows or any(len(row) != 2 for row in rows) or len(set(folders)) != len(folders):
+        allowed = "a file of one line a class, in the order of the labels: its folder, a tab, its name; each folder once"
+        raise UserError("data.classes", file, allowed=allowed)
+    count = Counter(row[1].strip() for row in rows)
+    names = tuple(f"{name.strip()} ({folder})" if count[name.strip()] > 1 else name.strip() for folder, name in rows)
+    return {folder: label for label, folder in enumerate(folders)}, names
 
 
 def _class_folders(folder: Path) -> tuple[str, ...]:
@@ -99,7 +129,7 @@ def _class_folders(folder: Path) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _list_files(folder: Path, present: Iterable[str], class_names: tuple[str, ...]) -> FilePart:
+def _list_files(folder: Path, present: Iterable[str], class_labels: Mapping[str, int]) -> FilePart:
     """The image files of the classes `present`, sorted by class and name."""
     paths: list[Path] = []
     labels: list[int] = []
@@ -109,7 +139,7 @@ def _list_files(folder: Path, present: Iterable[str], class_names: tuple[str, ..
             remedy = f"Known endings: {' '.join(sorted(EXTENSIONS))}."
             raise UserError("data.root", folder / name, allowed="a class folder that holds images", remedy=remedy)
         paths += [folder / name / file for file in files]
-        labels += [class_names.index(name)] * len(files)
+        labels += [class_labels[name]] * len(files)
     return FilePart(tuple(paths), torch.tensor(labels, dtype=torch.int64))
 
 
@@ -128,12 +158,9 @@ def open_rgb(path: Path) -> Image.Image:
         return image.convert("RGB")
 
 
-def decode(path: Path, size: int | None) -> Tensor:
-    """One file as [3, H, W] uint8, resized to `size` x `size` pixels (bilinear, antialiased, not keeping the aspect ratio)."""
-    image = open_rgb(path)
-    if size is not None and image.size != (size, size):
-        image = image.resize((size, size), Image.Resampling.BILINEAR)
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+def decode(path: Path, how: Preprocessing) -> Tensor:
+    """One file as [3, H, W] uint8, resized and cut."""
+    return preprocess(open_rgb(path), how)
 
 
 def corrupt(path: Path, error: BaseException) -> UserError:
@@ -147,12 +174,13 @@ def decode_tree(tree: Tree, settings: DataSettings) -> RamImages:
     Raises:
         UserError: a file is corrupt, or images differ in size and there is no `data.image_size`.
     """
+    how = settings.preprocessing
     count = sum(len(part.paths) for part in tree.parts.values())
     if count >= _WORTH_A_LINE:
         print_main(f"data: decoding {count} images below {tree.root}")
-    first = tree.parts["train"].paths[0]
+    first = tree.first
     try:
-        shape = decode(first, settings.image_size).shape
+        shape = decode(first, how).shape
     except DECODE_ERRORS as error:
         raise corrupt(first, error) from error
     parts: dict[Part, RamPart] = {}
@@ -161,7 +189,7 @@ def decode_tree(tree: Tree, settings: DataSettings) -> RamImages:
 
         def fill(start: int, paths: tuple[Path, ...] = part.paths, images: Tensor = images) -> None:
             for position in range(start, min(start + _CHUNK, len(paths))):
-                images[position] = _decode_alike(paths[position], settings.image_size, first, shape)
+                images[position] = _decode_alike(paths[position], how, first, shape)
 
         with ThreadPoolExecutor(max(1, settings.workers)) as pool:
             try:
@@ -174,10 +202,10 @@ def decode_tree(tree: Tree, settings: DataSettings) -> RamImages:
     return RamImages(parts, tree.class_names)
 
 
-def _decode_alike(path: Path, size: int | None, first: Path, shape: torch.Size) -> Tensor:
+def _decode_alike(path: Path, how: Preprocessing, first: Path, shape: torch.Size) -> Tensor:
     """Decode one file and hold it to the size of the first."""
     try:
-        image = decode(path, size)
+        image = decode(path, how)
     except DECODE_ERRORS as error:
         raise corrupt(path, error) from error
     if image.shape != shape:

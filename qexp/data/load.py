@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict
-from typing import cast
+from typing import cast, get_args
 
 from qexp.base.errors import UserError
 from qexp.base.files import hash_json
 from qexp.config.data import DataSettings
 from qexp.data.bundle import DataBundle, ImageStore
-from qexp.data.splits import Split, cut_splits
+from qexp.data.splits import Part, Split, cut_splits
 
 IN_MEMORY = 2  # data sets that stay loaded: the one in use, and the one before it
 
@@ -28,12 +28,15 @@ def load_data(settings: DataSettings) -> DataBundle:
         UserError: the set is absent or corrupt, its splits leave nothing to train on, or mean and std do not fit its channels.
     """
     store = load_store(settings)
-    splits = cut_splits(store.labels("train"), store.num_images("test"), settings)
+    parts: tuple[Part, ...] = get_args(Part)
+    splits = cut_splits({part: store.labels(part) for part in parts if store.num_images(part) is not None}, settings)
     if settings.mean is None or settings.std is None:
+        if len(splits.rows[Split.TRAIN]) == 0 and not store.streamed:
+            raise UserError("data.mean", None, allowed="a list, or auto, where there is no image to measure it on")
         mean, std = store.channel_statistics(splits.rows[Split.TRAIN])
     else:
         channels = store.image_shape[0]
-        mean, std = (_per_channel(key, getattr(settings, key), channels) for key in ("mean", "std"))
+        mean, std = (_per_channel(key, list(getattr(settings, key)), channels) for key in ("mean", "std"))
     return DataBundle(store, splits, mean=mean, std=std, augment=settings.augment)
 
 

@@ -55,7 +55,7 @@ class RamImages:
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """(C, H, W)."""
-        channels, height, width = self.parts["train"].images.shape[1:]
+        channels, height, width = next(iter(self.parts.values())).images.shape[1:]
         return channels, height, width
 
     def labels(self, part: Part) -> Tensor:

@@ -18,8 +18,8 @@ from torch import Tensor
 from qexp.base.errors import UserError
 from qexp.config.data import DataSettings
 
-Part = Literal["train", "test"]  # the two halves in which data sets are published
-PARTS: tuple[Part, Part] = ("train", "test")
+Part = Literal["train", "test", "calib"]  # as data sets are published; few have images for calibration apart
+PARTS: tuple[Part, Part] = ("train", "test")  # of torchvision's
 
 
 class Split(StrEnum):
@@ -31,21 +31,24 @@ class Split(StrEnum):
     TEST = "test"
 
 
+_PARTS_OF_SPLITS: Mapping[Split, Part] = {Split.TEST: "test", Split.CALIB: "calib"}
+
+
 @dataclass(frozen=True)
 class Splits:
     """Split -> the rows of the set's train or test part that belong to it.
 
     Args:
         rows: per split [N] int64, in the order of evaluation.
-        test_part: the part that `test` indexes; all other splits index the train part.
+        own_parts: splits that index a part of their own; all others index the train part.
     """
 
     rows: Mapping[Split, Tensor]
-    test_part: Part
+    own_parts: Mapping[Split, Part]
 
     def part(self, split: Split) -> Part:
         """The part of the set that the rows of `split` index."""
-        return self.test_part if split is Split.TEST else "train"
+        return self.own_parts.get(split, "train")
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -53,39 +56,51 @@ class Splits:
         return {split.value: len(rows) for split, rows in self.rows.items()}
 
 
-def cut_splits(train_labels: Tensor, num_test_part: int | None, settings: DataSettings) -> Splits:
+def cut_splits(labels: Mapping[Part, Tensor], settings: DataSettings) -> Splits:
     """Cut the splits that `settings` asks for.
 
+    A split with a part of its own takes all of that, or `num_*` images of it, by class in proportion and in the part's order.
+
     Args:
-        train_labels: [N] int64, labels of the set's train part.
-        num_test_part: images in the set's own test part, which keeps its order; None where it has none.
+        labels: part of the set -> [N] int64, the labels of its images; a set without a train part is one to evaluate on.
         settings: `num_*` and `split_seed` are used.
 
     Raises:
-        UserError: no image remains for training, `num_train` exceeds what remains, or `num_test` is missing or out of place.
+        UserError: the splits take more images than there are, or there is nothing to test on.
     """
-    if num_test_part is None and settings.num_test is None:
+    own: dict[Split, Part] = {split: part for split, part in _PARTS_OF_SPLITS.items() if part in labels}
+    asked = {Split.TEST: settings.num_test, Split.CALIB: settings.num_calib or None, Split.SELECT: settings.num_select or None}
+    if Split.TEST not in own and settings.num_test is None:
         remedy = "The set has no test part of its own: cut one with data.num_test=N."
         raise UserError("data.num_test", None, allowed="an integer of at least 1", remedy=remedy)
-    if num_test_part is not None and settings.num_test is not None:
-        remedy = "The set has a test part of its own; evaluate.num_images=N scores a part of it."
-        raise UserError("data.num_test", settings.num_test, allowed="null", remedy=remedy)
-    num_test = settings.num_test or 0  # 0 where the set has a part of its own
-    wanted = {"data.num_test": num_test, "data.num_calib": settings.num_calib, "data.num_select": settings.num_select}
-    left = len(train_labels) - sum(wanted.values())
-    if left < 1:
-        key = max(wanted, key=lambda name: wanted[name])
-        most = len(train_labels) - 1 - (sum(wanted.values()) - wanted[key])
-        remedy = f"{', '.join(wanted)} take {sum(wanted.values())} of {len(train_labels)} images and leave none to train on."
-        raise UserError(key, wanted[key], allowed=f"at most {max(most, 0)}", remedy=remedy)
-    if settings.num_train is not None and settings.num_train > left:
-        raise UserError("data.num_train", settings.num_train, allowed=f"at most {left}, which the other splits leave")
-    order = interleaved_permutation(train_labels, settings.split_seed)
-    test, calib, select, train = order.split([num_test, settings.num_calib, settings.num_select, left])
-    rows = {Split.TRAIN: train[: settings.num_train], Split.CALIB: calib, Split.SELECT: select}
-    if num_test_part is None:
-        return Splits({**rows, Split.TEST: test}, "train")
-    return Splits({**rows, Split.TEST: torch.arange(num_test_part)}, "test")
+    rows = {split: _own_rows(split, labels[part], asked[split], settings.split_seed) for split, part in own.items()}
+    train = labels.get("train", torch.empty(0, dtype=torch.int64))
+    cut = {split: count or 0 for split, count in asked.items() if split not in own}
+    left = len(train) - sum(cut.values())
+    if left < 0 or (settings.num_train is not None and settings.num_train > left):
+        raise _too_many(cut, len(train), settings)
+    order = interleaved_permutation(train, settings.split_seed)
+    *parts, rest = order.split([*cut.values(), left])
+    rows |= dict(zip(cut, parts, strict=True)) | {Split.TRAIN: rest[: settings.num_train]}
+    return Splits({split: rows[split] for split in (Split.TRAIN, Split.CALIB, Split.SELECT, Split.TEST)}, own)
+
+
+def _own_rows(split: Split, labels: Tensor, count: int | None, seed: int) -> Tensor:
+    """All rows of a split's own part, or `count` of them."""
+    if count is None:
+        return torch.arange(len(labels))
+    if count > len(labels):
+        raise UserError(f"data.num_{split}", count, allowed=f"at most {len(labels)}, the images there")
+    return interleaved_permutation(labels, seed)[:count].sort().values
+
+
+def _too_many(cut: Mapping[Split, int], count: int, settings: DataSettings) -> UserError:
+    """The error for splits that take more training images than there are."""
+    wanted = {f"data.num_{split}": number for split, number in cut.items()} | {"data.num_train": settings.num_train or 0}
+    key = max(wanted, key=lambda name: wanted[name])
+    most = count - (sum(wanted.values()) - wanted[key])
+    remedy = f"{', '.join(wanted)} take {sum(wanted.values())} of {count} training images."
+    return UserError(key, wanted[key], allowed=f"at most {max(most, 0)}", remedy=remedy)
 
 
 def interleaved_permutation(labels: Tensor, seed: int) -> Tensor:

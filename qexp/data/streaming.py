@@ -7,38 +7,34 @@ Augmentation is a function of (seed, epoch, index) here too, so the number of wo
 from __future__ import annotations
 
 import hashlib
-import importlib
 import math
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
-from types import ModuleType
 
 import torch
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from qexp.base.torchvision_compat import torchvision
-from qexp.config.data import DataSettings
+from qexp.config.data import CENTER_MARGIN, DataSettings
+from qexp.config.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 from qexp.data.augment import Augmentation, resized_crop_box
 from qexp.data.folder import DECODE_ERRORS, FilePart, Tree, corrupt, decode, decode_tree, different_sizes, open_rgb, scan_tree
+from qexp.data.preprocess import transforms
 from qexp.data.ram import RamImages
 from qexp.data.splits import Part
 
 _RAM_LIMIT_BYTES = 2 << 30  # a decoded tree above this is streamed where data.storage=auto
-_IMAGENET_SIZE = 224
-_IMAGENET_MARGIN = 256 / 224  # evaluation resizes the short side to 256 and cuts the central 224
-_IMAGENET_MEAN, _IMAGENET_STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 
 
 def load_imagefolder(settings: DataSettings) -> RamImages | StreamedImages:
     """Any tree `train/<class>/*`, `test/<class>/*` (or `val`), decoded into memory unless it exceeds 2 GiB."""
-    tree = scan_tree(settings)
-    size = _first_size(tree, settings.image_size)
+    tree, how = scan_tree(settings), settings.preprocessing
+    size = _first_size(tree, how.image_size)
     num_bytes = 3 * math.prod(size) * sum(len(part.paths) for part in tree.parts.values())
     if settings.storage == "stream" or (settings.storage == "auto" and num_bytes > _RAM_LIMIT_BYTES):
-        return StreamedImages(tree, (3, *size), resize=settings.image_size, margin=None, workers=settings.workers)
+        return StreamedImages(tree, (3, *size), how, workers=settings.workers)
     return decode_tree(tree, settings)
 
 
@@ -47,26 +43,22 @@ def load_imagenet(settings: DataSettings) -> StreamedImages:
 
     Another `data.image_size` scales both numbers. Source: Goyal et al. 2017, section 4, and torchvision's references.
     """
-    size = settings.image_size or _IMAGENET_SIZE
+    how = settings.preprocessing
+    assert how.image_size is not None, "its row has one"
     tree = scan_tree(settings, test_names=("val",))
-    return StreamedImages(tree, (3, size, size), resize=size, margin=_IMAGENET_MARGIN, workers=settings.workers)
+    return StreamedImages(tree, (3, how.image_size, how.image_size), how, workers=settings.workers)
 
 
 def _first_size(tree: Tree, size: int | None) -> tuple[int, int]:
     """(H, W) to which all images come, judged by the header of the first."""
     if size is not None:
         return size, size
-    first = tree.parts["train"].paths[0]
+    first = tree.first
     try:
         with Image.open(first) as image:
             return image.height, image.width
     except DECODE_ERRORS as error:
         raise corrupt(first, error) from error
-
-
-def _transforms() -> ModuleType:
-    """`torchvision.transforms.v2.functional`, which torchvision does not import by itself."""
-    return importlib.import_module(f"{torchvision().__name__}.transforms.v2.functional")
 
 
 @dataclass(frozen=True)
@@ -76,15 +68,13 @@ class FileImages(Dataset[tuple[Tensor, int, int]]):
     Args:
         part: the files and their labels.
         shape: (3, H, W) that every image has in the end.
-        resize: side in pixels, None where all files have `shape`.
-        margin: evaluation resizes the short side to `margin * resize` and cuts the centre; None resizes to a square.
+        how: resize and crop of evaluation.
         augmentation: of training; only its resized crop is done here.
     """
 
     part: FilePart
     shape: tuple[int, int, int]
-    resize: int | None
-    margin: float | None
+    how: Preprocessing
     augmentation: Augmentation | None
 
     def __getitem__(self, item: tuple[int, int]) -> tuple[Tensor, int, int]:
@@ -106,19 +96,11 @@ class FileImages(Dataset[tuple[Tensor, int, int]]):
     def _decode(self, row: int, index: int) -> Tensor:
         """The image, cut and resized."""
         path = self.part.paths[row]
-        cropped = self.augmentation if self.augmentation is not None and self.augmentation.name == "resized_crop_flip" else None
-        if cropped is None and self.margin is None:
-            return decode(path, self.resize)
-        transforms = _transforms()
+        if self.augmentation is None or self.augmentation.name != "resized_crop_flip":
+            return decode(path, self.how)
         image = open_rgb(path)
-        if cropped is not None:
-            box = resized_crop_box(cropped.key, torch.tensor([index]), image.height, image.width)[0].tolist()
-            image = transforms.resized_crop(image, *box, size=list(self.shape[1:]), antialias=True)
-        else:
-            assert self.margin is not None and self.resize is not None, "a margin is one of a size"
-            image = transforms.resize(image, [round(self.margin * self.resize)], antialias=True)
-            image = transforms.center_crop(image, list(self.shape[1:]))
-        return transforms.pil_to_tensor(image)
+        box = resized_crop_box(self.augmentation.key, torch.tensor([index]), image.height, image.width)[0].tolist()
+        return transforms().pil_to_tensor(transforms().resized_crop(image, *box, size=list(self.shape[1:]), antialias=True))
 
 
 @dataclass(frozen=True)
@@ -128,16 +110,14 @@ class StreamedImages:
     Args:
         tree: the files.
         image_shape: (3, H, W) that every image has in the end.
-        resize: as in `FileImages`.
-        margin: as in `FileImages`.
+        how: as in `FileImages`.
         workers: processes that decode; 0 decodes in this one.
         streamed: True, for `ImageStore`.
     """
 
     tree: Tree
     image_shape: tuple[int, int, int]
-    resize: int | None
-    margin: float | None
+    how: Preprocessing
     workers: int
     streamed: bool = True
 
@@ -156,10 +136,19 @@ class StreamedImages:
 
     def hash_content(self, digest: hashlib._Hash) -> None:
         """Feed the sorted relative paths, sizes in bytes and labels of all files, and how they are resized, to `digest`."""
-        digest.update(repr(("streamed", self.image_shape, self.resize, self.margin)).encode())
+        digest.update(repr(("streamed", self.image_shape, *self._resizing())).encode())
         for name, part in sorted(self.tree.parts.items()):
             for path, label in zip(part.paths, part.labels.tolist(), strict=True):
                 digest.update(f"{name}|{path.relative_to(self.tree.root)}|{path.stat().st_size}|{label}\n".encode())
+
+    def _resizing(self) -> tuple[object, ...]:
+        """What tells how files are resized, in the form that the first fingerprints had where they could say it."""
+        how, size = self.how, self.how.image_size
+        margin = CENTER_MARGIN if how.crop == "center" and size is not None else None
+        resize = round(size * margin) if margin is not None and size is not None else None
+        if (how.interpolation, how.antialias) == ("bilinear", True) and how.crop != "tensorflow" and how.resize == resize:
+            return size, margin
+        return size, how.resize, how.crop, how.interpolation, how.antialias
 
     def sizes(self, part: Part, rows: Tensor) -> list[int]:
         """Bytes of each file."""
@@ -172,13 +161,13 @@ class StreamedImages:
 
     def channel_statistics(self, rows: Tensor) -> tuple[list[float], list[float]]:
         """ImageNet's: measuring would decode the whole set."""
-        return list(_IMAGENET_MEAN), list(_IMAGENET_STD)
+        return list(IMAGENET_MEAN), list(IMAGENET_STD)
 
     def fetch(
         self, part: Part, rows: Tensor, batches: list[Tensor], device: torch.device, augmentation: Augmentation | None
     ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Yield (images, labels, index) per batch, on `device`, augmented but not normalized; see `RamImages.fetch`."""
-        dataset = FileImages(self.tree.parts[part], self.image_shape, self.resize, self.margin, augmentation)
+        dataset = FileImages(self.tree.parts[part], self.image_shape, self.how, augmentation)
         items = [list(zip(rows[batch].tolist(), batch.tolist(), strict=True)) for batch in batches if len(batch)]
         loaded = iter(self._loader(dataset, items, pin_memory=device.type == "cuda"))
         for batch in batches:
@@ -192,7 +181,7 @@ class StreamedImages:
         self, dataset: FileImages, items: list[list[tuple[int, int]]], *, pin_memory: bool
     ) -> DataLoader[tuple[Tensor, int, int]]:
         """A DataLoader over given batches that takes nothing from the global random state."""
-        _transforms()  # once here, not in every worker
+        transforms()  # once here, not in every worker
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="This DataLoader will create")  # the user chose data.workers
             return DataLoader(

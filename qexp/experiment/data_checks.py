@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING
 from qexp.base.catalog import is_own
 from qexp.base.errors import UserError
 from qexp.config.metrics import asked
+from qexp.config.model import PRETRAINED
 from qexp.config.root import Config
 from qexp.engine.metrics import check_metric
 from qexp.experiment.variants import Variant
+from qexp.models.pretrained import pretrained_classes
 from qexp.reporting.frames.summary import columns_of_others
 
 if TYPE_CHECKING:
@@ -24,6 +26,23 @@ def check_evaluation(config: Config, bundle: DataBundle) -> None:
     size = _size("evaluate.split", split, bundle, _set_aside(split))
     if wanted is not None and wanted > size:
         raise UserError("evaluate.num_images", wanted, allowed=f"at most {size}, the size of the {split} split")
+
+
+def check_training(config: Config, bundle: DataBundle) -> None:
+    """Raise UserError where a training has no images."""
+    if config.checkpoint is None and bundle.split_sizes["train"] == 0:
+        remedy = "The other splits take all, or there is no train/: nothing is left to train on."
+        raise UserError("data", config.data.name, allowed="images to train on", remedy=remedy)
+
+
+def check_pretrained(config: Config, bundle: DataBundle) -> None:
+    """Raise UserError where a pretrained network would be evaluated with a classifier that nobody trained."""
+    if config.checkpoint != PRETRAINED:
+        return
+    count, wanted = pretrained_classes(config.model), config.model.num_classes or bundle.num_classes
+    if count != wanted:
+        remedy = f"model.num_classes={count} keeps its classifier; data.classes=FILE lists its classes, so that labels fit."
+        raise UserError("model.pretrained", True, allowed=f"a network for {wanted} classes, not {count}", remedy=remedy)
 
 
 def check_metrics(config: Config, class_count: int) -> None:

@@ -11,6 +11,9 @@ from dataclasses import asdict
 
 from qexp.base.files import hash_json
 from qexp.base.user_source import source_hash
+from qexp.config.data import DataSettings
+from qexp.config.later import stored_values
+from qexp.config.model import PRETRAINED, ModelSettings
 from qexp.config.qat import IN_RECIPE, QAT_VERSION
 from qexp.config.root import Config
 from qexp.config.train import PRECISION_ALIASES
@@ -26,13 +29,13 @@ def training_identity(config: Config) -> dict[str, object]:
     """What decides a training's weights: the part of the configuration that its hash covers.
 
     Left out are the dials `bits mode policy`, quant, evaluation, tracking, names, places, and the settings that do not change
-    numbers (`data.root`, download, workers, storage: the data's own hash stands for those).
+    numbers (`data.root`, classes, download, workers, storage: the data's own hash stands for those).
     """
-    data = asdict(config.data)
-    for key in ("root", "download", "workers", "storage"):
-        data.pop(key)
-    model = asdict(config.model)
-    if config.model.weights not in (None, "DEFAULT"):
+    data = stored_values(asdict(config.data), DataSettings)
+    for key in ("root", "download", "workers", "storage", "classes"):
+        data.pop(key, None)
+    model = stored_values(asdict(config.model), ModelSettings)
+    if config.model.weights not in (None, PRETRAINED):
         model["weights"] = "file"  # wherever it lies; its content is hashed beside this
     train = asdict(config.recipe)
     del train["checkpoint_every_steps"]  # how often a state is stored does not change it

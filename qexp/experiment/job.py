@@ -13,6 +13,7 @@ import torch
 from qexp.base.errors import UserError
 from qexp.base.types import ActivationInfo, Batch, TensorInfo
 from qexp.config.calibrate import CalibrateSettings
+from qexp.config.model import PRETRAINED
 from qexp.config.root import Config
 from qexp.data.load import DataSets
 from qexp.engine.measures import Measure, measures
@@ -123,7 +124,7 @@ def load_network(config: Config, bundle: DataBundle, converted: Converted | None
             remedy = f"It holds another network: give model={own[0]} data={own[1]}. {error.remedy}"
             raise UserError("checkpoint", config.checkpoint, allowed=allowed, remedy=remedy) from None
     for key, path in (("model.weights", config.model.weights), ("checkpoint", config.checkpoint)):
-        if path is not None and path != "DEFAULT":
+        if path not in (None, PRETRAINED):
             try:
                 notes += load_weights(model, path, key=key)
             except UserError as error:

@@ -7,7 +7,7 @@ starts: a missing data set, a corrupt image, a checkpoint that does not fit, a p
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,17 +18,21 @@ from qexp.base.errors import UserError, UserErrors
 from qexp.base.files import hash_file, hash_json
 from qexp.base.types import ActivationInfo
 from qexp.base.user_source import source_hash
+from qexp.config.later import stored_values
+from qexp.config.model import PRETRAINED, ModelSettings
 from qexp.config.root import Config
 from qexp.config.train import check_device
 from qexp.data.load import DataSets
 from qexp.engine.device import pick_device
-from qexp.experiment.data_checks import check_calibration, check_evaluation, check_metrics
+from qexp.experiment.data_checks import check_calibration, check_evaluation, check_metrics, check_pretrained, check_training
 from qexp.experiment.identity import training_hash
 from qexp.experiment.job import Prepared, load_network, untrained_network
 from qexp.experiment.variants import Variant, converted_variants, make_variants
+from qexp.models.pretrained import library_preprocessing
 from qexp.nn.activation_points import activations
 from qexp.nn.graph import trace
 from qexp.nn.inventory import as_trained, inventory
+from qexp.ptq.calibration import hash_tensors
 from qexp.qat.convert import load_converted
 
 if TYPE_CHECKING:
@@ -56,13 +60,16 @@ class Preparer:
         Raises:
             UserError: data, network, checkpoint or policy do not fit.
         """
+        configs = [_with_preprocessing(config) for config in configs]
         config = configs[0]
         if self._check_device:
             check_device(config.recipe, pick_device(config.device).type)
         bundle = self.data.of(config.data)
+        check_training(config, bundle)
         check_evaluation(config, bundle)
+        check_pretrained(config, bundle)
         check_metrics(config, config.model.num_classes or bundle.num_classes)
-        converted = None if config.checkpoint is None else load_converted(config.checkpoint)
+        converted = None if config.checkpoint in (None, PRETRAINED) else load_converted(str(config.checkpoint))
         model, notes = load_network(config, bundle, converted)
         channels, height, width = bundle.image_shape
         tensors = inventory(model, torch.zeros(2, channels, height, width))
@@ -77,7 +84,7 @@ class Preparer:
             for variant in variants:
                 check_calibration(variant, bundle)
         start = self._start(config)
-        training = _identity(config, bundle, variants, start)
+        training = _identity(config, bundle, variants, start, model)
         return Prepared(config, variants, tensors, training, self.data, tuple(notes), places, start, converted)
 
     def _start(self, config: Config) -> Prepared | None:
@@ -134,19 +141,29 @@ class Unprepared(UserErrors):
         super().__init__({str(error): error for error in errors}.values())
 
 
-def _identity(config: Config, bundle: DataBundle, variants: Sequence[Variant], start: Prepared | None) -> str:
+def _with_preprocessing(config: Config) -> Config:
+    """What `Config` could not look up by itself: how images are prepared for the weights of a library."""
+    if not config.model.library_preprocessing:
+        return config
+    return replace(config, data=config.data.resolved(library_preprocessing(config.model)))
+
+
+def _identity(
+    config: Config, bundle: DataBundle, variants: Sequence[Variant], start: Prepared | None, network: torch.nn.Module
+) -> str:
     weights = config.model.weights
-    weights_hash = hash_file(Path(weights)) if weights not in (None, "DEFAULT") else None
+    weights_hash = None if weights in (None, PRETRAINED) else hash_file(Path(str(weights)))
     source = source_hash(config.model.factory) if config.model.factory is not None else None
     if config.checkpoint is None:
         begun = None
         if config.qat.is_on:
             begun = {"plan": variants[1].plan.hash, "start": start.training if start is not None else None}
         return training_hash(config, bundle.fingerprint, weights_hash, source, begun)
-    model = {key: value for key, value in asdict(config.model).items() if key != "weights"} | (
+    model = {key: value for key, value in stored_values(asdict(config.model), ModelSettings).items() if key != "weights"} | (
         {"source": source} if source else {}
     )
-    subject = {"checkpoint": hash_file(Path(config.checkpoint)), "model": model, "data": bundle.fingerprint}
+    content = hash_tensors(network.state_dict()) if config.checkpoint == PRETRAINED else hash_file(Path(config.checkpoint))
+    subject = {"checkpoint": content, "model": model, "data": bundle.fingerprint}
     return hash_json(subject)
 
 

@@ -9,7 +9,7 @@ from torch import nn
 from qexp.base.errors import UserError
 from qexp.base.torchvision_compat import torchvision
 
-_IMAGENET_CLASSES = 1000
+IMAGENET_CLASSES = 1000
 _INCEPTION_SIZE = 299  # below it the auxiliary head, which runs in training, has fewer pixels than its kernel
 
 
@@ -25,7 +25,7 @@ def build_torchvision(name: str, *, num_classes: int, image_shape: tuple[int, in
     """
     channels, height, width = image_shape
     if pretrained and channels != 3:
-        raise UserError("model.weights", "DEFAULT", allowed=f"null or a file for images of {channels} channels")
+        raise UserError("model.pretrained", True, allowed=f"false or a file for images of {channels} channels")
     options = _options(name, height, width, pretrained)
     models = torchvision().models
     try:
@@ -36,12 +36,12 @@ def build_torchvision(name: str, *, num_classes: int, image_shape: tuple[int, in
     except (OSError, RuntimeError) as error:  # URLError is an OSError; a wrong hash of the file a RuntimeError
         if not pretrained:
             raise
-        remedy = f"Fetching them failed ({error}); give a file, model.weights=FILE."
-        raise UserError("model.weights", "DEFAULT", allowed="weights that can be downloaded", remedy=remedy) from error
+        remedy = f"Fetching them failed ({error}); give a file, model.pretrained=FILE."
+        raise UserError("model.pretrained", True, allowed="weights that can be downloaded", remedy=remedy) from error
     except (ValueError, AssertionError) as error:
         allowed = "another network, or another image size"
         raise UserError("model", name, allowed=allowed, remedy=f"For {height} x {width} pixels: {error}") from error
-    if pretrained and num_classes != _IMAGENET_CLASSES:
+    if pretrained and num_classes != IMAGENET_CLASSES:
         _replace_classifier(model, num_classes)
     if channels != 3:
         _replace_first_conv(model, channels)
@@ -67,9 +67,9 @@ def _options(name: str, height: int, width: int, pretrained: bool) -> dict[str, 
 def _replace_classifier(model: nn.Module, num_classes: int) -> None:
     """Put fresh layers of `num_classes` outputs in the place of those with 1000."""
     for path, module in list(model.named_modules()):
-        if isinstance(module, nn.Linear) and module.out_features == _IMAGENET_CLASSES:
+        if isinstance(module, nn.Linear) and module.out_features == IMAGENET_CLASSES:
             model.set_submodule(path, nn.Linear(module.in_features, num_classes, bias=module.bias is not None))
-        elif isinstance(module, nn.Conv2d) and module.out_channels == _IMAGENET_CLASSES:
+        elif isinstance(module, nn.Conv2d) and module.out_channels == IMAGENET_CLASSES:
             model.set_submodule(path, _like(module, module.in_channels, num_classes))
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from qexp.base.errors import UserError
 from qexp.config.data import DataSettings
+from qexp.config.preprocessing import Preprocessing
 from qexp.config.study import StudySettings
 from qexp.data.folder import DECODE_ERRORS, decode, scan_tree
 from qexp.data.load import load_data
@@ -83,7 +84,7 @@ def load_image(settings: StudySettings) -> tuple[str, Tensor]:
         return "a bundled digit", batch.images.expand(1, 3, -1, -1).contiguous()
     path = Path(settings.image) if settings.image else _first_test_image(settings)
     try:
-        pixels = decode(path, None)
+        pixels = decode(path, Preprocessing())
     except DECODE_ERRORS as error:
         raise UserError("image", path, allowed="an image file", remedy=f"{type(error).__name__}: {error}") from error
     return path.name, pixels[None].float() / 255

@@ -8,10 +8,12 @@ a training side by side. What needs the data or the network (a policy that match
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from qexp.base.errors import UserError, UserErrors
 from qexp.config.export import FILE_GRANULARITIES
+from qexp.config.model import PRETRAINED
 from qexp.config.qat_methods import QAT_METHODS
 from qexp.config.root import Config
 from qexp.config.validate import validate
@@ -48,7 +50,7 @@ def check(jobs: Sequence[Mapping[str, object]], verb: str) -> list[Config]:
     configs, causes = [], {}
     for number, values in enumerate(jobs):
         try:
-            config = validate(values)
+            config = _with_checkpoint(validate(values), verb)
             _check_verb(config, verb)
             configs.append(config)
         except UserErrors as errors:
@@ -58,6 +60,13 @@ def check(jobs: Sequence[Mapping[str, object]], verb: str) -> list[Config]:
     if causes:
         raise InvalidJobs(causes, len(jobs))
     return configs
+
+
+def _with_checkpoint(config: Config, verb: str) -> Config:
+    """Where nothing trains, `model.pretrained` names the network to look at, unless `checkpoint` does."""
+    if verb == "train" or config.checkpoint is not None or config.model.weights is None:
+        return config
+    return replace(config, checkpoint=PRETRAINED if config.model.is_pretrained else config.model.weights)
 
 
 def check_read(configs: Sequence[Config], typed: Mapping[str, str]) -> None:
@@ -100,14 +109,15 @@ def _check_verb(config: Config, verb: str) -> None:
         raise UserError(key, asked, allowed=f"null in qexp.{verb}", remedy="It belongs to python -m qexp.analyze.")
     if verb in ("evaluate", "analyze", "export"):
         if config.checkpoint is None:
-            raise UserError("checkpoint", None, allowed="a state-dict file", remedy=f"qexp.{verb} needs checkpoint=FILE.")
-        if not Path(config.checkpoint).is_file():
+            remedy = f"qexp.{verb} needs checkpoint=FILE, or model.pretrained=true for networks whose weights ship."
+            raise UserError("checkpoint", None, allowed="a state-dict file", remedy=remedy)
+        if config.checkpoint != PRETRAINED and not Path(config.checkpoint).is_file():
             raise UserError("checkpoint", config.checkpoint, allowed="a file that exists")
         if config.qat.is_on:
             raise no_training(config.qat.name, verb)
     elif config.checkpoint is not None:
         raise UserError(
-            "checkpoint", config.checkpoint, allowed="null in qexp.train", remedy="To start from it: model.weights=FILE."
+            "checkpoint", config.checkpoint, allowed="null in qexp.train", remedy="To start from it: model.pretrained=FILE."
         )
     if verb == "export":
         _check_export(config)
@@ -116,7 +126,7 @@ def _check_verb(config: Config, verb: str) -> None:
     if config.cases is not None:
         raise UserError("cases", config.cases, allowed="null in a single job", remedy="Several cases are a sweep: add -m.")
     root = None if config.data.download else config.data.root
-    weights = None if config.model.weights == "DEFAULT" else config.model.weights
+    weights = None if config.model.is_pretrained else config.model.weights
     for key, text in (("data.root", root), ("model.weights", weights)):
         if text is not None and not Path(text).exists():
             raise UserError(key, text, allowed="a path that exists")

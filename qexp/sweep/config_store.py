@@ -12,11 +12,13 @@ from functools import cache
 from qexp.base.catalog import CUSTOM
 from qexp.config.calibrate import RANGE_METHODS
 from qexp.config.launcher import DEFAULTS
-from qexp.config.model import network_names
+from qexp.config.model import TIMM, network_names
 from qexp.config.policy import POLICIES
 from qexp.config.qat import QatSettings
 from qexp.config.qat_methods import QAT_METHODS
 from qexp.quant.scheme_table import SCHEMES
+
+MISSING = "???"  # Hydra's word for a value that must be given
 
 
 @cache
@@ -41,6 +43,7 @@ def _choices() -> Iterator[tuple[str, str, Mapping[str, object]]]:
         "qat": ("none",),
     }
     yield from ((group, name, {}) for group, choices in names.items() for name in choices)
+    yield "model", TIMM, {"name": MISSING, "library": TIMM}
     for row in QAT_METHODS.values():
         yield "qat", row.name, {} if row.mask == QatSettings.mask else {"mask": row.mask}
     yield "qat", CUSTOM, {"mask": None}  # its row's

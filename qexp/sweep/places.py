@@ -10,7 +10,17 @@ from pathlib import Path
 from qexp.base.errors import UserError
 from qexp.config.root import Config
 
-PLACES = ("runs_dir", "results_dir", "export.folder", "checkpoint", "calibrate.file", "image", "data.root", "model.weights")
+PLACES = (
+    "runs_dir",
+    "results_dir",
+    "export.folder",
+    "checkpoint",
+    "calibrate.file",
+    "image",
+    "data.root",
+    "data.classes",
+    "model.weights",
+)
 _PROBE = bytes(4096)
 
 

@@ -24,7 +24,7 @@ def bundle(*, augment="none", mean=(0.5,), std=(0.25,), images=None, num_test_im
     }
     store = RamImages(parts, tuple("abcd"))
     settings = DataSettings(name="digits", **values)
-    splits = cut_splits(store.labels("train"), store.num_images("test"), settings)
+    splits = cut_splits({part: store.labels(part) for part in store.parts}, settings)
     return DataBundle(store, splits, mean=list(mean), std=list(std), augment=augment)
 
 

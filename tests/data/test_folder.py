@@ -9,6 +9,7 @@ from PIL import Image
 
 from qexp.base.errors import UserError
 from qexp.config.data import DataSettings
+from qexp.config.preprocessing import Preprocessing
 from qexp.data.folder import decode, scan_tree
 from qexp.data.load import load_data
 
@@ -45,13 +46,13 @@ def test_val_serves_as_test_and_hidden_folders_do_not(tree):
 def test_colours_become_rgb(tmp_path):
     grey = Image.fromarray(np.arange(16, dtype=np.uint8).reshape(4, 4))
     grey.save(tmp_path / "grey.png")
-    image = decode(tmp_path / "grey.png", None)
+    image = decode(tmp_path / "grey.png", Preprocessing())
     assert image.shape == (3, 4, 4) and torch.equal(image[0], image[2]) and image[1].flatten().tolist() == list(range(16))
     palette = grey.convert("RGB").quantize(8)
     palette.save(tmp_path / "palette.png", transparency=b"\x00\x80")
     Image.new("RGBA", (4, 4), (10, 20, 30, 128)).save(tmp_path / "alpha.png")
-    assert decode(tmp_path / "palette.png", None).shape == (3, 4, 4)
-    assert decode(tmp_path / "alpha.png", None)[:, 0, 0].tolist() == [10, 20, 30]
+    assert decode(tmp_path / "palette.png", Preprocessing()).shape == (3, 4, 4)
+    assert decode(tmp_path / "alpha.png", Preprocessing())[:, 0, 0].tolist() == [10, 20, 30]
 
 
 def test_image_size_resizes_all(tree, write):
@@ -92,7 +93,7 @@ def test_missing_parts_of_a_tree(tree):
             load_data(settings(root, **values))
 
     refused("data.root=.*nowhere: allowed is an existing folder", root=tree / "nowhere")
-    refused("train is missing", root=tree / "train")
+    refused("train and .*test are missing", root=tree / "train")
     (tree / "test" / "dgo").mkdir()
     refused("test/dgo has no counterpart in .*train. Did you mean dog?")
     (tree / "test" / "dgo").rename(tree / "train" / "elk")

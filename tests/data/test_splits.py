@@ -22,7 +22,7 @@ def test_split_is_a_string():
 
 @given(st.integers(1, 60), st.integers(0, 60), st.integers(0, 60), st.integers(0, 5))
 def test_disjoint_and_complete(num_test, num_calib, num_select, seed):
-    cut = cut_splits(LABELS, None, settings(num_test=num_test, num_calib=num_calib, num_select=num_select, split_seed=seed))
+    cut = cut_splits({"train": LABELS}, settings(num_test=num_test, num_calib=num_calib, num_select=num_select, split_seed=seed))
     assert cut.sizes == {
         "train": 200 - num_test - num_calib - num_select,
         "calib": num_calib,
@@ -33,7 +33,7 @@ def test_disjoint_and_complete(num_test, num_calib, num_select, seed):
 
 
 def test_every_split_is_stratified():
-    cut = cut_splits(LABELS, None, settings(num_test=50, num_calib=20, num_select=30, num_train=40))
+    cut = cut_splits({"train": LABELS}, settings(num_test=50, num_calib=20, num_select=30, num_train=40))
     for split, rows in cut.rows.items():
         per_class = torch.bincount(LABELS[rows], minlength=10)
         assert per_class.max() - per_class.min() <= 1, split
@@ -50,31 +50,46 @@ def test_unbalanced_classes_keep_their_share():
 
 
 def test_own_test_part_keeps_its_order():
-    cut = cut_splits(LABELS, 7, settings(num_calib=10))
+    cut = cut_splits({"train": LABELS, "test": LABELS[:7]}, settings(num_calib=10))
     assert cut.rows[Split.TEST].tolist() == list(range(7))
     assert cut.part(Split.TEST) == "test" and cut.part(Split.CALIB) == "train"
     assert cut.sizes["train"] == 190
-    cut_from_train = cut_splits(LABELS, None, settings(num_test=7))
+    cut_from_train = cut_splits({"train": LABELS}, settings(num_test=7))
     assert cut_from_train.part(Split.TEST) == "train"
 
 
 def test_seed_decides():
-    first, again, other = (cut_splits(LABELS, 5, settings(num_calib=10, split_seed=seed)) for seed in (1, 1, 2))
+    first, again, other = (cut_splits({"train": LABELS, "test": LABELS[:5]}, settings(num_calib=10, split_seed=seed)) for seed in (1, 1, 2))
     assert torch.equal(first.rows[Split.CALIB], again.rows[Split.CALIB])
     assert not torch.equal(first.rows[Split.CALIB], other.rows[Split.CALIB])
 
 
+def test_parts_of_their_own():
+    """A tree to evaluate on: no training images, images for calibration apart; `num_*` takes some of each part, by class in proportion."""
+    parts = {"test": LABELS, "calib": LABELS[::2]}
+    whole = cut_splits(parts, settings())
+    assert whole.sizes == {"train": 0, "calib": 100, "select": 0, "test": 200} and whole.part(Split.CALIB) == "calib"
+    some = cut_splits(parts, settings(num_test=30, num_calib=10))
+    assert some.sizes == {"train": 0, "calib": 10, "select": 0, "test": 30}
+    assert torch.bincount(LABELS[some.rows[Split.TEST]]).tolist() == [3] * 10
+    assert some.rows[Split.TEST].tolist() == sorted(some.rows[Split.TEST].tolist())
+    everything = cut_splits({"train": LABELS}, settings(num_test=150, num_calib=50))
+    assert everything.sizes["train"] == 0  # lawful where nothing trains
+
+
 def test_refusals():
+    own = {"train": LABELS, "test": LABELS[:5]}
     cases = [
-        ({"num_test": 200}, None, r"data.num_test=200: allowed is at most 199"),
-        ({"num_test": 50, "num_calib": 100, "num_select": 50}, None, r"data.num_calib=100: allowed is at most 99.*leave none"),
-        ({}, None, r"data.num_test=None.*cut one with data.num_test=N"),
-        ({"num_test": 5}, 5, r"data.num_test=5: allowed is null"),
-        ({"num_train": 191, "num_calib": 10}, 5, r"data.num_train=191: allowed is at most 190"),
+        ({"num_test": 201}, {"train": LABELS}, r"data.num_test=201: allowed is at most 200"),
+        ({"num_test": 50, "num_calib": 101, "num_select": 50}, {"train": LABELS}, r"data.num_calib=101: allowed is at most 100.*take 201 of 200"),
+        ({}, {"train": LABELS}, r"data.num_test=None.*cut one with data.num_test=N"),
+        ({"num_test": 6}, own, r"data.num_test=6: allowed is at most 5"),
+        ({"num_train": 191, "num_calib": 10}, own, r"data.num_train=191: allowed is at most 190"),
+        ({"num_select": 1}, {"test": LABELS}, r"data.num_select=1: allowed is at most 0"),
     ]
-    for values, num_test_part, message in cases:
+    for values, parts, message in cases:
         with pytest.raises(UserError, match=message):
-            cut_splits(LABELS, num_test_part, settings(**values))
+            cut_splits(parts, settings(**values))
 
 
 def test_representative_subset():

@@ -1,0 +1,70 @@
+"""timm's classification networks, by `model=timm model.name=NAME`; the extra `timm` installs it."""
+
+from __future__ import annotations
+
+import importlib
+import math
+from types import ModuleType
+
+from torch import nn
+
+from qexp.base.errors import UserError, nearest
+from qexp.config.model import ModelSettings
+from qexp.config.preprocessing import Preprocessing
+
+
+def timm() -> ModuleType:
+    """The library.
+
+    Raises:
+        UserError: it is not installed.
+    """
+    try:
+        return importlib.import_module("timm")
+    except ImportError as error:
+        raise UserError(
+            "model", "timm", allowed="another network here", remedy="pip install 'qexp[timm]' brings timm."
+        ) from error
+
+
+def build_timm(settings: ModelSettings, *, num_classes: int, image_shape: tuple[int, int, int]) -> nn.Module:
+    """Build one of timm's networks, with the weights of its hub where it is pretrained.
+
+    Raises:
+        UserError: an unknown name, images that it cannot be made for, or weights that cannot be fetched.
+    """
+    library, name = timm(), settings.name
+    if not library.is_model(name):
+        raise UserError("model.name", name, allowed="a network of timm", remedy=nearest(name, library.list_models()))
+    channels, height, width = image_shape
+    options: dict[str, object] = {"num_classes": num_classes, "in_chans": channels}
+    if library.get_pretrained_cfg(name).fixed_input_size:
+        options["img_size"] = (height, width)
+    try:
+        return library.create_model(name, pretrained=settings.is_pretrained, **options)
+    except (OSError, RuntimeError, ValueError, AssertionError) as error:
+        lines = str(error).strip().splitlines()
+        if settings.is_pretrained:
+            remedy = f"Fetching them failed ({lines[0] if lines else type(error).__name__}); give a file, model.pretrained=FILE."
+            raise UserError("model.pretrained", True, allowed="weights that can be downloaded", remedy=remedy) from error
+        remedy = f"For {height} x {width} pixels: {lines[0] if lines else type(error).__name__}"
+        raise UserError("model.name", name, allowed="another network, or another image size", remedy=remedy) from error
+
+
+def timm_preprocessing(name: str) -> Preprocessing:
+    """What a network's own `pretrained_cfg` says of the images of its evaluation."""
+    how = timm().data.resolve_data_config(pretrained_cfg=timm().get_pretrained_cfg(name).to_dict())
+    size = how["input_size"][1]
+    return Preprocessing(
+        image_size=size,
+        resize=math.floor(size / how["crop_pct"]) if how["crop_mode"] == "center" else None,
+        crop="center" if how["crop_mode"] == "center" else "none",
+        interpolation=how["interpolation"],
+        mean=tuple(how["mean"]),
+        std=tuple(how["std"]),
+    )
+
+
+def timm_classes(name: str) -> int:
+    """Outputs of the classifier of its published weights."""
+    return int(timm().get_pretrained_cfg(name).num_classes)
