@@ -8,7 +8,7 @@ probe decides that.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import torch
@@ -38,7 +38,7 @@ def inventory(model: nn.Module, example: Tensor) -> tuple[TensorInfo, ...]:
 
     Runs one forward in eval mode without gradients; modes, buffers and generators are as before afterwards. Entries that are no
     tensors are left out. Projections of `nn.MultiheadAttention` are linear weights. `constant` describes the weights as they are
-    now: a fresh network's BN scales are constant, a trained one's are not (`with_state`, `as_trained`).
+    now: a fresh network's BN scales are constant, a trained one's are not (`as_trained`).
 
     Args:
         model: any module.
@@ -71,16 +71,6 @@ def inventory(model: nn.Module, example: Tensor) -> tuple[TensorInfo, ...]:
             )
         )
     return tuple(rows)
-
-
-def with_state(tensors: tuple[TensorInfo, ...], state: Mapping[str, Tensor]) -> tuple[TensorInfo, ...]:
-    """The inventory of the same network with other weights: `constant` taken anew from `state`.
-
-    Args:
-        tensors: of `inventory`.
-        state: name -> tensor, for every name in `tensors`.
-    """
-    return tuple(replace(info, constant=is_constant(state[info.name])) for info in tensors)
 
 
 def as_trained(tensors: tuple[TensorInfo, ...]) -> tuple[TensorInfo, ...]:
