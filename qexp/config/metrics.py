@@ -12,9 +12,10 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
-from typing import Literal, get_args, get_origin, get_type_hints
+from typing import Literal
 
 from qexp.base.catalog import Catalog, Info, is_own
+from qexp.base.checks import check_types
 from qexp.base.errors import UserError, choose
 from qexp.base.files import canonical_json
 
@@ -84,12 +85,7 @@ def check_row(row: MetricInfo, code: object) -> None:
         row: the user's.
         code: of it.
     """
-    for name, hint in get_type_hints(MetricInfo).items():
-        value, allowed = getattr(row, name), get_args(hint) if get_origin(hint) is Literal else ()
-        if allowed and value not in allowed:
-            raise UserError(name, value, allowed=allowed)
-        if hint in (bool, str) and not isinstance(value, hint):
-            raise UserError(name, value, allowed="true or false" if hint is bool else "a text")
+    check_types(row)
     for name, wanted in OWN.items():
         if getattr(row, name) != wanted:
             raise UserError(name, getattr(row, name), allowed=f"{wanted} for a metric of your own")
