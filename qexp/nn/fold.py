@@ -29,23 +29,31 @@ class ChannelStatistics:
 
 
 @dataclass(frozen=True)
-class Folded:
-    """A network without the batch norms that could be folded.
+class Changed:
+    """A new network in eval mode, made from another, and what is known of it.
 
     Args:
-        model: a new network; a folded batch norm is an `nn.Identity`, its layer has a bias, all other names are as they were.
-        layers: name of each folded batch norm -> name of the layer that took it.
-        tensors: every name in the old state dict that lives on -> its name in the new one: a folded batch norm's scale and
-            variance are in the layer's weight, its shift and mean in the layer's bias. Counters of folded batch norms are gone.
-        statistics: name of each layer that took one -> its output's statistics, which later corrections read.
-        notes: batch norms that stay, and why.
+        model: the new network.
+        statistics: name of a layer that took a batch norm -> its output's statistics, which later corrections read.
+        notes: what was left alone, and why.
     """
 
     model: nn.Module
-    layers: Mapping[str, str]
-    tensors: Mapping[str, str]
     statistics: Mapping[str, ChannelStatistics]
     notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Folded(Changed):
+    """A network without the batch norms that could be folded.
+
+    A folded batch norm is an `nn.Identity`, its layer has a bias, all other names are as they were.
+
+    Args:
+        layers: name of each folded batch norm -> name of the layer that took it.
+    """
+
+    layers: Mapping[str, str]
 
 
 def fold_batch_norm(model: nn.Module) -> Folded:
@@ -87,7 +95,7 @@ def fold_batch_norm(model: nn.Module) -> Folded:
     for name in layers:
         parent, _, leaf = name.rpartition(".")
         setattr(modules[parent], leaf, nn.Identity().eval())
-    return Folded(folded, layers, _renamed(model, layers), statistics, tuple(notes))
+    return Folded(folded, statistics, tuple(notes), layers)
 
 
 def _obstacle(connectivity: Connectivity, node: fx.Node) -> str:
@@ -121,16 +129,3 @@ def _fold_into_layer_(layer: Layer, norm: _BatchNorm) -> ChannelStatistics:
         layer.bias.zero_()
     add_to_bias_(layer, beta + (bias - mean) * gain)
     return ChannelStatistics(beta.clone(), gamma.abs())
-
-
-def _renamed(model: nn.Module, layers: Mapping[str, str]) -> dict[str, str]:
-    """Old name -> new name of every tensor of the state dict that lives on."""
-    destinations = {"weight": "weight", "running_var": "weight", "bias": "bias", "running_mean": "bias"}
-    names = {}
-    for name in model.state_dict():
-        path, _, leaf = name.rpartition(".")
-        if path not in layers:
-            names[name] = name
-        elif leaf in destinations:
-            names[name] = f"{layers[path]}.{destinations[leaf]}"
-    return names

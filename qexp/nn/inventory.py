@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
 from qexp.base.types import TensorInfo
+from qexp.nn.graph import evaluating
 
 _NORMS = (
     nn.modules.batchnorm._NormBase,  # batch and instance norm
@@ -113,22 +114,18 @@ def _execution_orders(model: nn.Module, example: Tensor, state: dict[str, Tensor
     Counters and statistics that eval mode does not read take the place of their module.
     """
     recorder = _ReadRecorder({name: _ByteRange(value) for name, value in state.items()})
-    modes = [(module, module.training) for module in model.modules()]
     buffers = [
         (module, name, buffer, buffer.clone())
         for module in model.modules()
         for name, buffer in module._buffers.items()
         if buffer is not None
     ]
-    model.eval()
     devices = [example.device] if example.is_cuda else []
     try:
         # no_grad rather than inference_mode: a network that caches a tensor would keep one that no training can use.
-        with torch.random.fork_rng(devices=devices), torch.no_grad(), recorder:
+        with evaluating(model), torch.random.fork_rng(devices=devices), torch.no_grad(), recorder:
             model(example)
     finally:
-        for module, training in modes:
-            module.training = training
         with torch.no_grad():
             for module, name, buffer, before in buffers:
                 module._buffers[name] = buffer.copy_(before)

@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 from qexp.base.errors import UserError, choose
 from qexp.base.types import Plan, QuantSpec
@@ -126,18 +127,11 @@ class _ShadowForward(nn.Module):
         images = structure.prepare(images)
         with structure.arithmetic():
             logits = super().forward(images)
-        return _to_float(logits) if structure.half else logits
+        return tree_map_only(Tensor, _to_float, logits) if structure.half else logits
 
 
-def _to_float(output: object) -> object:
-    """The output with its half-precision tensors as float32, in lists, tuples and mappings too."""
-    if isinstance(output, Tensor):
-        return output.float() if output.is_floating_point() else output
-    if isinstance(output, (list, tuple)):
-        return [_to_float(item) for item in output]
-    if isinstance(output, Mapping):
-        return {key: _to_float(item) for key, item in output.items()}
-    return output
+def _to_float(tensor: Tensor) -> Tensor:
+    return tensor.float() if tensor.is_floating_point() else tensor
 
 
 def _shadow_class(kind: type[nn.Module]) -> type[nn.Module]:

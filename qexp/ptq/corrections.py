@@ -4,35 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
 
 from torch import nn
 
 from qexp.base.types import Batch, QuantSpec
 from qexp.config.correct import CorrectSettings
-from qexp.nn.fold import ChannelStatistics, fold_batch_norm
+from qexp.nn.fold import Changed, ChannelStatistics, fold_batch_norm
 from qexp.ptq.adaround import adaround_
 from qexp.ptq.bias_absorption import absorb_high_biases
 from qexp.ptq.bias_correction import correct_bias_, correct_bias_analytic_
 from qexp.ptq.bn_reestimation import reestimate_batch_norm_
 from qexp.ptq.equalization import equalize, rescale_channels
 from qexp.ptq.range_methods import Limits
-
-
-class Changed(Protocol):
-    """A new float network, and what is known of it."""
-
-    @property
-    def model(self) -> nn.Module:
-        """In eval mode."""
-
-    @property
-    def statistics(self) -> Mapping[str, ChannelStatistics]:
-        """Of the outputs of its layers."""
-
-    @property
-    def notes(self) -> Sequence[str]:
-        """What was left alone, and why."""
 
 
 @dataclass
