@@ -39,7 +39,6 @@ from qexp.tracking import environment, rows
 from qexp.tracking.journal import Journal
 
 EXPORT_VERSION = 1  # raise it when the same file comes to be measured otherwise
-ABOUT = "export"  # of alarms
 FILE, EXAMPLE = "network.onnx", "example.npz"
 PROGRAM = str(Path(FILE).with_suffix(PROGRAM_SUFFIX))
 _NOT_MEASURED = ("folder", "register", "torch_export")
@@ -175,7 +174,7 @@ class _ExportJob:
 
     def record(self, measured: dict[str, Any]) -> None:
         """Write a measured row into the experiment's journal, unless it is there, and its alarms into the record."""
-        self.recorder.set_alarms(self.variant, 0, ABOUT, measured["alarms"])
+        self.recorder.add_alarms(self.variant, 0, [f"export: {alarm}" for alarm in measured["alarms"]])
         for alarm in measured["alarms"]:
             print_main(f"  ! {self.variant.label}: {alarm}")
         journal = self.recorder.journal
