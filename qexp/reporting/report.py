@@ -130,8 +130,8 @@ def write_report(
         records = with_statistics(records, stored)
         table = summarize(records, variant_states(jobs), asked.metrics)
         verdict = compare_variants(table, records, stored, asked.metrics)
-        verdict, made = make_asked(verdict, check_asked((*asked.more, *wanted)), records, stored, asked.class_names)
-        compact = write_compact(folder, (verdict.table, verdict.early), records, stored)
+        verdict, made = make_asked(verdict, check_asked((*asked.more, *wanted)), stored, asked.class_names)
+        compact = write_compact(folder, (verdict.table, verdict.early), stored)
         verdict = replace(verdict, digest=compact[1] if compact else "", protocols=protocols.sentences)
         words = [textwrap.fill(text, 130) for text in (*verdict.protocols, *verdict.sentences, *verdict.gaps)]
         rounded = [display(verdict.table, wide=True, metrics=verdict.metrics).table]
