@@ -96,6 +96,11 @@ class ModelSettings:
         if self.name != CUSTOM and self.factory is not None:
             raise UserError("model.factory", self.factory, allowed="null", remedy="It belongs to model=custom.")
 
+    @property
+    def named(self) -> tuple[str, str]:
+        """The key that chose the network, and what was given, for messages."""
+        return ("model", self.name) if self.factory is None else ("model.factory", self.factory)
+
 
 def _families(names: tuple[str, ...]) -> str:
     """All names, those with the same first letters folded into one: `vgg{11,11_bn,13}`."""

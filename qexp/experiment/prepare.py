@@ -6,13 +6,14 @@ starts: a missing data set, a corrupt image, a checkpoint that does not fit, a p
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from torch import nn
 
 from qexp.base.errors import UserError, UserErrors
 from qexp.base.files import hash_file, hash_json
@@ -25,6 +26,7 @@ from qexp.engine.device import pick_device
 from qexp.experiment.data_checks import check_calibration, check_evaluation, check_metrics
 from qexp.experiment.identity import training_hash
 from qexp.experiment.job import Prepared, load_network, untrained_network
+from qexp.experiment.trial import Trial
 from qexp.experiment.variants import Variant, converted_variants, make_variants
 from qexp.nn.activation_points import activations
 from qexp.nn.graph import trace
@@ -46,6 +48,7 @@ class Preparer:
         self.data = DataSets()
         self._check_device = check_device
         self._starts: dict[str, Prepared] = {}
+        self._tried: set[str] = set()  # networks that did what a job will ask of them
 
     def prepare(self, configs: Sequence[Config]) -> Prepared:
         """Load, build and plan one merged job.
@@ -64,6 +67,8 @@ class Preparer:
         check_metrics(config, config.model.num_classes or bundle.num_classes)
         converted = None if config.checkpoint is None else load_converted(config.checkpoint)
         model, notes = load_network(config, bundle, converted)
+        source = source_hash(config.model.factory) if config.model.factory is not None else None
+        self._try(config, bundle, source, model, lambda: load_network(config, bundle, converted)[0])
         channels, height, width = bundle.image_shape
         tensors = inventory(model, torch.zeros(2, channels, height, width))
         if config.checkpoint is None:
@@ -77,8 +82,18 @@ class Preparer:
             for variant in variants:
                 check_calibration(variant, bundle)
         start = self._start(config)
-        training = _identity(config, bundle, variants, start)
+        training = _identity(config, bundle, variants, start, source)
         return Prepared(config, variants, tensors, training, self.data, tuple(notes), places, start, converted)
+
+    def _try(
+        self, config: Config, bundle: DataBundle, source: str | None, model: nn.Module, build: Callable[[], nn.Module]
+    ) -> None:
+        """Use a network as the job will, once for all jobs that ask the same of it; raises UserError where that fails."""
+        trial = Trial.of(config, bundle)
+        key = hash_json([asdict(config.model), config.checkpoint, source, trial.key])
+        if key not in self._tried:
+            trial.run(model, build)
+            self._tried.add(key)
 
     def _start(self, config: Config) -> Prepared | None:
         """The float training that a quantization-aware one begins from."""
@@ -134,10 +149,9 @@ class Unprepared(UserErrors):
         super().__init__({str(error): error for error in errors}.values())
 
 
-def _identity(config: Config, bundle: DataBundle, variants: Sequence[Variant], start: Prepared | None) -> str:
+def _identity(config: Config, bundle: DataBundle, variants: Sequence[Variant], start: Prepared | None, source: str | None) -> str:
     weights = config.model.weights
     weights_hash = hash_file(Path(weights)) if weights not in (None, "DEFAULT") else None
-    source = source_hash(config.model.factory) if config.model.factory is not None else None
     if config.checkpoint is None:
         begun = None
         if config.qat.is_on:
@@ -150,5 +164,5 @@ def _identity(config: Config, bundle: DataBundle, variants: Sequence[Variant], s
     return hash_json(subject)
 
 
-def _places(model: torch.nn.Module, bundle: DataBundle, layers_only: bool) -> tuple[ActivationInfo, ...]:
+def _places(model: nn.Module, bundle: DataBundle, layers_only: bool) -> tuple[ActivationInfo, ...]:
     return activations(trace(model, torch.zeros(1, *bundle.image_shape)), layers_only=layers_only)
