@@ -125,7 +125,7 @@ def load_network(config: Config, bundle: DataBundle, converted: Converted | None
     for key, path in (("model.weights", config.model.weights), ("checkpoint", config.checkpoint)):
         if path is not None and path != "DEFAULT":
             try:
-                notes += load_weights(model, path, key=key)
+                notes += load_weights(model, path, key=key, entry=config.model.weights_key)
             except UserError as error:
                 beside = Path(path).parent.parent / CONVERTED
                 if not beside.is_file():

@@ -18,6 +18,8 @@ from qexp.base.errors import UserError, UserErrors
 from qexp.base.files import hash_file, hash_json
 from qexp.base.types import ActivationInfo
 from qexp.base.user_source import source_hash
+from qexp.config.later import stored_values
+from qexp.config.model import ModelSettings
 from qexp.config.root import Config
 from qexp.config.train import check_device
 from qexp.data.load import DataSets
@@ -143,9 +145,8 @@ def _identity(config: Config, bundle: DataBundle, variants: Sequence[Variant], s
         if config.qat.is_on:
             begun = {"plan": variants[1].plan.hash, "start": start.training if start is not None else None}
         return training_hash(config, bundle.fingerprint, weights_hash, source, begun)
-    model = {key: value for key, value in asdict(config.model).items() if key != "weights"} | (
-        {"source": source} if source else {}
-    )
+    model = stored_values(asdict(config.model), ModelSettings) | ({"source": source} if source else {})
+    del model["weights"]
     subject = {"checkpoint": hash_file(Path(config.checkpoint)), "model": model, "data": bundle.fingerprint}
     return hash_json(subject)
 
