@@ -75,7 +75,7 @@ class Builder:
             UserError: a correction or a range that the network does not have; names the tensor or the layer.
         """
         config = variant.config
-        work = Copy(self.network, None, config.correct, config.seed, lambda: self._all(variant))
+        work = Copy(self.network, None, config.correct, config.seed, self._example(), lambda: self._all(variant))
         _correct(work, "before")
         work.rounded = quantized = copy.deepcopy(work.reference)
         work.limits = self._limits(variant, work.reference)
@@ -119,8 +119,11 @@ class Builder:
     def _trace(self) -> Traced:
         """The graph of the network, traced once."""
         if self._traced is None:
-            self._traced = trace(self.network, torch.zeros(1, *self.prepared.bundle.image_shape, device=self.device))
+            self._traced = trace(self.network, self._example())
         return self._traced
+
+    def _example(self) -> Tensor:
+        return torch.zeros(1, *self.prepared.bundle.image_shape, device=self.device)
 
     def _calibrate(self, variant: Variant, specs: Mapping[str, QuantSpec], quantized: nn.Module) -> Calibration:
         """The ranges of the places, found on calibration images."""

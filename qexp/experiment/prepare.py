@@ -31,6 +31,7 @@ from qexp.experiment.variants import Variant, converted_variants, make_variants
 from qexp.nn.activation_points import activations
 from qexp.nn.graph import trace
 from qexp.nn.inventory import as_trained, inventory
+from qexp.nn.made_weights import made_weights
 from qexp.qat.convert import load_converted
 
 if TYPE_CHECKING:
@@ -66,6 +67,9 @@ class Preparer:
         check_metrics(config, config.model.num_classes or bundle.num_classes)
         converted = None if config.checkpoint is None else load_converted(config.checkpoint)
         model, notes = load_network(config, bundle, converted)
+        if config.qat.is_on and (names := made_weights(untrained_network(config, bundle))):
+            remedy = f"Hooks or parametrizations make {', '.join(names[:5])} of other parameters; make them permanent first."
+            raise UserError("qat", config.qat.name, allowed="none for this network", remedy=remedy)
         channels, height, width = bundle.image_shape
         tensors = inventory(model, torch.zeros(2, channels, height, width))
         if config.checkpoint is None:

@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file
 
 from qexp.ptq.calibration import Calibration
 
@@ -145,3 +146,16 @@ def test_what_a_correction_leaves_alone_is_said_once_for_a_copy(cli, tiny):
     (checkpoint,) = Path("runs/trainings").glob("*/epochs/0002.safetensors")
     profile = cli(*options, "task=profile", f"checkpoint={checkpoint}", verb="analyze")
     assert profile.code == 0 and profile.out.count("not folded, its input is not the output") == 1, profile.err
+
+
+def test_weights_that_hooks_make_are_quantized_and_folded(cli, tiny):
+    """Two bits change them, sixteen bits behind a folded batch norm do not; the training keeps the hooks."""
+    hooked = [word.replace(":tiny", ":normed") for word in tiny]
+    done = cli(*hooked, "quant=symmetric_restricted", "bits=2,16", "correct.fold_bn=true", "-m")
+    assert done.code == 0, done.err
+    sqnr = {name.split()[0]: float(row["logit_sqnr_db"]) for name, row in rows().items() if name != "fp32"}
+    assert sqnr["W2"] < 20 and sqnr["W16"] > 60
+    assert "made permanent what hooks or parametrizations make: 0.weight, 5.weight" in done.out
+    assert "0.weight_orig" in load_file(next(Path("runs/trainings").glob("*/epochs/0001.safetensors")))
+    refused = cli(*hooked, "qat=lsq", "bits=4")
+    assert refused.code == 2 and "qat=lsq: allowed is none for this network" in refused.err
