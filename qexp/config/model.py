@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from qexp.base.catalog import CUSTOM, Catalog, Info
 from qexp.base.checks import Count, check_bounds
 from qexp.base.errors import UserError
+from qexp.config.later import later
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,12 +78,14 @@ class ModelSettings:
             as far as it takes them, returns a `torch.nn.Module`.
         weights: a state-dict file to start from (or `DEFAULT` for torchvision's own where there is a network).
         num_classes: None takes the data set's.
+        weights_key: dotted name of the entry to take of a file with several sets of weights; None the one that fits.
     """
 
     name: str
     factory: str | None = None
     weights: str | None = None
     num_classes: Count | None = None
+    weights_key: str | None = later(None)
 
     def __post_init__(self) -> None:
         """Check the ranges and what belongs together."""

@@ -66,7 +66,7 @@ def code_network(
     """
     network = module if isinstance(module, GraphNetwork) else trace(module, example).build()
     values = dict(network.named_parameters(remove_duplicate=False)) | dict(network.named_buffers(remove_duplicate=False))
-    floats = {} if reference is None else dict(reference.named_parameters()) | dict(reference.named_buffers())
+    floats = {} if reference is None else reference.state_dict()
     weights: dict[str, WeightCodes] = {}
     kept_float: dict[str, str] = {}
     for name, (spec, qparams) in grids.items():

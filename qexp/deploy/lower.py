@@ -76,7 +76,7 @@ def lower_float(prepared: Prepared, *, fold: bool = True) -> Lowered:
     network = prepared.network().eval()
     if not fold or prepared.converted is not None:
         return Lowered(trace(network, example_of(prepared)).build().eval(), {})
-    folded = fold_batch_norm(network)
+    folded = fold_batch_norm(network, example_of(prepared))
     return Lowered(trace(network, example_of(prepared)).build((), folded.model).eval(), {}, folded.notes)
 
 
@@ -93,7 +93,7 @@ def lower_untried(prepared: Prepared, variant: Variant) -> Lowered:
         return lower(prepared, variant)
     network = prepared.network().eval()
     traced = trace(network, example_of(prepared))
-    plain = fold_batch_norm(network).model if variant.config.correct.fold_bn else network
+    plain = fold_batch_norm(network, example_of(prepared)).model if variant.config.correct.fold_bn else network
     module = insert(traced, variant.plan, plain).eval()
     non_negative = {row.info.name: row.info.non_negative for row in variant.plan.activations}
     for name, quantizer in fake_quants(module).items():

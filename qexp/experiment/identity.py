@@ -11,6 +11,8 @@ from dataclasses import asdict
 
 from qexp.base.files import hash_json
 from qexp.base.user_source import source_hash
+from qexp.config.later import stored_values
+from qexp.config.model import ModelSettings
 from qexp.config.qat import IN_RECIPE, QAT_VERSION
 from qexp.config.root import Config
 from qexp.config.train import PRECISION_ALIASES
@@ -31,7 +33,7 @@ def training_identity(config: Config) -> dict[str, object]:
     data = asdict(config.data)
     for key in ("root", "download", "workers", "storage"):
         data.pop(key)
-    model = asdict(config.model)
+    model = stored_values(asdict(config.model), ModelSettings)
     if config.model.weights not in (None, "DEFAULT"):
         model["weights"] = "file"  # wherever it lies; its content is hashed beside this
     train = asdict(config.recipe)

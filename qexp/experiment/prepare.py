@@ -19,6 +19,8 @@ from qexp.base.errors import UserError, UserErrors
 from qexp.base.files import hash_file, hash_json
 from qexp.base.types import ActivationInfo
 from qexp.base.user_source import source_hash
+from qexp.config.later import stored_values
+from qexp.config.model import ModelSettings
 from qexp.config.root import Config
 from qexp.config.train import check_device
 from qexp.data.load import DataSets
@@ -31,6 +33,7 @@ from qexp.experiment.variants import Variant, converted_variants, make_variants
 from qexp.nn.activation_points import activations
 from qexp.nn.graph import trace
 from qexp.nn.inventory import as_trained, inventory
+from qexp.nn.made_weights import made_weights
 from qexp.qat.convert import load_converted
 
 if TYPE_CHECKING:
@@ -69,6 +72,9 @@ class Preparer:
         model, notes = load_network(config, bundle, converted)
         source = source_hash(config.model.factory) if config.model.factory is not None else None
         self._try(config, bundle, source, model, lambda: load_network(config, bundle, converted)[0])
+        if config.qat.is_on and (names := made_weights(untrained_network(config, bundle))):
+            remedy = f"Hooks or parametrizations make {', '.join(names[:5])} of other parameters; make them permanent first."
+            raise UserError("qat", config.qat.name, allowed="none for this network", remedy=remedy)
         channels, height, width = bundle.image_shape
         tensors = inventory(model, torch.zeros(2, channels, height, width))
         if config.checkpoint is None:
@@ -157,9 +163,8 @@ def _identity(config: Config, bundle: DataBundle, variants: Sequence[Variant], s
         if config.qat.is_on:
             begun = {"plan": variants[1].plan.hash, "start": start.training if start is not None else None}
         return training_hash(config, bundle.fingerprint, weights_hash, source, begun)
-    model = {key: value for key, value in asdict(config.model).items() if key != "weights"} | (
-        {"source": source} if source else {}
-    )
+    model = stored_values(asdict(config.model), ModelSettings) | ({"source": source} if source else {})
+    del model["weights"]
     subject = {"checkpoint": hash_file(Path(config.checkpoint)), "model": model, "data": bundle.fingerprint}
     return hash_json(subject)
 

@@ -12,6 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from qexp.base.text import Note
 from qexp.nn.channels import Layer, add_to_bias_, as_layer, as_norm, num_outputs, running_statistics, scale_outputs_
+from qexp.nn.compare import check_same, outputs_on_noise
 from qexp.nn.connectivity import Connectivity, source_of
 
 
@@ -56,7 +57,7 @@ class Folded(Changed):
     layers: Mapping[str, str]
 
 
-def fold_batch_norm(model: nn.Module) -> Folded:
+def fold_batch_norm(model: nn.Module, example: Tensor | None = None) -> Folded:
     """Fold every batch norm whose input is the output of one convolution or linear layer that nothing else reads.
 
     W'[o] = W[o] gamma[o] / sqrt(var[o] + eps),  b'[o] = beta[o] + (b[o] - mean[o]) gamma[o] / sqrt(var[o] + eps)
@@ -66,9 +67,10 @@ def fold_batch_norm(model: nn.Module) -> Folded:
 
     Args:
         model: in eval mode; not changed.
+        example: [N, C, H, W] images, for whose shape the folded network is compared with the original; None where it never runs.
 
     Raises:
-        UserError: a network in training mode, or one that torch.fx cannot trace.
+        UserError: a network in training mode, one that torch.fx cannot trace, or one that computes something else when folded.
 
     Source: Jacob et al. 2018, arXiv:1712.05877, section 3.2.
 
@@ -95,6 +97,8 @@ def fold_batch_norm(model: nn.Module) -> Folded:
     for name in layers:
         parent, _, leaf = name.rpartition(".")
         setattr(modules[parent], leaf, nn.Identity().eval())
+    if example is not None and layers:
+        check_same(outputs_on_noise(model, example), outputs_on_noise(folded, example), "correct.fold_bn")
     return Folded(folded, statistics, tuple(notes), layers)
 
 
@@ -109,6 +113,8 @@ def _obstacle(connectivity: Connectivity, node: fx.Node) -> str:
         return f"something else reads the output of {before.target}"
     if not (connectivity.single(node) and connectivity.single(before)):
         return f"it or {before.target} is called more than once or shares parameters"
+    if any(module._forward_hooks or module._forward_pre_hooks for module in (norm, connectivity.module(before))):
+        return f"a hook of it or of {before.target} may change what they compute"
     if num_outputs(as_layer(connectivity.module(before))) != norm.num_features:
         return f"it does not count the channels of {before.target}"
     return ""

@@ -87,7 +87,7 @@ class Shadow:
         targets, specs = self._network.state_dict(), plan.quantized
         _check_fits(targets, state_dict, specs)
         constant = []
-        for name in _names_by_memory(targets, specs):
+        for name in names_by_memory(targets, specs):
             target, source, spec = targets[name], state_dict[name], specs.get(name)
             if spec is None:
                 target.copy_(source)
@@ -158,8 +158,13 @@ def _check_fits(targets: Mapping[str, Tensor], source: Mapping[str, Tensor], spe
     assert specs.keys() <= targets.keys(), f"planned but not in the network: {sorted(specs.keys() - targets.keys())[:5]}"
 
 
-def _names_by_memory(targets: Mapping[str, Tensor], specs: Mapping[str, QuantSpec]) -> list[str]:
-    """One name per piece of memory: of tied names the first that is quantized, or else the first."""
+def names_by_memory(targets: Mapping[str, Tensor], specs: Mapping[str, QuantSpec]) -> list[str]:
+    """One name per piece of memory: of tied names the first that is quantized, or else the first.
+
+    Args:
+        targets: of a state dict.
+        specs: name -> its quantizer, of those that are quantized.
+    """
     chosen: dict[tuple[object, ...], str] = {}
     for name, tensor in targets.items():
         memory = (tensor.data_ptr(), tuple(tensor.shape), tensor.stride()) if tensor.numel() else (name,)

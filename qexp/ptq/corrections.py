@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from torch import nn
+from torch import Tensor, nn
 
 from qexp.base.types import Batch, QuantSpec
 from qexp.config.correct import CorrectSettings
@@ -27,6 +27,7 @@ class Copy:
         rounded: the copy with rounded weights, which corrections `after` rounding change; None before.
         settings: `correct.*`.
         seed: of the job.
+        example: one image, on the networks' device.
         all_images: gives the calibration images, on the networks' device and on every rank all of them.
         specs: weight -> its quantizer, of the weights that were rounded.
         limits: weight -> what it was clipped to, where that is not all of its range.
@@ -39,6 +40,7 @@ class Copy:
     rounded: nn.Module | None
     settings: CorrectSettings
     seed: int
+    example: Tensor
     all_images: Callable[[], Sequence[Batch]]
     specs: Mapping[str, QuantSpec] = field(default_factory=dict)
     limits: Mapping[str, Limits] = field(default_factory=dict)
@@ -66,7 +68,7 @@ class Copy:
 
 def fold_bn(copy: Copy) -> None:
     """`qexp.nn.fold`."""
-    copy.take(fold_batch_norm(copy.reference))
+    copy.take(fold_batch_norm(copy.reference, copy.example))
 
 
 def rescale(copy: Copy) -> None:
