@@ -10,6 +10,7 @@ from torch import Tensor
 
 from qexp.base.text import Note
 from qexp.deploy.coded_network import CodedNetwork, code_network, names_read, tensors_of
+from qexp.deploy.dead_channels import floor_dead_channels
 from qexp.deploy.weight_codes import WeightCodes, has_codes, weight_codes
 from qexp.experiment.build import Builder
 from qexp.experiment.job import Prepared
@@ -28,12 +29,22 @@ class Lowered:
     Args:
         network: simulates, in eval mode on the CPU.
         weights: state-dict name -> codes.
-        notes: what stays float, and why.
+        notes: what stays float or is written otherwise, and why.
+        floored: names of the weights whose dead channels are coarser than the network has them.
     """
 
     network: GraphNetwork
     weights: Mapping[str, WeightCodes]
     notes: tuple[str, ...] = ()
+    floored: tuple[str, ...] = ()
+
+    def values_in(self, biases: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """State-dict name -> values, where a file has others than the network.
+
+        Args:
+            biases: of the file, `qexp.deploy.onnx.qdq.Exported.biases`.
+        """
+        return {name: self.weights[name].values for name in self.floored} | dict(biases)
 
 
 def example_of(prepared: Prepared) -> Tensor:
@@ -115,5 +126,8 @@ def _lower_converted(prepared: Prepared, converted: Converted) -> Lowered:
 
 
 def _lowered(coded: CodedNetwork, notes: Sequence[str] = ()) -> Lowered:
-    kept_float = (Note(name, f"stays float, {why}") for name, why in coded.kept_float.items())
-    return Lowered(coded.network, coded.weights, (*notes, *kept_float))
+    kept_float = [Note(name, f"stays float, {why}") for name, why in coded.kept_float.items()]
+    weights = floor_dead_channels(coded.network, coded.weights)
+    floored = tuple(name for name, weight in weights.items() if weight is not coded.weights[name])
+    coarser = [Note(name, "nearly dead channels have larger steps, so that the bias fits int32") for name in floored]
+    return Lowered(coded.network, weights, (*notes, *kept_float, *coarser), floored)

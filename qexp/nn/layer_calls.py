@@ -1,7 +1,7 @@
 """Where a graph computes a convolution or a linear layer, as a module or by a function that reads a module's weight.
 
-A network that pads by itself calls `F.conv2d(pad(x), self.weight, ...)` in a layer of its own, which tracing enters. What is said and
-done of layers (integers, codes, costs) is asked of modules, so such calls are made modules again, under the name of their weight.
+A network that pads by itself calls `F.conv2d(pad(x), self.weight, ...)` in a layer of its own, which tracing enters. What is said
+and done of layers (integers, codes, costs) is asked of modules, so such calls are made modules again, named as their weight is.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, fx, nn
+from torch import fx, nn
 
 from qexp.nn.graph import GraphNetwork, attach
 

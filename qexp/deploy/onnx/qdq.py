@@ -23,7 +23,7 @@ point, and computes both in float32, where qexp takes float64: a scale may diffe
 
 Not bit for bit: ONNX divides by the scale where qexp's default multiplies by 1 / scale, which differs by a code at some exact
 ties and practically nowhere else (`arithmetic=divide` is ONNX's); a bias is rounded to a step of the accumulator, by half of one
-at most; sums of floats depend on their order, of integers they do not. Of these the biases matter: `load_biases_` measures it.
+at most; sums of floats depend on their order, of integers they do not. Of these the biases matter: `load_values_` measures it.
 """
 
 from __future__ import annotations
