@@ -23,7 +23,7 @@ from qexp.base.errors import UserError, UserErrors
 from qexp.base.files import hash_file, hash_json, write_atomic
 from qexp.base.text import by_reason, file_name
 from qexp.config.export import RUNTIMES
-from qexp.deploy.activation_codes import load_biases_
+from qexp.deploy.activation_codes import load_values_
 from qexp.deploy.cost import bops, latency, layer_bits, peak_memory_bytes
 from qexp.deploy.fidelity import EVALUATED, Fidelity, FidelityRun, images_of, simulation_of
 from qexp.deploy.lower import Lowered, example_of, lower, lower_float, lower_untried
@@ -101,7 +101,7 @@ def _write(prepared: Prepared, variant: Variant, lowered: Lowered, path: Path) -
     )
     if settings.torch_export or any(RUNTIMES[name].reads == "program" for name in settings.runtimes):
         network = copy.deepcopy(lowered.network)
-        load_biases_(network, exported.biases)
+        load_values_(network, lowered.values_in(exported.biases))
         program = path.with_suffix(PROGRAM_SUFFIX)
         save_program(network, example, lowered.weights, program, unsigned=settings.unsigned)
     return exported
