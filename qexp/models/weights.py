@@ -37,6 +37,7 @@ def load_weights(model: nn.Module, path: Path | str, *, key: str = "model.weight
     """
     path = Path(path)
     state, notes = _unwrap(_read(path, key), path, key)
+    _check_values(state, model.state_dict(), path, key)
     state, renamed = _rename_classifier(state, model.state_dict())
     notes += renamed
     wanted = model.state_dict()
@@ -123,6 +124,18 @@ def _unwrap(content: object, path: Path, key: str) -> tuple[dict[str, Tensor], l
         state = {name.removeprefix(prefix): value for name, value in state.items()}
         notes.append(f"{path.name}: removed the prefix {prefix}")
     return state, notes
+
+
+def _check_values(state: Mapping[str, Tensor], own: Mapping[str, Tensor], path: Path, key: str) -> None:
+    """Raise UserError for tensors of other than finite real numbers; where the network has infinite ones (a mask), they pass."""
+    sparse = [name for name, value in state.items() if value.layout != torch.strided or value.is_meta or value.is_quantized]
+    unreal = [name for name, value in state.items() if value.is_complex()]
+    numbers = {name: value for name, value in state.items() if name not in (*sparse, *unreal)}
+    masks = {name for name, value in own.items() if not torch.isfinite(value).all()}
+    infinite = [name for name, value in numbers.items() if name not in masks and not torch.isfinite(value.float()).all()]
+    titles = {"complex": unreal, "NaN or infinite": infinite, "sparse or without values": sparse}
+    if wrong := [_listed(title, names) for title, names in titles.items() if names]:
+        raise UserError(key, path, allowed="a state dict of finite real numbers", remedy=f"{'; '.join(wrong)}.")
 
 
 def _rename_classifier(state: dict[str, Tensor], wanted: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
