@@ -158,6 +158,12 @@ class DataSettings:
             raise UserError("data.mean", self.mean, allowed="given together with data.std")
 
     @property
+    def source(self) -> tuple[str, str]:
+        """The setting that says where the images come from, and its value: what messages about them name."""
+        given = ((f"data.{key}", getattr(self, key)) for key in ("factory", "root"))
+        return next(((key, value) for key, value in given if value is not None), ("data", self.name))
+
+    @property
     def info(self) -> DatasetInfo:
         """The row of the set."""
         return OWN if self.name == CUSTOM else DATASETS[self.name]

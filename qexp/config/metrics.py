@@ -194,6 +194,7 @@ METRICS = Catalog(
 )  # fmt: skip
 
 ALWAYS = tuple(row for row in METRICS.values() if row.always)  # of every evaluation
+FEW = 5  # classes, of which Prec@5 counts all
 ASKED_FOR = METRICS.names_where(lambda row: not row.always and row.reads != "per_class")
 
 
@@ -211,6 +212,15 @@ def asked(names: Iterable[str]) -> tuple[MetricInfo, ...]:
         if row.name in (other.name for other in rows[:place]):
             raise UserError(KEY, row.name, allowed="each metric once")
     return tuple(rows)
+
+
+def prec5_of_few(class_count: int) -> tuple[str, ...]:
+    """What to say of Prec@5 where any five predictions hold the right one; nothing for more classes.
+
+    Args:
+        class_count: width of the logits; 0 where it is not known.
+    """
+    return (f"Prec@5 of {class_count} classes is 100 whatever is predicted.",) if 0 < class_count <= FEW else ()
 
 
 def described(rows: Iterable[MetricInfo]) -> str:

@@ -10,15 +10,22 @@ from qexp.base.errors import UserError
 from qexp.base.files import hash_json
 from qexp.config.data import DataSettings
 from qexp.data.bundle import DataBundle, ImageStore
+from qexp.data.checks import check_source
 from qexp.data.splits import Split, cut_splits
 
 IN_MEMORY = 2  # data sets that stay loaded: the one in use, and the one before it
 
 
 def load_store(settings: DataSettings) -> ImageStore:
-    """The images and labels of a data set, by the loader that its row names."""
+    """The images and labels of a data set, by the loader that its row names, looked at and resized.
+
+    Raises:
+        UserError: the set is absent or corrupt, or `check_source` refuses it.
+    """
     load = cast("Callable[[DataSettings], ImageStore]", settings.info.load())
-    return load(settings)
+    store = load(settings)
+    check_source(store, settings)
+    return store.resized(settings.image_size)
 
 
 def load_data(settings: DataSettings) -> DataBundle:

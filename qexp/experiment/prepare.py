@@ -25,7 +25,7 @@ from qexp.config.root import Config
 from qexp.config.train import check_device
 from qexp.data.load import DataSets
 from qexp.engine.device import pick_device
-from qexp.experiment.data_checks import check_calibration, check_evaluation, check_metrics
+from qexp.experiment.data_checks import check_calibration, check_evaluation, check_metrics, check_training, data_notes
 from qexp.experiment.identity import training_hash
 from qexp.experiment.job import Prepared, load_network, untrained_network
 from qexp.experiment.trial import Trial
@@ -66,8 +66,10 @@ class Preparer:
         if self._check_device:
             check_device(config.recipe, pick_device(config.device).type)
         bundle = self.data.of(config.data)
+        class_count = config.model.num_classes or bundle.num_classes
         check_evaluation(config, bundle)
-        check_metrics(config, config.model.num_classes or bundle.num_classes)
+        check_training(config, bundle)
+        check_metrics(config, class_count)
         converted = None if config.checkpoint is None else load_converted(config.checkpoint)
         model, notes = load_network(config, bundle, converted)
         source = source_hash(config.model.factory) if config.model.factory is not None else None
@@ -75,6 +77,7 @@ class Preparer:
         if config.qat.is_on and (names := made_weights(untrained_network(config, bundle))):
             remedy = f"Hooks or parametrizations make {', '.join(names[:5])} of other parameters; make them permanent first."
             raise UserError("qat", config.qat.name, allowed="none for this network", remedy=remedy)
+        notes += data_notes(config, bundle, class_count)
         channels, height, width = bundle.image_shape
         tensors = inventory(model, torch.zeros(2, channels, height, width))
         if config.checkpoint is None:

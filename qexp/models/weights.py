@@ -44,6 +44,7 @@ def load_weights(model: nn.Module, path: Path | str, *, key: str = "model.weight
     wanted = model.state_dict()
     state, notes = _find_state(_read(path, key), wanted, path, key, entry)
     _refuse_odd_layouts(state, path, key)
+    _check_values(state, wanted, path, key)
     counters = [name for name in wanted if name not in state and _is_counter(name)]
     if counters:
         notes.append(f"{path.name}: {len(counters)} counters num_batches_tracked are not in the file; they keep their value")
@@ -224,6 +225,17 @@ def _refuse_odd_layouts(state: Mapping[str, Tensor], path: Path, key: str) -> No
 
 def _layout(value: Tensor) -> str:
     return "nested" if value.is_nested else str(value.layout).removeprefix("torch.")
+
+
+def _check_values(state: Mapping[str, Tensor], own: Mapping[str, Tensor], path: Path, key: str) -> None:
+    """Raise UserError for tensors of other than finite real numbers; where the network has infinite ones (a mask), they pass."""
+    unreal = [name for name, value in state.items() if value.is_complex()]
+    numbers = {name: value for name, value in state.items() if name not in unreal}
+    masks = {name for name, value in own.items() if not torch.isfinite(value).all()}
+    infinite = [name for name, value in numbers.items() if name not in masks and not torch.isfinite(value.float()).all()]
+    titles = {"complex": unreal, "NaN or infinite": infinite}
+    if wrong := [_listed(title, names) for title, names in titles.items() if names]:
+        raise UserError(key, path, allowed="a state dict of finite real numbers", remedy=f"{'; '.join(wrong)}.")
 
 
 def _rename_classifier(state: dict[str, Tensor], wanted: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:

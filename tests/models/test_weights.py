@@ -217,3 +217,28 @@ def test_published_resnet20(extra_data):
     assert len(load_weights(model, path)) == 2
     published = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
     check_loaded(model, {name.removeprefix("module."): value for name, value in published.items()})
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (lambda value: value.mul(torch.nan), "NaN or infinite (1): fc.weight"),
+        (lambda value: value.double().mul(1e300), "NaN or infinite (1): fc.weight"),  # float32 does not hold it
+        (lambda value: value.to(torch.complex64), "complex (1): fc.weight"),
+    ],
+    ids=["nan", "too large", "complex"],
+)
+def test_weights_that_are_no_finite_real_numbers_are_refused(tmp_path, spoil, said):
+    model = nn.Sequential()
+    model.fc = nn.Linear(2, 2)
+    torch.save({"fc.weight": spoil(torch.ones(2, 2)), "fc.bias": torch.zeros(2)}, tmp_path / "w.pt")
+    with pytest.raises(UserError) as raised:
+        load_weights(model, tmp_path / "w.pt", key="checkpoint")
+    assert raised.value.key == "checkpoint" and said in str(raised.value)
+
+
+def test_a_mask_may_be_infinite(tmp_path):
+    model = nn.Linear(2, 2)
+    model.register_buffer("mask", torch.full((2, 2), -torch.inf).triu(1))
+    torch.save(model.state_dict(), tmp_path / "w.pt")
+    assert load_weights(model, tmp_path / "w.pt") == []
