@@ -7,12 +7,11 @@ from pathlib import Path
 
 import pandas as pd
 
+from qexp.analysis.files import write_analysis
 from qexp.analysis.results import Allocated, Allocation, ChoiceComparison
 from qexp.analysis.sensitivity_figures import draw_allocation
 from qexp.analysis.sensitivity_report import TITLES
-from qexp.base.files import write_text_atomic
 from qexp.base.table import Column, Table, lines, markdown_table, markdown_text
-from qexp.reporting.figures.style import save
 from qexp.reporting.tables.render import csv_text
 
 
@@ -31,12 +30,7 @@ def write_allocation(allocation: Allocation, policy: str, name: str, folder: Pat
         "layers.csv": csv_text(layer_frame(allocation)),
         f"policy/{name}.yaml": policy,
     }
-    for file, text in texts.items():
-        write_text_atomic(folder / file, text)
-    paths = [folder / file for file in texts]
-    for stem, figure in draw_allocation(allocation):
-        paths += save(figure, folder / "figures" / stem)
-    return paths
+    return write_analysis(folder, texts, draw_allocation(allocation))
 
 
 def method_frame(allocation: Allocation) -> pd.DataFrame:

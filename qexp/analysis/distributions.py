@@ -26,25 +26,17 @@ class ActivationStats:
     """The values at one activation point over all images, padding not included.
 
     Args:
-        name: of the activation point.
         n: number of values.
         minimum: smallest value.
         maximum: largest value.
-        mean: of the values.
-        std: of the values, over n.
         zero_share: share of values that are exactly 0.
-        kurtosis: fourth central moment over variance squared, 3 for a Gaussian; NaN where all values are equal.
         sample: [m] float32, at most 65536 of the values, evenly drawn.
     """
 
-    name: str
     n: int
     minimum: float
     maximum: float
-    mean: float
-    std: float
     zero_share: float
-    kurtosis: float
     sample: Tensor
 
 
@@ -90,63 +82,37 @@ def profile(network: nn.Module, batches: Iterable[Tensor]) -> dict[str, Activati
     Raises:
         ValueError: no batch.
     """
-    moments: dict[str, _Moments] = {}
-    with observing(network, lambda name, values: moments.setdefault(name, _Moments()).add(values)):
+    streams: dict[str, _Stream] = {}
+    with observing(network, lambda name, values: streams.setdefault(name, _Stream()).add(values)):
         for images in batches:
             network(images)
-    if not moments:
+    if not streams:
         raise ValueError("no images to profile activations on")
-    return {name: values.stats(name) for name, values in moments.items()}
+    return {name: stream.stats() for name, stream in streams.items()}
 
 
-class _Moments:
-    """Moments of a stream, exact to float64, merged batch by batch.
-
-    Source: Pebay 2008, Sandia report SAND2008-6212, equations 2.1 and 3.1.
-    """
+class _Stream:
+    """What is kept of a stream of values."""
 
     def __init__(self) -> None:
         self.n = self.zeros = 0
-        self.mean = self.m2 = self.m3 = self.m4 = 0.0
         self.minimum, self.maximum = float("inf"), float("-inf")
         self.sample: list[Tensor] = []
 
     def add(self, values: Tensor) -> None:
-        """Merge the values of one batch."""
+        """Take in the values of one batch."""
         flat = values.detach().flatten()
         step = -(-flat.numel() // _PER_BATCH) | 1  # odd: no multiple of an image's width, so that all columns are drawn
         self.sample.append(flat[::step].float().cpu().clone())
-        self.zeros += int((flat == 0).sum())
+        self.n, self.zeros = self.n + flat.numel(), self.zeros + int((flat == 0).sum())
         self.minimum, self.maximum = min(self.minimum, float(flat.min())), max(self.maximum, float(flat.max()))
-        mean = float(flat.double().mean())
-        centred = flat.double() - mean
-        square = centred * centred
-        m2, m3, m4 = float(square.sum()), float((square * centred).sum()), float((square * square).sum())
-        a, b = self.n, flat.numel()
-        n, d = a + b, mean - self.mean
-        self.m4 += (
-            m4
-            + d**4 * a * b * (a * a - a * b + b * b) / n**3
-            + 6 * d * d * (a * a * m2 + b * b * self.m2) / n**2
-            + 4 * d * (a * m3 - b * self.m3) / n
-        )
-        self.m3 += m3 + d**3 * a * b * (a - b) / n**2 + 3 * d * (a * m2 - b * self.m2) / n
-        self.m2 += m2 + d * d * a * b / n
-        self.mean, self.n = self.mean + d * b / n, n
 
-    def stats(self, name: str) -> ActivationStats:
+    def stats(self) -> ActivationStats:
         """The statistics of all values so far."""
         sample = torch.cat(self.sample)
+        sample = sample[:: max(1, -(-sample.numel() // _SAMPLE))]
         return ActivationStats(
-            name=name,
-            n=self.n,
-            minimum=self.minimum,
-            maximum=self.maximum,
-            mean=self.mean,
-            std=(self.m2 / self.n) ** 0.5,
-            zero_share=self.zeros / self.n,
-            kurtosis=self.n * self.m4 / self.m2**2 if self.m2 else float("nan"),
-            sample=sample[:: max(1, -(-sample.numel() // _SAMPLE))],
+            n=self.n, minimum=self.minimum, maximum=self.maximum, zero_share=self.zeros / self.n, sample=sample
         )
 
 

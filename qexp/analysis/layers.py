@@ -6,16 +6,17 @@ key covers all that decides its numbers, so an analysis that was interrupted, or
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property
+from functools import cache, cached_property
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from qexp.analysis import proxies
 from qexp.analysis.layer_policy import rules
-from qexp.analysis.results import LayerLoss, NetworkScores, WeightEstimates
+from qexp.analysis.results import LayerLoss
 from qexp.base.errors import UserError
 from qexp.base.files import hash_json
 from qexp.base.types import Batch, PlanRow
@@ -126,30 +127,15 @@ class Layers:
         """
         variant = self.variant(rules([row], {row.info.name: bits}))
         proxy_key = hash_json({**self._estimate_settings, "variant": variant.key})
-        if not {("loss", variant.key), ("proxy", proxy_key)} <= self._stored.keys():
-            built = self._build(variant)
-            if ("loss", variant.key) not in self._stored:
-                self._append("loss", variant.key, self._score(built.module), layer=row.info.name, bits=bits)
-            if ("proxy", proxy_key) not in self._stored:
-                self._append("proxy", proxy_key, self._estimate(row, built), layer=row.info.name, bits=bits)
-        size = next(tensor["size_bytes"] for tensor in plan_rows(variant.plan) if tensor["name"] == row.info.name)
-        scores: NetworkScores = self._stored["loss", variant.key]["values"]
-        estimates: WeightEstimates = self._stored["proxy", proxy_key]["values"]
-        return LayerLoss(
-            layer=row.info.name,
-            bits=bits,
-            num_elements=row.info.num_elements,
-            size_bytes=size,
-            **scores,
-            **estimates,
-        )
+        built, name = cache(lambda: self._build(variant)), row.info.name
+        scores = self._known("loss", variant.key, lambda: self._score(built().module), layer=name, bits=bits)
+        estimates = self._known("proxy", proxy_key, lambda: self._estimate(row, built()), layer=name, bits=bits)
+        size = next(tensor["size_bytes"] for tensor in plan_rows(variant.plan) if tensor["name"] == name)
+        return LayerLoss(layer=name, bits=bits, num_elements=row.info.num_elements, size_bytes=size, **scores, **estimates)
 
-    def network_scores(self, variant: Variant) -> NetworkScores:
-        """The scores of a variant of `variant()`; measured if they are not stored."""
-        if ("loss", variant.key) not in self._stored:
-            self._append("loss", variant.key, self._score(self._build(variant).module), layer=None, bits=None)
-        scores: NetworkScores = self._stored["loss", variant.key]["values"]
-        return scores
+    def network_scores(self, variant: Variant) -> dict[str, Any]:
+        """The scores of a variant of `variant()`, fields of `LayerLoss`; measured if they are not stored."""
+        return self._known("loss", variant.key, lambda: self._score(self._build(variant).module))
 
     def traces(self) -> dict[str, tuple[float, float]]:
         """Layer -> Hessian trace and its standard error; estimated for all layers at once if one is not stored."""
@@ -160,7 +146,7 @@ class Layers:
                 self._reference, self._learned, self._batches(self._proxy_images), probes=settings.probes, seed=self.config.seed
             )
             for name, (trace, error) in traces.items():
-                self._append("trace", keys[name], {"trace": trace, "error": error}, layer=name, bits=None)
+                self._append("trace", keys[name], {"trace": trace, "error": error}, layer=name)
         rows = {name: self._stored["trace", key]["values"] for name, key in keys.items()}
         return {name: (row["trace"], row["error"]) for name, row in rows.items()}
 
@@ -204,12 +190,19 @@ class Layers:
 
     def prec1(self) -> float:
         """Of the float network on these images, percent."""
-        key = self.prepared.variants[0].key
-        if ("float", key) not in self._stored:
-            self._append("float", key, {"prec1": self._float.evaluation.metrics.prec1}, layer=None, bits=None)
-        return float(self._stored["float", key]["values"]["prec1"])
+        measured = self._known("float", self.prepared.variants[0].key, lambda: {"prec1": self._float.evaluation.metrics.prec1})
+        return float(measured["prec1"])
 
-    def _append(self, kind: str, key: str, values: Mapping[str, object], *, layer: str | None, bits: int | None) -> None:
+    def _known(self, kind: str, key: str, measure: Callable[[], Mapping[str, object]], **about: Any) -> dict[str, Any]:
+        """What is stored under a key; measured now, and stored, where nothing is."""
+        if (kind, key) not in self._stored:
+            self._append(kind, key, measure(), **about)
+        values: dict[str, Any] = self._stored[kind, key]["values"]
+        return values
+
+    def _append(
+        self, kind: str, key: str, values: Mapping[str, object], *, layer: str | None = None, bits: int | None = None
+    ) -> None:
         row = {"kind": kind, "key": key, "layer": layer, "bits": bits, "values": dict(values)}
         self.journal.append([row])
         self._stored[kind, key] = row
@@ -233,7 +226,7 @@ class Layers:
         )
         return evaluations["network"]
 
-    def _score(self, module: nn.Module) -> NetworkScores:
+    def _score(self, module: nn.Module) -> dict[str, float]:
         """Run a copy and compare it with the float network, image by image."""
         before = self._float.evaluation
         after = self._evaluate(module, before.logits)
@@ -252,7 +245,7 @@ class Layers:
             "disagreement": 100 * changed,
         }
 
-    def _estimate(self, row: PlanRow, built: Built) -> WeightEstimates:
+    def _estimate(self, row: PlanRow, built: Built) -> dict[str, float | None]:
         """What is known of a layer without running its copy."""
         name, owner = row.info.name, row.info.module
         source, copied = (dict(module.state_dict())[name].detach() for module in (built.reference, built.module))

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Unpack
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from qexp.analysis.profile_results import Histogram, MeasuredFields, TensorProfile
+from qexp.analysis.profile_results import Histogram
 from qexp.base.types import ActivationRow, PlanRow, QuantSpec
 from qexp.quant.scheme_table import SCHEMES, scheme_name
 from qexp.quant.schemes import Limits, decode_rows, fit, quantizer_of
@@ -73,27 +73,23 @@ def spec_of(row: PlanRow | ActivationRow) -> QuantSpec:
     return row.spec
 
 
-def tensor_profile(row: PlanRow | ActivationRow, errors: Errors, **measured: Unpack[MeasuredFields]) -> TensorProfile:
-    """The profile of a quantized tensor: its row of the plan, its errors, and what else was measured.
+def shared_fields(row: PlanRow | ActivationRow, errors: Errors, grid: Grid | None) -> dict[str, Any]:
+    """Fields of `TensorProfile` that its row of the plan, its errors and its grid decide; without a grid those stay as they are.
 
     Args:
         row: with a spec.
         errors: of its values.
-        **measured: the other fields of `TensorProfile`, by name.
+        grid: that they were brought to.
     """
     info, spec = row.info, spec_of(row)
-    return TensorProfile(
-        name=info.name,
-        shape=info.shape,
-        bits=spec.bits,
-        mode=spec.mode,
-        scheme=scheme_name(spec.scheme),
-        granularity=spec.granularity,
-        rule=row.rule,
-        sqnr_db=errors.sqnr_db,
-        mse=errors.mse,
-        **measured,
-    )
+    fields: dict[str, Any] = {"name": info.name, "shape": info.shape, "rule": row.rule, "scheme": scheme_name(spec.scheme)}
+    fields |= {name: getattr(spec, name) for name in ("bits", "mode", "granularity")}
+    fields |= {"sqnr_db": errors.sqnr_db, "mse": errors.mse}
+    if grid is not None:
+        fields |= {"grid_min": float(grid.low.min()), "grid_max": float(grid.high.max()), "num_groups": len(grid.low)}
+        if grid.scales is not None:
+            fields |= {"scale_min": float(grid.scales.min()), "scale_max": float(grid.scales.max())}
+    return fields
 
 
 def count_clipped(values: Tensor, low: Tensor, high: Tensor, low_step: Tensor, high_step: Tensor) -> int:
@@ -135,25 +131,25 @@ def histogram(values: Tensor, levels: tuple[float, ...] = (), num_bins: int = NU
 
 
 @dataclass(frozen=True, eq=False)
-class WeightGrid:
-    """The grids of one tensor, one per group.
+class Grid:
+    """The grids of one tensor or activation point, one per group.
 
     Args:
         low: lowest levels, float64 [G].
         high: highest levels, float64 [G].
         scales: [G], None where the scheme has none.
         levels: of the widest group.
-        clipped: how many values lie beyond theirs.
+        clipped: how many values of a weight lie beyond theirs.
     """
 
     low: Tensor
     high: Tensor
     scales: Tensor | None
     levels: tuple[float, ...]
-    clipped: int
+    clipped: int = 0
 
 
-def weight_grid(source: Tensor, spec: QuantSpec, limits: Limits | None = None) -> WeightGrid | None:
+def weight_grid(source: Tensor, spec: QuantSpec, limits: Limits | None = None) -> Grid | None:
     """The grids that `quantize_(..., source, spec, limits)` rounds to; None for `half`, and for codes that stand for no values.
 
     Args:
@@ -189,4 +185,4 @@ def weight_grid(source: Tensor, spec: QuantSpec, limits: Limits | None = None) -
     scales = fitted.params.get("scale")
     if "factor" in fitted.params:
         scales = fitted.params["factor"].reciprocal()
-    return WeightGrid(ends[:, 0], ends[:, 3], None if scales is None else scales.double().reshape(-1), levels, clipped)
+    return Grid(ends[:, 0], ends[:, 3], None if scales is None else scales.double().reshape(-1), levels, clipped)

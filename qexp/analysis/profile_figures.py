@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from qexp.analysis.profile_results import ClassScore, Profile, TensorProfile
-from qexp.reporting.figures.style import PALETTE, RC
+from qexp.reporting.figures.style import PALETTE, RC, drawing
 
 BLUE, ORANGE, GREEN = PALETTE[:3]
 NUM_LINES = 32  # levels that are drawn as lines over the whole height; more are ticks at the foot
@@ -97,16 +97,8 @@ def _with_grid(axes: Axes, tensor: TensorProfile, ends: tuple[float, float], lim
             axes.vlines(levels, 0, 1, transform=axes.get_xaxis_transform(), color=ORANGE, linewidth=0.7, alpha=0.8, label=label)
         else:
             axes.vlines(levels, 0, 0.06, transform=axes.get_xaxis_transform(), color=ORANGE, linewidth=0.5, label=label)
-    axes.vlines(
-        ends,
-        0,
-        1,
-        transform=axes.get_xaxis_transform(),
-        color="black",
-        linewidth=1.0,
-        linestyle=(0, (4, 2)),
-        label="ends of the grid",
-    )
+    dashed = {"color": "black", "linewidth": 1.0, "linestyle": (0, (4, 2))}
+    axes.vlines(ends, 0, 1, transform=axes.get_xaxis_transform(), label="ends of the grid", **dashed)
     width = high - low
     return max(min(low, ends[0]), low - 0.6 * width), min(max(high, ends[1]), high + 0.6 * width)
 
@@ -115,8 +107,7 @@ def contact_sheet(tensors: Sequence[TensorProfile], title: str) -> Figure:
     """Small histograms of many tensors, in the order of the network."""
     columns = min(SHEET_COLUMNS, len(tensors))
     rows = ceil(len(tensors) / columns)
-    with matplotlib.rc_context(RC):
-        figure = Figure(figsize=(2.5 * columns + 0.4, 1.75 * rows + 0.7), layout="constrained")
+    with drawing(2.5 * columns + 0.4, 1.75 * rows + 0.7) as figure:
         grid = figure.subplots(rows, columns, squeeze=False).flatten()
         for axes, tensor in zip(grid, tensors, strict=False):
             histogram(axes, tensor, small=True)
@@ -131,8 +122,7 @@ def sqnr_bars(profile: Profile) -> Figure:
     """SQNR of every tensor, in the order of the network; weights and activations side by side."""
     groups = [(name, group) for name, group in (("weights", profile.weights), ("activations", profile.activations)) if group]
     longest = max(len(group) for _, group in groups)
-    with matplotlib.rc_context(RC):
-        figure = Figure(figsize=(4.8 * len(groups), 0.17 * longest + 1.3), layout="constrained")
+    with drawing(4.8 * len(groups), 0.17 * longest + 1.3) as figure:
         for axes, (name, group) in zip(figure.subplots(1, len(groups), squeeze=False)[0], groups, strict=True):
             known = [tensor.sqnr_db if tensor.sqnr_db is not None else 0.0 for tensor in group]
             positions = range(len(group))
@@ -151,8 +141,7 @@ def sqnr_bars(profile: Profile) -> Figure:
 
 def score_bars(scores: Sequence[ClassScore], title: str) -> Figure:
     """Softmax scores before and after quantization."""
-    with matplotlib.rc_context(RC):
-        figure = Figure(figsize=(6.4, 0.42 * len(scores) + 1.5), layout="constrained")
+    with drawing(6.4, 0.42 * len(scores) + 1.5) as figure:
         axes = figure.subplots()
         positions = np.arange(len(scores))
         for shift, name, color, values in (

@@ -7,11 +7,10 @@ from pathlib import Path
 
 import pandas as pd
 
+from qexp.analysis.files import write_analysis
 from qexp.analysis.profile_figures import draw, draw_each
 from qexp.analysis.profile_results import Profile, TensorProfile
-from qexp.base.files import write_text_atomic
 from qexp.base.table import Column, Table, lines, markdown_table, markdown_text
-from qexp.reporting.figures.style import save
 from qexp.reporting.tables.render import csv_text
 
 NUM_WORST = 5
@@ -19,20 +18,9 @@ NUM_WORST = 5
 
 def write_profile(profile: Profile, folder: Path) -> list[Path]:
     """Write all files of a profile and remove the figures and scores of an earlier one; returns what was written."""
-    texts = {"tensors.csv": csv_text(tensor_frame(profile)), "tensors.md": markdown(profile)}
-    if profile.scores:
-        texts["scores.csv"] = csv_text(pd.DataFrame([asdict(score) for score in profile.scores]))
-    for name, text in texts.items():
-        write_text_atomic(folder / name, text)
-    paths = [folder / name for name in texts]
-    for stem, figure in draw(profile):
-        paths += save(figure, folder / "figures" / stem)
-    for stem, figure in draw_each(profile):  # many, and read one at a time: no second format
-        paths += save(figure, folder / "figures" / stem, kinds=("png",))
-    for old in [folder / "scores.csv", *(folder / "figures").glob("*.*")]:
-        if old not in paths:
-            old.unlink(missing_ok=True)
-    return paths
+    scores = csv_text(pd.DataFrame([asdict(score) for score in profile.scores])) if profile.scores else ""
+    texts = {"tensors.csv": csv_text(tensor_frame(profile)), "tensors.md": markdown(profile), "scores.csv": scores}
+    return write_analysis(folder, texts, draw(profile), draw_each(profile))
 
 
 def tensor_frame(profile: Profile) -> pd.DataFrame:

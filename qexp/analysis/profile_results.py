@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Required, TypedDict
+
+from qexp.analysis.results import Analysis
 
 
 @dataclass(frozen=True)
@@ -21,36 +22,6 @@ class Histogram:
     minimum: float
     maximum: float
     levels: tuple[float, ...] = ()
-
-
-class GridFields(TypedDict, total=False):
-    """Fields of `TensorProfile` that its grid decides; a tensor without a grid has none of them."""
-
-    grid_min: float
-    grid_max: float
-    num_groups: int
-    scale_min: float
-    scale_max: float
-    saturation: float
-
-
-class MeasuredFields(GridFields, total=False):
-    """Fields of `TensorProfile` that do not come from the plan or the sums of errors."""
-
-    role: Required[str]
-    made_by: Required[str]
-    ranges: Required[str]
-    num_values: Required[int]
-    minimum: Required[float]
-    maximum: Required[float]
-    zero_share: Required[float]
-    histogram: Required[Histogram]
-    loss: float
-    size_bytes: int
-    size_share: float
-    distribution: str
-    suggestion: str
-    note: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,30 +118,20 @@ class ClassScore:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Profile:
+class Profile(Analysis):
     """A quantized network, tensor by tensor.
 
     Args:
-        label: of the variant.
-        subject: data set and network.
-        checkpoint: its file.
-        command: as typed.
         tensors: weights, then activations, each in the order of the network.
         images: what activations were measured on; empty where none were.
         size_bytes: of the quantized state dict.
-        notes: what a reader has to know.
         image: file whose classes were scored.
         scores: the first classes of either network, by the float network's rank.
     """
 
-    label: str
-    subject: str
-    checkpoint: str
-    command: str
     tensors: tuple[TensorProfile, ...]
     size_bytes: int
     images: str = ""
-    notes: tuple[str, ...] = ()
     image: str = ""
     scores: tuple[ClassScore, ...] = ()
 

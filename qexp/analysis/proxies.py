@@ -13,7 +13,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from qexp.analysis.measures import sqnr_db
-from qexp.analysis.results import WeightErrors
 from qexp.base.outputs import main_output
 from qexp.base.types import Batch
 from qexp.nn.graph import evaluating
@@ -21,7 +20,7 @@ from qexp.nn.graph import evaluating
 _CONV, _TRANSPOSED = nn.modules.conv._ConvNd, nn.modules.conv._ConvTransposeNd
 
 
-def weight_errors(source: Tensor, copied: Tensor) -> WeightErrors:
+def weight_errors(source: Tensor, copied: Tensor) -> dict[str, float | None]:
     """`sqnr_db`, `noise_to_signal` = sum (w - w^)^2 / sum w^2 and `mse` = mean (w - w^)^2, float64.
 
     Args:

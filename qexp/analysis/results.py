@@ -3,36 +3,25 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TypedDict
 
 
-class NetworkScores(TypedDict):
-    """What running a quantized copy gives, as it is stored; fields of `LayerLoss`."""
+@dataclass(frozen=True, kw_only=True)
+class Analysis:
+    """What any analysis of a checkpoint says of itself.
 
-    prec1: float
-    delta_prec1: float
-    delta_loss: float
-    kl: float
-    n: int
-    n10: int
-    n01: int
-    disagreement: float
+    Args:
+        label: of the way to quantize.
+        subject: data set and network.
+        checkpoint: its file.
+        command: as typed.
+        notes: for the reader.
+    """
 
-
-class WeightErrors(TypedDict):
-    """What a weight's quantized copy differs by; fields of `LayerLoss`."""
-
-    sqnr_db: float | None
-    noise_to_signal: float
-    mse: float
-
-
-class WeightEstimates(WeightErrors):
-    """What is estimated of a layer without running its copy, as it is stored; fields of `LayerLoss`."""
-
-    weighted_mse: float | None
-    fisher: float | None
-    hessian: float | None
+    label: str
+    subject: str
+    checkpoint: str
+    command: str
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,32 +101,22 @@ class Trust:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sensitivity:
+class Sensitivity(Analysis):
     """The layers of a network, one at a time.
 
     Args:
-        label: of the way to quantize.
-        subject: data set and network.
-        checkpoint: its file.
-        command: as typed.
         images: what was scored.
         prec1: of the float network, percent.
         layers: in the order of the network, by width within.
         traces: layer -> Hessian trace and its standard error.
         trust: of every measure at every width.
-        notes: for the reader.
     """
 
-    label: str
-    subject: str
-    checkpoint: str
-    command: str
     images: str
     prec1: float
     layers: tuple[LayerLoss, ...]
     traces: dict[str, tuple[float, float]]
     trust: tuple[Trust, ...]
-    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -207,14 +186,10 @@ class ChoiceComparison:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Allocation:
+class Allocation(Analysis):
     """Bits per layer under a budget.
 
     Args:
-        label: of the way to quantize.
-        subject: data set and network.
-        checkpoint: its file.
-        command: as typed.
         images: what layers were compared on.
         budget: in words.
         choices: the exact choice first, then greedy, uniform, and exact ones by other measures.
@@ -223,13 +198,8 @@ class Allocation:
         dynamic_check: what dynamic programming says of exact.
         scored: what `test_prec1` was measured on.
         use: the command that evaluates the policy.
-        notes: for the reader.
     """
 
-    label: str
-    subject: str
-    checkpoint: str
-    command: str
     images: str
     budget: str
     choices: tuple[Allocated, ...]
@@ -238,4 +208,3 @@ class Allocation:
     dynamic_check: str
     scored: str
     use: str
-    notes: tuple[str, ...] = ()

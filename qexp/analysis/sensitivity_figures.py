@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from math import isfinite
 
-import matplotlib
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
@@ -13,7 +12,7 @@ from matplotlib.figure import Figure
 from qexp.analysis.results import Allocation, Sensitivity
 from qexp.config.analyze import PROXIES
 from qexp.reporting.figures.layers import kl_map
-from qexp.reporting.figures.style import MARKERS, PALETTE, RC
+from qexp.reporting.figures.style import MARKERS, PALETTE, drawing
 
 NAMES = {
     "sqnr": "weight noise / signal", "mse": "weight MSE", "weighted_mse": "weighted MSE", "fisher": "Fisher",
@@ -43,8 +42,8 @@ def proxies_against_kl(sensitivity: Sensitivity, bits: int) -> Figure:
     """A panel for each cheap measure: layers by it and by their measured KL, both on logarithmic scales."""
     layers = [loss for loss in sensitivity.layers if loss.bits == bits]
     rho = {trust.measure: trust.spearman for trust in sensitivity.trust if trust.bits == bits and trust.truth == "kl"}
-    with matplotlib.rc_context(RC):
-        figure = Figure(figsize=(2.5 * len(PROXIES), 2.9), layout="constrained")
+    heading = f"{sensitivity.subject}: {bits} bits, one layer at a time, {sensitivity.images}"
+    with drawing(2.5 * len(PROXIES), 2.9, heading) as figure:
         for axes, measure in zip(figure.subplots(1, len(PROXIES), sharey=True), PROXIES, strict=True):
             known = [(loss.score(measure), loss.kl) for loss in layers]
             points = [(x, y) for x, y in known if x is not None and isfinite(y) and x > 0 and y > 0]
@@ -56,9 +55,6 @@ def proxies_against_kl(sensitivity: Sensitivity, bits: int) -> Figure:
             axes.set_xlabel(NAMES[measure] + (f"\n({hidden} at or below 0 not shown)" if hidden else ""))
             axes.set_title("rho " + ("-" if rho.get(measure) is None else f"{rho[measure]:.2f}"))
         figure.axes[0].set_ylabel("measured KL, nats")
-        figure.suptitle(
-            f"{sensitivity.subject}: {bits} bits, one layer at a time, {sensitivity.images}", x=0.01, ha="left", fontsize=9
-        )
     return figure
 
 
@@ -74,8 +70,8 @@ def bits_by_layer(allocation: Allocation) -> Figure:
     chosen = [choice for choice in allocation.choices if choice.measure in ("", allocation.choices[0].measure)]
     names = list(allocation.choices[0].bits)
     top = max(max(choice.bits.values()) for choice in chosen)
-    with matplotlib.rc_context(RC):
-        figure = Figure(figsize=(1.6 + 2.2 * len(chosen), 1.1 + 0.2 * len(names)), layout="constrained")
+    heading = f"{allocation.subject}: {allocation.budget}"
+    with drawing(1.6 + 2.2 * len(chosen), 1.1 + 0.2 * len(names), heading) as figure:
         panels = np.atleast_1d(figure.subplots(1, len(chosen), sharey=True))
         for axes, choice, color in zip(panels, chosen, PALETTE, strict=False):
             axes.barh(range(len(names)), list(choice.bits.values()), color=color, height=0.7)
@@ -85,14 +81,12 @@ def bits_by_layer(allocation: Allocation) -> Figure:
             axes.set_title(choice.method)
             axes.grid(axis="y", visible=False)
         panels[0].invert_yaxis()
-        figure.suptitle(f"{allocation.subject}: {allocation.budget}", x=0.01, ha="left", fontsize=9)
     return figure
 
 
 def predicted_and_measured(allocation: Allocation) -> Figure:
     """Every choice by the sum of its layers' losses and by the loss of the network."""
-    with matplotlib.rc_context(RC):
-        figure = Figure(figsize=(4.6, 3.6), layout="constrained")
+    with drawing(4.6, 3.6) as figure:
         axes = figure.subplots()
         known = [(choice, choice.predicted) for choice in allocation.choices if choice.predicted and choice.kl > 0]
         for number, (choice, predicted) in enumerate(known):

@@ -8,12 +8,11 @@ from pathlib import Path
 
 import pandas as pd
 
+from qexp.analysis.files import write_analysis
 from qexp.analysis.results import Sensitivity, Trust
 from qexp.analysis.sensitivity_figures import draw
-from qexp.base.files import write_text_atomic
 from qexp.base.table import Column, Table, lines, markdown_table, markdown_text
 from qexp.config.analyze import MEASURED, PROXIES
-from qexp.reporting.figures.style import save
 from qexp.reporting.tables.render import csv_text
 
 NUM_WORST = 5
@@ -30,15 +29,7 @@ def write_sensitivity(sensitivity: Sensitivity, folder: Path) -> list[Path]:
         "trust.csv": csv_text(pd.DataFrame([asdict(trust) for trust in sensitivity.trust])),
         "sensitivity.md": markdown(sensitivity),
     }
-    for name, text in texts.items():
-        write_text_atomic(folder / name, text)
-    paths = [folder / name for name in texts]
-    for stem, figure in draw(sensitivity):
-        paths += save(figure, folder / "figures" / stem)
-    for old in (folder / "figures").glob("*.*"):
-        if old not in paths:
-            old.unlink(missing_ok=True)
-    return paths
+    return write_analysis(folder, texts, draw(sensitivity))
 
 
 def layer_frame(sensitivity: Sensitivity) -> pd.DataFrame:

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from qexp.analysis.measures import Errors, WeightGrid, histogram, spec_of, tensor_profile, weight_grid
-from qexp.analysis.profile_results import GridFields, TensorProfile
+from qexp.analysis.measures import Errors, histogram, shared_fields, spec_of, weight_grid
+from qexp.analysis.profile_results import TensorProfile
 from qexp.base.types import Plan, PlanRow
 from qexp.quant.ranges import ConstantTensorError
 from qexp.quant.schemes import Limits
@@ -69,9 +69,8 @@ def _profile(
     errors = Errors()
     errors.add(source, copied, 0 if grid is None else grid.clipped)
     minimum, maximum = (float(end) for end in torch.aminmax(source))
-    return tensor_profile(
-        row,
-        errors,
+    return TensorProfile(
+        **shared_fields(row, errors, grid),
         role=info.role,
         made_by=info.module_type,
         ranges=ranges if spec.mode != "half" else "",
@@ -80,24 +79,9 @@ def _profile(
         maximum=maximum,
         zero_share=float((source == 0).double().mean()),
         loss=errors.noise,
+        saturation=None if grid is None else errors.saturation,
         note=note,
         histogram=histogram(source, () if grid is None else grid.levels),
         size_bytes=size_bytes,
         size_share=size_share,
-        **_of_grid(grid, errors),
     )
-
-
-def _of_grid(grid: WeightGrid | None, errors: Errors) -> GridFields:
-    """Ends, groups, saturation and scales of a grid; nothing where there is none."""
-    if grid is None:
-        return {}
-    measured: GridFields = {
-        "grid_min": float(grid.low.min()),
-        "grid_max": float(grid.high.max()),
-        "num_groups": len(grid.low),
-        "saturation": errors.saturation,
-    }
-    if grid.scales is not None:
-        measured |= {"scale_min": float(grid.scales.min()), "scale_max": float(grid.scales.max())}
-    return measured

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields, is_dataclass
 from functools import cache
 from types import UnionType
-from typing import TYPE_CHECKING, Annotated, Union, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Literal, Union, get_args, get_origin, get_type_hints
 
 from annotated_types import Ge, Gt, Le
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from _typeshed import DataclassInstance
     from pydantic_core import ErrorDetails
 
+_WORDS = {bool: "true or false", str: "a text"}  # what pydantic has longer words for
 _BEYOND = ("greater_than_equal", "greater_than", "less_than_equal")  # pydantic's names
 
 Count = Annotated[int, Ge(1)]
@@ -117,7 +118,7 @@ def check_bounds(settings: DataclassInstance, prefix: str) -> None:
     for name, bounds in bounds_of(type(settings)).items():
         value = getattr(settings, name)
         for number in value if isinstance(value, list) else [value]:
-            if isinstance(number, int | float) and not bounds.hold(number):
+            if number is not None and not bounds.hold(number):
                 raise UserError(f"{prefix}.{name}".lstrip("."), number, allowed=str(bounds))
 
 
@@ -143,8 +144,11 @@ def check_types(row: DataclassInstance) -> None:
 
     hints = get_type_hints(type(row))
     for field in fields(row):
+        hint, value = hints[field.name], getattr(row, field.name)
         try:
-            TypeAdapter(hints[field.name]).validate_python(getattr(row, field.name), strict=True)
+            TypeAdapter(hint).validate_python(value, strict=True)
         except ValidationError as error:
-            allowed = error.errors()[0]["msg"].removeprefix("Input should be ")
-            raise UserError(field.name, getattr(row, field.name), allowed=allowed) from None
+            known = get_args(hint) if get_origin(hint) is Literal else _WORDS.get(hint)
+            raise UserError(
+                field.name, value, allowed=known or error.errors()[0]["msg"].removeprefix("Input should be ")
+            ) from None

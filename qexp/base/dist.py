@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -49,24 +49,10 @@ def barrier() -> None:
         dist.barrier()
 
 
-def all_reduce_sum(tensor: Tensor) -> Tensor:
-    """Sum `tensor` over the ranks, in place; returns it."""
+def all_reduce(tensor: Tensor, how: Literal["SUM", "MIN", "MAX"]) -> Tensor:
+    """Sum, smallest or largest `tensor` over the ranks, in place; returns it."""
     if is_initialized():
-        dist.all_reduce(tensor)
-    return tensor
-
-
-def all_reduce_min(tensor: Tensor) -> Tensor:
-    """Smallest `tensor` over the ranks, in place; returns it."""
-    if is_initialized():
-        dist.all_reduce(tensor, op=dist.ReduceOp.MIN)
-    return tensor
-
-
-def all_reduce_max(tensor: Tensor) -> Tensor:
-    """Largest `tensor` over the ranks, in place; returns it."""
-    if is_initialized():
-        dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
+        dist.all_reduce(tensor, op=getattr(dist.ReduceOp, how))
     return tensor
 
 

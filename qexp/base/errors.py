@@ -95,6 +95,16 @@ def choose(key: str, name: str, table: Iterable[str]) -> str:
     return name
 
 
+def raised(error: BaseException) -> str:
+    """The sentence that says what code of the user's raised.
+
+    >>> raised(KeyError("lost"))
+    "It raised KeyError: 'lost'."
+    """
+    lines = str(error).strip().splitlines()
+    return f"It raised {type(error).__name__}: {lines[0].rstrip('.') if lines else '(no message)'}."
+
+
 class JobsFailed(RuntimeError):
     """Some jobs of a sweep failed; the reason of each is printed before."""
 

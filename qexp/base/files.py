@@ -11,7 +11,7 @@ import os
 import re
 import secrets
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from qexp.base.errors import UserError
@@ -181,6 +181,26 @@ def fsync_folder(folder: Path) -> None:
         os.close(handle)
 
 
+def write_bytes_atomic(path: Path, data: bytes) -> None:
+    """`write_atomic` for bytes."""
+    write_atomic(path, lambda partial: partial.write_bytes(data))
+
+
 def write_text_atomic(path: Path, text: str) -> None:
     """`write_atomic` for text, without the passwords of URIs in it."""
     write_atomic(path, lambda partial: partial.write_text(without_passwords(text), encoding="utf-8"))
+
+
+def write_texts(folder: Path, texts: Mapping[str, str]) -> list[Path]:
+    """Write files of text; one that would be empty is not there afterwards. Returns those that are.
+
+    Args:
+        folder: where they go.
+        texts: name of the file -> its text.
+    """
+    for file, text in texts.items():
+        if text:
+            write_text_atomic(folder / file, text)
+        else:
+            (folder / file).unlink(missing_ok=True)
+    return [folder / file for file, text in texts.items() if text]

@@ -14,7 +14,6 @@ from qexp.base.errors import UserError, choose
 from qexp.config.later import later
 
 Reads = Literal["ends", "sample", "batch_norm"]
-READS: tuple[Reads, ...] = get_args(Reads)
 Side = Literal["output", "input"]  # of a module, where its activation point is observed
 SIDES: tuple[Side, ...] = get_args(Side)
 CALIB: Literal["calib"] = "calib"
@@ -78,19 +77,19 @@ RANGE_METHODS: Catalog[RangeMethodInfo] = Catalog(
             depends_on_grid=True, even_grids_only=False, dequantized_only=False,
             scaled_channels=True, settings=("percentile",)),
         RangeMethodInfo(
-            name="mse", code="qexp.ptq.range_methods:mse",
+            name="mse", code="qexp.ptq.mse:mse_range",
             summary="The range whose grid reproduces the values with the least error, sum |x - x^|^norm.",
             reads="sample", for_weights=True,
             depends_on_grid=True, even_grids_only=False, dequantized_only=True,
             scaled_channels=True, settings=("norm", "num_candidates")),
         RangeMethodInfo(
-            name="kl", code="qexp.ptq.range_methods:kl",
+            name="kl", code="qexp.ptq.kl:kl_range",
             summary="The threshold with the least KL divergence between histograms, as TensorRT's entropy calibration.",
             reads="sample", for_weights=True,
             depends_on_grid=True, even_grids_only=True, dequantized_only=False,
             scaled_channels=True, settings=("num_candidates", "num_bins")),
         RangeMethodInfo(
-            name="aciq", code="qexp.ptq.range_methods:aciq",
+            name="aciq", code="qexp.ptq.aciq:aciq_range",
             summary="The clip that is best for a Laplace or Gaussian density of the values' scale, by formula.",
             reads="sample", for_weights=True,
             depends_on_grid=True, even_grids_only=True, dequantized_only=False,

@@ -111,8 +111,8 @@ class DataSettings:
         factory: `module:function` or `file.py:function` for `custom`; see `qexp.data.custom`.
         image_size: height and width in pixels after resizing; None keeps the set's own size.
         num_classes: classes of `fake` (and passed to `custom`); other sets know theirs and take None.
-        mean: per channel (or one for all), on the 0-1 scale; None measures it on the train split (streamed: ImageNet's); `auto`
-            is that of a pretrained network, else the set's.
+        mean: per channel (or one for all), on the 0-1 scale; None measures it on the train split (streamed: ImageNet's); an empty
+            list is that of a pretrained network, else the set's.
         std: standard deviation, given together with the mean.
         augment: what training does to its images; see `qexp.data.augment.Augmentation`.
         num_calib: images set aside for the split `calib`; of a tree with a folder `calib`, so many of that, 0 takes all.
@@ -136,8 +136,8 @@ class DataSettings:
     factory: str | None = None
     image_size: Annotated[int, Ge(1), Le(4096)] | None = None
     num_classes: Count | None = None
-    mean: list[float] | Literal["auto"] | None = None
-    std: list[Positive] | Literal["auto"] | None = None
+    mean: list[float] | None = None
+    std: list[Positive] | None = None
     augment: Literal["none", "crop", "crop_flip", "resized_crop_flip"] = "none"
     num_calib: Natural = 0
     num_select: Natural = 0
@@ -170,7 +170,7 @@ class DataSettings:
             )
         if self.classes is not None and not Path(self.classes).is_file():
             raise UserError("data.classes", self.classes, allowed="a file that exists")
-        if (self.mean is None) != (self.std is None) or (self.mean == "auto") != (self.std == "auto"):
+        if (self.mean is None) != (self.std is None) or (self.mean == []) != (self.std == []):
             raise UserError("data.mean", self.mean, allowed="given together with data.std")
         self._check_preprocessing()
 
@@ -183,7 +183,7 @@ class DataSettings:
                     f"data.{key}", getattr(self, key), allowed=f"null for data={self.name}", remedy=f"{able} read it."
                 )
         how = self.preprocessing
-        if how.crop != "none" and how.image_size is None and self.mean != "auto":
+        if how.crop != "none" and how.image_size is None and self.mean != []:
             raise UserError("data.crop", how.crop, allowed="given together with data.image_size")
         if self.resize is not None and how.crop != "center" and self.crop is not None:
             remedy = "It is the shorter side before the centre is cut out."
@@ -195,7 +195,8 @@ class DataSettings:
     def preprocessing(self) -> Preprocessing:
         """How files become pixels: what was typed, else what the set's row says."""
         base = (self.info.preprocessing or Preprocessing()).resized(self.image_size)
-        return self._typed_over(base)
+        given = {key: getattr(self, key) and tuple(getattr(self, key)) for key in ("mean", "std")}
+        return replace(self._typed_over(base), **given)
 
     def _typed_over(self, base: Preprocessing) -> Preprocessing:
         """`base`, but for what was typed."""
@@ -215,13 +216,19 @@ class DataSettings:
         row = self.info.preprocessing
         base = (row or Preprocessing()) if own is None else own
         values: dict[str, Any] = {key: getattr(base, key) and list(getattr(base, key)) for key in ("mean", "std")}
-        values = {key: value for key, value in values.items() if getattr(self, key) == "auto"}
+        values = {key: value for key, value in values.items() if getattr(self, key) == []}
         if row is not None:
             values["image_size"] = base.image_size if self.image_size is None else self.image_size
             if own is not None:
                 how = self._typed_over(own.resized(self.image_size))
                 values |= {key: getattr(how, key) for key in FILE_KEYS}
         return replace(self, **values)
+
+    @property
+    def source(self) -> tuple[str, str]:
+        """The setting that says where the images come from, and its value: what messages about them name."""
+        given = ((f"data.{key}", getattr(self, key)) for key in ("factory", "root"))
+        return next(((key, value) for key, value in given if value is not None), ("data", self.name))
 
     @property
     def info(self) -> DatasetInfo:

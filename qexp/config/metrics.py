@@ -12,9 +12,10 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
-from typing import Literal, get_args, get_origin, get_type_hints
+from typing import Literal
 
 from qexp.base.catalog import Catalog, Info, is_own
+from qexp.base.checks import check_types
 from qexp.base.errors import UserError, choose
 from qexp.base.files import canonical_json
 
@@ -84,12 +85,7 @@ def check_row(row: MetricInfo, code: object) -> None:
         row: the user's.
         code: of it.
     """
-    for name, hint in get_type_hints(MetricInfo).items():
-        value, allowed = getattr(row, name), get_args(hint) if get_origin(hint) is Literal else ()
-        if allowed and value not in allowed:
-            raise UserError(name, value, allowed=allowed)
-        if hint in (bool, str) and not isinstance(value, hint):
-            raise UserError(name, value, allowed="true or false" if hint is bool else "a text")
+    check_types(row)
     for name, wanted in OWN.items():
         if getattr(row, name) != wanted:
             raise UserError(name, getattr(row, name), allowed=f"{wanted} for a metric of your own")
@@ -198,6 +194,7 @@ METRICS = Catalog(
 )  # fmt: skip
 
 ALWAYS = tuple(row for row in METRICS.values() if row.always)  # of every evaluation
+FEW = 5  # classes, of which Prec@5 counts all
 ASKED_FOR = METRICS.names_where(lambda row: not row.always and row.reads != "per_class")
 
 
@@ -215,6 +212,15 @@ def asked(names: Iterable[str]) -> tuple[MetricInfo, ...]:
         if row.name in (other.name for other in rows[:place]):
             raise UserError(KEY, row.name, allowed="each metric once")
     return tuple(rows)
+
+
+def prec5_of_few(class_count: int) -> tuple[str, ...]:
+    """What to say of Prec@5 where any five predictions hold the right one; nothing for more classes.
+
+    Args:
+        class_count: width of the logits; 0 where it is not known.
+    """
+    return (f"Prec@5 of {class_count} classes is 100 whatever is predicted.",) if 0 < class_count <= FEW else ()
 
 
 def described(rows: Iterable[MetricInfo]) -> str:

@@ -114,6 +114,7 @@ class ModelSettings:
         pretrained: true takes the weights that ship with the network or that its library fetches, a file those in it; kept as
             `weights`, so that both ways to say it are one.
         library: `timm` for `model=timm model.name=NAME`.
+        weights_key: dotted name of the entry to take of a file with several sets of weights; None the one that fits.
     """
 
     name: str
@@ -122,6 +123,7 @@ class ModelSettings:
     num_classes: Count | None = None
     pretrained: bool | str = later(False)
     library: Literal["timm"] | None = later(None)
+    weights_key: str | None = later(None)
 
     def __post_init__(self) -> None:
         """Check the ranges and what belongs together; what `pretrained` says becomes `weights`."""
@@ -176,6 +178,11 @@ class ModelSettings:
     def preprocessing(self) -> Preprocessing | None:
         """How images are prepared for the weights of a network of ours; None where it begins with others' or none."""
         return self.row.preprocessing if self.row is not None and self.weights is not None else None
+
+    @property
+    def named(self) -> tuple[str, str]:
+        """The key that chose the network, and what was given, for messages."""
+        return ("model", self.name) if self.factory is None else ("model.factory", self.factory)
 
 
 def _families(names: tuple[str, ...]) -> str:

@@ -114,6 +114,9 @@ class Config:
             remedy = "Scaled channels have other ranges than batch norm tells."
             name = self.calibrate.method.name
             raise UserError("calibrate", name, allowed=f"another method with {' and '.join(scaled)}", remedy=remedy)
+        if self.model.weights_key is not None and self.checkpoint is None and self.model.weights in (None, "DEFAULT"):
+            remedy = "It names an entry of the file of checkpoint or model.weights."
+            raise UserError("model.weights_key", self.model.weights_key, allowed="null without a file", remedy=remedy)
         if self.qat.is_on:
             self._check_qat()
 

@@ -18,6 +18,8 @@ from qexp.base.types import Batch
 from qexp.data.augment import Augmentation, epoch_key, epoch_order
 from qexp.data.splits import Part, Split, Splits, representative
 
+SAMPLED = 200  # files of a streamed split that are looked for in another
+
 
 class ImageStore(Protocol):
     """Where the pixels come from: `qexp.data.ram.RamImages` or `qexp.data.streaming.StreamedImages`."""
@@ -33,6 +35,9 @@ class ImageStore(Protocol):
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """(C, H, W)."""
+
+    def resized(self, size: int | None) -> ImageStore:
+        """The same images at `size` x `size` pixels; None leaves them."""
 
     def labels(self, part: Part) -> Tensor:
         """[N] int64."""
@@ -75,7 +80,7 @@ class DataBundle:
         self.class_names, self.num_classes = store.class_names, len(store.class_names)
         self.image_shape, self.streamed = store.image_shape, store.streamed
         self.split_sizes = splits.sizes
-        self._shared: dict[tuple[Split, Split], int] = {}
+        self._shared: dict[tuple[Split, Split], tuple[int, int]] = {}
 
     @cached_property
     def fingerprint(self) -> str:
@@ -92,23 +97,31 @@ class DataBundle:
         digest.update(repr((self.mean, self.std)).encode())
         return digest.hexdigest()[:16]
 
-    def num_shared(self, split: Split | str, other: Split | str) -> int:
-        """Images of `split` that are in split `other` too, byte for byte: pixels, or files where the set is streamed.
+    def labels(self, split: Split | str) -> Tensor:
+        """[N] int64, of the images of a split in its own order."""
+        name = Split(split)
+        rows = self._splits.rows[name]
+        return self._store.labels(self._splits.part(name))[rows] if len(rows) else rows  # a set may lack the part
 
+    def shared(self, split: Split | str, other: Split | str) -> tuple[int, int]:
+        """How many images of `split` are in split `other` too, byte for byte, and how many were looked at.
+
+        All are looked at, by their pixels; of a streamed set, which is not read twice, some of the split, by their files.
         Splits are cut disjoint, so these are copies that the set itself holds.
         """
         pair = Split(split), Split(other)
         if pair not in self._shared:
-            parts = {name: self._splits.part(name) for name in pair}
-            sizes = {name: self._store.sizes(part, self._splits.rows[name]) for name, part in parts.items()}
+            parts = [self._splits.part(name) for name in pair]
+            rows = [self._splits.rows[name] for name in pair]
+            rows[0] = rows[0][representative(len(rows[0]), SAMPLED if self.streamed else None)]
+            sizes = [self._store.sizes(part, chosen) if len(chosen) else [] for part, chosen in zip(parts, rows, strict=True)]
             digests: list[list[bytes]] = []
-            for name, partner in (pair, pair[::-1]):
+            for one, partner in ((0, 1), (1, 0)):
                 possible = set(sizes[partner])  # files of other sizes are not read
-                rows = zip(self._splits.rows[name].tolist(), sizes[name], strict=True)
-                candidates = [row for row, size in rows if size in possible]
-                digests.append([hashlib.sha1(self._store.content(parts[name], row)).digest() for row in candidates])
+                candidates = [row for row, size in zip(rows[one].tolist(), sizes[one], strict=True) if size in possible]
+                digests.append([hashlib.sha1(self._store.content(parts[one], row)).digest() for row in candidates])
             others = set(digests[1])
-            self._shared[pair] = sum(digest in others for digest in digests[0])
+            self._shared[pair] = sum(digest in others for digest in digests[0]), len(rows[0])
         return self._shared[pair]
 
     def steps_per_epoch(self, batch_size: int) -> int:

@@ -43,12 +43,15 @@ def load_custom(settings: DataSettings) -> RamImages:
     parts: dict[Part, RamPart] = {"train": _part(factory, values, "train")}
     if values.get("test_images") is not None or values.get("test_labels") is not None:
         parts["test"] = _part(factory, values, "test")
-    parts = {name: part.resized(settings.image_size) for name, part in parts.items()}
-    shapes = {tuple(part.images.shape[1:]) for part in parts.values()}
+    same = slice(1, None) if settings.image_size is None else slice(1, 2)  # what is not made alike
+    shapes = {tuple(part.images.shape[same]) for part in parts.values()}
     if len(shapes) > 1:
         raise _unfit(factory, f"train and test images differ in shape: {sorted(shapes)}")
     num_classes = 1 + max(int(part.labels.max()) for part in parts.values())
-    names = values.get("class_names")
+    names, num_images = values.get("class_names"), sum(len(part.labels) for part in parts.values())
+    if names is None and num_classes > max(num_images, settings.num_classes or 0):
+        what = f"labels go up to {num_classes - 1} in a set of {num_images} images"
+        raise _unfit(factory, f"{what}; where there are so many classes, class_names or data.num_classes=N says so")
     names = tuple(str(number) for number in range(num_classes)) if names is None else tuple(str(name) for name in names)
     if len(names) < num_classes:
         raise _unfit(factory, f"labels go up to {num_classes - 1}, class_names has {len(names)} entries")
@@ -76,14 +79,21 @@ def _part(factory: str, values: Mapping[str, Any], name: Part) -> RamPart:
             arrays[key] = torch.as_tensor(values[key])
         except (TypeError, ValueError, RuntimeError) as error:
             raise _unfit(factory, f"{key} is no tensor or array: {error}") from error
+    for key, array in arrays.items():
+        if array.layout != torch.strided or array.is_meta:
+            raise _unfit(factory, f"{key} is a sparse tensor, or one without values")
     images, labels = arrays.values()
     if images.dtype != torch.uint8 or images.dim() != 4:
         raise _unfit(factory, f"{name}_images is {images.dtype} {tuple(images.shape)}")
-    if labels.dim() != 1 or labels.is_floating_point() or labels.dtype == torch.bool or len(labels) != len(images):
+    integers = not (labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool)
+    if labels.dim() != 1 or not integers or len(labels) != len(images):
         raise _unfit(factory, f"{name}_labels is {labels.dtype} {tuple(labels.shape)} for {len(images)} images")
-    if len(images) == 0 or int(labels.min()) < 0:
-        raise _unfit(factory, f"{name}_labels is empty or negative")
-    return RamPart(images.contiguous(), labels.long())
+    labels = labels.long()
+    if images.numel() == 0:
+        raise _unfit(factory, f"{name}_images is empty: {tuple(images.shape)}")
+    if int(labels.min()) < 0:
+        raise _unfit(factory, f"{name}_labels has a negative one, {int(labels.min())}")
+    return RamPart(images.contiguous(), labels)
 
 
 def _unfit(factory: str, what: str) -> UserError:

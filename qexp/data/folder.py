@@ -1,20 +1,24 @@
-"""Image files in a tree `root/train/<class>/*`, `root/test/<class>/*`: listing and decoding.
+"""Image files in a tree `root/train/<class>/**`, `root/test/<class>/**`: listing and decoding.
 
-Files are sorted by class and then by name; that is the order of the set. Every image is made RGB.
+Files are sorted by class, then by folder within it, then by name, as torchvision's `ImageFolder` sorts them; that is the order of
+the set. Every image is made RGB of 8 bits; values of 16 bits are scaled to 8, not cut.
 """
 
 from __future__ import annotations
 
 import os
 import struct
+import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageFile
 from torch import Tensor
 
 from qexp.base.console import print_main
@@ -134,28 +138,69 @@ def _list_files(folder: Path, present: Iterable[str], class_labels: Mapping[str,
     paths: list[Path] = []
     labels: list[int] = []
     for name in present:
-        files = sorted(entry.name for entry in os.scandir(folder / name) if Path(entry.name).suffix.lower() in EXTENSIONS)
+        files = _images_below(folder / name)
         if not files:
             remedy = f"Known endings: {' '.join(sorted(EXTENSIONS))}."
             raise UserError("data.root", folder / name, allowed="a class folder that holds images", remedy=remedy)
-        paths += [folder / name / file for file in files]
+        paths += files
         labels += [class_labels[name]] * len(files)
     return FilePart(tuple(paths), torch.tensor(labels, dtype=torch.int64))
 
 
+def _images_below(folder: Path) -> list[Path]:
+    """The image files of a class: in its folder and in those within, sorted by folder and name; hidden folders are none."""
+    files: dict[str, list[str]] = {}
+    for inner, folders, names in os.walk(folder, followlinks=True):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        files[inner] = sorted(name for name in names if Path(name).suffix.lower() in EXTENSIONS)
+    return [Path(inner, name) for inner in sorted(files) for name in files[inner]]
+
+
 def open_rgb(path: Path) -> Image.Image:
-    """Decode one file to RGB.
+    """Decode one file to RGB of 8 bits.
+
+    Of a grey or RGB(A) file of 16 bits a channel, v becomes round(v / 257), so that 65535 is 255.
 
     Raises:
-        OSError, ValueError and others of `DECODE_ERRORS`: the file is corrupt, or has more than 8 bits per channel.
+        OSError, ValueError and others of `DECODE_ERRORS`: the file is corrupt, or of pixels whose full scale it does not say.
     """
     with Image.open(path) as file:
+        raw = _raw_mode(file)
+        if file.mode.startswith("I;16") and ";16" in raw or file.mode == "I" and file.format == "PPM":
+            return Image.fromarray(_to_8_bits(np.asarray(file))).convert("RGB")
         if file.mode.startswith(("I", "F")):
-            raise ValueError(f"mode {file.mode} has more than 8 bits per channel")
+            raise ValueError(f"mode {file.mode} has more than 8 bits per channel, and their full scale is unknown")
+        if ";16" in raw:
+            return _open_deep(path, raw)
         image = (
             file.convert("RGBA") if file.mode == "P" and "transparency" in file.info else file
         )  # PIL warns about the direct way
         return image.convert("RGB")
+
+
+def _raw_mode(file: ImageFile.ImageFile) -> str:
+    """How PIL calls the pixels as they lie in a file, `RGB;16B`; empty where its decoder does not say."""
+    args = file.tile[0][3] if file.tile else ""
+    first = args[0] if isinstance(args, tuple) and args else args
+    return first if isinstance(first, str) else ""
+
+
+def _open_deep(path: Path, raw: str) -> Image.Image:
+    """A file of colours of 16 bits, of which PIL keeps the high bytes; read in the other byte order, it gives the low ones."""
+    layout, _, order = raw.partition(";16")
+    if layout not in ("RGB", "RGBA", "RGBX") or order not in ("B", "L", "N"):
+        raise ValueError(f"pixels {raw} have more than 8 bits per channel")
+    swapped = f"{layout};16{'L' if order == 'B' or (order == 'N' and sys.byteorder == 'big') else 'B'}"
+    with Image.open(path) as high, Image.open(path) as low:
+        tiles: list[Any] = low.tile  # of PIL's own class, or plain tuples, as its version may be
+        tiles[:] = [(*tile[:3], (swapped, *tile[3][1:]) if isinstance(tile[3], tuple) else swapped) for tile in tiles]
+        values = np.asarray(high)[..., :3].astype(np.uint16) * 256 + np.asarray(low)[..., :3]
+    return Image.fromarray(_to_8_bits(values))
+
+
+def _to_8_bits(values: np.ndarray) -> np.ndarray:
+    """round(v / 257) of integers from 0 to 65535, uint8."""
+    return ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)
 
 
 def decode(path: Path, how: Preprocessing) -> Tensor:

@@ -10,15 +10,22 @@ from qexp.base.errors import UserError
 from qexp.base.files import hash_json
 from qexp.config.data import DataSettings
 from qexp.data.bundle import DataBundle, ImageStore
+from qexp.data.checks import check_source
 from qexp.data.splits import Part, Split, cut_splits
 
 IN_MEMORY = 2  # data sets that stay loaded: the one in use, and the one before it
 
 
 def load_store(settings: DataSettings) -> ImageStore:
-    """The images and labels of a data set, by the loader that its row names."""
+    """The images and labels of a data set, by the loader that its row names, looked at and resized.
+
+    Raises:
+        UserError: the set is absent or corrupt, or `check_source` refuses it.
+    """
     load = cast("Callable[[DataSettings], ImageStore]", settings.info.load())
-    return load(settings)
+    store = load(settings)
+    check_source(store, settings)
+    return store.resized(settings.image_size)
 
 
 def load_data(settings: DataSettings) -> DataBundle:
@@ -32,11 +39,15 @@ def load_data(settings: DataSettings) -> DataBundle:
     splits = cut_splits({part: store.labels(part) for part in parts if store.num_images(part) is not None}, settings)
     if settings.mean is None or settings.std is None:
         if len(splits.rows[Split.TRAIN]) == 0 and not store.streamed:
-            raise UserError("data.mean", None, allowed="a list, or auto, where there is no image to measure it on")
+            raise UserError(
+                "data.mean",
+                None,
+                allowed="a list, or [] for that of the network or of the set, as there is no image to measure it on",
+            )
         mean, std = store.channel_statistics(splits.rows[Split.TRAIN])
     else:
         channels = store.image_shape[0]
-        mean, std = (_per_channel(key, list(getattr(settings, key)), channels) for key in ("mean", "std"))
+        mean, std = (_per_channel(key, getattr(settings, key), channels) for key in ("mean", "std"))
     return DataBundle(store, splits, mean=mean, std=std, augment=settings.augment)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -51,6 +51,10 @@ class RamImages:
     class_names: tuple[str, ...]
     streamed: bool = False
     _copies: dict[str, dict[Part, RamPart]] = field(default_factory=dict, repr=False)
+
+    def resized(self, size: int | None) -> RamImages:
+        """The same set at `size` x `size` pixels; None leaves it."""
+        return replace(self, parts={name: part.resized(size) for name, part in self.parts.items()})
 
     @property
     def image_shape(self) -> tuple[int, int, int]:

@@ -37,7 +37,7 @@ def load_mnist5k(settings: DataSettings) -> RamImages:
     # mnist.mnist_data() parses the same file with genfromtxt, which takes five times as long.
     table = torch.from_numpy(np.loadtxt(mnist.DATA_PATH, delimiter=",", dtype=np.float32)).to(torch.uint8)
     part = RamPart(table[:, :-1].reshape(-1, 1, 28, 28).contiguous(), table[:, -1].long())
-    return RamImages({"train": part.resized(settings.image_size)}, _numbers(10))
+    return RamImages({"train": part}, _numbers(10))
 
 
 def load_digits(settings: DataSettings) -> RamImages:
@@ -50,7 +50,7 @@ def load_digits(settings: DataSettings) -> RamImages:
     bunch = datasets.load_digits()
     images = (torch.from_numpy(bunch.images) * (255 / 16)).round().to(torch.uint8)[:, None]
     part = RamPart(images, torch.from_numpy(bunch.target).long())
-    return RamImages({"train": part.resized(settings.image_size)}, _numbers(10))
+    return RamImages({"train": part}, _numbers(10))
 
 
 def load_torchvision(kind: str, settings: DataSettings) -> RamImages:
@@ -58,7 +58,7 @@ def load_torchvision(kind: str, settings: DataSettings) -> RamImages:
 
     Args:
         kind: name of torchvision's class.
-        settings: root, download, image size.
+        settings: root, download.
 
     Raises:
         UserError: the set is not there and `download` is false, or it could not be fetched.
@@ -68,7 +68,7 @@ def load_torchvision(kind: str, settings: DataSettings) -> RamImages:
     for part, opened in sets.items():
         images, labels = torch.as_tensor(opened.data), torch.as_tensor(opened.targets).long()
         images = images[:, None] if images.dim() == 3 else images.permute(0, 3, 1, 2)  # [N, H, W] or [N, H, W, C]
-        parts[part] = RamPart(images.contiguous(), labels).resized(settings.image_size)
+        parts[part] = RamPart(images.contiguous(), labels)
     return RamImages(parts, tuple(sets["train"].classes))
 
 

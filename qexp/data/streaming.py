@@ -126,6 +126,10 @@ class StreamedImages:
         """Names of the class folders."""
         return self.tree.class_names
 
+    def resized(self, size: int | None) -> StreamedImages:
+        """Itself: files are resized as they are decoded."""
+        return self
+
     def labels(self, part: Part) -> Tensor:
         """[N] int64."""
         return self.tree.parts[part].labels

@@ -98,8 +98,8 @@ def simulated_codes(network: GraphNetwork, images: Tensor) -> tuple[dict[str, Te
 
 
 @torch.no_grad()
-def load_biases_(network: GraphNetwork, biases: Mapping[str, Tensor]) -> None:
-    """Give a simulation the biases that a file holds, rounded to steps of the accumulators; in place.
+def load_values_(network: GraphNetwork, values: Mapping[str, Tensor]) -> None:
+    """Give a simulation what a file holds otherwise: biases, rounded to steps of the accumulators, and coarser weights; in place.
 
     Nothing else keeps a simulation from the integers but exact ties and the order of float sums. ResNet-20 trained on CIFAR-10,
     500 test images, ONNX Runtime against the simulation, logit SQNR and equal predictions: at W8A8 33.3 dB and 98.8 % before,
@@ -107,8 +107,8 @@ def load_biases_(network: GraphNetwork, biases: Mapping[str, Tensor]) -> None:
 
     Args:
         network: shares its parameters with whatever it was made from.
-        biases: of `qexp.deploy.onnx.qdq.Exported`.
+        values: of `qexp.deploy.lower.Lowered.values_in`, or `biases` of `qexp.deploy.onnx.qdq.Exported` alone.
     """
     parameters = dict(network.named_parameters(remove_duplicate=False))
-    for name, value in biases.items():
+    for name, value in values.items():
         parameters[name].copy_(value)

@@ -18,6 +18,7 @@ from qexp.base.types import QParams, QuantSpec
 from qexp.config.export import FILE_GRANULARITIES
 from qexp.deploy.weight_codes import WeightCodes, codes_of, has_codes, weight_codes
 from qexp.nn.graph import GraphNetwork, trace
+from qexp.nn.layer_calls import layers_as_modules
 from qexp.quant.scheme_table import scheme_name
 from qexp.quant.schemes import Limits
 
@@ -64,9 +65,9 @@ def code_network(
     Raises:
         UserError: a value is off its grid, or the network cannot be traced.
     """
-    network = module if isinstance(module, GraphNetwork) else trace(module, example).build()
-    values = dict(network.named_parameters(remove_duplicate=False)) | dict(network.named_buffers(remove_duplicate=False))
-    floats = {} if reference is None else dict(reference.named_parameters()) | dict(reference.named_buffers())
+    network = layers_as_modules(module if isinstance(module, GraphNetwork) else trace(module, example).build())
+    values = tensors_of(network)
+    floats = {} if reference is None else reference.state_dict()
     weights: dict[str, WeightCodes] = {}
     kept_float: dict[str, str] = {}
     for name, (spec, qparams) in grids.items():
@@ -80,7 +81,7 @@ def code_network(
             if codes is None:
                 kept_float[name] = f"its {scheme_name(spec.scheme)} grid was not kept"
             else:
-                weights |= dict.fromkeys(_names_read(network, name, values), codes)
+                weights |= dict.fromkeys(names_read(network, name, values), codes)
     return CodedNetwork(network.eval(), weights, kept_float)
 
 
@@ -99,8 +100,19 @@ def _codes(
         raise
 
 
-def _names_read(network: GraphNetwork, name: str, values: Mapping[str, Tensor]) -> list[str]:
-    """The names under which the graph reads a tensor: its own, or those that share its memory; its own where nothing does."""
+def tensors_of(module: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers by all of their names."""
+    return dict(module.named_parameters(remove_duplicate=False)) | dict(module.named_buffers(remove_duplicate=False))
+
+
+def names_read(network: GraphNetwork, name: str, values: Mapping[str, Tensor]) -> list[str]:
+    """The names under which the graph reads a tensor: its own, or those that share its memory; its own where nothing does.
+
+    Args:
+        network: whose graph.
+        name: of the tensor.
+        values: of `tensors_of(network)`.
+    """
     read = set()
     for node in network.graph.nodes:
         if node.op in ("get_attr", "call_module"):

@@ -23,7 +23,7 @@ from qexp.base.errors import UserError, UserErrors
 from qexp.base.files import hash_file, hash_json, write_atomic
 from qexp.base.text import by_reason, file_name
 from qexp.config.export import RUNTIMES
-from qexp.deploy.activation_codes import load_biases_
+from qexp.deploy.activation_codes import load_values_
 from qexp.deploy.cost import bops, latency, layer_bits, peak_memory_bytes
 from qexp.deploy.fidelity import EVALUATED, Fidelity, FidelityRun, images_of, simulation_of
 from qexp.deploy.lower import Lowered, example_of, lower, lower_float, lower_untried
@@ -39,7 +39,6 @@ from qexp.tracking import environment, rows
 from qexp.tracking.journal import Journal
 
 EXPORT_VERSION = 1  # raise it when the same file comes to be measured otherwise
-ABOUT = "export"  # of alarms
 FILE, EXAMPLE = "network.onnx", "example.npz"
 PROGRAM = str(Path(FILE).with_suffix(PROGRAM_SUFFIX))
 _NOT_MEASURED = ("folder", "register", "torch_export")
@@ -102,7 +101,7 @@ def _write(prepared: Prepared, variant: Variant, lowered: Lowered, path: Path) -
     )
     if settings.torch_export or any(RUNTIMES[name].reads == "program" for name in settings.runtimes):
         network = copy.deepcopy(lowered.network)
-        load_biases_(network, exported.biases)
+        load_values_(network, lowered.values_in(exported.biases))
         program = path.with_suffix(PROGRAM_SUFFIX)
         save_program(network, example, lowered.weights, program, unsigned=settings.unsigned)
     return exported
@@ -175,7 +174,7 @@ class _ExportJob:
 
     def record(self, measured: dict[str, Any]) -> None:
         """Write a measured row into the experiment's journal, unless it is there, and its alarms into the record."""
-        self.recorder.set_alarms(self.variant, 0, ABOUT, measured["alarms"])
+        self.recorder.add_alarms(self.variant, 0, [f"export: {alarm}" for alarm in measured["alarms"]])
         for alarm in measured["alarms"]:
             print_main(f"  ! {self.variant.label}: {alarm}")
         journal = self.recorder.journal

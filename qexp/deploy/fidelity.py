@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from qexp.base.outputs import main_output
 from qexp.base.types import Batch
 from qexp.config.root import Config
-from qexp.deploy.activation_codes import load_biases_, simulated_codes
+from qexp.deploy.activation_codes import load_values_, simulated_codes
 from qexp.deploy.integer_network import integer_codes
 from qexp.deploy.lower import Lowered
 from qexp.deploy.onnx.qdq import Exported
@@ -89,17 +89,18 @@ def images_of(prepared: Prepared) -> Iterator[Batch]:
 
 
 def simulation_of(config: Config, lowered: Lowered, exported: Exported) -> GraphNetwork:
-    """What runtimes are compared with: the copy as it is evaluated, or one of it with the biases of the file.
+    """What runtimes are compared with: the copy as it is evaluated, or one of it with the biases and weights of the file.
 
     Args:
         config: of the job.
         lowered: the copy.
         exported: the file.
     """
-    if config.export.simulate == "fast" or not exported.biases:
+    values = lowered.values_in(exported.biases)
+    if config.export.simulate == "fast" or not values:
         return lowered.network
     simulation = copy.deepcopy(lowered.network)
-    load_biases_(simulation, exported.biases)
+    load_values_(simulation, values)
     return simulation
 
 

@@ -6,10 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from qexp.base.text import Note
-from qexp.deploy.coded_network import CodedNetwork, code_network
+from qexp.deploy.coded_network import CodedNetwork, code_network, names_read, tensors_of
+from qexp.deploy.dead_channels import floor_dead_channels
 from qexp.deploy.weight_codes import WeightCodes, has_codes, weight_codes
 from qexp.experiment.build import Builder
 from qexp.experiment.job import Prepared
@@ -17,6 +18,7 @@ from qexp.experiment.variants import Variant
 from qexp.nn.fake_quant import fake_quants, insert
 from qexp.nn.fold import fold_batch_norm
 from qexp.nn.graph import GraphNetwork, trace
+from qexp.nn.layer_calls import layers_as_modules
 from qexp.qat.convert import Converted, assemble
 
 
@@ -27,12 +29,22 @@ class Lowered:
     Args:
         network: simulates, in eval mode on the CPU.
         weights: state-dict name -> codes.
-        notes: what stays float, and why.
+        notes: what stays float or is written otherwise, and why.
+        floored: names of the weights whose dead channels are coarser than the network has them.
     """
 
     network: GraphNetwork
     weights: Mapping[str, WeightCodes]
     notes: tuple[str, ...] = ()
+    floored: tuple[str, ...] = ()
+
+    def values_in(self, biases: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """State-dict name -> values, where a file has others than the network.
+
+        Args:
+            biases: of the file, `qexp.deploy.onnx.qdq.Exported.biases`.
+        """
+        return {name: self.weights[name].values for name in self.floored} | dict(biases)
 
 
 def example_of(prepared: Prepared) -> Tensor:
@@ -75,9 +87,9 @@ def lower_float(prepared: Prepared, *, fold: bool = True) -> Lowered:
     """
     network = prepared.network().eval()
     if not fold or prepared.converted is not None:
-        return Lowered(trace(network, example_of(prepared)).build().eval(), {})
-    folded = fold_batch_norm(network)
-    return Lowered(trace(network, example_of(prepared)).build((), folded.model).eval(), {}, folded.notes)
+        return Lowered(layers_as_modules(trace(network, example_of(prepared)).build()).eval(), {})
+    folded = fold_batch_norm(network, example_of(prepared))
+    return Lowered(layers_as_modules(trace(network, example_of(prepared)).build((), folded.model)).eval(), {}, folded.notes)
 
 
 def lower_untried(prepared: Prepared, variant: Variant) -> Lowered:
@@ -93,16 +105,17 @@ def lower_untried(prepared: Prepared, variant: Variant) -> Lowered:
         return lower(prepared, variant)
     network = prepared.network().eval()
     traced = trace(network, example_of(prepared))
-    plain = fold_batch_norm(network).model if variant.config.correct.fold_bn else network
-    module = insert(traced, variant.plan, plain).eval()
+    plain = fold_batch_norm(network, example_of(prepared)).model if variant.config.correct.fold_bn else network
+    module = layers_as_modules(insert(traced, variant.plan, plain)).eval()
     non_negative = {row.info.name: row.info.non_negative for row in variant.plan.activations}
     for name, quantizer in fake_quants(module).items():
         if not quantizer.spec.dynamic:
             low = 0.0 if non_negative[name] else -1.0  # zero points as they will be: a runtime may load one and not the other
             quantizer.set_range(torch.full_like(quantizer.scale, low), torch.full_like(quantizer.scale, 1.0))
-    tensors = _tensors(plain)
-    specs = {name: spec for name, spec in variant.plan.quantized.items() if has_codes(spec) and name in tensors}
-    weights = {name: weight_codes(tensors[name], spec) for name, spec in specs.items() if bool(tensors[name].any())}
+    tensors, weights = tensors_of(module), {}
+    for name, spec in variant.plan.quantized.items():
+        if has_codes(spec) and name in tensors and bool(tensors[name].any()):
+            weights |= dict.fromkeys(names_read(module, name, tensors), weight_codes(tensors[name], spec))
     return Lowered(module, weights)
 
 
@@ -113,10 +126,8 @@ def _lower_converted(prepared: Prepared, converted: Converted) -> Lowered:
 
 
 def _lowered(coded: CodedNetwork, notes: Sequence[str] = ()) -> Lowered:
-    kept_float = (Note(name, f"stays float, {why}") for name, why in coded.kept_float.items())
-    return Lowered(coded.network, coded.weights, (*notes, *kept_float))
-
-
-def _tensors(module: nn.Module) -> dict[str, Tensor]:
-    """Parameters and buffers by all of their names."""
-    return dict(module.named_parameters(remove_duplicate=False)) | dict(module.named_buffers(remove_duplicate=False))
+    kept_float = [Note(name, f"stays float, {why}") for name, why in coded.kept_float.items()]
+    weights = floor_dead_channels(coded.network, coded.weights)
+    floored = tuple(name for name, weight in weights.items() if weight is not coded.weights[name])
+    coarser = [Note(name, "nearly dead channels have larger steps, so that the bias fits int32") for name in floored]
+    return Lowered(coded.network, weights, (*notes, *kept_float, *coarser), floored)

@@ -6,7 +6,7 @@ here with qexp's scales, so that no observer of another library chooses any. As 
 by Inductor on x86 with its weights frozen, convolutions and linear layers between such pairs become oneDNN's integer kernels.
 
 These operators multiply by 1 / scale, as qexp does by default. Biases stay float, as the network has them: those of the ONNX file
-if `load_biases_` came before.
+if `load_values_` came before.
 
 Rejected: torchao's flow itself (`prepare_pt2e`, `convert_pt2e`), which wants a Quantizer and an observer for each activation
 point to bring numbers in that are known already. What it converts to is this program, and what compiles it is part of torch.

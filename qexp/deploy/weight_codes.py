@@ -15,7 +15,7 @@ from qexp.quant.encoding import encode
 from qexp.quant.scheme_table import SCHEMES
 from qexp.quant.schemes import Limits
 
-_MAX_BIAS = 2**30  # leaves the other half of an int32 accumulator to 32 000 products of 8-bit codes
+MAX_BIAS = 2**30  # leaves the other half of an int32 accumulator to 32 000 products of 8-bit codes
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,4 +109,4 @@ def bias_codes(bias: Tensor, scale: Tensor) -> Tensor | None:
     tensor([  3, -10], dtype=torch.int32)
     """
     codes = torch.round(bias.detach().double().cpu() / scale.double())
-    return codes.to(torch.int32) if bool((codes.abs() <= _MAX_BIAS).all()) else None
+    return codes.to(torch.int32) if bool((codes.abs() <= MAX_BIAS).all()) else None

@@ -75,7 +75,7 @@ def evaluate(
     measured = measures() if measured is None else measured
     tallies = {name: _Tally(class_count, keep_logits, measured) for name in names}
     position = 0
-    with torch.inference_mode(), _unchanged(models):
+    with torch.inference_mode(), unchanged(models):
         for batch in batches:
             expected = None
             if isinstance(reference, Tensor):
@@ -94,7 +94,7 @@ def evaluate(
 
 
 @contextmanager
-def _unchanged(models: Mapping[str, nn.Module]) -> Iterator[None]:
+def unchanged(models: Mapping[str, nn.Module]) -> Iterator[None]:
     """Insist on eval mode, and that no buffer is written: an evaluation leaves BN's statistics as they are."""
     for name, model in models.items():
         modules = [path or "the network" for path, module in model.named_modules() if module.training]

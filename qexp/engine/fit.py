@@ -108,7 +108,7 @@ def fit(
                 f"{label}  loss {end.train_loss:.4f}  Prec@1 {end.train_prec1:.2f} (train)  lr {end.lr:.4g}  "
                 f"{end.seconds:.1f} s  {end.images_per_s:.0f} images/s"
             )
-        if int(dist.all_reduce_max(torch.tensor(int(preemption.requested())))):
+        if int(dist.all_reduce(torch.tensor(int(preemption.requested())), "MAX")):
             raise preemption.stop()
         on_epoch_end(end)
         restore_rank_rng(state.rng, device)

@@ -170,7 +170,7 @@ class Trainer:
     def check_finite(self, epoch: int) -> None:
         """Raise on all ranks if the loss was not finite on any."""
         self._drain()
-        step = int(dist.all_reduce_min(torch.tensor(self.first_bad)))
+        step = int(dist.all_reduce(torch.tensor(self.first_bad), "MIN"))
         if step < _NEVER:
             raise DivergenceError(
                 f"Training diverged: the loss is not finite at epoch {epoch}, step {step + 1}. "
@@ -179,7 +179,7 @@ class Trainer:
 
     def pop_totals(self, images: int) -> tuple[float, float]:
         """Mean loss and Prec@1 over the epoch's images on all ranks; starts afresh."""
-        loss, correct = dist.all_reduce_sum(torch.tensor(self.totals, dtype=torch.float64)).tolist()
+        loss, correct = dist.all_reduce(torch.tensor(self.totals, dtype=torch.float64), "SUM").tolist()
         self.reset()
         return loss / images, 100 * correct / images
 

@@ -25,7 +25,7 @@ from qexp.experiment.variants import Variant
 from qexp.nn.fake_quant import CONTAINER, fake_quants, insert, observed
 from qexp.nn.graph import Traced, trace
 from qexp.nn.input_quant import INPUT_QUANTS
-from qexp.nn.shadow import Shadow
+from qexp.nn.shadow import Shadow, names_by_memory
 from qexp.ptq.calibrate import calibrate
 from qexp.ptq.calibration import Calibration, hash_tensors
 from qexp.ptq.corrections import Copy
@@ -75,7 +75,7 @@ class Builder:
             UserError: a correction or a range that the network does not have; names the tensor or the layer.
         """
         config = variant.config
-        work = Copy(self.network, None, config.correct, config.seed, lambda: self._all(variant))
+        work = Copy(self.network, None, config.correct, config.seed, self._example(), lambda: self._all(variant))
         _correct(work, "before")
         work.rounded = quantized = copy.deepcopy(work.reference)
         work.limits = self._limits(variant, work.reference)
@@ -96,7 +96,7 @@ class Builder:
         settings = variant.config.calibrate
         if not settings.clips_weights:
             return {}
-        tensors = dict(reference.named_parameters())
+        tensors = dict(reference.named_parameters(remove_duplicate=False))
         return {
             name: weight_range(tensors[name], spec, settings) for name, spec in variant.plan.quantized.items() if name in tensors
         }
@@ -119,8 +119,11 @@ class Builder:
     def _trace(self) -> Traced:
         """The graph of the network, traced once."""
         if self._traced is None:
-            self._traced = trace(self.network, torch.zeros(1, *self.prepared.bundle.image_shape, device=self.device))
+            self._traced = trace(self.network, self._example())
         return self._traced
+
+    def _example(self) -> Tensor:
+        return torch.zeros(1, *self.prepared.bundle.image_shape, device=self.device)
 
     def _calibrate(self, variant: Variant, specs: Mapping[str, QuantSpec], quantized: nn.Module) -> Calibration:
         """The ranges of the places, found on calibration images."""
@@ -173,14 +176,16 @@ def _correct(work: Copy, step: Literal["before", "after"]) -> None:
 
 def _round_weights(quantized: nn.Module, variant: Variant, limits: Mapping[str, Limits]) -> Iterator[str]:
     """Overwrite the planned weights with their nearest codes' values; yields the constant ones, which stay."""
-    tensors: dict[str, Tensor] = dict(quantized.named_parameters()) | dict(quantized.named_buffers())
-    for name, spec in variant.plan.quantized.items():
-        if name not in tensors:
-            remedy = "With correct.fold_bn=true batch norms are gone: leave them out of policy.rules."
-            raise UserError("policy", name, allowed="tensors of the folded network", remedy=remedy)
+    tensors, specs = quantized.state_dict(), variant.plan.quantized
+    if gone := next((name for name in specs if name not in tensors), None):
+        remedy = "With correct.fold_bn=true batch norms are gone: leave them out of policy.rules."
+        raise UserError("policy", gone, allowed="tensors of the folded network", remedy=remedy)
+    for name in names_by_memory(tensors, specs):  # a tied weight is rounded once
+        if name not in specs:
+            continue
         with torch.no_grad():
             try:
-                quantize_(tensors[name], tensors[name], spec, limits.get(name))
+                quantize_(tensors[name], tensors[name], specs[name], limits.get(name))
             except ConstantTensorError:
                 yield name
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from qexp.base.catalog import is_own
 from qexp.base.errors import UserError
-from qexp.config.metrics import asked
+from qexp.config.metrics import asked, prec5_of_few
 from qexp.config.model import PRETRAINED
 from qexp.config.root import Config
 from qexp.engine.metrics import check_metric
@@ -17,7 +17,8 @@ from qexp.reporting.frames.summary import columns_of_others
 if TYPE_CHECKING:
     from qexp.data.bundle import DataBundle
 
-SHARED = 0.005  # of the images that something is chosen on: more that are scored as well are refused
+SHARED = 0.005  # published sets hold a copy or two; more images that are both learned from, or chosen on, and scored count
+MOSTLY = 0.5  # of the images that are scored: where more are training images, no number would be of new ones
 
 
 def check_evaluation(config: Config, bundle: DataBundle) -> None:
@@ -28,13 +29,6 @@ def check_evaluation(config: Config, bundle: DataBundle) -> None:
         raise UserError("evaluate.num_images", wanted, allowed=f"at most {size}, the size of the {split} split")
 
 
-def check_training(config: Config, bundle: DataBundle) -> None:
-    """Raise UserError where a training has no images."""
-    if config.checkpoint is None and bundle.split_sizes["train"] == 0:
-        remedy = "The other splits take all, or there is no train/: nothing is left to train on."
-        raise UserError("data", config.data.name, allowed="images to train on", remedy=remedy)
-
-
 def check_pretrained(config: Config, bundle: DataBundle) -> None:
     """Raise UserError where a pretrained network would be evaluated with a classifier that nobody trained."""
     if config.checkpoint != PRETRAINED:
@@ -43,6 +37,62 @@ def check_pretrained(config: Config, bundle: DataBundle) -> None:
     if count != wanted:
         remedy = f"model.num_classes={count} keeps its classifier; data.classes=FILE lists its classes, so that labels fit."
         raise UserError("model.pretrained", True, allowed=f"a network for {wanted} classes, not {count}", remedy=remedy)
+
+
+def check_training(config: Config, bundle: DataBundle) -> None:
+    """Raise UserError where a training sees no image, one class alone, not all that are scored, or most images that are."""
+    if config.checkpoint is not None:
+        return
+    (key, value), scored = config.data.source, config.evaluate.split
+    if bundle.split_sizes["train"] == 0:
+        remedy = "The other splits take all, or there is no train/: nothing is left to train on."
+        raise UserError(key, value, allowed="images to train on", remedy=remedy)
+    if len(bundle.labels("train").unique()) < 2:
+        remedy = "Of one class every prediction is right."
+        raise UserError(key, value, allowed="training images of at least 2 classes", remedy=remedy)
+    unseen = _unseen(bundle, scored)
+    if unseen and config.data.num_train is None:
+        remedy = f"No training image is of {unseen} that the {scored} split has."
+        raise UserError(key, value, allowed="training images of all classes that are scored", remedy=remedy)
+    count, size = bundle.shared(scored, "train") if scored != "train" else (0, 0)
+    if count > MOSTLY * size:
+        remedy = f"{count} of {size} images of the {scored} split are training images, byte for byte."
+        raise UserError(key, value, allowed=f"a {scored} split of other images than train", remedy=remedy)
+
+
+def data_alarms(config: Config, bundle: DataBundle) -> list[str]:
+    """What makes every number of a job suspicious, whatever the copy: images that are trained too, classes that are not."""
+    scored, alarms = config.evaluate.split, []
+    if scored != "train":
+        count, size = bundle.shared(scored, "train")
+        if count > SHARED * size:
+            alarms.append(f"{count} of {size} images of the {scored} split are in the train split too, byte for byte")
+    if config.checkpoint is None and (unseen := _unseen(bundle, scored)):
+        alarms.append(f"no training image is of {unseen} that are scored")
+    return alarms
+
+
+def data_notes(config: Config, bundle: DataBundle, class_count: int) -> list[str]:
+    """What a reader should know of the data beside its numbers.
+
+    Args:
+        config: of the job.
+        bundle: its data.
+        class_count: width of the logits.
+    """
+    notes, scored = [*prec5_of_few(class_count)], config.evaluate.split
+    if config.checkpoint is None and (unscored := _unseen(bundle, "train", scored)):
+        notes.append(f"no image of the {scored} split is of {unscored} that are trained")
+    return notes
+
+
+def _unseen(bundle: DataBundle, split: str, by: str = "train") -> str:
+    """The classes of a split that another lacks, in words; empty where there are none."""
+    numbers = sorted({*bundle.labels(split).tolist()} - {*bundle.labels(by).tolist()})
+    if not numbers:
+        return ""
+    names = ", ".join(bundle.class_names[number] for number in numbers[:3]) + (", ..." if len(numbers) > 3 else "")
+    return f"{len(numbers)} of {bundle.num_classes} classes ({names})"
 
 
 def check_metrics(config: Config, class_count: int) -> None:
@@ -107,7 +157,7 @@ def _set_aside(split: str) -> str:
 def _check_apart(key: str, split: str, config: Config, bundle: DataBundle) -> None:
     """Raise UserError where images of a split are scored too; published sets hold a copy or two, and those pass."""
     scored = config.evaluate.split
-    count, size = bundle.num_shared(split, scored), bundle.split_sizes[split]
+    count, size = bundle.shared(split, scored)
     if count > SHARED * size:
         remedy = f"{count} of its {size} images are in the {scored} split too, byte for byte. Take them out of one of the two."
         raise UserError(key, split, allowed=f"images that evaluate.split={scored} does not score", remedy=remedy)

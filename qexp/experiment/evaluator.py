@@ -14,6 +14,7 @@ from qexp.engine.evaluate import Evaluation, evaluate
 from qexp.engine.probe import check_in_use
 from qexp.experiment import messages
 from qexp.experiment.build import Builder
+from qexp.experiment.data_checks import data_alarms
 from qexp.experiment.job import Prepared
 from qexp.experiment.qat_training import QatTraining
 from qexp.experiment.variants import Variant
@@ -52,6 +53,7 @@ class Evaluator:
         self._shadows: dict[tuple[bool, str], list[Shadow]] = {}
         self._start: Evaluation | None = None  # of the float network that a training began from, which stays as it is
         self._probed: dict[tuple[object, ...], tuple[str, ...]] = {}
+        self._data_alarms = data_alarms(prepared.config, prepared.bundle)
         self._builder = Builder(prepared, self._prototype)
         # Of the state scored last; the built networks themselves are not kept.
         self._calibrations: dict[str, Calibration | None] = {}
@@ -73,6 +75,8 @@ class Evaluator:
             known: variant key -> digest of its logits for this state, of variants that were evaluated before.
             float_network: its evaluation by an earlier call with this state, which is not done again.
         """
+        if self._qat is None and state.keys() != self._prototype.state_dict().keys():
+            state = self.prepared.baked(state)
         float_variant = self.prepared.variants[0]
         variants = [float_variant, *(variant for variant in wanted if not variant.is_float)]
         reference: Tensor | str | None = float_variant.key
@@ -210,7 +214,7 @@ class Evaluator:
         if (calibration := self._calibrations.get(variant.key)) is not None:
             alarms += calibration.alarms(self.prepared.bundle.fingerprint)
             alarms += [f"scored on the {calibration.split} split that it was calibrated on"] * self._scores(calibration)
-        alarms += self._foreign()
+        alarms += self._foreign() + self._data_alarms
         if _is_int(variant):
             same = [
                 other.label

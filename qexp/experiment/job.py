@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
 from qexp.base.errors import UserError
 from qexp.base.types import ActivationInfo, Batch, TensorInfo
@@ -20,6 +21,7 @@ from qexp.engine.measures import Measure, measures
 from qexp.experiment.variants import Variant
 from qexp.models.build import build_model
 from qexp.models.weights import load_weights
+from qexp.nn.made_weights import bake_weights_, made_weights
 from qexp.qat.convert import Converted, plain_network
 from qexp.tracking.journal import CONVERTED
 
@@ -75,8 +77,21 @@ class Prepared:
         return Path(self.config.runs_dir) / kind / self.training
 
     def network(self) -> torch.nn.Module:
-        """The network as training begins, or with the checkpoint's weights; on the CPU."""
+        """The network as training begins, or with the checkpoint's weights, all of them parameters; on the CPU."""
         return load_network(self.config, self.bundle, self.converted)[0]
+
+    def trained_network(self) -> torch.nn.Module:
+        """The same as it trains: weights that it makes of other parameters are not parameters yet."""
+        return load_network(self.config, self.bundle, self.converted, bake=False)[0]
+
+    def baked(self, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """A state of `trained_network` as one of `network`."""
+        network = self.trained_network()
+        if not made_weights(network):
+            return state
+        network.load_state_dict(state)
+        bake_weights_(network, torch.zeros(1, *self.bundle.image_shape))
+        return network.state_dict()
 
     def calibration_images(
         self, settings: CalibrateSettings, device: torch.device, *, rank: int = 0, world_size: int = 1
@@ -108,8 +123,16 @@ def untrained_network(config: Config, bundle: DataBundle) -> torch.nn.Module:
     return build_model(config.model, num_classes=num_classes, image_shape=bundle.image_shape, seed=config.seed)
 
 
-def load_network(config: Config, bundle: DataBundle, converted: Converted | None) -> tuple[torch.nn.Module, list[str]]:
+def load_network(
+    config: Config, bundle: DataBundle, converted: Converted | None, *, bake: bool = True
+) -> tuple[torch.nn.Module, list[str]]:
     """The network of a job with the weights of its files, and notes on what was mended.
+
+    Args:
+        config: of the job.
+        bundle: its data.
+        converted: the checkpoint, where a quantization-aware training made it.
+        bake: make parameters of the weights that hooks or parametrizations make.
 
     Raises:
         UserError: a file that does not fit the network.
@@ -126,11 +149,12 @@ def load_network(config: Config, bundle: DataBundle, converted: Converted | None
     for key, path in (("model.weights", config.model.weights), ("checkpoint", config.checkpoint)):
         if path not in (None, PRETRAINED):
             try:
-                notes += load_weights(model, path, key=key)
+                notes += load_weights(model, path, key=key, entry=config.model.weights_key)
             except UserError as error:
                 beside = Path(path).parent.parent / CONVERTED
                 if not beside.is_file():
                     raise
                 remedy = f"It was trained with its quantization; what became of it is in {beside}, for qexp.evaluate."
                 raise UserError(key, path, allowed=error.allowed, remedy=remedy) from None
-    return model, notes
+    names = bake_weights_(model, torch.zeros(1, *bundle.image_shape)) if bake else ()
+    return model, notes + ([f"made permanent what hooks or parametrizations make: {', '.join(names)}"] if names else [])

@@ -6,13 +6,14 @@ starts: a missing data set, a corrupt image, a checkpoint that does not fit, a p
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from torch import nn
 
 from qexp.base.errors import UserError, UserErrors
 from qexp.base.files import hash_file, hash_json
@@ -24,14 +25,23 @@ from qexp.config.root import Config
 from qexp.config.train import check_device
 from qexp.data.load import DataSets
 from qexp.engine.device import pick_device
-from qexp.experiment.data_checks import check_calibration, check_evaluation, check_metrics, check_pretrained, check_training
+from qexp.experiment.data_checks import (
+    check_calibration,
+    check_evaluation,
+    check_metrics,
+    check_pretrained,
+    check_training,
+    data_notes,
+)
 from qexp.experiment.identity import training_hash
 from qexp.experiment.job import Prepared, load_network, untrained_network
+from qexp.experiment.trial import Trial
 from qexp.experiment.variants import Variant, converted_variants, make_variants
 from qexp.models.pretrained import library_preprocessing
 from qexp.nn.activation_points import activations
 from qexp.nn.graph import trace
 from qexp.nn.inventory import as_trained, inventory
+from qexp.nn.made_weights import made_weights
 from qexp.ptq.calibration import hash_tensors
 from qexp.qat.convert import load_converted
 
@@ -50,6 +60,7 @@ class Preparer:
         self.data = DataSets()
         self._check_device = check_device
         self._starts: dict[str, Prepared] = {}
+        self._tried: set[str] = set()  # networks that did what a job will ask of them
 
     def prepare(self, configs: Sequence[Config]) -> Prepared:
         """Load, build and plan one merged job.
@@ -65,12 +76,19 @@ class Preparer:
         if self._check_device:
             check_device(config.recipe, pick_device(config.device).type)
         bundle = self.data.of(config.data)
+        class_count = config.model.num_classes or bundle.num_classes
         check_training(config, bundle)
         check_evaluation(config, bundle)
         check_pretrained(config, bundle)
-        check_metrics(config, config.model.num_classes or bundle.num_classes)
+        check_metrics(config, class_count)
         converted = None if config.checkpoint in (None, PRETRAINED) else load_converted(str(config.checkpoint))
         model, notes = load_network(config, bundle, converted)
+        source = source_hash(config.model.factory) if config.model.factory is not None else None
+        self._try(config, bundle, source, model, lambda: load_network(config, bundle, converted)[0])
+        if config.qat.is_on and (names := made_weights(untrained_network(config, bundle))):
+            remedy = f"Hooks or parametrizations make {', '.join(names[:5])} of other parameters; make them permanent first."
+            raise UserError("qat", config.qat.name, allowed="none for this network", remedy=remedy)
+        notes += data_notes(config, bundle, class_count)
         channels, height, width = bundle.image_shape
         tensors = inventory(model, torch.zeros(2, channels, height, width))
         if config.checkpoint is None:
@@ -84,8 +102,18 @@ class Preparer:
             for variant in variants:
                 check_calibration(variant, bundle)
         start = self._start(config)
-        training = _identity(config, bundle, variants, start, model)
+        training = _identity(config, bundle, variants, start, source, model)
         return Prepared(config, variants, tensors, training, self.data, tuple(notes), places, start, converted)
+
+    def _try(
+        self, config: Config, bundle: DataBundle, source: str | None, model: nn.Module, build: Callable[[], nn.Module]
+    ) -> None:
+        """Use a network as the job will, once for all jobs that ask the same of it; raises UserError where that fails."""
+        trial = Trial.of(config, bundle)
+        key = hash_json([asdict(config.model), config.checkpoint, source, trial.key])
+        if key not in self._tried:
+            trial.run(model, build)
+            self._tried.add(key)
 
     def _start(self, config: Config) -> Prepared | None:
         """The float training that a quantization-aware one begins from."""
@@ -149,23 +177,26 @@ def _with_preprocessing(config: Config) -> Config:
 
 
 def _identity(
-    config: Config, bundle: DataBundle, variants: Sequence[Variant], start: Prepared | None, network: torch.nn.Module
+    config: Config,
+    bundle: DataBundle,
+    variants: Sequence[Variant],
+    start: Prepared | None,
+    source: str | None,
+    network: nn.Module,
 ) -> str:
     weights = config.model.weights
     weights_hash = None if weights in (None, PRETRAINED) else hash_file(Path(str(weights)))
-    source = source_hash(config.model.factory) if config.model.factory is not None else None
     if config.checkpoint is None:
         begun = None
         if config.qat.is_on:
             begun = {"plan": variants[1].plan.hash, "start": start.training if start is not None else None}
         return training_hash(config, bundle.fingerprint, weights_hash, source, begun)
-    model = {key: value for key, value in stored_values(asdict(config.model), ModelSettings).items() if key != "weights"} | (
-        {"source": source} if source else {}
-    )
+    model = stored_values(asdict(config.model), ModelSettings) | ({"source": source} if source else {})
+    del model["weights"]
     content = hash_tensors(network.state_dict()) if config.checkpoint == PRETRAINED else hash_file(Path(config.checkpoint))
     subject = {"checkpoint": content, "model": model, "data": bundle.fingerprint}
     return hash_json(subject)
 
 
-def _places(model: torch.nn.Module, bundle: DataBundle, layers_only: bool) -> tuple[ActivationInfo, ...]:
+def _places(model: nn.Module, bundle: DataBundle, layers_only: bool) -> tuple[ActivationInfo, ...]:
     return activations(trace(model, torch.zeros(1, *bundle.image_shape)), layers_only=layers_only)

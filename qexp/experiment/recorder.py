@@ -137,16 +137,16 @@ class Recorder:
         """What was measured of a variant after `epoch`, as written down."""
         return dict(self._stored[variant.key][epoch])
 
-    def set_alarms(self, variant: Variant, epoch: int, about: str, alarms: Sequence[str]) -> None:
-        """Let a record carry these alarms, each behind `about: `, in place of those about the same; a new row in both files."""
-        row = self.stored(variant, epoch)
-        prefix = f"{about}: "
-        kept = [text for text in row["alarms"] if not text.startswith(prefix)]
-        wanted = [*kept, *(prefix + text for text in alarms)]
+    def add_alarms(self, variant: Variant, epoch: int, alarms: Sequence[str]) -> None:
+        """Let a record carry these alarms behind its evaluation's, in place of any added before; a new row in both files."""
+        row, file = self.stored(variant, epoch), Journal(self._folder / f"{variant.key}.jsonl")
+        # The evaluation's own are those of its first row: rows that alarms were added to are later, and of the same time.
+        same = (other for other in file.rows() if (other["epoch"], other["time_ms"]) == (epoch, row["time_ms"]))
+        wanted = [*next(same)["alarms"], *alarms]
         if wanted == list(row["alarms"]):
             return
         row["alarms"] = wanted
-        Journal(self._folder / f"{variant.key}.jsonl").append([row])
+        file.append([row])
         self._stored[variant.key][epoch] = row
         self.journal.append([rows.record_row(self._known(variant, row))])
 

@@ -10,7 +10,7 @@ from typing import Any
 from qexp.base import dist
 from qexp.base.files import canonical_json
 from qexp.config.later import stored_values
-from qexp.config.metrics import asked, described
+from qexp.config.metrics import FEW, asked, described
 from qexp.config.root import Config
 from qexp.engine.evaluate import Evaluation
 from qexp.engine.measures import Measure, against
@@ -114,6 +114,7 @@ def run_row(
     artifacts = {"config.json": canonical_json(settings)}
     if config.evaluate.metrics:
         artifacts[METRICS_FILE] = described(asked(config.evaluate.metrics))
+    if config.evaluate.metrics or prepared.num_classes <= FEW:  # of which a report says what Prec@5 is worth
         artifacts[CLASSES_FILE] = canonical_json(prepared.bundle.class_names)
     if not variant.is_float:
         artifacts["plan.json"] = canonical_json(plan_rows(variant.plan))

@@ -90,7 +90,7 @@ def _train(
     def on_epoch_end(end: EpochEnd) -> None:
         _evaluate(evaluator, recorder, end.model_state, epoch=end.epoch, last=end.epoch == recipe.epochs)
 
-    model, hooks = (prepared.network().to(device), NO_HOOKS) if qat is None else qat.begin(calibrate=start is None)
+    model, hooks = (prepared.trained_network().to(device), NO_HOOKS) if qat is None else qat.begin(calibrate=start is None)
     end = fit(
         model,
         _train_batches(prepared, device),

@@ -9,7 +9,7 @@ from typing import cast
 import torch
 from torch import nn
 
-from qexp.base.errors import UserError
+from qexp.base.errors import UserError, raised
 from qexp.base.outputs import main_output
 from qexp.config.model import TIMM, ModelSettings, NetworkInfo
 from qexp.models.custom import build_custom
@@ -63,22 +63,18 @@ def _build_own(row: NetworkInfo, num_classes: int, image_shape: tuple[int, int, 
 def _check_forward(model: nn.Module, settings: ModelSettings, num_classes: int, image_shape: tuple[int, int, int]) -> None:
     """Run two black images once: shows what the network does not take, and gives lazy modules their shapes."""
     shape = " x ".join(str(size) for size in image_shape)
-    key, value = ("model.factory", settings.factory) if settings.is_custom else ("model", settings.name)
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
         with torch.no_grad():
             output = model(torch.zeros(2, *image_shape))
     except Exception as error:  # whatever a network raises on images that it was not made for
-        reason = str(error).strip().splitlines()
-        remedy = f"It raised {type(error).__name__}: {reason[0] if reason else '(no message)'}"
-        raise UserError(
-            key, value, allowed=f"a network that takes images of {shape} (channels, height, width)", remedy=remedy
-        ) from error
+        allowed = f"a network that takes images of {shape} (channels, height, width)"
+        raise UserError(*settings.named, allowed=allowed, remedy=raised(error)) from error
     finally:
         for module, training in modes:
             module.training = training
     logits = main_output(output)
     if logits.shape != (2, num_classes):
         allowed = f"a network that returns [N, {num_classes}] for {num_classes} classes"
-        raise UserError(key, value, allowed=allowed, remedy=f"For 2 images it returned {list(logits.shape)}.")
+        raise UserError(*settings.named, allowed=allowed, remedy=f"For 2 images it returned {list(logits.shape)}.")

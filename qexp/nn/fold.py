@@ -12,6 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from qexp.base.text import Note
 from qexp.nn.channels import Layer, add_to_bias_, as_layer, as_norm, num_outputs, running_statistics, scale_outputs_
+from qexp.nn.compare import check_same, outputs_on_noise
 from qexp.nn.connectivity import Connectivity, source_of
 
 
@@ -29,26 +30,34 @@ class ChannelStatistics:
 
 
 @dataclass(frozen=True)
-class Folded:
-    """A network without the batch norms that could be folded.
+class Changed:
+    """A new network in eval mode, made from another, and what is known of it.
 
     Args:
-        model: a new network; a folded batch norm is an `nn.Identity`, its layer has a bias, all other names are as they were.
-        layers: name of each folded batch norm -> name of the layer that took it.
-        tensors: every name in the old state dict that lives on -> its name in the new one: a folded batch norm's scale and
-            variance are in the layer's weight, its shift and mean in the layer's bias. Counters of folded batch norms are gone.
-        statistics: name of each layer that took one -> its output's statistics, which later corrections read.
-        notes: batch norms that stay, and why.
+        model: the new network.
+        statistics: name of a layer that took a batch norm -> its output's statistics, which later corrections read.
+        notes: what was left alone, and why.
     """
 
     model: nn.Module
-    layers: Mapping[str, str]
-    tensors: Mapping[str, str]
     statistics: Mapping[str, ChannelStatistics]
     notes: tuple[str, ...]
 
 
-def fold_batch_norm(model: nn.Module) -> Folded:
+@dataclass(frozen=True)
+class Folded(Changed):
+    """A network without the batch norms that could be folded.
+
+    A folded batch norm is an `nn.Identity`, its layer has a bias, all other names are as they were.
+
+    Args:
+        layers: name of each folded batch norm -> name of the layer that took it.
+    """
+
+    layers: Mapping[str, str]
+
+
+def fold_batch_norm(model: nn.Module, example: Tensor | None = None) -> Folded:
     """Fold every batch norm whose input is the output of one convolution or linear layer that nothing else reads.
 
     W'[o] = W[o] gamma[o] / sqrt(var[o] + eps),  b'[o] = beta[o] + (b[o] - mean[o]) gamma[o] / sqrt(var[o] + eps)
@@ -58,9 +67,10 @@ def fold_batch_norm(model: nn.Module) -> Folded:
 
     Args:
         model: in eval mode; not changed.
+        example: [N, C, H, W] images, for whose shape the folded network is compared with the original; None where it never runs.
 
     Raises:
-        UserError: a network in training mode, or one that torch.fx cannot trace.
+        UserError: a network in training mode, one that torch.fx cannot trace, or one that computes something else when folded.
 
     Source: Jacob et al. 2018, arXiv:1712.05877, section 3.2.
 
@@ -87,7 +97,9 @@ def fold_batch_norm(model: nn.Module) -> Folded:
     for name in layers:
         parent, _, leaf = name.rpartition(".")
         setattr(modules[parent], leaf, nn.Identity().eval())
-    return Folded(folded, layers, _renamed(model, layers), statistics, tuple(notes))
+    if example is not None and layers:
+        check_same(outputs_on_noise(model, example), outputs_on_noise(folded, example), "correct.fold_bn")
+    return Folded(folded, statistics, tuple(notes), layers)
 
 
 def _obstacle(connectivity: Connectivity, node: fx.Node) -> str:
@@ -101,6 +113,8 @@ def _obstacle(connectivity: Connectivity, node: fx.Node) -> str:
         return f"something else reads the output of {before.target}"
     if not (connectivity.single(node) and connectivity.single(before)):
         return f"it or {before.target} is called more than once or shares parameters"
+    if any(module._forward_hooks or module._forward_pre_hooks for module in (norm, connectivity.module(before))):
+        return f"a hook of it or of {before.target} may change what they compute"
     if num_outputs(as_layer(connectivity.module(before))) != norm.num_features:
         return f"it does not count the channels of {before.target}"
     return ""
@@ -121,16 +135,3 @@ def _fold_into_layer_(layer: Layer, norm: _BatchNorm) -> ChannelStatistics:
         layer.bias.zero_()
     add_to_bias_(layer, beta + (bias - mean) * gain)
     return ChannelStatistics(beta.clone(), gamma.abs())
-
-
-def _renamed(model: nn.Module, layers: Mapping[str, str]) -> dict[str, str]:
-    """Old name -> new name of every tensor of the state dict that lives on."""
-    destinations = {"weight": "weight", "running_var": "weight", "bias": "bias", "running_mean": "bias"}
-    names = {}
-    for name in model.state_dict():
-        path, _, leaf = name.rpartition(".")
-        if path not in layers:
-            names[name] = name
-        elif leaf in destinations:
-            names[name] = f"{layers[path]}.{destinations[leaf]}"
-    return names

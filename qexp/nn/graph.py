@@ -147,7 +147,7 @@ class Traced:
         graph.output(graph.graph_copy(self.graph, twins))
         first = next(node for node in graph.nodes if node.op != "placeholder")
         for insertion in insertions:
-            _attach(root, insertion.name, insertion.module)
+            attach(root, insertion.name, insertion.module)
             twin = twins[insertion.node]
             readers = None if insertion.users is None else {twins[user] for user in insertion.users}
             with graph.inserting_before(first) if twin.op == "placeholder" else graph.inserting_after(twin):
@@ -251,8 +251,14 @@ def _bare(model: nn.Module) -> nn.Module:
     return root
 
 
-def _attach(root: nn.Module, path: str, module: nn.Module) -> None:
-    """Put a module at a dotted path; modules that are missing on the way are made, empty."""
+def attach(root: nn.Module, path: str, module: nn.Module) -> None:
+    """Put a module at a dotted path; modules that are missing on the way are made, empty.
+
+    Args:
+        root: of the path.
+        path: dotted.
+        module: replaces what is there.
+    """
     *parents, last = path.split(".")
     for part in parents:
         if part not in root._modules:

@@ -7,11 +7,12 @@ AVX-512). Holding fp16 values in float32 tensors and rounding each result gives 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_iter
 
 
 class RoundToHalf(TorchFunctionMode):
@@ -28,9 +29,13 @@ class RoundToHalf(TorchFunctionMode):
         self, func: Callable[..., object], types: object, args: tuple[object, ...] = (), kwargs: dict[str, object] | None = None
     ) -> object:
         result = func(*args, **(kwargs or {}))
-        results = [tensor for tensor in _tensors(result) if tensor.dtype == torch.float32 and tensor.numel()]
+        results = [
+            tensor
+            for tensor in tree_iter(result)
+            if isinstance(tensor, Tensor) and tensor.dtype == torch.float32 and tensor.numel()
+        ]
         if results:
-            arguments = list(_tensors((args, kwargs or {})))
+            arguments = [argument for argument in tree_iter((args, kwargs)) if isinstance(argument, Tensor)]
             owners = {tensor.untyped_storage().data_ptr() for tensor in arguments}
             for tensor in results:
                 if tensor.untyped_storage().data_ptr() not in owners or any(tensor is other for other in arguments):
@@ -41,14 +46,3 @@ class RoundToHalf(TorchFunctionMode):
 def round_to_half_(tensor: Tensor) -> Tensor:
     """Round the elements to fp16 values, in place and in the tensor's own dtype."""
     return tensor.copy_(tensor.half())
-
-
-def _tensors(value: object) -> Iterator[Tensor]:
-    """The tensors in nested tuples, lists and dicts."""
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, (tuple, list)):
-        for item in value:
-            yield from _tensors(item)
-    elif isinstance(value, dict):
-        yield from _tensors(list(value.values()))

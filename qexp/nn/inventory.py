@@ -8,7 +8,7 @@ probe decides that.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import torch
@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
 from qexp.base.types import TensorInfo
+from qexp.nn.graph import evaluating
 
 _NORMS = (
     nn.modules.batchnorm._NormBase,  # batch and instance norm
@@ -38,7 +39,7 @@ def inventory(model: nn.Module, example: Tensor) -> tuple[TensorInfo, ...]:
 
     Runs one forward in eval mode without gradients; modes, buffers and generators are as before afterwards. Entries that are no
     tensors are left out. Projections of `nn.MultiheadAttention` are linear weights. `constant` describes the weights as they are
-    now: a fresh network's BN scales are constant, a trained one's are not (`with_state`, `as_trained`).
+    now: a fresh network's BN scales are constant, a trained one's are not (`as_trained`).
 
     Args:
         model: any module.
@@ -71,16 +72,6 @@ def inventory(model: nn.Module, example: Tensor) -> tuple[TensorInfo, ...]:
             )
         )
     return tuple(rows)
-
-
-def with_state(tensors: tuple[TensorInfo, ...], state: Mapping[str, Tensor]) -> tuple[TensorInfo, ...]:
-    """The inventory of the same network with other weights: `constant` taken anew from `state`.
-
-    Args:
-        tensors: of `inventory`.
-        state: name -> tensor, for every name in `tensors`.
-    """
-    return tuple(replace(info, constant=is_constant(state[info.name])) for info in tensors)
 
 
 def as_trained(tensors: tuple[TensorInfo, ...]) -> tuple[TensorInfo, ...]:
@@ -123,22 +114,18 @@ def _execution_orders(model: nn.Module, example: Tensor, state: dict[str, Tensor
     Counters and statistics that eval mode does not read take the place of their module.
     """
     recorder = _ReadRecorder({name: _ByteRange(value) for name, value in state.items()})
-    modes = [(module, module.training) for module in model.modules()]
     buffers = [
         (module, name, buffer, buffer.clone())
         for module in model.modules()
         for name, buffer in module._buffers.items()
         if buffer is not None
     ]
-    model.eval()
     devices = [example.device] if example.is_cuda else []
     try:
         # no_grad rather than inference_mode: a network that caches a tensor would keep one that no training can use.
-        with torch.random.fork_rng(devices=devices), torch.no_grad(), recorder:
+        with evaluating(model), torch.random.fork_rng(devices=devices), torch.no_grad(), recorder:
             model(example)
     finally:
-        for module, training in modes:
-            module.training = training
         with torch.no_grad():
             for module, name, buffer, before in buffers:
                 module._buffers[name] = buffer.copy_(before)

@@ -15,6 +15,7 @@ from collections.abc import Iterable
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
+from torch.utils._pytree import tree_iter
 
 MATRIX = ("conv", "linear", "matmul", "attention")
 INTEGER = (*MATRIX, "add", "multiply", "concat", "pool")
@@ -152,11 +153,7 @@ def function_name(node: fx.Node) -> str:
 
 def tensors_of(value: object) -> Iterable[Tensor]:
     """The floating-point tensors in a value: itself, or those of a list, tuple or mapping."""
-    if isinstance(value, Tensor):
-        return [value] if value.is_floating_point() else []
-    if isinstance(value, dict):
-        value = list(value.values())
-    return [tensor for item in value for tensor in tensors_of(item)] if isinstance(value, (list, tuple)) else []
+    return [leaf for leaf in tree_iter(value) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
 
 
 def _argument(node: fx.Node, position: int, name: str, default: object) -> object:

@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 from qexp.base.errors import UserError, choose
 from qexp.base.types import Plan, QuantSpec
@@ -86,7 +87,7 @@ class Shadow:
         targets, specs = self._network.state_dict(), plan.quantized
         _check_fits(targets, state_dict, specs)
         constant = []
-        for name in _names_by_memory(targets, specs):
+        for name in names_by_memory(targets, specs):
             target, source, spec = targets[name], state_dict[name], specs.get(name)
             if spec is None:
                 target.copy_(source)
@@ -126,18 +127,11 @@ class _ShadowForward(nn.Module):
         images = structure.prepare(images)
         with structure.arithmetic():
             logits = super().forward(images)
-        return _to_float(logits) if structure.half else logits
+        return tree_map_only(Tensor, _to_float, logits) if structure.half else logits
 
 
-def _to_float(output: object) -> object:
-    """The output with its half-precision tensors as float32, in lists, tuples and mappings too."""
-    if isinstance(output, Tensor):
-        return output.float() if output.is_floating_point() else output
-    if isinstance(output, (list, tuple)):
-        return [_to_float(item) for item in output]
-    if isinstance(output, Mapping):
-        return {key: _to_float(item) for key, item in output.items()}
-    return output
+def _to_float(tensor: Tensor) -> Tensor:
+    return tensor.float() if tensor.is_floating_point() else tensor
 
 
 def _shadow_class(kind: type[nn.Module]) -> type[nn.Module]:
@@ -164,8 +158,13 @@ def _check_fits(targets: Mapping[str, Tensor], source: Mapping[str, Tensor], spe
     assert specs.keys() <= targets.keys(), f"planned but not in the network: {sorted(specs.keys() - targets.keys())[:5]}"
 
 
-def _names_by_memory(targets: Mapping[str, Tensor], specs: Mapping[str, QuantSpec]) -> list[str]:
-    """One name per piece of memory: of tied names the first that is quantized, or else the first."""
+def names_by_memory(targets: Mapping[str, Tensor], specs: Mapping[str, QuantSpec]) -> list[str]:
+    """One name per piece of memory: of tied names the first that is quantized, or else the first.
+
+    Args:
+        targets: of a state dict.
+        specs: name -> its quantizer, of those that are quantized.
+    """
     chosen: dict[tuple[object, ...], str] = {}
     for name, tensor in targets.items():
         memory = (tensor.data_ptr(), tuple(tensor.shape), tensor.stride()) if tensor.numel() else (name,)

@@ -46,26 +46,6 @@ class PlannedTensor(TypedDict):
     size_bytes: int
 
 
-class PlannedActivation(TypedDict):
-    """One activation point of a plan, for JSON; what a quantizer would say is None where it is left float."""
-
-    name: str
-    producers: list[str]
-    operator: str
-    consumers: list[str]
-    layers: list[str]
-    shape: list[int]
-    order: int
-    bits: int | None
-    mode: str | None
-    scheme: str | None
-    granularity: str | None
-    axis: int | None
-    dynamic: bool | None
-    rule: str
-    reason: str
-
-
 @dataclass(frozen=True)
 class PrintedPlan:
     """A plan as it is printed.
@@ -133,46 +113,8 @@ def plan_rows(plan: Plan) -> list[PlannedTensor]:
     return rows
 
 
-def activation_rows(plan: Plan) -> list[PlannedActivation]:
-    """One flat dictionary per activation point."""
-    rows: list[PlannedActivation] = []
-    for row in plan.activations:
-        info, spec = row.info, row.spec
-        rows.append(
-            {
-                "name": info.name,
-                "producers": list(info.producers),
-                "operator": info.operator,
-                "consumers": list(info.consumers),
-                "layers": list(info.layers),
-                "shape": list(info.shape),
-                "order": info.order,
-                "bits": spec.bits if spec else None,
-                "mode": spec.mode if spec else None,
-                "scheme": spec.scheme if spec else None,
-                "granularity": spec.granularity if spec else None,
-                "axis": spec.axis if spec and spec.granularity == "per_channel" else None,
-                "dynamic": spec.dynamic if spec else None,
-                "rule": row.rule,
-                "reason": row.reason,
-            }
-        )
-    return rows
-
-
-def format_plan(plan: Plan, *, policy: str = "") -> str:
-    """The plan as printed: a summary, a table of what is quantized, what is left alone by reason, and the notes.
-
-    Args:
-        plan: of `make_plan`.
-        policy: its name, for the summary.
-    """
-    printed = print_plan(plan, policy=policy)
-    return "\n".join([printed.summary, *printed.body])
-
-
 def print_plan(plan: Plan, *, policy: str = "") -> PrintedPlan:
-    """`format_plan` in parts.
+    """The plan as printed: a summary, a table of what is quantized, what is left alone by reason, and the notes.
 
     Args:
         plan: of `make_plan`.

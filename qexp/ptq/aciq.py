@@ -22,6 +22,7 @@ from torch import Tensor
 
 from qexp.base.errors import choose
 from qexp.base.types import QuantSpec
+from qexp.config.calibrate import CalibrateSettings
 from qexp.ptq.grid_traits import is_unsigned, num_steps, shrinks_together
 from qexp.ptq.samples import Sample
 
@@ -61,15 +62,15 @@ def _gaussian(t: float, kappa: float) -> float:
 _CONDITIONS: dict[str, Callable[[float, float], float]] = {"laplace": _laplace, "gaussian": _gaussian}
 
 
-def aciq_range(sample: Sample, spec: QuantSpec, distribution: str) -> tuple[Tensor, Tensor]:
+def aciq_range(sample: Sample, spec: QuantSpec, settings: CalibrateSettings) -> tuple[Tensor, Tensor]:
     """Clip limits [G]: around zero on symmetric grids and for one-sided values, else around the mean; never beyond the values.
 
     Args:
         sample: at least one group has a range.
         spec: its grid; its granularity is not read.
-        distribution: `laplace` or `gaussian`.
+        settings: its `distribution`, `laplace` or `gaussian`.
     """
-    values, weights = sample.points()
+    (values, weights), distribution = sample.points(), settings.distribution
     values = values.double()
     weights = torch.ones_like(values) if weights is None else weights
     if is_unsigned(spec):

@@ -7,6 +7,7 @@ below a weight and the code above is learned. Gradients are written out: the los
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
@@ -101,12 +102,16 @@ def adaround_(
     with evaluating(quantized), evaluating(reference):
         activations = activations_after(reference) if settings.adaround_relu else {}
         order, repeated = layers_in_order(quantized, images[0][:1])
+        owners = Counter(id(parameter) for _, parameter in quantized.named_parameters(remove_duplicate=False))
         notes += [note for note in repeated if f"{note.layer}.weight" in specs]
         for layer in order:
             name = f"{layer}.weight"
             if name not in specs:
                 continue
             module = as_layer(quantized.get_submodule(layer))
+            if owners[id(module.weight)] > 1:  # what one layer learns would be written over by the other
+                notes.append(Note(name, "rounded to nearest, another layer has the same weight"))
+                continue
             grid = _grid(name, module, reference, specs[name], limits.get(name), notes)
             if grid is not None:
                 generator = torch.Generator().manual_seed(seed)

@@ -12,7 +12,7 @@ from torch.nn.modules.conv import _ConvTransposeNd
 
 from qexp.base.text import Note
 from qexp.nn.channels import add_to_bias_, as_layer, mean_response
-from qexp.nn.fold import ChannelStatistics
+from qexp.nn.fold import Changed, ChannelStatistics
 from qexp.nn.layer_pairs import LayerPair, clip_of, find_layer_pairs
 from qexp.ptq.equalization import joins_two_layers
 
@@ -33,20 +33,14 @@ class AbsorbedPair:
 
 
 @dataclass(frozen=True)
-class Absorbed:
-    """A new network without high biases, what was done, statistics of the shifted outputs, and what was left alone.
+class Absorbed(Changed):
+    """A new network without high biases.
 
     Args:
-        model: a new network.
         pairs: what was done, in order of execution.
-        statistics: of the shifted outputs of layers.
-        notes: pairs that were left alone, and why.
     """
 
-    model: nn.Module
     pairs: tuple[AbsorbedPair, ...]
-    statistics: Mapping[str, ChannelStatistics]
-    notes: tuple[str, ...]
 
 
 @torch.no_grad()
@@ -89,7 +83,7 @@ def absorb_high_biases(model: nn.Module, statistics: Mapping[str, ChannelStatist
             clip = clip_of(network, pair)
             clip.cap.copy_(clip.cap.double() - shift.reshape(clip.cap.shape))
         absorbed.append(AbsorbedPair(pair.source, pair.target, shift))
-    return Absorbed(network, tuple(absorbed), shifted, tuple(notes))
+    return Absorbed(network, shifted, tuple(notes), tuple(absorbed))
 
 
 def _obstacle(pair: LayerPair, model: nn.Module, statistics: Mapping[str, ChannelStatistics], padded: bool) -> str:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import fields, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
+from qexp.base.checks import check_types
 from qexp.base.errors import UserError, choose
 from qexp.base.types import QuantSpec
-from qexp.config.calibrate import READS, CalibrateSettings, RangeMethodInfo
+from qexp.config.calibrate import CalibrateSettings, RangeMethodInfo
 from qexp.ptq.range_methods import BehindNorm, Limits, find_limits
 from qexp.ptq.samples import Rows, Sample
 
@@ -28,10 +29,7 @@ def check_range_method(method: RangeMethodInfo, code: object) -> None:
         method: its row.
         code: that the row names.
     """
-    choose("reads", method.reads, READS)
-    for field in fields(method):
-        if field.type == "bool" and not isinstance(getattr(method, field.name), bool):
-            raise UserError(field.name, getattr(method, field.name), allowed="true or false")
+    check_types(method)
     for name in method.settings:
         choose("settings", name, CalibrateSettings.__dataclass_fields__)
     if method.reads == "batch_norm" and method.for_weights:

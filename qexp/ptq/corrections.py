@@ -4,35 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
 
-from torch import nn
+from torch import Tensor, nn
 
 from qexp.base.types import Batch, QuantSpec
 from qexp.config.correct import CorrectSettings
-from qexp.nn.fold import ChannelStatistics, fold_batch_norm
+from qexp.nn.fold import Changed, ChannelStatistics, fold_batch_norm
 from qexp.ptq.adaround import adaround_
 from qexp.ptq.bias_absorption import absorb_high_biases
 from qexp.ptq.bias_correction import correct_bias_, correct_bias_analytic_
 from qexp.ptq.bn_reestimation import reestimate_batch_norm_
 from qexp.ptq.equalization import equalize, rescale_channels
 from qexp.ptq.range_methods import Limits
-
-
-class Changed(Protocol):
-    """A new float network, and what is known of it."""
-
-    @property
-    def model(self) -> nn.Module:
-        """In eval mode."""
-
-    @property
-    def statistics(self) -> Mapping[str, ChannelStatistics]:
-        """Of the outputs of its layers."""
-
-    @property
-    def notes(self) -> Sequence[str]:
-        """What was left alone, and why."""
 
 
 @dataclass
@@ -44,6 +27,7 @@ class Copy:
         rounded: the copy with rounded weights, which corrections `after` rounding change; None before.
         settings: `correct.*`.
         seed: of the job.
+        example: one image, on the networks' device.
         all_images: gives the calibration images, on the networks' device and on every rank all of them.
         specs: weight -> its quantizer, of the weights that were rounded.
         limits: weight -> what it was clipped to, where that is not all of its range.
@@ -56,6 +40,7 @@ class Copy:
     rounded: nn.Module | None
     settings: CorrectSettings
     seed: int
+    example: Tensor
     all_images: Callable[[], Sequence[Batch]]
     specs: Mapping[str, QuantSpec] = field(default_factory=dict)
     limits: Mapping[str, Limits] = field(default_factory=dict)
@@ -83,7 +68,7 @@ class Copy:
 
 def fold_bn(copy: Copy) -> None:
     """`qexp.nn.fold`."""
-    copy.take(fold_batch_norm(copy.reference))
+    copy.take(fold_batch_norm(copy.reference, copy.example))
 
 
 def rescale(copy: Copy) -> None:

@@ -26,7 +26,7 @@ from qexp.nn.channels import (
     scale_outputs_,
 )
 from qexp.nn.connectivity import RELU6_CAP, ChannelClip
-from qexp.nn.fold import ChannelStatistics
+from qexp.nn.fold import Changed, ChannelStatistics
 from qexp.nn.layer_pairs import LayerPair, clip_of, find_layer_pairs
 
 DEAD = 1e-8  # a channel whose weights are all below is left alone: its ratio of ranges means nothing
@@ -52,37 +52,14 @@ class EqualizedPair:
 
 
 @dataclass(frozen=True)
-class Equalized:
-    """A new network with equalized channels, what was done, statistics of the scaled outputs, and what was left alone.
+class Equalized(Changed):
+    """A new network with equalized channels.
 
     Args:
-        model: a new network.
         pairs: what was done, in order of execution.
-        statistics: of the scaled outputs of layers.
-        num_iterations: rounds until the scales stayed.
-        notes: pairs that were left alone, and why.
     """
 
-    model: nn.Module
     pairs: tuple[EqualizedPair, ...]
-    statistics: Mapping[str, ChannelStatistics]
-    num_iterations: int
-    notes: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Rescaled:
-    """A new network of the same function, statistics of its scaled outputs, and what was left alone.
-
-    Args:
-        model: a new network.
-        statistics: of its scaled outputs of layers.
-        notes: pairs that were left alone, and why.
-    """
-
-    model: nn.Module
-    statistics: Mapping[str, ChannelStatistics]
-    notes: tuple[str, ...]
 
 
 @torch.no_grad()
@@ -131,13 +108,13 @@ def equalize(
     for pair in pairs:
         _apply_scale_(network, pair, total[pair], scaled)
     equalized = [_equalized_pair(pair, model, total[pair]) for pair in pairs]
-    return Equalized(network, tuple(equalized), scaled, iterations, tuple(notes))
+    return Equalized(network, scaled, tuple(notes), tuple(equalized))
 
 
 @torch.no_grad()
 def rescale_channels(
     model: nn.Module, statistics: Mapping[str, ChannelStatistics] | None = None, *, log10: float, seed: int = 0
-) -> Rescaled:
+) -> Changed:
     """Scale the channels between every pair that equalization would take, which spoils ranges and leaves the function.
 
     s_i = 10^U(-r, r),  W1[i] /= s_i,  b1_i /= s_i,  W2[:, i] *= s_i
@@ -159,7 +136,7 @@ def rescale_channels(
         first = as_layer(network.get_submodule(pair.source))
         drawn = torch.rand(num_outputs(first), dtype=torch.float64, generator=generator)
         _apply_scale_(network, pair, (10 ** (log10 * (2 * drawn - 1))).to(first.weight.device), scaled)
-    return Rescaled(network, scaled, tuple(notes))
+    return Changed(network, scaled, tuple(notes))
 
 
 def _scalable(model: nn.Module) -> tuple[list[LayerPair], list[str]]:

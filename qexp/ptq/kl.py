@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from qexp.base.types import QuantSpec
+from qexp.config.calibrate import CalibrateSettings
 from qexp.ptq.grid_traits import is_unsigned, shrinks_together
 from qexp.ptq.samples import Rows, Sample
 
@@ -22,20 +23,19 @@ _FIRST = 16  # the narrowest threshold is 1/16 of max|x|
 _GROUPS = 1024  # of weights at once: their histograms are far larger than they are
 
 
-def kl_range(sample: Sample, spec: QuantSpec, *, num_bins: int, num_candidates: int) -> tuple[Tensor, Tensor]:
+def kl_range(sample: Sample, spec: QuantSpec, settings: CalibrateSettings) -> tuple[Tensor, Tensor]:
     """Clip limits [G]: [-threshold, threshold], and no further than the values go.
 
     Args:
         sample: at least one group has a range.
         spec: its grid; its granularity is not read.
-        num_bins: of the histogram, on each side of zero.
-        num_candidates: thresholds tried.
+        settings: `num_bins` of the histogram, on each side of zero, and `num_candidates`, thresholds tried.
     """
     if isinstance(sample, Rows) and len(sample.values) > _GROUPS:
         parts = sample.values.split(_GROUPS)
-        ranges = [kl_range(Rows.of(part), spec, num_bins=num_bins, num_candidates=num_candidates) for part in parts]
+        ranges = [kl_range(Rows.of(part), spec, settings) for part in parts]
         return torch.cat([low for low, _ in ranges]), torch.cat([high for _, high in ranges])
-    histogram = sample.histogram(num_bins)
+    histogram = sample.histogram(settings.num_bins)
     bins = histogram.num_bins
     counts = histogram.counts[:, bins:] if is_unsigned(spec) else histogram.magnitudes().counts[:, bins:]
     minimum, maximum = histogram.minimum, histogram.maximum
@@ -48,7 +48,7 @@ def kl_range(sample: Sample, spec: QuantSpec, *, num_bins: int, num_candidates: 
     threshold = torch.empty_like(histogram.edge)
     for count in levels.unique().tolist():
         chosen = levels == count
-        best = best_threshold(counts[chosen].double(), count, num_candidates)
+        best = best_threshold(counts[chosen].double(), count, settings.num_candidates)
         threshold[chosen] = histogram.edge[chosen] * (best / bins)
     # A threshold is the end of a bin, which may lie a rounding before the value in it.
     return torch.minimum(torch.maximum(-threshold, minimum), threshold), torch.maximum(

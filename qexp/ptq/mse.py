@@ -22,21 +22,22 @@ import torch
 from torch import Tensor
 
 from qexp.base.types import QuantSpec
+from qexp.config.calibrate import CalibrateSettings
 from qexp.ptq.grid_traits import is_unsigned, row_spec, shrinks_together
 from qexp.ptq.samples import Sample
 from qexp.quant.scheme_table import represents_zero
 from qexp.quant.schemes import quantize_
 
 
-def mse_range(sample: Sample, spec: QuantSpec, *, norm: float, num_candidates: int) -> tuple[Tensor, Tensor]:
+def mse_range(sample: Sample, spec: QuantSpec, settings: CalibrateSettings) -> tuple[Tensor, Tensor]:
     """Clip limits [G] with the least error among the candidates.
 
     Args:
         sample: at least one group has a range.
         spec: its grid; its granularity is not read.
-        norm: p.
-        num_candidates: n; each shrinks the range by 1/n of its full width.
+        settings: p, its `norm`, and n, its `num_candidates`: each shrinks the range by 1/n of its full width.
     """
+    norm, num_candidates = settings.norm, settings.num_candidates
     values, weights = sample.points()
     grid, buffer = row_spec(spec), torch.empty_like(values)
     low, high = sample.minimum, sample.maximum

@@ -18,10 +18,7 @@ from torch import Tensor
 from qexp.base.errors import UserError
 from qexp.base.types import QuantSpec
 from qexp.config.calibrate import RANGE_METHODS, CalibrateSettings, RangeMethodInfo
-from qexp.ptq.aciq import aciq_range
 from qexp.ptq.grid_traits import check_clipped, is_unsigned, shrinks_together
-from qexp.ptq.kl import kl_range
-from qexp.ptq.mse import mse_range
 from qexp.ptq.samples import Rows, Sample
 from qexp.quant.layout import layout_of
 from qexp.quant.scheme_table import SCHEMES
@@ -83,26 +80,6 @@ def percentile(sample: Sample, spec: QuantSpec, settings: CalibrateSettings) -> 
         lower, upper = sample.quantile(1 - share), sample.quantile(share)
     nothing = (lower == 0) & (upper == 0) if not is_unsigned(spec) else upper <= 0
     return torch.where(nothing, low, lower), torch.where(nothing, high, upper)
-
-
-def mse(sample: Sample, spec: QuantSpec, settings: CalibrateSettings) -> Limits:
-    """`qexp.ptq.mse`."""
-    return mse_range(sample, spec, norm=settings.norm, num_candidates=settings.num_candidates)
-
-
-def kl(sample: Sample, spec: QuantSpec, settings: CalibrateSettings) -> Limits:
-    """`qexp.ptq.kl`."""
-    return kl_range(sample, spec, num_bins=settings.num_bins, num_candidates=settings.num_candidates)
-
-
-def aciq(sample: Sample, spec: QuantSpec, settings: CalibrateSettings) -> Limits:
-    """`qexp.ptq.aciq`."""
-    return aciq_range(sample, spec, settings.distribution)
-
-
-def bn(norm: BehindNorm, spec: QuantSpec, settings: CalibrateSettings) -> Limits:
-    """`bn_range`."""
-    return bn_range(norm.beta, norm.gamma, spec, num_sigmas=settings.num_sigmas, floor=norm.floor, ceiling=norm.ceiling)
 
 
 def takes_grid(method: RangeMethodInfo, spec: QuantSpec) -> bool:
@@ -184,26 +161,15 @@ def weight_range(weight: Tensor, spec: QuantSpec, settings: CalibrateSettings) -
     return (low.reshape(()), high.reshape(())) if spec.granularity == "per_tensor" else (low, high)
 
 
-def bn_range(
-    beta: Tensor,
-    gamma: Tensor,
-    spec: QuantSpec,
-    *,
-    num_sigmas: float = 6.0,
-    floor: float | None = None,
-    ceiling: float | None = None,
-) -> Limits:
+def bn(norm: BehindNorm, spec: QuantSpec, settings: CalibrateSettings) -> Limits:
     """The range behind a batch norm, without images: its output has mean beta and standard deviation |gamma| in each channel.
 
     clamp(beta - n |gamma|, floor, ceiling) .. clamp(beta + n |gamma|, floor, ceiling); per tensor the widest over the channels
 
     Args:
-        beta: [C], bias of the batch norm.
-        gamma: [C], its scale.
+        norm: and what clamps its output: from below 0 for ReLU, from above 6 for ReLU6.
         spec: of the activation, per tensor or per channel.
-        num_sigmas: n.
-        floor: what the activation function clamps to from below, 0 for ReLU; None for none.
-        ceiling: what it clamps to from above, 6 for ReLU6; None for none.
+        settings: n, its `num_sigmas`.
 
     Returns:
         minimum, maximum float32: 0-d per tensor, else [C].
@@ -211,12 +177,12 @@ def bn_range(
     Source: Nagel et al. 2019, arXiv:1906.04721, section 5 (activation range from beta +- n gamma, n = 6).
 
     >>> spec = QuantSpec(scheme="affine", bits=8)
-    >>> bn_range(torch.tensor([1.0, -2.0]), torch.tensor([0.5, -0.25]), spec, floor=0.0)
+    >>> bn(BehindNorm(torch.tensor([1.0, -2.0]), torch.tensor([0.5, -0.25]), floor=0.0), spec, CalibrateSettings(num_sigmas=6.0))
     (tensor(0.), tensor(4.))
     """
-    spread = num_sigmas * gamma.detach().double().abs()
-    ends = [beta.detach().double() + sign * spread for sign in (-1, 1)]
-    low, high = (end if floor is None and ceiling is None else end.clamp(floor, ceiling) for end in ends)
+    spread = settings.num_sigmas * norm.gamma.detach().double().abs()
+    ends = [norm.beta.detach().double() + sign * spread for sign in (-1, 1)]
+    low, high = (end if norm.floor is norm.ceiling is None else end.clamp(norm.floor, norm.ceiling) for end in ends)
     if spec.granularity == "per_tensor":
         low, high = low.min(), high.max()
     return low.float(), high.float()

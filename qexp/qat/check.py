@@ -16,7 +16,7 @@ from qexp.config.qat import QatSettings
 from qexp.config.qat_methods import QatMethodInfo
 from qexp.qat.methods import QatMethod
 from qexp.qat.moments import Moments, weight_moments
-from qexp.qat.quantizers import Quantizer
+from qexp.qat.quantizers import BaseQuantizer, Quantizer
 from qexp.quant.affine import fake_quantize_affine
 from qexp.quant.scheme_table import SCHEMES
 
@@ -57,7 +57,7 @@ def check_qat_method(row: QatMethodInfo, code: object) -> None:
         raise UserError("decay", row.decay, allowed="None", remedy="Its quantizers learn nothing.")
 
 
-_Case = tuple[str, Callable[[], "Quantizer | None"], Tensor, Moments]
+_Case = tuple[str, Callable[[], BaseQuantizer | None], Tensor, Moments]
 
 
 def _weights(row: QatMethodInfo, method: QatMethod) -> Iterator[_Case]:
@@ -109,7 +109,9 @@ def _has_width(scheme: str, bits: int) -> bool:
     return True
 
 
-def _try(row: QatMethodInfo, make: Callable[[], Quantizer | None], x: Tensor, moments: Moments, *, of_activation: bool) -> bool:
+def _try(
+    row: QatMethodInfo, make: Callable[[], BaseQuantizer | None], x: Tensor, moments: Moments, *, of_activation: bool
+) -> bool:
     """Run one quantizer forward and back; True where it learns something."""
     quantizer, again = make(), make()
     if not of_activation and (quantizer is None) != row.overwrites_weights:
@@ -117,8 +119,10 @@ def _try(row: QatMethodInfo, make: Callable[[], Quantizer | None], x: Tensor, mo
         raise UserError("overwrites_weights", row.overwrites_weights, allowed=allowed)
     if not of_activation and quantizer is None:
         return False
-    if not isinstance(quantizer, Quantizer) or not isinstance(again, Quantizer):
-        raise UserError("code", type(quantizer).__name__, allowed="quantizers derived from qexp.qat.quantizers.Quantizer")
+    kind = Quantizer if of_activation else BaseQuantizer
+    if not isinstance(quantizer, kind) or not isinstance(again, kind):
+        allowed = f"quantizers derived from qexp.qat.quantizers.{kind.__name__}"
+        raise UserError("code", type(quantizer).__name__, allowed=allowed)
     quantizer.initialise(moments)
     leaf = x.clone().requires_grad_()
     result = quantizer.train()(leaf)

@@ -27,7 +27,6 @@ from qexp.nn.fold import fold_batch_norm
 from qexp.nn.graph import evaluating, trace
 from qexp.qat.folded_weight import FoldedWeight
 from qexp.qat.prepare import QatNetwork
-from qexp.qat.quantizers import Quantizer
 
 CONVERTED_VERSION = 1  # of the file
 _HEADER = "qexp_converted"
@@ -119,12 +118,9 @@ def _quantized_weight(qat: QatNetwork, name: str, master: Tensor) -> tuple[Tenso
     module = qat.weights.get(name)
     if module is None:
         return master, None  # every_step: it is stored quantized
-    quantizer: Quantizer
-    if isinstance(module, FoldedWeight):
-        quantizer, master = module.quantizer, module.folded(master)
-    else:
-        quantizer = module
-    return quantizer(master), _on_cpu(quantizer.at(master))
+    quantizer = module.quantizer if isinstance(module, FoldedWeight) else module
+    values = module.folded(master) if isinstance(module, FoldedWeight) else master
+    return quantizer(values), _on_cpu(quantizer.at(values))
 
 
 def _on_cpu(qparams: QParams) -> QParams:

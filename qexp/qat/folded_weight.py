@@ -8,7 +8,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvTransposeNd
 
 from qexp.nn.channels import Layer, running_statistics
-from qexp.qat.quantizers import Quantizer
+from qexp.qat.quantizers import BaseQuantizer
 
 
 class FoldedWeight(nn.Module):
@@ -25,7 +25,7 @@ class FoldedWeight(nn.Module):
     Source: Jacob et al. 2018, arXiv:1712.05877, section 3.2; Krishnamoorthi 2018, arXiv:1806.08342, section 3.2.2.
     """
 
-    def __init__(self, quantizer: Quantizer, layer: Layer, norm: _BatchNorm) -> None:
+    def __init__(self, quantizer: BaseQuantizer, layer: Layer, norm: _BatchNorm) -> None:
         super().__init__()
         self.quantizer = quantizer
         self.norms = (norm,)  # in a tuple: as a submodule it would be listed twice in the state dict

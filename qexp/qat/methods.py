@@ -8,14 +8,14 @@ from torch import Size, Tensor
 
 from qexp.base.types import ActivationInfo, QuantSpec
 from qexp.config.qat import QatSettings
-from qexp.qat.quantizers import ClippedRange, DorefaWeight, LearnedStep, ObservedRange, Quantizer, WeightRange
+from qexp.qat.quantizers import BaseQuantizer, ClippedRange, DorefaWeight, LearnedStep, ObservedRange, Quantizer, WeightRange
 
 
 class QatMethod(ABC):
     """Makes a quantizer for each planned weight and activation of a network."""
 
     @abstractmethod
-    def weight_quantizer(self, weight: Tensor, spec: QuantSpec, settings: QatSettings) -> Quantizer | None:
+    def weight_quantizer(self, weight: Tensor, spec: QuantSpec, settings: QatSettings) -> BaseQuantizer | None:
         """The quantizer of a weight; None where stored weights are overwritten instead, as the method's row says.
 
         Args:
@@ -38,7 +38,7 @@ class QatMethod(ABC):
 class Ste(QatMethod):
     """A weight's own range at each step, an average of an activation's ranges."""
 
-    def weight_quantizer(self, weight: Tensor, spec: QuantSpec, settings: QatSettings) -> Quantizer | None:
+    def weight_quantizer(self, weight: Tensor, spec: QuantSpec, settings: QatSettings) -> BaseQuantizer | None:
         """The weight's own range."""
         return WeightRange(spec, settings.gradient_mask)
 
@@ -50,7 +50,7 @@ class Ste(QatMethod):
 class EveryStep(Ste):
     """Activations as `Ste`; the stored weights are quantized after each update."""
 
-    def weight_quantizer(self, weight: Tensor, spec: QuantSpec, settings: QatSettings) -> Quantizer | None:
+    def weight_quantizer(self, weight: Tensor, spec: QuantSpec, settings: QatSettings) -> BaseQuantizer | None:
         """None: `QatNetwork.overwrite_weights` quantizes them."""
         return None
 
@@ -60,7 +60,7 @@ class Lsq(QatMethod):
 
     with_offset = False  # of activations
 
-    def weight_quantizer(self, weight: Tensor, spec: QuantSpec, settings: QatSettings) -> Quantizer | None:
+    def weight_quantizer(self, weight: Tensor, spec: QuantSpec, settings: QatSettings) -> BaseQuantizer | None:
         """A step for the tensor or for each channel."""
         channels = weight.shape[spec.axis] if spec.granularity == "per_channel" else None
         return LearnedStep(spec, settings.gradient_mask, weight.numel() // (channels or 1), channels)
@@ -80,7 +80,7 @@ class LsqPlus(Lsq):
 class Pact(QatMethod):
     """Squashed weights, activations clipped at a learned end."""
 
-    def weight_quantizer(self, weight: Tensor, spec: QuantSpec, settings: QatSettings) -> Quantizer | None:
+    def weight_quantizer(self, weight: Tensor, spec: QuantSpec, settings: QatSettings) -> BaseQuantizer | None:
         """Even levels of the squashed values."""
         return DorefaWeight(spec, settings.gradient_mask)
 

@@ -25,7 +25,7 @@ from qexp.nn.fold import fold_batch_norm
 from qexp.nn.graph import GraphNetwork, Insertion, Traced, evaluating, trace
 from qexp.qat.folded_weight import FoldedWeight
 from qexp.qat.methods import QatMethod
-from qexp.qat.quantizers import Quantizer
+from qexp.qat.quantizers import BaseQuantizer, Quantizer
 from qexp.quant.ranges import ConstantTensorError
 from qexp.quant.schemes import quantize_
 
@@ -53,16 +53,16 @@ class QatNetwork:
     module: GraphNetwork
     plan: Plan
     settings: QatSettings
-    weights: Mapping[str, Quantizer | FoldedWeight]
+    weights: Mapping[str, BaseQuantizer | FoldedWeight]
     activations: Mapping[str, Quantizer]
     norms: Mapping[str, str]
     traced: Traced
     network: nn.Module
     inserted_weights: tuple[Insertion, ...] = ()
 
-    def quantizers(self) -> Iterable[tuple[str, Quantizer]]:
+    def quantizers(self) -> Iterable[tuple[str, BaseQuantizer]]:
         """Every quantizer, by its path in the module."""
-        return ((name, module) for name, module in self.module.named_modules() if isinstance(module, Quantizer))
+        return ((name, module) for name, module in self.module.named_modules() if isinstance(module, BaseQuantizer))
 
     def masters(self) -> dict[str, Tensor]:
         """The float network's state dict: what is trained, not quantized; references."""
@@ -119,7 +119,7 @@ def prepare(network: nn.Module, plan: Plan, settings: QatSettings, example: Tens
 
 def _quantize_weights(
     traced: Traced, network: nn.Module, plan: Plan, settings: QatSettings, norms: Mapping[str, str]
-) -> tuple[dict[str, Quantizer | FoldedWeight], list[Insertion]]:
+) -> tuple[dict[str, BaseQuantizer | FoldedWeight], list[Insertion]]:
     """The quantizers of the weights, put into their modules, or to be inserted where functions alone read them."""
     modules = dict(network.named_modules(remove_duplicate=False))
     for name in plan.quantized:
@@ -131,9 +131,9 @@ def _quantize_weights(
     method = qat_method(settings)
     norm_behind = {layer: as_norm(modules[norm]) for norm, layer in norms.items()}
     readers, called = _readers(traced), {str(node.target) for node in traced.graph.nodes if node.op == "call_module"}
-    by_parameter: dict[nn.Parameter, Quantizer | FoldedWeight] = {}  # one for all names of a parameter
-    weights: dict[str, Quantizer | FoldedWeight] = {}
-    parametrizations: dict[tuple[nn.Module, str], Quantizer | FoldedWeight] = {}
+    by_parameter: dict[nn.Parameter, BaseQuantizer | FoldedWeight] = {}  # one for all names of a parameter
+    weights: dict[str, BaseQuantizer | FoldedWeight] = {}
+    parametrizations: dict[tuple[nn.Module, str], BaseQuantizer | FoldedWeight] = {}
     inserted: list[Insertion] = []
     for name, spec in plan.quantized.items():
         path, _, leaf = name.rpartition(".")

@@ -6,6 +6,8 @@ state dict instead, so that nothing is calibrated twice.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+
 import torch
 from torch import Tensor, nn
 
@@ -27,7 +29,7 @@ from qexp.quant.ranges import extremes, min_max
 from qexp.quant.scheme_table import code_range
 
 
-class Quantizer(nn.Module):
+class BaseQuantizer(nn.Module, ABC):
     """x -> the values that its codes stand for, with a gradient; shape, dtype and memory format stay.
 
     Args:
@@ -41,27 +43,35 @@ class Quantizer(nn.Module):
         self.axis = spec.axis if spec.granularity == "per_channel" else None
         self.quant_min, self.quant_max = code_range(spec.scheme, spec.bits)
 
-    needs_range = False  # it begins with a calibrated range, even if its method's others do not
-
-    def initialise(self, moments: Moments) -> None:
+    def initialise(self, moments: Moments) -> None:  # noqa: B027  (those that learn nothing begin with nothing)
         """Take first values from what was observed."""
 
+    @abstractmethod
+    def at(self, x: Tensor) -> QParams:
+        """What maps the codes of a tensor `x` to the values that `forward` gives of it in eval mode."""
+
+    def extra_repr(self) -> str:
+        """What `print(model)` shows."""
+        return f"{self.spec.scheme}, bits={self.spec.bits}, {self.spec.granularity}"
+
+
+class Quantizer(BaseQuantizer):
+    """One whose grid does not depend on the tensor that it is applied to: what is learned or observed gives it."""
+
+    needs_range = False  # it begins with a calibrated range, even if its method's others do not
+
     @property
+    @abstractmethod
     def qparams(self) -> QParams:
-        """What maps the codes to the values that `forward` gives in eval mode; a weight's quantizer may define `at` instead."""
-        raise NotImplementedError(f"{type(self).__name__} has no qparams")
+        """What maps the codes to the values that `forward` gives in eval mode."""
 
     def at(self, x: Tensor) -> QParams:
-        """The same for a tensor `x`, on which the grid of a weight may depend."""
+        """The same, whatever x."""
         return self.qparams
 
     def _qparams(self, scale: Tensor, zero_point: Tensor | None = None) -> QParams:
         zeros = torch.zeros_like(scale) if zero_point is None else zero_point
         return QParams(scale.detach().clone(), zeros.detach().clone(), self.quant_min, self.quant_max, self.axis)
-
-    def extra_repr(self) -> str:
-        """What `print(model)` shows."""
-        return f"{self.spec.scheme}, bits={self.spec.bits}, {self.spec.granularity}"
 
 
 def _or_one(size: Tensor) -> Tensor:
@@ -69,7 +79,7 @@ def _or_one(size: Tensor) -> Tensor:
     return torch.where(size == 0, 1.0, size)
 
 
-class WeightRange(Quantizer):
+class WeightRange(BaseQuantizer):
     """`ste` of a weight: its own range at each step, straight through."""
 
     def forward(self, x: Tensor) -> Tensor:
@@ -238,7 +248,7 @@ class ClippedRange(Quantizer):
         return self._qparams(end / torch.full_like(end, self.quant_max))
 
 
-class DorefaWeight(Quantizer):
+class DorefaWeight(BaseQuantizer):
     """`dorefa` and `pact` of a weight: even levels of its squashed values, -1 to 1."""
 
     def forward(self, x: Tensor) -> Tensor:

@@ -10,8 +10,8 @@ from __future__ import annotations
 import inspect
 import traceback
 from dataclasses import replace
-from typing import get_args, get_origin, get_type_hints
 
+from qexp.base.checks import check_types
 from qexp.base.errors import UserError
 from qexp.quant.quantizer import ControlQuantizer, FusedQuantizer, Quantizer
 from qexp.quant.quantizers import Affine
@@ -50,18 +50,7 @@ def _named(code: object) -> str:
 
 def _check_fields(row: SchemeInfo) -> None:
     """Types, and what belongs together whatever the code."""
-    for field, kind in get_type_hints(SchemeInfo).items():
-        value, args = getattr(row, field), get_args(kind)
-        if isinstance(kind, type):
-            right = type(value) is kind or kind is object
-        elif get_origin(kind) is tuple:
-            right = isinstance(value, tuple) and all(isinstance(part, str) for part in value)
-        elif all(isinstance(arg, str) for arg in args):
-            right = value in args
-        else:
-            right = callable(value) if callable in args or not all(isinstance(arg, type) for arg in args) else type(value) in args
-        if not right:
-            refuse(field, value, " or ".join(map(str, args)) if args else kind.__name__)
+    check_types(row)
     if not 1 <= row.min_bits <= row.max_bits <= 16:
         refuse("max_bits", row.max_bits, f"an integer from min_bits={row.min_bits} to 16, min_bits at least 1")
     if (row.max_bits < 16) != bool(row.why_max):

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 
 from qexp.base.errors import UserError
 from qexp.base.table import Table, lines
+from qexp.config.metrics import prec5_of_few
 from qexp.reporting.figures.accuracy import prec1_by_bits, prec1_by_epoch
 from qexp.reporting.figures.confusion import draw_matrix
 from qexp.reporting.figures.cost import prec1_by_bops, prec1_by_cost, prec1_by_size
@@ -130,9 +131,10 @@ def write_report(
         records = with_statistics(records, stored)
         table = summarize(records, variant_states(jobs), asked.metrics)
         verdict = compare_variants(table, records, stored, asked.metrics)
-        verdict, made = make_asked(verdict, check_asked((*asked.more, *wanted)), records, stored, asked.class_names)
-        compact = write_compact(folder, (verdict.table, verdict.early), records, stored)
+        verdict, made = make_asked(verdict, check_asked((*asked.more, *wanted)), stored, asked.class_names)
+        compact = write_compact(folder, (verdict.table, verdict.early), stored)
         verdict = replace(verdict, digest=compact[1] if compact else "", protocols=protocols.sentences)
+        verdict = replace(verdict, gaps=(*verdict.gaps, *prec5_of_few(len(asked.class_names))))
         words = [textwrap.fill(text, 130) for text in (*verdict.protocols, *verdict.sentences, *verdict.gaps)]
         rounded = [display(verdict.table, wide=True, metrics=verdict.metrics).table]
         rounded += [seeds_display(verdict.seeds, verdict.table, verdict.metrics)] if len(verdict.seeds) else []

@@ -8,7 +8,6 @@ seeds.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -55,11 +54,6 @@ class Paired:
     def discordant(self) -> float:
         """100 (n10 + n01)/n, share of images on which exactly one of the two is right, percent."""
         return 100 * (self.n10 + self.n01) / self.n
-
-    @property
-    def se(self) -> float:
-        """Standard error of `difference`, points: 100 sqrt(n10 + n01 - (n01 - n10)^2/n)/n."""
-        return 100 * math.sqrt(self.n10 + self.n01 - (self.n01 - self.n10) ** 2 / self.n) / self.n
 
 
 def compare(
@@ -117,8 +111,8 @@ def compare_counts(
     """`compare` from the counts, which hold all that correctness says about the difference.
 
     >>> paired = compare_counts(117, 74, 2000)
-    >>> paired.difference, round(paired.p_value, 4), round(paired.se, 2)
-    (-2.15, 0.0023, 0.69)
+    >>> paired.difference, round(paired.p_value, 4)
+    (-2.15, 0.0023)
     """
     interval = score_interval(n10, n01, n, level=level)
     p_value = float(mcnemar(n10, n01))

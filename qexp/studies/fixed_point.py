@@ -8,7 +8,7 @@ convolution of three channels in [0, 1] lies in [0, (3 + 1) / 64). Then more tha
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TypedDict
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,25 +20,11 @@ from qexp.config.study import StudySettings
 from qexp.data.folder import DECODE_ERRORS, decode, scan_tree
 from qexp.data.load import load_data
 from qexp.studies import fixed_layers as fixed
-from qexp.studies.outcome import Check, Curve, Lines, Outcome
+from qexp.studies.outcome import Check, Curve, Lines, Outcome, expected, yes
 
 FACTORS = torch.arange(58, 66, 0.1)
 DEPTHS = (1, 2, 3, 4)
 ARITHMETICS = ("as written", "as written, best factor", "normalized in each layer", "Q1.7 floor", "Q1.7 nearest", "integers")
-
-
-class Row(TypedDict):
-    """A line of `table.csv`: one way to compute a stack of layers, against the float network."""
-
-    arithmetic: str
-    layers: int
-    relu: bool
-    min_difference: float
-    max_difference: float
-    rms_difference: float
-    sqnr_db: float
-    bytes: int
-    n: int
 
 
 def run(settings: StudySettings) -> Outcome:
@@ -113,14 +99,14 @@ def _closed_form(model: torch.nn.Sequential, image: Tensor) -> list[Check]:
         raised = "nothing"
     except TypeError as error:
         raised = f"TypeError: {error}"
-    checks = [_check("the code as published", "TypeError, for want of a call", raised, raised.startswith("TypeError"))]
+    checks = [Check("the code as published", "TypeError, for want of a call", raised, raised.startswith("TypeError"))]
     for bias, factor in ((True, 64), (False, 128)):
         layer = fixed.stack(1, relu=False, bias=bias)
         closed = fixed.closed_factor(layer)
         difference = layer(image) - fixed.as_written(layer)(image) / closed
         low, high, bound = float(difference.min()), float(difference.max()), (3 + bias) / factor
         checks.append(
-            _check(
+            Check(
                 f"factor {'with' if bias else 'without'} a bias, {1 + bias} tensor{'s' * bias}",
                 f"{factor}, differences in [0, {bound:.4f})",
                 f"{closed:g}, [{low:.4f}, {high:.4f}]",
@@ -130,9 +116,9 @@ def _closed_form(model: torch.nn.Sequential, image: Tensor) -> list[Check]:
     return checks
 
 
-def _caveats(image: Tensor) -> tuple[list[Row], list[Check]]:
+def _caveats(image: Tensor) -> tuple[list[dict[str, Any]], list[Check]]:
     """More than one layer, ReLU, true integers."""
-    rows: list[Row] = []
+    rows: list[dict[str, Any]] = []
     runs = []
     for depth in DEPTHS:
         for relu in (False, True):
@@ -160,17 +146,18 @@ def _caveats(image: Tensor) -> tuple[list[Row], list[Check]]:
     integers = min(sqnr["integers", *case] for case in several)
     exact, packed = all(run.exact for run in runs), all(run.packed for run in runs)
     return rows, [
-        _check("integer accumulators = float32 convolution on the codes", "equal, all layers", _yes(exact), exact),
-        _check("stored bytes give the codes back", "equal, all layers", _yes(packed), packed),
-        _expected(
+        Check("integer accumulators = float32 convolution on the codes", "equal, all layers", yes(exact), exact),
+        Check("stored bytes give the codes back", "equal, all layers", yes(packed), packed),
+        expected(
             "several layers: normalizing in each against the best single factor", "better", f"{gain:+.1f} dB or more", gain > 0
         ),
-        _expected("several layers: rounding to nearest against floor", "better", f"{nearest:+.1f} dB on average", nearest > 0),
-        _expected("several layers, 8-bit integers throughout", "at least 25 dB", f"at least {integers:.1f} dB", integers >= 25),
+        expected("several layers: rounding to nearest against floor", "better", f"{nearest:+.1f} dB on average", nearest > 0),
+        expected("several layers, 8-bit integers throughout", "at least 25 dB", f"at least {integers:.1f} dB", integers >= 25),
     ]
 
 
-def _row(arithmetic: str, depth: int, relu: bool, wanted: Tensor, output: Tensor, num_bytes: int) -> Row:
+def _row(arithmetic: str, depth: int, relu: bool, wanted: Tensor, output: Tensor, num_bytes: int) -> dict[str, Any]:
+    """A line of `table.csv`: one way to compute a stack of layers, against the float network."""
     difference = wanted - output
     ratio = float(wanted.square().sum() / difference.square().sum())
     return {
@@ -184,15 +171,3 @@ def _row(arithmetic: str, depth: int, relu: bool, wanted: Tensor, output: Tensor
         "bytes": num_bytes,
         "n": wanted.numel(),
     }
-
-
-def _check(name: str, expected: str, measured: str, passed: bool) -> Check:
-    return Check(name=name, expected=expected, measured=measured, passed=passed)
-
-
-def _expected(name: str, expected: str, measured: str, passed: bool) -> Check:
-    return Check(name=name, expected=expected, measured=measured, passed=passed, identity=False)
-
-
-def _yes(value: bool) -> str:
-    return "yes" if value else "no"

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Check:
     """One expected number beside the measured one.
 
@@ -26,6 +27,14 @@ class Check:
     passed: bool
     identity: bool = True
     n: int | None = None
+
+
+expected = partial(Check, identity=False)  # what was measured on one network
+
+
+def yes(value: bool) -> str:
+    """`yes` or `no`."""
+    return "yes" if value else "no"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-import matplotlib
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from qexp.base.files import write_text_atomic
+from qexp.base.files import write_texts
 from qexp.base.table import Column, Table, markdown_table, markdown_text
-from qexp.reporting.figures.style import RC, save, spread_colors
+from qexp.reporting.figures.style import drawing, save, spread_colors
 from qexp.reporting.tables.render import csv_text
 from qexp.studies.outcome import Bars, Check, Lines, Outcome
 
@@ -27,9 +26,9 @@ def write_study(name: str, outcome: Outcome, *, command: str, results_dir: Path)
         results_dir: parent of the folder.
     """
     folder = results_dir / name
-    write_text_atomic(folder / "table.csv", csv_text(pd.DataFrame(list(outcome.rows))))
-    write_text_atomic(folder / "checks.csv", csv_text(pd.DataFrame([vars(check) for check in outcome.checks])))
-    write_text_atomic(folder / "table.md", _markdown(name, outcome, command))
+    table, checks = pd.DataFrame(list(outcome.rows)), pd.DataFrame([vars(check) for check in outcome.checks])
+    texts = {"table.csv": csv_text(table), "checks.csv": csv_text(checks), "table.md": _markdown(name, outcome, command)}
+    write_texts(folder, texts)
     for figure in outcome.figures:
         save(draw_bars(figure) if isinstance(figure, Bars) else draw_lines(figure), folder / "figures" / figure.stem)
     return folder
@@ -47,8 +46,7 @@ def format_checks(checks: Iterable[Check]) -> str:
 
 def draw_lines(lines: Lines) -> Figure:
     """Curves over one axis."""
-    with matplotlib.rc_context(RC):
-        figure = Figure(figsize=(6.2, 3.8), layout="constrained")
+    with drawing(6.2, 3.8) as figure:
         axes = figure.subplots()
         for curve, color in zip(lines.curves, spread_colors(len(lines.curves)), strict=True):
             axes.plot(curve.x, curve.y, color=color, label=curve.label, linewidth=1.6)
@@ -60,8 +58,7 @@ def draw_lines(lines: Lines) -> Figure:
 
 def draw_bars(bars: Bars) -> Figure:
     """Horizontal bars with their values beside them."""
-    with matplotlib.rc_context(RC):
-        figure = Figure(figsize=(7.4, 1.4 + 0.24 * len(bars.values)), layout="constrained")
+    with drawing(7.4, 1.4 + 0.24 * len(bars.values)) as figure:
         axes = figure.subplots()
         labels, values = list(bars.values), list(bars.values.values())
         patches = axes.barh(range(len(labels)), values, color=spread_colors(1)[0], height=0.7)

@@ -20,7 +20,7 @@ from qexp.config.study import StudySettings
 from qexp.quant.packing import pack
 from qexp.quant.scalar import dequantize_scalar, quantize_scalar
 from qexp.quant.storage import stored_bytes
-from qexp.studies.outcome import Check, Curve, Lines, Outcome
+from qexp.studies.outcome import Check, Curve, Lines, Outcome, expected
 from qexp.studies.seed_maps import mapped, symmetric
 from qexp.studies.subject import Subject, load_subject
 
@@ -142,15 +142,15 @@ def _checks(scored: Mapping[tuple[str, int | None], Score], subject: Subject) ->
         code = quantize_scalar(PI, bits, as_written=True)
         value = dequantize_scalar(code, bits)
         passed = (code, value) == (published_code, published_value)
-        expected = f"{published_code}, {published_value}"
-        checks.append(_check(f"pi at {bits} bits, as published", expected, f"{code}, {value}", passed))
+        published = f"{published_code}, {published_value}"
+        checks.append(Check(f"pi at {bits} bits, as published", published, f"{code}, {value}", passed))
         fits = _fits(code, bits)
-        checks.append(_check(f"the code of pi in {bits} bits", "does not fit", "fits" if fits else "does not fit", not fits))
+        checks.append(Check(f"the code of pi in {bits} bits", "does not fit", "fits" if fits else "does not fit", not fits))
         refused = _refused(PI, bits)
-        checks.append(_check(f"pi at {bits} bits without `as_written`", "refused", "refused" if refused else "taken", refused))
+        checks.append(Check(f"pi at {bits} bits without `as_written`", "refused", "refused" if refused else "taken", refused))
     worst = max(_largest_error(bits) * 2 * (2 ** (bits - 1) - 1) for bits in range(2, 17))
     checks.append(
-        _check("error within [-1, 1], 2 to 16 bits", "at most half a step", f"{worst:.4f} half steps", worst <= 1 + 1e-9)
+        Check("error within [-1, 1], 2 to 16 bits", "at most half a step", f"{worst:.4f} half steps", worst <= 1 + 1e-9)
     )
     if subject.bundled:
         return checks
@@ -160,10 +160,10 @@ def _checks(scored: Mapping[tuple[str, int | None], Score], subject: Subject) ->
     n = scored["float", None].n
     return [
         *checks,
-        _expected("state dict at 8 bits", "nearly 4 times smaller (over 3.5)", f"{low:.2f} times", 3.5 < low < 4),
-        _expected("state dict at 4 bits", "nearly 8 times smaller (over 6)", f"{high:.2f} times", 6 < high < 8),
-        _expected("scaled W8", "within 0.5 points of float", f"{drop:.2f} below", abs(drop) <= 0.5, n),
-        _expected("as written W4", "below scaled W4, for want of a scale", f"{lost:.2f} below", lost > 0, n),
+        expected("state dict at 8 bits", "nearly 4 times smaller (over 3.5)", f"{low:.2f} times", 3.5 < low < 4),
+        expected("state dict at 4 bits", "nearly 8 times smaller (over 6)", f"{high:.2f} times", 6 < high < 8),
+        expected("scaled W8", "within 0.5 points of float", f"{drop:.2f} below", abs(drop) <= 0.5, n=n),
+        expected("as written W4", "below scaled W4, for want of a scale", f"{lost:.2f} below", lost > 0, n=n),
     ]
 
 
@@ -200,11 +200,3 @@ def _figure() -> Lines:
         curves=curves,
         marked={},
     )
-
-
-def _check(name: str, expected: str, measured: str, passed: bool) -> Check:
-    return Check(name=name, expected=expected, measured=measured, passed=passed)
-
-
-def _expected(name: str, expected: str, measured: str, passed: bool, n: int | None = None) -> Check:
-    return Check(name=name, expected=expected, measured=measured, passed=passed, identity=False, n=n)

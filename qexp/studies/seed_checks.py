@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 from qexp.engine.evaluate import Evaluation
 from qexp.studies import seed_maps as maps
-from qexp.studies.outcome import Check
+from qexp.studies.outcome import Check, expected, yes
 
 SAME_PERCENT = 99.0  # of predictions; float32 and batch norm's eps leave a few images on the fence
 SAME_POINTS = 0.5
@@ -68,7 +67,7 @@ def all_checks(
     checks = [check for bits in widths for check in _same(scores, bits)]
     checks += _never_executed(scores, widths, unused, refused)
     passed = all(maps.refuses_constant(bits) for bits in widths)
-    checks.append(Check(name="a constant tensor", expected="an error, not NaN", measured=_yes(passed), passed=passed))
+    checks.append(Check("a constant tensor", "an error, not NaN", yes(passed), passed))
     return tuple(checks if bundled else checks + _numbers(scores, widths, zero_share))
 
 
@@ -84,20 +83,16 @@ def _same(scores: Scores, bits: int) -> list[Check]:
     checks = []
     for first, second in pairs:
         share, points = scores.agreement(first, second), abs(scores.prec1(first) - scores.prec1(second))
-        checks.append(
-            Check(
-                name=f"[{first}] = [{second}]",
-                expected=f"at least {SAME_PERCENT:g} percent of predictions alike, Prec@1 within {SAME_POINTS:g}",
-                measured=f"{share:.2f} percent alike, {points:.2f} points apart",
-                passed=share >= SAME_PERCENT and points <= SAME_POINTS,
-                n=scores.num_images,
-            )
+        claim = f"at least {SAME_PERCENT:g} percent of predictions alike, Prec@1 within {SAME_POINTS:g}"
+        measured, passed = (
+            f"{share:.2f} percent alike, {points:.2f} points apart",
+            share >= SAME_PERCENT and points <= SAME_POINTS,
         )
+        checks.append(Check(f"[{first}] = [{second}]", claim, measured, passed, n=scores.num_images))
     first, second = f"pow2_scale, scale in BN, W{bits}", f"pow2_scale, dequantized, W{bits}"
     equal = scores.of(first).digest == scores.of(second).digest
-    name, expected = f"[{first}] = [{second}]", "logits equal bit for bit"
-    checks.append(Check(name=name, expected=expected, measured=_yes(equal), passed=equal, n=scores.num_images))
-    return checks
+    name = f"[{first}] = [{second}]"
+    return [*checks, Check(name, "logits equal bit for bit", yes(equal), equal, n=scores.num_images)]
 
 
 def _never_executed(scores: Scores, widths: Sequence[int], unused: Mapping[int, float], refused: bool) -> list[Check]:
@@ -107,82 +102,42 @@ def _never_executed(scores: Scores, widths: Sequence[int], unused: Mapping[int, 
         keys = [f"never executed, W{bits}{tail}" for bits in widths]
         batch = f"float{tail}, BN of the batch"
         equal = len({scores.of(key).digest for key in keys}) == 1
-        measured = ", ".join(f"{scores.prec1(key):.2f}" for key in keys)
-        checks.append(
-            Check(
-                name=f"never executed{tail}: the same at every width",
-                expected="equal logits, bit for bit",
-                measured=f"{_yes(equal)} ({measured})",
-                passed=equal,
-                n=scores.num_images,
-            )
-        )
+        measured = f"{yes(equal)} ({', '.join(f'{scores.prec1(key):.2f}' for key in keys)})"
+        name, n = f"never executed{tail}: the same at every width", scores.num_images
+        checks.append(Check(name, "equal logits, bit for bit", measured, equal, n=n))
         share = min(scores.agreement(key, batch) for key in keys)
-        checks.append(
-            Check(
-                name=f"never executed{tail} = [{batch}]",
-                expected=f"at least {SAME_PERCENT:g} percent of predictions alike",
-                measured=f"{share:.2f} percent",
-                passed=share >= SAME_PERCENT,
-                n=scores.num_images,
-            )
-        )
-    low = min(unused.values())
-    checks.append(
-        Check(
-            name="the probe flags the never executed copy",
-            expected="all quantized weights, at every width",
-            measured=f"{100 * low:.0f} percent of them",
-            passed=low == 1,
-        )
-    )
-    checks.append(Check(name="a shadow of such a network", expected="refused", measured=_yes(refused), passed=refused))
-    return checks
+        name, claim = f"never executed{tail} = [{batch}]", f"at least {SAME_PERCENT:g} percent of predictions alike"
+        checks.append(Check(name, claim, f"{share:.2f} percent", share >= SAME_PERCENT, n=n))
+    low, claim = min(unused.values()), "all quantized weights, at every width"
+    checks.append(Check("the probe flags the never executed copy", claim, f"{100 * low:.0f} percent of them", low == 1))
+    return [*checks, Check("a shadow of such a network", "refused", yes(refused), refused)]
 
 
 def _numbers(scores: Scores, widths: Sequence[int], zero_share: float) -> list[Check]:
     """What a network of the user's is expected to show."""
-    checks, number = [], partial(Check, identity=False, n=scores.num_images)
+    number = partial(expected, n=scores.num_images)
     raw = [key for key in scores.by_name if "raw codes" in key]
     worst = max(raw, key=scores.prec1)
-    checks.append(
-        number(
-            name=f"raw codes really run ({len(raw)} variants): chance",
-            expected="at most 15 percent",
-            measured=f"at most {scores.prec1(worst):.2f} ({worst})",
-            passed=scores.prec1(worst) <= 15,
-        )
-    )
+    name, top = f"raw codes really run ({len(raw)} variants): chance", scores.prec1(worst)
+    checks = [number(name, "at most 15 percent", f"at most {top:.2f} ({worst})", top <= 15)]
     for bits in widths:
         drop = scores.prec1("float") - scores.prec1(f"zero point subtracted, W{bits}, BN re-estimated")
         name, measured = f"zero point subtracted, W{bits}", f"{drop:.2f} points below float"
-        checks.append(number(name=name, expected="at most 4 points below float", measured=measured, passed=drop <= 4))
-    checks.append(number(**_zero_point_rounded(scores, min(widths))))
+        checks.append(number(name, "at most 4 points below float", measured, drop <= 4))
+    bits = min(widths)
+    rounded, unrounded = _zero_point_rounded(scores, bits)
+    name, measured = f"rounding the zero point, W{bits}", f"{rounded:.2f} with, {unrounded:.2f} without"
+    checks.append(number(name, "costs over 10 points, with codes rounded or not", measured, min(rounded, unrounded) > 10))
     drop = scores.prec1("float, BN of the batch") - scores.prec1("float, input.int(), BN of the batch")
-    name, expected = "input.int() alone, BN of the batch", "costs about 30 points (20 to 40)"
-    checks.append(number(name=name, expected=expected, measured=f"{drop:.2f}", passed=20 <= drop <= 40))
+    name, claim = "input.int() alone, BN of the batch", "costs about 30 points (20 to 40)"
+    checks.append(number(name, claim, f"{drop:.2f}", 20 <= drop <= 40))
     name, share = "pixels that input.int() turns into 0", 100 * zero_share
-    checks.append(number(name=name, expected="about 60 percent", measured=f"{share:.1f}", passed=abs(share - 60) <= 3))
-    return checks
+    return [*checks, number(name, "about 60 percent", f"{share:.1f}", abs(share - 60) <= 3)]
 
 
-def _zero_point_rounded(scores: Scores, bits: int) -> dict[str, Any]:
-    """What rounding the zero point costs, with rounded codes and without."""
+def _zero_point_rounded(scores: Scores, bits: int) -> tuple[float, float]:
+    """What rounding the zero point costs, points: with rounded codes, and without."""
     again = f"W{bits}, BN re-estimated"
-    rounded, unrounded = (
-        scores.prec1(before) - scores.prec1(f"{after}, {again}")
-        for before, after in (
-            (f"zero point subtracted, {again}", "rounded zero point subtracted"),
-            ("float, BN re-estimated", "rounded zero point, unrounded codes"),
-        )
-    )
-    return {
-        "name": f"rounding the zero point, W{bits}",
-        "expected": "costs over 10 points, with codes rounded or not",
-        "measured": f"{rounded:.2f} with, {unrounded:.2f} without",
-        "passed": min(rounded, unrounded) > 10,
-    }
-
-
-def _yes(value: bool) -> str:
-    return "yes" if value else "no"
+    with_codes = scores.prec1(f"zero point subtracted, {again}") - scores.prec1(f"rounded zero point subtracted, {again}")
+    alone = scores.prec1("float, BN re-estimated") - scores.prec1(f"rounded zero point, unrounded codes, {again}")
+    return with_codes, alone

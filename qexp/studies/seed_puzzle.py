@@ -8,8 +8,9 @@ what differed between the two kinds of runs was `input.int()` alone.
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
-from typing import TypedDict
+from typing import Any
 
 from torch import nn
 
@@ -52,23 +53,6 @@ class Variant:
         return name_of(self.group, self.bits, self.input_quant, self.norm)
 
 
-class Row(TypedDict):
-    """A line of `table.csv`."""
-
-    variant: str
-    weights: str
-    bits: int | None
-    input_quant: str
-    norm: str
-    prec1: float
-    delta_prec1: float
-    prec5: float
-    loss: float
-    n: int
-    finite: bool
-    published: float | None
-
-
 def name_of(group: str, bits: int | None = None, input_quant: str = "none", norm: str = "trained") -> str:
     """Name of a variant.
 
@@ -81,8 +65,7 @@ def name_of(group: str, bits: int | None = None, input_quant: str = "none", norm
 
 def run(settings: StudySettings) -> Outcome:
     """Score every variant, check the identities."""
-    subject = load_subject(settings)
-    return study(subject)
+    return study(load_subject(settings))
 
 
 def study(subject: Subject) -> Outcome:
@@ -158,7 +141,7 @@ def _of_width(subject: Subject, bits: int) -> list[Variant]:
 
 def _reestimated(network: nn.Module, subject: Subject) -> nn.Module:
     """A copy with batch norm's statistics taken anew from the calibration images."""
-    fresh = maps.mapped(network, [], maps.raw, 0)
+    fresh = copy.deepcopy(network)
     reestimate_batch_norm_(fresh, subject.calib)
     return fresh
 
@@ -188,7 +171,8 @@ def _zero_share(subject: Subject) -> float:
     return sum(float(mask.sum()) for mask in zeros) / sum(mask.numel() for mask in zeros)
 
 
-def _row(variant: Variant, scores: Scores) -> Row:
+def _row(variant: Variant, scores: Scores) -> dict[str, Any]:
+    """A line of `table.csv`."""
     metrics = scores.of(variant.key).metrics
     return {
         "variant": variant.key,
@@ -220,13 +204,11 @@ def _headline(scores: Scores) -> str:
     )
 
 
-def _figure(scores: Scores, rows: tuple[Row, ...]) -> Bars:
-    values = {row["variant"]: row["prec1"] for row in rows if row["bits"] in (None, BITS[0])}
-    marked = {"float": scores.prec1("float"), "chance": 100 / scores.num_classes}
+def _figure(scores: Scores, rows: tuple[dict[str, Any], ...]) -> Bars:
     return Bars(
         stem="prec1",
         title=f"Document 002's map at {BITS[0]} bits, taken apart",
         x_label="Prec@1 (percent)",
-        values=values,
-        marked=marked,
+        values={row["variant"]: row["prec1"] for row in rows if row["bits"] in (None, BITS[0])},
+        marked={"float": scores.prec1("float"), "chance": 100 / scores.num_classes},
     )

@@ -56,6 +56,9 @@ def _quoted(word: str) -> str:
             return word
     except OverrideParseException:
         pass
+    paths = value.split(",")
+    if len(paths) > 1 and not os.path.exists(value) and all(os.path.exists(path.strip()) for path in paths):
+        return f"{key}=" + ",".join(_quoted(f"{key}={path.strip()}").partition("=")[2] for path in paths)  # each of a sweep
     escaped = re.sub(r"(\\*)('|$)", lambda match: 2 * match[1] + ("\\'" if match[2] else ""), value)
     return f"{key}='{escaped}'"
 

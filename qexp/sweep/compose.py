@@ -71,6 +71,8 @@ def compose(config_name: str) -> Composed | None:
             own = base.hydra
             if not isinstance(own.launcher, DictConfig):
                 raise UserError("hydra.launcher", own.launcher, allowed="settings", remedy="Choose one: hydra/launcher=qexp.")
+            if own.job.get("chdir"):
+                raise UserError("hydra.job.chdir", own.job.chdir, allowed="false", remedy="Paths mean the folder of the command.")
             configure_log(own.job_logging, own.verbose)
             is_sweep = asked.multirun or own.mode == RunMode.MULTIRUN
             values = tuple(expand_places(resolved(job)) for job in (jobs.sweep() if is_sweep else jobs.single()))

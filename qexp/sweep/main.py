@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING
 from qexp.base.console import warn_main
 from qexp.base.errors import JobsFailed, RankFailed, UserError, UserErrors
 from qexp.base.files import SaveError
+from qexp.base.orphans import end_with
 from qexp.base.preemption import Preempted, listening
 from qexp.base.text import without_passwords
 from qexp.base.user_code import exits_are_errors
@@ -62,6 +63,8 @@ def run_command_line(verb: str, config_name: str, run: Run | None = None) -> int
         return 2
     from qexp.sweep import ranks
 
+    if "TORCHELASTIC_RUN_ID" in os.environ:  # else a shell may have started the rank, and left
+        end_with(os.getppid())
     device = next((text.partition("=")[2] for text in arguments if text.startswith("device=")), "auto")
     if int(os.environ["RANK"]) > 0:
         from qexp.sweep.group import Resources, run_received

@@ -18,6 +18,7 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 from qexp.base.console import warn_main
+from qexp.base.orphans import end_with, is_orphan
 from qexp.base.preemption import Preempted, listening
 from qexp.sweep.ranks import Alone, Leader, Ranks, serve
 from qexp.sweep.types import MergedJob
@@ -59,14 +60,23 @@ def _run(job: MergedJob, ranks: Ranks) -> Failure | None:
     return None
 
 
-def run_logged(job: MergedJob, log: Path) -> Failure | None:
-    """`run_here` with all that is printed in a file: the lines of several trainings on one screen tell nobody anything."""
+def run_logged(job: MergedJob, log: Path, leader: int) -> Failure | None:
+    """`run_here` with all that is printed in a file: the lines of several trainings on one screen tell nobody anything.
+
+    Args:
+        job: checked.
+        log: the file.
+        leader: number of the process that waits for the outcome; where that one is gone, this one saves and ends.
+    """
+    end_with(leader)
     log.parent.mkdir(parents=True, exist_ok=True)
     with open(log, "a", buffering=1, encoding="utf-8") as out, contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
         try:
             with listening():
                 return run_here(job)
         except Preempted as stop:
+            if is_orphan(leader):
+                os._exit(stop.exit_code)  # loky would wait for the next job
             return Failure.of(stop)
 
 

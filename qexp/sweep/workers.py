@@ -11,14 +11,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+from qexp.base.orphans import GRACE_S
 from qexp.config.launcher import LauncherSettings
 from qexp.sweep.types import MergedJob
 from qexp.sweep.worker import Failure, Submission, run_logged
 
 if TYPE_CHECKING:
     from submitit import Executor
-
-GRACE_S = 60.0  # that workers are given to save when the leader is stopped
 
 POLL_S = 0.2  # between looks at the running workers
 
@@ -55,7 +54,7 @@ class ProcessWorker:
         threads = os.environ.get("OMP_NUM_THREADS", str(max(1, num_cores() // limit)))
         before = set(multiprocessing.active_children())
         self._executor = ProcessPoolExecutor(max_workers=1, env={"OMP_NUM_THREADS": threads})
-        self._future = self._executor.submit(run_logged, job, log)
+        self._future = self._executor.submit(run_logged, job, log, os.getpid())
         self._processes = set(multiprocessing.active_children()) - before
         self.name, self.log = f"process {', '.join(str(process.pid) for process in self._processes)}", log
 

@@ -55,6 +55,11 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Scalar]:
     return flat
 
 
+def _row(kind: str, time_ms: int | None, **values: Any) -> Row:
+    """A row of a kind; now, unless a time is given."""
+    return {"kind": kind, **values, "time_ms": now_ms() if time_ms is None else time_ms}
+
+
 def run_row(
     run: str,
     *,
@@ -78,18 +83,9 @@ def run_row(
         planned_epochs: epochs the training will have, by which a report finds a partial variant; None where there is no training.
         time_ms: when, in milliseconds since 1970; None is now.
     """
-    return {
-        "kind": "run",
-        "run": run,
-        "parent": parent,
-        "name": name,
-        "params": dict(params),
-        "tags": dict(tags or {}),
-        "artifacts": dict(artifacts or {}),
-        "planned_epochs": planned_epochs,
-        "process": asdict(Process.current()),
-        "time_ms": now_ms() if time_ms is None else time_ms,
-    }
+    texts = {"params": dict(params), "tags": dict(tags or {}), "artifacts": dict(artifacts or {})}
+    process = asdict(Process.current())
+    return _row("run", time_ms, run=run, parent=parent, name=name, **texts, planned_epochs=planned_epochs, process=process)
 
 
 def record_row(record: Record) -> Row:
@@ -101,41 +97,25 @@ def record_row(record: Record) -> Row:
 
 def metrics_row(run: str, *, step: int, values: Mapping[str, float], time_ms: int | None = None) -> Row:
     """Points of training curves (`train_loss`, `lr`), step = epoch."""
-    return {
-        "kind": "metrics",
-        "run": run,
-        "step": step,
-        "values": dict(values),
-        "time_ms": now_ms() if time_ms is None else time_ms,
-    }
+    return _row("metrics", time_ms, run=run, step=step, values=dict(values))
 
 
 def end_row(run: str, status: Literal["FINISHED", "FAILED", "KILLED"], *, time_ms: int | None = None) -> Row:
     """Close a run."""
     assert status in ("FINISHED", "FAILED", "KILLED"), status
-    return {"kind": "end", "run": run, "status": status, "time_ms": now_ms() if time_ms is None else time_ms}
+    return _row("end", time_ms, run=run, status=status)
 
 
 def sweep_row(
     sweep: str, *, command: str, versions: Mapping[str, str], host: str, git: str | None, time_ms: int | None = None
 ) -> Row:
     """What was typed, and where it ran; for the report."""
-    time_ms = now_ms() if time_ms is None else time_ms
-    return {
-        "kind": "sweep",
-        "sweep": sweep,
-        "command": command,
-        "versions": dict(versions),
-        "host": host,
-        "git": git,
-        "time_ms": time_ms,
-    }
+    return _row("sweep", time_ms, sweep=sweep, command=command, versions=dict(versions), host=host, git=git)
 
 
 def files_row(run: str | None, paths: Iterable[str | Path], *, time_ms: int | None = None) -> Row:
     """Files to keep with a run, or with every training's run where `run` is None."""
-    absolute = [str(Path(path).absolute()) for path in paths]
-    return {"kind": "files", "run": run, "paths": absolute, "time_ms": now_ms() if time_ms is None else time_ms}
+    return _row("files", time_ms, run=run, paths=[str(Path(path).absolute()) for path in paths])
 
 
 def export_row(run: str, *, key: str, values: Mapping[str, Any], time_ms: int | None = None) -> Row:
@@ -147,7 +127,7 @@ def export_row(run: str, *, key: str, values: Mapping[str, Any], time_ms: int | 
         values: JSON of any depth.
         time_ms: as in `run_row`.
     """
-    return {"kind": "export", "run": run, "key": key, **values, "time_ms": now_ms() if time_ms is None else time_ms}
+    return _row("export", time_ms, run=run, key=key, **values)
 
 
 def model_row(run: str, *, name: str, path: str | Path, example: str | Path, digest: str, time_ms: int | None = None) -> Row:
@@ -161,15 +141,8 @@ def model_row(run: str, *, name: str, path: str | Path, example: str | Path, dig
         example: an .npz with `images` [N, C, H, W] and `logits` [N, classes], float32.
         time_ms: as in `run_row`.
     """
-    return {
-        "kind": "model",
-        "run": run,
-        "name": name,
-        "path": str(Path(path).absolute()),
-        "example": str(Path(example).absolute()),
-        "digest": digest,
-        "time_ms": now_ms() if time_ms is None else time_ms,
-    }
+    files = {"path": str(Path(path).absolute()), "example": str(Path(example).absolute())}
+    return _row("model", time_ms, run=run, name=name, **files, digest=digest)
 
 
 def job_row(
@@ -204,19 +177,7 @@ def job_row(
         time_ms: as in `run_row`.
     """
     assert state in get_args(JobState), state
-    return {
-        "kind": "job",
-        "sweep": sweep,
-        "key": key,
-        "job": job,
-        "asked": asked,
-        "training": training,
-        "variant_key": variant_key,
-        "variant": variant,
-        "fresh": fresh,
-        "state": state,
-        "reason": reason,
-        "traceback": None if traceback is None else str(Path(traceback).absolute()),
-        "process": asdict(Process.current()),
-        "time_ms": now_ms() if time_ms is None else time_ms,
-    }
+    known = {"job": job, "asked": asked, "training": training, "variant_key": variant_key, "variant": variant, "fresh": fresh}
+    file = None if traceback is None else str(Path(traceback).absolute())
+    process = asdict(Process.current())
+    return _row("job", time_ms, sweep=sweep, key=key, **known, state=state, reason=reason, traceback=file, process=process)

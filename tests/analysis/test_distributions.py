@@ -51,12 +51,8 @@ def test_statistics_of_a_stream_are_those_of_all_values(graphs):
     parts = [graphs.values_at(traced, batch) for batch in batches]
     for name, stats in statistics.items():
         x = torch.cat([part[name][0] for part in parts]).double()
-        centred = x - x.mean()
         assert stats.n == x.numel() and stats.sample.numel() <= x.numel()
         assert (stats.minimum, stats.maximum) == (float(x.min()), float(x.max()))
-        assert stats.mean == pytest.approx(float(x.mean()), abs=1e-9)
-        assert stats.std == pytest.approx(float(x.std(correction=0)))
-        assert stats.kurtosis == pytest.approx(float(centred.pow(4).mean() / centred.square().mean() ** 2))
         assert stats.zero_share == pytest.approx(float((x == 0).double().mean()))
         assert bool(torch.isin(stats.sample.double(), x.flatten()).all())
 
@@ -67,12 +63,12 @@ def test_no_images_is_an_error(graphs):
 
 
 def stats_of(sample):
-    from qexp.analysis.distributions import _Moments
+    from qexp.analysis.distributions import _Stream
 
-    moments = _Moments()
+    stream = _Stream()
     for part in sample.split(4000):
-        moments.add(part)
-    return moments.stats("place")
+        stream.add(part)
+    return stream.stats()
 
 
 def error(x, ratio, spec):

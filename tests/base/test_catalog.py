@@ -1,11 +1,14 @@
 """Rows by name, ours and the user's own."""
 
+import importlib.util
+import sys
 from dataclasses import dataclass
 
 import pytest
 
 from qexp.base.catalog import Catalog, Info, import_object, is_own
 from qexp.base.errors import UserError
+from qexp.base.files import hash_file
 from qexp.base.user_source import source_hash
 
 
@@ -94,8 +97,6 @@ def test_the_hash_covers_what_a_file_imports(tmp_path, monkeypatch):
     (tmp_path / "qexp_test_pack" / "__init__.py").write_text("")
     (tmp_path / "qexp_test_pack" / "part.py").write_text("from . import deep\n")
     (tmp_path / "qexp_test_pack" / "deep.py").write_text("B = 1\n")
-    from qexp.base.files import hash_file
-
     assert source_hash(f"{tmp_path / 'alone.py'}:f") == hash_file(tmp_path / "alone.py")
     seen = {source_hash(f"{tmp_path / 'first.py'}:f")}
     for changed in ("qexp_test_helper.py", "qexp_test_pack/deep.py", "first.py"):
@@ -103,3 +104,55 @@ def test_the_hash_covers_what_a_file_imports(tmp_path, monkeypatch):
         seen.add(source_hash(f"{tmp_path / 'first.py'}:f"))
     assert len(seen) == 4
     assert source_hash("no_such_module_here:f") is None
+
+
+@pytest.mark.parametrize(
+    "first, decides",
+    [
+        ("def f():\n    from qexp_pack import part\n", "qexp_pack/part.py"),
+        ("from qexp_pack.deep import low\ndef f(): ...\n", "qexp_pack/deep/mates.py"),  # by `from .. import`
+        ("from qexp_pack.deep import low\ndef f(): ...\n", "qexp_pack/mates.py"),  # a relative name that two modules have
+        ("import importlib\ndef f():\n    importlib.import_module('qexp_pack.part')\n", "qexp_pack/part.py"),
+        ("import importlib\nNAME = 'qexp_pack'\nimportlib.import_module(NAME)\ndef f(): ...\n", "qexp_pack/deep/low.py"),
+        ("from qexp_pack import *\ndef f(): ...\n", "qexp_pack/part.py"),
+        ("import qexp_elsewhere\ndef f(): ...\n", "sources/elsewhere.py"),  # an editable installation
+    ],
+)
+def test_the_hash_covers_every_way_to_import(tmp_path, monkeypatch, first, decides):
+    texts = {
+        "first.py": first,
+        "qexp_pack/__init__.py": "",
+        "qexp_pack/part.py": "A = 1\n",
+        "qexp_pack/mates.py": "B = 1\n",
+        "qexp_pack/deep/__init__.py": "",
+        "qexp_pack/deep/mates.py": "C = 1\n",
+        "qexp_pack/deep/low.py": "from . import mates\nfrom .. import mates as others\n",
+        "sources/elsewhere.py": "D = 1\n",
+    }
+    for name, text in texts.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+
+    class Editable:
+        @staticmethod
+        def find_spec(name, path=None, target=None):
+            if name == "qexp_elsewhere":
+                return importlib.util.spec_from_file_location(name, tmp_path / "sources/elsewhere.py")
+
+    monkeypatch.setattr(sys, "meta_path", [*sys.meta_path, Editable])
+    text = f"{tmp_path / 'first.py'}:f"
+    before = source_hash(text)
+    (tmp_path / decides).write_text(texts[decides] + "# more\n")
+    assert source_hash(text) != before
+
+
+def test_the_hash_of_a_function_in_a_package_covers_the_packages_above(tmp_path, monkeypatch):
+    (tmp_path / "qexp_above" / "nets").mkdir(parents=True)
+    for name in ("__init__.py", "nets/__init__.py", "nets/mine.py"):
+        (tmp_path / "qexp_above" / name).write_text("")
+    monkeypatch.syspath_prepend(tmp_path)
+    text = "qexp_above.nets.mine:f"
+    before = source_hash(text)
+    assert before == hash_file(tmp_path / "qexp_above/nets/mine.py")  # what is empty decides nothing
+    (tmp_path / "qexp_above" / "__init__.py").write_text("WIDTH = 8\n")
+    assert source_hash(text) != before

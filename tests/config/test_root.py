@@ -14,7 +14,14 @@ from qexp.config.root import Config
 from qexp.config.validate import all_keys, validate
 from qexp.experiment.identity import DIALS, group_key, training_hash, training_identity
 
-NOT_OF_THE_WEIGHTS = {"train.checkpoint_every_steps", "data.root", "data.download", "data.workers", "data.storage", "data.classes"}
+NOT_OF_THE_WEIGHTS = {
+    "train.checkpoint_every_steps",
+    "data.root",
+    "data.download",
+    "data.workers",
+    "data.storage",
+    "data.classes",
+}
 
 
 @pytest.fixture(scope="session")

@@ -175,11 +175,11 @@ def test_the_device_does_not_matter(augment):
 
 
 def test_images_that_two_splits_share_are_counted():
-    assert bundle(num_calib=5).num_shared("calib", "test") == 0
+    assert bundle(num_calib=5).shared("calib", "test") == (0, 5)
     twins = torch.arange(47, dtype=torch.uint8).view(-1, 1, 1, 1).expand(-1, 1, 4, 4).contiguous()
     twins[::2] = 203  # as the fourth test image
     data = bundle(num_calib=20, images=twins)
     calibrated = torch.cat([batch.images for batch in data.eval_batches("calib", batch_size=20, device="cpu")])
     copies = int((((calibrated[:, 0, 0, 0] * 0.25 + 0.5) * 255).round() == 203).sum())
-    assert 5 < copies < 15 and data.num_shared("calib", "test") == copies
-    assert data.num_shared("test", "calib") == 1
+    assert 5 < copies < 15 and data.shared("calib", "test") == (copies, 20)
+    assert data.shared("test", "calib") == (1, data.split_sizes["test"])

@@ -60,6 +60,33 @@ def two_shapes():
 def unnamed():
     return {"train_images": IMAGES, "train_labels": LABELS, "class_names": ["a"]}
 
+def channels_last(image_size=None):
+    return {"train_images": torch.zeros(12, 8, 8, 3, dtype=torch.uint8), "train_labels": LABELS}
+
+def complex_images():
+    return {"train_images": IMAGES.to(torch.complex64), "train_labels": LABELS}
+
+def float_labels():
+    return {"train_images": IMAGES, "train_labels": LABELS.float()}
+
+def complex_labels():
+    return {"train_images": IMAGES, "train_labels": LABELS.to(torch.complex64)}
+
+def huge_label():
+    return {"train_images": IMAGES, "train_labels": torch.tensor([10**9, *LABELS[1:]])}
+
+def sparse():
+    return {"train_images": IMAGES.to_sparse(), "train_labels": LABELS}
+
+def without_values():
+    return {"train_images": IMAGES.to("meta"), "train_labels": LABELS}
+
+def one_class():
+    return {"train_images": IMAGES, "train_labels": LABELS * 0}
+
+def no_pixels():
+    return {"train_images": IMAGES[:, :, :0], "train_labels": LABELS}
+
 def ragged():
     return {"train_images": [[1], [2, 3]], "train_labels": LABELS}
 
@@ -105,6 +132,14 @@ def test_arguments_names_and_size(load):
         ("two_shapes", "differ in shape"),
         ("unnamed", "labels go up to 3, class_names has 1"),
         ("ragged", "train_images is no tensor or array"),
+        ("complex_images", "train_images is torch.complex64"),
+        ("float_labels", "train_labels is torch.float32"),
+        ("complex_labels", "train_labels is torch.complex64"),
+        ("huge_label", "labels go up to 1000000000 in a set of 12 images.*data.num_classes=N"),
+        ("sparse", "train_images is a sparse tensor"),
+        ("without_values", "train_images is .*without values"),
+        ("one_class", "at least 2 classes"),
+        ("no_pixels", "train_images is empty"),
         ("greedy", "Give secret a default"),
         ("wohle", "Did you mean whole?"),
     ],
@@ -112,3 +147,16 @@ def test_arguments_names_and_size(load):
 def test_refusals(load, name, message):
     with pytest.raises(UserError, match=rf"data.factory=.*{message}"):
         load(name, num_test=2)
+
+
+@pytest.mark.parametrize("image_size", [None, 16])
+def test_channels_that_stand_last_are_refused(load, image_size):
+    with pytest.raises(
+        UserError, match=r"channels_last: allowed is images \[N, C, H, W\].*\[N, 8, 8, 3\], which reads as 3 channels"
+    ):
+        load("channels_last", num_test=2, image_size=image_size)
+
+
+def test_labels_beyond_the_number_of_classes_are_refused(load):
+    with pytest.raises(UserError, match=r"labels from 0 to 2\. Those of the train part go from 0 to 3"):
+        load("part", root="here", image_size=6, num_test=2, num_classes=3)

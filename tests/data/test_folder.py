@@ -1,6 +1,8 @@
 """Trees of image files: order, colours, sizes, and what is wrong with them."""
 
 import shutil
+import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -8,6 +10,7 @@ import torch
 from PIL import Image
 
 from qexp.base.errors import UserError
+from qexp.base.torchvision_compat import torchvision
 from qexp.config.data import DataSettings
 from qexp.config.preprocessing import Preprocessing
 from qexp.data.folder import decode, scan_tree
@@ -81,10 +84,47 @@ def test_corrupt_first_image(tree):
             load_data(settings(tree, image_size=image_size))
 
 
-def test_deep_pixels_are_refused(tree):
-    Image.fromarray(np.full((8, 8), 3000, dtype=np.uint16)).save(tree / "train" / "cat" / "deep.png")
-    with pytest.raises(UserError, match=r"deep.png.*more than 8 bits"):
+def png_of_16_bits(path, values):
+    """Write [H, W, 3] as a PNG of 16 bits a channel, which PIL reads but does not write."""
+
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+    head = struct.pack(">IIBBBBB", values.shape[1], values.shape[0], 16, 2, 0, 0, 0)
+    parts = chunk(b"IHDR", head), chunk(b"IDAT", zlib.compress(rows)), chunk(b"IEND", b"")
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(parts))
+
+
+def test_values_of_16_bits_are_scaled_to_8(tmp_path):
+    values = np.random.default_rng(0).integers(0, 65536, (4, 5, 3), dtype=np.uint16)
+    values[0, 0], values[0, 1] = 65535, 700  # 700 of 65535 is 2.7 of 255; the high byte alone would be 2
+    expected = torch.from_numpy(np.rint(values / 257).astype(np.uint8)).permute(2, 0, 1)
+    assert expected[0, 0, :2].tolist() == [255, 3]
+    png_of_16_bits(tmp_path / "rgb.png", values)
+    (tmp_path / "rgb.ppm").write_bytes(b"P6 5 4 65535\n" + values.astype(">u2").tobytes())
+    for name in ("rgb.png", "rgb.ppm"):
+        assert torch.equal(decode(tmp_path / name, Preprocessing()), expected), name
+    for name in ("grey.png", "grey.tif"):
+        Image.fromarray(values[..., 0]).save(tmp_path / name)
+        assert torch.equal(decode(tmp_path / name, Preprocessing()), expected[:1].expand(3, -1, -1)), name
+
+
+def test_pixels_without_a_full_scale_are_refused(tree):
+    Image.fromarray(np.full((8, 8), 0.5, dtype=np.float32)).save(tree / "train" / "cat" / "deep.tif")
+    with pytest.raises(UserError, match=r"deep.tif.*more than 8 bits"):
         load_data(settings(tree))
+
+
+def test_folders_within_a_class_are_read_as_torchvision_reads_them(tree, write):
+    for seed, name in enumerate(("cat/old/a.png", "cat/old/deep/b.png", "dog/9/a.png", "dog/.hidden/c.png")):
+        write(tree / "train" / name, seed=seed)
+    part = scan_tree(settings(tree)).parts["train"]
+    theirs = torchvision().datasets.ImageFolder(str(tree / "train")).samples
+    assert list(zip(map(str, part.paths), part.labels.tolist(), strict=True)) == [
+        item for item in theirs if ".hidden" not in item[0]
+    ]
+    assert len(part.paths) == 15
 
 
 def test_missing_parts_of_a_tree(tree):
@@ -127,3 +167,23 @@ def test_real_jpeg_tree(extra_data):
     assert data.split_sizes["train"] == 50_000 and data.split_sizes["test"] == 10_000 and data.image_shape == (3, 32, 32)
     batch = next(data.eval_batches("test", batch_size=2000, device="cpu", num_images=2000))
     assert abs(float(batch.images.mean())) < 0.05 and torch.bincount(batch.labels).min() > 150
+
+
+def test_a_tree_to_evaluate_on_alone(tree, tmp_path):
+    """test/ and calib/ without train/, and a list of classes of which some have no images: labels are its lines."""
+    (tree / "train").rename(tree / "calib")
+    names = tmp_path / "classes.tsv"
+    names.write_text("elk\tmoose\ndog\thound\nfox\thound\ncat\tcat\n")
+    data = load_data(settings(tree, classes=str(names), mean=[], std=[]).resolved(None))
+    assert data.split_sizes == {"train": 0, "calib": 12, "select": 0, "test": 4} and data.num_classes == 4
+    assert data.class_names == ("moose", "hound (dog)", "hound (fox)", "cat")
+    assert data.labels("test").tolist() == [3, 3, 1, 1] and data.labels("train").tolist() == []
+    assert load_data(settings(tree, classes=str(names), mean=[0.5], std=[0.5], num_test=2)).labels("test").tolist() == [3, 1]
+    with pytest.raises(UserError, match="data.mean=None: allowed is a list"):
+        load_data(settings(tree, classes=str(names)))
+    names.write_text("dog\thound\ncat\tcat\ndog\tagain\n")
+    with pytest.raises(UserError, match="data.classes=.*each folder once"):
+        load_data(settings(tree, classes=str(names)))
+    names.write_text("dog\thound\n")
+    with pytest.raises(UserError, match="test/cat has no counterpart in .*classes.tsv"):
+        load_data(settings(tree, classes=str(names)))

@@ -71,8 +71,14 @@ def test_mean_and_std_fit_the_channels():
     [
         ({"name": "imagefolder"}, "data.root=None: allowed is a folder"),
         ({"name": "digits", "resize": 9}, "data.resize=9: allowed is null for data=digits. imagefolder, imagenet read it"),
-        ({"name": "imagefolder", "root": "x", "crop": "center"}, "data.crop=center: allowed is given together with data.image_size"),
-        ({"name": "imagefolder", "root": "x", "crop": "none", "resize": 8}, "data.resize=8: allowed is null without data.crop=center"),
+        (
+            {"name": "imagefolder", "root": "x", "crop": "center"},
+            "data.crop=center: allowed is given together with data.image_size",
+        ),
+        (
+            {"name": "imagefolder", "root": "x", "crop": "none", "resize": 8},
+            "data.resize=8: allowed is null without data.crop=center",
+        ),
         ({"name": "imagenet", "root": "x", "resize": 100}, "data.resize=100: allowed is at least data.image_size, 224"),
         ({"name": "imagefolder", "root": "x", "classes": "absent.tsv"}, "data.classes=absent.tsv: allowed is a file that exists"),
         ({"name": "digits", "num_classes": 5}, "data.num_classes=5: allowed is null"),

@@ -28,7 +28,7 @@ def test_digits():
     images = store.parts["train"].images
     assert images.shape == (1797, 1, 8, 8) and images.dtype == torch.uint8 and int(images.max()) == 255
     assert torch.equal((images[:, 0].double() * 16 / 255).round(), torch.from_numpy(datasets.load_digits().images))
-    assert load_digits(DataSettings(name="digits", num_test=1, image_size=12)).image_shape == (1, 12, 12)
+    assert load_store(DataSettings(name="digits", num_test=1, image_size=12)).image_shape == (1, 12, 12)
 
 
 def test_fake_is_deterministic_and_grows_without_changing():

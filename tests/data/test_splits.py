@@ -59,13 +59,14 @@ def test_own_test_part_keeps_its_order():
 
 
 def test_seed_decides():
-    first, again, other = (cut_splits({"train": LABELS, "test": LABELS[:5]}, settings(num_calib=10, split_seed=seed)) for seed in (1, 1, 2))
+    parts = {"train": LABELS, "test": LABELS[:5]}
+    first, again, other = (cut_splits(parts, settings(num_calib=10, split_seed=seed)) for seed in (1, 1, 2))
     assert torch.equal(first.rows[Split.CALIB], again.rows[Split.CALIB])
     assert not torch.equal(first.rows[Split.CALIB], other.rows[Split.CALIB])
 
 
 def test_parts_of_their_own():
-    """A tree to evaluate on: no training images, images for calibration apart; `num_*` takes some of each part, by class in proportion."""
+    """A tree to evaluate on: no training images, others for calibration; `num_*` takes some of a part, by class in proportion."""
     parts = {"test": LABELS, "calib": LABELS[::2]}
     whole = cut_splits(parts, settings())
     assert whole.sizes == {"train": 0, "calib": 100, "select": 0, "test": 200} and whole.part(Split.CALIB) == "calib"
@@ -78,11 +79,11 @@ def test_parts_of_their_own():
 
 
 def test_refusals():
-    own = {"train": LABELS, "test": LABELS[:5]}
+    train, own = {"train": LABELS}, {"train": LABELS, "test": LABELS[:5]}
     cases = [
-        ({"num_test": 201}, {"train": LABELS}, r"data.num_test=201: allowed is at most 200"),
-        ({"num_test": 50, "num_calib": 101, "num_select": 50}, {"train": LABELS}, r"data.num_calib=101: allowed is at most 100.*take 201 of 200"),
-        ({}, {"train": LABELS}, r"data.num_test=None.*cut one with data.num_test=N"),
+        ({"num_test": 201}, train, r"data.num_test=201: allowed is at most 200"),
+        ({"num_test": 50, "num_calib": 101, "num_select": 50}, train, r"data.num_calib=101: .*at most 100.*take 201 of 200"),
+        ({}, train, r"data.num_test=None.*cut one with data.num_test=N"),
         ({"num_test": 6}, own, r"data.num_test=6: allowed is at most 5"),
         ({"num_train": 191, "num_calib": 10}, own, r"data.num_train=191: allowed is at most 190"),
         ({"num_select": 1}, {"test": LABELS}, r"data.num_select=1: allowed is at most 0"),

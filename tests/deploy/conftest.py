@@ -11,7 +11,7 @@ import torch
 
 from qexp.config.policy import PolicySettings
 from qexp.config.quant import ActivationQuantSettings, QuantSettings, WeightQuantSettings
-from qexp.deploy.activation_codes import load_biases_, simulated_codes
+from qexp.deploy.activation_codes import load_values_, simulated_codes
 from qexp.deploy.onnx.qdq import export_qdq
 from qexp.deploy.runtimes import onnxruntime_saturates, show_codes
 from qexp.deploy.weight_codes import has_codes, weight_codes
@@ -50,7 +50,7 @@ class Quantized:
     def simulate(self, exported=None):
         """Codes of all places and logits; with the biases of the file where it is given."""
         if exported is not None:
-            load_biases_(self.network, exported.biases)
+            load_values_(self.network, exported.biases)
         return simulated_codes(self.network, self.images)
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from qexp.config.model import ModelSettings
-from qexp.deploy.activation_codes import load_biases_, simulated_codes
+from qexp.deploy.activation_codes import load_values_, simulated_codes
 from qexp.deploy.coded_network import code_network
 from qexp.deploy.integer_network import integer_codes
 from qexp.deploy.onnx.qdq import export_qdq
@@ -37,7 +37,7 @@ def test_networks_pass_every_stage(quantized, run_file, name, size, float_convs,
     case = quantized(model, images(size=size))
     exported = case.export(tmp_path / "net.onnx")
     assert case.float_bytes / exported.size_bytes > 3.3
-    load_biases_(case.network, exported.biases)
+    load_values_(case.network, exported.biases)
     codes, logits = simulated_codes(case.network, case.images)
     integers = integer_codes(case.network, case.weights, case.images)
     with_codes = open_runtime("onnxruntime", exported.path, outputs=exported.codes).run_codes(case.images)

@@ -112,6 +112,10 @@ def test_tied_weights_are_coded_under_the_name_that_the_graph_reads(net):
     twin = rounded(net, {"other.weight": EIGHT})
     coded = code_network(twin, EXAMPLE, {"other.weight": (EIGHT, None)}, reference=net)
     assert list(coded.weights) == ["head.weight"]
+    twin.other.weight.data.clamp_(-0.05, 0.05)  # no longer on the grid of the float weight, which either name finds
+    for name in ("other.weight", "head.weight"):
+        with pytest.raises(UserError, match=name):
+            code_network(twin, EXAMPLE, {name: (EIGHT, None)}, reference=net)
 
 
 def test_a_float_network_has_a_graph_and_no_codes(net):

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from qexp.base.errors import UserError
-from qexp.deploy.activation_codes import load_biases_, simulated_codes
+from qexp.deploy.activation_codes import load_values_, simulated_codes
 from qexp.deploy.integer_layer import accumulate
 from qexp.deploy.integer_network import integer_codes
 from qexp.deploy.runtimes import open_runtime
@@ -26,7 +26,7 @@ class StageRun:
         torch.manual_seed(0)
         self.case = quantized(model, images(), **options)
         self.exported = self.case.export(path)
-        load_biases_(self.case.network, self.exported.biases)
+        load_values_(self.case.network, self.exported.biases)
 
     def outcomes(self, batch, **others):
         codes, logits = simulated_codes(self.case.network, batch)

@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file
 
 from qexp.ptq.calibration import Calibration
 
@@ -145,3 +146,36 @@ def test_what_a_correction_leaves_alone_is_said_once_for_a_copy(cli, tiny):
     (checkpoint,) = Path("runs/trainings").glob("*/epochs/0002.safetensors")
     profile = cli(*options, "task=profile", f"checkpoint={checkpoint}", verb="analyze")
     assert profile.code == 0 and profile.out.count("not folded, its input is not the output") == 1, profile.err
+
+
+def test_weights_that_hooks_make_are_quantized_and_folded(cli, tiny):
+    """Two bits change them, sixteen bits behind a folded batch norm do not; the training keeps the hooks."""
+    hooked = [word.replace(":tiny", ":normed") for word in tiny]
+    done = cli(*hooked, "quant=symmetric_restricted", "bits=2,16", "correct.fold_bn=true", "-m")
+    assert done.code == 0, done.err
+    sqnr = {name.split()[0]: float(row["logit_sqnr_db"]) for name, row in rows().items() if name != "fp32"}
+    assert sqnr["W2"] < 20 and sqnr["W16"] > 60
+    assert "made permanent what hooks or parametrizations make: 0.weight, 5.weight" in done.out
+    assert "0.weight_orig" in load_file(next(Path("runs/trainings").glob("*/epochs/0001.safetensors")))
+    refused = cli(*hooked, "qat=lsq", "bits=4")
+    assert refused.code == 2 and "qat=lsq: allowed is none for this network" in refused.err
+
+
+def test_a_weight_under_two_names_is_rounded_once_whatever_else_is_done(cli, tiny):
+    """At 16-bit activations the numbers are those of the weights alone, which the shadow rounds in its own way."""
+    ways = (
+        "quant.activation.bits=null,16",
+        "calibrate.weights=minmax,mse",
+        "correct.bias=none,empirical",
+        "correct.adaround=false,true",
+    )
+    tied = [word.replace(":tiny", ":tied") for word in tiny]
+    done = cli(*tied, "quant=symmetric_restricted", "bits=6", *ways, "correct.adaround_iterations=20", "-m")
+    assert done.code == 0, done.err
+    sqnr = [float(row["logit_sqnr_db"]) for name, row in rows().items() if name != "fp32"]
+    assert len(sqnr) == 16 and min(sqnr) > 10
+    weights, both = (
+        next(row for row in rows().values() if row["activation_bits"] == bits and not row["corrections"]) for bits in ("", "16")
+    )
+    assert float(weights["logit_sqnr_db"]) == pytest.approx(float(both["logit_sqnr_db"]), abs=0.3)
+    assert "another layer has the same weight" in done.out and "it is called 3 times" in done.out

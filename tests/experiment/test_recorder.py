@@ -145,6 +145,20 @@ def test_numbers_that_are_not_finite_survive(prepared, open_recorder):
     assert math.isnan(record["loss"]) and record["alarms"] == ["non-finite logits"]
 
 
+def test_added_alarms_replace_each_other_and_leave_those_of_the_evaluation(prepared, open_recorder):
+    merged = prepared({})
+    scored = Evaluator(merged, torch.device("cpu")).score(merged.network().state_dict(), merged.variants, {})
+    own, variant = "export: a word that an alarm may begin with", merged.variants[0]
+    open_recorder(merged).write(1, [replace(scored[0], alarms=(own,)), *scored[1:]], last=False)
+    for added in (["export: one", "export: two"], ["export: three"], ["export: three"], []):
+        recorder = open_recorder(merged)
+        recorder.add_alarms(variant, 1, added)
+        assert recorder.stored(variant, 1)["alarms"] == [own, *added]
+    last = [row for row in recorder.journal.rows() if row["kind"] == "record" and row["variant_key"] == variant.key][-1]
+    assert last["alarms"] == [own]
+    assert len((merged.folder / "variants" / f"{variant.key}.jsonl").read_text().splitlines()) == 4  # one was there already
+
+
 def test_runs_end(merged, open_recorder):
     recorder = open_recorder(merged)
     recorder.training_metrics(1, {"train_loss": 2.0})

@@ -1,5 +1,6 @@
 """Trainings in workers: real processes of loky and real jobs of submitit's local executor. Slurm itself is not run."""
 
+import contextlib
 import csv
 import json
 import os
@@ -133,3 +134,63 @@ def test_workers_are_refused_under_torchrun(process, tiny, port):
     assert done.stderr.count("hydra.launcher.inner=joblib: allowed is basic under torchrun") == 1
     assert "exitcode  : 2" in done.stderr
     assert not Path("runs/trainings").exists()
+
+
+@pytest.mark.slow
+def test_no_process_outlives_a_leader_that_is_killed(tiny):
+    """Workers save and end, and what their libraries started ends with them; all of it is in one process group."""
+    command = [sys.executable, "-m", "qexp.train", *tiny, "train.epochs=100000", "train.lr=0.05,0.01", "bits=4", *JOBLIB]
+    leader = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    try:
+        while leader.poll() is None and logs().count("epoch 2 ") < 2:
+            time.sleep(0.2)
+        assert len(running(leader.pid)) > 2
+        leader.kill()
+        leader.wait()
+        while running(leader.pid):
+            time.sleep(0.2)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(leader.pid, signal.SIGKILL)
+    assert len(list(Path("runs/trainings").glob("*/PREEMPTED"))) == 2
+
+
+@pytest.mark.slow
+def test_no_rank_outlives_a_torchrun_that_is_killed(tiny, port):
+    launch = ("torch.distributed.run", "--nproc_per_node=2", f"--master_port={port}", "-m", "qexp.train")
+    command = [sys.executable, "-m", *launch, *tiny, "train.epochs=100000", "bits=4"]
+    with open("agent.log", "w") as log:
+        agent = subprocess.Popen(command, stdout=log, stderr=log)
+    try:
+        while agent.poll() is None and "epoch 2 " not in Path("agent.log").read_text():
+            time.sleep(0.2)
+        ranks = children(agent.pid)
+        assert len(ranks) == 2
+    finally:
+        agent.kill()
+        agent.wait()
+    while any(map(is_running, ranks)):
+        time.sleep(0.2)
+
+
+def stat(pid):
+    """State, parent and process group of a process; None where there is none."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
+    except OSError:
+        return None
+    return fields[0], int(fields[1]), int(fields[2])
+
+
+def is_running(pid):
+    return (about := stat(pid)) is not None and about[0] not in "ZX"  # who is not waited for, has ended
+
+
+def running(group):
+    pids = [int(path.name) for path in Path("/proc").iterdir() if path.name.isdigit()]
+    return [pid for pid in pids if is_running(pid) and (about := stat(pid)) is not None and about[2] == group]
+
+
+def children(parent):
+    pids = [int(path.name) for path in Path("/proc").iterdir() if path.name.isdigit()]
+    return [pid for pid in pids if (about := stat(pid)) is not None and about[1] == parent]

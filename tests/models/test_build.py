@@ -173,7 +173,7 @@ def test_default_weights_mistakes(monkeypatch):
     monkeypatch.setattr(torch.hub, "download_url_to_file", offline)
     monkeypatch.setattr(torch.hub, "get_dir", lambda: "/nonexistent-cache")
     monkeypatch.setattr("os.makedirs", lambda *args, **kwargs: None)
-    with pytest.raises(UserError, match="model.pretrained=True: allowed is weights that can be downloaded.*no route to host"):
+    with pytest.raises(UserError, match="model.pretrained=true: allowed is weights that can be downloaded.*no route to host"):
         build("resnet18", weights="DEFAULT")
     with pytest.raises(UserError, match="images of 1 channels"):
         build("resnet18", weights="DEFAULT", image_shape=(1, 28, 28))
@@ -183,6 +183,6 @@ def test_default_weights_mistakes(monkeypatch):
 
 def test_a_choice_composes_to_all_settings(compose):
     values = compose("model=resnet20")["model"]
-    unset = {"factory": None, "weights": None, "num_classes": None, "pretrained": False, "library": None}
+    unset = {"factory": None, "weights": None, "num_classes": None, "pretrained": False, "library": None, "weights_key": None}
     assert values == {"name": "resnet20", **unset}
     assert ModelSettings(**values) == ModelSettings(name="resnet20")

@@ -1,5 +1,7 @@
 """State dicts from elsewhere: what is mended, what is noted, what raises."""
 
+from collections import OrderedDict
+
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -51,9 +53,80 @@ def test_wrapper_prefixes_and_classifier(tmp_path, state, wrapper):
     notes = load_weights(model, tmp_path / "foreign.pth")
     check_loaded(model, state)
     text = "\n".join(notes)
-    for part in (f"entry {wrapper}", "prefix module.", "prefix _orig_mod.", "fc.* to linear.*", "19 counters"):
+    for part in (f"under {wrapper}.module._orig_mod.", "fc.* to linear.*", "19 counters"):
         assert part in text
-    assert len(notes) == 5
+    assert len(notes) == 3
+
+
+def small(seed):
+    torch.manual_seed(seed)
+    return nn.Sequential(OrderedDict(body=nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2)), head=nn.Linear(2, 3)))
+
+
+def under(prefix, seed=1):
+    return {prefix + name: value.clone() for name, value in small(seed).state_dict().items()}
+
+
+@pytest.mark.parametrize(
+    ("content", "notes"),
+    [
+        (under("model."), ["took the tensors under model."]),
+        (under("net._orig_mod."), ["took the tensors under net._orig_mod."]),
+        ({"pytorch-lightning_version": "2", "state_dict": under("body._orig_mod.")}, ["under state_dict.body._orig_mod."]),
+        ({"n_averaged": torch.tensor(4)} | under("module."), ["under module.", "not in the network (1): n_averaged"]),
+        (under("model.") | {"loss.weight": torch.ones(3)}, ["under model.", "not in the network (1): loss.weight"]),
+        (
+            {name.replace("body.", "body._orig_mod."): value for name, value in under("").items()},
+            ["removed _orig_mod and module from names"],
+        ),
+        (
+            {"state_dict": under(""), "state_dict_ema": under("module.", 3), "optimizer": {"state": {0: {"m": torch.ones(1)}}}},
+            ["under state_dict.", "for model.weights_key=NAME: state_dict_ema.module"],
+        ),
+        (under("") | {"ema": under("", seed=3)}, ["for model.weights_key=NAME: ema"]),
+    ],
+    ids=["model", "compiled", "entry", "averaged", "beside", "within", "ema", "flat"],
+)  # fmt: skip
+def test_the_prefix_is_searched(tmp_path, content, notes):
+    torch.save(content, tmp_path / "file.pt")
+    model = small(2)
+    told = load_weights(model, tmp_path / "file.pt")
+    check_loaded(model, under(""))
+    assert len(told) == len(notes) and all(part in note for note, part in zip(told, notes, strict=True))
+
+
+@pytest.mark.parametrize("entry", ["model_ema", "model_ema.module"])
+def test_an_entry_is_chosen(tmp_path, entry):
+    torch.save({"model": under(""), "model_ema": {"n_averaged": torch.tensor(2)} | under("module.", seed=3)}, tmp_path / "two.pt")
+    model = small(2)
+    load_weights(model, tmp_path / "two.pt", entry=entry)
+    check_loaded(model, under("", seed=3))
+    with pytest.raises(UserError, match=r"model.weights_key=ema: allowed is one of model, model_ema.module"):
+        load_weights(model, tmp_path / "two.pt", entry="ema")
+
+
+def test_several_that_fit_alike_are_not_guessed(tmp_path):
+    torch.save({"state_dict": under("student.") | under("teacher.", seed=3)}, tmp_path / "two.pt")
+    with pytest.raises(UserError, match=r"model.weights_key=None: allowed is one of state_dict.student, state_dict.teacher"):
+        load_weights(small(2), tmp_path / "two.pt")
+    model = small(2)
+    load_weights(model, tmp_path / "two.pt", entry="state_dict.teacher")
+    check_loaded(model, under("", seed=3))
+
+
+@pytest.mark.parametrize(
+    ("kind", "change"),
+    [
+        ("sparse_coo", torch.Tensor.to_sparse),
+        ("meta", lambda value: value.to("meta")),
+        ("quantized", lambda value: torch.quantize_per_tensor(value, 0.1, 0, torch.qint8)),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:TypedStorage is deprecated", "ignore:torch.quantize_per_tensor")
+def test_tensors_without_plain_values_are_refused(tmp_path, kind, change):
+    torch.save(under("") | {"head.weight": change(torch.ones(3, 2))}, tmp_path / "odd.pt")
+    with pytest.raises(UserError, match=rf"Not dense \(1\): head.weight \({kind}\)"):
+        load_weights(small(2), tmp_path / "odd.pt")
 
 
 def test_other_types_are_converted(tmp_path, state):
@@ -141,6 +214,31 @@ def test_published_resnet20(extra_data):
     if not path.is_file():
         pytest.skip(f"{path} is not there")
     model = fresh()
-    assert len(load_weights(model, path)) == 3
+    assert len(load_weights(model, path)) == 2
     published = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
     check_loaded(model, {name.removeprefix("module."): value for name, value in published.items()})
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (lambda value: value.mul(torch.nan), "NaN or infinite (1): fc.weight"),
+        (lambda value: value.double().mul(1e300), "NaN or infinite (1): fc.weight"),  # float32 does not hold it
+        (lambda value: value.to(torch.complex64), "complex (1): fc.weight"),
+    ],
+    ids=["nan", "too large", "complex"],
+)
+def test_weights_that_are_no_finite_real_numbers_are_refused(tmp_path, spoil, said):
+    model = nn.Sequential()
+    model.fc = nn.Linear(2, 2)
+    torch.save({"fc.weight": spoil(torch.ones(2, 2)), "fc.bias": torch.zeros(2)}, tmp_path / "w.pt")
+    with pytest.raises(UserError) as raised:
+        load_weights(model, tmp_path / "w.pt", key="checkpoint")
+    assert raised.value.key == "checkpoint" and said in str(raised.value)
+
+
+def test_a_mask_may_be_infinite(tmp_path):
+    model = nn.Linear(2, 2)
+    model.register_buffer("mask", torch.full((2, 2), -torch.inf).triu(1))
+    torch.save(model.state_dict(), tmp_path / "w.pt")
+    assert load_weights(model, tmp_path / "w.pt") == []

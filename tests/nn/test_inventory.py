@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from qexp.base.torchvision_compat import torchvision
-from qexp.nn.inventory import as_trained, inventory, is_constant, with_state
+from qexp.nn.inventory import as_trained, inventory, is_constant
 
 IMAGE = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 
@@ -169,17 +169,6 @@ def test_constant():
     assert not is_constant(torch.tensor([1.0, 1.0, 1.0000001]))
     assert not is_constant(torch.full((2,), float("nan")))
     assert not is_constant(torch.zeros(0))
-
-
-def test_other_weights_of_the_same_network():
-    model = nn.Sequential(nn.Conv2d(3, 2, 1), nn.BatchNorm2d(2))
-    fresh = inventory(model, IMAGE)
-    model[1].weight.data = torch.tensor([1.0, 2.0])
-    model[0].weight.data.zero_()
-    trained = with_state(fresh, model.state_dict())
-    assert trained == inventory(model, IMAGE)
-    changed = [old.name for old, new in zip(fresh, trained, strict=True) if old != new]
-    assert changed == ["0.weight", "1.weight"]
 
 
 def test_a_fresh_network_as_it_will_be():

@@ -15,8 +15,8 @@ from qexp.nn.activation_points import activations
 from qexp.nn.graph import trace
 from qexp.nn.inventory import as_trained, inventory
 from qexp.policy.activations import NOT_ENTERED, NOT_EXECUTED
-from qexp.policy.plan import format_plan, make_plan
-from qexp.policy.table import activation_rows
+from qexp.policy.plan import make_plan
+from qexp.policy.table import print_plan
 
 IMAGE = torch.zeros(1, 3, 32, 32)
 
@@ -37,6 +37,11 @@ def plan(policy="uniform", *, mode="int", rules=None, edge_bits=8, extra=(), **a
         mode=mode,
         activations=(*points, *extra),
     )
+
+
+def format_plan(planned, policy=""):
+    printed = print_plan(planned, policy=policy)
+    return "\n".join([printed.summary, *printed.body])
 
 
 def test_without_a_width_there_are_no_rows_and_the_hash_is_as_ever():
@@ -151,8 +156,9 @@ def test_the_table_lists_every_place():
     assert text.startswith("W4/8A4/8 (activations static affine per_tensor), mode int")
     assert "layer1.0.bn2     conv+norm       layer1.0.add" in text
     assert "enters the first or last layer" in text
-    rows = activation_rows(plan(bits=4))
-    assert len(rows) == 30 and rows[0]["name"] == "input" and rows[0]["bits"] == 4 and rows[0]["layers"] == ["conv1.weight"]
+    first, *others = plan(bits=4).activations
+    assert len(others) == 29 and first.info.name == "input" and first.info.layers == ("conv1.weight",)
+    assert first.spec is not None and first.spec.bits == 4
 
 
 def test_a_network_without_known_activations_is_an_error():

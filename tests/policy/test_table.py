@@ -10,7 +10,8 @@ from qexp.config.policy import PolicySettings
 from qexp.config.quant import QuantSettings, WeightQuantSettings
 from qexp.models.cifar_resnet import CifarResNet
 from qexp.nn.inventory import inventory
-from qexp.policy.plan import format_plan, make_plan, plan_rows, plan_size_bytes
+from qexp.policy.plan import make_plan
+from qexp.policy.table import plan_rows, plan_size_bytes, print_plan
 
 
 @pytest.fixture(scope="module")
@@ -20,6 +21,11 @@ def tensors():
 
 def plan(tensors, *, bits=8, mode="int", policy=None, **quant):
     return make_plan(tensors, policy=policy or PolicySettings(), quant=QuantSettings(**quant), bits=bits, mode=mode)
+
+
+def format_plan(planned, policy=""):
+    printed = print_plan(planned, policy=policy)
+    return "\n".join([printed.summary, *printed.body])
 
 
 def test_printed_plan(tensors):

@@ -17,7 +17,7 @@ def test_every_method_does_what_its_row_says(name):
 @pytest.mark.parametrize(
     "name, changes, message",
     [
-        ("kl", {"reads": "values"}, "reads=values: allowed is one of batch_norm, ends, sample"),
+        ("kl", {"reads": "values"}, "reads=values: allowed is one of ends, sample, batch_norm"),
         ("kl", {"for_weights": None}, "for_weights=None: allowed is true or false"),
         ("bn", {"for_weights": True}, "for_weights=true: allowed is false where reads=batch_norm"),
         ("kl", {"settings": ()}, "settings=num_candidates: allowed is the settings that the method reads"),

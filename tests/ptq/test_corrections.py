@@ -38,7 +38,7 @@ def work():
     batch = Batch(torch.randn(8, 3, 6, 6), torch.zeros(8, dtype=torch.int64), torch.arange(8), 8)
 
     def make(settings):
-        return Copy(network.eval(), None, settings, 0, lambda: [batch])
+        return Copy(network.eval(), None, settings, 0, batch.images[:1], lambda: [batch])
 
     return make
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from qexp.base.errors import UserError
 from qexp.base.types import QuantSpec
 from qexp.config.calibrate import RANGE_METHODS, CalibrateSettings
-from qexp.ptq.range_methods import bn_range, ema_minmax, find_in_sample, takes_grid, weight_range
+from qexp.ptq.range_methods import BehindNorm, bn, ema_minmax, find_in_sample, takes_grid, weight_range
 from qexp.ptq.samples import Rows
 from qexp.quant.scheme_table import SCHEMES
 from qexp.quant.schemes import quantize_
@@ -272,12 +272,12 @@ def test_ema_is_its_recursion(ends, momentum):
 def test_bn_range_by_hand():
     beta, gamma = torch.tensor([1.0, -2.0, 0.5]), torch.tensor([0.5, -0.25, 0.0])
     channel, tensor = (QuantSpec(scheme="affine", bits=8, granularity=name, axis=1) for name in ("per_channel", "per_tensor"))
-    low, high = bn_range(beta, gamma, channel, floor=0.0)
+    low, high = bn(BehindNorm(beta, gamma, floor=0.0), channel, CalibrateSettings())
     assert low.tolist() == [0.0, 0.0, 0.5] and high.tolist() == [4.0, 0.0, 0.5]
-    low, high = bn_range(beta, gamma, channel)
+    low, high = bn(BehindNorm(beta, gamma), channel, CalibrateSettings())
     assert low.tolist() == [-2.0, -3.5, 0.5] and high.tolist() == [4.0, -0.5, 0.5]
-    assert bn_range(beta, gamma, tensor, num_sigmas=3) == (-2.75, 2.5)
-    assert bn_range(beta * 9, gamma, tensor, floor=0.0, ceiling=6.0) == (0.0, 6.0)
+    assert bn(BehindNorm(beta, gamma), tensor, CalibrateSettings(num_sigmas=3.0)) == (-2.75, 2.5)
+    assert bn(BehindNorm(beta * 9, gamma, floor=0.0, ceiling=6.0), tensor, CalibrateSettings()) == (0.0, 6.0)
 
 
 def test_bn_range_holds_what_a_batch_norm_gives():
@@ -285,5 +285,6 @@ def test_bn_range_holds_what_a_batch_norm_gives():
     generator = torch.Generator().manual_seed(0)
     norm.weight.data, norm.bias.data = torch.randn(4, generator=generator), torch.randn(4, generator=generator)
     out = norm(torch.randn(16, 4, 9, 9, generator=generator) * 3 + 1).relu().transpose(0, 1).flatten(1)
-    low, high = bn_range(norm.bias, norm.weight, QuantSpec(scheme="affine", bits=8, granularity="per_channel"), floor=0.0)
+    spec = QuantSpec(scheme="affine", bits=8, granularity="per_channel")
+    low, high = bn(BehindNorm(norm.bias, norm.weight, floor=0.0), spec, CalibrateSettings())
     assert (out.amin(1) >= low - 1e-6).all() and (out.amax(1) <= high).all() and not high.requires_grad

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from qexp.reporting.frames.predictions import Predictions, StoredPredictions
+from qexp.reporting.frames.predictions import Predictions, StoredPredictions, float_keys
 from qexp.reporting.report import write_report
 from qexp.reporting.statistics.paired import with_statistics
 
@@ -82,7 +82,9 @@ def test_intervals_of_a_report_cover():
             )
             rows[-1]["prec1"] = 100 * int(right.sum()) / n
             stored.by_key[(f"{number}", variant, 1, "test", n)] = Predictions(index, label, np.where(right, 0, 1), right)
-    frame = with_statistics(pd.DataFrame(rows), stored)
+    frame = pd.DataFrame(rows)
+    stored.floats.update(float_keys(frame))
+    frame = with_statistics(frame, stored)
     copies = frame[frame["variant"] == "W4 int"]
     held = copies["ci_low"].le(100 * (gained - lost)) & copies["ci_high"].ge(100 * (gained - lost))
     assert len(held) == count and 0.93 <= held.mean() <= 0.97

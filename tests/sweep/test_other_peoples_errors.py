@@ -18,6 +18,7 @@ WORDS = {
     "hydra=5": "hydra=5: allowed is",
     "hydra.launcher=5": "hydra.launcher=5: allowed is settings",
     "hydra.launcher._target_=x": "hydra.launcher._target_",
+    "hydra.job.chdir=true": "hydra.job.chdir=true: allowed is false. Paths mean the folder of the command.",
     "hydra.verbose=[5]": "A logger name must be a string",
     "cases=5": "cases=5: allowed is a list of lists of KEY=VALUE",
     "cases=[[5]]": "cases=[[5]]: allowed is a list of lists of KEY=VALUE",

@@ -79,3 +79,6 @@ def test_a_path_is_taken_as_it_is_typed(path):
 
 def test_a_sweep_of_paths_stays_one():
     assert quote_places(["checkpoint=a.pt,b.pt", "bits=4,8", "-m"]) == ["checkpoint=a.pt,b.pt", "bits=4,8", "-m"]
+    for name in ("epoch=1.pt", "plain.pt"):
+        Path(name).touch()
+    assert quote_places(["checkpoint=epoch=1.pt,plain.pt"]) == ["checkpoint='epoch=1.pt',plain.pt"]

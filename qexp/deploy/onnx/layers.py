@@ -31,7 +31,7 @@ def conv(node: OnnxNode) -> str:
         node.refuse(f"its padding is {padding if isinstance(padding, str) else mode}")
     attributes = {
         "strides": pair(node.argument(3, "stride", 1), rank),
-        "pads": pair(padding, rank) * 2,
+        "pads": [own + before for own, before in zip(pair(padding, rank) * 2, x.pads or (0,) * 2 * rank, strict=True)],
         "dilations": pair(node.argument(5, "dilation", 1), rank),
         "group": int(node.argument(6, "groups", 1)),
         "kernel_shape": list(weight.tensor.shape[2:]),

@@ -40,12 +40,14 @@ class Value:
         shape: on the example.
         grid: whose dequantized codes it holds; None for any float.
         dynamic: the codes that it was dequantized from, where they have each batch's grid.
+        pads: zeros that its readers, convolutions all, put before and then behind each of its spatial dimensions.
     """
 
     name: str
     shape: tuple[int, ...]
     grid: Grid | None = None
     dynamic: Dynamic | None = None
+    pads: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)

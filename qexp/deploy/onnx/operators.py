@@ -130,6 +130,7 @@ _MODULES: tuple[tuple[tuple[type, ...], Handler], ...] = (
     ((nn.modules.pooling._AvgPoolNd,), shapes.average_pool),
     ((nn.modules.pooling._AdaptiveAvgPoolNd,), shapes.adaptive_average_pool),
     ((nn.Flatten, nn.Unflatten), shapes.reshape),
+    ((nn.modules.padding._ConstantPadNd,), shapes.pad),
     ((nn.Identity,), shapes.identity),
     ((nn.modules.dropout._DropoutNd,), shapes.dropout),
 )

@@ -23,7 +23,7 @@ point, and computes both in float32, where qexp takes float64: a scale may diffe
 
 Not bit for bit: ONNX divides by the scale where qexp's default multiplies by 1 / scale, which differs by a code at some exact
 ties and practically nowhere else (`arithmetic=divide` is ONNX's); a bias is rounded to a step of the accumulator, by half of one
-at most; sums of floats depend on their order, of integers they do not. Of these the biases matter: `load_biases_` measures it.
+at most; sums of floats depend on their order, of integers they do not. Of these the biases matter: `load_values_` measures it.
 """
 
 from __future__ import annotations
@@ -44,6 +44,7 @@ from qexp.deploy.graph_nodes import called_module, output_of, quantizer_at
 from qexp.deploy.onnx.layers import conv
 from qexp.deploy.onnx.node import Constant, Dynamic, ExportContext, OnnxNode, Value, saturates
 from qexp.deploy.onnx.operators import KEEPS_VALUES, clamps_of, handler_of
+from qexp.deploy.onnx.shapes import left_to_convs, pad
 from qexp.deploy.onnx.writer import INPUT, Grid, OnnxWriter
 from qexp.deploy.weight_codes import WeightCodes
 from qexp.nn.fake_quant import FakeQuantize
@@ -186,13 +187,26 @@ class _Export(fx.Interpreter):
             onnx_node.refuse("there is no way to write it")
         if any(tensor.shape[:1] != (_BATCH,) for tensor in tensors_of(result)):
             onnx_node.refuse("its first dimension is not that of the images")
-        written = handler(onnx_node)
+        written = (left_to_convs(onnx_node) if handler is pad and self._is_for_convs(node) else None) or handler(onnx_node)
         if isinstance(written, Value):
             return written
         grid = _kept_grid(onnx_node) if handler in KEEPS_VALUES and clamped is None else None
         if isinstance(written, tuple):
             return tuple(self._kept(part, name, value, grid) for part, value in zip(written, result, strict=True))
         return self._kept(written, name, result, grid)
+
+    def _is_for_convs(self, node: fx.Node) -> bool:
+        """True where all that reads a value are convolutions that pad with zeros, or paddings before such."""
+        modules = {user: called_module(self.network, user) for user in node.users}
+        return all(
+            (
+                handler_of(user, module) is conv
+                and getattr(module, "padding_mode", "zeros") == "zeros"
+                and user.args[:1] == (node,)
+            )
+            or (handler_of(user, module) is pad and self._is_for_convs(user))
+            for user, module in modules.items()
+        )
 
     def _kept(self, tensor_name: str, name: str, result: Tensor, grid: Grid | None) -> Value:
         """A result; once more on its grid where it consists of values of one."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from qexp.deploy.onnx.layers import pair
 from qexp.deploy.onnx.node import OnnxNode, Value
 
@@ -42,14 +44,33 @@ def transpose(node: OnnxNode) -> str:
 
 def pad(node: OnnxNode) -> str:
     """Pad with zeros."""
-    amounts, mode = [int(amount) for amount in node.argument(1, "pad")], node.argument(2, "mode", "constant")
-    if mode != "constant" or node.argument(3, "value") not in (None, 0, 0.0) or min(amounts) < 0:
+    begins, ends = zeros_around(node)
+    return node.emit("Pad", node.activation().name, node.integers(*begins, *ends))
+
+
+def zeros_around(node: OnnxNode) -> tuple[list[int], list[int]]:
+    """How many zeros a padding puts before and behind each dimension."""
+    amounts = [int(amount) for amount in node.argument(1, "pad" if node.module is None else "padding")]
+    if node.argument(2, "mode", "constant") != "constant" or node.argument(3, "value") not in (None, 0, 0.0) or min(amounts) < 0:
         node.refuse("it pads with other than zeros")
     rank = len(node.shape)
     begins, ends = [0] * rank, [0] * rank
     for dimension in range(len(amounts) // 2):
         begins[-1 - dimension], ends[-1 - dimension] = amounts[2 * dimension], amounts[2 * dimension + 1]
-    return node.emit("Pad", node.activation().name, node.integers(*begins, *ends))
+    return begins, ends
+
+
+def left_to_convs(node: OnnxNode) -> Value | None:
+    """The value before a padding, which the convolutions that read it pad themselves; None where batch or channels are padded.
+
+    A Pad between DequantizeLinear and a convolution keeps runtimes from fusing the two.
+    """
+    x, (begins, ends) = node.activation(), zeros_around(node)
+    if any((*begins[:2], *ends[:2])) or len(node.shape) < 3:
+        return None
+    before = x.pads or (0,) * (2 * (len(node.shape) - 2))
+    pads = tuple(old + new for old, new in zip(before, (*begins[2:], *ends[2:]), strict=True))
+    return replace(x, pads=pads)
 
 
 def getitem(node: OnnxNode) -> str | Value:
@@ -92,18 +113,25 @@ def concat(node: OnnxNode) -> str:
 
 
 def max_pool(node: OnnxNode) -> str:
-    """MaxPool."""
-    rank, kernel = len(node.shape) - 2, node.argument(1, "kernel_size")
+    """MaxPool; where windows may end beyond the image, with the padding that gives as many as torch does.
+
+    Rejected: ONNX's `ceil_mode`. Torch leaves out a window that would begin in the padding behind the image; runtimes differ.
+    """
+    x, rank, kernel = node.activation(), len(node.shape) - 2, node.argument(1, "kernel_size")
     if node.argument(6, "return_indices", False):
         node.refuse("it returns indices")
-    attributes = {
-        "kernel_shape": pair(kernel, rank),
-        "strides": pair(node.argument(2, "stride") or kernel, rank),
-        "pads": pair(node.argument(3, "padding", 0), rank) * 2,
-        "dilations": pair(node.argument(4, "dilation", 1), rank),
-        "ceil_mode": int(node.argument(5, "ceil_mode", False)),
-    }
-    return node.emit("MaxPool", node.activation().name, **attributes)
+    kernel_shape, strides = pair(kernel, rank), pair(node.argument(2, "stride") or kernel, rank)
+    begins, dilations = pair(node.argument(3, "padding", 0), rank), pair(node.argument(4, "dilation", 1), rank)
+    ends = begins
+    if node.argument(5, "ceil_mode", False):
+        ends = [
+            max(0, (count - 1) * stride + (window - 1) * dilation + 1 - size - begin)
+            for size, count, window, stride, begin, dilation in zip(
+                x.shape[2:], node.shape[2:], kernel_shape, strides, begins, dilations, strict=True
+            )
+        ]
+    attributes = {"kernel_shape": kernel_shape, "strides": strides, "pads": [*begins, *ends], "dilations": dilations}
+    return node.emit("MaxPool", x.name, ceil_mode=0, **attributes)
 
 
 def average_pool(node: OnnxNode) -> str:

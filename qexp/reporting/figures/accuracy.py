@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-import matplotlib
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -32,7 +31,18 @@ from qexp.reporting.figures.curves import (
     line_keys,
 )
 from qexp.reporting.figures.layout import Limits, lay_out, panels_of
-from qexp.reporting.figures.style import LINES, MARKERS, Look, looks, padded, percent_axis, spread_colors, title, zoom_limits
+from qexp.reporting.figures.style import (
+    LINES,
+    MARKERS,
+    Look,
+    legend_entry,
+    looks,
+    padded,
+    percent_axis,
+    spread_colors,
+    title,
+    zoom_limits,
+)
 from qexp.reporting.frames.comparison import has_qat
 from qexp.reporting.frames.summary import Family, summarize
 
@@ -77,12 +87,11 @@ def prec1_by_epoch(records: pd.DataFrame) -> Figure:
     entries = [(name, look, _width(look)) for name, look in references.items()]
     entries += [(name, look, 1.5) for name, look in styles.items()]
     handles = [
-        matplotlib.lines.Line2D(
-            [], [], color=look.color, linestyle=look.line, marker=look.marker, markersize=3.8, linewidth=width,
-            label=name if final is None else f"{name:<{longest}} {final[name]:6.2f}",
+        legend_entry(
+            name if final is None else f"{name:<{longest}} {final[name]:6.2f}", look.color, look.line, look.marker, 3.8, width
         )
         for name, look, width in entries
-    ]  # fmt: skip
+    ]
     averaged = has_qat(frame) and frame["sd"].notna().any()
     heading = "Prec@1 after every epoch" if has_qat(frame) else "Prec@1 of the quantized copies after every epoch"
     heading += ", mean over seeds, band one sd" if averaged else ", with 95 % intervals" if len(styles) <= MAX_BANDS else ""
@@ -136,17 +145,10 @@ def prec1_by_bits(records: pd.DataFrame) -> Figure | None:
         percent_axis(axes, limits or padded(ends.min(), ends.max(), least=2.0))
 
     trained = any(mode == OWN for mode, _ in styles)
-    handles = [
-        matplotlib.lines.Line2D([], [], color=BLACK, linestyle=look.line, linewidth=min(_width(look), 2.0), label=name)
-        for name, look in references.items()
-    ]
+    handles = [legend_entry(name, BLACK, look.line, width=min(_width(look), 2.0)) for name, look in references.items()]
     for (mode, family), look in styles.items():
         label = _line_label(mode, family, families) + (" after training" if trained and mode != OWN else "")
-        handles.append(
-            matplotlib.lines.Line2D(
-                [], [], color=look.color, linestyle=look.line, marker=look.marker, markersize=5, linewidth=1.5, label=label
-            )
-        )
+        handles.append(legend_entry(label, look.color, look.line, look.marker, 5))
     heading = "Prec@1 against weight bits, last epoch" + (", mean and sd over seeds" if _repeated(table) else "")
     return lay_out(panels, zooms, draw, handles, title(table, heading))
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import matplotlib
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -13,14 +12,15 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 from qexp.base.text import MIB
 from qexp.reporting.figures.accuracy import last_zoom
 from qexp.reporting.figures.layout import Limits, lay_out, panels_of
-from qexp.reporting.figures.style import MARKERS, RC, mean_words, padded, percent_axis, spread_colors, title
+from qexp.reporting.figures.style import MARKERS, drawing, legend_entry, mean_words, padded, percent_axis, spread_colors, title
 from qexp.reporting.frames.comparison import has_qat
 from qexp.reporting.frames.summary import is_control, is_float, summarize
-from qexp.reporting.statistics.paired import wilson_of
+from qexp.reporting.statistics.paired import wilson_ends
 from qexp.tracking.record import FLOAT_BITS, FLOAT_VARIANT
 from qexp.tracking.row_types import ExportRow
 
 BLACK, FRONT = "#000000", "#7F7F7F"
+PARETO = legend_entry("Pareto front", FRONT, "-", width=1.2)
 Point = tuple[str, str, float, float, int]  # as in `COLUMNS`
 COLUMNS = ["network", "runtime", "cost", "prec1", "n"]
 COPIES = ("evaluated", "simulated")  # fidelity stages that stand for a network whatever runs it
@@ -49,13 +49,10 @@ def prec1_by_size(records: pd.DataFrame) -> Figure | None:
     def draw(axes: Axes, part: pd.DataFrame, limits: Limits | None) -> None:
         front = pareto(part)
         axes.plot(part.loc[front, "size_bytes"] / MIB, part.loc[front, "prec1"], color=FRONT, linewidth=1.2, zorder=1.5)
-        for of_float, bits, size, prec1, n in zip(
-            is_float(part), part["bits"], part["size_bytes"] / MIB, part["prec1"], part["n"], strict=True
-        ):
-            color, marker = (BLACK, "o") if of_float else (colors[bits], markers[bits])
-            interval = wilson_of(prec1, n)
-            axes.vlines(size, interval.low, interval.high, color=color, linewidth=1.0)
-            axes.plot([size], [prec1], color=color, marker=marker, markersize=5, linestyle="none")
+        for row, ends, of_float in zip(part.itertuples(), wilson_ends(part).itertuples(), is_float(part), strict=True):
+            color, marker = (BLACK, "o") if of_float else (colors[row.bits], markers[row.bits])
+            axes.vlines(row.size_bytes / MIB, ends.low, ends.high, color=color, linewidth=1.0)
+            axes.plot([row.size_bytes / MIB], [row.prec1], color=color, marker=marker, markersize=5, linestyle="none")
         axes.set_xscale("log", base=2)
         axes.xaxis.set_major_locator(LogLocator(base=2, numticks=12))
         axes.xaxis.set_minor_locator(NullLocator())
@@ -63,20 +60,11 @@ def prec1_by_size(records: pd.DataFrame) -> Figure | None:
         axes.set_xlabel("MiB stored")
         percent_axis(axes, limits or padded(part["prec1"].min(), part["prec1"].max(), least=2.0))
 
-    handles = [matplotlib.lines.Line2D([], [], color=BLACK, marker="o", linestyle="none", markersize=5, label="float")]
+    handles = [legend_entry("float", BLACK, marker="o", size=5)]
     handles += [
-        matplotlib.lines.Line2D(
-            [],
-            [],
-            color=colors[bits],
-            marker=markers[bits],
-            linestyle="none",
-            markersize=5,
-            label=f"{bits:g} bits{means.get(bits, '')}",
-        )
-        for bits in widths
+        legend_entry(f"{bits:g} bits{means.get(bits, '')}", colors[bits], marker=markers[bits], size=5) for bits in widths
     ]
-    handles.append(matplotlib.lines.Line2D([], [], color=FRONT, linewidth=1.2, label="Pareto front"))
+    handles.append(PARETO)
     zooms = [_with_intervals(last_zoom(part), part) for _, part in panels]
     heading = title(table, "Prec@1 against stored size, last epoch, with 95 % intervals")
     return lay_out(panels, zooms, draw, handles, heading)
@@ -86,9 +74,8 @@ def _with_intervals(limits: Limits | None, part: pd.DataFrame) -> Limits | None:
     """Limits that hold the intervals of the points within them."""
     if limits is None:
         return None
-    near = part[part["prec1"] >= limits[0]]
-    intervals = [wilson_of(prec1, n) for prec1, n in zip(near["prec1"], near["n"], strict=True)]
-    return padded(min(interval.low for interval in intervals), max(interval.high for interval in intervals), least=1.0)
+    ends = wilson_ends(part[part["prec1"] >= limits[0]])
+    return padded(ends["low"].min(), ends["high"].max(), least=1.0)
 
 
 def pareto(table: pd.DataFrame, cost: str = "size_bytes") -> list[int]:
@@ -176,37 +163,28 @@ def _draw(points: pd.DataFrame, label: str, heading: str) -> Figure | None:
     runtimes = list(points["runtime"].unique())
     colors = dict(zip(networks, spread_colors(max(1, len(networks))), strict=False)) | {FLOAT_VARIANT: BLACK}
     markers = {name: MARKERS[number % len(MARKERS)] for number, name in enumerate(runtimes)}
-    intervals = [wilson_of(prec1, n) for prec1, n in zip(points["prec1"], points["n"], strict=True)]
-    with matplotlib.rc_context(RC):
-        figure = Figure(figsize=(5.6, 4.0 + 0.17 * (len(networks) + len(runtimes))), layout="constrained")
+    points = points.join(wilson_ends(points))
+    with drawing(5.6, 4.0 + 0.17 * (len(networks) + len(runtimes)), heading, 10) as figure:
         axes = figure.subplots()
         front = points.loc[pareto(points, "cost")]
         axes.plot(front["cost"], front["prec1"], color=FRONT, linewidth=1.2, zorder=1.5)
-        for row, interval in zip(points.itertuples(), intervals, strict=True):
-            axes.vlines(row.cost, interval.low, interval.high, color=colors[row.network], linewidth=1.0)
-            axes.plot(
-                [row.cost], [row.prec1], color=colors[row.network], marker=markers[row.runtime], linestyle="none", markersize=6
-            )
+        for row in points.itertuples():
+            color, marker = colors[row.network], markers[row.runtime]
+            axes.vlines(row.cost, row.low, row.high, color=color, linewidth=1.0)
+            axes.plot([row.cost], [row.prec1], color=color, marker=marker, linestyle="none", markersize=6)
         axes.set_xscale("log")
         axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda cost, _: f"{cost:g}"))
         axes.xaxis.set_minor_locator(NullLocator())
         axes.set_xlabel(label)
-        low, high = min(interval.low for interval in intervals), max(interval.high for interval in intervals)
-        percent_axis(axes, padded(low, high, least=2.0))
+        percent_axis(axes, padded(points["low"].min(), points["high"].max(), least=2.0))
         known = set(points["network"])
-        handles = [_handle(colors[name], "o", name) for name in (FLOAT_VARIANT, *networks) if name in known]
-        handles += [_handle("#7F7F7F", markers[name], name) for name in runtimes if name]
-        handles.append(matplotlib.lines.Line2D([], [], color=FRONT, linewidth=1.2, label="Pareto front"))
-        figure.legend(handles=handles, loc="outside lower left")
-        figure.suptitle(heading, x=0.01, ha="left", fontsize=10)
+        handles = [legend_entry(name, colors[name], marker="o") for name in (FLOAT_VARIANT, *networks) if name in known]
+        handles += [legend_entry(name, FRONT, marker=markers[name]) for name in runtimes if name]
+        figure.legend(handles=[*handles, PARETO], loc="outside lower left")
     return figure
 
 
 def _sizes(exports: Sequence[ExportRow]) -> str:
     sizes = dict.fromkeys(f"n = {export['n']} {export['split']} images" for export in exports)
     return ", ".join(sizes) + ", with 95 % intervals"
-
-
-def _handle(color: str, marker: str, label: str) -> matplotlib.lines.Line2D:
-    return matplotlib.lines.Line2D([], [], color=color, marker=marker, linestyle="none", markersize=6, label=label)

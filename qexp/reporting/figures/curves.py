@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from qexp.reporting.figures.style import LINES, MARKERS, Look, looks, spread_colors
 from qexp.reporting.frames.comparison import LINEAGE, shared_words
 from qexp.reporting.frames.summary import MEASUREMENT, Family, family_keys
-from qexp.reporting.statistics.paired import wilson_of
+from qexp.reporting.statistics.paired import wilson_ends
 from qexp.tracking.record import FLOAT_VARIANT
 
 OWN = "qat"  # mode and policy of curves that were trained with their quantization
@@ -189,9 +189,7 @@ def band_limits(
         if "sd" in rows and rows["sd"].notna().any():
             bands[name] = pd.DataFrame({"low": rows["prec1"] - rows["sd"], "high": rows["prec1"] + rows["sd"]})
         else:
-            intervals = [wilson_of(prec1, n) for prec1, n in zip(rows["prec1"], rows["n"], strict=True)]
-            ends = {"low": [interval.low for interval in intervals], "high": [interval.high for interval in intervals]}
-            bands[name] = pd.DataFrame(ends, index=rows.index)
+            bands[name] = wilson_ends(rows)
     return bands
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from qexp.reporting.figures.style import RC
+from qexp.reporting.figures.style import drawing
 
 DECADES = 5  # that the colours of a KL span at most
 MAX_DB = 60.0  # above it a copy is as good as exact, and shades would be lost on it
@@ -94,8 +94,7 @@ def heat_map(
     count, columns = values.shape
     long = max(len(str(name)) for name in values.columns) > 6
     middle = sum(limits) / 2
-    with matplotlib.rc_context(RC):
-        figure = Figure(figsize=(3.4 + 0.62 * columns, 1.4 + 0.22 * count + (1.2 if long else 0.0)), layout="constrained")
+    with drawing(3.4 + 0.62 * columns, 1.4 + 0.22 * count + (1.2 if long else 0.0), heading) as figure:
         axes = figure.subplots()
         scale = matplotlib.colormaps["cividis"].with_extremes(bad=NO_VALUE)
         image = axes.imshow(values.to_numpy(dtype=float), cmap=scale, aspect="auto", vmin=limits[0], vmax=limits[1])
@@ -115,5 +114,4 @@ def heat_map(
             color = "white" if isfinite(value) and value < middle else "black"
             axes.text(column, row, text, ha="center", va="center", fontsize=6.5, color=color)
         figure.colorbar(image, ax=axes, label=label, pad=0.02)
-        figure.suptitle(heading, x=0.01, ha="left", fontsize=9)
     return figure

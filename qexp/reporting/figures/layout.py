@@ -5,14 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Hashable, Sequence
 
-import matplotlib
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from qexp.reporting.figures.curves import is_reference
-from qexp.reporting.figures.style import RC
+from qexp.reporting.figures.style import drawing
 from qexp.reporting.frames.comparison import has_qat
 from qexp.tracking.record import FLOAT_VARIANT
 
@@ -62,8 +61,7 @@ def lay_out(
         height += 0.3 + 0.17 * math.ceil(len(handles) / per_row)
     else:
         width, height = 4.0 * columns + 0.07 * max(0, longest - 18), max(height, 1.3 + 0.2 * len(handles))
-    with matplotlib.rc_context(RC):
-        figure = Figure(figsize=(width, height), layout="constrained")
+    with drawing(width, height, heading, 11) as figure:
         outer = figure.add_gridspec(rows, columns)
         drawn: list[tuple[Hashable, Axes]] = []
         for number, ((label, part), limits) in enumerate(zip(panels, zooms, strict=True)):
@@ -83,7 +81,6 @@ def lay_out(
                 draw(axes, part, None)
                 drawn.append(((*subject, False), axes))
         share_y(drawn)
-        figure.suptitle(heading, x=0.01, ha="left", fontsize=11)
         fonts = {"family": "monospace", "size": 8} if monospace else {}
         loc = "outside lower left" if columns == 1 else "outside right center"
         figure.legend(handles=handles, loc=loc, ncols=per_row, handlelength=3.4, prop=fonts)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,9 +14,10 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from qexp.base.files import write_atomic
+from qexp.base.files import write_bytes_atomic
 from qexp.reporting.frames.summary import family_keys
 
 Value = TypeVar("Value")
@@ -40,6 +41,30 @@ RC = {
     "svg.hashsalt": "qexp",
     "svg.fonttype": "none",
 }
+
+
+@contextmanager
+def drawing(width: float, height: float, heading: str = "", size: float = 9) -> Iterator[Figure]:
+    """A figure in this style, drawn on within.
+
+    Args:
+        width: inches.
+        height: inches.
+        heading: above it, on the left.
+        size: of the heading, points.
+    """
+    with matplotlib.rc_context(RC):
+        figure = Figure(figsize=(width, height), layout="constrained")
+        yield figure
+        if heading:
+            figure.suptitle(heading, x=0.01, ha="left", fontsize=size)
+
+
+def legend_entry(
+    label: str, color: str, line: LineStyle = "none", marker: str = "", size: float = 6.0, width: float = 1.5
+) -> Line2D:
+    """What stands in a legend for what is drawn so; sizes in points."""
+    return Line2D([], [], color=color, linestyle=line, marker=marker, markersize=size, linewidth=width, label=label)
 
 
 @dataclass(frozen=True)
@@ -158,10 +183,6 @@ def save(figure: Figure, stem: Path, kinds: Sequence[str] = ("png", "svg")) -> l
             FigureCanvasAgg(figure)
             figure.savefig(buffer, format=kind, bbox_inches="tight", pad_inches=0.12, facecolor="white", **formats[kind])
             path = stem.with_suffix(f".{kind}")
-            write_atomic(path, partial(_write, buffer.getvalue()))
+            write_bytes_atomic(path, buffer.getvalue())
             paths.append(path)
     return paths
-
-
-def _write(data: bytes, path: Path) -> None:
-    path.write_bytes(data)

@@ -5,16 +5,24 @@ Against bits, methods that share a width lie on each other; here each has its ow
 
 from __future__ import annotations
 
-import matplotlib
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from qexp.reporting.figures.style import CLOSE_POINTS, RC, mean_words, padded, spread_colors, title, zoom_limits
+from qexp.reporting.figures.style import (
+    CLOSE_POINTS,
+    drawing,
+    legend_entry,
+    mean_words,
+    padded,
+    spread_colors,
+    title,
+    zoom_limits,
+)
 from qexp.reporting.frames.comparison import shared_words
 from qexp.reporting.frames.summary import family_keys, is_float, summarize
-from qexp.reporting.statistics.paired import wilson_of
+from qexp.reporting.statistics.paired import wilson_ends
 
 MAX_LINES = 8  # families whose lines can be distinguished in a plot against bits
 ROW_HEIGHT, FONT_SIZE = 0.16, 7.5  # inches, points
@@ -44,8 +52,9 @@ def prec1_by_variant(records: pd.DataFrame) -> Figure | None:
     widths = sorted(set(variants["bits"]), reverse=True)
     means = mean_words(table)
     colors = dict(zip(widths, spread_colors(len(widths)), strict=True))
-    with matplotlib.rc_context(RC):
-        figure = Figure(figsize=(8.6 if magnify else 6.6, 1.4 + ROW_HEIGHT * len(variants)), layout="constrained")
+    shared = f"\nall {' '.join(words)}" if words else ""
+    heading = title(table, "Prec@1 of every variant, with 95 % intervals") + shared
+    with drawing(8.6 if magnify else 6.6, 1.4 + ROW_HEIGHT * len(variants), heading, 11) as figure:
         whole, *magnified = figure.subplots(1, 2 if magnify else 1, sharey=True, squeeze=False)[0]
         _draw(whole, variants, colors, float_prec1)
         if magnified:
@@ -55,28 +64,20 @@ def prec1_by_variant(records: pd.DataFrame) -> Figure | None:
             whole.set_title("all variants", loc="left")
         whole.set_yticks(range(len(variants)), labels, fontsize=FONT_SIZE)
         whole.set_ylim(len(variants) - 0.4, -0.6)
-        handles = [matplotlib.lines.Line2D([], [], color="#000000", linewidth=1.5, label=f"fp32 {float_prec1:.2f}")]
-        handles += [
-            matplotlib.lines.Line2D(
-                [], [], color=colors[bits], marker="o", linestyle="none", label=f"{bits:g}-bit weights{means.get(bits, '')}"
-            )
-            for bits in widths
-        ]
+        handles = [legend_entry(f"fp32 {float_prec1:.2f}", "#000000", "-")]
+        handles += [legend_entry(f"{bits:g}-bit weights{means.get(bits, '')}", colors[bits], marker="o") for bits in widths]
         figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 6))
-        shared = f"\nall {' '.join(words)}" if words else ""
-        figure.suptitle(title(table, "Prec@1 of every variant, with 95 % intervals") + shared, x=0.01, ha="left", fontsize=11)
     return figure
 
 
 def _draw(axes: Axes, variants: pd.DataFrame, colors: dict[int, str], float_prec1: float) -> None:
     """Points and intervals at the rows' numbers; the float network is a line across all of them."""
-    intervals = [wilson_of(prec1, n) for prec1, n in zip(variants["prec1"], variants["n"], strict=True)]
-    low, high = [interval.low for interval in intervals], [interval.high for interval in intervals]
+    ends = wilson_ends(variants)
     shades = [colors[bits] for bits in variants["bits"]]
     axes.axvline(float_prec1, color="#000000", linewidth=1.5, zorder=1.9)
-    axes.hlines(variants.index, low, high, colors=shades, linewidth=1.2)
+    axes.hlines(variants.index, ends["low"], ends["high"], colors=shades, linewidth=1.2)
     axes.scatter(variants["prec1"], variants.index, c=shades, s=14, zorder=2.5)
-    axes.set_xlim(*padded(min(*low, float_prec1), max(*high, float_prec1), least=2.0))
+    axes.set_xlim(*padded(min(*ends["low"], float_prec1), max(*ends["high"], float_prec1), least=2.0))
     axes.xaxis.set_major_locator(MaxNLocator(nbins=7, steps=[1, 2, 2.5, 5, 10]))
     axes.set_xlabel("Prec@1 (percent)")
     axes.tick_params(axis="y", length=0)

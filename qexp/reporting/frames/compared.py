@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from qexp.reporting.frames.predictions import Key, Measurement, Predictions, StoredPredictions, keys_of, references_of
+from qexp.reporting.frames.predictions import Predictions, StoredPredictions, keys_of
 from qexp.reporting.frames.summary import is_control, is_float
 
 NAMED = ["training", "label", "variant", "variant_key", "split", "epoch"]  # columns that say which network it is
@@ -50,17 +50,16 @@ class Matrix:
     column_label: str
 
 
-def beside_float(table: pd.DataFrame, stored: StoredPredictions, floats: Mapping[Measurement, Key]) -> list[Compared]:
+def beside_float(table: pd.DataFrame, stored: StoredPredictions) -> list[Compared]:
     """The rows of a table whose predictions are stored.
 
     Args:
         table: of `summarize`.
         stored: of `load_predictions`.
-        floats: of `float_keys`.
     """
     rows = []
     named, several = table[NAMED].to_dict("records"), table["training"].nunique() > 1
-    keys = zip(keys_of(table), references_of(table, floats), strict=True)
+    keys = zip(keys_of(table), stored.references_of(table), strict=True)
     for values, (key, other), of_float, control in zip(named, keys, is_float(table), is_control(table), strict=True):
         this, reference = stored.by_key.get(key), None if other is None else stored.by_key.get(other)
         if this is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pandas as pd
 
 from qexp.reporting.frames.qat_labels import START
@@ -52,20 +53,19 @@ def shared_words(table: pd.DataFrame) -> tuple[str, ...]:
 
 def training_order(table: pd.DataFrame) -> pd.Series:
     """The rank of each row's training: by comparison, then start, control, and by method, falling bits, settings, seed."""
-    comparisons = {name: number for number, name in enumerate(table["comparison"].dropna().unique())}
-    methods = table["trained_with"]
-    groups = {name: number for number, name in enumerate(table["group"].unique())}
+    comparisons = pd.factorize(table["comparison"])[0]
     bits = table[table["variant"] != FLOAT_VARIANT].groupby("training")["bits"].max()
     ranks = pd.DataFrame(
         {
-            "comparison": table["comparison"].map(comparisons).fillna(len(comparisons)),
+            "comparison": np.where(comparisons < 0, len(table), comparisons),  # outside of any: behind them
             "role": table["role"].map(ROLES),
-            "method": methods.map({name: number for number, name in enumerate(methods.unique())}),
+            "method": pd.factorize(table["trained_with"])[0],
             "bits": -table["training"].map(bits).where(table["role"] == "qat", 0).fillna(0),
-            "group": table["group"].map(groups),
+            "group": pd.factorize(table["group"])[0],
             "seed": table["seed"],
-            "training": table["training"].map({key: number for number, key in enumerate(table["training"].unique())}),
-        }
+            "training": pd.factorize(table["training"])[0],
+        },
+        index=table.index,
     )
     return ranks.apply(tuple, axis=1)
 

@@ -9,7 +9,6 @@ import hashlib
 import json
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save
 
 from qexp.base.errors import UserError
-from qexp.base.files import canonical_json, write_atomic
+from qexp.base.files import canonical_json, write_bytes_atomic
 from qexp.tracking.record import FLOAT_VARIANT
 
 Key = tuple[str, str, int, str, int]  # training, variant_key, epoch, split, n
@@ -69,14 +68,29 @@ class StoredPredictions:
     Args:
         by_key: those that are stored.
         missing: why there are none for the others.
+        floats: the float network of each measurement, of all epochs.
     """
 
     by_key: dict[Key, Predictions] = field(default_factory=dict)
     missing: dict[Key, str] = field(default_factory=dict)
+    floats: dict[Measurement, Key] = field(default_factory=dict)
 
     def of(self, keys: Iterable[Key]) -> list[Predictions | None]:
         """The predictions of each key, None where there are none."""
         return [self.by_key.get(key) for key in keys]
+
+    def references_of(self, frame: pd.DataFrame) -> list[Key | None]:
+        """The float network that each row is tested against, None where it was not scored on the same images.
+
+        That is the float control after the same epoch of a quantization-aware network that has one: against its start, what
+        training on gave would be counted as what quantization did. Else it is the row's own.
+
+        Args:
+            frame: records, or rows of a table.
+        """
+        controls = frame["control"] if "control" in frame else [None] * len(frame)
+        own = zip(controls, map(measurement_of, keys_of(frame)), strict=True)
+        return [self.floats.get((key[0] if pd.isna(control) else str(control), *key[1:])) for control, key in own]
 
 
 def keys_of(frame: pd.DataFrame) -> list[Key]:
@@ -97,25 +111,6 @@ def float_keys(frame: pd.DataFrame) -> dict[Measurement, Key]:
     return {measurement_of(key): key for key in keys_of(frame[frame["variant"] == FLOAT_VARIANT])}
 
 
-def references_of(frame: pd.DataFrame, floats: Mapping[Measurement, Key]) -> list[Key | None]:
-    """The float network that each row is tested against, None where it was not scored on the same images.
-
-    That is the float control after the same epoch of a quantization-aware network that has one: against its start, what training
-    on gave would be counted as what quantization did. Else it is the row's own.
-
-    Args:
-        frame: records, or rows of a table.
-        floats: of `float_keys`, of all epochs.
-    """
-    controls = frame["control"] if "control" in frame else [None] * len(frame)
-    own = [measurement_of(key) for key in keys_of(frame)]
-    return [floats.get((str(name or key[0]), *key[1:])) for key, name in zip(own, _named(controls), strict=True)]
-
-
-def _named(values: Iterable[object]) -> list[object]:
-    return [None if pd.isna(value) else value for value in values]
-
-
 def load_predictions(records: pd.DataFrame, runs_dir: str | Path, *, log_prob: bool = False) -> StoredPredictions:
     """Read what a store kept of an experiment's evaluations.
 
@@ -126,7 +121,7 @@ def load_predictions(records: pd.DataFrame, runs_dir: str | Path, *, log_prob: b
         runs_dir: where the store lies.
         log_prob: read these too, four bytes an image.
     """
-    stored = StoredPredictions()
+    stored = StoredPredictions(floats=float_keys(records))
     shared: dict[Hashable, np.ndarray] = {}
     for key, path, prec1 in zip(keys_of(records), _paths(records, Path(runs_dir)), records["prec1"], strict=True):
         if path is None:
@@ -179,23 +174,20 @@ FILE = "predictions.safetensors"
 FORMAT = "qexp predictions 1"
 
 
-def write_compact(
-    folder: Path, frames: Iterable[pd.DataFrame], records: pd.DataFrame, stored: StoredPredictions
-) -> tuple[Path, str] | None:
+def write_compact(folder: Path, frames: Iterable[pd.DataFrame], stored: StoredPredictions) -> tuple[Path, str] | None:
     """Write the predictions of a table's rows and of the float networks they are compared with.
 
     Args:
         folder: `results/<name>`.
         frames: the table, and other rows that are compared.
-        records: of all epochs.
         stored: the predictions to choose from.
 
     Returns:
         The file and its digest; None, and no file, where nothing is stored.
     """
     listed = [key for frame in frames for key in keys_of(frame)]
-    measured, floats = {measurement_of(key) for key in listed}, float_keys(records)
-    keys = list(dict.fromkeys([*listed, *(key for measurement, key in floats.items() if measurement in measured)]))
+    measured = {measurement_of(key) for key in listed}
+    keys = list(dict.fromkeys([*listed, *(key for measurement, key in stored.floats.items() if measurement in measured)]))
     sets: dict[Hashable, list[Key]] = {}  # keys of the same images
     for key in keys:
         if key in stored.by_key:
@@ -207,15 +199,15 @@ def write_compact(
     tensors: dict[str, np.ndarray] = {}
     for number, members in enumerate(sets.values()):
         tensors |= {f"{number}.{name}": array for name, array in _pack([stored.by_key[key] for key in members]).items()}
-    rows = [[[*key, floats.get(measurement_of(key)) == key] for key in members] for members in sets.values()]
+    rows = [[[*key, stored.floats.get(measurement_of(key)) == key] for key in members] for members in sets.values()]
     digest = _digest(tensors, rows)
     metadata = {"format": FORMAT, "rows": canonical_json(rows), "digest": digest}
-    write_atomic(path, partial(_write, save(tensors, metadata=metadata)))
+    write_bytes_atomic(path, save(tensors, metadata=metadata))
     return path, digest
 
 
-def read_compact(path: Path) -> tuple[StoredPredictions, dict[Measurement, Key]]:
-    """Read what `write_compact` wrote, without log-probabilities, and the float network of each place.
+def read_compact(path: Path) -> StoredPredictions:
+    """Read what `write_compact` wrote, without log-probabilities.
 
     Raises:
         UserError: no such file, or its content is not what its digest says.
@@ -232,7 +224,6 @@ def read_compact(path: Path) -> tuple[StoredPredictions, dict[Measurement, Key]]
     if _digest(tensors, rows) != metadata["digest"]:
         raise UserError("predictions", path, allowed=f"content with the digest {metadata['digest']}", remedy="It was changed.")
     stored = StoredPredictions()
-    floats: dict[Measurement, Key] = {}
     for number, members in enumerate(rows):
         index, label = tensors[f"{number}.index"].astype(np.int64), tensors[f"{number}.label"].astype(np.int64)
         top1, right5 = tensors[f"{number}.top1"], tensors[f"{number}.right5"]
@@ -243,8 +234,8 @@ def read_compact(path: Path) -> tuple[StoredPredictions, dict[Measurement, Key]]
             right = np.unpackbits(right5[position], count=len(index)).astype(bool)
             stored.by_key[key] = Predictions(index, label, classes, right)
             if is_float:
-                floats[measurement_of(key)] = key
-    return stored, floats
+                stored.floats[measurement_of(key)] = key
+    return stored
 
 
 def _pack(predictions: list[Predictions]) -> dict[str, np.ndarray]:
@@ -274,7 +265,3 @@ def _digest(tensors: Mapping[str, np.ndarray], rows: Sequence[Sequence[Sequence[
         digest.update(canonical_json([name, str(array.dtype), list(array.shape)]).encode())
         digest.update(array.tobytes())
     return digest.hexdigest()[:16]
-
-
-def _write(data: bytes, path: Path) -> None:
-    path.write_bytes(data)

@@ -12,7 +12,7 @@ from qexp.base.catalog import import_object
 from qexp.base.errors import UserError, choose
 from qexp.config.metrics import METRICS, MetricInfo
 from qexp.reporting.frames.compared import Matrix, beside_float
-from qexp.reporting.frames.predictions import StoredPredictions, float_keys
+from qexp.reporting.frames.predictions import StoredPredictions
 from qexp.reporting.statistics.verdict import Verdict
 
 IN_REPORTS = METRICS.names_where(lambda row: row.gives in ("table", "matrix"))
@@ -45,18 +45,17 @@ def check_asked(names: Iterable[str]) -> tuple[str, ...]:
 
 
 def make_asked(
-    verdict: Verdict, names: Sequence[str], records: pd.DataFrame, stored: StoredPredictions, class_names: Sequence[str]
+    verdict: Verdict, names: Sequence[str], stored: StoredPredictions, class_names: Sequence[str]
 ) -> tuple[Verdict, Made]:
     """The table with the columns of what was asked for, and the rest of it; only of networks whose predictions are stored.
 
     Args:
         verdict: of `compare_variants`.
         names: of tables and matrices.
-        records: of all epochs.
         stored: of `load_predictions`.
         class_names: by label.
     """
-    compared = beside_float(verdict.table, stored, float_keys(records))
+    compared = beside_float(verdict.table, stored)
     tables, matrices = {}, {}
     if names and not compared:
         verdict = replace(verdict, gaps=(*verdict.gaps, f"No {' and '.join(names)}: no predictions are stored."))

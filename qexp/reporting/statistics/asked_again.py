@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 
 import pandas as pd
 
 from qexp.config.metrics import METRICS
 from qexp.reporting.frames.compared import Matrix, beside_float
-from qexp.reporting.frames.predictions import Key, Measurement, StoredPredictions
+from qexp.reporting.frames.predictions import StoredPredictions
 from qexp.reporting.statistics.asked import code_of, columns_of
 from qexp.reporting.statistics.verification import Verification
 
 
-def check_asked_tables(
-    result: Verification, folder: Path, table: pd.DataFrame, stored: StoredPredictions, floats: Mapping[Measurement, Key]
-) -> None:
+def check_asked_tables(result: Verification, folder: Path, table: pd.DataFrame, stored: StoredPredictions) -> None:
     """Compare each table and matrix of `qexp.config.metrics` that lies in a folder with what stored predictions give.
 
     Args:
@@ -24,9 +21,8 @@ def check_asked_tables(
         folder: of the tables.
         table: `table.csv`.
         stored: predictions.
-        floats: the float network of each measurement.
     """
-    compared = beside_float(table, stored, floats)
+    compared = beside_float(table, stored)
     for row in METRICS.values():
         if row.file is not None and (folder / row.file).exists():
             written = pd.read_csv(folder / row.file, dtype=TEXTS)

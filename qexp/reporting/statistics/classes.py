@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -93,24 +93,14 @@ def lost_most(classes: pd.DataFrame) -> str | None:
     return None if classes["delta_prec1"].isna().all() else str(classes.loc[classes["delta_prec1"].idxmin(), "name"])
 
 
-def worst_delta(classes: pd.DataFrame) -> float:
-    """What that class lost, points."""
-    return _of_worst(classes, "delta_prec1")
-
-
-def worst_low(classes: pd.DataFrame) -> float:
-    """Lower end of the interval of `per_class`, points."""
-    return _of_worst(classes, "low")
-
-
-def worst_high(classes: pd.DataFrame) -> float:
-    """Upper end of the interval of `per_class`, points."""
-    return _of_worst(classes, "high")
-
-
 def _of_worst(classes: pd.DataFrame, column: str) -> float:
+    """A number of the class of one network that lost most, points; NaN where it is compared with nothing."""
     deltas = classes["delta_prec1"].astype(float)
     return math.nan if deltas.isna().all() else float(classes.loc[deltas.idxmin(), column])
+
+
+# What that class lost, and both ends of the interval of `per_class`.
+worst_delta, worst_low, worst_high = (partial(_of_worst, column=column) for column in ("delta_prec1", "low", "high"))
 
 
 def confusion(compared: Sequence[Compared], class_names: Sequence[str]) -> Matrix | None:

@@ -6,21 +6,13 @@ The formulas are `qexp.stats`'s. What needs predictions that were not kept stays
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Hashable, Iterator
 from functools import lru_cache
 
 import numpy as np
 import pandas as pd
 
-from qexp.reporting.frames.predictions import (
-    Key,
-    Measurement,
-    Predictions,
-    StoredPredictions,
-    float_keys,
-    keys_of,
-    references_of,
-)
+from qexp.reporting.frames.predictions import Predictions, StoredPredictions, keys_of
 from qexp.reporting.frames.summary import REPEATED, STATISTICS, is_control, is_float
 from qexp.stats.interval import Interval, wilson
 from qexp.stats.noninferiority import MARGIN, NonInferiority, non_inferiority
@@ -34,7 +26,7 @@ SEED_COLUMNS = ("prec1_low", "prec1_high", "delta_low", "delta_high", "p_seeds")
 
 
 def with_statistics(records: pd.DataFrame, stored: StoredPredictions) -> pd.DataFrame:
-    """Add the columns `PAIRED` of each row against its float network (`references_of`), and its Wilson interval.
+    """Add the columns `PAIRED` of each row against its float network (`stored.references_of`), and its Wilson interval.
 
     `prec1_low`, `prec1_high`: Wilson interval of Prec@1 alone. `ci_low`, `ci_high`: score interval of the difference.
     `p_value`: exact McNemar test. `lost`, `gained`: images that only the float network, only this one gets right.
@@ -46,10 +38,8 @@ def with_statistics(records: pd.DataFrame, stored: StoredPredictions) -> pd.Data
         records: of `load_records`.
         stored: of `load_predictions`.
     """
-    floats, rows = float_keys(records), []
-    for key, variant, prec1, reference in zip(
-        keys_of(records), records["variant"], records["prec1"], references_of(records, floats), strict=True
-    ):
+    rows, references = [], stored.references_of(records)
+    for key, variant, prec1, reference in zip(keys_of(records), records["variant"], records["prec1"], references, strict=True):
         alone = wilson_of(prec1, key[4])
         row: dict[str, object] = {"prec1_low": alone.low, "prec1_high": alone.high}
         if variant != FLOAT_VARIANT and reference is not None:
@@ -95,6 +85,12 @@ def wilson_of(prec1: float, n: int) -> Interval:
     return wilson(round(prec1 * n / 100), n)
 
 
+def wilson_ends(frame: pd.DataFrame) -> pd.DataFrame:
+    """`low` and `high` of the interval of each row's `prec1` on its `n` images."""
+    intervals = [wilson_of(prec1, n) for prec1, n in zip(frame["prec1"], frame["n"], strict=True)]
+    return pd.DataFrame({end: [getattr(interval, end) for interval in intervals] for end in ("low", "high")}, index=frame.index)
+
+
 def is_tested(table: pd.DataFrame) -> pd.Series:
     """True in the rows that are compared with a float network as a family: quantized ones, controls excepted."""
     return ~is_float(table) & ~is_control(table)
@@ -129,11 +125,11 @@ def comparable(table: pd.DataFrame, stored: StoredPredictions) -> Iterator[tuple
         yield table.loc[[index for index, _ in members]], [predictions for _, predictions in members]
 
 
-def seed_intervals(table: pd.DataFrame, stored: StoredPredictions, references: Mapping[Measurement, Key]) -> pd.DataFrame:
+def seed_intervals(table: pd.DataFrame, stored: StoredPredictions) -> pd.DataFrame:
     """What seeds and images together leave open, a row per variant that was trained with several seeds, as in `seed_table`.
 
     `prec1_low`, `prec1_high`, `delta_low`, `delta_high`: hierarchical bootstrap over seeds and images; `p_seeds`: paired t test
-    of the differences over seeds, two-sided. Differences are against the networks of `references_of`.
+    of the differences over seeds, two-sided. Differences are against the networks of `stored.references_of`.
     """
     rows = []
     for _, part in table.groupby(REPEATED, sort=False, dropna=False):
@@ -144,8 +140,9 @@ def seed_intervals(table: pd.DataFrame, stored: StoredPredictions, references: M
         if right is not None:
             interval = hierarchical_bootstrap(right)[1]
             row |= {"prec1_low": interval.low, "prec1_high": interval.high}
-            floats = references_of(part, references)
-            both = _stacked([*stored.of(keys_of(part)), *(stored.by_key.get(key) if key else None for key in floats)])
+            both = _stacked(
+                [*stored.of(keys_of(part)), *(stored.by_key.get(key) if key else None for key in stored.references_of(part))]
+            )
             if part["variant"].iloc[0] != FLOAT_VARIANT and both is not None:
                 interval = hierarchical_bootstrap(both[: len(part)], both[len(part) :])[1]
                 row |= {"delta_low": interval.low, "delta_high": interval.high}

@@ -6,7 +6,7 @@ weights, with which a sweep of 126 copies would ask 63 times more of each compar
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from qexp.reporting.frames.predictions import Key, Measurement, Predictions, StoredPredictions, references_of
+from qexp.reporting.frames.predictions import Predictions, StoredPredictions
 from qexp.reporting.frames.summary import is_control, is_float
 from qexp.reporting.statistics.paired import ALPHA, comparable, is_tested, pair_interval, row_names
 from qexp.stats.family import holm_adjusted
@@ -66,15 +66,14 @@ def weights(planned: NDArray[np.bool_]) -> NDArray[np.float64]:
     return np.where(planned, PLANNED / count, (1 - PLANNED) / others)
 
 
-def compare_rows(table: pd.DataFrame, stored: StoredPredictions, floats: Mapping[Measurement, Key]) -> Comparisons:
+def compare_rows(table: pd.DataFrame, stored: StoredPredictions) -> Comparisons:
     """Compare any two rows of a table that are of the same images, controls outside of the family.
 
     Args:
         table: rows `with_statistics`.
         stored: of `load_predictions`.
-        floats: of `float_keys`, of all epochs.
     """
-    references = dict(zip(table.index, references_of(table, floats), strict=True))
+    references = dict(zip(table.index, stored.references_of(table), strict=True))
     groups = [group for group in comparable(table, stored) if len(group[0]) > 1]
     parts = [_counted(*group, [stored.by_key.get(references[index]) for index in group[0].index]) for group in groups]
     frame = pd.concat(parts or [pd.DataFrame(columns=list(COUNTED))], keys=range(len(parts)) if parts else None)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 
 from qexp.config.metrics import ALWAYS, MetricInfo
-from qexp.reporting.frames.predictions import Key, Measurement, StoredPredictions, float_keys, keys_of, measurement_of
+from qexp.reporting.frames.predictions import StoredPredictions, keys_of, measurement_of
 from qexp.reporting.frames.summary import CLAIMS, is_float, seed_table
 from qexp.reporting.statistics.paired import ALPHA, comparable, is_tested, row_names, seed_intervals
 from qexp.reporting.statistics.pairs import ALIKE, BEST, PLANNED, WORSE, Comparisons, compare_rows
@@ -72,9 +72,8 @@ def compare_variants(
         stored: of `load_predictions`.
         metrics: that the table has.
     """
-    floats, early = float_keys(records), best_epoch_rows(records, table)
-    rows = compare_rows(table, stored, floats)
-    seeds = pd.concat([seed_table(table, metrics), seed_intervals(table, stored, floats)], axis=1)
+    early, rows = best_epoch_rows(records, table), compare_rows(table, stored)
+    seeds = pd.concat([seed_table(table, metrics), seed_intervals(table, stored)], axis=1)
     claimed = with_claims(table, rows)
     groups = [part.index for part, _ in comparable(table, stored)]
     sentences = [*_over_seeds(seeds, table), *_against_float(claimed, rows), *_no_loss(claimed)]
@@ -84,23 +83,19 @@ def compare_variants(
         sentences=tuple(sentences),
         gaps=tuple(_gaps(table, stored)),
         early=early,
-        pairs=_pairs(rows, early, stored, floats),
+        pairs=_pairs(rows, early, stored),
         seeds=seeds,
         metrics=tuple(metrics),
     )
 
 
-def pairs_of(
-    table: pd.DataFrame, early: pd.DataFrame, stored: StoredPredictions, floats: Mapping[Measurement, Key]
-) -> pd.DataFrame:
+def pairs_of(table: pd.DataFrame, early: pd.DataFrame, stored: StoredPredictions) -> pd.DataFrame:
     """All pairs of the last epoch and of the float network's best, each a family of its own."""
-    return _pairs(compare_rows(table, stored, floats), early, stored, floats)
+    return _pairs(compare_rows(table, stored), early, stored)
 
 
-def _pairs(
-    rows: Comparisons, early: pd.DataFrame, stored: StoredPredictions, floats: Mapping[Measurement, Key]
-) -> pd.DataFrame:  # fmt: skip
-    parts = [frame for frame in (rows.pairs, compare_rows(early, stored, floats).pairs) if not frame.empty]
+def _pairs(rows: Comparisons, early: pd.DataFrame, stored: StoredPredictions) -> pd.DataFrame:
+    parts = [frame for frame in (rows.pairs, compare_rows(early, stored).pairs) if not frame.empty]
     return pd.concat(parts, ignore_index=True) if parts else rows.pairs
 
 

@@ -6,7 +6,8 @@ where its record is that of the table, by its time.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,6 @@ from qexp.engine.measures import measure
 from qexp.reporting.frames.load import load_records
 from qexp.reporting.frames.predictions import (
     FILE,
-    Key,
-    Measurement,
     Predictions,
     StoredPredictions,
     float_keys,
@@ -30,7 +29,6 @@ from qexp.reporting.frames.predictions import (
     measurement_of,
     read_compact,
     read_predictions,
-    references_of,
 )
 from qexp.reporting.frames.summary import CLAIMS, STATISTICS, own_metrics, seed_table
 from qexp.reporting.statistics.asked_again import check_asked_tables
@@ -74,19 +72,19 @@ def verify_tables(name: str, *, runs_dir: str | Path, results_dir: str | Path) -
     if left:
         table, epochs = _as_before(table), None if epochs is None else _as_before(epochs)
         pairs = None if pairs is None else pairs.drop(columns="p_holm")
-    stored, floats = _gather(name, folder, Path(runs_dir), table if epochs is None else pd.concat([table, epochs]))
+    stored = _gather(name, folder, Path(runs_dir), table if epochs is None else pd.concat([table, epochs]))
     if not any(key in stored.by_key for key in keys_of(table)):
         where = f"in {folder} or {runs_dir}"
         remedy = "Write the report again where the runs are: it puts predictions.safetensors beside the table."
         raise UserError("verify", name, allowed=f"a table whose predictions are stored {where}", remedy=remedy)
     result = Verification(left=left)
-    again = _check_rows(result, "table.csv", table, stored, floats)
+    again = _check_rows(result, "table.csv", table, stored)
     if epochs is not None:
-        epochs = _check_rows(result, "epochs.csv", epochs, stored, floats, quiet=True)
-    _check_family(result, table, again, stored, floats)
-    _check_seeds(result, seeds, again, stored, floats)
-    _check_pairs(result, pairs, again, again.head(0) if epochs is None else epochs, stored, floats)
-    check_asked_tables(result, folder, table, stored, floats)
+        epochs = _check_rows(result, "epochs.csv", epochs, stored, quiet=True)
+    _check_family(result, table, again, stored)
+    _check_seeds(result, seeds, again, stored)
+    _check_pairs(result, pairs, again, again.head(0) if epochs is None else epochs, stored)
+    check_asked_tables(result, folder, table, stored)
     result.left |= {column: why for column, why in NEVER.items() if column in table}
     result.left |= {row.name: "needs logits, and the code of that metric" for row in own_metrics(table)}
     return result
@@ -105,13 +103,13 @@ def _read(path: Path) -> pd.DataFrame | None:
     return frame.fillna({name: "" for name in ("vs_best", "label") if name in frame})
 
 
-def _gather(name: str, folder: Path, runs_dir: Path, rows: pd.DataFrame) -> tuple[StoredPredictions, dict[Measurement, Key]]:
-    """All predictions of these rows that are stored anywhere, and the float networks among them."""
-    gathered, floats = StoredPredictions(), float_keys(rows)
+def _gather(name: str, folder: Path, runs_dir: Path, rows: pd.DataFrame) -> StoredPredictions:
+    """All predictions of these rows that are stored anywhere."""
+    gathered = StoredPredictions(floats=float_keys(rows))
     if (folder / FILE).exists():
-        compact, compact_floats = read_compact(folder / FILE)
+        compact = read_compact(folder / FILE)
         gathered.by_key.update(compact.by_key)
-        floats |= compact_floats
+        gathered.floats.update(compact.floats)
     last = rows["epoch"] == rows.groupby(["training", "variant_key", "split", "n"])["epoch"].transform("max")
     single = rows.groupby("variant_key")["training"].transform("nunique") == 1  # such a file does not name its training
     for key in dict.fromkeys(keys_of(rows[last & single])):
@@ -123,11 +121,10 @@ def _gather(name: str, folder: Path, runs_dir: Path, rows: pd.DataFrame) -> tupl
         times = {(*key, time) for key, time in zip(keys_of(rows), rows["time_ms"], strict=True)}
         same = [(*key, time) in times for key, time in zip(keys_of(records), records["time_ms"], strict=True)]
         records = records[(records["variant"] == FLOAT_VARIANT) | np.array(same, dtype=bool)]
-        for key, whole in load_predictions(records, runs_dir, log_prob=True).by_key.items():
-            if _agrees(whole, gathered.by_key.get(key)):
-                gathered.by_key[key] = whole
-        floats = float_keys(records) | floats
-    return gathered, floats
+        kept = load_predictions(records, runs_dir, log_prob=True)
+        gathered.by_key.update({key: whole for key, whole in kept.by_key.items() if _agrees(whole, gathered.by_key.get(key))})
+        return replace(gathered, floats=kept.floats | gathered.floats)
+    return gathered
 
 
 def _agrees(whole: Predictions, compact: Predictions | None) -> bool:
@@ -136,13 +133,7 @@ def _agrees(whole: Predictions, compact: Predictions | None) -> bool:
 
 
 def _check_rows(
-    result: Verification,
-    file: str,
-    table: pd.DataFrame,
-    stored: StoredPredictions,
-    floats: Mapping[Measurement, Key],
-    *,
-    quiet: bool = False,
+    result: Verification, file: str, table: pd.DataFrame, stored: StoredPredictions, *, quiet: bool = False
 ) -> pd.DataFrame:
     """Check each row by itself; returns the table with the numbers that were recomputed."""
     columns = [name for name in (*(one.row.name for one in AGAIN), *STATISTICS) if name in table]
@@ -152,11 +143,11 @@ def _check_rows(
         few = f"{len(missing)} of {len(table)} rows" + (f": {', '.join(missing[:6])}" if len(missing) <= 6 else "")
         result.left[f"{file}, {few}"] = "no predictions are stored"
     no_loss = 0
-    for index, key, reference in zip(table.index, keys_of(table), references_of(table, floats), strict=True):
+    for index, key, reference in zip(table.index, keys_of(table), stored.references_of(table), strict=True):
         predictions = stored.by_key.get(key)
         if predictions is None:
             continue
-        row, own = table.loc[index], floats.get(measurement_of(key))
+        row, own = table.loc[index], stored.floats.get(measurement_of(key))
         numbers = _alone(predictions)
         if row["variant"] != FLOAT_VARIANT:
             of_float = stored.by_key.get(own) if own is not None else None
@@ -182,13 +173,7 @@ def _alone(predictions: Predictions) -> dict[str, object]:
     return numbers | {"n": predictions.n, "prec1_low": interval.low, "prec1_high": interval.high}
 
 
-def _check_family(
-    result: Verification,
-    table: pd.DataFrame,
-    again: pd.DataFrame,
-    stored: StoredPredictions,
-    floats: Mapping[Measurement, Key],
-) -> None:
+def _check_family(result: Verification, table: pd.DataFrame, again: pd.DataFrame, stored: StoredPredictions) -> None:
     """Columns that need all rows together."""
     columns = [name for name in CLAIMS if name in table]
     if not columns:
@@ -197,7 +182,7 @@ def _check_family(
     if not all(key in stored.by_key for key in keys_of(again[family])):
         result.left[f"table.csv, {', '.join(columns)}"] = "they belong to all rows, and not all are stored"
         return
-    claimed = with_claims(again, compare_rows(again, stored, floats))
+    claimed = with_claims(again, compare_rows(again, stored))
     for index in table.index:
         row = f"{table.at[index, 'label']} {table.at[index, 'variant']}"
         for column in columns:
@@ -205,18 +190,12 @@ def _check_family(
                 result.compare("table.csv", row, column, table.at[index, column], claimed.at[index, column])
 
 
-def _check_seeds(
-    result: Verification,
-    seeds: pd.DataFrame | None,
-    again: pd.DataFrame,
-    stored: StoredPredictions,
-    floats: Mapping[Measurement, Key],
-) -> None:
+def _check_seeds(result: Verification, seeds: pd.DataFrame | None, again: pd.DataFrame, stored: StoredPredictions) -> None:
     """Means, deviations and intervals over seeds."""
     if seeds is None:
         return
     means = seed_table(again, (*ALWAYS, *own_metrics(again)))
-    means = pd.concat([means, seed_intervals(again, stored, floats)], axis=1)
+    means = pd.concat([means, seed_intervals(again, stored)], axis=1)
     if list(means["variant"]) != list(seeds["variant"]):
         result.wrong.append("seeds.csv: its rows are not those of the table")
         return
@@ -228,14 +207,13 @@ def _check_seeds(
 
 
 def _check_pairs(
-    result: Verification, pairs: pd.DataFrame | None, again: pd.DataFrame, epochs: pd.DataFrame, stored: StoredPredictions,
-    floats: Mapping[Measurement, Key],
-) -> None:  # fmt: skip
+    result: Verification, pairs: pd.DataFrame | None, again: pd.DataFrame, epochs: pd.DataFrame, stored: StoredPredictions
+) -> None:
     """Comparisons of any two rows."""
     if pairs is None:
         return
     early = best_epoch_rows(epochs, again) if len(epochs) else again.head(0)
-    known = {tuple(map(str, key)): row for key, row in _by_pair(pairs_of(again, early, stored, floats))}
+    known = {tuple(map(str, key)): row for key, row in _by_pair(pairs_of(again, early, stored))}
     for key, row in _by_pair(pairs):
         other = known.get(tuple(map(str, key)))
         if other is None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 from pandas.api.types import is_numeric_dtype
 
-from qexp.base.files import write_text_atomic
+from qexp.base.files import write_texts
 from qexp.base.table import Column, Table
 from qexp.config.metrics import METRICS, MetricInfo
 from qexp.reporting.frames.compared import NAMED
@@ -28,13 +28,8 @@ def write_asked(folder: Path, made: Made) -> list[Path]:
         made: of `make_asked`.
     """
     frames = {**made.tables, **{row: matrix.counts.reset_index(names="") for row, matrix in made.matrices.items()}}
-    files = {row.file: csv_text(frame) for row, frame in frames.items() if row.file is not None}
-    for row in METRICS.values():
-        if row.file is not None and row.file not in files:
-            (folder / row.file).unlink(missing_ok=True)
-    for file, text in files.items():
-        write_text_atomic(folder / file, text)
-    return [folder / file for file in files]
+    files = dict.fromkeys((row.file for row in METRICS.values() if row.file is not None), "")
+    return write_texts(folder, files | {row.file: csv_text(frame) for row, frame in frames.items() if row.file is not None})
 
 
 def asked_for_page(tables: Mapping[MetricInfo, pd.DataFrame]) -> list[dict[str, object]]:

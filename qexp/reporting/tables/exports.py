@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
 import pandas as pd
 
-from qexp.base.files import write_text_atomic
+from qexp.base.files import write_texts
 from qexp.base.table import Column, Table, lines, markdown_table, markdown_text
 from qexp.base.text import MIB, size_text
 from qexp.reporting.tables.render import csv_text, html_table
@@ -47,15 +47,8 @@ def write_exports(name: str, exports: Sequence[ExportRow], folder: Path) -> list
         exports: of `load_exports`.
         folder: `results/<name>`.
     """
-    csv_texts = (_flat_csv(exports, "rungs"), _flat_csv(exports, "cost"), _flat_csv(exports, "layers"))
-    texts = dict(zip(FILES, csv_texts, strict=False))
-    texts["ladder.md"] = markdown(name, exports) if exports else ""
-    for file, text in texts.items():
-        if text:
-            write_text_atomic(folder / file, text)
-        else:
-            (folder / file).unlink(missing_ok=True)
-    return [folder / file for file, text in texts.items() if text]
+    tables = (_flat_csv(exports, "rungs"), _flat_csv(exports, "cost"), _flat_csv(exports, "layers"))
+    return write_texts(folder, dict(zip(FILES, (*tables, markdown(name, exports) if exports else ""), strict=True)))
 
 
 def format_exports(exports: Sequence[ExportRow]) -> str:
@@ -176,18 +169,13 @@ def _with_speedup(cost: Sequence[TimingRow]) -> list[dict[str, object]]:
 
 def _flat_csv(exports: Sequence[ExportRow], part: Literal["rungs", "cost", "layers"]) -> str:
     """One line per fidelity stage, timing or layer of all networks; nothing where there are no lines."""
-
-    def flat() -> Iterator[dict[str, object]]:
-        for export in exports:
-            values: Mapping[str, object] = export
-            shared = {key: values[key] for key in _SHARED}
+    rows = []
+    for export in exports:
+        values: Mapping[str, object] = export
+        shared = {key: values[key] for key in _SHARED}
+        if part == "cost":
             sizes = {f"{name}_bytes": size for name, size in export["sizes"].items()}
-            if part == "cost":
-                yield from ({**shared, **timing, **sizes} for timing in _with_speedup(export["cost"]))
-            elif part == "rungs":
-                yield from ({**shared, **stage} for stage in export["rungs"])
-            else:
-                yield from ({**shared, **layer} for layer in export["layers"])
-
-    frame = pd.DataFrame(list(flat()))
-    return "" if frame.empty else csv_text(frame)
+            rows += [{**shared, **timing, **sizes} for timing in _with_speedup(export["cost"])]
+        else:
+            rows += [{**shared, **line} for line in export[part]]
+    return csv_text(pd.DataFrame(rows)) if rows else ""

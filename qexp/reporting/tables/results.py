@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from qexp.base.files import write_text_atomic
+from qexp.base.files import write_texts
 from qexp.base.table import Column, Table, lines, markdown_table, markdown_text
 from qexp.base.text import MIB
 from qexp.config.metrics import ALWAYS, MetricInfo
@@ -56,11 +56,7 @@ def write_tables(
     texts = {} if jobs is None or jobs.empty else {"jobs.csv": csv_text(jobs)}
     if not records.empty:
         texts |= _texts(name, records, sweeps, {} if jobs is None else variant_states(jobs), verdict)
-    for file in {"seeds.csv", "pairs.csv"} - set(texts):
-        (folder / file).unlink(missing_ok=True)
-    for file, text in texts.items():
-        write_text_atomic(folder / file, text)
-    return {file: folder / file for file in texts}
+    return {path.name: path for path in write_texts(folder, {"seeds.csv": "", "pairs.csv": "", **texts})}
 
 
 def _texts(

@@ -1,6 +1,7 @@
 """What is claimed of a table's rows together: draws from a known truth, in which false claims are counted."""
 
 import re
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -31,8 +32,10 @@ def judged(right, *, training="t", **columns):
         mode = "fp32" if variant == "fp32" else "int"
         rows.append(key | {"label": "", "variant": variant, "mode": mode, "data_hash": "d", "prec1": 100 * values.mean()})
         stored.by_key[tuple(key.values())] = Predictions(index, label, np.where(values, 0, 1), values)
-    frame = with_statistics(pd.DataFrame(rows).assign(**columns), stored)
-    compared = compare_rows(frame, stored, float_keys(frame))
+    frame = pd.DataFrame(rows).assign(**columns)
+    stored.floats.update(float_keys(frame))
+    frame = with_statistics(frame, stored)
+    compared = compare_rows(frame, stored)
     return with_claims(frame, compared), compared
 
 
@@ -127,9 +130,10 @@ def test_a_trained_copy_is_tested_against_its_control():
         )
         rows[-1] |= {"variant": variant, "control": control, "prec1": right / 100}
         stored.by_key[key] = Predictions(index, label, np.where(images < right, 0, 1), images < right)
-    row = with_statistics(pd.DataFrame(rows), stored).iloc[2]
+    frame = pd.DataFrame(rows)
+    row = with_statistics(frame, replace(stored, floats=float_keys(frame))).iloc[2]
     assert (row["lost"], row["gained"]) == (100, 0) and row["ci_high"] < 0 and row["p_loss"] > 0.5
-    without = with_statistics(pd.DataFrame(rows).drop(3), stored)
+    without = with_statistics(frame.drop(3), replace(stored, floats=float_keys(frame.drop(3))))
     assert without["p_value"].isna().all()  # the control has not got as far: nothing else stands for it
 
 

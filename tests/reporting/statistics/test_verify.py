@@ -35,14 +35,14 @@ def test_compact_predictions_come_back(tmp_path, predicted, write):
     runs_dir = write(rows)
     records = load_records("exp", runs_dir)
     stored = load_predictions(records, runs_dir)
-    path, digest = write_compact(tmp_path / "results", [records], records, stored)
-    again, floats = read_compact(path)
+    path, digest = write_compact(tmp_path / "results", [records], stored)
+    again = read_compact(path)
     for key in keys_of(records):
         for name in ("index", "label", "top1", "right5"):
             np.testing.assert_array_equal(getattr(again.by_key[key], name), getattr(stored.by_key[key], name))
-    assert list(floats.values()) == [keys_of(records[records["variant"] == "fp32"])[0]]
+    assert list(again.floats.values()) == [keys_of(records[records["variant"] == "fp32"])[0]]
     assert path.stat().st_size < 1.3 * len(rows) * len(IMAGES) + 8000
-    assert write_compact(tmp_path / "results", [records], records, stored) == (path, digest)
+    assert write_compact(tmp_path / "results", [records], stored) == (path, digest)
 
 
 @pytest.mark.parametrize("classes", [10, 255, 256, 1000])
@@ -50,8 +50,8 @@ def test_any_number_of_classes(tmp_path, predicted, write, classes):
     runs_dir = write(predicted(RIGHT, folder=tmp_path / "runs", classes=classes))
     records = load_records("exp", runs_dir)
     stored = load_predictions(records, runs_dir)
-    path, _ = write_compact(tmp_path / "results", [records], records, stored)
-    again, _ = read_compact(path)
+    path, _ = write_compact(tmp_path / "results", [records], stored)
+    again = read_compact(path)
     key = keys_of(records)[2]
     np.testing.assert_array_equal(again.by_key[key].top1, stored.by_key[key].top1)
 
@@ -60,7 +60,7 @@ def test_nothing_stored_is_no_file(tmp_path, predicted, write):
     runs_dir = write(predicted(RIGHT))
     (tmp_path / FILE).write_text("of an earlier report")
     records = load_records("exp", runs_dir)
-    assert write_compact(tmp_path, [records], records, load_predictions(records, runs_dir)) is None
+    assert write_compact(tmp_path, [records], load_predictions(records, runs_dir)) is None
     assert not (tmp_path / FILE).exists()
 
 

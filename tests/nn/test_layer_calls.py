@@ -1,0 +1,49 @@
+"""Layers that functions compute become modules, under the names of their weights, and compute the same."""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from qexp.nn.graph import trace
+from qexp.nn.layer_calls import layer_calls, layers_as_modules
+
+
+class Same(nn.Conv2d):
+    """Pads by itself, as networks ported from TensorFlow do."""
+
+    def __init__(self, *sizes, **options):
+        super().__init__(*sizes, **options)
+        self.static_padding = nn.ZeroPad2d((0, 1, 0, 1))
+
+    def forward(self, x):
+        return F.conv2d(self.static_padding(x), self.weight, self.bias, self.stride, self.padding, groups=self.groups)
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.same, self.plain = Same(2, 4, 3, stride=2, groups=2, bias=False), nn.Conv2d(4, 4, 1)
+        self.matrix = nn.Parameter(torch.randn(3, 4))
+
+    def forward(self, x):
+        x = self.plain(self.same(x))
+        x = F.conv2d(x, self.plain.weight, self.plain.bias)  # the plain layer once more
+        return F.linear(x.mean((2, 3)), self.matrix) + F.conv2d(x, self.same.weight.sum() * torch.ones(3, 4, 1, 1)).mean((2, 3))
+
+
+def test_functions_become_modules():
+    torch.manual_seed(0)
+    net, images = Net().eval(), torch.randn(2, 2, 6, 6)
+    network = trace(net, images).build()
+    whole = layers_as_modules(network)
+    assert [call.weight for call in layer_calls(network)] == ["same.weight", "plain.weight", "plain.weight", "matrix"]
+    assert [(call.node.op, call.weight) for call in layer_calls(whole)] == [
+        ("call_module", name) for name in ("same.weight", "plain.weight", "conv2d_1.weight", "linear.weight")
+    ]
+    assert torch.equal(whole(images), net(images)) and torch.equal(network(images), net(images))
+    same = whole.get_submodule("same")
+    assert type(same) is nn.Conv2d and (same.stride, same.groups, same.bias) == ((2, 2), 2, None)
+    parameters = dict(whole.named_parameters(remove_duplicate=False))
+    assert parameters["conv2d_1.weight"] is parameters["plain.weight"] and parameters["linear.weight"] is parameters["matrix"]
+    assert parameters["plain.weight"] is not net.plain.weight and net.state_dict().keys() <= whole.state_dict().keys()
+    assert type(net.same) is Same and layers_as_modules(whole) is whole
