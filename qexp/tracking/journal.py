@@ -186,9 +186,9 @@ def _parse(line: bytes, needs: Sequence[str]) -> Row | None:
         row = json.loads(without_passwords(line.decode()))
     except ValueError:
         return None
-    if not isinstance(row, dict) or not all(name in row for name in needs):
+    if not isinstance(row, dict) or not isinstance(kind := row.get("kind", ""), str):
         return None
-    return row if all(name in row for name in KEYS.get(str(row.get("kind")), ())) else None
+    return row if all(name in row for name in (*needs, *KEYS.get(kind, ()))) else None
 
 
 @cache

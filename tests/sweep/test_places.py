@@ -52,7 +52,7 @@ def test_the_users_folder(cli, tiny, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("key", ["name", "checkpoint", "model.weights", "image", "model.factory", "calibrate.file", "data.root"])
 def test_a_name_that_names_no_file(cli, tiny, key):
-    done = cli(*tiny, f"{key}=" + "n" * 256 + ".py:f" * (key == "model.factory"), verb="evaluate")
+    done = cli(*tiny, f"{key}=" + "n" * 256 + ".py:f" * (key == "model.factory"))
     assert done.code == 2 and f"{key}=nnn" in done.err and "Traceback" not in done.err, done.err
     assert os.listdir() == []
 

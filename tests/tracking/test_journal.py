@@ -90,10 +90,10 @@ def test_foreign_line_is_named_once_and_left_out(journal, capsys, line):
 @pytest.mark.parametrize(
     "row", [{}, {"run": "a"}, {"kind": None}, {"kind": ["run"]}, {"kind": "record", "run": "a"}, {"kind": "end"}]
 )
-def test_a_row_that_its_readers_could_not_read_is_left_out(row, capsys):
+def test_a_row_that_its_readers_could_not_read_is_left_out(row, tmp_path, capsys):
     """Of an experiment each row has a kind, and what that kind needs; of an evaluation's own file, what was measured."""
     whole = {"kind": "end", "run": "a", "status": "FINISHED", "time_ms": 1}
-    journal = Journal.of("runs", "x")
+    journal = Journal.of(tmp_path, "x")
     journal.append([row, whole])
     assert [*journal.rows()] == [whole] and "there is no whole row" in capsys.readouterr().err
     measured = Journal("measured.jsonl", needs=MEASURED)
