@@ -86,7 +86,7 @@ class Layers:
         self.base = self.prepared.variants[-1]
         self.rows = _layers(self.base)
         self.names = tuple(row.info.name for row in self.rows)
-        self.journal = Journal(self.prepared.folder / FILE)
+        self.journal = Journal(self.prepared.folder / FILE, needs=("kind", "key", "values"))
         self._stored = {(row["kind"], row["key"]): row for row in self.journal.rows()}
         self._network = self.prepared.network().to(device).eval()
 

@@ -6,6 +6,7 @@ import contextlib
 import importlib
 import importlib.util
 import inspect
+import os
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping
@@ -65,7 +66,7 @@ def source_of(text: str) -> Path | None:
         if spec is None or spec.origin is None:
             return None
         path = Path(spec.origin)
-    return path if path.is_file() else None
+    return path if os.path.isfile(path) else None
 
 
 def state_of(text: str) -> tuple[object, ...]:
@@ -121,7 +122,7 @@ def _import_module(key: str, text: str, name: str) -> ModuleType:
 
 def _import_file(key: str, text: str, path: Path) -> ModuleType:
     """Import a file, once per content."""
-    if not path.is_file():
+    if not os.path.isfile(path):
         near = nearest(path.name, [file.name for file in path.parent.glob("*.py")] if path.parent.is_dir() else [])
         raise UserError(key, text, allowed="a file that exists", remedy=near or f"There is no file {path.absolute()}.")
     path = path.resolve()

@@ -115,7 +115,7 @@ class _ExportJob:
         self.config, self.settings = variant.config, variant.config.export
         words = [variant.label, *["int4"] * self.settings.pack_int4, *["signed"] * (not self.settings.unsigned)]
         self.folder = self.settings.folder_of(self.config.runs_dir, self.config.name) / file_name(" ".join(words))
-        self.measurements = Journal(prepared.folder / "exports" / f"{variant.key}.jsonl")
+        self.measurements = Journal(prepared.folder / "exports" / f"{variant.key}.jsonl", needs=("asked", "digest"))
         decide = {key: value for key, value in asdict(self.settings).items() if key not in _NOT_MEASURED}
         self.key = hash_json({key: value for key, value in decide.items() if key not in _MEASURES_COST})
         versions = {name: runtime_version(name) for name in self.settings.runtimes}

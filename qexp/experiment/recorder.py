@@ -20,7 +20,7 @@ from qexp.experiment.variants import Variant
 from qexp.tracking import environment, rows
 from qexp.tracking.journal import Journal
 from qexp.tracking.process import host
-from qexp.tracking.record import ADDED, COLUMNS, Record, Sweep
+from qexp.tracking.record import ADDED, COLUMNS, MEASURED, Record, Sweep
 
 Status = Literal["FINISHED", "FAILED", "KILLED", "PREEMPTED"]
 JOB_STATES: dict[Status, rows.JobState] = {"FINISHED": "done", "FAILED": "failed", "KILLED": "killed", "PREEMPTED": "preempted"}
@@ -64,8 +64,11 @@ class Recorder:
         self.num_measured = 0  # evaluations made by this job; the others were stored
         self._stored: dict[str, dict[int, dict[str, Any]]] = {}
         for variant in prepared.variants:
-            stored = Journal(self._folder / f"{variant.key}.jsonl").rows()
-            self._stored[variant.key] = {row["epoch"]: row for row in stored}
+            self._stored[variant.key] = {row["epoch"]: row for row in self._measured(variant).rows()}
+
+    def _measured(self, variant: Variant) -> Journal:
+        """What was measured of a variant, whatever the experiment."""
+        return Journal(self._folder / f"{variant.key}.jsonl", needs=MEASURED)
 
     def begin(self) -> None:
         """Open the runs in the journal, and bring in what is already known of them."""
@@ -124,7 +127,7 @@ class Recorder:
                 record = self._keep_calibration(self._keep_predictions(record, item, last=last), item)
                 row = self._with_earlier({**record.as_row(), "digest": item.evaluation.digest})
                 record = replace(record, **{name: row.get(name, {}) for name in ADDED})
-                Journal(self._folder / f"{item.variant.key}.jsonl").append([row])
+                self._measured(item.variant).append([row])
                 self._stored[item.variant.key][epoch] = row
                 self.num_measured += 1
                 journal_rows.append(rows.record_row(record))
@@ -139,7 +142,7 @@ class Recorder:
 
     def add_alarms(self, variant: Variant, epoch: int, alarms: Sequence[str]) -> None:
         """Let a record carry these alarms behind its evaluation's, in place of any added before; a new row in both files."""
-        row, file = self.stored(variant, epoch), Journal(self._folder / f"{variant.key}.jsonl")
+        row, file = self.stored(variant, epoch), self._measured(variant)
         # The evaluation's own are those of its first row: rows that alarms were added to are later, and of the same time.
         same = (other for other in file.rows() if (other["epoch"], other["time_ms"]) == (epoch, row["time_ms"]))
         wanted = [*next(same)["alarms"], *alarms]

@@ -60,7 +60,7 @@ def _made(model: nn.Module) -> Iterator[tuple[str, nn.Module, str]]:
     for path, module in list(model.named_modules()):
         names = [name for hook in module._forward_pre_hooks.values() if (name := _name_of(hook)) is not None]
         if parametrize.is_parametrized(module):
-            names += list(module.parametrizations)  # type: ignore[arg-type]  # a ModuleDict, which torch types as a module
+            names += list(module.parametrizations)
         if is_layer(module) and "weight" in module.__dict__ and "weight" not in names:
             remedy = "Make it a parameter before you return the network, or use torch.nn.utils.parametrize."
             raise UserError("model", f"{path}.weight, which a hook makes", allowed="weights that are parameters", remedy=remedy)

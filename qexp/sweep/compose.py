@@ -57,7 +57,10 @@ def compose(config_name: str) -> Composed | None:
     from hydra.core.utils import configure_log
     from hydra.types import RunMode
 
+    from qexp.sweep.bounded_yaml import bound_yaml
+
     store_choices()
+    bound_yaml()
     asked = get_args_parser().parse_args(sys.argv[1:])
     if any(getattr(asked, name) for name in _ANSWERS):
         _answer(config_name, asked)

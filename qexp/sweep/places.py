@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import tempfile
 from pathlib import Path
@@ -10,22 +9,18 @@ from pathlib import Path
 from qexp.base.errors import UserError
 from qexp.config.root import Config
 
-PLACES = (
-    "runs_dir",
-    "results_dir",
-    "export.folder",
-    "checkpoint",
-    "calibrate.file",
-    "image",
-    "data.root",
-    "data.classes",
-    "model.weights",
-)
+_READ = ("checkpoint", "calibrate.file", "image", "data.root", "data.classes", "model.weights", "model.pretrained")
+PLACES = ("runs_dir", "results_dir", "export.folder", *_READ)
+NAME_BYTES = 255  # of a file or folder, on the usual file systems
 _PROBE = bytes(4096)
 
 
 def expand_places(values: dict[str, object]) -> dict[str, object]:
-    """The resolved values of a job, with `~` and `~user` expanded where a setting names a place; changed in place."""
+    """The resolved values of a job, with `~` and `~user` expanded where a setting names a place; changed in place.
+
+    Raises:
+        UserError: a name that no file system holds.
+    """
     for key in PLACES:
         *groups, last = key.split(".")
         owner: object = values
@@ -33,6 +28,8 @@ def expand_places(values: dict[str, object]) -> dict[str, object]:
             owner = owner.get(name) if isinstance(owner, dict) else None
         if isinstance(owner, dict) and isinstance(owner.get(last), str):
             owner[last] = os.path.expanduser(owner[last])
+            if any(len(os.fsencode(part)) > NAME_BYTES for part in Path(owner[last]).parts):
+                raise UserError(key, f"{owner[last][:40]}...", allowed=f"a path whose names have at most {NAME_BYTES} bytes each")
     return values
 
 
@@ -65,8 +62,6 @@ def _try(key: str, folder: str, within: str) -> None:
             place = place.parent
         with tempfile.TemporaryFile(dir=place, buffering=0) as handle:  # it has no name where the system can do that
             handle.write(_PROBE)
-        if any(len(os.fsencode(part)) > os.pathconf(place, "PC_NAME_MAX") for part in Path(folder, within).parts):
-            raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
     except OSError as error:
         remedy = f"{place}: {error.strerror}."
         raise UserError(key, folder, allowed="a folder that can be written to", remedy=remedy) from error

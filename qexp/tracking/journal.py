@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
 from io import FileIO
 from pathlib import Path
@@ -22,7 +22,7 @@ from qexp.base.errors import UserError, nearest
 from qexp.base.faults import fault_point
 from qexp.base.files import SaveError, check_readable, fsync_folder, names_in, write_all
 from qexp.base.text import without_passwords
-from qexp.tracking.rows import Row
+from qexp.tracking.rows import KEYS, Row
 
 
 class Journal:
@@ -30,15 +30,16 @@ class Journal:
 
     Args:
         path: the file; it and its folder are made by the first `append`.
+        needs: what each row has, beside what its `kind` asks for; one without it is damaged.
     """
 
-    def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
+    def __init__(self, path: str | Path, needs: Sequence[str] = ()) -> None:
+        self.path, self._needs = Path(path), needs
 
     @classmethod
     def of(cls, runs_dir: str | Path, name: str) -> Journal:
         """The journal of experiment `name`."""
-        return cls(journal_path(runs_dir, name))
+        return cls(journal_path(runs_dir, name), needs=("kind",))
 
     def append(self, rows: Iterable[Row]) -> None:
         """Write rows, all of them or, if the machine stops meanwhile, the first few; they are on disk when this returns.
@@ -62,11 +63,11 @@ class Journal:
 
     def rows(self) -> Iterator[Row]:
         """All complete rows, oldest first."""
-        return iter(read_rows(self.path)[0])
+        return iter(read_rows(self.path, needs=self._needs)[0])
 
     def rows_from(self, offset: int, *, limit: int | None = None, end: int | None = None) -> tuple[list[Row], int]:
         """The rows from byte `offset` on (at most `limit`, none at `end` or after), and the offset to go on from."""
-        return read_rows(self.path, offset, limit=limit, end=end)
+        return read_rows(self.path, offset, limit=limit, end=end, needs=self._needs)
 
 
 def _append(handle: FileIO, data: bytes) -> None:
@@ -140,10 +141,12 @@ def find_journal(runs_dir: str | Path, name: str) -> Path:
     raise UserError("name", name, allowed=known or f"an experiment with a journal in {Path(runs_dir) / 'journal'}", remedy=remedy)
 
 
-def read_rows(path: Path, offset: int = 0, *, limit: int | None = None, end: int | None = None) -> tuple[list[Row], int]:
+def read_rows(
+    path: Path, offset: int = 0, *, limit: int | None = None, end: int | None = None, needs: Sequence[str] = ()
+) -> tuple[list[Row], int]:
     """The rows that begin at byte `offset`, and the offset after the last of them.
 
-    A complete line that is no JSON object is named and left out. A last line without its newline was torn by a crash or is still
+    A complete line that is no whole row is named and left out. A last line without its newline was torn by a crash or is still
     being written: it is left for a later call.
 
     Args:
@@ -151,6 +154,7 @@ def read_rows(path: Path, offset: int = 0, *, limit: int | None = None, end: int
         offset: 0, or what an earlier call returned.
         limit: at most so many rows.
         end: only rows that begin before this offset.
+        needs: of `Journal`.
 
     Raises:
         UserError: a file that may not be read.
@@ -167,7 +171,7 @@ def read_rows(path: Path, offset: int = 0, *, limit: int | None = None, end: int
             line = handle.readline()
             if not line.endswith(b"\n"):
                 break
-            row = _parse(line)
+            row = _parse(line, needs)
             if row is None:
                 _name_damage(path, offset)
             else:
@@ -176,18 +180,20 @@ def read_rows(path: Path, offset: int = 0, *, limit: int | None = None, end: int
     return rows, offset
 
 
-def _parse(line: bytes) -> Row | None:
-    """One line as a row, None where it is none."""
+def _parse(line: bytes, needs: Sequence[str]) -> Row | None:
+    """One line as a row, None where it is none or lacks what its readers ask for."""
     try:
         row = json.loads(without_passwords(line.decode()))
     except ValueError:
         return None
-    return row if isinstance(row, dict) else None
+    if not isinstance(row, dict) or not isinstance(kind := row.get("kind", ""), str):
+        return None
+    return row if all(name in row for name in (*needs, *KEYS.get(kind, ()))) else None
 
 
 @cache
 def _name_damage(path: Path, offset: int) -> None:
     """Say once that a line is left out: one damaged row must not take all others with it."""
     warn_main(
-        f"{path}: at byte {offset} there is no JSON object; that line is left out. Something other than qexp changed the file."
+        f"{path}: at byte {offset} there is no whole row; that line is left out. Something other than qexp changed the file."
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from typing import Any
 
 from qexp.base.label import Label
@@ -78,6 +78,9 @@ class Record:
 
 
 COLUMNS = tuple(item.name for item in fields(Record) if item.name not in ADDED)  # each of `extra` is a column of its own
+
+NEEDED = tuple(item.name for item in fields(Record) if item.default is MISSING and item.default_factory is MISSING)
+MEASURED = (*NEEDED, "alarms", "reused", "predictions", "digest", "time_ms")  # what a stored evaluation has
 
 
 @dataclass(frozen=True)

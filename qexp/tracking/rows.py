@@ -18,11 +18,23 @@ from typing import Any, Literal, get_args
 
 from qexp.tracking.environment import now_ms
 from qexp.tracking.process import Process
-from qexp.tracking.record import FLOAT_VARIANT, Record
+from qexp.tracking.record import FLOAT_VARIANT, NEEDED, Record
 
 Row = dict[str, Any]  # as it is read from a journal; `kind` decides what else is there
 Scalar = str | int | float | bool | None
 JobState = Literal["planned", "running", "done", "failed", "invalid", "preempted", "killed"]
+# What the readers of a row ask for, by its kind.
+KEYS: Mapping[str, tuple[str, ...]] = {
+    "run": ("run", "parent", "name", "params", "tags", "artifacts", "planned_epochs", "time_ms"),
+    "record": ("run", "time_ms", "alarms", *NEEDED),
+    "metrics": ("run", "step", "values", "time_ms"),
+    "end": ("run", "status", "time_ms"),
+    "sweep": ("sweep", "command", "time_ms"),
+    "files": ("run", "paths", "time_ms"),
+    "export": ("run", "key", "time_ms"),
+    "model": ("run", "name", "path", "digest", "time_ms"),
+    "job": ("sweep", "key", "job", "training", "variant_key", "state", "process", "time_ms"),
+}
 NOT_SENT = ("sweep", "job", "export")  # kinds of rows that change nothing in MLflow
 
 

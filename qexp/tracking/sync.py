@@ -27,8 +27,8 @@ def sync(name: str | None, runs_dir: str | Path, settings: TrackingSettings) -> 
     """
     lines = []
     for known in journal_names(runs_dir) if name is None else [name]:
-        path = find_journal(runs_dir, known)
-        sender = Sender(Journal(path), experiment=known, settings=settings, runs_dir=runs_dir)
+        find_journal(runs_dir, known)
+        sender = Sender(Journal.of(runs_dir, known), experiment=known, settings=settings, runs_dir=runs_dir)
         try:
             count = sender.catch_up(close_dead=True)
         except UserError:

@@ -140,11 +140,12 @@ def test_workers_are_refused_under_torchrun(process, tiny, port):
 def test_no_process_outlives_a_leader_that_is_killed(tiny):
     """Workers save and end, and what their libraries started ends with them; all of it is in one process group."""
     command = [sys.executable, "-m", "qexp.train", *tiny, "train.epochs=100000", "train.lr=0.05,0.01", "bits=4", *JOBLIB]
-    leader = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    with open("leader.log", "w") as log:
+        leader = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
     try:
         while leader.poll() is None and logs().count("epoch 2 ") < 2:
             time.sleep(0.2)
-        assert len(running(leader.pid)) > 2
+        assert len(running(leader.pid)) > 2, Path("leader.log").read_text()
         leader.kill()
         leader.wait()
         while running(leader.pid):

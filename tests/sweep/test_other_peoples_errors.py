@@ -10,6 +10,12 @@ FILES = {
     "tab": (b"# @package _global_\nseed:\t1\n\tbits: 4\n", "tab.yaml, line 2: allowed is YAML"),
     "twice": (b"# @package _global_\nbits: 4\nbits: 8\n", "twice.yaml, line 3: allowed is YAML. There found duplicate key bits"),
     "latin": ("# @package _global_\nname: größe\n".encode("latin-1"), "allowed is text in UTF-8"),
+    "bomb": (
+        b"a: &a [1,1,1,1,1,1,1,1,1,1]\n"
+        + b"".join(b"%c: &%c [%s]\n" % (name, name, b",".join([b"*%c" % (name - 1)] * 10)) for name in b"bcdefghi"),
+        "bomb.yaml: allowed is at most 100000 values",
+    ),
+    "itself": (b"# @package _global_\nname: &a [*a]\n", "itself.yaml: allowed is at most 100000 values"),
     "items": (b"# @package _global_\n- 1\n", "experiment/items"),
 }
 WORDS = {

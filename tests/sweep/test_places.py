@@ -16,7 +16,7 @@ WRONG = {
     "/proc/none": "",  # whatever the system says there
     "": "(empty): allowed is a folder",
     "null": "",
-    "long/" + "n" * 256: "File name too long",
+    "long/" + "n" * 256: "a path whose names have at most 255 bytes each",
 }
 
 
@@ -50,8 +50,10 @@ def test_the_users_folder(cli, tiny, tmp_path, monkeypatch):
     assert sorted(os.listdir("home")) == ["results", "runs"] and os.listdir() == ["home"]
 
 
-def test_a_name_that_names_no_file(cli, tiny):
-    assert cli(*tiny, "name=" + "n" * 201).code == 2
+@pytest.mark.parametrize("key", ["name", "checkpoint", "model.weights", "image", "model.factory", "calibrate.file", "data.root"])
+def test_a_name_that_names_no_file(cli, tiny, key):
+    done = cli(*tiny, f"{key}=" + "n" * 256 + ".py:f" * (key == "model.factory"))
+    assert done.code == 2 and f"{key}=nnn" in done.err and "Traceback" not in done.err, done.err
     assert os.listdir() == []
 
 

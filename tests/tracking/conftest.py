@@ -7,7 +7,7 @@ import pytest
 
 from qexp.config.tracking import TrackingSettings
 from qexp.tracking import rows
-from qexp.tracking.journal import Journal
+from qexp.tracking.journal import Journal, journal_path
 from qexp.tracking.mlflow_store import import_mlflow
 from qexp.tracking.record import Record
 
@@ -85,7 +85,7 @@ def sweep():
 
 @pytest.fixture
 def journal(tmp_path):
-    return Journal.of(tmp_path / "runs", "exp")
+    return Journal(journal_path(tmp_path / "runs", "exp"))  # of any rows, where an experiment's have a kind
 
 
 @pytest.fixture(scope="session")

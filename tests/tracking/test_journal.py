@@ -4,6 +4,9 @@ import sys
 
 import pytest
 
+from qexp.tracking.journal import Journal
+from qexp.tracking.record import MEASURED
+
 
 def test_imports_nothing_heavy():
     code = (
@@ -81,7 +84,21 @@ def test_foreign_line_is_named_once_and_left_out(journal, capsys, line):
     journal.append([{"n": 2}])
     for _ in range(2):
         assert [row["n"] for row in journal.rows()] == [1, 2]
-    assert capsys.readouterr().err.count("at byte 8 there is no JSON object; that line is left out") == 1
+    assert capsys.readouterr().err.count("at byte 8 there is no whole row; that line is left out") == 1
+
+
+@pytest.mark.parametrize(
+    "row", [{}, {"run": "a"}, {"kind": None}, {"kind": ["run"]}, {"kind": "record", "run": "a"}, {"kind": "end"}]
+)
+def test_a_row_that_its_readers_could_not_read_is_left_out(row, tmp_path, capsys):
+    """Of an experiment each row has a kind, and what that kind needs; of an evaluation's own file, what was measured."""
+    whole = {"kind": "end", "run": "a", "status": "FINISHED", "time_ms": 1}
+    journal = Journal.of(tmp_path, "x")
+    journal.append([row, whole])
+    assert [*journal.rows()] == [whole] and "there is no whole row" in capsys.readouterr().err
+    measured = Journal("measured.jsonl", needs=MEASURED)
+    measured.append([row, dict.fromkeys(MEASURED, 0)])
+    assert [*measured.rows()] == [dict.fromkeys(MEASURED, 0)]
 
 
 def test_processes_append_whole_rows(journal):
