@@ -22,11 +22,13 @@ from torch.utils.data import DataLoader, Dataset
 from qexp.base.torchvision_compat import torchvision
 from qexp.config.data import DataSettings
 from qexp.data.augment import Augmentation, resized_crop_box
+from qexp.data.file_hashes import content_hashes
 from qexp.data.folder import DECODE_ERRORS, FilePart, Tree, corrupt, decode, decode_tree, different_sizes, open_rgb, scan_tree
 from qexp.data.ram import RamImages
 from qexp.data.splits import Part
 
 _RAM_LIMIT_BYTES = 2 << 30  # a decoded tree above this is streamed where data.storage=auto
+_IDENTITY = 2  # of a streamed set's fingerprint; 1 knew files by their sizes
 _IMAGENET_SIZE = 224
 _IMAGENET_MARGIN = 256 / 224  # evaluation resizes the short side to 256 and cuts the central 224
 _IMAGENET_MEAN, _IMAGENET_STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
@@ -155,11 +157,12 @@ class StreamedImages:
         return len(self.tree.parts[part].paths) if part in self.tree.parts else None
 
     def hash_content(self, digest: hashlib._Hash) -> None:
-        """Feed the sorted relative paths, sizes in bytes and labels of all files, and how they are resized, to `digest`."""
-        digest.update(repr(("streamed", self.image_shape, self.resize, self.margin)).encode())
+        """Feed the sorted relative paths, labels and content of all files, and how they are resized, to `digest`."""
+        digest.update(repr(("streamed", _IDENTITY, self.image_shape, self.resize, self.margin)).encode())
         for name, part in sorted(self.tree.parts.items()):
-            for path, label in zip(part.paths, part.labels.tolist(), strict=True):
-                digest.update(f"{name}|{path.relative_to(self.tree.root)}|{path.stat().st_size}|{label}\n".encode())
+            contents = content_hashes(self.tree.root, part.paths, self.workers)
+            for path, label, content in zip(part.paths, part.labels.tolist(), contents, strict=True):
+                digest.update(f"{name}|{path.relative_to(self.tree.root)}|{content}|{label}\n".encode())
 
     def sizes(self, part: Part, rows: Tensor) -> list[int]:
         """Bytes of each file."""
