@@ -34,6 +34,7 @@ settings.load_profile("qexp")
 def _in_a_folder_of_its_own(tmp_path, monkeypatch):
     """Relative paths (`runs/`, `results/`) fall into the test's own folder, never into the checkout."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path.with_name(f"{tmp_path.name}-cache")))
 
 
 @pytest.fixture(autouse=True, scope="session")

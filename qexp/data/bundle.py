@@ -86,8 +86,8 @@ class DataBundle:
     def fingerprint(self) -> str:
         """16 hex digits of a SHA-256 over everything that decides which numbers a network sees, augmentation apart.
 
-        That is the decoded uint8 images (of a streamed set: the sorted relative paths and sizes of its files, and how they are
-        resized), the labels, the rows of every split, mean and std.
+        That is the decoded uint8 images (of a streamed set: the sorted relative paths and the content of its files, and how they
+        are resized), the labels, the rows of every split, mean and std.
         """
         digest = hashlib.sha256()
         self._store.hash_content(digest)

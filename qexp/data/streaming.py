@@ -17,15 +17,17 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from qexp.config.data import CENTER_MARGIN, DataSettings
+from qexp.config.data import DataSettings
 from qexp.config.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 from qexp.data.augment import Augmentation, resized_crop_box
+from qexp.data.file_hashes import content_hashes
 from qexp.data.folder import DECODE_ERRORS, FilePart, Tree, corrupt, decode, decode_tree, different_sizes, open_rgb, scan_tree
 from qexp.data.preprocess import transforms
 from qexp.data.ram import RamImages
 from qexp.data.splits import Part
 
 _RAM_LIMIT_BYTES = 2 << 30  # a decoded tree above this is streamed where data.storage=auto
+_IDENTITY = 2  # of a streamed set's fingerprint; 1 knew files by their sizes
 
 
 def load_imagefolder(settings: DataSettings) -> RamImages | StreamedImages:
@@ -139,20 +141,13 @@ class StreamedImages:
         return len(self.tree.parts[part].paths) if part in self.tree.parts else None
 
     def hash_content(self, digest: hashlib._Hash) -> None:
-        """Feed the sorted relative paths, sizes in bytes and labels of all files, and how they are resized, to `digest`."""
-        digest.update(repr(("streamed", self.image_shape, *self._resizing())).encode())
+        """Feed the sorted relative paths, labels and content of all files, and how they are resized, to `digest`."""
+        how = (self.how.image_size, self.how.resize, self.how.crop, self.how.interpolation, self.how.antialias)
+        digest.update(repr(("streamed", _IDENTITY, self.image_shape, *how)).encode())
         for name, part in sorted(self.tree.parts.items()):
-            for path, label in zip(part.paths, part.labels.tolist(), strict=True):
-                digest.update(f"{name}|{path.relative_to(self.tree.root)}|{path.stat().st_size}|{label}\n".encode())
-
-    def _resizing(self) -> tuple[object, ...]:
-        """What tells how files are resized, in the form that the first fingerprints had where they could say it."""
-        how, size = self.how, self.how.image_size
-        margin = CENTER_MARGIN if how.crop == "center" and size is not None else None
-        resize = round(size * margin) if margin is not None and size is not None else None
-        if (how.interpolation, how.antialias) == ("bilinear", True) and how.crop != "tensorflow" and how.resize == resize:
-            return size, margin
-        return size, how.resize, how.crop, how.interpolation, how.antialias
+            contents = content_hashes(self.tree.root, part.paths, self.workers)
+            for path, label, content in zip(part.paths, part.labels.tolist(), contents, strict=True):
+                digest.update(f"{name}|{path.relative_to(self.tree.root)}|{content}|{label}\n".encode())
 
     def sizes(self, part: Part, rows: Tensor) -> list[int]:
         """Bytes of each file."""

@@ -4,7 +4,7 @@
                                /epochs/0001.safetensors  weights after each epoch that is kept
                                /last.pt, previous.pt     what a resume needs; gone once the training is done
                                /PREEMPTED                when and where a signal stopped it; gone once it goes on
-                               /train.jsonl              one line per epoch: loss, learning rate, seconds
+                               /train.jsonl              one line per epoch: loss, learning rate, seconds, hash of its weights
     <runs_dir>/.locks/<hash>.lock
 
 Every file appears whole or not at all, so a crash at any moment leaves a state from which the same command goes on. The order
@@ -24,17 +24,19 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from qexp.base.console import print_main
 from qexp.base.errors import UserError, nearest
 from qexp.base.faults import fault_point
-from qexp.base.files import check_readable, names_in, write_atomic, write_text_atomic
+from qexp.base.files import check_readable, hash_file, names_in, write_text_atomic
 from qexp.base.text import MIB
+from qexp.engine import epoch_file
 from qexp.engine.resume import ResumeFiles
 from qexp.engine.state import FitState
+
+_HASH = "weights_hash"  # in the log, of the file of an epoch's weights
 
 
 class Training:
@@ -95,8 +97,12 @@ class Training:
         except FileNotFoundError:
             return {}
         except (ValueError, AttributeError):
-            remedy = f"Remove it: python -m qexp.trainings remove={self.hash}"
-            raise UserError("training", self.hash, allowed=f"one whose {path} can be read", remedy=remedy) from None
+            allowed = f"one whose {path} can be read"
+            raise UserError("training", self.hash, allowed=allowed, remedy=self._afresh) from None
+
+    @property
+    def _afresh(self) -> str:
+        return f"Remove it: python -m qexp.trainings remove={self.hash}"
 
     def _write_info(self, info: Mapping[str, object]) -> None:
         write_text_atomic(self.folder / "training.json", json.dumps(info, indent=2, sort_keys=True) + "\n")
@@ -113,9 +119,10 @@ class Training:
             OSError: the disk is full, say; what was stored before is intact.
         """
         if keep:
-            weights = _separate(state.model)
-            write_atomic(self._epoch_file(state.epoch), lambda partial: save_file(weights, partial))
+            path = self._epoch_file(state.epoch)
+            epoch_file.save(path, state.model)
             fault_point("epoch.weights")
+            log = {**log, _HASH: hash_file(path)}
         lines = [line for line in self.log() if line["epoch"] < state.epoch] + [{"epoch": state.epoch, **log}]
         write_text_atomic(self._log, "".join(json.dumps(line) + "\n" for line in lines))
         fault_point("epoch.log")
@@ -134,7 +141,7 @@ class Training:
 
     def finish(self) -> None:
         """Mark the training as done, and drop the resume states, which nothing needs any more."""
-        assert self._readable(self._epoch_file(self.info["epochs"])), "a training ends with its last epoch stored"
+        assert epoch_file.is_whole(self._epoch_file(self.info["epochs"])), "a training ends with its last epoch stored"
         self._write_info({**self.info, "status": "done"})
         self._resume.drop()
 
@@ -142,21 +149,25 @@ class Training:
     def is_complete(self) -> bool:
         """True if nothing is left to train and the last epoch's weights are there."""
         info = self.info
-        return info.get("status") == "done" and self._readable(self._epoch_file(info["epochs"]))
+        return info.get("status") == "done" and epoch_file.is_whole(self._epoch_file(info["epochs"]))
 
     def epochs(self) -> list[int]:
         """Epochs whose weights are kept and whole, ascending."""
         stems = (name[:-12] for name in names_in(self.folder / "epochs") if name[0] != "." and name.endswith(".safetensors"))
-        return [int(stem) for stem in stems if self._readable(self._epoch_file(int(stem)))]
+        return [int(stem) for stem in stems if epoch_file.is_whole(self._epoch_file(int(stem)))]
 
     def load_epoch(self, epoch: int) -> dict[str, Tensor]:
         """The network's state dict after `epoch`, on the CPU; the resume state serves where an epoch is not kept.
 
         Raises:
-            UserError: it is not stored.
+            UserError: it is not stored, or its file is not the one that was written.
         """
         path = self._epoch_file(epoch)
-        if self._readable(path):
+        if epoch_file.is_whole(path):
+            written = {line["epoch"]: line.get(_HASH) for line in self.log()}.get(epoch)  # stores of before know none
+            if written not in (None, hash_file(path)):
+                remedy = f"{path} was changed after it was written, and with it what the stored numbers are of. {self._afresh}"
+                raise UserError("training", self.hash, allowed="one whose weights are as they were stored", remedy=remedy)
             return load_file(path)
         state = self._resume.find(epoch)
         if state is not None:
@@ -209,16 +220,6 @@ class Training:
     def _epoch_file(self, epoch: int) -> Path:
         return self.folder / "epochs" / f"{epoch:04d}.safetensors"
 
-    @staticmethod
-    def _readable(path: Path) -> bool:
-        """True if the file is there and as long as its header says; raises where it may not be read."""
-        check_readable(path)
-        try:
-            with safe_open(path, framework="pt"):
-                return True
-        except (FileNotFoundError, SafetensorError):
-            return False
-
 
 class TrajectoryStore:
     """All trainings under one `runs_dir`."""
@@ -247,6 +248,14 @@ class TrajectoryStore:
     def summaries(self) -> list[dict[str, Any]]:
         """One row per stored training, oldest first: hash, model, data, method (`lsq 4 bits`), epochs_done, epochs, ..."""
         return sorted(map(self._summary, self._hashes()), key=lambda row: str(row["created"]))
+
+    def identities(self) -> dict[str, dict[str, Any]]:
+        """Hash -> what it is made of, of the stored trainings whose `training.json` can be read."""
+        known = {}
+        for name in self._hashes():
+            with suppress(UserError):
+                known[name] = self.open(name).info.get("identity", {})
+        return known
 
     def _summary(self, name: str) -> dict[str, Any]:
         """The row of one training; of a damaged one its name and size."""
@@ -283,17 +292,3 @@ class TrajectoryStore:
 
     def _hashes(self) -> list[str]:
         return [name for name in names_in(self.root) if not name.startswith(".") and (self.root / name).is_dir()]
-
-
-def _separate(state: Mapping[str, object]) -> dict[str, Tensor]:
-    """Contiguous CPU tensors that share no storage, as safetensors wants them."""
-    seen: set[int] = set()
-    result = {}
-    for name, value in state.items():
-        if not isinstance(value, Tensor):
-            raise UserError("model", name, allowed="a network whose state dict holds tensors only")
-        tensor = value.detach().cpu().contiguous()
-        storage = tensor.untyped_storage().data_ptr()
-        result[name] = tensor.clone() if storage in seen else tensor
-        seen.add(storage)
-    return result

@@ -43,6 +43,7 @@ class Prepared:
         start: the float training that a quantization-aware one begins from.
         converted: the checkpoint, where such a training made it.
         data: the sets that this process holds.
+        rests_on: hashes that the training's is made of, beside its settings and data.
     """
 
     config: Config
@@ -54,6 +55,7 @@ class Prepared:
     places: Callable[[bool], Sequence[ActivationInfo]] = lambda layers_only: ()
     start: Prepared | None = None
     converted: Converted | None = None
+    rests_on: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def bundle(self) -> DataBundle:

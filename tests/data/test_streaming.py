@@ -1,14 +1,17 @@
 """Streamed sets: the same pixels as decoded ones, whatever the workers; ImageNet's transforms; faults that name the file."""
 
+import os
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from qexp.base.files import hash_file
 from qexp.config.data import DataSettings
-from qexp.data import streaming
+from qexp.data import file_hashes, streaming
 from qexp.data.augment import epoch_key, resized_crop_box
 from qexp.data.load import load_data
 
@@ -113,6 +116,41 @@ def test_fingerprint_of_files(tree):
     (moved / "train" / "cat" / "0.png").rename(moved / "train" / "cat" / "00.png")
     others.append(load_data(settings(moved)).fingerprint)
     assert len({before, *others}) == 4
+
+
+def test_fingerprint_of_content(tree, write):
+    """An image replaced by another of equal size, with the times of the first."""
+    file = tree / "test" / "cat" / "0.png"
+    before, times, content = load_data(settings(tree)).fingerprint, file.stat(), file.read_bytes()
+    file.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert load_data(settings(tree)).fingerprint != before
+    file.write_bytes(content)
+    assert load_data(settings(tree)).fingerprint == before
+
+
+def test_files_are_read_once(tree, monkeypatch):
+    read = []
+
+    def counted(path, length):
+        read.append(path.name)
+        return hash_file(path, length)
+
+    monkeypatch.setattr(file_hashes, "hash_file", counted)
+    expected = load_data(settings(tree)).fingerprint
+    assert (len(read), load_data(settings(tree)).fingerprint) == (16, expected)
+    monkeypatch.setattr(file_hashes, "_FRESH_S", -1.0)
+    assert load_data(settings(tree)).fingerprint == expected
+    read.clear()
+    assert load_data(settings(tree)).fingerprint == expected and read == []
+    (tree / "train" / "cat" / "0.png").touch()
+    assert load_data(settings(tree)).fingerprint == expected and read == ["0.png"]
+    (cache,) = Path(os.environ["XDG_CACHE_HOME"]).rglob("*.txt")
+    cache.write_bytes(cache.read_bytes()[:-5])  # a process that was killed
+    read.clear()
+    assert load_data(settings(tree)).fingerprint == expected and len(read) == 1
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tree / "train" / "cat" / "0.png"))  # no folder
+    assert load_data(settings(tree)).fingerprint == expected
 
 
 @pytest.mark.parametrize("workers", [0, 1])

@@ -8,7 +8,7 @@ import torch
 
 from qexp.base.errors import UserError
 from qexp.config.train import TrajectorySettings
-from qexp.engine import trajectory
+from qexp.engine import epoch_file
 from qexp.engine.fit import fit
 from qexp.engine.state import FitState
 from qexp.engine.trajectory import TrajectoryStore
@@ -56,7 +56,7 @@ def test_a_training_from_begin_to_end(begun, store):
     assert begun.is_complete
     assert begun.load_epoch(2)["w"].tolist() == [[2.0] * 3] * 2
     assert begun.load_epoch(2)["n"].dtype == torch.int64
-    assert begun.log() == [{"epoch": epoch, "loss": 1 / epoch} for epoch in (1, 2, 3)]
+    assert [(line["epoch"], line["loss"]) for line in begun.log()] == [(epoch, 1 / epoch) for epoch in (1, 2, 3)]
     assert sorted(path.name for path in begun.folder.iterdir()) == ["epochs", "train.jsonl", "training.json"]
     assert [path.name for path in store.root.iterdir()] == ["abc123"]
 
@@ -145,12 +145,12 @@ def test_a_full_disk_leaves_the_last_checkpoint(begun, monkeypatch, writer):
         path.write_bytes(b"half")
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(trajectory if writer == "save_file" else torch, writer.split(".")[-1], full)
+    monkeypatch.setattr(epoch_file if writer == "save_file" else torch, writer.split(".")[-1], full)
     with pytest.raises(OSError, match="No space left"):
         save(begun, 3)
     monkeypatch.undo()
     assert begun.resume_state().epoch == 2
-    assert begun.log()[:2] == [{"epoch": 1, "loss": 1.0}, {"epoch": 2, "loss": 0.5}]
+    assert [(line["epoch"], line["loss"]) for line in begun.log()[:2]] == [(1, 1.0), (2, 0.5)]
     assert not list(begun.folder.rglob("*.tmp"))
     save(begun, 3)
     assert begun.resume_state().epoch == 3
