@@ -67,6 +67,8 @@ def why_unread(key: str, config: Config, verb: str) -> str:
         verb: of the command.
     """
     group, _, name = key.partition(".")
+    if group in _DIALS and config.float_only:
+        return ""  # it says itself that there are no copies; a control's command is often that of the copies, and float_only=true
     rule = _RULES.get(group, lambda *_: "")
     return (
         _by_verb(key, group, config, verb)
@@ -91,8 +93,6 @@ def _by_verb(key: str, group: str, config: Config, verb: str) -> str:
 
 def _by_copies(key: str, group: str, config: Config) -> str:
     """Settings of quantized copies, where there are none."""
-    if group in _DIALS and config.float_only:
-        return "float_only=true makes no quantized copy."
     if group in _DIALS and config.mode == "half" and key not in ("mode", "quant.input"):
         return "mode=half casts every tensor to fp16, and quantizes none."
     return ""
@@ -167,7 +167,7 @@ def _calibrate(name: str, config: Config) -> str:
     if name in ("weights", "factory"):
         return ""
     if name == "file":
-        return "" if static else "it holds ranges of activations, and none are static: give quant.activation.bits=BITS."
+        return "" if static else "it holds ranges of activations, and no job has static ones: give quant.activation.bits=BITS."
     if name in _IMAGES:
         wanted = ranges or config.correct.needs_images or qat.is_on or (config.task == "profile" and config.quantizes_activations)
         return "" if wanted else "no range and no correction needs images."

@@ -56,7 +56,7 @@ UNREAD = [
     ("evaluate.memory_mib=5", "data=digits is not streamed"),
     # what is calibrated
     ("calibrate=mse", "activations stay float"),
-    ("calibrate.file=x", "it holds ranges of activations, and none are static"),
+    ("calibrate.file=x", "it holds ranges of activations, and no job has static ones"),
     ("calibrate.num_images=5", "no range and no correction needs images"),
     ("calibrate.norm=2.4", "calibrate.weights=minmax does not"),
     (f"{A8} calibrate=kl calibrate.norm=2.4", "calibrate=kl and calibrate.weights=minmax do not"),
@@ -64,8 +64,7 @@ UNREAD = [
     (f"{A8} quant.activation.dynamic=true calibrate=mse", "with quant.activation.dynamic=true each batch has its own range"),
     ("qat=lsq calibrate=mse", "qat=lsq says itself what it begins with"),
     ("quant.activation.scheme=symmetric", "activations stay float"),
-    # what has no quantized copy, or no rounding, or another width
-    ("float_only=true bits=4", "float_only=true makes no quantized copy"),
+    # what is cast, is not rounded, or has another width
     ("mode=half correct.fold_bn=true", "mode=half casts every tensor"),
     ("mode=float quant.weight.rounding=floor", "mode=float is the control"),
     ("mode=float quant.input=int", "mode=float is the control"),
@@ -92,6 +91,7 @@ READ = [
     "qat=dorefa calibrate=mse",
     "qat=ste qat.momentum=0.5 qat.epochs=2 train.epochs=5",
     "mode=half quant.input=int",
+    "float_only=true bits=4 calibrate=mse",
     "policy=conv_linear policy.conv_bits=4 bits=3",
     "calibrate.file=null correct.fold_bn=false",  # which asks for nothing
 ]  # fmt: skip
