@@ -15,14 +15,18 @@ from qexp.sweep.compose import expand
 
 EXPERIMENTS = sorted((Path(__file__).parents[1] / "conf" / "experiment").glob("*.yaml"))
 PARSER = OverridesParser.create()
-SMALL = (
-    "data=fake", "data.root=null", "data.download=false", "data.num_train=64", "data.num_test=32", "data.num_calib=8",
-    "data.num_select=8",
-    "data.image_size=16", "data.mean=[0.5]", "data.std=[0.2]", "model=resnet8", "model.weights=null", "train.epochs=1",
-    "train.warmup_epochs=0",
-    "train.batch_size=32", "train.precision=fp32", "evaluate.num_images=16", "device=cpu", "tracking.enabled=false",
-    "calibrate.num_images=8", "correct.adaround_iterations=20",
-)  # fmt: skip
+# As a file of values, since not every command reads all of them.
+SMALL = """# @package _global_
+data: {root: null, download: false, num_train: 64, num_test: 32, num_calib: 8, num_select: 8, image_size: 16,
+  mean: [0.5], std: [0.2]}
+model: {weights: null}
+train: {epochs: 1, warmup_epochs: 0, batch_size: 32, precision: fp32}
+evaluate: {num_images: 16}
+device: cpu
+tracking: {enabled: false}
+calibrate: {num_images: 8}
+correct: {adaround_iterations: 20}
+"""
 
 
 def test_there_are_experiments():
@@ -68,8 +72,12 @@ def test_it_runs_a_step(path, cli, checkpoint):
     own += ["export.runtime=onnxruntime"] if verb == "export" else []  # OpenVINO bears no other tests in its process
     own += ["analyze.probes=2", "analyze.widths=[2,4,8]"] if verb == "analyze" else []
     own += [f"model.weights={checkpoint}"] if "init: checkpoint" in text else []
+    own += ["calibrate.num_images=8"] if "calibrate.num_images" in str(cases) else []  # what is typed comes after a case
     own += [thinned(cases, trains=verb == "train")] if cases else []
-    done = cli(f"experiment={path.stem}", *SMALL, *own, "results_dir=results", "name=smoke", verb=verb)
+    Path("experiment").mkdir()
+    Path("experiment/small.yaml").write_text(SMALL)
+    chosen = ("--config-dir=.", f"experiment=[{path.stem},small]", "data=fake", "model=resnet8")
+    done = cli(*chosen, *own, "results_dir=results", "name=smoke", verb=verb)
     assert done.code == 0, done.err
     with open("results/smoke/table.csv") as handle:
         variants = [row["variant"] for row in csv.DictReader(handle)]

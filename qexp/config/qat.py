@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Annotated, Literal
 
 from qexp.base.catalog import CUSTOM
 from qexp.base.checks import Count, Natural, NotNegative, Positive, Share, check_bounds
@@ -11,6 +11,7 @@ from qexp.base.errors import UserError
 from qexp.config.later import later
 from qexp.config.qat_methods import QAT_METHODS, FirstStep, Mask, QatMethodInfo
 from qexp.config.quant import ActivationQuantSettings, QuantSettings
+from qexp.config.read_where import ReadWhere
 from qexp.config.train import TrainSettings
 
 QAT_VERSION = 3  # part of the hash of every such training; raise it when the same settings come to train otherwise
@@ -65,7 +66,7 @@ class QatSettings:
     freeze_bn_epoch: Count | None = None
     reestimate_bn: bool = False
     distill_weight: Share = 0.0
-    distill_temperature: Positive = 1.0
+    distill_temperature: Annotated[Positive, ReadWhere("distill_weight")] = 1.0
 
     def __post_init__(self) -> None:
         """Check the ranges and what belongs together."""

@@ -12,6 +12,7 @@ from qexp.base.checks import Seed, check_bounds, check_range
 from qexp.base.errors import UserError, choose
 from qexp.base.user_source import source_hash
 from qexp.config.later import later
+from qexp.config.read_where import ReadWhere
 from qexp.quant.scheme_table import SCHEMES, Granularity, Rounding, SchemeInfo
 
 Arithmetic = Literal["reciprocal", "divide"]
@@ -36,9 +37,9 @@ class WeightQuantSettings:
     """
 
     granularity: Granularity = "per_tensor"
-    group_size: Annotated[int, Ge(2)] = 64
+    group_size: Annotated[int, Ge(2), ReadWhere("granularity", "per_group")] = 64
     rounding: Rounding = "half_even"
-    rounding_seed: Seed = 0
+    rounding_seed: Annotated[Seed, ReadWhere("rounding", "stochastic")] = 0
     arithmetic: Arithmetic = "reciprocal"
     level: Literal["nearest", "companded"] = "nearest"
     signed: bool = True

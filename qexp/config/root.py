@@ -25,6 +25,7 @@ from qexp.config.qat_methods import QAT_METHODS
 from qexp.config.quant import QuantSettings
 from qexp.config.tracking import TrackingSettings
 from qexp.config.train import EvaluateSettings, TrainSettings, TrajectorySettings
+from qexp.quant.scheme_table import SchemeInfo
 
 NAME_BYTES = 200  # file systems take 255, with what qexp puts before and behind it
 Mode = Literal["int", "float", "half"]
@@ -119,6 +120,15 @@ class Config:
             raise UserError("model.weights_key", self.model.weights_key, allowed="null without a file", remedy=remedy)
         if self.qat.is_on:
             self._check_qat()
+        if self.calibrate.clips_weights and self.mode != "half" and not self.float_only:
+            self._check_clipped(self.grids.row)
+
+    def _check_clipped(self, scheme: SchemeInfo) -> None:
+        """Refuse ranges of weights that their scheme cannot have."""
+        if not scheme.clipped:
+            remedy = f"quant={scheme.name} takes its levels from the values, and has no range to clip."
+            raise UserError("calibrate.weights", self.calibrate.weights, allowed=CalibrateSettings.weights, remedy=remedy)
+        self.calibrate.weight_method.check_grid(scheme, "calibrate.weights")
 
     def _check_qat(self) -> None:
         """Refuse what a quantization-aware training does not read, and what it lacks."""
@@ -158,6 +168,13 @@ class Config:
     def grids(self) -> QuantSettings:
         """The quantizers of weights and activations: `quant`, or what `qat` makes of it."""
         return self.qat.quantizers(self.quant, self.bits)
+
+    @property
+    def quantizes_activations(self) -> bool:
+        """True where activations get a width."""
+        return self.mode != "half" and (
+            self.grids.activation.bits is not None or any(rule.role == "activation" for rule in self.policy.own_rules)
+        )
 
     @property
     def float_start(self) -> Config | None:

@@ -8,6 +8,7 @@ from typing import Annotated
 from annotated_types import Ge
 
 from qexp.base.checks import check_bounds
+from qexp.config.read_where import ReadWhere
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,8 +22,8 @@ class TrackingSettings:
     """
 
     enabled: bool = True
-    uri: str | None = None
-    timeout_s: Annotated[float, Ge(0)] = 60.0
+    uri: Annotated[str | None, ReadWhere("enabled", True)] = None
+    timeout_s: Annotated[float, Ge(0), ReadWhere("enabled", True)] = 60.0
 
     def __post_init__(self) -> None:
         """Check the ranges."""

@@ -5,12 +5,13 @@ from __future__ import annotations
 import importlib.util
 import re
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 from qexp.base.checks import Count, Natural, NotNegative, Positive, Share, check_bounds, check_range
 from qexp.base.errors import UserError
 from qexp.config.later import later
 from qexp.config.metrics import asked
+from qexp.config.read_where import ReadWhere
 
 # apex's opt levels, which its users still type; apex.amp itself was removed upstream in May 2025.
 PRECISION_ALIASES = {"O0": "fp32", "O1": "fp16", "O2": "fp16", "O3": "fp16"}
@@ -70,8 +71,8 @@ class TrainSettings:
     weight_decay: NotNegative = 1e-4
     schedule: Literal["cosine", "step", "constant"] = "cosine"
     warmup_epochs: Natural = 0
-    milestones: list[int] | None = None
-    gamma: Share = 0.1
+    milestones: Annotated[list[int] | None, ReadWhere("schedule", "step")] = None
+    gamma: Annotated[Share, ReadWhere("schedule", "step")] = 0.1
     label_smoothing: Share = 0.0
     accumulate: int = 1
     precision: Literal["fp32", "bf16", "fp16", "O0", "O1", "O2", "O3"] = "fp32"

@@ -116,7 +116,7 @@ def make_variants(
 def _plan(config: Config, tensors: Sequence[TensorInfo], activations: Callable[[bool], Sequence[ActivationInfo]]) -> Plan:
     """What one job quantizes how."""
     grids = config.grids
-    places = activations(grids.activation.layers_only) if asks_for_activations(config) else ()
+    places = activations(grids.activation.layers_only) if config.quantizes_activations else ()
     try:
         return make_plan(tensors, policy=config.policy, quant=grids, bits=config.bits, mode=config.mode, activations=places)
     except UserError as error:
@@ -176,13 +176,6 @@ def _variant(named: Label, config: Config, plan: Plan, reused: Calibration | Non
     versions = {"quantizer": QUANTIZER_VERSION, "evaluator": EVALUATOR_VERSION}
     key = hash_json({"plan": plan.hash, "evaluate": evaluate, "versions": versions, **_preparation(config, plan, reused)})
     return Variant(named, key, config, plan, plan_size_bytes(plan), calibration=reused)
-
-
-def asks_for_activations(config: Config) -> bool:
-    """True where a job gives activations a width."""
-    return config.mode != "half" and (
-        config.grids.activation.bits is not None or any(rule.role == "activation" for rule in config.policy.own_rules)
-    )
 
 
 def is_built(config: Config, plan: Plan) -> bool:

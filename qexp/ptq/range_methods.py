@@ -15,9 +15,8 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from qexp.base.errors import UserError
 from qexp.base.types import QuantSpec
-from qexp.config.calibrate import RANGE_METHODS, CalibrateSettings, RangeMethodInfo
+from qexp.config.calibrate import CalibrateSettings, RangeMethodInfo
 from qexp.ptq.grid_traits import check_clipped, is_unsigned, shrinks_together
 from qexp.ptq.samples import Rows, Sample
 from qexp.quant.layout import layout_of
@@ -82,10 +81,6 @@ def percentile(sample: Sample, spec: QuantSpec, settings: CalibrateSettings) -> 
     return torch.where(nothing, low, lower), torch.where(nothing, high, upper)
 
 
-def takes_grid(method: RangeMethodInfo, spec: QuantSpec) -> bool:
-    """True where the method can find a range for that grid."""
-    scheme = SCHEMES[spec.scheme]
-    return (scheme.even_steps or not method.even_grids_only) and (scheme.dequantizes or not method.dequantized_only)
 
 
 def find_limits(
@@ -102,11 +97,7 @@ def find_limits(
     Raises:
         UserError: a grid that the method cannot find a range for.
     """
-    if not takes_grid(method, spec):
-        *others, last = RANGE_METHODS.names_where(lambda row: row.for_weights and takes_grid(row, spec))
-        allowed = f"{', '.join(others)} or {last} for quant={SCHEMES[spec.scheme].name}"
-        remedy = "Its copy holds codes." if method.dequantized_only else "It reckons with steps of one width."
-        raise UserError("calibrate", method.name, allowed=allowed, remedy=remedy)
+    method.check_grid(SCHEMES[spec.scheme])
     find = cast("Callable[[object, QuantSpec, CalibrateSettings], Limits]", method.load())
     return find(values, spec, settings)
 

@@ -14,7 +14,6 @@ from pathlib import Path
 from qexp.base.errors import UserError, UserErrors
 from qexp.config.export import FILE_GRANULARITIES
 from qexp.config.model import PRETRAINED
-from qexp.config.qat_methods import QAT_METHODS
 from qexp.config.root import Config
 from qexp.config.validate import validate
 from qexp.experiment.identity import group_key
@@ -67,38 +66,6 @@ def _with_checkpoint(config: Config, verb: str) -> Config:
     if verb == "train" or config.checkpoint is not None or config.model.weights is None:
         return config
     return replace(config, checkpoint=PRETRAINED if config.model.is_pretrained else config.model.weights)
-
-
-def check_read(configs: Sequence[Config], typed: Mapping[str, str]) -> None:
-    """Raise for typed settings that no job of the sweep would read.
-
-    What an experiment's file sets is not meant: some of its cases may use it, and one of them may be run alone.
-
-    Args:
-        configs: of all jobs.
-        typed: settings that were typed, as typed.
-
-    Raises:
-        UserErrors: all of them.
-    """
-    errors = []
-    if not any(config.qat.is_on for config in configs):
-        remedy = f"Nothing trains with quantization here: name a method, qat={' or '.join(QAT_METHODS)}."
-        errors = [UserError(key, value, remedy=remedy) for key, value in typed.items() if key.startswith("qat.")]
-    if "calibrate.file" in typed and not any(map(_has_static_activations, configs)):
-        remedy = "It holds ranges of activations, and no job has static ones: give quant.activation.bits=BITS."
-        errors.append(UserError("calibrate.file", typed["calibrate.file"], remedy=remedy))
-    if "calibrate" in typed and all(config.grids.activation.dynamic for config in configs):
-        remedy = "With quant.activation.dynamic=true each batch has its own range; only calibrate.weights has a say."
-        errors.append(UserError("calibrate", typed["calibrate"], remedy=remedy))
-    if errors:
-        raise UserErrors(errors)
-
-
-def _has_static_activations(config: Config) -> bool:
-    """True where a job quantizes activations within ranges that are found beforehand."""
-    activation, rules = config.grids.activation, config.policy.rules or ()
-    return not activation.dynamic and (activation.bits is not None or any(rule.role == "activation" for rule in rules))
 
 
 def _check_verb(config: Config, verb: str) -> None:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 
-from qexp.base.errors import UserError, UserErrors
-from qexp.config.analyze import BUDGETS, READS, TASKS
+from qexp.base.errors import UserError
+from qexp.config.analyze import BUDGETS, TASKS
 from qexp.config.root import Config
 
 ONE_LAYER = ("sensitivity", "allocate")  # tasks that quantize one layer at a time
-READ_BY = READS | {"image": ("profile",), "evaluate.split": ("profile", "allocate")}
 
 
 def check_analysis(config: Config) -> None:
@@ -51,25 +49,3 @@ def _check_one_layer(config: Config) -> None:
         except UserError as error:
             key = "analyze.widths" if config.analyze.widths or config.task == "allocate" else "bits"
             raise UserError(key, width, allowed=error.allowed, remedy=error.remedy) from None
-
-
-def check_analysis_read(config: Config, typed: Mapping[str, str]) -> None:
-    """Raise for typed settings that the task does not read; what an experiment's file sets is not meant.
-
-    Args:
-        config: of the job.
-        typed: settings that were typed, as typed.
-
-    Raises:
-        UserErrors: all of them.
-    """
-    errors = []
-    for key, value in typed.items():
-        tasks = READ_BY.get(key.removeprefix("analyze."))
-        if tasks is not None and config.task not in tasks:
-            remedy = (
-                "Layers are compared on analyze.split." if key == "evaluate.split" else f"task={' and '.join(tasks)} read it."
-            )
-            errors.append(UserError(key, value, allowed=f"left out with task={config.task}", remedy=remedy))
-    if errors:
-        raise UserErrors(errors)

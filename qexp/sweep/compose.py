@@ -23,7 +23,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from qexp.base.console import print_main
 from qexp.base.errors import UserError
-from qexp.sweep.arguments import hydra_error
+from qexp.sweep.arguments import GROUP_KEYS, hydra_error
 from qexp.sweep.config_store import store_choices
 from qexp.sweep.places import expand_places
 from qexp.sweep.types import Composed
@@ -111,7 +111,8 @@ class _Jobs:
         parsed = self._parser.parse_overrides(self._typed)
         for override in parsed:
             value = override.value()
-            if self._chooses(override.key_or_group) and isinstance(value, bool | int | float):
+            several = isinstance(value, list) and override.key_or_group not in GROUP_KEYS  # of which Hydra takes the last
+            if self._chooses(override.key_or_group) and (several or isinstance(value, bool | int | float)):
                 options = self._loader.get_group_options(override.key_or_group)
                 raise UserError(override.key_or_group, value, allowed=[name for name in options if name[0] != "_"])
         self._swept = [str(override.input_line) for override in parsed if override.is_sweep_override()]

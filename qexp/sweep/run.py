@@ -20,7 +20,8 @@ from qexp.experiment.job import Prepared
 from qexp.experiment.prepare import Preparer
 from qexp.reporting.frames.protocol import MixedProtocolsError
 from qexp.reporting.report import write_report
-from qexp.sweep.check import check, check_read, group
+from qexp.sweep.check import check, group
+from qexp.sweep.check_read import check_read
 from qexp.sweep.group import Resources
 from qexp.sweep.jobs import JobLog, ask_for
 from qexp.sweep.launchers import run_in_turn, run_side_by_side
@@ -80,7 +81,7 @@ def run_sweep(
     """
     groups = group(configs)
     with log.refusals(groups):
-        check_read(configs, typed)
+        check_read(configs, typed, log.sweep.verb)
         prepared = resources.preparer.prepare_all([[configs[position] for position in positions] for positions in groups])
         if log.sweep.verb == "export":
             export.check(prepared)

@@ -1,5 +1,7 @@
 """What the splits of a job hold, against each other: copies of images, classes of one split alone, few classes."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -72,3 +74,27 @@ def test_classes_of_one_split_alone(data, config):
 @pytest.mark.parametrize(("class_count", "said"), [(3, ["Prec@5 of 3 classes is 100 whatever is predicted."]), (6, [])])
 def test_prec5_of_few_classes(data, config, class_count, said):
     assert data_notes(config(), data(), class_count) == said
+
+
+THREE_CLASSES = """
+import torch
+
+def images():
+    noise = torch.randint(256, (90, 1, 8, 8), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    labels = torch.arange(60) % 3
+    return {"train_images": noise[:60], "train_labels": labels, "test_images": noise[50:80], "test_labels": labels[:30]}
+"""
+
+
+def test_what_a_page_says_of_the_data(cli, tiny, monkeypatch):
+    # Pictures take most of the time of a report, and nobody looks at them here.
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda self, file, **options: file.write(b"<svg ></svg>"))
+    Path("own.py").write_text(THREE_CLASSES)
+    done = cli(*tiny, "data=custom", "data.factory=own.py:images", "bits=4")
+    assert done.code == 0, done.err
+    alarm, few = (
+        "10 of 30 images of the test split are in the train split too",
+        "Prec@5 of 3 classes is 100 whatever is predicted.",
+    )
+    for text in (done.out, Path("results/custom/table.md").read_text(), Path("results/custom/report.html").read_text()):
+        assert alarm in text and few in text

@@ -13,7 +13,7 @@ from torch import Tensor
 from qexp.base.errors import UserError
 from qexp.base.types import QuantSpec
 from qexp.config.calibrate import RANGE_METHODS, CalibrateSettings
-from qexp.ptq.range_methods import BehindNorm, bn, ema_minmax, find_in_sample, takes_grid, weight_range
+from qexp.ptq.range_methods import BehindNorm, bn, ema_minmax, find_in_sample, weight_range
 from qexp.ptq.samples import Rows
 from qexp.quant.scheme_table import SCHEMES
 from qexp.quant.schemes import quantize_
@@ -202,7 +202,7 @@ def test_limits_lie_within_the_values_and_quantize_takes_them(method, scheme, da
         x[:, 0] = 1.0  # something positive in every channel
     spec = QuantSpec(scheme=scheme, bits=4, granularity=granularity, group_size=4)
     asked = using(method, num_candidates=10, num_bins=128)
-    if not takes_grid(RANGE_METHODS[method], spec):
+    if not RANGE_METHODS[method].takes(SCHEMES[spec.scheme]):
         with pytest.raises(UserError, match=f"calibrate={method}: allowed is minmax"):
             weight_range(x, spec, asked)
         return

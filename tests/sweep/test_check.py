@@ -8,7 +8,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from qexp.base.errors import UserError, UserErrors
 from qexp.sweep.arguments import check_arguments, hydra_error, typed_settings
-from qexp.sweep.check import check, check_read, group
+from qexp.sweep.check import check, group
 from qexp.sweep.compose import conf_dir
 
 
@@ -104,29 +104,6 @@ def test_a_mistake_of_all_jobs_needs_no_numbers(values):
         check([job(values, bits=bits, mode="x") for bits in (4, 8)], "train")
     (line,) = messages(raised.value)
     assert "job #" not in line
-
-
-@pytest.mark.parametrize("typed", ["qat.lr=0.01", "+qat.mask=rounded", "calibrate.file=ranges.safetensors"])
-def test_a_setting_that_no_job_reads_is_refused(compose, typed):
-    configs = check([compose("data=digits", f"bits={bits}") for bits in (4, 8)], "train")
-    with pytest.raises(UserErrors, match=typed.lstrip("+").partition("=")[0]):
-        check_read(configs, typed_settings(["bits=4,8", typed, "-m"]))
-
-
-def test_a_method_for_ranges_that_nobody_looks_for_is_refused(compose):
-    dynamic = check([compose("data=digits", "quant.activation.bits=8", "quant.activation.dynamic=true")], "train")
-    with pytest.raises(UserErrors, match="calibrate=mse. With quant.activation.dynamic=true"):
-        check_read(dynamic, typed_settings(["quant.activation.dynamic=true", "calibrate=mse"]))
-    static = check([compose("data=digits", "quant.activation.bits=8")], "train")
-    check_read([*dynamic, *static], typed_settings(["quant.activation.dynamic=true,false", "calibrate=mse", "-m"]))
-
-
-def test_a_setting_that_one_job_reads_is_not_refused(compose):
-    configs = check([compose("data=digits"), compose("data=digits", "qat=lsq"), compose("quant.activation.bits=4")], "train")
-    check_read(configs, typed_settings(["qat=none,lsq", "qat.lr=0.01", "calibrate.file=f", "-m"]))
-    with pytest.raises(UserErrors, match="qat.lr=0.01"):
-        check_read(configs[::2], typed_settings(["qat.lr=0.01"]))
-    check_read(configs[:1], typed_settings(["qat=none", "experiment=qat_cifar"]))
 
 
 def test_what_belongs_to_one_verb(values, tmp_path):

@@ -24,6 +24,10 @@ REFUSED = [
     (("train.precision=fp16",), ["train.precision=fp16", "device=cuda"]),
     (("checkpoint=x.pt",), ["checkpoint=x.pt", "model.weights=FILE"]),
     (("bits=[4",), ["bits=[4"]),
+    (("calibrate=[mse,kl]",), ["calibrate=['mse', 'kl']", "aciq"]),  # of which Hydra would take the last
+    (("quant=apot", "calibrate.weights=kl"), ["calibrate.weights=kl", "minmax, percentile or mse for quant=apot"]),
+    (("quant=lut_kmeans", "calibrate.weights=mse"), ["calibrate.weights=mse", "minmax", "no range to clip"]),
+    (("train.gamma=0.5",), ["train.gamma=0.5", "No job reads it", "train.schedule=step"]),
     (("name=a/b",), ["name=a/b"]),
 ]  # fmt: skip
 
