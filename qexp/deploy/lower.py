@@ -63,7 +63,7 @@ def lower(prepared: Prepared, variant: Variant) -> Lowered:
         limits=built.limits,
         constant=built.constant,
     )
-    return _lowered(coded, built.notes)
+    return _lowered(coded, (*(note for outcome in built.outcomes.values() for note in outcome.left), *built.notes))
 
 
 def lower_float(prepared: Prepared, *, fold: bool = True) -> Lowered:

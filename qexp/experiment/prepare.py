@@ -22,7 +22,7 @@ from qexp.config.root import Config
 from qexp.config.train import check_device
 from qexp.data.load import DataSets
 from qexp.engine.device import pick_device
-from qexp.experiment.data_checks import check_calibration, check_evaluation, check_metrics
+from qexp.experiment.data_checks import check_batch_norm, check_calibration, check_evaluation, check_metrics
 from qexp.experiment.identity import training_hash
 from qexp.experiment.job import Prepared, load_network, untrained_network
 from qexp.experiment.variants import Variant, converted_variants, make_variants
@@ -76,6 +76,7 @@ class Preparer:
             variants = make_variants(configs, tensors, places)
             for variant in variants:
                 check_calibration(variant, bundle)
+        check_batch_norm(config, model)
         start = self._start(config)
         training = _identity(config, bundle, variants, start)
         return Prepared(config, variants, tensors, training, self.data, tuple(notes), places, start, converted)

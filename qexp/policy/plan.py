@@ -13,7 +13,8 @@ from qexp.config.quant import QuantSettings, WeightQuantSettings
 from qexp.policy.activations import NOT_EXECUTED, plan_activations
 from qexp.policy.policies import policy_of
 from qexp.policy.rules import CONSTANT, LAYERS, NEVER, Rule, match_rules, some, unread_settings
-from qexp.policy.table import format_plan, plan_rows, plan_size_bytes
+from qexp.policy.sizes import plan_size_bytes
+from qexp.policy.table import format_plan, plan_rows
 from qexp.quant.scheme_table import OWN_SETTINGS
 
 __all__ = ["format_plan", "make_plan", "plan_rows", "plan_size_bytes"]

@@ -41,12 +41,14 @@ class Absorbed:
         pairs: what was done, in order of execution.
         statistics: of the shifted outputs of layers.
         notes: pairs that were left alone, and why.
+        low: pairs without a bias that is high.
     """
 
     model: nn.Module
     pairs: tuple[AbsorbedPair, ...]
     statistics: Mapping[str, ChannelStatistics]
-    notes: tuple[str, ...]
+    notes: tuple[Note, ...]
+    low: tuple[Note, ...]
 
 
 @torch.no_grad()
@@ -69,16 +71,18 @@ def absorb_high_biases(model: nn.Module, statistics: Mapping[str, ChannelStatist
     Source: Nagel et al. 2019, arXiv:1906.04721, section 4.1.3.
     """
     network, shifted, absorbed, notes = copy.deepcopy(model), dict(statistics), [], []
+    low: list[Note] = []
     for pair in find_layer_pairs(model):
         if not joins_two_layers(pair, model) or pair.activation not in ("relu", "clip"):
             continue
-        reason = _obstacle(pair, model, statistics, padded)
+        reason, both = _obstacle(pair, model, statistics, padded), f"{pair.source}, {pair.target}"
         if reason:
-            notes.append(Note(f"{pair.source}, {pair.target}", f"no bias absorbed, {reason}"))
+            notes.append(Note(both, f"no bias absorbed, {reason}"))
             continue
         before = shifted[pair.source]
         shift = (before.mean - 3 * before.std).clamp(min=0)
         if not shift.any():
+            low.append(Note(both, "no bias is high"))
             continue
         first, second = (as_layer(network.get_submodule(name)) for name in (pair.source, pair.target))
         add_to_bias_(first, -shift)
@@ -89,7 +93,7 @@ def absorb_high_biases(model: nn.Module, statistics: Mapping[str, ChannelStatist
             clip = clip_of(network, pair)
             clip.cap.copy_(clip.cap.double() - shift.reshape(clip.cap.shape))
         absorbed.append(AbsorbedPair(pair.source, pair.target, shift))
-    return Absorbed(network, tuple(absorbed), shifted, tuple(notes))
+    return Absorbed(network, tuple(absorbed), shifted, tuple(notes), tuple(low))
 
 
 def _obstacle(pair: LayerPair, model: nn.Module, statistics: Mapping[str, ChannelStatistics], padded: bool) -> str:

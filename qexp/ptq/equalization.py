@@ -76,11 +76,13 @@ class Rescaled:
 
     Args:
         model: a new network.
+        num_pairs: whose channels were scaled.
         statistics: of its scaled outputs of layers.
         notes: pairs that were left alone, and why.
     """
 
     model: nn.Module
+    num_pairs: int
     statistics: Mapping[str, ChannelStatistics]
     notes: tuple[str, ...]
 
@@ -159,7 +161,7 @@ def rescale_channels(
         first = as_layer(network.get_submodule(pair.source))
         drawn = torch.rand(num_outputs(first), dtype=torch.float64, generator=generator)
         _apply_scale_(network, pair, (10 ** (log10 * (2 * drawn - 1))).to(first.weight.device), scaled)
-    return Rescaled(network, scaled, tuple(notes))
+    return Rescaled(network, len(pairs), scaled, tuple(notes))
 
 
 def _scalable(model: nn.Module) -> tuple[list[LayerPair], list[str]]:
