@@ -44,7 +44,7 @@ from qexp.sweep.jobs import JobLog, ask_for
 from qexp.sweep.launchers import run_in_turn
 from qexp.sweep.run import run_sweep
 from qexp.tracking.journal import Journal
-from qexp.tracking.record import MEASURED, Sweep
+from qexp.tracking.record import MEASURED, Sweep, outcomes_of
 
 MAX_BITS = 16
 EQUAL = 1e-9  # relative difference of sums that were added in another order
@@ -240,8 +240,8 @@ def _record(prepared: Prepared, config: Config) -> _Record:
     """What is stored of the variant that a job asks for, by the name that it has here."""
     key = make_variants([config], prepared.tensors, prepared.places)[-1].key
     row = list(Journal(prepared.folder / "variants" / f"{key}.jsonl", needs=MEASURED).rows())[-1]
-    label = next(variant.label for variant in prepared.variants if variant.key == key)
-    return _Record(label, row["variant_key"], row["prec1"], row["predictions"])
+    variant = next(variant for variant in prepared.variants if variant.key == key)
+    return _Record(variant.after(outcomes_of(row)).label, row["variant_key"], row["prec1"], row["predictions"])
 
 
 def _comparisons(prepared: Prepared, records: Mapping[str, _Record]) -> Iterator[ChoiceComparison]:

@@ -14,7 +14,7 @@ from qexp.base.types import Plan, PlanRow
 from qexp.config.root import Config
 from qexp.experiment.job import Prepared
 from qexp.nn.macs import macs_per_layer
-from qexp.policy.table import plan_size_bytes
+from qexp.policy.sizes import plan_size_bytes
 from qexp.quant.storage import stored_bytes
 from qexp.tracking.record import FLOAT_BITS
 

@@ -19,7 +19,10 @@ from qexp.analysis.layer_policy import rules
 from qexp.analysis.results import LayerLoss
 from qexp.base.errors import UserError
 from qexp.base.files import hash_json
+from qexp.base.label import Label
 from qexp.base.types import Batch, PlanRow
+from qexp.config.correct import CorrectSettings, sentences
+from qexp.config.later import stored_values
 from qexp.config.policy import PolicySettings
 from qexp.config.root import Config
 from qexp.engine.evaluate import Evaluation, evaluate
@@ -113,10 +116,11 @@ class Layers:
 
     def alarms(self) -> list[str]:
         """What is suspicious of a copy with all layers quantized: weights that are not in use or constant."""
-        built = self._build(self.base)
+        built = self._whole
         images = next(iter(self._batches(4))).images[:4]
         unused = check_in_use(self._network, built.module, self.names, images)
-        alarms = [f"ALARM: weights not in use: {', '.join(unused)}"] if unused else []
+        alarms = [f"ALARM: {text}" for text in (*sentences(built.outcomes, alarming=True), *self.base.alarms)]
+        alarms += [f"ALARM: weights not in use: {', '.join(unused)}"] if unused else []
         return alarms + ([f"constant, left unquantized: {', '.join(built.constant)}"] if built.constant else [])
 
     def loss(self, row: PlanRow, bits: int) -> LayerLoss:
@@ -161,7 +165,7 @@ class Layers:
             "num_images": self._proxy_images,
             "probes": settings.probes,
             "seed": self.config.seed,
-            "correct": asdict(correct) if correct.names else {},
+            "correct": stored_values(asdict(correct), CorrectSettings) if correct.asked else {},
         }
 
     @property
@@ -169,9 +173,19 @@ class Layers:
         return min(self.config.analyze.proxy_images, self._num_images)
 
     @cached_property
+    def _whole(self) -> Built:
+        """A copy with all layers quantized."""
+        return self._build(self.base)
+
+    @property
+    def named(self) -> Label:
+        """What all layers quantized are called, by what was done."""
+        return self.base.after(self._whole.outcomes).named
+
+    @property
     def _reference(self) -> nn.Module:
         """The float network that weights are quantized from: folded and equalized where the job asks for it."""
-        return self._build(self.base).reference
+        return self._whole.reference
 
     @cached_property
     def _learned(self) -> tuple[str, ...]:

@@ -20,6 +20,7 @@ from qexp.base.console import print_main
 from qexp.base.errors import UserError
 from qexp.base.outputs import main_output
 from qexp.base.text import by_reason, file_name
+from qexp.config.correct import sentences
 from qexp.config.root import Config
 from qexp.data.read_image import read_image
 from qexp.engine.device import pick_device
@@ -86,16 +87,18 @@ def measure(prepared: Prepared, variant: Variant, device: torch.device, image: T
         size_bytes=variant.size_bytes,
     )
     activations, images = _activations(prepared, variant, built, device)
-    alarms = built.calibration.alarms(prepared.bundle.fingerprint) if built.calibration is not None else ()
+    alarms = [*sentences(built.outcomes, alarming=True), *variant.alarms]
+    alarms += built.calibration.alarms(prepared.bundle.fingerprint) if built.calibration is not None else ()
+    notes = (*prepared.notes, *sentences(built.outcomes, alarming=False), *by_reason(built.notes))
     return Profile(
-        label=variant.label,
+        label=variant.after(built.outcomes).label,
         subject=f"{config.data.name}, {config.model.name}",
         checkpoint=str(config.checkpoint),
         command="",
         tensors=(*weights, *activations),
         size_bytes=variant.size_bytes,
         images=images,
-        notes=(*(f"ALARM: {alarm}" for alarm in alarms), *prepared.notes, *by_reason(built.notes)),
+        notes=(*(f"ALARM: {alarm}" for alarm in alarms), *notes),
         image="" if image is None else str(config.image),
         scores=() if image is None else _scores(prepared, network, built.module, image),
     )

@@ -66,7 +66,7 @@ def measure_sensitivity(layers: Layers, widths: tuple[int, ...], *, command: str
     ]
     notes += [f"no gradients: {', '.join(missing)}"] if missing else []
     return Sensitivity(
-        label=replace(layers.base.named, weights=widths).text,
+        label=replace(layers.named, weights=widths).text,
         subject=f"{config.data.name}, {config.model.name}",
         checkpoint=str(config.checkpoint),
         command=command,

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Annotated, Literal
 
 from annotated_types import Ge, Le
@@ -11,13 +11,53 @@ from annotated_types import Ge, Le
 from qexp.base.catalog import Catalog, Info
 from qexp.base.checks import Count, NotNegative, Positive, Seed, Share, check_bounds
 from qexp.base.errors import UserError, choose
+from qexp.base.text import Note, by_reason
 
 ADVISED_IMAGES = 1000  # fewer leave BN's re-estimated statistics noisy
 
 
+Left = Mapping[str, Sequence[str]]  # why -> the names of those that were left alone
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What a correction did to one copy, of all that it is for: batch norms, layers, or pairs of layers.
+
+    Args:
+        done: how many it changed.
+        declined: those that it could not change.
+        unneeded: those that it had nothing to change in.
+    """
+
+    done: int
+    declined: Left = field(default_factory=dict)
+    unneeded: Left = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, done: int, declined: Sequence[Note] = (), unneeded: Sequence[Note] = ()) -> Outcome:
+        """The outcome, of notes on what was left alone."""
+        return cls(done=done, declined=_by_reason(declined), unneeded=_by_reason(unneeded))
+
+    @property
+    def left(self) -> list[Note]:
+        """A note for each that was left alone."""
+        both = [*self.declined.items(), *self.unneeded.items()]
+        return [Note(name, reason) for reason, names in both for name in names]
+
+    @property
+    def count(self) -> int:
+        """How many it is for."""
+        return self.done + len(self.left)
+
+
+def _by_reason(notes: Sequence[Note]) -> dict[str, list[str]]:
+    """Why -> the names."""
+    return {reason: [note.layer for note in notes if note.reason == reason] for reason in dict.fromkeys(n.reason for n in notes)}
+
+
 @dataclass(frozen=True, kw_only=True)
 class CorrectionInfo(Info):
-    """One correction; its code is `correct(copy)`, which changes a `qexp.ptq.corrections.Copy`.
+    """One correction; its code is `correct(copy)`, which changes a `qexp.ptq.corrections.Copy` and returns the `Outcome`.
 
     Args:
         switch: the setting of `correct.*` that asks for it.
@@ -30,6 +70,8 @@ class CorrectionInfo(Info):
         settings: of `correct.*`, those that are part of a variant's key only while it is on. A new correction names all of its
             own, the switch too, so that keys of before stay.
         label: what tables call it, of its settings; None for its name.
+        did: what it does to those that it is for: `folded {} batch norms`, where `{}` counts them.
+        selective: it is meant for those that fit, so that the others are no alarm.
     """
 
     switch: str
@@ -41,6 +83,18 @@ class CorrectionInfo(Info):
     draws: bool
     settings: tuple[str, ...]
     label: Callable[[CorrectSettings], str] | None
+    did: str
+    selective: bool
+
+    def is_alarm(self, outcome: Outcome) -> bool:
+        """True where a number is not what the switch lets one think."""
+        return not outcome.done or (bool(outcome.declined) and not self.selective)
+
+    def sentence(self, outcome: Outcome) -> str:
+        """`fold_bn folded 26 of 49 batch norms: not folded, it keeps no running statistics (bn1; bn2; bn3; ... 23 in all)`."""
+        counted = f"{self.name} {self.did.format(f'{outcome.done} of {outcome.count}')}"
+        why = by_reason(outcome.left, most=3) or ([] if outcome.count else ["there are none"])
+        return ": ".join([counted, *(["; ".join(why)] if why else [])])
 
     def is_on(self, settings: CorrectSettings) -> bool:
         """True where the settings ask for it."""
@@ -61,25 +115,29 @@ CORRECTIONS: Catalog[CorrectionInfo] = Catalog(
             summary="Folds batch norm into the layer before it.",
             switch="fold_bn", choice=None, step="before",
             needs_folding=False, needs_images=False, scales_channels=False, draws=False,
-            settings=(), label=None),
+            settings=(), label=None,
+            did="folded {} batch norms", selective=False),
         CorrectionInfo(
             name="rescale", code="qexp.ptq.corrections:rescale",
             summary="Scales channels at random and leaves the float function as it is: what equalization undoes.",
             switch="rescale_log10", choice=None, step="before",
             needs_folding=True, needs_images=False, scales_channels=True, draws=False,
-            settings=("rescale_log10", "rescale_seed"), label=_rescale_label),
+            settings=("rescale_log10", "rescale_seed"), label=_rescale_label,
+            did="scaled the channels between {} pairs of layers", selective=False),
         CorrectionInfo(
             name="equalize", code="qexp.ptq.corrections:equalize_channels",
             summary="Equalizes the channel ranges of neighbouring layers.",
             switch="equalize", choice=None, step="before",
             needs_folding=True, needs_images=False, scales_channels=True, draws=False,
-            settings=(), label=None),
+            settings=(), label=None,
+            did="equalized {} pairs of layers", selective=False),
         CorrectionInfo(
             name="absorb_bias", code="qexp.ptq.corrections:absorb_bias",
             summary="Moves high biases into the next layer.",
             switch="absorb_bias", choice=None, step="before",
             needs_folding=True, needs_images=False, scales_channels=False, draws=False,
-            settings=(), label=None),
+            settings=(), label=None,
+            did="absorbed the biases of {} pairs of layers", selective=True),
         CorrectionInfo(
             name="adaround", code="qexp.ptq.corrections:adaround",
             summary="Rounds weights up or down so that the layer's output changes least.",
@@ -87,25 +145,29 @@ CORRECTIONS: Catalog[CorrectionInfo] = Catalog(
             needs_folding=False, needs_images=True, scales_channels=False, draws=True,
             settings=("adaround_iterations", "adaround_lr", "adaround_lambda", "adaround_warmup",
                       "adaround_beta_start", "adaround_beta_end", "adaround_relu", "adaround_batch_size"),
-            label=None),
+            label=None,
+            did="chose the rounding of {} weights", selective=False),
         CorrectionInfo(
             name="bias_empirical", code="qexp.ptq.corrections:bias_empirical",
             summary="Takes from each layer's bias the mean that quantization shifted, as calibration images show it.",
             switch="bias", choice="empirical", step="after",
             needs_folding=False, needs_images=True, scales_channels=False, draws=False,
-            settings=(), label=None),
+            settings=(), label=None,
+            did="corrected {} layers", selective=False),
         CorrectionInfo(
             name="bias_analytic", code="qexp.ptq.corrections:bias_analytic",
             summary="Takes from each layer's bias the mean that quantization shifted, as batch norm tells it.",
             switch="bias", choice="analytic", step="after",
             needs_folding=False, needs_images=False, scales_channels=False, draws=False,
-            settings=(), label=None),
+            settings=(), label=None,
+            did="corrected {} layers", selective=True),
         CorrectionInfo(
             name="reestimate_bn", code="qexp.ptq.corrections:reestimate_bn",
             summary="Re-estimates the batch norms that are left, on calibration images of the quantized network.",
             switch="reestimate_bn", choice=None, step="after",
             needs_folding=False, needs_images=True, scales_channels=False, draws=False,
-            settings=(), label=None),
+            settings=(), label=None,
+            did="re-estimated {} batch norms", selective=False),
     ],
 )  # fmt: skip
 
@@ -142,7 +204,7 @@ class CorrectSettings:
     bias: str = "none"
     reestimate_bn: bool = False
     adaround: bool = False
-    adaround_iterations: Annotated[int, Ge(0)] = 1000
+    adaround_iterations: Count = 1000
     adaround_lr: Positive = 0.01
     adaround_lambda: NotNegative = 0.01
     adaround_warmup: Share = 0.2
@@ -171,9 +233,9 @@ class CorrectSettings:
         return tuple(row for row in CORRECTIONS.values() if row.is_on(self))
 
     @property
-    def names(self) -> tuple[str, ...]:
-        """What is done beside rounding to the nearest code, in order: `fold_bn`, `rescale_2`, `bias_empirical`, ..."""
-        return tuple(row.name if row.label is None else row.label(self) for row in self.asked)
+    def words(self) -> dict[str, str]:
+        """Row of each correction that is on -> what labels call it, in order: `fold_bn`, `rescale_2`, `bias_empirical`, ..."""
+        return {row.name: row.name if row.label is None else row.label(self) for row in self.asked}
 
     @property
     def needs_images(self) -> bool:
@@ -185,3 +247,14 @@ class CorrectSettings:
         """What decides the network that it makes; settings of corrections that are off stay out."""
         unread = {key for row in CORRECTIONS.values() if not row.is_on(self) for key in row.settings}
         return {key: value for key, value in asdict(self).items() if key not in unread}
+
+
+def sentences(outcomes: Mapping[str, Outcome], *, alarming: bool) -> list[str]:
+    """What is to be said of corrections that left something alone: the alarms on the number, or else what is worth a note.
+
+    Args:
+        outcomes: by row.
+        alarming: which of the two.
+    """
+    rows = [(CORRECTIONS[name], outcome) for name, outcome in outcomes.items() if outcome.left or not outcome.done]
+    return [row.sentence(outcome) for row, outcome in rows if row.is_alarm(outcome) == alarming]

@@ -198,7 +198,7 @@ class DataSettings:
     def preprocessing(self) -> Preprocessing:
         """How files become pixels: what was typed, else what the set's row says."""
         base = (self.info.preprocessing or Preprocessing()).resized(self.image_size)
-        given = {key: getattr(self, key) and tuple(getattr(self, key)) for key in ("mean", "std")}
+        given: dict[str, Any] = {key: getattr(self, key) and tuple(getattr(self, key)) for key in ("mean", "std")}
         return replace(self._typed_over(base), **given)
 
     def _typed_over(self, base: Preprocessing) -> Preprocessing:

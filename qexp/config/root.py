@@ -138,7 +138,7 @@ class Config:
             raise UserError("mode", self.mode, allowed=f"int {where}", remedy=remedy)
         if self.correct.asked:
             remedy = "Corrections follow training; qat.batch_norm=folded and qat.reestimate_bn=true belong to it."
-            raise UserError("correct", ", ".join(self.correct.names), allowed=f"none {where}", remedy=remedy)
+            raise UserError("correct", ", ".join(self.correct.words.values()), allowed=f"none {where}", remedy=remedy)
         for key in ("weights", "file") if self.qat.first_step == "paper" else ("file",):
             if getattr(self.calibrate, key) != getattr(CalibrateSettings, key):
                 able = ", ".join(QAT_METHODS.names_where(lambda row: "calibrated" in row.first_steps))

@@ -72,7 +72,8 @@ def run(prepared: Prepared, recorder: Recorder) -> None:
             measured = export_job.measure()
             recorder.num_measured += 1
         else:
-            print_main(f"  {variant.label}: exported and measured before (fresh=true measures again): {measured['file']}")
+            label = export_job.variant.label
+            print_main(f"  {label}: exported and measured before (fresh=true measures again): {measured['file']}")
         export_job.record(measured)
 
 
@@ -111,7 +112,7 @@ class _ExportJob:
     """Writes the files of one variant and measures them."""
 
     def __init__(self, prepared: Prepared, variant: Variant, recorder: Recorder) -> None:
-        self.prepared, self.variant, self.recorder = prepared, variant, recorder
+        self.prepared, self.variant, self.recorder = prepared, recorder.named(variant), recorder
         self.config, self.settings = variant.config, variant.config.export
         words = [variant.label, *["int4"] * self.settings.pack_int4, *["signed"] * (not self.settings.unsigned)]
         self.folder = self.settings.folder_of(self.config.runs_dir, self.config.name) / file_name(" ".join(words))

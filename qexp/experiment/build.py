@@ -20,8 +20,10 @@ from torch import Tensor, nn
 from qexp.base import dist
 from qexp.base.errors import UserError
 from qexp.base.types import ActivationRow, Batch, QuantSpec
+from qexp.config.correct import Outcome
 from qexp.experiment.job import Prepared
 from qexp.experiment.variants import Variant
+from qexp.nn.channels import as_norm, scale_and_shift
 from qexp.nn.fake_quant import CONTAINER, fake_quants, insert, observed
 from qexp.nn.graph import Traced, trace
 from qexp.nn.input_quant import INPUT_QUANTS
@@ -44,7 +46,8 @@ class Built:
         limits: weight -> what `calibrate.weights` clipped it to.
         calibration: of its activations, None where none are static.
         constant: planned weights without a range.
-        notes: what corrections left alone, and why.
+        outcomes: row of each correction -> what it did.
+        notes: what else the reader should know.
     """
 
     module: nn.Module
@@ -52,6 +55,7 @@ class Built:
     limits: Mapping[str, Limits] = field(default_factory=dict)
     calibration: Calibration | None = None
     constant: tuple[str, ...] = ()
+    outcomes: Mapping[str, Outcome] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
 
@@ -88,7 +92,8 @@ class Builder:
         if reused is not None and reused.weights_hash != hash_tensors(quantized.state_dict()):
             work.notes.append("the ranges of calibrate.file were found with other weights than these")
         module = self._with_input(variant, module)
-        return Built(module, work.reference, work.limits, calibration, constant, tuple(dict.fromkeys(work.notes)))
+        notes = tuple(dict.fromkeys(work.notes))
+        return Built(module, work.reference, work.limits, calibration, constant, work.outcomes, notes)
 
     @staticmethod
     def _limits(variant: Variant, reference: nn.Module) -> dict[str, Limits]:
@@ -144,13 +149,10 @@ class Builder:
         norms = {}
         for row in rows:
             if row.spec is not None and row.info.norm is not None:
-                norm = self.network.get_submodule(row.info.norm)
-                assert isinstance(norm.bias, Tensor) and isinstance(norm.weight, Tensor), (
-                    f"{row.info.norm} has no scale and shift"
-                )
+                gamma, beta = scale_and_shift(as_norm(self.network.get_submodule(row.info.norm)))
                 last = row.info.operator.rpartition("+")[2]
                 ends = {"relu": (0.0, None), "relu6": (0.0, 6.0)}.get(last, (None, None))
-                norms[f"{CONTAINER}.{row.info.name}"] = BehindNorm(norm.bias, norm.weight, *ends)
+                norms[f"{CONTAINER}.{row.info.name}"] = BehindNorm(beta, gamma, *ends)
         return norms
 
     @staticmethod
@@ -171,7 +173,9 @@ def _correct(work: Copy, step: Literal["before", "after"]) -> None:
     for row in work.settings.asked:
         if row.step == step:
             work.reads_images = row.needs_images
-            cast("Callable[[Copy], None]", row.load())(work)
+            outcome = cast("Callable[[Copy], Outcome]", row.load())(work)
+            assert isinstance(outcome, Outcome), f"{row.code} returns what it did"
+            work.outcomes[row.name] = outcome
 
 
 def _round_weights(quantized: nn.Module, variant: Variant, limits: Mapping[str, Limits]) -> Iterator[str]:

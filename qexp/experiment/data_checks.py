@@ -1,17 +1,24 @@
-"""What a job's data must have: splits that hold the images asked for, and images that are not both learned from and scored."""
+"""What a job's data and network must have: images in the splits asked for, none both learned from and scored, batch norms."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
 from qexp.base.catalog import is_own
 from qexp.base.errors import UserError
+from qexp.base.text import by_reason
 from qexp.config.metrics import asked, prec5_of_few
 from qexp.config.model import PRETRAINED
+from qexp.config.qat import QatSettings
 from qexp.config.root import Config
 from qexp.engine.metrics import check_metric
 from qexp.experiment.variants import Variant
 from qexp.models.pretrained import pretrained_classes
+from qexp.nn.fold import fold_batch_norm
+from qexp.nn.graph import evaluating
 from qexp.reporting.frames.summary import columns_of_others
 
 if TYPE_CHECKING:
@@ -110,17 +117,38 @@ def check_metrics(config: Config, class_count: int) -> None:
 
 
 def check_calibration(variant: Variant, bundle: DataBundle) -> None:
-    """Raise UserError where a variant needs calibration images that the data set does not have."""
-    settings = variant.config.calibrate
+    """Raise UserError where a variant needs calibration images, or batch norms, that are not there."""
+    settings, places = variant.config.calibrate, [row.info for row in variant.plan.activations if row.spec is not None]
     static = variant.calibration is None and any(not spec.dynamic for spec in variant.plan.quantized_activations.values())
     if not variant.is_built or not (static or variant.config.correct.needs_images or variant.config.qat.reestimate_bn):
         return
+    if static and settings.method.reads == "batch_norm" and all(info.norm is None for info in places):
+        remedy = "Of the activations that are quantized none stands behind a batch norm."
+        raise UserError("calibrate", settings.method.name, allowed="a method that reads images", remedy=remedy)
     size = _size("calibrate.split", settings.split, bundle, _set_aside(settings.split))
     if settings.split != variant.config.evaluate.split:  # the same one is asked for by name, and stamped on every number
         _check_apart("calibrate.split", settings.split, variant.config, bundle)
     if settings.num_images is not None and settings.num_images > size:
         allowed = f"at most {size}, the size of the {settings.split} split"
         raise UserError("calibrate.num_images", settings.num_images, allowed=allowed)
+
+
+def check_batch_norm(config: Config, model: nn.Module) -> None:
+    """Raise UserError where `qat` does something to the batch norms of a network that has none for it."""
+    qat, remedy = config.qat, "The network has no batch norm that keeps running statistics."
+    offs = {"batch_norm": "unfolded", "freeze_bn_epoch": "null", "reestimate_bn": "false"}
+    asked = [key for key in offs if getattr(qat, key) != getattr(QatSettings, key)]
+    if not qat.is_on or not asked:
+        return
+    able = any(isinstance(module, _BatchNorm) and module.track_running_stats for module in model.modules())
+    if able and qat.batch_norm == "folded":
+        with evaluating(model):
+            folded = fold_batch_norm(model)
+        able, why = bool(folded.layers), "; ".join(by_reason(folded.notes, most=3))
+        remedy = f"None of its batch norms can be folded: {why}."
+    if not able:
+        key = asked[0]
+        raise UserError(f"qat.{key}", getattr(qat, key), allowed=f"{offs[key]} for this network", remedy=remedy)
 
 
 def check_analysis_images(config: Config, bundle: DataBundle) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
 from qexp.base import dist
 from qexp.base.types import Batch
+from qexp.config.correct import Outcome, sentences
 from qexp.engine.evaluate import Evaluation, evaluate
 from qexp.engine.probe import check_in_use
 from qexp.experiment import messages
@@ -25,12 +26,13 @@ from qexp.qat.convert import assemble
 
 @dataclass(frozen=True)
 class Scored:
-    """One variant of one epoch: its evaluation and what is suspicious about it."""
+    """One variant of one epoch, named by what was done: its evaluation, and what is suspicious about it."""
 
     variant: Variant
     evaluation: Evaluation
     alarms: tuple[str, ...]
     calibration: Calibration | None = None
+    outcomes: Mapping[str, Outcome] = field(default_factory=dict)
 
 
 class Evaluator:
@@ -58,6 +60,7 @@ class Evaluator:
         # Of the state scored last; the built networks themselves are not kept.
         self._calibrations: dict[str, Calibration | None] = {}
         self._constant: dict[str, tuple[str, ...]] = {}  # of the state scored last
+        self._outcomes: dict[str, Mapping[str, Outcome]] = {}  # of its corrections
         self._reported: set[str] = set()  # variants whose corrections have said what they left alone
 
     def score(
@@ -106,7 +109,9 @@ class Evaluator:
         return [self._scored(variant, evaluations[variant.key], digests) for variant in variants]
 
     def _scored(self, variant: Variant, evaluation: Evaluation, digests: Mapping[str, str]) -> Scored:
-        return Scored(variant, evaluation, self._alarms(variant, evaluation, digests), self._calibrations.get(variant.key))
+        outcomes = self._outcomes.get(variant.key, {})
+        alarms, calibration = self._alarms(variant, evaluation, digests), self._calibrations.get(variant.key)
+        return Scored(variant.after(outcomes), evaluation, alarms, calibration, outcomes)
 
     def _batches(self) -> Iterator[Batch]:
         return self.prepared.bundle.eval_batches(
@@ -167,9 +172,10 @@ class Evaluator:
         self._prototype.eval()
         built = self._builder.build(variant)
         self._calibrations[variant.key], self._constant[variant.key] = built.calibration, built.constant
+        self._outcomes[variant.key] = built.outcomes
         if variant.key not in self._reported:
             self._reported.add(variant.key)
-            messages.left_alone(variant.label, built.notes)
+            messages.left_alone(variant.after(built.outcomes).label, [*sentences(built.outcomes, alarming=False), *built.notes])
         return built.module
 
     def _probe(self, variant: Variant, copy: nn.Module, state: Mapping[str, Tensor]) -> None:
@@ -205,8 +211,10 @@ class Evaluator:
         return self.prepared.bundle.eval_batches(self.settings.split, batch_size=4, device=self.device, num_images=4)
 
     def _alarms(self, variant: Variant, evaluation: Evaluation, digests: Mapping[str, str]) -> tuple[str, ...]:
-        """What is suspicious: weights not in use, constant tensors, logits that are not finite or do not depend on the width."""
-        alarms = list(self._probed.get(self._graph(variant), ()))
+        """What is suspicious: a label that says more than was done, weights that are constant or not in use, the logits."""
+        alarms = [*sentences(self._outcomes.get(variant.key, {}), alarming=True), *variant.alarms]
+        alarms += self._qat.alarms() if self._qat is not None and not variant.is_float else []
+        alarms += self._probed.get(self._graph(variant), ())
         if self._constant.get(variant.key):
             alarms.append(f"constant, left unquantized: {_first_few(self._constant[variant.key])}")
         if not evaluation.metrics.finite:
@@ -217,7 +225,7 @@ class Evaluator:
         alarms += self._foreign() + self._data_alarms
         if _is_int(variant):
             same = [
-                other.label
+                other.after(self._outcomes.get(other.key, {})).label
                 for other in self.prepared.variants
                 if _is_int(other) and other.bits != variant.bits and digests.get(other.key) == evaluation.digest
             ]

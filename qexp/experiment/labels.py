@@ -47,7 +47,7 @@ def _preparation_words(config: Config, plan: Plan, reused: Calibration | None) -
         words += [f"a_{config.quant.activation.scheme}"] if config.quant.activation.scheme != "affine" else []
     static = reused is None and any(not spec.dynamic for spec in specs)
     images = calibrate.num_images is not None and (correct.needs_images or static)
-    return [*words, *correct.names, *([f"n{calibrate.num_images}"] if images else [])]
+    return [*words, *correct.words.values(), *([f"n{calibrate.num_images}"] if images else [])]
 
 
 def _ranges_word(calibrate: CalibrateSettings) -> list[str]:

@@ -26,6 +26,7 @@ from qexp.config.train import check_device
 from qexp.data.load import DataSets
 from qexp.engine.device import pick_device
 from qexp.experiment.data_checks import (
+    check_batch_norm,
     check_calibration,
     check_evaluation,
     check_metrics,
@@ -101,6 +102,7 @@ class Preparer:
             variants = make_variants(configs, tensors, places)
             for variant in variants:
                 check_calibration(variant, bundle)
+        check_batch_norm(config, model)
         start = self._start(config)
         training, rests_on = _identity(config, bundle, variants, start, source, model)
         return Prepared(config, variants, tensors, training, self.data, tuple(notes), places, start, converted, rests_on)

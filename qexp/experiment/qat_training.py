@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from qexp.base import dist
 from qexp.base.types import Batch
+from qexp.config.correct import CORRECTIONS, Outcome
 from qexp.engine.hooks import TrainHooks
 from qexp.engine.trajectory import TrajectoryStore
 from qexp.experiment.job import Prepared
@@ -102,6 +103,14 @@ class QatTraining:
     def build(self, state: Mapping[str, Tensor]) -> nn.Module:
         """The quantized network of a state, in eval mode."""
         return assemble(self._plain_network(), self.convert(state), self._example())
+
+    def alarms(self) -> list[str]:
+        """What its settings could not do to the network that was built last."""
+        qat = self._copy
+        if qat is None or not qat.unfolded:
+            return []
+        outcome = Outcome.of(len(qat.norms), qat.unfolded)
+        return [f"qat.batch_norm=folded: {CORRECTIONS['fold_bn'].sentence(outcome)}"]
 
     def save(self, state: Mapping[str, Tensor], path: Path) -> None:
         """Write the converted file; a collective, which rank 0 writes."""

@@ -21,7 +21,7 @@ from qexp.experiment.variants import Variant
 from qexp.tracking import environment, rows
 from qexp.tracking.journal import Journal
 from qexp.tracking.process import host
-from qexp.tracking.record import ADDED, COLUMNS, MEASURED, Record, Sweep
+from qexp.tracking.record import COLUMNS, JOINED, MEASURED, Record, Sweep, outcomes_of
 
 Status = Literal["FINISHED", "FAILED", "KILLED", "PREEMPTED"]
 JOB_STATES: dict[Status, rows.JobState] = {"FINISHED": "done", "FAILED": "failed", "KILLED": "killed", "PREEMPTED": "preempted"}
@@ -65,6 +65,7 @@ class Recorder:
         config = prepared.config
         self._circumstances = circumstances(device, config.evaluate.batch_size, channels_last=config.train.channels_last)
         self.num_measured = 0  # evaluations made by this job; the others were stored
+        self._opened: dict[str, Variant] = {}  # by key, as their runs are called
         self._stored: dict[str, dict[int, dict[str, Any]]] = {}
         for variant in prepared.variants:
             self._stored[variant.key] = {row["epoch"]: row for row in self._measured(variant).rows()}
@@ -77,7 +78,8 @@ class Recorder:
         """Open the runs in the journal, and bring in what is already known of them."""
         self._note_jobs("running")
         began = rows.sweep_row(self.sweep.sweep, command=self.sweep.command, versions=self.versions, host=host(), git=self._git)
-        self.journal.append([began, *map(self._run_row, self.prepared.variants)])
+        self._opened = {variant.key: self.named(variant) for variant in self.prepared.variants}
+        self.journal.append([began, *map(self._run_row, self._opened.values())])
         # The time tells a training that was done afresh, maybe under another name, from the one that is written down here.
         names = ("run", "variant_key", "epoch", "time_ms")
         written = {tuple(row[name] for name in names) for row in self.journal.rows() if row["kind"] == "record"}
@@ -91,11 +93,17 @@ class Recorder:
 
     def missing(self, epoch: int) -> list[Variant]:
         """Variants without a number for this epoch, or without one that is asked for; the float network counts as one."""
-        return [variant for variant in self.prepared.variants if not self._is_complete(self._stored[variant.key].get(epoch))]
+        variants = self.prepared.variants
+        return [variant for variant in variants if not self._is_complete(variant, self._stored[variant.key].get(epoch))]
 
-    def _is_complete(self, row: dict[str, Any] | None) -> bool:
-        """True where a stored evaluation has all metrics that are asked for, by the code that there is now."""
-        if row is None:
+    def _is_complete(self, variant: Variant, row: dict[str, Any] | None) -> bool:
+        """True where a stored evaluation says what was done and has all metrics that are asked for, by the present code.
+
+        Evaluations of before say neither what a correction did nor that a granularity saves nothing.
+        """
+        if row is None or row.get("corrected", {}).keys() != variant.corrections.keys():
+            return False
+        if not {*variant.alarms} <= {*row["alarms"]}:
             return False
         extra, known = row.get("extra", {}), row.get("sources", {})
         names = [one.row.name for one in self.prepared.measured if one.row.name not in COLUMNS]
@@ -106,7 +114,7 @@ class Recorder:
         earlier = self._stored[row["variant_key"]].get(row["epoch"], {})
         if earlier.get("digest") != row["digest"]:
             return row
-        merged = {name: {**earlier.get(name, {}), **row.get(name, {})} for name in ADDED}
+        merged = {name: {**earlier.get(name, {}), **row.get(name, {})} for name in JOINED}
         return row | {name: values for name, values in merged.items() if values}
 
     def forget_after(self, epoch: int) -> None:
@@ -133,15 +141,23 @@ class Recorder:
             if item.variant.key in missing:
                 record = self._keep_calibration(self._keep_predictions(record, item, last=last), item)
                 row = self._with_earlier({**record.as_row(), **as_stored(item.evaluation, self._circumstances)})
-                record = replace(record, **{name: row.get(name, {}) for name in ADDED})
+                record = replace(record, **{name: row.get(name, {}) for name in JOINED})
                 self._measured(item.variant).append([row])
                 self._stored[item.variant.key][epoch] = row
                 self.num_measured += 1
+                if self._opened[item.variant.key].label != item.variant.label:  # the run is called by what was done
+                    self._opened[item.variant.key] = item.variant
+                    journal_rows.append(self._run_row(item.variant))
                 journal_rows.append(rows.record_row(record))
             records.append(record)
         self.journal.append(journal_rows)
         self._notify()
         return records
+
+    def named(self, variant: Variant) -> Variant:
+        """A variant named by what its corrections did when it was evaluated last; as asked for where it was not."""
+        by_epoch = self._stored[variant.key]
+        return variant.after(outcomes_of(by_epoch[max(by_epoch)])) if by_epoch else variant
 
     def stored(self, variant: Variant, epoch: int) -> dict[str, Any]:
         """What was measured of a variant after `epoch`, as written down."""
@@ -195,10 +211,10 @@ class Recorder:
 
     def _known(self, variant: Variant, row: dict[str, Any]) -> Record:
         """A stored evaluation as a record of this experiment."""
-        names = {item.name for item in fields(Record)}
+        names, variant = {item.name for item in fields(Record)}, variant.after(outcomes_of(row))
         kept = {key: value for key, value in row.items() if key in names}
         name = self.prepared.config.name
         # Of this experiment itself it is where a crash fell between the two files.
         reused = row["reused"] or row["experiment"] != name
         own = {"experiment": name, "variant": variant.label, "named": variant.named, "reused": reused}
-        return Record(**{**kept, **own, "alarms": tuple(row["alarms"])})
+        return Record(**{**kept, **own, "alarms": tuple(row["alarms"]), "corrected": outcomes_of(row)})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -68,6 +68,8 @@ def record_of(
         world_size=dist.world_size(),
         trained_by=_trained_by(prepared, epoch),
         **_beside_weights(variant),
+        corrections=", ".join(_corrections(item)),
+        corrected=dict(item.outcomes),
         device=device,
         time_ms=int(time.time() * 1000),
         versions=versions,
@@ -171,7 +173,7 @@ def _trained_by(prepared: Prepared, epoch: int) -> str:
 
 
 def _beside_weights(variant: Variant) -> dict[str, Any]:
-    """What a record says of activations, ranges and corrections."""
+    """What a record says of activations and ranges."""
     if not variant.is_built:
         return {}
     calibrate, specs = variant.config.calibrate, list(variant.plan.quantized_activations.values())
@@ -186,5 +188,12 @@ def _beside_weights(variant: Variant) -> dict[str, Any]:
         "activation_bits": max((spec.bits for spec in specs), default=None),
         "activation_scheme": specs[0].scheme if specs else "",
         "ranges": "as trained" if trained else ranges,
-        "corrections": ", ".join(variant.config.correct.names),
     }
+
+
+def _corrections(item: Scored) -> Iterator[str]:
+    """What was done beside rounding, in part where some declined: `fold_bn (26 of 49)`."""
+    for name, word in item.variant.corrections.items():
+        outcome = item.outcomes[name]
+        if outcome.done:
+            yield f"{word} ({outcome.done} of {outcome.count})" if outcome.declined else word

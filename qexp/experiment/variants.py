@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -10,12 +10,13 @@ from qexp.base.errors import UserError
 from qexp.base.files import hash_json
 from qexp.base.label import Label, read_stored_label
 from qexp.base.types import ActivationInfo, Plan, PlanRow, TensorInfo
+from qexp.config.correct import Outcome
 from qexp.config.root import Config
 from qexp.engine.evaluate import EVALUATOR_VERSION
 from qexp.experiment.labels import label_of
 from qexp.nn.fake_quant import CONTAINER
 from qexp.policy.plan import make_plan
-from qexp.policy.table import plan_size_bytes
+from qexp.policy.sizes import larger_than_float, plan_size_bytes
 from qexp.ptq.calibration import CALIBRATION_VERSION, Calibration
 from qexp.qat.convert import Converted
 from qexp.quant.schemes import QUANTIZER_VERSION
@@ -69,6 +70,27 @@ class Variant:
     def is_built(self) -> bool:
         """True where the plain shadow cannot hold it."""
         return not self.is_float and (self.trained_bits is not None or is_built(self.config, self.plan))
+
+    @property
+    def corrections(self) -> dict[str, str]:
+        """Row of each correction that its copy takes -> what labels call it."""
+        return self.config.correct.words if self.is_built and self.trained_bits is None else {}
+
+    @property
+    def alarms(self) -> list[str]:
+        """What is suspicious of it before it runs."""
+        return larger_than_float(self.plan)
+
+    def after(self, outcomes: Mapping[str, Outcome]) -> Variant:
+        """The variant named by what its corrections did: without those that changed nothing, and with its key's first digits.
+
+        So it is not taken for what it was meant to be, nor for the variant that asks for less.
+
+        Args:
+            outcomes: row of each correction -> what it did.
+        """
+        idle = [word for name, word in self.corrections.items() if name in outcomes and not outcomes[name].done]
+        return replace(self, named=self.named.without(idle).with_word(self.key[:4])) if idle else self
 
     @property
     def structure(self) -> tuple[bool, str]:

@@ -45,6 +45,13 @@ def running_statistics(norm: _BatchNorm) -> tuple[Tensor, Tensor]:
     return norm.running_mean, norm.running_var
 
 
+def scale_and_shift(norm: _BatchNorm) -> tuple[Tensor, Tensor]:
+    """Gamma and beta of a batch norm, [C] each: ones and zeros where it has none (`affine=False`)."""
+    like = next((value for value in (norm.weight, norm.bias, norm.running_var) if value is not None), None)
+    ones = torch.ones(norm.num_features) if like is None else torch.ones_like(like)
+    return (ones if norm.weight is None else norm.weight), (torch.zeros_like(ones) if norm.bias is None else norm.bias)
+
+
 def num_outputs(layer: Layer) -> int:
     """Output channels of a layer."""
     return layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels

@@ -11,7 +11,16 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from qexp.base.text import Note
-from qexp.nn.channels import Layer, add_to_bias_, as_layer, as_norm, num_outputs, running_statistics, scale_outputs_
+from qexp.nn.channels import (
+    Layer,
+    add_to_bias_,
+    as_layer,
+    as_norm,
+    num_outputs,
+    running_statistics,
+    scale_and_shift,
+    scale_outputs_,
+)
 from qexp.nn.compare import check_same, outputs_on_noise
 from qexp.nn.connectivity import Connectivity, source_of
 
@@ -124,8 +133,7 @@ def _obstacle(connectivity: Connectivity, node: fx.Node) -> str:
 def _fold_into_layer_(layer: Layer, norm: _BatchNorm) -> ChannelStatistics:
     """Fold `norm` into `layer`, in place."""
     mean, var = (value.double() for value in running_statistics(norm))
-    gamma = torch.ones_like(var) if norm.weight is None else norm.weight.double()
-    beta = torch.zeros_like(var) if norm.bias is None else norm.bias.double()
+    gamma, beta = (value.double() for value in scale_and_shift(norm))
     gain = gamma / torch.sqrt(var + norm.eps)
     weight = layer.weight.double()
     scale_outputs_(layer, weight, gain)

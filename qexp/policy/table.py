@@ -1,4 +1,4 @@
-"""A plan as a person reads it, as rows for a file, and its size in bytes."""
+"""A plan as a person reads it, and as rows for a file."""
 
 from __future__ import annotations
 
@@ -8,20 +8,8 @@ from typing import TypedDict
 from qexp.base.table import Column, Table, lines
 from qexp.base.types import ActivationRow, Plan, PlanRow
 from qexp.policy.rules import NEVER
+from qexp.policy.sizes import larger_than_float, plan_size_bytes, row_bytes
 from qexp.quant.scheme_table import scheme_name
-from qexp.quant.storage import stored_bytes
-
-_NUM_BYTES = {
-    "float64": 8,
-    "int64": 8,
-    "complex64": 8,
-    "complex128": 16,
-    "float32": 4,
-    "int32": 4,
-    "float16": 2,
-    "bfloat16": 2,
-    "int16": 2,
-}
 
 
 class PlannedTensor(TypedDict):
@@ -75,15 +63,6 @@ class PrintedPlan:
         return [table.without("bits").cells for table in self.tables], self.rest
 
 
-def plan_size_bytes(plan: Plan) -> int:
-    """Bytes of the state dict under the plan: packed codes, their scales, zero points and codebooks, and the rest as stored.
-
-    `qexp.quant.storage.stored_bytes` for integer codes; two bytes an element under `half`; a `float` control has no codes
-    and counts as stored. A storage with several names counts once.
-    """
-    return sum(_row_bytes(row) for row in plan.rows if row.info.tied_to is None)
-
-
 def plan_rows(plan: Plan) -> list[PlannedTensor]:
     """One flat dictionary per state-dict entry."""
     rows: list[PlannedTensor] = []
@@ -107,7 +86,7 @@ def plan_rows(plan: Plan) -> list[PlannedTensor]:
                 "rule": row.rule,
                 "reason": row.reason,
                 "num_elements": info.num_elements,
-                "size_bytes": _row_bytes(row),
+                "size_bytes": row_bytes(row),
             }
         )
     return rows
@@ -134,7 +113,7 @@ def print_plan(plan: Plan, *, policy: str = "") -> PrintedPlan:
             kept.setdefault(f"activations: {point.reason}", []).append(point.info.name)
     rest = ["left alone:"] if kept else []
     rest += [f"  {len(names)} x {reason} ({names[0]}{', ...' if len(names) > 1 else ''})" for reason, names in kept.items()]
-    rest += [f"note: {note}" for note in plan.notes]
+    rest += [*(f"! {alarm}" for alarm in larger_than_float(plan)), *(f"note: {note}" for note in plan.notes)]
     widths = {spec.bits for spec in plan.quantized.values()}
     return PrintedPlan(_summary(plan, policy, total), tuple(tables), tuple(rest), len(widths))
 
@@ -222,14 +201,3 @@ _ACTIVATION = (
 def _is_parameter(row: PlanRow) -> bool:
     """True for what counts among the parameters: no statistics, no counters, each storage once."""
     return row.info.role not in NEVER and row.info.tied_to is None
-
-
-def _row_bytes(row: PlanRow) -> int:
-    """Bytes of one tensor under its quantizer."""
-    info, spec = row.info, row.spec
-    stored = info.num_elements * _NUM_BYTES.get(info.dtype, 1)
-    if spec is None or spec.mode == "float":
-        return stored
-    if spec.mode == "half":
-        return min(stored, 2 * info.num_elements)
-    return stored_bytes(info.shape, spec)

@@ -58,7 +58,7 @@ class AdaRounded:
     """
 
     rows: tuple[Rounded, ...]
-    notes: tuple[str, ...]
+    notes: tuple[Note, ...]
 
 
 @torch.no_grad()
@@ -84,7 +84,7 @@ def adaround_(
     Args:
         quantized: overwritten in place; holds the copy rounded to nearest, and fake-quant modules if activations are quantized.
         reference: the float network, with the same layers under the same names, not changed.
-        specs: name of a weight -> its quantizer (`Plan.quantized`); names of other tensors are passed over.
+        specs: name of a weight -> its quantizer (`Plan.quantized`); vectors are passed over, other tensors noted.
         batches: calibration images, on the networks' device; they are gone through once for each layer.
         settings: its `adaround_...`.
         limits: name of a weight -> the range to use instead of its own.
@@ -98,12 +98,17 @@ def adaround_(
     settings, limits, images = settings or CorrectSettings(), limits or {}, [batch.images for batch in batches]
     if not images:
         raise UserError("correct.adaround", True, allowed="at least one batch of calibration images")
-    rows, notes = [], []
+    rows: list[Rounded] = []
+    notes: list[Note] = []
     with evaluating(quantized), evaluating(reference):
         activations = activations_after(reference) if settings.adaround_relu else {}
         order, repeated = layers_in_order(quantized, images[0][:1])
         owners = Counter(id(parameter) for _, parameter in quantized.named_parameters(remove_duplicate=False))
         notes += [note for note in repeated if f"{note.layer}.weight" in specs]
+        read = {f"{layer}.weight" for layer in (*order, *(note.layer for note in repeated))}
+        kernels = {name for name, tensor in reference.named_parameters() if tensor.dim() > 1}
+        alone = "rounded to nearest, it is no weight of a convolution or linear layer that runs"
+        notes += [Note(name, alone) for name in specs if name in kernels - read]
         for layer in order:
             name = f"{layer}.weight"
             if name not in specs:
@@ -192,9 +197,7 @@ def _round_layer(name: str, layer: Layer, grid: _Grid, loss: Quadratic | Samples
     """Learn the codes of a layer and write its weight."""
     low, high = code_range(grid.spec.scheme, grid.spec.bits, grid.spec.signed)
     nearest = torch.round(grid.codes)
-    codes = nearest
-    if settings.adaround_iterations:
-        codes = (torch.floor(grid.codes) + (_learn(layer, grid, loss, settings) >= 0.5)).clamp_(low, high)
+    codes = (torch.floor(grid.codes) + (_learn(layer, grid, loss, settings) >= 0.5)).clamp_(low, high)
     weight = kernel_rows(layer, grid.weight)
     errors = [loss.error(kernel_rows(layer, grid.values(rounded)) - weight) for rounded in (nearest, codes)]
     better = (errors[1] < errors[0]).unsqueeze(-1)

@@ -38,9 +38,11 @@ class Absorbed(Changed):
 
     Args:
         pairs: what was done, in order of execution.
+        low: pairs without a bias that is high.
     """
 
     pairs: tuple[AbsorbedPair, ...]
+    low: tuple[Note, ...]
 
 
 @torch.no_grad()
@@ -63,16 +65,18 @@ def absorb_high_biases(model: nn.Module, statistics: Mapping[str, ChannelStatist
     Source: Nagel et al. 2019, arXiv:1906.04721, section 4.1.3.
     """
     network, shifted, absorbed, notes = copy.deepcopy(model), dict(statistics), [], []
+    low: list[Note] = []
     for pair in find_layer_pairs(model):
         if not joins_two_layers(pair, model) or pair.activation not in ("relu", "clip"):
             continue
-        reason = _obstacle(pair, model, statistics, padded)
+        reason, both = _obstacle(pair, model, statistics, padded), f"{pair.source}, {pair.target}"
         if reason:
-            notes.append(Note(f"{pair.source}, {pair.target}", f"no bias absorbed, {reason}"))
+            notes.append(Note(both, f"no bias absorbed, {reason}"))
             continue
         before = shifted[pair.source]
         shift = (before.mean - 3 * before.std).clamp(min=0)
         if not shift.any():
+            low.append(Note(both, "no bias is high"))
             continue
         first, second = (as_layer(network.get_submodule(name)) for name in (pair.source, pair.target))
         add_to_bias_(first, -shift)
@@ -83,7 +87,7 @@ def absorb_high_biases(model: nn.Module, statistics: Mapping[str, ChannelStatist
             clip = clip_of(network, pair)
             clip.cap.copy_(clip.cap.double() - shift.reshape(clip.cap.shape))
         absorbed.append(AbsorbedPair(pair.source, pair.target, shift))
-    return Absorbed(network, shifted, tuple(notes), tuple(absorbed))
+    return Absorbed(network, shifted, tuple(notes), tuple(absorbed), tuple(low))
 
 
 def _obstacle(pair: LayerPair, model: nn.Module, statistics: Mapping[str, ChannelStatistics], padded: bool) -> str:

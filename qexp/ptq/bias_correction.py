@@ -11,11 +11,12 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from qexp.base.errors import UserError
 from qexp.base.text import Note
 from qexp.base.types import Batch
-from qexp.nn.channels import LAYERS, Layer, add_to_bias_, as_layer, mean_response, output_dim
+from qexp.nn.channels import LAYERS, Layer, add_to_bias_, as_layer, mean_response, output_dim, scale_and_shift
 from qexp.nn.connectivity import RELU6_CAP
 from qexp.nn.fold import ChannelStatistics
 from qexp.nn.graph import evaluating
@@ -33,7 +34,7 @@ class BiasCorrection:
     """
 
     shifts: Mapping[str, Tensor]
-    notes: tuple[str, ...]
+    notes: tuple[Note, ...]
 
 
 @torch.no_grad()
@@ -162,7 +163,7 @@ def correct_bias_analytic_(
     return BiasCorrection(shifts, (*notes, *_unpaired(reference, pairs)))
 
 
-def _unpaired(reference: nn.Module, pairs: Mapping[str, LayerPair]) -> list[str]:
+def _unpaired(reference: nn.Module, pairs: Mapping[str, LayerPair]) -> list[Note]:
     """A note for each layer whose input comes from no single layer or batch norm."""
     names = [name for name, module in reference.named_modules() if name not in pairs and type(module) in LAYERS]
     return [Note(name, "bias not corrected, its input is not the output of one layer or batch norm") for name in names]
@@ -170,9 +171,10 @@ def _unpaired(reference: nn.Module, pairs: Mapping[str, LayerPair]) -> list[str]
 
 def _statistics_of(source: nn.Module) -> ChannelStatistics | None:
     """What a batch norm that stands in the network says of its output; None for a layer."""
-    if not isinstance(source, nn.modules.batchnorm._BatchNorm) or source.weight is None:
+    if not isinstance(source, _BatchNorm):
         return None
-    return ChannelStatistics(source.bias.double(), source.weight.double().abs())
+    gamma, beta = scale_and_shift(source)
+    return ChannelStatistics(beta.double(), gamma.double().abs())
 
 
 def mean_input(pair: LayerPair, model: nn.Module, before: ChannelStatistics) -> Tensor:

@@ -62,6 +62,17 @@ class Equalized(Changed):
     pairs: tuple[EqualizedPair, ...]
 
 
+@dataclass(frozen=True)
+class Rescaled(Changed):
+    """A new network of the same function with scaled channels.
+
+    Args:
+        num_pairs: whose channels were scaled.
+    """
+
+    num_pairs: int
+
+
 @torch.no_grad()
 def equalize(
     model: nn.Module,
@@ -114,7 +125,7 @@ def equalize(
 @torch.no_grad()
 def rescale_channels(
     model: nn.Module, statistics: Mapping[str, ChannelStatistics] | None = None, *, log10: float, seed: int = 0
-) -> Changed:
+) -> Rescaled:
     """Scale the channels between every pair that equalization would take, which spoils ranges and leaves the function.
 
     s_i = 10^U(-r, r),  W1[i] /= s_i,  b1_i /= s_i,  W2[:, i] *= s_i
@@ -136,7 +147,7 @@ def rescale_channels(
         first = as_layer(network.get_submodule(pair.source))
         drawn = torch.rand(num_outputs(first), dtype=torch.float64, generator=generator)
         _apply_scale_(network, pair, (10 ** (log10 * (2 * drawn - 1))).to(first.weight.device), scaled)
-    return Changed(network, scaled, tuple(notes))
+    return Rescaled(network, scaled, tuple(notes), len(pairs))
 
 
 def _scalable(model: nn.Module) -> tuple[list[LayerPair], list[str]]:

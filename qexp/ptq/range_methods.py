@@ -81,8 +81,6 @@ def percentile(sample: Sample, spec: QuantSpec, settings: CalibrateSettings) -> 
     return torch.where(nothing, low, lower), torch.where(nothing, high, upper)
 
 
-
-
 def find_limits(
     method: RangeMethodInfo, values: Limits | Sample | BehindNorm, spec: QuantSpec, settings: CalibrateSettings
 ) -> Limits:

@@ -16,6 +16,7 @@ from torch import Tensor, fx, nn
 from torch.nn.utils import parametrize
 
 from qexp.base.errors import UserError
+from qexp.base.text import Note
 from qexp.base.types import Plan
 from qexp.config.qat import QatSettings
 from qexp.config.qat_methods import QAT_METHODS
@@ -45,6 +46,7 @@ class QatNetwork:
         weights: name of each quantized weight -> its quantizer; empty where stored weights are overwritten.
         activations: activation point -> its quantizer.
         norms: with folding, name of each batch norm that is -> the layer before it.
+        unfolded: with folding, the others, and why.
         traced: of the network.
         network: it, whose modules the trained one shares.
         inserted_weights: quantizers of weights that functions read.
@@ -59,6 +61,7 @@ class QatNetwork:
     traced: Traced
     network: nn.Module
     inserted_weights: tuple[Insertion, ...] = ()
+    unfolded: tuple[Note, ...] = ()
 
     def quantizers(self) -> Iterable[tuple[str, BaseQuantizer]]:
         """Every quantizer, by its path in the module."""
@@ -101,9 +104,11 @@ def prepare(network: nn.Module, plan: Plan, settings: QatSettings, example: Tens
     """
     traced = trace(network, example)
     norms: Mapping[str, str] = {}
+    unfolded: tuple[Note, ...] = ()
     if settings.batch_norm == "folded":
         with evaluating(network):
-            norms = fold_batch_norm(network).layers
+            folded = fold_batch_norm(network)
+        norms, unfolded = folded.layers, folded.notes
     insertions: list[Insertion] = []
     activations: dict[str, Quantizer] = {}
     method = qat_method(settings)
@@ -114,7 +119,7 @@ def prepare(network: nn.Module, plan: Plan, settings: QatSettings, example: Tens
     weights, inserted = _quantize_weights(traced, network, plan, settings, norms)
     trained = traced.build([*insertions, *inserted], network)
     _freeze_what_does_not_run(trained)
-    return QatNetwork(trained, plan, settings, weights, activations, norms, traced, network, tuple(inserted))
+    return QatNetwork(trained, plan, settings, weights, activations, norms, traced, network, tuple(inserted), unfolded)
 
 
 def _quantize_weights(

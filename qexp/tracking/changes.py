@@ -12,8 +12,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from qexp.config.correct import CORRECTIONS
 from qexp.config.metrics import ALWAYS, restored
-from qexp.tracking.record import METRICS_FILE
+from qexp.tracking.record import METRICS_FILE, outcomes_of
 from qexp.tracking.rows import Row
 
 
@@ -72,7 +73,7 @@ class ChangeTracker:
                 self._open(row, changes)
             elif kind == "record":
                 self._take_points(row, row["epoch"], self._record_values(row), changes)
-                self._take_alarms(row, changes)
+                self._take_texts(row, changes)
             elif kind == "metrics":
                 self._take_points(row, row["step"], row["values"], changes)
             elif kind == "end":
@@ -102,11 +103,12 @@ class ChangeTracker:
         """An end stays where it was if the run measured nothing new since: MLflow would count the pause as work."""
         return row | {"time_ms": self._ended_ms.setdefault(row["run"], row["time_ms"])}
 
-    def _take_alarms(self, row: Row, changes: Changes) -> None:
-        """A tag for the alarms of a record, where they are not those of the one before."""
-        text = "; ".join(row["alarms"])
-        if text and self._is_new(row["run"], "alarms", text):
-            changes.tags.setdefault(row["run"], {})["qexp.alarms"] = text
+    def _take_texts(self, row: Row, changes: Changes) -> None:
+        """A tag for the alarms of a record, and one for what its corrections did, where they are not those of the one before."""
+        done = [CORRECTIONS[name].sentence(outcome) for name, outcome in outcomes_of(row).items()]
+        for name, text in (("alarms", "; ".join(row["alarms"])), ("corrected", "; ".join(done))):
+            if text and self._is_new(row["run"], name, text):
+                changes.tags.setdefault(row["run"], {})[f"qexp.{name}"] = text
 
     def _take_points(self, row: Row, step: int, values: Mapping[str, float | None], changes: Changes) -> None:
         """Points that are finite and new. MLflow draws an infinity as 1.8e308; the journal has it, and an alarm says so."""

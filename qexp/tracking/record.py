@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from typing import Any
 
 from qexp.base.label import Label
+from qexp.config.correct import Outcome
 
 FLOAT_VARIANT = "fp32"  # the network as trained, the reference of every delta
 
 FLOAT_BITS = 32  # of a weight and an activation there
 
-ADDED = ("extra", "sources")  # fields that a record of before does not have
+JOINED = ("extra", "sources")  # of an earlier evaluation of the same logits they are kept
+ADDED = (*JOINED, "corrected")  # fields that a record of before does not have
 
 METRICS_FILE = "metrics.json"  # of a run's artifacts: what the metrics that were asked for are, without their code
 CLASSES_FILE = "classes.json"  # beside it: names of the classes, by label
@@ -25,7 +28,8 @@ class Record:
     reads and `named` its parts, None in rows that were stored without. `delta_prec1` is against the float
     network of the same epoch, in points. `size_bytes` counts packed codes, their scales and zero points, and the rest as stored.
     `activation_bits` is None where activations are float, the widest where they differ. `ranges` names the methods that found the
-    limits of weights and activations, `corrections` what was done beside rounding, `calibration` the file of activation ranges.
+    limits of weights and activations, `corrections` what was done beside rounding, in part where numbers stand behind it,
+    `corrected` what each correction that was asked for did and left, `calibration` the file of activation ranges.
     `extra` holds the metrics that were asked for, by name, `sources` the hash of the code of those of the user's own.
     `world_size` ranks measured; `trained_by` is how many trained (`1 then 2` where it went on with another number, which
     changes the order of sums).
@@ -71,10 +75,16 @@ class Record:
     named: Label | None = None
     extra: dict[str, float | None] = field(default_factory=dict)
     sources: dict[str, str] = field(default_factory=dict)
+    corrected: dict[str, Outcome] = field(default_factory=dict)
 
     def as_row(self) -> dict[str, Any]:
-        """For a journal; `extra` and `sources` only where there is something in them."""
+        """For a journal; what records of before do not have only where there is something in it."""
         return {key: value for key, value in asdict(self).items() if value or key not in ADDED}
+
+
+def outcomes_of(row: Mapping[str, Any]) -> dict[str, Outcome]:
+    """What the corrections of a stored evaluation did, by row of the correction."""
+    return {name: Outcome(**values) for name, values in row.get("corrected", {}).items()}
 
 
 COLUMNS = tuple(item.name for item in fields(Record) if item.name not in ADDED)  # each of `extra` is a column of its own

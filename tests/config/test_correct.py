@@ -16,7 +16,7 @@ from qexp.config.correct import CORRECTIONS, CorrectSettings
         ({"rescale_log10": 1.0}, "0 without correct.fold_bn=true"),
         ({"fold_bn": True, "rescale_log10": -1.0}, "correct.rescale_log10"),
         ({"adaround_lr": 0.0}, "correct.adaround_lr"),
-        ({"adaround_iterations": -1}, "correct.adaround_iterations"),
+        ({"adaround": True, "adaround_iterations": 0}, "correct.adaround_iterations=0: allowed is an integer of at least 1"),
         ({"adaround_warmup": 1.5}, "correct.adaround_warmup"),
         ({"adaround_beta_start": 1.5}, "correct.adaround_beta_end=2"),
         ({"bias": "empiric"}, r"correct.bias=empiric: allowed is one of analytic, empirical, none. Did you mean empirical\?"),
@@ -47,7 +47,7 @@ def test_the_order_of_labels_is_that_of_the_work():
         reestimate_bn=True,
     )  # fmt: skip
     names = ("fold_bn", "rescale_2_seed3", "equalize", "absorb_bias", "adaround", "bias_empirical", "reestimate_bn")
-    assert everything.names == names and CorrectSettings().names == ()
+    assert tuple(everything.words.values()) == names and not CorrectSettings().words
     steps = [row.step for row in CORRECTIONS.values()]
     assert steps == sorted(steps, reverse=True)  # all before rounding, then all after it
 

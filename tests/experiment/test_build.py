@@ -131,21 +131,37 @@ def test_batch_norm_does_not_tell_the_range_of_a_rescaled_channel(cli, tiny):
     assert done.code == 2 and "calibrate=bn: allowed is another method with correct.rescale_log10" in done.err
 
 
-def test_what_a_correction_leaves_alone_is_said_once_for_a_copy(cli, tiny):
+@pytest.fixture
+def first_normed():
+    """A network whose first batch norm reads the images, which no layer makes; `make_both` has another behind a layer."""
     Path("net.py").write_text(
         "from torch import nn\n"
-        "def make(num_classes, in_channels):\n"
-        "    layers = nn.BatchNorm2d(in_channels), nn.Conv2d(in_channels, 8, 3, 2), nn.BatchNorm2d(8), nn.ReLU()\n"
+        "def make(num_classes, in_channels, behind=False):\n"
+        "    layers = nn.BatchNorm2d(in_channels), nn.Conv2d(in_channels, 8, 3, 2), *[nn.BatchNorm2d(8)] * behind, nn.ReLU()\n"
         "    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, num_classes))\n"
+        "def make_both(num_classes, in_channels):\n"
+        "    return make(num_classes, in_channels, behind=True)\n"
     )
-    options = (*tiny, "model.factory=net.py:make", "correct.fold_bn=true")
-    done = cli(*options, "train.epochs=2", "bits=8,4", "-m")
+    return "model.factory=net.py:make"
+
+
+def journal_rows(kind):
+    (path,) = Path("runs/journal").glob("*.jsonl")
+    return [row for row in map(json.loads, path.read_text().splitlines()) if row["kind"] == kind]
+
+
+UNFOLDED = "batch norms: not folded, its input is not the output of a convolution or linear layer (0)"
+
+
+def test_what_a_correction_did_in_part_is_an_alarm(cli, tiny, first_normed):
+    options = (*tiny, f"{first_normed}_both", "correct.fold_bn=true", "bits=8")
+    done = cli(*options)
     assert done.code == 0, done.err
-    said = [line for line in done.out.splitlines() if "not folded, its input is not the output" in line]
-    assert len(said) == 2 and "[W8 int fold_bn]" in said[0] and said[0].endswith("(0)") and "[W4 int fold_bn]" in said[1]
-    (checkpoint,) = Path("runs/trainings").glob("*/epochs/0002.safetensors")
+    row = rows()["W8 int fold_bn"]
+    assert row["alarms"] == f"fold_bn folded 1 of 2 {UNFOLDED}" and row["corrections"] == "fold_bn (1 of 2)"
+    (checkpoint,) = Path("runs/trainings").glob("*/epochs/0001.safetensors")
     profile = cli(*options, "task=profile", f"checkpoint={checkpoint}", verb="analyze")
-    assert profile.code == 0 and profile.out.count("not folded, its input is not the output") == 1, profile.err
+    assert profile.code == 0 and profile.out.count(f"ALARM: fold_bn folded 1 of 2 {UNFOLDED}") == 1, profile.err
 
 
 def test_weights_that_hooks_make_are_quantized_and_folded(cli, tiny):
@@ -171,3 +187,34 @@ def test_a_weight_under_two_names_is_rounded_once_whatever_else_is_done(cli, tin
     weights, both, *corrected = [float(row["logit_sqnr_db"]) for name, row in rows().items() if name != "fp32"]
     assert weights == pytest.approx(both, abs=0.3) and len(corrected) == 3 and min(weights, *corrected) > 10
     assert "another layer has the same weight" in done.out and "it is called 3 times" in done.out
+
+
+def test_a_correction_that_did_nothing_names_no_number(cli, tiny, first_normed):
+    command = (*tiny, first_normed, "bits=8,4", "correct.fold_bn=true,false", "-m")
+    done = cli(*command)
+    assert done.code == 0, done.err
+    unfolded = {row["bits"]: row["variant"] for row in journal_rows("record") if row.get("corrected")}
+    keys = {row["bits"]: row["variant_key"] for row in journal_rows("record") if row.get("corrected")}
+    assert unfolded == {8: f"W8 int {keys[8][:4]}", 4: f"W4 int {keys[4][:4]}"}
+    assert set(rows()) == {"fp32", "W8 int", "W4 int", *unfolded.values()}
+    for bits, name in unfolded.items():
+        row, plain = rows()[name], rows()[f"W{bits} int"]
+        assert f"fold_bn folded 0 of 1 {UNFOLDED}" in row["alarms"] and row["corrections"] == ""
+        assert row["loss"] == plain["loss"] and not plain["alarms"]
+    with open("results/digits/jobs.csv") as handle:
+        assert [row["variant"] for row in csv.DictReader(handle)] == [unfolded[8], "W8 int", unfolded[4], "W4 int"]
+    assert "nothing to do" in cli(*command).out
+    opened = journal_rows("run")
+    assert {row["name"] for row in opened[-len(keys) * 2 :]} == set(rows()) - {"fp32"}  # and so MLflow calls them
+
+
+def test_a_stored_number_that_does_not_say_what_was_done_is_measured_again(cli, tiny, first_normed):
+    command = (*tiny, first_normed, "bits=8", "correct.fold_bn=true")
+    assert cli(*command).code == 0
+    (path,) = [path for path in Path("runs/trainings").glob("*/variants/*.jsonl") if "corrected" in path.read_text()]
+    row = json.loads(path.read_text())
+    before = {key: value for key, value in row.items() if key != "corrected"} | {"alarms": [], "variant": "W8 int fold_bn"}
+    path.write_text(json.dumps(before) + "\n")
+    assert cli(*command).code == 0
+    again = json.loads(path.read_text().splitlines()[-1])
+    assert {**again, "time_ms": 0} == {**row, "time_ms": 0} and "fold_bn" not in again["variant"]

@@ -150,3 +150,27 @@ def test_mistakes_of_several_groups_are_reported_together(job):
         Preparer().prepare_all([check([job(change)], "train") for change in changes])
     first, second = map(str, raised.value.errors)
     assert "nosuch" in first and "fp16" in second
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"qat.name": "lsq", "qat.batch_norm": "folded"}, "qat.batch_norm=folded: allowed is unfolded for this network"),
+        ({"qat.name": "lsq", "qat.freeze_bn_epoch": 1}, "qat.freeze_bn_epoch=1: allowed is null for this network"),
+        ({"qat.name": "lsq", "qat.reestimate_bn": True}, "qat.reestimate_bn=true: allowed is false for this network"),
+        (
+            {"calibrate.name": "bn", "quant.name": "affine", "quant.activation.bits": 8},
+            "calibrate=bn: allowed is a method that reads images. Of the activations that are quantized none stands behind",
+        ),
+    ],
+)
+def test_what_batch_norms_are_asked_for_is_refused_without_them(job, network, changes, message):
+    assert message in refused(job, {"model.factory": network(), **changes})
+
+
+def test_folding_in_training_needs_a_batch_norm_behind_a_layer(job, tmp_path):
+    path = tmp_path / "mine.py"
+    layers = "nn.BatchNorm2d(1), nn.Flatten(), nn.Linear(64, num_classes)"
+    path.write_text(f"from torch import nn\n\ndef net(num_classes):\n    return nn.Sequential({layers})\n")
+    message = refused(job, {"model.factory": f"{path}:net", "qat.name": "lsq", "qat.batch_norm": "folded"})
+    assert "None of its batch norms can be folded: not folded, its input is not the output" in message

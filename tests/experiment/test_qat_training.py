@@ -245,6 +245,19 @@ def test_no_alarms_where_all_is_well(prepared):
     assert [item.alarms for item in evaluator.score(state, merged.variants, {})] == [(), ()]
 
 
+def test_batch_norms_that_stay_unfolded_are_an_alarm(prepared):
+    Path("net.py").write_text(
+        "from torch import nn\n"
+        "def make(num_classes, in_channels):\n"
+        "    layers = nn.BatchNorm2d(in_channels), nn.Conv2d(in_channels, 4, 3, 2), nn.BatchNorm2d(4), nn.ReLU()\n"
+        "    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, num_classes))\n"
+    )
+    evaluator, merged, state = begun(prepared, **{"model.factory": "net.py:make", "qat.batch_norm": "folded"})
+    of_float, quantized = evaluator.score(state, merged.variants, {})
+    alarm = "qat.batch_norm=folded: fold_bn folded 1 of 2 batch norms: not folded, its input is not the output"
+    assert not of_float.alarms and any(text.startswith(alarm) for text in quantized.alarms)
+
+
 def test_a_copy_that_is_not_executed_raises_an_alarm(prepared, monkeypatch):
     evaluator, merged, state = begun(prepared)
     plain = merged.network().eval()

@@ -10,11 +10,13 @@ from torch import nn
 
 from qexp.base.errors import UserError
 from qexp.base.types import Batch, QuantSpec
+from qexp.nn.channels import scale_and_shift
 from qexp.nn.connectivity import ChannelClip
 from qexp.nn.fold import ChannelStatistics, fold_batch_norm
 from qexp.nn.layer_pairs import LayerPair
 from qexp.ptq.bias_correction import correct_bias_, correct_bias_analytic_, mean_input
 from qexp.ptq.bn_reestimation import reestimate_batch_norm_
+from qexp.ptq.range_methods import BehindNorm
 from qexp.quant.schemes import quantize_
 
 
@@ -127,6 +129,23 @@ def test_analytic_correction_takes_most_of_the_shift():
     assert torch.allclose(correct_bias_analytic_(standing, model).shifts["3"], correction.shifts["3"])
 
 
+@torch.no_grad()
+def test_a_norm_without_scale_and_shift_is_one_of_ones_and_zeros():
+    twin, bare = (seeded(with_norm).eval() for _ in range(2))
+    bare[1] = nn.BatchNorm2d(4, affine=False).eval()
+    specs = [BehindNorm(beta, gamma) for gamma, beta in map(scale_and_shift, (twin[1], bare[1]))]
+    assert all(torch.equal(getattr(specs[0], end), getattr(specs[1], end)) for end in ("beta", "gamma"))
+    shifts = []
+    for model in (twin, bare):
+        copied = copy.deepcopy(model)
+        quantize_(copied[4].weight.data, copied[4].weight.data, QuantSpec(scheme="symmetric_restricted", bits=3))
+        shifts.append(correct_bias_analytic_(copied, model).shifts["4"])
+    assert shifts[0].any() and torch.equal(*shifts)
+    shiftless = nn.BatchNorm2d(4)
+    shiftless.bias = None
+    assert [value.tolist() for value in scale_and_shift(shiftless)] == [[1.0] * 4, [0.0] * 4]
+
+
 @pytest.mark.parametrize("activation", ["none", "relu", "relu6", "clip", "prelu"])
 @torch.no_grad()
 def test_mean_behind_an_activation(activation):
@@ -153,8 +172,12 @@ def test_reestimation_is_the_cumulative_mean_and_changes_nothing_else():
     model.eval()
     model[1].momentum = 0.3
     before = copy.deepcopy(model.state_dict())
-    notes = reestimate_batch_norm_(model, data)
-    assert "16 images" in notes[0] and not any(module.training for module in model.modules()) and model[1].momentum == 0.3
+    done = reestimate_batch_norm_(model, data)
+    assert (
+        (done.num_norms, done.num_images, done.notes) == (2, 16, ())
+        and not any(module.training for module in model.modules())
+        and model[1].momentum == 0.3
+    )
     x = [model[0](batch.images) for batch in data]
     mean = sum(part.mean((0, 2, 3)) for part in x) / 3
     var = sum(part.var((0, 2, 3), unbiased=True) for part in x) / 3
@@ -177,4 +200,15 @@ def test_reestimation_without_images_or_norms_changes_nothing():
     with pytest.raises(UserError, match="calibration images"):
         reestimate_batch_norm_(model, [])
     assert (model[1].running_mean == 2).all() and model[1].momentum == 0.1
-    assert "no batch norm" in reestimate_batch_norm_(fold_batch_norm(model).model, batches(2))[0]
+    assert reestimate_batch_norm_(fold_batch_norm(model).model, batches(2)).num_norms == 0
+
+
+@torch.no_grad()
+def test_reestimation_names_the_norms_that_it_left():
+    model = seeded(with_norm).eval()
+    model[1] = nn.BatchNorm2d(4, track_running_stats=False).eval()
+    model[2].unused = nn.BatchNorm2d(4)
+    done = reestimate_batch_norm_(model, batches(4))
+    assert done.num_norms == 1 and {note.layer: note.reason for note in done.notes} == {
+        "1": "it keeps no running statistics", "2.unused": "the network does not execute it"
+    }  # fmt: skip

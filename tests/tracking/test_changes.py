@@ -1,5 +1,8 @@
+import json
 from dataclasses import replace
 
+from qexp.base.text import Note
+from qexp.config.correct import Outcome
 from qexp.tracking import rows
 from qexp.tracking.changes import ChangeTracker, Point
 
@@ -49,6 +52,12 @@ def test_non_finite_values_are_left_to_the_alarm(record):
     assert _names(changes.points["a1b2c3d4/keyW8"])[:2] == [("prec1", 1, 81.0), ("prec5", 1, 99.0)]
     assert {"loss", "kl"}.isdisjoint(point.name for point in changes.points["a1b2c3d4/keyW8"])
     assert changes.tags == {"a1b2c3d4/keyW8": {"qexp.alarms": "logits are not finite"}}
+
+
+def test_what_corrections_did_is_a_tag(record):
+    corrected = {"fold_bn": Outcome.of(1, [Note("bn2", "it is alone")])}
+    changes = ChangeTracker().take([json.loads(json.dumps(rows.record_row(record(corrected=corrected))))])
+    assert changes.tags == {"a1b2c3d4/keyW8": {"qexp.corrected": "fold_bn folded 1 of 2 batch norms: it is alone (bn2)"}}
 
 
 def test_a_run_opened_after_its_end_stays_open(sweep):

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import nn
 
 from qexp.deploy.onnx.node import Constant, Dynamic, OnnxNode, Value
 from qexp.deploy.onnx.writer import FLOAT, Grid
+from qexp.nn.channels import scale_and_shift
 
 
 def pair(value: int | Sequence[int], rank: int) -> list[int]:
@@ -111,10 +111,10 @@ def batch_norm(node: OnnxNode) -> str:
     norm = node.module
     if not isinstance(norm, nn.modules.batchnorm._BatchNorm) or norm.running_mean is None or norm.running_var is None:
         node.refuse("it normalizes with each batch's statistics")
-    ones = torch.ones_like(norm.running_var)
+    gamma, beta = scale_and_shift(norm)
     values = {
-        "weight": ones if norm.weight is None else norm.weight,
-        "bias": torch.zeros_like(ones) if norm.bias is None else norm.bias,
+        "weight": gamma,
+        "bias": beta,
         "running_mean": norm.running_mean,
         "running_var": norm.running_var,
     }

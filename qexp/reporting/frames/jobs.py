@@ -67,12 +67,15 @@ class _History:
         for row in rows:
             if row["kind"] == "record":
                 self._numbers.setdefault((row["training"], row["variant_key"]), []).append((row["epoch"], row["time_ms"]))
+        self._labels = {(row["training"], row["variant_key"]): row["variant"] for row in rows if row["kind"] == "record"}
         self._dead: dict[Process, bool] = {}
 
     def job(self, entry: Mapping[str, Any]) -> dict[str, Any]:
         """One row of the result."""
         job_rows = self._rows_of_job[entry["key"]]
         known = {name: _last(job_rows, name) for name in ("training", "variant_key", "variant")}
+        # Once it has run, it is called by what was done.
+        known["variant"] = self._labels.get((known["training"], known["variant_key"]), known["variant"])
         row, state = self._state(job_rows, entry, known)
         why = {
             name: _last(self._of_sweep(job_rows, row), name) if state in EXPLAINED else None for name in ("reason", "traceback")

@@ -56,7 +56,10 @@ def load_records(name: str, runs_dir: str | Path) -> pd.DataFrame:
     records = _latest(row for row in rows if row["kind"] == "record")
     if not records:
         return pd.DataFrame(columns=[*COLUMNS, "run", "data", "model", "planned_epochs", "label", "group"])
-    frame = _one_name_each(pd.DataFrame(records).assign(named=[_label(record) for record in records]))
+    # A correction may have had nothing to do after the first epochs: what it did in the last one names the variant.
+    last = {(row["run"], row["variant_key"]): row for row in sorted(records, key=lambda row: row["epoch"])}
+    named = [_label(last[record["run"], record["variant_key"]]) for record in records]
+    frame = _one_name_each(pd.DataFrame(records).assign(named=named, variant=[label.text for label in named]))
     frame = _with_widths(_labelled(frame, runs), runs)
     for column in ("data", "model"):
         frame[column] = [_params(runs, training).get(f"{column}.name", "") for training in frame["training"]]

@@ -199,13 +199,14 @@ def family_keys(frame: pd.DataFrame) -> list[Family]:
 
 
 def _merge_equal(table: pd.DataFrame) -> pd.DataFrame:
-    """One row for variants with the same plan and the same numbers; float networks and controls stay as they are."""
+    """One row for variants with the same plan, numbers and alarms; float networks and controls stay as they are."""
     kept: dict[tuple[Hashable, ...], Hashable] = {}
     others: dict[Hashable, list[str]] = {}
     free = is_float(table) | is_control(table)
     for index, row in table.iterrows():
         numbers = repr((row["prec1"], row["prec5"], row["loss"]))
-        key = (row["training"], row["split"], row["n"], row["epoch"], row["plan_hash"], numbers, index if free[index] else None)
+        same = (row["training"], row["split"], row["n"], row["epoch"], row["plan_hash"], numbers, row["alarms"])
+        key = (*same, index if free[index] else None)
         if key in kept:
             others.setdefault(kept[key], []).append(row["variant"])
         else:

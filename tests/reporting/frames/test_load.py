@@ -99,3 +99,10 @@ def test_a_label_is_what_was_stored_in_parts_and_of_old_rows_what_its_text_says(
     parts = {"way": "lsq", "weights": [4], "activations": [8], "words": ["e8"]}
     frame = load_records("exp", write([record(), record("W4 int", named=parts), record("W2 int")]))
     assert list(frame["named"]) == [Label("int", (8,)), Label("lsq", (4,), (8,), ("e8",)), Label("int", (2,))]
+
+
+def test_a_variant_is_called_by_what_was_done_in_its_last_epoch(write, record):
+    told = ((2, "W8 int absorb_bias"), (1, "W8 int a1b2"))
+    rows = [record(label, epoch, run="a1b2c3/key", variant_key="key", plan_hash="p") for epoch, label in told]
+    frame = load_records("exp", write(rows))
+    assert frame["variant"].tolist() == ["W8 int absorb_bias"] * 2
