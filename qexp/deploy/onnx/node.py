@@ -186,11 +186,9 @@ class OnnxNode:
         if coded is None:
             context.stored[path] = "FLOAT"
             return writer.tensor(path, tensor.t() if transpose else tensor), None
-        key = (path, transpose)
-        if key not in context.grids:
-            context.grids[key] = self._write_codes(path, coded, transpose)
-        name, grid = context.grids[key]
-        return name, grid
+        if path in context.stored:
+            context.notes.append(Note(path, "written once for each layer that reads it: ONNX Runtime does not load shared codes"))
+        return self._write_codes(path, coded, transpose)
 
     def matrix(self, constant: Constant) -> tuple[str, Grid] | None:
         """The codes, 8 bits, of a transposed matrix for an integer product, with their grid; None where there are none such."""
