@@ -26,6 +26,7 @@ from qexp.engine.probe import check_in_use
 from qexp.experiment.build import Built, quantized_copy
 from qexp.experiment.data_checks import check_analysis_images
 from qexp.experiment.prepare import Preparer
+from qexp.experiment.stored_numbers import UNCHANGED, as_stored, changed, circumstances
 from qexp.experiment.variants import Variant, make_variants
 from qexp.policy.table import plan_rows
 from qexp.tracking.journal import Journal
@@ -196,11 +197,24 @@ class Layers:
     def _float(self) -> _FloatNetwork:
         """Computed once a process, and only where something is missing."""
         owners = [row.info.module for row in self.rows]
+        evaluation = self._evaluate(self._network, reference=None)
+        self._check_unchanged(evaluation)
         return _FloatNetwork(
-            self._evaluate(self._network, reference=None),
+            evaluation,
             proxies.fisher_diagonal(self._reference, self._learned, self._batches(self._proxy_images)),
             proxies.input_power(self._reference, owners, self._batches(self._proxy_images)),
         )
+
+    def _check_unchanged(self, evaluation: Evaluation) -> None:
+        """Raise UserError where stored rows are of another network than this; keep what the next command compares with."""
+        key, now = self.prepared.variants[0].key, circumstances(self.device, self.config.evaluate.batch_size)
+        stored = self._stored.get(("reference", key))
+        if difference := changed(stored and stored["values"], evaluation, now):
+            remedy = f"{difference} To measure all anew, remove {self.journal.path}."
+            raise UserError("checkpoint", self.config.checkpoint, allowed=UNCHANGED, remedy=remedy)
+        if stored is None:
+            metrics = {"prec1": evaluation.metrics.prec1, "loss": evaluation.metrics.loss}
+            self._append("reference", key, metrics | as_stored(evaluation, now), layer=None, bits=None)
 
     def prec1(self) -> float:
         """Of the float network on these images, percent."""

@@ -106,7 +106,16 @@ def raised(error: BaseException) -> str:
 
 
 class JobsFailed(RuntimeError):
-    """Some jobs of a sweep failed; the reason of each is printed before."""
+    """Some jobs of a sweep failed; the reason of each is printed before.
+
+    Args:
+        message: how many, and what to do.
+        exit_code: 2 where all that failed is the user's to mend.
+    """
+
+    def __init__(self, message: str, exit_code: int = 1) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
 
 
 class RankFailed(RuntimeError):

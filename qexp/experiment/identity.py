@@ -66,6 +66,30 @@ def group_key(config: Config) -> str:
     return hash_json({key: value for key, value in asdict(config).items() if key not in dials})
 
 
+# What may differ between trainings of the same settings -> its name for people.
+_CONTENT = {
+    "data_hash": "data",
+    "source_hash": "source of the network",
+    "weights_hash": "weights to begin with",
+    "start_hash": "float training to begin from",
+}
+
+
+def differences(identity: Mapping[str, object], stored: Mapping[str, object]) -> list[str]:
+    """What tells a training from a stored one of the same settings, in words; empty where their settings differ.
+
+    Args:
+        identity: settings and hashes of content, as they are written beside a training.
+        stored: of another one; older versions wrote no hash but that of the data.
+    """
+    left_out = {*_CONTENT, "split_sizes", "format"}
+    ours, theirs = ({key: part for key, part in one.items() if key not in left_out} for one in (identity, stored))
+    if ours != theirs:
+        return []
+    known = [word for key, word in _CONTENT.items() if key in stored and identity.get(key) != stored[key]]
+    return known or [word for key, word in _CONTENT.items() if key in identity and key not in stored] or ["format"]
+
+
 def training_hash(
     config: Config,
     data_fingerprint: str,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -40,6 +40,7 @@ class Prepared:
         start: the float training that a quantization-aware one begins from.
         converted: the checkpoint, where such a training made it.
         data: the sets that this process holds.
+        rests_on: hashes that the training's is made of, beside its settings and data.
     """
 
     config: Config
@@ -51,6 +52,7 @@ class Prepared:
     places: Callable[[bool], Sequence[ActivationInfo]] = lambda layers_only: ()
     start: Prepared | None = None
     converted: Converted | None = None
+    rests_on: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def bundle(self) -> DataBundle:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from qexp.base.console import print_main
+from qexp.base.files import canonical_json
 from qexp.base.text import by_reason, counted
 from qexp.config.metrics import METRICS
 from qexp.engine.state import FitState
 from qexp.engine.trajectory import TrajectoryStore
+from qexp.experiment.identity import differences, training_identity
 from qexp.experiment.job import Prepared
 from qexp.policy.table import print_plan
 from qexp.tracking.record import Record
@@ -23,6 +26,7 @@ def plan(prepared: Sequence[Prepared], *, num_jobs: int) -> None:
         parts.append(f"{counted(len(starts), 'float training')} to begin from ({sum(map(is_stored, starts))} stored)")
     parts.append(counted(sum(len(one.variants) - 1 for one in prepared), "quantized variant"))
     print_main(f"{counted(num_jobs, 'job')}: {', '.join(parts)}")
+    print_main(*trained_anew([*starts, *trainings]))
     shown: list[tuple[object, str]] = []  # what tells plans apart, and the first variant that has it
     for one in prepared:
         print_main(*(f"note: {note}" for note in one.notes))
@@ -33,6 +37,26 @@ def plan(prepared: Sequence[Prepared], *, num_jobs: int) -> None:
             lines = printed.body if same == variant.label else [f"  the tensors of [{same}]"]
             notes = [f"  note: {note}; listed once" for note in variant.notes]
             print_main(f"[{variant.label}] {printed.summary}", *lines, *notes)
+
+
+def identity_of(one: Prepared) -> dict[str, object]:
+    """What a training's hash is made of, as it is written beside it."""
+    content = {"data_hash": one.bundle.fingerprint, "split_sizes": one.bundle.split_sizes}
+    return {**training_identity(one.config), **content, **one.rests_on}
+
+
+def trained_anew(trainings: Sequence[Prepared]) -> Iterator[str]:
+    """Notes: which stored trainings of the same settings do not answer for these, and why."""
+    for one in trainings:
+        store = TrajectoryStore(Path(one.config.runs_dir))
+        if store.open(one.training).info:
+            continue
+        identity = json.loads(canonical_json(identity_of(one)))
+        for other, stored in store.identities().items():
+            if words := differences(identity, stored):
+                streamed = " (files are known by their content now)" if one.bundle.streamed and words == ["data"] else ""
+                other_content = f"stored training {other} has the same settings, but other {' and '.join(words)}{streamed}"
+                yield f"note: {other_content}: {one.training} is trained anew"
 
 
 def float_starts(prepared: Sequence[Prepared]) -> list[Prepared]:

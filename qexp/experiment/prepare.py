@@ -82,8 +82,8 @@ class Preparer:
             for variant in variants:
                 check_calibration(variant, bundle)
         start = self._start(config)
-        training = _identity(config, bundle, variants, start, source)
-        return Prepared(config, variants, tensors, training, self.data, tuple(notes), places, start, converted)
+        training, rests_on = _identity(config, bundle, variants, start, source)
+        return Prepared(config, variants, tensors, training, self.data, tuple(notes), places, start, converted, rests_on)
 
     def _try(
         self, config: Config, bundle: DataBundle, source: str | None, model: nn.Module, build: Callable[[], nn.Module]
@@ -149,19 +149,24 @@ class Unprepared(UserErrors):
         super().__init__({str(error): error for error in errors}.values())
 
 
-def _identity(config: Config, bundle: DataBundle, variants: Sequence[Variant], start: Prepared | None, source: str | None) -> str:
+def _identity(
+    config: Config, bundle: DataBundle, variants: Sequence[Variant], start: Prepared | None, source: str | None
+) -> tuple[str, dict[str, str]]:
+    """The hash of a training or a checkpoint, and what a training's is made of beside settings and data."""
     weights = config.model.weights
     weights_hash = hash_file(Path(weights)) if weights not in (None, "DEFAULT") else None
     if config.checkpoint is None:
-        begun = None
+        begun: dict[str, str | None] = {}
         if config.qat.is_on:
             begun = {"plan": variants[1].plan.hash, "start": start.training if start is not None else None}
-        return training_hash(config, bundle.fingerprint, weights_hash, source, begun)
+        rests_on = {"weights_hash": weights_hash, "source_hash": source} | {f"{key}_hash": text for key, text in begun.items()}
+        training = training_hash(config, bundle.fingerprint, weights_hash, source, begun or None)
+        return training, {key: text for key, text in rests_on.items() if text is not None}
     model = {key: value for key, value in asdict(config.model).items() if key != "weights"} | (
         {"source": source} if source else {}
     )
     subject = {"checkpoint": hash_file(Path(config.checkpoint)), "model": model, "data": bundle.fingerprint}
-    return hash_json(subject)
+    return hash_json(subject), {}
 
 
 def _places(model: nn.Module, bundle: DataBundle, layers_only: bool) -> tuple[ActivationInfo, ...]:

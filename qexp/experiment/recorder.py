@@ -16,6 +16,7 @@ from qexp.engine import predictions
 from qexp.experiment.evaluator import Scored
 from qexp.experiment.job import Prepared
 from qexp.experiment.rows import record_of, run_key, run_row, sources
+from qexp.experiment.stored_numbers import as_stored, changed, circumstances
 from qexp.experiment.variants import Variant
 from qexp.tracking import environment, rows
 from qexp.tracking.journal import Journal
@@ -61,6 +62,8 @@ class Recorder:
         self._git = environment.git_revision()
         self._folder = prepared.folder / "variants"
         self._sources = sources(prepared.measured)
+        config = prepared.config
+        self._circumstances = circumstances(device, config.evaluate.batch_size, channels_last=config.train.channels_last)
         self.num_measured = 0  # evaluations made by this job; the others were stored
         self._stored: dict[str, dict[int, dict[str, Any]]] = {}
         for variant in prepared.variants:
@@ -113,6 +116,10 @@ class Recorder:
         """Variant key -> digest of its logits after this epoch, where it was evaluated before."""
         return {key: by_epoch[epoch]["digest"] for key, by_epoch in self._stored.items() if epoch in by_epoch}
 
+    def changed(self, epoch: int, of_float: Scored) -> str:
+        """How the float network of this epoch scores otherwise than stored; empty where it does not."""
+        return changed(self._stored[of_float.variant.key].get(epoch), of_float.evaluation, self._circumstances)
+
     def write(self, epoch: int, scored: Sequence[Scored], *, last: bool) -> list[Record]:
         """Record what was measured after `epoch`; returns the records, the float network's first."""
         of_float = scored[0].evaluation
@@ -122,7 +129,7 @@ class Recorder:
             record = record_of(self.prepared, item, epoch, float_network=of_float, device=self.device, versions=self.versions)
             if item.variant.key in missing:
                 record = self._keep_calibration(self._keep_predictions(record, item, last=last), item)
-                row = self._with_earlier({**record.as_row(), "digest": item.evaluation.digest})
+                row = self._with_earlier({**record.as_row(), **as_stored(item.evaluation, self._circumstances)})
                 record = replace(record, **{name: row.get(name, {}) for name in ADDED})
                 Journal(self._folder / f"{item.variant.key}.jsonl").append([row])
                 self._stored[item.variant.key][epoch] = row

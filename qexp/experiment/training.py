@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from qexp.base import dist
+from qexp.base.errors import UserError
 from qexp.base.types import Batch
 from qexp.config.later import stored_values
 from qexp.config.root import Config
@@ -20,11 +21,11 @@ from qexp.engine.hooks import NO_HOOKS
 from qexp.engine.state import FitState
 from qexp.engine.trajectory import Training, TrajectoryStore
 from qexp.experiment import messages
-from qexp.experiment.evaluator import Evaluator
-from qexp.experiment.identity import training_identity
+from qexp.experiment.evaluator import Evaluator, Scored
 from qexp.experiment.job import Prepared
 from qexp.experiment.qat_training import QatTraining
 from qexp.experiment.recorder import Recorder
+from qexp.experiment.stored_numbers import UNCHANGED
 from qexp.tracking import environment
 from qexp.tracking.journal import CONVERTED
 from qexp.tracking.record import Record
@@ -161,6 +162,8 @@ def _evaluate(
     for first in range(0, len(wanted), WRITE_EVERY):
         digests = recorder.digests(epoch) if recorder is not None else {}
         scored = evaluator.score(state, wanted[first : first + WRITE_EVERY], digests, float_network)
+        if float_network is None:
+            _check_unchanged(evaluator.prepared, recorder, epoch, scored[0])
         float_network = scored[0].evaluation
         if recorder is not None:
             written = recorder.write(epoch, scored, last=last)
@@ -169,11 +172,23 @@ def _evaluate(
     return records
 
 
+def _check_unchanged(prepared: Prepared, recorder: Recorder | None, epoch: int, of_float: Scored) -> None:
+    """Raise on all ranks where new numbers would stand beside those of another network."""
+    changed = dist.from_main(lambda: recorder.changed(epoch, of_float) if recorder is not None else "")
+    if not changed:
+        return
+    config = prepared.config
+    if config.checkpoint is not None:
+        remedy = f"{changed} To measure all anew, remove {prepared.folder}."
+        raise UserError("checkpoint", config.checkpoint, allowed=UNCHANGED, remedy=remedy)
+    remedy = f"Epoch {epoch}: {changed} fresh=true trains again."
+    raise UserError("training", prepared.training, allowed=UNCHANGED, remedy=remedy)
+
+
 def training_facts(one: Prepared) -> dict[str, Any]:
     """What the store writes beside a training: enough to list it and to run it again."""
-    identity = {**training_identity(one.config), "data_hash": one.bundle.fingerprint, "split_sizes": one.bundle.split_sizes}
     return {
-        "identity": identity,
+        "identity": messages.identity_of(one),
         "config": stored_values(asdict(one.config), Config),
         "versions": environment.versions(),
         "epochs": one.config.recipe.epochs,

@@ -5,7 +5,7 @@ Torch is loaded once Hydra has composed the jobs (under torchrun by each rank at
 Only rank 0 runs Hydra; the other ranks wait for checked jobs. Hydra on every rank was tried and rejected: sweep folders diverge,
 and a rank that fails alone pairs its next collective with another job's, which gives wrong numbers in silence.
 
-Exit codes: 0 done, 1 some job failed, 2 bad input and nothing started, 143 stopped by SIGTERM, 130 by Ctrl-C. They say what was
+Exit codes: 0 done, 1 some job failed, 2 bad input, 143 stopped by SIGTERM, 130 by Ctrl-C. They say what was
 done, not what was read: a command whose output nobody reads any more goes on.
 """
 
@@ -91,7 +91,7 @@ def _run(config_name: str, arguments: Sequence[str], sweep: Sweep, run: Run | No
         return 2
     except (JobsFailed, RankFailed, SaveError) as error:
         warn_main(f"qexp: {error}")
-        return 1
+        return error.exit_code if isinstance(error, JobsFailed) else 1
     except (KeyboardInterrupt, Preempted) as stop:
         asked = stop if isinstance(stop, Preempted) else Preempted(signal.SIGINT)
         warn_main(f"qexp: {asked}. The same command goes on where this one stopped.")

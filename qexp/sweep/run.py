@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from qexp.base.console import print_main, warn_main
-from qexp.base.errors import JobsFailed, RankFailed
+from qexp.base.errors import JobsFailed, RankFailed, UserError, UserErrors
 from qexp.base.files import SaveError, write_text_atomic
 from qexp.config.launcher import check_single, launcher_settings
 from qexp.config.root import Config
@@ -94,14 +94,16 @@ def run_sweep(
         files = report(config)
         resources.feeds.of(config).log_files(None, files)  # where workers ran the groups, this process has sent nothing yet
     if failed:
-        raise JobsFailed(f"{failed} of {len(groups)} trainings failed; the same command tries them again")
+        mistakes = all(isinstance(error, UserError | UserErrors) for error in failed)
+        remedy = "mend what is said above, then the same command goes on" if mistakes else "the same command tries them again"
+        raise JobsFailed(f"{len(failed)} of {len(groups)} trainings failed; {remedy}", exit_code=2 if mistakes else 1)
     return prepared
 
 
 def _launch_all(
     groups: Sequence[Sequence[int]], prepared: Sequence[Prepared], configs: Sequence[Config], launch: Launch, log: JobLog
-) -> int:
-    """Launch every group whatever becomes of the others; returns how many failed."""
+) -> list[Exception]:
+    """Launch every group whatever becomes of the others; returns why some failed."""
     jobs = [
         MergedJob(
             configs=tuple(configs[position] for position in positions),
@@ -110,7 +112,7 @@ def _launch_all(
         )
         for positions in groups
     ]
-    failed = 0
+    failed: list[Exception] = []
     with contextlib.closing(launch(jobs, prepared)) as outcomes:
         for number, error in outcomes:
             one = prepared[number]
@@ -122,13 +124,19 @@ def _launch_all(
                 log.note("failed", groups[number], error=error, traceback=kept)
             if isinstance(error, RankFailed):
                 raise error  # the process group cannot be used again
-            failed += 1
+            failed.append(error)
     return failed
 
 
 def failure(one: Prepared, error: Exception) -> Path | None:
-    """Say which training failed and why; the traceback goes to a file beside it, which is returned, or to the screen."""
-    warn_main(f"qexp: training {one.training} failed: {type(error).__name__}: {error}")
+    """Say which training failed and why; the traceback goes to a file beside it, which is returned, or to the screen.
+
+    A mistake of the user's that shows only while a job runs has none.
+    """
+    mistake = isinstance(error, UserError | UserErrors)
+    warn_main(f"qexp: training {one.training} failed: {'' if mistake else f'{type(error).__name__}: '}{error}")
+    if mistake:
+        return None
     text, path = "".join(traceback.format_exception(error)), one.folder / "traceback.txt"
     try:
         write_text_atomic(path, text)

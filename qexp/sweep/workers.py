@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+from qexp.base.errors import UserErrors
 from qexp.config.launcher import LauncherSettings
 from qexp.sweep.types import MergedJob
 from qexp.sweep.worker import Failure, Submission, run_logged
@@ -151,6 +152,8 @@ def as_exception(failure: Failure | None) -> Exception | None:
     """The exception of a worker, by the name and with the traceback that it had there."""
     if failure is None:
         return None
+    if failure.kind in ("UserError", "UserErrors"):
+        return UserErrors([ValueError(failure.message)])
     error = type(failure.kind, (RuntimeError,), {})(failure.message)
     error.__cause__ = RuntimeError(f"in the worker:\n{failure.traceback}")
     return error

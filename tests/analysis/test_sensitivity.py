@@ -69,7 +69,8 @@ def test_what_is_stored_is_not_measured_again(analyze, monkeypatch):
     assert analyze().code == 0
     first = stored()
     kinds = [row["kind"] for row in first]
-    assert sorted(set(kinds)) == ["float", "loss", "proxy", "trace"] and kinds.count("loss") == kinds.count("proxy") == 2
+    assert sorted(set(kinds)) == ["float", "loss", "proxy", "reference", "trace"]
+    assert kinds.count("loss") == kinds.count("proxy") == 2
     table = rows()
 
     def never(*arguments, **settings):
