@@ -140,7 +140,7 @@ def write_report(
         rounded += [seeds_display(verdict.seeds, verdict.table, verdict.metrics)] if len(verdict.seeds) else []
         screen = ["\n".join(["mean +- sd over seeds", "", *lines(table, rule=True)]) for table in rounded[1:]]
         screen += [format_table(verdict.table, verdict.metrics), *(["\n".join(words)] if words else [])]
-    tables = [*write_tables(name, records, folder, sweeps, jobs, verdict).values()]
+    tables = [*write_tables(name, records, folder, verdict, sweeps, jobs).values()]
     tables += write_exports(name, exports, folder)
     tables += write_asked(folder, made)
     tables += [folder / FILE] if verdict is not None and verdict.digest else []

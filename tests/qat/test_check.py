@@ -57,7 +57,7 @@ class Raising(Half):
         ("pact", {"decay": None}, "decay=None: allowed is scale_decay or alpha_decay, as it learns. .*It learns alpha"),
         ("ste", {"decay": "scale_decay"}, "decay=scale_decay: allowed is None. Its quantizers learn nothing"),
         ("pact", {"why_unfolded": ""}, "why_unfolded='': allowed is a reason"),
-        ("lsq", {"mask": "all"}, "mask=all: allowed is 'paper' or 'rounded'"),
+        ("lsq", {"mask": "all"}, "mask=all: allowed is one of paper, rounded"),
         ("lsq", {"granularities": ["per_tensor"]}, r"granularities=\['per_tensor'\]: allowed is a valid tuple"),
         ("lsq", {"first_steps": ()}, "first_steps=.*: allowed is at least one"),
         (

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -13,8 +13,7 @@ from qexp.base.table import Column, Table, lines, markdown_table, markdown_text
 from qexp.base.text import MIB
 from qexp.config.metrics import ALWAYS, MetricInfo
 from qexp.reporting.frames.comparison import has_qat, shared_words
-from qexp.reporting.frames.jobs import variant_states
-from qexp.reporting.frames.summary import CONTROL, is_control, is_float, seed_table, summarize, widths_of
+from qexp.reporting.frames.summary import CONTROL, is_control, is_float, widths_of
 from qexp.reporting.statistics.pairs import ALIKE, BEST, WORSE
 from qexp.reporting.statistics.verdict import EXPLAINED, Verdict
 from qexp.reporting.tables.columns import DESCRIBING, GRID, Filled
@@ -35,49 +34,37 @@ def write_tables(
     name: str,
     records: pd.DataFrame,
     folder: Path,
+    verdict: Verdict | None,
     sweeps: Sequence[SweepRow] = (),
     jobs: pd.DataFrame | None = None,
-    verdict: Verdict | None = None,
 ) -> dict[str, Path]:
     """Write `table.csv`, `epochs.csv`, `table.md`, and `seeds.csv` where seeds were repeated, `jobs.csv` where jobs are known.
 
-    With a verdict the tables hold its columns, and `pairs.csv` compares any two rows.
-
-    Tables of evaluations are written where there is one. Returns the files by name.
+    `pairs.csv` compares any two rows. Tables of evaluations are written where there is one. Returns the files by name.
 
     Args:
         name: experiment.
         records: of `load_records`.
         folder: `results/<name>`.
+        verdict: of `compare_variants`; None where nothing was evaluated.
         sweeps: of `load_sweeps`; commands, versions and revisions for `table.md`.
         jobs: of `load_jobs`.
-        verdict: of `compare_variants`.
     """
-    texts = {} if jobs is None or jobs.empty else {"jobs.csv": csv_text(jobs)}
-    if not records.empty:
-        texts |= _texts(name, records, sweeps, {} if jobs is None else variant_states(jobs), verdict)
-    return {path.name: path for path in write_texts(folder, {"seeds.csv": "", "pairs.csv": "", **texts})}
+    texts = {"seeds.csv": "", "pairs.csv": ""} | ({} if jobs is None or jobs.empty else {"jobs.csv": csv_text(jobs)})
+    texts |= {} if verdict is None else _texts(name, records, sweeps, verdict)
+    return {path.name: path for path in write_texts(folder, texts)}
 
 
-def _texts(
-    name: str,
-    records: pd.DataFrame,
-    sweeps: Sequence[SweepRow],
-    states: Mapping[tuple[str, str], str],
-    verdict: Verdict | None,
-) -> dict[str, str]:
-    """The files made of evaluations, by name."""
-    table = summarize(records, states) if verdict is None else verdict.table
-    seeds = seed_table(table) if verdict is None else verdict.seeds
-    metrics = ALWAYS if verdict is None else verdict.metrics
+def _texts(name: str, records: pd.DataFrame, sweeps: Sequence[SweepRow], verdict: Verdict) -> dict[str, str]:
+    """The files made of evaluations, by name; a table without rows has no text."""
     epochs = records.assign(
         versions=[" ".join(f"{name}={text}" for name, text in versions.items()) for versions in records["versions"]],
     )
-    words = () if verdict is None else (*verdict.sentences, *verdict.gaps, *_stored(verdict))
-    text = markdown(name, table, seeds, sweeps, words, () if verdict is None else verdict.protocols, metrics)
-    texts = {"table.csv": csv_text(_flat(table)), "epochs.csv": csv_text(_flat(epochs)), "table.md": text}
-    texts |= {"pairs.csv": csv_text(verdict.pairs)} if verdict is not None and len(verdict.pairs) else {}
-    return texts | ({"seeds.csv": csv_text(seeds)} if len(seeds) else {})
+    words = (*verdict.sentences, *verdict.gaps, *_stored(verdict))
+    text = markdown(name, verdict.table, verdict.seeds, sweeps, words, verdict.protocols, verdict.metrics)
+    texts = {"table.csv": csv_text(_flat(verdict.table)), "epochs.csv": csv_text(_flat(epochs)), "table.md": text}
+    more = {"pairs.csv": verdict.pairs, "seeds.csv": verdict.seeds}
+    return texts | {file: csv_text(frame) if len(frame) else "" for file, frame in more.items()}
 
 
 def _flat(frame: pd.DataFrame) -> pd.DataFrame:

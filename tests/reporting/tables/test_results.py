@@ -8,7 +8,10 @@ import pytest
 from qexp.base.errors import UserError
 from qexp.report import ReportSettings, run
 from qexp.reporting.frames.load import load_records, load_sweeps
+from qexp.reporting.frames.predictions import StoredPredictions, float_keys
 from qexp.reporting.frames.summary import seed_table, summarize
+from qexp.reporting.statistics.paired import with_statistics
+from qexp.reporting.statistics.verdict import compare_variants
 from qexp.reporting.tables.render import RENDERERS
 from qexp.reporting.tables.results import format_table, markdown, write_tables
 
@@ -154,7 +157,10 @@ def test_files(write, training, tmp_path):
     folder = tmp_path / "results" / "exp"
     folder.mkdir(parents=True)
     (folder / "seeds.csv").write_text("of an earlier report")
-    paths = write_tables("exp", records, folder, load_sweeps("exp", runs_dir))
+    stored = StoredPredictions(floats=float_keys(records))
+    records = with_statistics(records, stored)
+    verdict = compare_variants(summarize(records), records, stored)
+    paths = write_tables("exp", records, folder, verdict, load_sweeps("exp", runs_dir))
     assert sorted(paths) == ["epochs.csv", "table.csv", "table.md"]
     assert sorted(path.name for path in folder.iterdir()) == ["epochs.csv", "table.csv", "table.md"]
     table = list(csv.DictReader(paths["table.csv"].read_text().splitlines()))
