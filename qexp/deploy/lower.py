@@ -112,7 +112,8 @@ def lower_untried(prepared: Prepared, variant: Variant) -> Lowered:
         if not quantizer.spec.dynamic:
             low = 0.0 if non_negative[name] else -1.0  # zero points as they will be: a runtime may load one and not the other
             quantizer.set_range(torch.full_like(quantizer.scale, low), torch.full_like(quantizer.scale, 1.0))
-    tensors, weights = tensors_of(module), {}
+    tensors = tensors_of(module)
+    weights: dict[str, WeightCodes] = {}
     for name, spec in variant.plan.quantized.items():
         if has_codes(spec) and name in tensors and bool(tensors[name].any()):
             weights |= dict.fromkeys(names_read(module, name, tensors), weight_codes(tensors[name], spec))
