@@ -25,6 +25,7 @@ from qexp.engine.device import pick_device
 from qexp.experiment.data_checks import check_calibration, check_evaluation, check_metrics
 from qexp.experiment.identity import training_hash
 from qexp.experiment.job import Prepared, load_network, untrained_network
+from qexp.experiment.memory import check_memory
 from qexp.experiment.variants import Variant, converted_variants, make_variants
 from qexp.nn.activation_points import activations
 from qexp.nn.graph import trace
@@ -65,6 +66,8 @@ class Preparer:
         converted = None if config.checkpoint is None else load_converted(config.checkpoint)
         model, notes = load_network(config, bundle, converted)
         channels, height, width = bundle.image_shape
+        if self._check_device and pick_device(config.device).type == "cpu":
+            check_memory(config, model, bundle)
         tensors = inventory(model, torch.zeros(2, channels, height, width))
         if config.checkpoint is None:
             tensors = as_trained(tensors)
