@@ -23,7 +23,7 @@ class RuntimeInfo(Info):
     Args:
         name: as in `export.runtime=NAME`, tables and MLflow's keys.
         summary: one line for people.
-        code: import string of a function, `(path of the ONNX file, threads, codes to show) -> qexp.deploy.runtimes.RunBatch`.
+        code: import string of a function, `(path of the ONNX file, threads, codes to show) -> qexp.deploy.runtimes.Loaded`.
         distribution: whose version is recorded.
         module: that is imported.
         install: what to give pip where the module is missing.

@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from qexp.base.memory import process_bytes
 from qexp.deploy.graph_nodes import called_module
 from qexp.deploy.onnx.operators import KEEPS_VALUES, handler_of
 from qexp.deploy.onnx.shapes import dropout, identity
@@ -103,21 +104,16 @@ def _reset_peak() -> int:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:
         return _peak()
-    return _status("VmRSS")
+    return process_bytes("VmRSS")
 
 
 def _peak() -> int:
     """The peak of this process's resident memory in bytes."""
     if Path("/proc/self/status").exists():
-        return _status("VmHWM")
+        return process_bytes("VmHWM")
     import resource  # Unix alone
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-
-
-def _status(key: str) -> int:
-    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{key}:"))
 
 
 def layer_bits(network: GraphNetwork, weights: Mapping[str, WeightCodes]) -> dict[str, tuple[int, int]]:

@@ -39,7 +39,7 @@ def floor_dead_channels(network: GraphNetwork, weights: Mapping[str, WeightCodes
     quantizers, parameters = value_quantizers(network), dict(network.named_parameters(remove_duplicate=False))
     floored = dict(weights)
     for call in layer_calls(network):
-        quantizer, weight = quantizers.get(call.node.all_input_nodes[0]), floored.get(call.weight)
+        quantizer, weight = quantizers.get(call.source), floored.get(call.weight)
         if call.bias is None or quantizer is None or weight is None or weight.qparams.axis != 0:
             continue
         if quantizer.spec.dynamic or quantizer.axis is not None:

@@ -24,12 +24,13 @@ from qexp.base.files import hash_file, hash_json, write_atomic
 from qexp.base.text import by_reason, file_name
 from qexp.config.export import RUNTIMES
 from qexp.deploy.activation_codes import load_values_
+from qexp.deploy.alarms import failures
 from qexp.deploy.cost import bops, latency, layer_bits, peak_memory_bytes
 from qexp.deploy.fidelity import EVALUATED, Fidelity, FidelityRun, images_of, simulation_of
 from qexp.deploy.lower import Lowered, example_of, lower, lower_float, lower_untried
 from qexp.deploy.onnx.qdq import Exported, export_qdq
 from qexp.deploy.runtimes import open_runtime, runtime_version
-from qexp.deploy.stages import FLOAT, SIMULATED
+from qexp.deploy.stages import FLOAT, SIMULATED, Stage
 from qexp.deploy.torch_export import PROGRAM_SUFFIX, save_program
 from qexp.experiment.job import Prepared
 from qexp.experiment.recorder import Recorder
@@ -38,10 +39,11 @@ from qexp.nn.macs import macs_per_layer
 from qexp.tracking import environment, rows
 from qexp.tracking.journal import Journal
 
-EXPORT_VERSION = 1  # raise it when the same file comes to be measured otherwise
+EXPORT_VERSION = 2  # raise it when the same file comes to be measured otherwise
 FILE, EXAMPLE = "network.onnx", "example.npz"
 PROGRAM = str(Path(FILE).with_suffix(PROGRAM_SUFFIX))
 _NOT_MEASURED = ("folder", "register", "torch_export")
+_STAGE_METRICS = ("prec1", "prec5", "agreement", "logit_sqnr_db", "max_steps", "layer_steps", "differ_pct", "integer_macs_pct")
 _MEASURES_COST = ("cost", "batch_sizes", "repeats", "warmup")
 
 
@@ -88,7 +90,7 @@ def _check_variant(prepared: Prepared, variant: Variant) -> None:
 
 
 def _write(prepared: Prepared, variant: Variant, lowered: Lowered, path: Path) -> Exported:
-    """Write the file, and the program beside it where a setting wants it; both hold the same biases."""
+    """Write the file, and the program beside it where a setting wants it; both hold the same values."""
     settings, example = variant.config.export, example_of(prepared)
     about = {"label": variant.label, "model": variant.config.model.name, "data": variant.config.data.name, "key": variant.key}
     exported = export_qdq(
@@ -116,16 +118,12 @@ class _ExportJob:
         self.config, self.settings = variant.config, variant.config.export
         words = [variant.label, *["int4"] * self.settings.pack_int4, *["signed"] * (not self.settings.unsigned)]
         self.folder = self.settings.folder_of(self.config.runs_dir, self.config.name) / file_name(" ".join(words))
+        self.path = self.folder / FILE
         self.measurements = Journal(prepared.folder / "exports" / f"{variant.key}.jsonl", needs=("asked", "digest"))
         decide = {key: value for key, value in asdict(self.settings).items() if key not in _NOT_MEASURED}
         self.key = hash_json({key: value for key, value in decide.items() if key not in _MEASURES_COST})
         versions = {name: runtime_version(name) for name in self.settings.runtimes}
         self.asked = hash_json({"export": decide, "version": EXPORT_VERSION, "cpu": environment.cpu_model(), **versions})
-
-    @property
-    def path(self) -> Path:
-        """Of the file."""
-        return self.folder / FILE
 
     def stored(self) -> dict[str, Any] | None:
         """The row of an earlier measurement of the same file in the same way; None where there is none, or with fresh=true.
@@ -146,7 +144,8 @@ class _ExportJob:
         lowered, written = self._write()
         print_main(f"  {self.variant.label}: {self.path} written, {written.size_bytes / 1024:.1f} KiB")
         plain = self._plain() if not self.variant.is_float else written
-        fidelity = FidelityRun(self.config, self.prepared.network().eval(), lowered, written).run(self.prepared)
+        network, example = self.prepared.network().eval(), example_of(self.prepared)
+        fidelity = FidelityRun(self.config, network, lowered, written, self.variant.plan.quantized, example).run(self.prepared)
         row = {
             "asked": self.asked,
             "key": self.key,
@@ -162,7 +161,7 @@ class _ExportJob:
             "threads": self.settings.threads,
             "cpu": environment.cpu_model(),
             "sizes": {"fp32": plain.size_bytes, "file": written.size_bytes, "packed": self.variant.size_bytes},
-            "rungs": [{**asdict(stage), "version": fidelity.versions.get(stage.name, "")} for stage in fidelity.stages],
+            "rungs": [_stage_row(stage, fidelity) for stage in fidelity.stages],
             "cost": list(self._cost(plain.path)) if self.settings.cost else [],
             "layers": self._layers(lowered),
             "alarms": self._alarms(fidelity),
@@ -241,11 +240,7 @@ class _ExportJob:
 
     def _alarms(self, fidelity: Fidelity) -> list[str]:
         """Layers that failed, and a copy that does not score as the evaluated one did."""
-        alarms = [
-            f"{stage.name} at {stage.failed_layer}: {stage.layer_steps} steps from integers, 1 is allowed"
-            for stage in fidelity.stages
-            if stage.passed is False
-        ]
+        alarms = [text for stage in fidelity.stages for text in failures(stage)]
         if self.recorder.device != "cpu" or self.config.train.channels_last:  # sums of floats depend on it
             return alarms
         by_name = {stage.name: stage for stage in fidelity.stages}
@@ -272,12 +267,25 @@ class _ExportJob:
         return lowered, written
 
 
+def _stage_row(stage: Stage, fidelity: Fidelity) -> dict[str, Any]:
+    return {**asdict(stage), "float_layers": ", ".join(stage.float_layers), "version": fidelity.versions.get(stage.name, "")}
+
+
 def _metrics(measured: dict[str, Any]) -> Iterator[tuple[str, float]]:
     """What MLflow gets of a variant: fidelity stages, sizes, costs."""
     prefix = "" if measured["split"] == "test" else f"{measured['split']}/"
     for stage in measured["rungs"]:
         if stage["name"] != FLOAT:
-            for key in ("prec1", "prec5", "agreement", "logit_sqnr_db", "max_steps", "layer_steps"):
+            for key in (
+                "prec1",
+                "prec5",
+                "agreement",
+                "logit_sqnr_db",
+                "max_steps",
+                "layer_steps",
+                "differ_pct",
+                "integer_macs_pct",
+            ):
                 if stage[key] is not None:
                     yield f"{prefix}{stage['name']}/{key}", stage[key]
     for name, size in measured["sizes"].items():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +13,8 @@ from qexp.base.outputs import main_output
 from qexp.base.types import Batch
 from qexp.config.root import Config
 from qexp.deploy.activation_codes import load_values_, simulated_codes
+from qexp.deploy.coded_network import names_read, tensors_of
+from qexp.deploy.dead_channels import value_quantizers
 from qexp.deploy.integer_network import integer_codes
 from qexp.deploy.lower import Lowered
 from qexp.deploy.onnx.qdq import Exported
@@ -21,7 +23,12 @@ from qexp.deploy.stages import FLOAT, INTEGER, SIMULATED, Outcome, Stage, StageC
 from qexp.experiment.job import Prepared
 from qexp.nn.fake_quant import fake_quants
 from qexp.nn.graph import GraphNetwork
+from qexp.nn.layer_calls import layer_calls
+from qexp.nn.macs import macs_per_layer
 
+_MAX_BYTES = 2**29
+_BYTES_PER_CODE = 20  # int32 of the simulation, the integers, a runtime and the reference, and the runtime's own
+_BYTES_PER_VALUE = 64  # float64 operands and results of the largest layer, and what a convolution lays out for itself
 EVALUATED = "evaluated"  # the copy as `qexp.evaluate` scores it, where the simulation is another
 
 
@@ -112,9 +119,13 @@ class FidelityRun:
         network: float, as trained, in eval mode.
         lowered: what was written.
         exported: the file.
+        planned: names of the weights that the plan rounds to integers.
+        example: [1, C, H, W].
     """
 
-    def __init__(self, config: Config, network: nn.Module, lowered: Lowered, exported: Exported) -> None:
+    def __init__(
+        self, config: Config, network: nn.Module, lowered: Lowered, exported: Exported, planned: Collection[str], example: Tensor
+    ) -> None:
         settings = config.export
         self.config, self.network, self.lowered, self.settings = config, network, lowered, settings
         quantizers = fake_quants(lowered.network)
@@ -123,6 +134,11 @@ class FidelityRun:
         self.simulation = simulation_of(config, lowered, exported)
         self.is_exact = self.simulation is not lowered.network
         self.runtimes = {name: Runtime.open(name, exported, settings.threads) for name in settings.runtimes}
+        self.planned = planned_layers(lowered.network, planned, example)
+        # A batch that gives ranges of its own is one whole; without integers there are no codes to hold.
+        is_whole = not self.has_integers or any(quantizer.spec.dynamic for quantizer in quantizers.values())
+        self.at_once = config.evaluate.batch_size if is_whole else images_at_once(self.simulation, example)
+        self._ran: set[str] = set()
 
     @torch.no_grad()
     def run(self, prepared: Prepared) -> Fidelity:
@@ -136,28 +152,72 @@ class FidelityRun:
         comparison = StageComparison(self.simulation, self.lowered.weights, names, requantization=self.settings.requantization)
         left = self.settings.num_compared
         for batch in images_of(prepared):
-            with_codes = self.has_integers and (left is None or left > 0)
-            comparison.add(batch.images, batch.labels, self._outcomes(batch.images, with_codes))
-            left = None if left is None else left - len(batch.labels)
+            # What was evaluated is scored in the evaluation's batches, all else by as many images as memory allows.
+            scored = {FLOAT: main_output(self.network(batch.images)).float()}
+            scored[EVALUATED if self.is_exact else SIMULATED] = self.lowered.network(batch.images)
+            for part in torch.arange(len(batch.labels)).split(self.at_once):
+                with_codes = self.has_integers and (left is None or left > 0)
+                logits = {name: values[part] for name, values in scored.items()}
+                comparison.add(batch.images[part], batch.labels[part], self._outcomes(batch.images[part], logits, with_codes))
+                left = None if left is None else left - len(part)
         versions = {name: runtime.plain.version for name, runtime in self.runtimes.items()}
-        stages = tuple(stage for stage in comparison.stages() if not (self.is_float and stage.name == SIMULATED))
-        return Fidelity(stages, versions, tuple(self._notes()))
+        stages = [stage for stage in comparison.stages() if not (self.is_float and stage.name == SIMULATED)]
+        return Fidelity(tuple(map(self._with_integers, stages)), versions, tuple(self._notes()))
 
-    def _outcomes(self, images: Tensor, with_codes: bool) -> dict[str, Outcome]:
-        outcomes = {FLOAT: Outcome(main_output(self.network(images)).float())}
+    def _outcomes(self, images: Tensor, scored: Mapping[str, Tensor], with_codes: bool) -> dict[str, Outcome]:
+        outcomes = {name: Outcome(logits) for name, logits in scored.items()}
         if with_codes:
             codes, logits = simulated_codes(self.simulation, images)
-            outcomes[SIMULATED] = Outcome(logits, codes)
-        else:
-            outcomes[SIMULATED] = outcomes[FLOAT] if self.is_float else Outcome(self.simulation(images))
-        if self.is_exact:
-            outcomes[EVALUATED] = Outcome(self.lowered.network(images))
+            outcomes[SIMULATED] = Outcome(scored.get(SIMULATED, logits), codes)
+        elif SIMULATED not in outcomes:
+            outcomes[SIMULATED] = Outcome(self.simulation(images))
         if self.has_integers:
             codes, logits = integer_codes(
-                self.simulation, self.lowered.weights, images, requantization=self.settings.requantization
+                self.simulation, self.lowered.weights, images, requantization=self.settings.requantization, ran=self._ran
             )
             outcomes[INTEGER] = Outcome(logits, codes if with_codes else None)
         return outcomes | {name: runtime.outcome(images, with_codes=with_codes) for name, runtime in self.runtimes.items()}
 
-    def _notes(self) -> list[str]:
-        return [] if self.has_integers or self.is_float else ["no integers to compare, since activations are float"]
+    def _with_integers(self, stage: Stage) -> Stage:
+        """A stage with what it ran in integers."""
+        if not self.has_integers:
+            return stage
+        if stage.name == INTEGER:
+            return stage.with_integers(self.planned, self._ran)
+        integer_layers = self.runtimes[stage.name].plain.integer_layers if stage.name in self.runtimes else None
+        return stage if integer_layers is None else stage.with_integers(self.planned, integer_layers())
+
+    def _notes(self) -> Iterator[str]:
+        if not self.has_integers and not self.is_float:
+            yield "no integers to compare, since activations are float"
+        if self.has_integers and not self.planned:
+            yield "no layer is planned in integers: nothing could show that integers were multiplied"
+        silent = [name for name, runtime in self.runtimes.items() if runtime.plain.integer_layers is None]
+        if self.has_integers and silent:
+            yield f"{', '.join(silent)}: does not tell which layers it computes in integers"
+
+
+def planned_layers(network: GraphNetwork, weights: Collection[str], example: Tensor) -> dict[str, int]:
+    """Layer -> MACs of one image, of the layers that a plan has in integers: it rounds their weights and what they read.
+
+    Args:
+        network: of `Lowered`.
+        weights: names of the weights that the plan rounds.
+        example: [1, C, H, W].
+    """
+    quantizers, tensors, macs = value_quantizers(network), tensors_of(network), macs_per_layer(network, example)
+    rounded = {alias for name in weights if name in tensors for alias in names_read(network, name, tensors)}
+    calls = [call for call in layer_calls(network) if call.weight in rounded and call.source in quantizers]
+    return {(layer := call.weight.removesuffix(".weight")): macs.get(layer, 0) for call in calls}
+
+
+def images_at_once(network: GraphNetwork, example: Tensor) -> int:
+    """How many images to compare at a time, so that their codes and the values behind them take at most half a GiB.
+
+    Args:
+        network: whose activation points are compared.
+        example: [1, C, H, W].
+    """
+    sizes = [codes.numel() for codes in simulated_codes(network, example)[0].values()]
+    per_image = _BYTES_PER_CODE * sum(sizes) + _BYTES_PER_VALUE * max(sizes, default=0)
+    return max(1, _MAX_BYTES // max(1, per_image))

@@ -34,6 +34,7 @@ def integer_codes(
     *,
     requantization: str = "float32",
     given: Mapping[str, Tensor] | None = None,
+    ran: set[str] | None = None,
 ) -> tuple[dict[str, Tensor], Tensor]:
     """The codes of every activation point, int32, as integer hardware has them, and the logits.
 
@@ -44,6 +45,7 @@ def integer_codes(
         requantization: of `qexp.deploy.integer_layer.requantize`.
         given: activation point -> codes that a runtime has there: what follows a point is computed from these, and the result is
             what each point would have been, had everything before it been as given.
+        ran: gets the names of the layers that were computed in integers.
 
     Raises:
         UserError: an accumulator beyond 32 bits; names the layer.
@@ -51,6 +53,8 @@ def integer_codes(
     run = _IntegerRun(network, weights, requantization, given or {})
     with evaluating(network):
         logits = run.run(images)
+    if ran is not None:
+        ran |= run.ran
     return run.codes, logits
 
 
@@ -66,6 +70,7 @@ class _IntegerRun(fx.Interpreter):
         self.points = {node: point for point, node in code_nodes(network).items()}
         self.grids: dict[fx.Node, QParams | None] = {}
         self.codes: dict[str, Tensor] = {}
+        self.ran: set[str] = set()
 
     def run_node(self, n: fx.Node) -> Any:
         """Run a node, in integers where it is a layer of codes."""
@@ -100,6 +105,7 @@ class _IntegerRun(fx.Interpreter):
 
     def _layer(self, node: fx.Node, layer: nn.Conv2d | nn.Linear, x: QParams, weight: WeightCodes) -> Tensor:
         """The values of a layer's codes, or of its accumulators where no quantizer follows."""
+        self.ran.add(str(node.target))
         scale, source = accumulator_scale(x, weight.qparams), first_input(node)
         bias = None if layer.bias is None or self._is_dynamic(source) else bias_codes(layer.bias, scale)
         codes = codes_from(self.env[source], x)

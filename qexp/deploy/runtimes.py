@@ -15,10 +15,11 @@ from __future__ import annotations
 import functools
 import importlib.metadata
 import importlib.util
+import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -30,6 +31,20 @@ from qexp.deploy.onnx.writer import INPUT, OUTPUT, onnx_library
 from qexp.deploy.torch_export import PROGRAM_SUFFIX, open_program
 
 RunBatch = Callable[[Tensor, bool], Sequence[Tensor]]
+_INTEGER_OPERATORS = ("QLinearConv", "ConvInteger", "QGemm", "QLinearMatMul", "MatMulInteger", "DynamicQuantizeMatMul")
+
+
+@dataclass(frozen=True, eq=False)
+class Loaded:
+    """What the code of a runtime's row gives.
+
+    Args:
+        run_batch: (images, with codes?) -> logits, and the codes of each activation point behind them.
+        integer_layers: gives the names of the layers that it computes in integers; None where the runtime does not tell.
+    """
+
+    run_batch: RunBatch
+    integer_layers: Callable[[], frozenset[str]] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,13 +55,15 @@ class Session:
         name: of the runtime.
         version: of the runtime.
         offsets: activation point -> what was added to its codes in the file, in order of execution.
-        run_batch: (images, with codes?) -> logits, and the codes of each activation point behind them.
+        run_batch: of `Loaded`.
+        integer_layers: of `Loaded`.
     """
 
     name: str
     version: str
     offsets: Mapping[str, int]
     run_batch: RunBatch
+    integer_layers: Callable[[], frozenset[str]] | None = None
 
     def run(self, images: Tensor) -> Tensor:
         """Float32 [N, C, H, W] -> float32 [N, classes] logits."""
@@ -90,8 +107,8 @@ def open_runtime(name: str, path: Path, *, threads: int = 1, outputs: Mapping[st
         raise UserError("export.runtime", name, allowed=installed_runtimes(), remedy=remedy)
     codes = dict(outputs or {})
     try:
-        load = cast("Callable[[Path, int, Mapping[str, CodeTensor]], RunBatch]", RUNTIMES.load(name))
-        run_batch = load(path, threads, codes)
+        load = cast("Callable[[Path, int, Mapping[str, CodeTensor]], Loaded]", RUNTIMES.load(name))
+        loaded = load(path, threads, codes)
     except UserError:
         raise
     except Exception as error:  # each runtime has errors of its own
@@ -100,7 +117,36 @@ def open_runtime(name: str, path: Path, *, threads: int = 1, outputs: Mapping[st
         allowed = "a runtime that loads this network"
         raise UserError("export.runtime", name, allowed=allowed, remedy=f"It says: {message}") from error
     offsets = {point: tensor.offset for point, tensor in codes.items()}
-    return Session(name, runtime_version(name), offsets, run_batch)
+    return Session(name, runtime_version(name), offsets, loaded.run_batch, loaded.integer_layers)
+
+
+_PRODUCT = """<ir_version: 10, opset_import: ["": 21]> product (float[N,64,1,1] images) => (float[N,16,1,1] logits)
+    <float s = {1.0}, uint8 z = {0}, int8[16,64,1,1] w = {%s}, int8 wz = {0}> {
+        codes = QuantizeLinear(images, s, z)
+        x = DequantizeLinear(codes, s, z)
+        weight = DequantizeLinear(w, s, wz)
+        sums = Conv(x, weight)
+        relu = Relu(sums)
+        logits = Identity(relu)
+    }"""
+
+
+@functools.cache
+def saturates(name: str) -> bool:
+    """Whether a runtime's integers saturate on this CPU as qexp runs it: 64 times 255 * 127 in a convolution shows it.
+
+    Args:
+        name: of the runtime; one that reads no ONNX file is not tried.
+    """
+    import onnx.parser
+
+    if RUNTIMES[name].reads != "onnx":
+        return False
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "product.onnx"
+        path.write_bytes(onnx.parser.parse_model(_PRODUCT % ", ".join(["127"] * 1024)).SerializeToString())
+        sums = open_runtime(name, path).run(torch.full((1, 64, 1, 1), 255.0))
+    return bool((sums != 64 * 255 * 127).any())
 
 
 @functools.cache
@@ -117,14 +163,11 @@ def onnxruntime_saturates() -> bool:
     return bool((sums != 64 * 255 * 127).any())
 
 
-def load_onnxruntime(path: Path, threads: int, codes: Mapping[str, CodeTensor]) -> RunBatch:
+def load_onnxruntime(path: Path, threads: int, codes: Mapping[str, CodeTensor]) -> Loaded:
     """The file in ONNX Runtime; without codes as it is."""
     import onnxruntime
 
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads, options.inter_op_num_threads, options.log_severity_level = threads, 1, 3
-    if onnxruntime_saturates():
-        options.add_session_config_entry("session.x64quantprecision", "1")
+    options = _onnxruntime_options(threads)
     model = show_codes(path, codes.values()) if codes else str(path)
     session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
@@ -132,30 +175,62 @@ def load_onnxruntime(path: Path, threads: int, codes: Mapping[str, CodeTensor]) 
         names = None if with_codes else [OUTPUT]
         return [torch.from_numpy(array) for array in session.run(names, {INPUT: images.contiguous().numpy()})]
 
-    return call
+    return Loaded(call, lambda: _onnxruntime_integers(path))
 
 
-def load_openvino(path: Path, threads: int, codes: Mapping[str, CodeTensor]) -> RunBatch:
+def _onnxruntime_options(threads: int) -> Any:
+    """Options of a session: exact kernels where the fast ones saturate."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads, options.log_severity_level = threads, 1, 3
+    if onnxruntime_saturates():
+        options.add_session_config_entry("session.x64quantprecision", "1")
+    return options
+
+
+def _onnxruntime_integers(path: Path) -> frozenset[str]:
+    """The layers whose weights integer operators read in the graph that ONNX Runtime makes of a file."""
+    import onnxruntime
+
+    options = _onnxruntime_options(1)
+    with tempfile.TemporaryDirectory() as folder:
+        options.optimized_model_filepath = str(Path(folder) / "lowered.onnx")
+        onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        nodes = onnx_library().load(options.optimized_model_filepath).graph.node
+    inputs = {name for node in nodes if node.op_type.startswith(_INTEGER_OPERATORS) for name in node.input}
+    return frozenset(name.partition(".weight.")[0] for name in inputs if ".weight." in name)
+
+
+def load_openvino(path: Path, threads: int, codes: Mapping[str, CodeTensor]) -> Loaded:
     """The file in OpenVINO; without codes as it is."""
     import openvino
 
     core = openvino.Core()
     model = core.read_model(show_codes(path, codes.values())) if codes else core.read_model(path)
     settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": 1}
-    request = core.compile_model(model, "CPU", settings).create_infer_request()
+    compiled = core.compile_model(model, "CPU", settings)
+    request = compiled.create_infer_request()
 
     def call(images: Tensor, with_codes: bool) -> list[Tensor]:
         request.infer({INPUT: images.contiguous().numpy()})
         count = 1 + len(codes) if with_codes else 1
         return [torch.from_numpy(request.get_output_tensor(number).data.copy()) for number in range(count)]
 
-    return call
+    def integer_layers() -> frozenset[str]:
+        about = [{key: str(node.rt_info[key].astype(str)) for key in keys} for node in compiled.get_runtime_model().get_ops()]
+        kinds = ("Convolution", "FullyConnected", "MatMul")
+        names = [one[keys[2]] for one in about if one[keys[0]] in kinds and one[keys[1]] in ("u8", "i8")]
+        return frozenset(name.partition("/")[0] for text in names for name in text.split(","))
+
+    keys = ("layerType", "runtimePrecision", "originalLayersNames")
+    return Loaded(call, integer_layers)
 
 
-def load_torch(path: Path, threads: int, codes: Mapping[str, CodeTensor]) -> RunBatch:
+def load_torch(path: Path, threads: int, codes: Mapping[str, CodeTensor]) -> Loaded:
     """The program beside the file."""
     torch.set_num_threads(threads)
-    return open_program(path.with_suffix(PROGRAM_SUFFIX), tuple(codes))
+    return Loaded(open_program(path.with_suffix(PROGRAM_SUFFIX), tuple(codes)))
 
 
 def show_codes(path: Path, codes: Iterable[CodeTensor]) -> bytes:

@@ -1,4 +1,4 @@
-"""What a sweep would cost, from a few measured steps."""
+"""What a sweep would cost, from a few measured steps, and the memory that it takes."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch
 from qexp.base.console import print_main
 from qexp.base.text import counted
 from qexp.experiment.job import Prepared
+from qexp.experiment.memory import evaluation_bytes
 from qexp.experiment.messages import float_starts, is_stored
 from qexp.experiment.qat_training import QatTraining
 
@@ -21,7 +22,9 @@ def estimate(prepared: Sequence[Prepared]) -> None:
         seconds, mib = cost_of(one)
         total_s, total_mib = total_s + seconds, total_mib + mib
         what = " for the float training to begin from" if one in starts else ""
-        print_main(f"{one.training}: about {seconds / 60:.1f} min and {mib:.1f} MiB here{what}")
+        memory = evaluation_bytes(one.config, one.network(), one.bundle) / 2**30
+        here = f"about {seconds / 60:.1f} min and {mib:.1f} MiB here{what}"
+        print_main(f"{one.training}: {here}; an evaluation takes about {memory:.1f} GiB of memory")
     begun = f" and {counted(len(starts), 'float training')} to begin from" if starts else ""
     whole = f"about {total_s / 60:.1f} min and {total_mib:.1f} MiB"
     print_main(f"in all: {counted(len(prepared), 'training')}{begun}, {whole}; nothing was started (plan_only)")

@@ -36,6 +36,7 @@ from qexp.experiment.data_checks import (
 )
 from qexp.experiment.identity import training_hash
 from qexp.experiment.job import Prepared, load_network, untrained_network
+from qexp.experiment.memory import check_memory
 from qexp.experiment.trial import Trial
 from qexp.experiment.variants import Variant, converted_variants, make_variants
 from qexp.models.pretrained import library_preprocessing
@@ -91,6 +92,8 @@ class Preparer:
             raise UserError("qat", config.qat.name, allowed="none for this network", remedy=remedy)
         notes += data_notes(config, bundle, class_count)
         channels, height, width = bundle.image_shape
+        if self._check_device and pick_device(config.device).type == "cpu":
+            check_memory(config, model, bundle)
         tensors = inventory(model, torch.zeros(2, channels, height, width))
         if config.checkpoint is None:
             tensors = as_trained(tensors)

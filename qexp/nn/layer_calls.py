@@ -7,8 +7,9 @@ and done of layers (integers, codes, costs) is asked of modules, so such calls a
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -33,6 +34,11 @@ class LayerCall:
     node: fx.Node
     weight: str
     bias: str | None
+
+    @property
+    def source(self) -> fx.Node:
+        """The node whose value the layer works on."""
+        return self.node.all_input_nodes[0]
 
 
 def layer_calls(network: GraphNetwork) -> Iterator[LayerCall]:
@@ -99,20 +105,23 @@ def _as_module(network: GraphNetwork, call: LayerCall) -> nn.Conv2d | nn.Linear 
     if call.node.target is F.linear:
         layer = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
     else:
-        sizes = {name: _pair(arguments[name]) for name in ("stride", "padding", "dilation") if name in arguments}
-        groups = int(arguments.get("groups", 1))
-        shape = (weight.shape[1] * groups, weight.shape[0], (weight.shape[2], weight.shape[3]))
-        layer = nn.Conv2d(*shape, **sizes, groups=groups, bias=False, device="meta")
+        stride, padding, dilation = (
+            _pair(arguments.get(name, default)) for name, default in (("stride", 1), ("padding", 0), ("dilation", 1))
+        )
+        groups, kernel = int(arguments.get("groups", 1)), (weight.shape[2], weight.shape[3])
+        layer = nn.Conv2d(
+            weight.shape[1] * groups, weight.shape[0], kernel, stride, padding, dilation, groups, bias=False, device="meta"
+        )
     layer.weight, layer.bias = weight, bias
     return layer.train(network.training)
 
 
-def _arguments(node: fx.Node) -> dict[str, object]:
+def _arguments(node: fx.Node) -> dict[str, Any]:
     """The arguments of a function by name."""
     return dict(zip(_CONV_ARGUMENTS, node.args, strict=False)) | dict(node.kwargs)
 
 
-def _pair(size: object) -> tuple[int, int]:
+def _pair(size: int | Sequence[int]) -> tuple[int, int]:
     """A size of both dimensions."""
     height, width = (size, size) if isinstance(size, int) else size
     return int(height), int(width)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, TypedDict, TypeGuard
+from typing import Literal, NotRequired, TypedDict, TypeGuard
 
 from qexp.tracking.rows import Row, Scalar
 
@@ -50,6 +50,9 @@ class StageRow(TypedDict):
     failed_layer: str | None
     passed: bool | None
     note: str
+    num_planned: NotRequired[int | None]
+    num_integer: NotRequired[int | None]
+    integer_macs_pct: NotRequired[float | None]
 
 
 class TimingRow(TypedDict):

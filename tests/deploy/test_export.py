@@ -57,6 +57,7 @@ def test_the_stages_hold_what_the_evaluation_says(run):
         assert stages[stage]["n"] == scored[variant]["n"] == "360"
     for stage in ("integer", "onnxruntime"):
         assert stages[stage]["passed"] == "True" and int(stages[stage]["layer_steps"]) <= 1
+        assert (stages[stage]["num_integer"], stages[stage]["num_planned"]) == ("2", "2")
         assert int(stages[stage]["n_codes"]) == 360 and float(stages[stage]["agreement"]) > 0.98
     page = Path("results/digits/report.html").read_text(encoding="utf-8")
     assert page.count('<td class="left">onnxruntime</td>') == 1 and page.count('<td class="left">pass</td>') == 2
@@ -70,6 +71,22 @@ def test_the_stages_hold_what_the_evaluation_says(run):
     (metrics,) = (row["values"] for row in journal("metrics"))
     assert metrics["onnxruntime/prec1"] == pytest.approx(float(stages["onnxruntime"]["prec1"]))
     assert metrics["file_bytes"] == (FOLDER / "network.onnx").stat().st_size
+
+
+def test_few_images_at_a_time_give_the_same_numbers(run, monkeypatch):
+    """Whole batches where memory allows, three images where it does not; codes are compared of as many as asked."""
+    rows = []
+    for at_once in (100, 3):
+        monkeypatch.setattr(fidelity, "images_at_once", lambda *_, at_once=at_once: at_once)
+        assert run("evaluate.num_images=20", "export.num_compared=6", "fresh=true").code == 0
+        rows.append(table("ladder.csv"))
+    whole, parts = rows
+    assert [row["n_codes"] for row in whole[-2:]] == ["20", "20"] and [row["n_codes"] for row in parts[-2:]] == ["6", "6"]
+    for one, other in zip(whole, parts, strict=True):
+        assert one["passed"] == other["passed"] and float(other["layer_steps"] or 0) <= float(one["layer_steps"] or 0)
+        for key in ("prec1", "prec5", "n", "agreement", "num_integer", "float_layers"):
+            assert one[key] == other[key]
+        assert float(one["logit_sqnr_db"]) == pytest.approx(float(other["logit_sqnr_db"]), abs=0.01)
 
 
 def test_a_repeated_command_measures_nothing(run, monkeypatch):
@@ -132,16 +149,30 @@ def test_widths_and_the_fast_simulation(run):
     for row in stages:
         if row["name"] == "simulated":
             assert row["prec1"] == scored[row["variant"]]
+    ran = [(row["variant"][:4], row["passed"], row["float_layers"]) for row in stages if row["name"] == "onnxruntime"]
+    assert sorted(ran) == [("W4A8", "False", "0, 5"), ("W8A8", "True", "")], "INT4 is computed with in float"
 
 
-@pytest.mark.parametrize(("override", "num_stages"), [("quant.activation.dynamic=true", 4), ("quant.activation.bits=null", 3)])
-def test_ranges_of_each_batch_and_weights_alone(run, override, num_stages):
+@pytest.mark.parametrize(
+    ("override", "num_stages", "note", "in_float"),
+    [
+        ("quant.activation.dynamic=true", 4, "computed in float, on codes with each batch's range (0)", {"onnxruntime": "0"}),
+        ("quant.activation.bits=null", 3, "since activations are float", {}),
+    ],
+)
+def test_what_runs_in_float_where_the_plan_has_integers_fails_and_is_named(run, override, num_stages, note, in_float):
+    """Ranges of each batch, and weights alone: the codes agree everywhere, and prove little."""
     done = run(*FEW, override)
     assert done.code == 0, done.err
-    stages = table("ladder.csv")
-    assert len(stages) == num_stages and all(row["agreement"] == "1" and row["passed"] in ("", "True") for row in stages)
-    note = "computed in float, on codes with each batch's range (0)" if num_stages == 4 else "since activations are float"
+    stages = {row["name"]: row for row in table("ladder.csv")}
+    assert len(stages) == num_stages and all(row["agreement"] == "1" for row in stages.values())
+    assert {name: row["float_layers"] for name, row in stages.items() if row.get("passed") == "False"} == in_float
     assert note in Path("results/digits/ladder.md").read_text()
+    alarms = "".join(row["alarms"] for row in table("table.csv"))
+    assert all(
+        f"{name}: {1 - names.count(',')} of 2 planned layers ran in integers" in alarms for name, names in in_float.items()
+    )
+    assert bool(alarms) is bool(in_float)
 
 
 def test_the_float_network(run):
@@ -163,7 +194,8 @@ def test_a_network_that_was_trained_with_its_quantization(cli, tiny):
         stages = {row["name"]: row for row in csv.DictReader(handle)}
     trained = {row["variant"]: row for row in table("table.csv")}
     assert stages["evaluated"]["prec1"] == trained["W4A4 lsq"]["prec1"]
-    assert stages["onnxruntime"]["passed"] == stages["integer"]["passed"] == "True"
+    assert stages["integer"]["passed"] == "True" and stages["onnxruntime"]["failed_layer"] == ""
+    assert stages["onnxruntime"]["float_layers"] == "0", "its batch norm is not folded, and comes before the next codes"
 
 
 def test_costs(run, monkeypatch):

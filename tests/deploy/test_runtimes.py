@@ -8,10 +8,12 @@ import torch
 
 from qexp.base.errors import UserError
 from qexp.config.export import RUNTIMES
-from qexp.deploy import runtimes, torch_export
+from qexp.deploy import alarms, runtimes, torch_export
 from qexp.deploy.activation_codes import CodeTensor
+from qexp.deploy.alarms import failures
 from qexp.deploy.onnx.qdq import export_qdq
-from qexp.deploy.runtimes import Session, installed_runtimes, onnxruntime_saturates, open_runtime
+from qexp.deploy.runtimes import Session, installed_runtimes, onnxruntime_saturates, open_runtime, saturates
+from qexp.deploy.stages import Stage
 from qexp.deploy.torch_export import PROGRAM_SUFFIX, save_program
 
 TESTED_ALONE = ("onnxruntime", "torch")
@@ -126,6 +128,33 @@ def test_a_runtime_that_is_not_installed_is_named(monkeypatch, tmp_path):
 def test_a_program_that_was_not_saved_is_named(tmp_path):
     with pytest.raises(UserError, match=r"export\.runtime=torch: .*net\.pt2"):
         open_runtime("torch", tmp_path / "net.onnx", outputs={"a": CodeTensor("a", 0)})
+
+
+@pytest.mark.parametrize("name", [name for name, row in RUNTIMES.items() if row.reads == "onnx"])
+def test_a_runtime_tells_which_layers_it_has_in_integers(quantized, graphs, tmp_path, name):
+    if name not in installed_runtimes():
+        pytest.skip(f"needs {name}: pip install '{RUNTIMES[name].install}'")
+    torch.manual_seed(0)
+    network_case = quantized(graphs.Residual(), images())
+    exported = network_case.export(tmp_path / "net.onnx")
+    assert {"conv1", "conv2", "head"} <= open_runtime(name, exported.path).integer_layers()
+    weights = {key: codes for key, codes in network_case.weights.items() if key != "conv2.weight"}
+    exported = export_qdq(network_case.network, network_case.images, weights, tmp_path / "part.onnx")
+    ran = open_runtime(name, exported.path).integer_layers()
+    assert {"conv1", "head"} <= ran and "conv2" not in ran
+
+
+def test_saturation_is_tried_and_told(monkeypatch):
+    """ONNX Runtime never loses a sum, since exact kernels are taken where the fast ones do; another runtime's alarm says why."""
+    assert not saturates("onnxruntime") and not saturates("torch")
+    stage = Stage(
+        "openvino", 10.0, 50.0, 6, 0.1, 0.0, None, None, layer_steps=67, failed_layer="relu", num_failed=1, passed=False
+    )
+    for state, told in ((True, True), (False, False)):
+        monkeypatch.setattr(alarms, "saturates", lambda name, state=state: state)
+        (text,) = failures(stage)
+        assert text.startswith("openvino at relu: 67 steps from integers, 1 is allowed")
+        assert ("saturate" in text and "VNNI" in text and "bits=7" in text) is told
 
 
 def test_no_runtime_makes_codes_of_weights_that_stay_float(quantized, graphs, tmp_path):

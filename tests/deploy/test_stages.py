@@ -7,6 +7,8 @@ import torch
 
 from qexp.base.errors import UserError
 from qexp.deploy.activation_codes import load_values_, simulated_codes
+from qexp.deploy.alarms import failures
+from qexp.deploy.fidelity import planned_layers
 from qexp.deploy.integer_layer import accumulate
 from qexp.deploy.integer_network import integer_codes
 from qexp.deploy.runtimes import open_runtime
@@ -115,7 +117,9 @@ def test_the_right_layers_behind_a_wrong_one_are_not_blamed(run):
         return Outcome(logits, {**later, "input": first})
 
     stage = run.stages(flipped=flipped)["flipped"]
-    assert steps["relu"] > 1 and stage.passed and stage.max_steps > 1 and stage.first_difference == "relu"
+    assert steps["relu"] > 1 and stage.max_steps > 1 and stage.first_difference == "relu"
+    assert stage.layer_steps == 1 and stage.differ_pct > 99, "one step, but of nearly all codes"
+    assert (stage.passed, stage.failed_layer, stage.num_failed) == (False, "input", 1)
 
 
 def test_accumulators_that_saturate_are_found(run, monkeypatch):
@@ -178,3 +182,33 @@ def test_resnet20_passes_every_stage(quantized, requantization, bits, tmp_path):
     comparison.add(run.case.images, torch.zeros(6), run.outcomes(run.case.images, onnxruntime=runtime))
     stages = comparison.stages()
     assert [stage.passed for stage in stages] == [None, None, True, True]
+
+
+def test_a_stage_passes_on_no_layer_never(run):
+    """Codes may agree in float: what did not run in integers is named, and its share of the work."""
+    stage = run.stages()[INTEGER]
+    planned = {"conv1": 60, "conv2": 30, "head": 10}
+    assert stage.passed and stage.with_integers(planned, None) == stage
+    whole, part = stage.with_integers(planned, ["conv1", "conv2", "head", "other"]), stage.with_integers(planned, {"conv2"})
+    assert (whole.passed, whole.num_planned, whole.num_integer, whole.integer_macs_pct, whole.float_layers) == (
+        True,
+        3,
+        3,
+        100,
+        (),
+    )
+    assert (part.passed, part.num_integer, part.float_layers) == (False, 1, ("conv1", "head"))
+    assert part.integer_macs_pct == pytest.approx(30)
+    assert stage.with_integers({}, ()).passed is None
+    (text,) = failures(part)
+    assert text == "integer: 1 of 3 planned layers ran in integers, 30.0 % of their MACs; in float: conv1, head"
+
+
+def test_what_each_stage_ran_in_integers(run):
+    ran = set()
+    integer_codes(run.case.network, run.case.weights, run.case.images[:1], ran=ran)
+    assert ran == {"conv1", "conv2", "head"} == set(planned_layers(run.case.network, run.case.weights, images(1)))
+    floats = {name: codes for name, codes in run.case.weights.items() if name != "conv2.weight"}
+    ran.clear()
+    integer_codes(run.case.network, floats, run.case.images[:1], ran=ran)
+    assert ran == {"conv1", "head"}

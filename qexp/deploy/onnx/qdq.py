@@ -196,17 +196,10 @@ class _Export(fx.Interpreter):
         return self._kept(written, name, result, grid)
 
     def _is_for_convs(self, node: fx.Node) -> bool:
-        """True where all that reads a value are convolutions that pad with zeros, or paddings before such."""
-        modules = {user: called_module(self.network, user) for user in node.users}
-        return all(
-            (
-                handler_of(user, module) is conv
-                and getattr(module, "padding_mode", "zeros") == "zeros"
-                and user.args[:1] == (node,)
-            )
-            or (handler_of(user, module) is pad and self._is_for_convs(user))
-            for user, module in modules.items()
-        )
+        """True where all that reads a value are convolutions, or paddings before such; conv refuses other paddings than zeros."""
+        readers = {user: handler_of(user, called_module(self.network, user)) for user in node.users if user.args[:1] == (node,)}
+        padded = (handler is conv or (handler is pad and self._is_for_convs(user)) for user, handler in readers.items())
+        return len(readers) == len(node.users) and all(padded)
 
     def _kept(self, tensor_name: str, name: str, result: Tensor, grid: Grid | None) -> Value:
         """A result; once more on its grid where it consists of values of one."""
@@ -225,8 +218,7 @@ class _Export(fx.Interpreter):
     def _before(self, onnx_node: OnnxNode, grid: Grid) -> Value:
         """The operand of a clamp on the grid of its result, so that the layer before ends in codes.
 
-        Q(clamp(x)) = Q(clamp(DQ(Q(x)))) to the limits of the type, since Q and the clamp are monotone: what rounds beyond an end
-        gets that end's code.
+        Q(clamp(x)) = Q(clamp(DQ(Q(x)))) to the type's limits: both are monotone, and what rounds beyond an end gets its code.
         """
         x = onnx_node.activation()
         return x if x.grid is not None else self._pair(x.name, x.shape, grid, f"{onnx_node.name}.operand")

@@ -24,8 +24,10 @@ EXPLAINED = (
     "*SQNR* the signal to noise of its logits, 10 log10(sum ref^2 / sum (ref - this)^2), *steps* the largest difference of a "
     "code from the simulation's over all places and the images compared, *parts at* the first place, in order of execution, "
     "where it is more than one. *layers* passes where each layer, fed the codes that this very rung fed it, gives the codes "
-    "that integers give, within one step; else it names the first that does not. *evaluated* is the copy as `qexp.evaluate` "
-    "scores it, with float biases, where the simulation has those of the file. Prec@1 and Prec@5 in percent."
+    "that integers give, within one step and but for one in a hundred; else it names the first that does not. *in integers* "
+    "counts the layers that the stage really ran in integers, of those that the plan has so, and their share of the MACs; where"
+    " they are fewer it fails. *evaluated* is the copy as `qexp.evaluate` scores it, with float biases, where the simulation "
+    "has those of the file. Prec@1 and Prec@5 in percent."
 )
 _COST_EXPLAINED = (
     "*fp32* is the same network in float in the same runtime, its batch norm folded likewise. Latency is of one call: the median "
@@ -114,7 +116,13 @@ def _caption(export: ExportRow) -> str:
 
 def _layers(row: StageRow) -> str | None:
     """`pass`, or the first layer that fails."""
-    return {True: "pass", False: f"FAIL {row.get('failed_layer')}", None: None}[row.get("passed")]
+    return {True: "pass", False: f"FAIL {row.get('failed_layer') or 'in float'}", None: None}[row.get("passed")]
+
+
+def _integers(row: StageRow) -> str | None:
+    """`5 of 5, 100.0 %`: layers that ran in integers, of those that the plan has so, and their share of the MACs."""
+    planned, share = row.get("num_planned"), row.get("integer_macs_pct")
+    return f"{row.get('num_integer')} of {planned}, {share:.1f} %" if planned and share is not None else None
 
 
 _STAGE_COLUMNS = (
@@ -131,6 +139,7 @@ _STAGE_COLUMNS = (
     Column(name="n_codes", title="compared", kind="count", optional=True, value=lambda row: row.get("n_codes") or None),
     Column(name="max_steps", title="steps", kind="count", optional=True),
     Column(name="first_difference", title="parts at", kind="text", optional=True),
+    Column(name="num_integer", title="in integers", kind="text", optional=True, value=_integers),
     Column(name="passed", title="layers", kind="text", optional=True, value=_layers),
     Column(name="note", title="note", kind="text", optional=True),
 )  # fmt: skip
