@@ -11,6 +11,7 @@ FILES = {
     "twice": (b"# @package _global_\nbits: 4\nbits: 8\n", "twice.yaml, line 3: allowed is YAML. There found duplicate key bits"),
     "latin": ("# @package _global_\nname: größe\n".encode("latin-1"), "allowed is text in UTF-8"),
     "items": (b"# @package _global_\n- 1\n", "experiment/items"),
+    "bare": (b"bits: 4\n", "experiment={'bits': 4}: allowed is values of settings. A file of conf/experiment/ begins with"),
 }
 WORDS = {
     "=4": "there is no such key",
@@ -19,6 +20,8 @@ WORDS = {
     "hydra.launcher=5": "hydra.launcher=5: allowed is settings",
     "hydra.launcher._target_=x": "hydra.launcher._target_",
     "hydra.verbose=[5]": "A logger name must be a string",
+    "bits={4: 5}": "bits={'4': 5}: allowed is an integer",
+    "\udcff=4": "command line=\\udcff=4: allowed is KEY=VALUE",
     "cases=5": "cases=5: allowed is a list of lists of KEY=VALUE",
     "cases=[[5]]": "cases=[[5]]: allowed is a list of lists of KEY=VALUE",
     "bits=range(8,8)": "0 jobs: allowed is at least one job",
