@@ -61,7 +61,7 @@ class Settings:
     verbs: list[str] = field(default_factory=list)
     fresh: bool = False
     jobs: int = 2
-    limit_s: int = 120
+    limit_s: int = 600
     memory_gib: int = 6
     out: str = "attack.csv"
 

@@ -182,8 +182,10 @@ def attacks_on(verb: str, key: Key) -> Iterator[Attack]:
 
 def _parsed(text: str) -> tuple[str, ...]:
     """How a message may show a value that was read."""
-    if text[0] in "[{":
-        return ("{'a': 1}",) if "a: 1" in text else (text.replace(",", ", "), "None", "null") if text[1:-1] else ("[]",)
+    if text[0] in "[{":  # a list is shown, or the element that is wrong
+        return (text.replace(",", ", ").replace("a:", "'a':"), text[1:-1].partition(",")[0].replace("null", "None"), "a=1")
+    if "\n" in text:
+        return ("a b",)  # as lines are joined
     return (str(float(text)),) if text.strip("-").replace(".", "").isdigit() else ()
 
 

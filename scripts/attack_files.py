@@ -158,7 +158,8 @@ def _write_checkpoints(folder: Path) -> None:
     place = folder / "weights"
     place.mkdir()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch wants to be rid of such tensors; people have files of them
+        warnings.simplefilter("ignore")  # torch wants to be rid of these; people have files of them
+        torch.jit.script(torch.nn.ReLU()).save(str(place / "script.pt"))
         quantized = torch.quantize_per_tensor(state["5.weight"], 0.1, 0, torch.qint8)
     odd = {
         "list": [1, 2], "number": 5, "none": None, "nothing": {}, "keys": {f"x.{name}": value for name, value in state.items()},
@@ -171,7 +172,6 @@ def _write_checkpoints(folder: Path) -> None:
     }  # fmt: skip
     for name, content in odd.items():
         torch.save(content, place / f"{name}.pt")
-    torch.jit.script(torch.nn.ReLU()).save(str(place / "script.pt"))
     raw = {
         "empty.pt": b"",
         "text.pt": b"text",
@@ -209,7 +209,7 @@ def attacks_on_files(folder: Path) -> Iterator[Attack]:
             yield _refused(verb, "checkpoint", words, "checkpoint", path)
         yield _refused("train", "checkpoint", JOB, "model.weights", path)
         yield _refused("train", "ranges", (*JOB, "quant=affine", "quant.activation.bits=8"), "calibrate.file", path)
-        yield _refused("study", "checkpoint", ("name=seed_puzzle", "data.root=trees/empty"), "checkpoint", path)
+        yield Attack("study", "checkpoint", ("name=seed_puzzle", f"checkpoint={path}", "data.root=trees/empty"), "refused", "")
         yield _refused("analyze", "image", (*JOB, CHECKPOINT, "task=profile"), "image", path)
     for key, more in USERS.items():
         base = tuple(word for word in JOB if not word.startswith("model.factory")) if key == "model.factory" else JOB

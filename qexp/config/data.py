@@ -155,7 +155,8 @@ class DataSettings:
                 "data.storage", self.storage, allowed=self.info.storage, remedy=f"This is what data={self.name} can do."
             )
         if (self.mean is None) != (self.std is None):
-            raise UserError("data.mean", self.mean, allowed="given together with data.std")
+            key, other = ("mean", "std") if self.mean is None else ("std", "mean")
+            raise UserError(f"data.{key}", None, allowed=f"given together with data.{other}")
 
     @property
     def info(self) -> DatasetInfo:

@@ -16,6 +16,7 @@ COLUMNS_OF_TIME = ("time_ms", "sweep", "seconds", "images_per_s")
 NETWORK = Path(__file__).with_name("traceable.py")
 PLAIN = ("file.written", "journal.torn", "journal.written:2", "file.renamed:4")
 ANALYSES = ("journal.torn:2", "journal.written:3", "file.written", "file.renamed:4")
+FILES = ("file.written", "file.written:3", "file.renamed:6")
 TRAINS = ("epoch.weights", "state.rotated", "journal.torn:4", "file.written:9", "epoch.log:2")
 FEW = ("data.num_select=100", "analyze.proxy_images=8", "analyze.probes=2", "analyze.widths=[2,3]", "quant=affine")
 # What is asked -> verb, overrides, where it is killed. A number counts the passages of one process: what is stored is not written
@@ -24,14 +25,14 @@ COMMANDS = {
     "evaluate": ("evaluate", ("quant=affine", "bits=3,8", "-m"), PLAIN),
     "sensitivity": ("analyze", ("task=sensitivity", *FEW), ANALYSES),
     "allocate": ("analyze", ("task=allocate", "analyze.average_bits=2.5", *FEW), ANALYSES),
-    "profile": ("analyze", ("task=profile", "quant=affine"), ANALYSES),
+    "profile": ("analyze", ("task=profile", "quant=affine"), FILES),
     "export": ("export", ("bits=8", "export.cost=false", "export.num_compared=50"), PLAIN),
     "qat": (
         "train",
         ("qat=lsq,ste", "bits=3", "qat.epochs=1", "train.checkpoint_every_steps=3", "deterministic=true", "-m"),
         TRAINS,
     ),
-    "report": ("report", (), ("file.written", "file.written:3", "file.renamed:8")),
+    "report": ("report", (), FILES),
 }
 
 
