@@ -15,6 +15,7 @@ from pathlib import Path
 from qexp.base.console import print_main
 from qexp.base.errors import choose
 from qexp.base.keyvalue import run_verb
+from qexp.base.places import check_folder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +53,7 @@ def run(settings: ReportSettings) -> int:
     from qexp.reporting.tables.render import RENDERERS
 
     choose("format", settings.format, ["text", *RENDERERS])
+    check_folder("results_dir", settings.results_dir, settings.name)
     runs_dir, results_dir = Path(settings.runs_dir), Path(settings.results_dir)
     written = write_report(
         settings.name, runs_dir=runs_dir, results_dir=results_dir, mixed=settings.mixed, metrics=settings.metrics

@@ -17,6 +17,7 @@ from pathlib import Path
 from qexp.base.console import print_main
 from qexp.base.errors import choose
 from qexp.base.keyvalue import run_verb
+from qexp.base.places import check_folder
 from qexp.config.study import StudySettings
 
 STUDIES = ("seed_puzzle", "scalar", "fixed_point")
@@ -25,6 +26,7 @@ STUDIES = ("seed_puzzle", "scalar", "fixed_point")
 def run(settings: StudySettings) -> int:
     """Run a study, print what was expected and measured, write tables and figures; 1 if a check fails."""
     study = import_module(f"qexp.studies.{choose('name', settings.name, STUDIES)}")
+    check_folder("results_dir", settings.results_dir, settings.name)
     from qexp.studies.report import format_checks, write_study
 
     outcome = study.run(settings)

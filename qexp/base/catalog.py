@@ -111,7 +111,7 @@ class Catalog(Mapping[str, RowT], Generic[RowT]):
         if name == CUSTOM:
             if factory is None:
                 raise UserError(self.factory_key, None, allowed="package.module:function or file.py:function")
-            return self[factory]
+            return self._own_row(factory)
         if factory is not None:
             raise UserError(self.factory_key, factory, allowed="null", remedy=f"It belongs to {self.key}={CUSTOM}.")
         return self[name] if is_own(name) else self._rows[choose(key, name, [*self._rows, CUSTOM])]

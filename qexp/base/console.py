@@ -33,8 +33,10 @@ def _say(stream: TextIO, lines: Sequence[str]) -> bool:
     A training does not end because nobody reads on (`| head -1`): its exit code says what was done, not what was read.
     """
     try:
-        for line in lines:
-            print(without_passwords(line), file=stream, flush=True)
+        encoding = stream.encoding or "utf-8"
+        for line in lines:  # a name may be no text (a file's), or none in the terminal's encoding
+            text = without_passwords(line).encode(encoding, "backslashreplace").decode(encoding)
+            print(text, file=stream, flush=True)
     except OSError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
         return False

@@ -101,6 +101,12 @@ def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
         raise SaveError(path, refusal) from error
 
 
+def discard_partials(folder: Path) -> None:
+    """Remove what killed processes left of files that they were writing; for the only process that may write there."""
+    for partial in folder.rglob(".*.tmp"):
+        partial.unlink()
+
+
 def create_exclusive(path: Path) -> int:
     """Make an empty file that was not there, not even as a link; returns the mode that the umask (or the folder's ACL) gives it.
 

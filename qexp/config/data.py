@@ -173,8 +173,9 @@ class DataSettings:
             )
         if self.classes is not None and not Path(self.classes).is_file():
             raise UserError("data.classes", self.classes, allowed="a file that exists")
-        if (self.mean is None) != (self.std is None) or (self.mean == []) != (self.std == []):
-            raise UserError("data.mean", self.mean, allowed="given together with data.std")
+        for key, other in (("mean", "std"), ("std", "mean")):
+            if getattr(self, key) in (None, []) and getattr(self, other) != getattr(self, key):
+                raise UserError(f"data.{key}", getattr(self, key), allowed=f"given together with data.{other}")
         self._check_preprocessing()
 
     def _check_preprocessing(self) -> None:

@@ -70,6 +70,9 @@ def _drop(values: dict[str, object], key: str) -> bool:
 def _explain(key: str, details: ErrorDetails) -> UserError | None:
     """What the configuration knows of a value that pydantic refused: choices, the nearest key, how to set it."""
     value, kind = details["input"], details["type"]
+    if key == "experiment":
+        remedy = "A file of conf/experiment/ begins with the line `# @package _global_`, and speaks of the settings themselves."
+        return UserError(key, value, allowed="values of settings", remedy=remedy)
     if kind == "unexpected_keyword_argument":
         return UnknownKey(key, value)
     if kind in ("missing", "missing_argument"):

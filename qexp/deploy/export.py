@@ -20,7 +20,7 @@ import torch
 
 from qexp.base.console import print_main
 from qexp.base.errors import UserError, UserErrors
-from qexp.base.files import hash_file, hash_json, write_atomic
+from qexp.base.files import discard_partials, hash_file, hash_json, write_atomic
 from qexp.base.text import by_reason, file_name
 from qexp.config.export import RUNTIMES
 from qexp.deploy.activation_codes import load_values_
@@ -254,6 +254,7 @@ class _ExportJob:
     @torch.no_grad()
     def _write(self) -> tuple[Lowered, Exported]:
         """Write the file; beside it an image and its logits, for the model's signature and for users of the file elsewhere."""
+        discard_partials(self.folder)
         lowered = lower(self.prepared, self.variant)
         written = _write(self.prepared, self.variant, lowered, self.path)
         image = next(images_of(self.prepared)).images[:1]

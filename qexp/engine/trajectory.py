@@ -66,8 +66,6 @@ class Training:
             world_size: ranks from here on.
             start: where it goes on; None at the beginning.
         """
-        for partial in self.folder.rglob(".*.tmp"):  # of processes that were killed while they wrote
-            partial.unlink()
         info = self.info
         if not info:
             created = datetime.now(UTC).isoformat(timespec="seconds")

@@ -199,7 +199,14 @@ def resolved(config: DictConfig) -> dict[str, object]:
     """The values of a job with all interpolations resolved."""
     values = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     assert isinstance(values, dict), "a job is a mapping"
-    return {str(key): value for key, value in values.items()}
+    return {str(key): _with_text_keys(value) for key, value in values.items()}
+
+
+def _with_text_keys(value: object) -> object:
+    """The same, with keys as text: YAML takes numbers for keys, `bits={4: 5}`, and no setting does."""
+    if isinstance(value, dict):
+        return {str(key): _with_text_keys(inner) for key, inner in value.items()}
+    return [_with_text_keys(inner) for inner in value] if isinstance(value, list) else value
 
 
 def _answer(config_name: str, asked: argparse.Namespace) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from types import TracebackType
 
 from qexp.base.console import is_main_process, print_main
-from qexp.base.files import SaveError
+from qexp.base.files import SaveError, discard_partials
 from qexp.base.preemption import Preempted
 from qexp.base.user_code import exits_are_errors
 from qexp.deploy import export
@@ -62,6 +62,7 @@ def run_group(job: MergedJob, prepared: Prepared, resources: Resources) -> None:
     with training.lock():
         if prepared.config.fresh and prepared.config.checkpoint is None:
             training.discard()
+        discard_partials(prepared.folder)
         resources.ranks.run_on_all(job, lambda: run_on_this_rank(job, prepared, resources))
 
 

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from pathlib import Path
 
 from qexp.base.errors import UserError
+from qexp.base.places import check_folder
 from qexp.config.root import Config
 
 _READ = ("checkpoint", "calibrate.file", "image", "data.root", "data.classes", "model.weights", "model.pretrained")
 PLACES = ("runs_dir", "results_dir", "export.folder", *_READ)
 NAME_BYTES = 255  # of a file or folder, on the usual file systems
-_PROBE = bytes(4096)
 
 
 def expand_places(values: dict[str, object]) -> dict[str, object]:
@@ -45,32 +44,8 @@ def check_folders(config: Config, verb: str) -> None:
     """
     if config.plan_only:
         return
-    _try("runs_dir", config.runs_dir, "trainings")
-    _try("runs_dir", config.runs_dir, "journal")
-    _try("results_dir", config.results_dir, config.name)
+    check_folder("runs_dir", config.runs_dir, "trainings")
+    check_folder("runs_dir", config.runs_dir, "journal")
+    check_folder("results_dir", config.results_dir, config.name)
     if verb == "export" and config.export.folder is not None:
-        _try("export.folder", config.export.folder, config.name)
-
-
-def _try(key: str, folder: str, within: str) -> None:
-    """Write to a folder within a folder, or to what is there of the way to it."""
-    if not folder:
-        raise UserError(key, "(empty)", allowed="a folder", remedy="The working directory is `.`")
-    place = Path(folder, within)
-    try:
-        while not _exists(place):
-            place = place.parent
-        with tempfile.TemporaryFile(dir=place, buffering=0) as handle:  # it has no name where the system can do that
-            handle.write(_PROBE)
-    except OSError as error:
-        remedy = f"{place}: {error.strerror}."
-        raise UserError(key, folder, allowed="a folder that can be written to", remedy=remedy) from error
-
-
-def _exists(path: Path) -> bool:
-    """True where there is anything, be it a link to nowhere."""
-    try:
-        path.lstat()
-    except (FileNotFoundError, NotADirectoryError):
-        return False
-    return True
+        check_folder("export.folder", config.export.folder, config.name)

@@ -86,7 +86,7 @@ def test_mean_and_std_fit_the_channels():
         ({"name": "digits", "storage": "stream"}, "data.storage=stream: allowed is one of auto, ram"),
         ({"name": "imagenet", "root": "x", "storage": "ram"}, "data.storage=ram: allowed is one of auto, stream"),
         ({"name": "custom"}, "data.factory=None"),
-        ({"name": "digits", "mean": [0.5]}, "given together with data.std"),
+        ({"name": "digits", "mean": [0.5]}, "data.std=None: allowed is given together with data.mean"),
         ({"name": "digits", "num_calib": -1}, "data.num_calib=-1: allowed is an integer of at least 0"),
     ],
 )

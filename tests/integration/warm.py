@@ -32,12 +32,12 @@ class Warm:
         self._count = 0
         self._server = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
 
-    def start(self, *arguments, verb="train", script=None, **environment):
-        """Start `python -m qexp.<verb> <arguments>`, or a script, in the working directory."""
+    def start(self, *arguments, verb="train", script=None, folder=None, log=None, **environment):
+        """Start `python -m qexp.<verb> <arguments>`, or a script, in a folder (the working directory)."""
         self._count += 1
-        log = Path(f"process-{self._count}.log").resolve()
+        log = log or Path(f"process-{self._count}.log").resolve()
         job = {"arguments": arguments, "module": f"qexp.{verb}", "script": script and str(script), "environment": environment}
-        return Child(self._ask(job | {"folder": os.getcwd(), "log": str(log)}), log, self)
+        return Child(self._ask(job | {"folder": str(folder or os.getcwd()), "log": str(log)}), log, self)
 
     def _ask(self, job):
         self._server.stdin.write(json.dumps(job) + "\n")
@@ -57,9 +57,13 @@ class Child:
 
     def wait(self, timeout_s=LIMIT_S):
         """Its exit code as subprocess has it: negative for a signal. Kills it and fails if it takes too long."""
-        code = self._server._ask({"wait": self.pid, "timeout_s": timeout_s})
+        code = self.code_within(timeout_s)
         assert code is not None, f"no end within {timeout_s} s:\n{self.text}"
         return code
+
+    def code_within(self, timeout_s):
+        """Its exit code; None where it took too long and was killed."""
+        return self._server._ask({"wait": self.pid, "timeout_s": timeout_s})
 
     def kill(self, signum):
         """Send a signal; False if it is gone."""
@@ -142,7 +146,7 @@ def child(job):
         for target, source in ((0, nothing), (1, out), (2, out)):
             os.dup2(source, target)
         sys.stdout = open(1, "w", buffering=1, closefd=False)
-        sys.stderr = open(2, "w", buffering=1, closefd=False)
+        sys.stderr = open(2, "w", buffering=1, closefd=False, errors="backslashreplace")
         sys.argv = [job["script"] or job["module"], *job["arguments"]]
         if job["script"]:
             runpy.run_path(job["script"], run_name="__main__")

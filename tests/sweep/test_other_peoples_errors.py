@@ -17,6 +17,7 @@ FILES = {
     ),
     "itself": (b"# @package _global_\nname: &a [*a]\n", "itself.yaml: allowed is at most 100000 values"),
     "items": (b"# @package _global_\n- 1\n", "experiment/items"),
+    "bare": (b"bits: 4\n", "experiment={'bits': 4}: allowed is values of settings. A file of conf/experiment/ begins with"),
 }
 WORDS = {
     "=4": "there is no such key",
@@ -26,6 +27,8 @@ WORDS = {
     "hydra.launcher._target_=x": "hydra.launcher._target_",
     "hydra.job.chdir=true": "hydra.job.chdir=true: allowed is false. Paths mean the folder of the command.",
     "hydra.verbose=[5]": "A logger name must be a string",
+    "bits={4: 5}": "bits={'4': 5}: allowed is an integer",
+    "\udcff=4": "command line=\\udcff=4: allowed is KEY=VALUE",
     "cases=5": "cases=5: allowed is a list of lists of KEY=VALUE",
     "cases=[[5]]": "cases=[[5]]: allowed is a list of lists of KEY=VALUE",
     "bits=range(8,8)": "0 jobs: allowed is at least one job",

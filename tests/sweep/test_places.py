@@ -6,6 +6,9 @@ from pathlib import Path
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
+from qexp import report, study
+from qexp.base.errors import UserError
+from qexp.config.study import StudySettings
 from qexp.sweep.arguments import quote_places
 
 FOLDERS = [("runs_dir", "train"), ("results_dir", "train"), ("export.folder", "export")]
@@ -32,6 +35,19 @@ def test_a_folder_that_cannot_be_written_to_starts_nothing(cli, tiny, key, verb,
     done = cli(*tiny, *arguments, f"{key}={text}", verb=verb)
     assert done.code == 2 and f"{key}=" in done.err and WRONG[text] in done.err and "Traceback" not in done.err, done.err
     assert sorted(os.listdir()) == ["file", "link", "net.pth"]
+
+
+@pytest.mark.parametrize("text", [text for text in WRONG if text not in ("", "null")], ids=lambda text: text[:10])
+@pytest.mark.parametrize("verb", ["report", "study"])
+def test_results_that_cannot_be_written_are_not_computed(verb, text):
+    Path("file").touch()
+    Path("link").symlink_to("nowhere")
+    with pytest.raises(UserError, match=f"results_dir={text}: allowed is a folder.*{WRONG[text]}"):
+        if verb == "report":
+            report.run(report.ReportSettings(name="digits", results_dir=text))
+        else:
+            study.run(StudySettings(name="scalar", num_images=8, results_dir=text))
+    assert sorted(os.listdir()) == ["file", "link"]
 
 
 def test_what_is_within_is_tried_too(cli, tiny):

@@ -1,0 +1,47 @@
+"""Folders that will be written to, tried before hours of work say that they cannot be."""
+
+from __future__ import annotations
+
+import errno
+import os
+import tempfile
+from pathlib import Path
+
+from qexp.base.errors import UserError
+
+_PROBE = bytes(4096)
+
+
+def check_folder(key: str, folder: str, within: str) -> None:
+    """Write to a folder within a folder, or to what is there of the way to it; nothing is left behind.
+
+    Args:
+        key: that names the folder.
+        folder: its value.
+        within: what will be made there.
+
+    Raises:
+        UserError: a file, a full disk, no permission, no name.
+    """
+    if not folder:
+        raise UserError(key, "(empty)", allowed="a folder", remedy="The working directory is `.`")
+    place = Path(folder, within)
+    try:
+        while not _exists(place):
+            place = place.parent
+        with tempfile.TemporaryFile(dir=place, buffering=0) as handle:  # it has no name where the system can do that
+            handle.write(_PROBE)
+        if any(len(os.fsencode(part)) > os.pathconf(place, "PC_NAME_MAX") for part in Path(folder, within).parts):
+            raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
+    except OSError as error:
+        remedy = f"{place}: {error.strerror}."
+        raise UserError(key, folder, allowed="a folder that can be written to", remedy=remedy) from error
+
+
+def _exists(path: Path) -> bool:
+    """True where there is anything, be it a link to nowhere."""
+    try:
+        path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True
