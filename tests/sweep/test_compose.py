@@ -3,8 +3,8 @@
 import itertools
 from pathlib import Path
 
+import hydra
 import pytest
-from hydra._internal.config_loader_impl import ConfigLoaderImpl
 
 from qexp.sweep.compose import compose as compose_sweep
 
@@ -12,13 +12,13 @@ from qexp.sweep.compose import compose as compose_sweep
 @pytest.fixture
 def composed(monkeypatch):
     """The overrides of every composition of Hydra's."""
-    load, seen = ConfigLoaderImpl.load_configuration, []
+    compose, seen = hydra.compose, []
 
-    def counted(self, config_name, overrides, **options):
+    def counted(config_name, overrides, **options):
         seen.append(tuple(overrides))
-        return load(self, config_name, overrides, **options)
+        return compose(config_name, overrides, **options)
 
-    monkeypatch.setattr(ConfigLoaderImpl, "load_configuration", counted)
+    monkeypatch.setattr(hydra, "compose", counted)
     return seen
 
 
@@ -31,6 +31,9 @@ def test_jobs_that_choose_the_same_files_share_a_composition(cli, tiny, composed
     done = cli(*tiny, "bits=4,8", "quant=linear,affine", "plan_only=true", "-m")
     assert done.code == 0, done.err
     assert len(composed) == len(set(composed)) == 1 + 2  # to learn what is swept, and for each of the quantizers
+    composed.clear()
+    assert cli(*tiny, "bits=4,8", "seed=0,1", "plan_only=true", "-m").code == 0
+    assert len(composed) == 1  # which values are swept does not choose files
 
 
 def test_a_job_of_a_sweep_is_what_hydra_composes_alone(compose, monkeypatch):
