@@ -24,6 +24,7 @@ train: {epochs: 1, warmup_epochs: 0, batch_size: 32, precision: fp32}
 evaluate: {num_images: 16}
 device: cpu
 tracking: {enabled: false}
+figures: false
 calibrate: {num_images: 8}
 correct: {adaround_iterations: 20}
 """
@@ -95,9 +96,10 @@ STUDIES = [path for path in EXPERIMENTS if re.search(r"qexp\.evaluate .*\n(.*\n)
 @pytest.mark.slow  # hundreds of jobs are planned
 @pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
 def test_all_jobs_of_a_study_are_valid_and_no_two_read_alike(path, cli, checkpoint):
-    images = [item for item in SMALL if not item.startswith(("calibrate.num_images", "data.num_calib"))]
-    arguments = (f"experiment={path.stem}", *images, "data.num_calib=512", f"checkpoint={checkpoint}", "plan_only=true")
-    done = cli(*arguments, verb="evaluate")
+    Path("experiment").mkdir()
+    Path("experiment/small.yaml").write_text(SMALL.replace("num_calib: 8", "num_calib: 512").replace("calibrate: {num_images: 8}", ""))
+    chosen = ("--config-dir=.", f"experiment=[{path.stem},small]", "data=fake", "model=resnet8")
+    done = cli(*chosen, f"checkpoint={checkpoint}", "plan_only=true", verb="evaluate")
     assert done.code == 0, done.err
     labels = re.findall(r"^\[([^\]]+)\] ", done.out, re.MULTILINE)
     assert len(labels) >= 20

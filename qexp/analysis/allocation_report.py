@@ -15,7 +15,7 @@ from qexp.base.table import Column, Table, lines, markdown_table, markdown_text
 from qexp.reporting.tables.render import csv_text
 
 
-def write_allocation(allocation: Allocation, policy: str, name: str, folder: Path) -> list[Path]:
+def write_allocation(allocation: Allocation, policy: str, name: str, folder: Path, *, figures: bool = True) -> list[Path]:
     """Write all files of an allocation; returns what was written.
 
     Args:
@@ -23,6 +23,7 @@ def write_allocation(allocation: Allocation, policy: str, name: str, folder: Pat
         policy: the policy file's text.
         name: of the policy file, in `folder`/policy/.
         folder: where all files go.
+        figures: draw them.
     """
     texts = {
         "allocation.md": markdown(allocation),
@@ -30,7 +31,7 @@ def write_allocation(allocation: Allocation, policy: str, name: str, folder: Pat
         "layers.csv": csv_text(layer_frame(allocation)),
         f"policy/{name}.yaml": policy,
     }
-    return write_analysis(folder, texts, draw_allocation(allocation))
+    return write_analysis(folder, texts, draw_allocation(allocation) if figures else ())
 
 
 def method_frame(allocation: Allocation) -> pd.DataFrame:

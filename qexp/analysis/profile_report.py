@@ -16,11 +16,12 @@ from qexp.reporting.tables.render import csv_text
 NUM_WORST = 5
 
 
-def write_profile(profile: Profile, folder: Path) -> list[Path]:
-    """Write all files of a profile and remove the figures and scores of an earlier one; returns what was written."""
+def write_profile(profile: Profile, folder: Path, *, figures: bool = True) -> list[Path]:
+    """Write all files of a profile, figures if asked for, without those of an earlier one; returns what was written."""
     scores = csv_text(pd.DataFrame([asdict(score) for score in profile.scores])) if profile.scores else ""
     texts = {"tensors.csv": csv_text(tensor_frame(profile)), "tensors.md": markdown(profile), "scores.csv": scores}
-    return write_analysis(folder, texts, draw(profile), draw_each(profile))
+    drawn = (draw(profile), draw_each(profile)) if figures else ((), ())
+    return write_analysis(folder, texts, *drawn)
 
 
 def tensor_frame(profile: Profile) -> pd.DataFrame:

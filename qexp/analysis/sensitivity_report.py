@@ -22,14 +22,14 @@ TITLES = {
 }  # fmt: skip
 
 
-def write_sensitivity(sensitivity: Sensitivity, folder: Path) -> list[Path]:
-    """Write all files of an analysis; returns what was written."""
+def write_sensitivity(sensitivity: Sensitivity, folder: Path, *, figures: bool = True) -> list[Path]:
+    """Write all files of an analysis, figures if asked for; returns what was written."""
     texts = {
         "sensitivity.csv": csv_text(layer_frame(sensitivity)),
         "trust.csv": csv_text(pd.DataFrame([asdict(trust) for trust in sensitivity.trust])),
         "sensitivity.md": markdown(sensitivity),
     }
-    return write_analysis(folder, texts, draw(sensitivity))
+    return write_analysis(folder, texts, draw(sensitivity) if figures else ())
 
 
 def layer_frame(sensitivity: Sensitivity) -> pd.DataFrame:

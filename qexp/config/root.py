@@ -18,6 +18,7 @@ from qexp.config.calibrate import CalibrateSettings
 from qexp.config.correct import CorrectSettings
 from qexp.config.data import DataSettings
 from qexp.config.export import ExportSettings
+from qexp.config.later import later
 from qexp.config.model import ModelSettings
 from qexp.config.policy import PolicySettings
 from qexp.config.qat import QatSettings
@@ -65,6 +66,7 @@ class Config:
         fresh: train again although stored.
         runs_dir: where trainings, journal and MLflow's store lie.
         results_dir: where reports go.
+        figures: draw them; tables and the page are written either way.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = {"extra": "forbid", "allow_inf_nan": False}
@@ -97,6 +99,7 @@ class Config:
     fresh: bool = False
     runs_dir: str = "runs"
     results_dir: str = "results"
+    figures: bool = later(True)
 
     def __post_init__(self) -> None:
         """Check the ranges."""

@@ -63,6 +63,7 @@ class Folded(Changed):
         layers: name of each folded batch norm -> name of the layer that took it.
     """
 
+    notes: tuple[Note, ...]
     layers: Mapping[str, str]
 
 

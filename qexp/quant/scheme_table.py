@@ -40,6 +40,8 @@ class SchemeInfo(Info):
             rounds where that is `companded`.
         even_steps: neighbouring codes stand for values one step apart, and a value is rounded between them: what `calibrate=kl`
             and AdaRound reckon with.
+        covers_ends: at every width what lies at an end of the range that counts comes back to half a step. Otherwise it is cut
+            off, as by a codebook of means or a format that knows no range, or the copy is on another scale.
         control_min_bits: from which width on it has a control, mode `float`: the same map without its rounding; None has none.
         reads: settings of `quant.weight` that most schemes do not read.
         dequantizes: the copy holds values; otherwise the codes themselves.
@@ -57,6 +59,7 @@ class SchemeInfo(Info):
     zero: Literal["always", "never", "pin_zero"]
     rounds: bool
     even_steps: bool
+    covers_ends: bool
     control_min_bits: int | None
     reads: tuple[str, ...]
     dequantizes: bool
@@ -136,53 +139,53 @@ SCHEMES = Catalog("quant", SchemeInfo, [
         summary="The linear map of document 002 over each tensor's own range, rounding, and its inverse.",
         min_bits=1, max_bits=16, why_max="", codes=full, ends="both", undefined_on="constant", zero="never",
         rounds=True, even_steps=True, control_min_bits=1, reads=(), dequantizes=True, group_bytes=lambda bits: 8,
-        activations=False, onnx=False),
+        covers_ends=True, activations=False, onnx=False),
     SchemeInfo(
         name="linear_raw", code=_EVEN + "LinearRaw",
         summary="The linear map of document 002 and rounding; the codes stay, as in that document. Networks do not survive it.",
         min_bits=1, max_bits=16, why_max="", codes=full, ends="both", undefined_on="constant", zero="never",
         rounds=True, even_steps=True, control_min_bits=1, reads=(), dequantizes=False, group_bytes=lambda bits: 8,
-        activations=False, onnx=False),
+        covers_ends=False, activations=False, onnx=False),
     SchemeInfo(
         name="affine", code=_EVEN + "Affine",
         summary="Scale and zero point; zero is exact.",
         min_bits=1, max_bits=16, why_max="", codes=full, ends="both", undefined_on="zero", zero="always",
         rounds=True, even_steps=True, control_min_bits=1, reads=(), dequantizes=True, group_bytes=lambda bits: 8,
-        activations=True, onnx=True),
+        covers_ends=True, activations=True, onnx=True),
     SchemeInfo(
         name="symmetric", code=_EVEN + "Affine",
         summary="Scale only, all 2^bits codes, scale max|x| / ((2^bits - 1) / 2) as torch's observers; zero is exact; needs at "
                 "least 2 bits.",
         min_bits=2, max_bits=16, why_max="", codes=full, ends="magnitude", undefined_on="zero", zero="always",
         rounds=True, even_steps=True, control_min_bits=2, reads=(), dequantizes=True, group_bytes=lambda bits: 4,
-        activations=True, onnx=True),
+        covers_ends=True, activations=True, onnx=True),
     SchemeInfo(
         name="symmetric_restricted", code=_EVEN + "Affine",
         summary="Scale only, codes -(2^(bits-1) - 1) to 2^(bits-1) - 1; zero is exact; needs at least 2 bits. What weights "
                 "should take.",
         min_bits=2, max_bits=16, why_max="", codes=restricted, ends="magnitude", undefined_on="zero", zero="always",
         rounds=True, even_steps=True, control_min_bits=2, reads=(), dequantizes=True, group_bytes=lambda bits: 4,
-        activations=True, onnx=True),
+        covers_ends=True, activations=True, onnx=True),
     SchemeInfo(
         name="unsigned_symmetric", code=_EVEN + "Affine",
         summary="Scale only, codes 0 to 2^bits - 1; zero is exact, and negative values become it.",
         min_bits=1, max_bits=16, why_max="", codes=unsigned, ends="upper", undefined_on="zero", zero="always",
         rounds=True, even_steps=True, control_min_bits=1, reads=(), dequantizes=True, group_bytes=lambda bits: 4,
-        activations=True, onnx=True),
+        covers_ends=True, activations=True, onnx=True),
     SchemeInfo(
         name="scale_factor", code=_EVEN + "ScaleFactor",
         summary="Document 003: round(clamp(x f)) / f, f from the side of the range that leaves the codes first; zero is exact; "
                 "at least 2 bits.",
         min_bits=2, max_bits=16, why_max="", codes=full, ends="magnitude", undefined_on="zero", zero="always",
         rounds=True, even_steps=True, control_min_bits=2, reads=("signed",), dequantizes=True, group_bytes=lambda bits: 4,
-        activations=False, onnx=False),
+        covers_ends=True, activations=False, onnx=False),
     SchemeInfo(
         name="pow2_scale", code=_EVEN + "Affine",
         summary="symmetric_restricted with its scale brought up to a power of two; zero is exact; needs at least 2 bits.",
         min_bits=2, max_bits=16, why_max="", codes=restricted, ends="magnitude", undefined_on="zero", zero="always",
         rounds=True, even_steps=True, control_min_bits=2, reads=("pow2_round",), dequantizes=True,
         group_bytes=lambda bits: 1,  # an exponent
-        activations=True, onnx=True),
+        covers_ends=True, activations=True, onnx=True),
     SchemeInfo(
         name="fixed_point", code=_EVEN + "FixedPoint",
         summary="A fixed-point format, whatever the values: at 8 bits Q1.7, as document 000 (which floors: "
@@ -190,7 +193,7 @@ SCHEMES = Catalog("quant", SchemeInfo, [
         min_bits=1, max_bits=16, why_max="", codes=full, ends="none", undefined_on="nothing", zero="always",
         rounds=True, even_steps=True, control_min_bits=1, reads=("fraction_bits",), dequantizes=True,
         group_bytes=lambda bits: 0,  # the format is known
-        activations=False, onnx=True),
+        covers_ends=False, activations=False, onnx=True),
     SchemeInfo(
         name="dorefa", code=_FITTED + "Dorefa",
         summary="Even levels of tanh(x) / max|tanh x|, from -1 to 1: networks that were not trained with it do not survive it. "
@@ -198,32 +201,32 @@ SCHEMES = Catalog("quant", SchemeInfo, [
         min_bits=1, max_bits=16, why_max="", codes=unsigned, ends="none", undefined_on="zero", zero="never",
         rounds=True, even_steps=False, control_min_bits=2, reads=(), dequantizes=True,
         group_bytes=lambda bits: 4 if bits == 1 else 0,  # its values lie between -1 and 1; at one bit they have a scale
-        activations=False, onnx=False),
+        covers_ends=False, activations=False, onnx=False),
     SchemeInfo(
         name="log2", code=_FITTED + "Log2",
         summary="Powers of two times max|x|, and zero; 2 to 8 bits.",
         min_bits=2, max_bits=8, why_max=_LOG2, codes=restricted, ends="magnitude", undefined_on="zero", zero="always",
         rounds=False, even_steps=False, control_min_bits=2, reads=("level",), dequantizes=True, group_bytes=lambda bits: 4,
-        activations=False, onnx=False),
+        covers_ends=True, activations=False, onnx=False),
     SchemeInfo(
         name="apot", code=_FITTED + "Apot",
         summary="Sums of powers of two times max|x|, and zero; needs at least 2 bits.",
         min_bits=2, max_bits=16, why_max="", codes=restricted, ends="magnitude", undefined_on="zero", zero="always",
         rounds=False, even_steps=False, control_min_bits=2, reads=(), dequantizes=True, group_bytes=lambda bits: 4,
-        activations=False, onnx=False),
+        covers_ends=True, activations=False, onnx=False),
     SchemeInfo(
         name="quadratic", code=_FITTED + "Quadratic",
         summary="Squares of even steps times max|x|, and zero; needs at least 2 bits.",
         min_bits=2, max_bits=16, why_max="", codes=restricted, ends="magnitude", undefined_on="zero", zero="always",
         rounds=False, even_steps=False, control_min_bits=2, reads=("level",), dequantizes=True, group_bytes=lambda bits: 4,
-        activations=False, onnx=False),
+        covers_ends=True, activations=False, onnx=False),
     SchemeInfo(
         name="lut_quantile", code=_FITTED + "Quantiles",
         summary="A codebook of 2^bits quantiles; zero is exact with quant.weight.pin_zero=true; at most 8 bits; no mode=float.",
         min_bits=1, max_bits=8, why_max=_CODEBOOK, codes=unsigned, ends="none", undefined_on="zero", zero="pin_zero",
         rounds=False, even_steps=False, control_min_bits=None, reads=("pin_zero",), dequantizes=True,
         group_bytes=lambda bits: 4 + 2 * 2**bits,  # a codebook is stored in fp16, relative to a float32 scale
-        activations=False, onnx=False),
+        covers_ends=False, activations=False, onnx=False),
     SchemeInfo(
         name="lut_kmeans", code=_FITTED + "KMeans",
         summary="A codebook of 2^bits means (Lloyd-Max); zero is exact with quant.weight.pin_zero=true; at most 8 bits; "
@@ -231,21 +234,21 @@ SCHEMES = Catalog("quant", SchemeInfo, [
         min_bits=1, max_bits=8, why_max=_CODEBOOK, codes=unsigned, ends="none", undefined_on="zero", zero="pin_zero",
         rounds=False, even_steps=False, control_min_bits=None, reads=("pin_zero",), dequantizes=True,
         group_bytes=lambda bits: 4 + 2 * 2**bits,
-        activations=False, onnx=False),
+        covers_ends=False, activations=False, onnx=False),
     SchemeInfo(
         name="binary", code=_FITTED + "Binary",
         summary="The signs times mean|x|: bits=1 only; zero is not a level; no mode=float.",
         min_bits=1, max_bits=1, why_max="Its codes are two signs.", codes=unsigned, ends="none", undefined_on="zero",
         zero="never", rounds=False, even_steps=False, control_min_bits=None, reads=(), dequantizes=True,
         group_bytes=lambda bits: 4,
-        activations=False, onnx=False),
+        covers_ends=False, activations=False, onnx=False),
     SchemeInfo(
         name="ternary", code=_FITTED + "Ternary",
         summary="-a, 0 and a, a the mean of the magnitudes above 0.7 mean|x|: bits=2 only; no mode=float.",
         min_bits=2, max_bits=2, why_max="Its codes are -1, 0 and 1.", codes=restricted, ends="none", undefined_on="zero",
         zero="always", rounds=False, even_steps=False, control_min_bits=None, reads=(), dequantizes=True,
         group_bytes=lambda bits: 4,
-        activations=False, onnx=False),
+        covers_ends=False, activations=False, onnx=False),
 ], check=_check)
 # fmt: on
 # The settings that some schemes read and others do not, in the order of the plan's notes.

@@ -20,6 +20,7 @@ from qexp.quant.scheme_table import SchemeInfo, represents_zero
 from qexp.quant.schemes import Limits, encode_rows, fit, quantize_, quantizer_of
 
 _FEW = 8  # up to this many bits all codes are looked at
+_HALF_STEP = 0.6  # of a step, float32's own error at 16 bits included
 _CHANNELS, _SIZE = 4, 53  # whose groups of 16 leave a smaller one
 
 
@@ -85,6 +86,7 @@ class Trial:
         self._codes_and_copies("per_group", 16)
         self._zero()
         self._levels()
+        self._ends()
         self._rounding()
         self._range()
         self._constants()
@@ -158,6 +160,21 @@ class Trial:
                 even = even and torch.equal(self.encode(middle + shift * steps, params), expected)
         if not even:
             self.refuse("even_steps", "false", "its codes are not one step apart, each value at the nearest")
+
+    def _ends(self) -> None:
+        """What lies at the ends of a range comes back to half a step or, at the narrowest width, does not, as the row says."""
+        spec = self.spec
+        if spec != QuantSpec(scheme=spec.scheme, bits=spec.bits):  # a setting of its own may round its scale down
+            return
+        low, high = self.row.code_range(spec.bits)
+        codes = torch.arange(low, high + 1, dtype=torch.float32)[None]
+        values, copy = self.quantizer.decode(codes, fit(self.x, spec).params, spec).unique(), self.copy(self.x)
+        off = [(copy.max() - self.x.max()).abs() / (values[-1] - values[-2])]
+        off += [(copy.min() - self.x.min()).abs() / (values[1] - values[0])] if self.row.ends == "both" else []
+        covers = float(max(off)) <= _HALF_STEP
+        if covers != self.row.covers_ends and (self.row.covers_ends or spec.bits == self.row.min_bits):
+            what = f"an end of the range and its copy are {float(max(off)):.2g} steps apart"
+            self.refuse("covers_ends", str(covers).lower(), what)
 
     def _rounding(self) -> None:
         """Rounding down and up differ by one code, and the nearest is one of them; or rounding has no say."""

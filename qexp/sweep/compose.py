@@ -30,6 +30,7 @@ from qexp.sweep.types import Composed
 
 if TYPE_CHECKING:
     from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.core.override_parser.types import Override
 
 _ANSWERS = ("help", "hydra_help", "cfg", "info", "shell_completion", "experimental_rerun")  # options that ask and run nothing
 
@@ -99,31 +100,37 @@ class _Jobs:
     """
 
     def __init__(self, config_name: str, overrides: Sequence[str], extra_folder: str | None) -> None:
-        import hydra
+        from hydra._internal.config_loader_impl import get_overrides_dirname
         from hydra.core.global_hydra import GlobalHydra
         from hydra.core.override_parser.overrides_parser import OverridesParser
 
-        self._loader = GlobalHydra.instance().config_loader()
-        self._parser = OverridesParser.create(config_loader=self._loader)
+        loader: Any = GlobalHydra.instance().config_loader()
+        self._parser = OverridesParser.create(config_loader=loader)
         self._config_name, self._typed = config_name, list(overrides)
-        self._composed: dict[tuple[str, ...], DictConfig] = {}  # by the files that were chosen
+        self._composed: dict[tuple[str, ...], tuple[DictConfig, DictConfig]] = {}  # by the files chosen; without and with hydra
         self._is_group: dict[str, bool] = {}
         parsed = self._parser.parse_overrides(self._typed)
-        for override in parsed:
-            value = override.value()
-            several = isinstance(value, list) and override.key_or_group not in GROUP_KEYS  # of which Hydra takes the last
-            if self._chooses(override.key_or_group) and (several or isinstance(value, bool | int | float)):
-                options = self._loader.get_group_options(override.key_or_group)
-                raise UserError(override.key_or_group, value, allowed=[name for name in options if name[0] != "_"])
         self._swept = [str(override.input_line) for override in parsed if override.is_sweep_override()]
-        plain = [str(override.input_line) for override in parsed if not override.is_sweep_override()]
-        self._hydra = [text for text in plain if text.lstrip("+~").startswith("hydra")]
+        plain = [override for override in parsed if not override.is_sweep_override()]
+        own = [override for override in plain if str(override.input_line).lstrip("+~").startswith("hydra")]
+        self._hydra = [str(override.input_line) for override in own]
         if extra_folder is not None:
             if not Path(extra_folder).is_dir():
                 raise UserError("--config-dir", extra_folder, allowed="a folder that exists")
             self._hydra.append(f"hydra.searchpath=['file://{Path(extra_folder).absolute()}']")
-            plain.append(self._hydra[-1])
-        self.base = hydra.compose(config_name, plain, return_hydra_config=True)
+        # Asked itself, as the loader would copy every source for every question.
+        _, self._files = loader._parse_overrides_and_create_caching_repo(config_name, self._hydra)
+        for override in parsed:
+            value = override.value()
+            several = isinstance(value, list) and override.key_or_group not in GROUP_KEYS  # of which Hydra takes the last
+            if self._chooses(override) and (several or isinstance(value, bool | int | float)):
+                options = self._files.get_group_options(override.key_or_group)
+                raise UserError(override.key_or_group, value, allowed=[name for name in options if name[0] != "_"])
+        task = [override for override in plain if override not in own]
+        self.base = self._with_values(task, with_hydra=True)
+        told = self.base.hydra  # the values too, as Hydra would have noted them
+        told.overrides.task = [str(override.input_line) for override in task]
+        told.job.override_dirname = get_overrides_dirname(task, **told.job.config.override_dirname)
 
     def single(self) -> Iterator[DictConfig]:
         """The one job of a command without `-m`."""
@@ -154,25 +161,35 @@ class _Jobs:
 
     def _one(self, overrides: list[str]) -> DictConfig:
         """The values of one job of a sweep."""
-        import hydra
-        from hydra._internal.config_loader_impl import ConfigLoaderImpl
-
-        parsed = self._parser.parse_overrides(overrides)
-        chosen = [override.package is not None or self._chooses(override.key_or_group) for override in parsed]
-        files = tuple(str(override.input_line) for override, is_choice in zip(parsed, chosen, strict=True) if is_choice)
-        if files not in self._composed:
-            self._composed[files] = hydra.compose(self._config_name, [*self._hydra, *files])
-        config = copy.deepcopy(self._composed[files])
-        values = [override for override, is_choice in zip(parsed, chosen, strict=True) if not is_choice]
-        ConfigLoaderImpl._apply_overrides_to_config(values, config)  # as Hydra does behind a composition; it has no public name
+        config = self._with_values(self._parser.parse_overrides(overrides))
         config.cases = None
         return config
 
-    def _chooses(self, key: str) -> bool:
-        """True for the name of a group of files (`quant`), not of a value."""
+    def _with_values(self, overrides: Sequence[Override], *, with_hydra: bool = False) -> DictConfig:
+        """The files that the overrides choose, composed, and their values put in.
+
+        Args:
+            overrides: none of Hydra's own settings.
+            with_hydra: keep those.
+        """
+        import hydra
+        from hydra._internal.config_loader_impl import ConfigLoaderImpl
+
+        files = tuple(str(override.input_line) for override in overrides if self._chooses(override))
+        values = [override for override in overrides if not self._chooses(override)]
+        if files not in self._composed:
+            whole = hydra.compose(self._config_name, [*self._hydra, *files], return_hydra_config=True)
+            self._composed[files] = _without_hydra(whole), whole
+        config = copy.deepcopy(self._composed[files][with_hydra])
+        ConfigLoaderImpl._apply_overrides_to_config(values, config)  # as Hydra does behind a composition; it has no public name
+        return config
+
+    def _chooses(self, override: Override) -> bool:
+        """True where it chooses a file of a group (`quant=affine`) and sets no value."""
+        key = override.key_or_group
         if key not in self._is_group:
-            self._is_group[key] = bool(self._loader.get_group_options(key, results_filter=None))
-        return self._is_group[key]
+            self._is_group[key] = self._files.group_exists(key)
+        return override.package is not None or (self._is_group[key] and not isinstance(override.value(), dict))
 
 
 def expand(parser: OverridesParser, overrides: list[str]) -> list[list[str]]:

@@ -1,5 +1,6 @@
 """Ranges of activations that an earlier run found, taken from its file: the same numbers, without a calibration image."""
 
+import contextlib
 import json
 import runpy
 import shutil
@@ -14,21 +15,30 @@ from qexp.ptq.calibration import Calibration
 GRID = ("bits=8", "quant=affine", "quant.activation.bits=8")
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def evaluate(cli, tiny):
-    """Run qexp.evaluate on a small network's checkpoint."""
-    make = runpy.run_path(str(Path(__file__).parents[1] / "networks.py"))["tiny"]
-    torch.manual_seed(0)
-    torch.save(make(10, 1).state_dict(), "checkpoint.pt")
+    """Run qexp.evaluate on the checkpoint of the working directory."""
     return lambda *more: cli("checkpoint=checkpoint.pt", *tiny, *more, verb="evaluate")
 
 
+@pytest.fixture(scope="module")
+def evaluated(evaluate, tmp_path_factory):
+    """A folder with a small network's checkpoint, what a run that found its ranges left behind, and the file of these."""
+    make = runpy.run_path(str(Path(__file__).parents[1] / "networks.py"))["tiny"]
+    with contextlib.chdir(tmp_path_factory.mktemp("evaluated")):
+        torch.manual_seed(0)
+        torch.save(make(10, 1).state_dict(), "checkpoint.pt")
+        assert evaluate(*GRID, "calibrate=percentile", "calibrate.percentile=99").code == 0
+        (path,) = Path("runs/checkpoints").glob("*/calibrations/*/0000.safetensors")
+        shutil.copy(path, "ranges.safetensors")
+        return Path.cwd()
+
+
 @pytest.fixture
-def found(evaluate) -> Path:
-    """The file of a run that found its ranges."""
-    assert evaluate(*GRID, "calibrate=percentile", "calibrate.percentile=99").code == 0
-    (path,) = Path("runs/checkpoints").glob("*/calibrations/*/0000.safetensors")
-    return Path(shutil.copy(path, "ranges.safetensors"))
+def found(evaluated) -> Path:
+    """The file in a copy of that folder, which is the working directory."""
+    shutil.copytree(evaluated, ".", dirs_exist_ok=True)
+    return Path("ranges.safetensors")
 
 
 def rows():

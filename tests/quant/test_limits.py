@@ -26,13 +26,15 @@ def test_limits_take_the_place_of_the_range(scheme, mode):
     spec = QuantSpec(scheme=scheme, bits=4, mode=mode)
     expected = quantize_(torch.empty_like(x), inside, spec)
     quantized = quantize_(torch.empty_like(x), x, spec, limits=LIMITS)
-    # a symmetric grid ends at -1.5: what lies between -1.5 and -1 keeps its place
-    same = (x >= LIMITS[0]) if scheme not in ("linear", "linear_raw", "affine", "unsigned_symmetric") else torch.ones_like(x) > 0
-    if scheme in ("affine", "pow2_scale"):  # their grids may end beyond the limits
-        same = x == inside
+    ends = SCHEMES[scheme].ends
+    at_limits = quantize_(torch.empty(2), torch.stack(LIMITS), spec, limits=LIMITS)
+    farthest = quantize_(torch.empty(2), torch.tensor([-1e30, 1e30]), spec, limits=LIMITS)
+    assert farthest.tolist() == [quantized.min(), quantized.max()]
+    same = x == inside  # of a grid that ends beyond a limit; of others all that lies outside goes where the limit goes,
+    if at_limits[1] == farthest[1] and (ends != "both" or at_limits[0] == farthest[0]):
+        # but a symmetric grid ends at -1.5: what lies between -1.5 and -1 keeps its place
+        same = (x >= LIMITS[0]) if ends == "magnitude" else torch.ones_like(x) > 0
     assert torch.equal(quantized[same], expected[same])
-    low, high = quantized.min(), quantized.max()
-    assert quantize_(torch.empty(2), torch.tensor([-1e30, 1e30]), spec, limits=LIMITS).tolist() == [low, high]
 
 
 @pytest.mark.parametrize("scheme", CLIPPED)

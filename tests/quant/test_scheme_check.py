@@ -57,6 +57,7 @@ UNTRUE = [
     *[(name, "rounds", True) for name in ("lut_quantile", "ternary")],
     *[(name, "even_steps", True) for name in ("dorefa", "apot", "quadratic", "lut_quantile")],
     *[(name, "onnx", True) for name, row in KINDS.items() if not row.onnx],
+    *[(name, "covers_ends", not row.covers_ends) for name, row in KINDS.items()],
     *[(name, "activations", True) for name in ("linear", "fixed_point", "log2")],
     *[(name, "codes", full) for name in ("dorefa", "lut_quantile")],
     ("log2", "max_bits", 9), ("dorefa", "control_min_bits", 1), ("affine", "reads", ("level", "typo")),

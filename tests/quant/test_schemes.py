@@ -22,9 +22,11 @@ from qexp.quant.schemes import quantize_
 
 FUSED = [name for name in SCHEMES if issubclass(SCHEMES.load(name), FusedQuantizer)]  # schemes that run in blocks
 DETERMINISTIC = [name for name in ROUNDINGS if name != "stochastic"]
-# On the scale of what they quantize, with a range from end to end, both signs kept.
-NOT_COVERING = ("linear_raw", "unsigned_symmetric", "fixed_point", "dorefa", "binary", "ternary")
-COVERING = [name for name in SCHEMES if name not in NOT_COVERING]
+COVERING = SCHEMES.names_where(lambda row: row.covers_ends and row.ends != "upper")  # both signs kept
+FITTED = ("lut_quantile", "lut_kmeans", "binary", "ternary")
+EXACT = (*FITTED, "affine", "symmetric_restricted", "unsigned_symmetric", "scale_factor", "log2", "apot", "quadratic")
+# One value comes back to half a step of 8 bits: an end of its range that the grid covers, a mean, or within the format.
+CONSTANTS = SCHEMES.names_where(lambda row: row.covers_ends or row.name in (*FITTED, "fixed_point"))
 
 
 def width(scheme: str, bits: int) -> int:
@@ -194,18 +196,18 @@ def test_constant_tensors(scheme):
         for granularity in ("per_tensor", "per_channel"):
             with pytest.raises(UserError, match="constant 0.7"):
                 quantized(constant, scheme=scheme, granularity=granularity)
-    elif scheme in ("symmetric", "pow2_scale", "fixed_point"):
+    elif scheme in CONSTANTS:
         assert (quantized(constant, scheme=scheme, bits=8) - constant).abs().max() <= 1 / 255
-    elif scheme != "dorefa":
+    if scheme in EXACT:
         torch.testing.assert_close(quantized(constant, scheme=scheme), constant)
-    if scheme == "fixed_point":
+    if SCHEMES[scheme].undefined_on == "nothing":
         assert (quantized(torch.zeros(4, 3), scheme=scheme) == 0).all(), "a format needs no range"
     else:
         with pytest.raises(UserError, match="constant 0"):
             quantized(torch.zeros(4, 3), scheme=scheme)
 
 
-@pytest.mark.parametrize("scheme", [name for name in SCHEMES if SCHEMES[name].dequantizes and name != "dorefa"])
+@pytest.mark.parametrize("scheme", CONSTANTS)
 def test_constant_channels_are_reproduced(scheme):
     x = torch.randn(4, 30, generator=torch.Generator().manual_seed(0))
     x[1], x[2] = 0, 0.7
@@ -222,7 +224,7 @@ def test_scalars(granularity):
         if SCHEMES[scheme].undefined_on == "constant":
             with pytest.raises(UserError, match="constant"):
                 quantized(value, scheme=scheme, granularity=granularity)
-        elif scheme != "dorefa":
+        elif scheme in CONSTANTS:
             copy = quantized(value, scheme=scheme, granularity=granularity, bits=8)
             assert copy.shape == () and copy == pytest.approx(0.7, abs=1 / 255)
 
