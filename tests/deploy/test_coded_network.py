@@ -122,5 +122,5 @@ def test_tied_weights_are_coded_under_the_name_that_the_graph_reads(net):
 def test_a_float_network_has_a_graph_and_no_codes(net):
     coded = code_network(net, EXAMPLE, {})
     assert isinstance(coded.network, GraphNetwork) and not coded.weights and not coded.kept_float
-    graph = trace(net, EXAMPLE).build()
-    assert code_network(graph, EXAMPLE, {}).network is graph
+    assert torch.equal(coded.network(EXAMPLE), trace(net, EXAMPLE).build()(EXAMPLE))
+    assert code_network(coded.network, EXAMPLE, {}).network is coded.network, "a graph whose layers are modules stays"
