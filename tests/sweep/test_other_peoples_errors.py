@@ -18,6 +18,7 @@ WORDS = {
     "train=5": "train=5: allowed is one of cifar, imagenet, mnist5k, smoke",
     "hydra=5": "hydra=5: allowed is",
     "hydra.launcher=5": "hydra.launcher=5: allowed is settings",
+    "hydra.launcher.n_job=2": "hydra.launcher.n_job=2: allowed is one of inner, n_jobs",
     "hydra.launcher._target_=x": "hydra.launcher._target_",
     "hydra.verbose=[5]": "A logger name must be a string",
     "bits={4: 5}": "bits={'4': 5}: allowed is an integer",
