@@ -86,6 +86,19 @@ DEFAULTS: dict[str, object] = {}  # of every setting, by name
 DEFAULTS.update({setting.name: getattr(LauncherSettings(), setting.name) for setting in fields(LauncherSettings)})
 
 
+def unknown_setting(key: str, value: object) -> UserError | None:
+    """What to say of a key of the launcher that it does not have; None for those that it has, and for others' keys.
+
+    Args:
+        key: dotted, `hydra.launcher.n_job`.
+        value: as given.
+    """
+    name = key.removeprefix(_PREFIX).partition(".")[0]
+    if not key.startswith(_PREFIX) or name in ("_target_", *DEFAULTS):
+        return None
+    return UserError(key, value, allowed=list(DEFAULTS), remedy=nearest(name, DEFAULTS))
+
+
 def launcher_settings(values: Mapping[str, object]) -> LauncherSettings:
     """Validate `hydra.launcher`, and that what it asks for can work here.
 
@@ -94,10 +107,9 @@ def launcher_settings(values: Mapping[str, object]) -> LauncherSettings:
         UserError: submitit or Slurm is missing, or torchrun started this process.
     """
     values = {key: value for key, value in values.items() if key != "_target_"}  # Hydra's
-    known = list(DEFAULTS)
-    unknown = [key for key in values if key not in known]
+    unknown = [error for key, value in values.items() if (error := unknown_setting(_PREFIX + key, value)) is not None]
     if unknown:
-        raise UserErrors(UserError(_PREFIX + key, values[key], allowed=known, remedy=nearest(key, known)) for key in unknown)
+        raise UserErrors(unknown)
     try:
         settings = TypeAdapter(LauncherSettings).validate_json(json.dumps(values), strict=True)
     except ValidationError as error:

@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 
 from qexp.base.errors import UserError, UserErrors, nearest
+from qexp.config.launcher import unknown_setting
 from qexp.config.validate import UnknownKey, all_keys
 from qexp.sweep.check import no_training
 from qexp.sweep.places import PLACES
@@ -106,6 +107,7 @@ def check_arguments(typed: Mapping[str, str], verb: str = "train") -> None:
         UserErrors: all of them.
     """
     known = [*all_keys(), *GROUP_KEYS]
+    groups = {name.rpartition(".")[0] for name in known if "." in name}
     errors: list[UserError] = []
     for key, value in typed.items():
         owner = key.split(".")[0]
@@ -116,6 +118,10 @@ def check_arguments(typed: Mapping[str, str], verb: str = "train") -> None:
             errors.append(UserError(key, value, remedy=remedy))
         elif key == "qat" and verb == "export" and value != "none":  # else what its conf/ sets is refused first
             errors.append(no_training(value, verb))
+        elif key in groups and value == "null":  # of which Hydra says "Got NoneType"
+            errors.append(UserError(key, value, allowed="a name, or settings", remedy="Left out, it is at its default."))
+        elif (unknown := unknown_setting(key, value)) is not None:
+            errors.append(unknown)
         elif owner.split("/")[0] != "hydra" and key not in known and not _inside_list(key):
             errors.append(UnknownKey(key, value))
     if errors:

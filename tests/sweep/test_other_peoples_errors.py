@@ -21,9 +21,11 @@ FILES = {
 }
 WORDS = {
     "=4": "there is no such key",
+    "policy=null": "policy=null: allowed is a name, or settings. Left out,",
     "train=5": "train=5: allowed is one of cifar, imagenet, mnist5k, smoke",
     "hydra=5": "hydra=5: allowed is",
     "hydra.launcher=5": "hydra.launcher=5: allowed is settings",
+    "hydra.launcher.n_job=2": "hydra.launcher.n_job=2: allowed is one of inner, n_jobs",
     "hydra.launcher._target_=x": "hydra.launcher._target_",
     "hydra.job.chdir=true": "hydra.job.chdir=true: allowed is false. Paths mean the folder of the command.",
     "hydra.verbose=[5]": "A logger name must be a string",
