@@ -44,6 +44,36 @@ def _choices_of_groups():
     store_choices()
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _composed_once():
+    """What Hydra composes of the same files of `conf/` is composed once a process: it takes longer than a small training.
+
+    Folders of a test's own and Hydra's own settings are composed each time.
+    """
+    import hydra
+    from hydra.core.global_hydra import GlobalHydra
+
+    from qexp.sweep.compose import conf_dir
+
+    compose, known = hydra.compose, {}
+
+    def composed(config_name=None, overrides=None, **options):
+        places = {source.path for source in GlobalHydra.instance().config_loader().get_search_path().get_path()}
+        if str(conf_dir()) not in places or any(text.lstrip("+~").startswith("hydra") for text in overrides or ()):
+            return compose(config_name, overrides, **options)
+        key = (config_name, *(overrides or ()), *options.items())
+        if key not in known:
+            known[key] = compose(config_name, overrides, **options)
+        config = copy.deepcopy(known[key])
+        if "hydra" in config:
+            config.hydra.runtime.cwd = os.getcwd()
+        return config
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(hydra, "compose", composed)
+        yield
+
+
 @pytest.fixture(autouse=True)
 def _drawn_alike():
     """What a test draws without a seed of its own, such as dropout, is the same on every run."""
@@ -104,12 +134,13 @@ def compose():
 NETWORKS = Path(__file__).with_name("networks.py")
 TINY = (
     "data=digits", "train=smoke", "model=custom", f"model.factory={NETWORKS}:tiny", "device=cpu", "tracking.enabled=false",
+    "draw_figures=false",
 )  # fmt: skip
 
 
 @pytest.fixture(scope="session")
 def tiny() -> tuple[str, ...]:
-    """Overrides of a job that takes a fraction of a second: a small network, one epoch on the digits, no MLflow."""
+    """Overrides of a job that takes a fraction of a second: a small network, one epoch on the digits, no MLflow, no figures."""
     return TINY
 
 

@@ -21,7 +21,7 @@ SMALL = (
     "data.image_size=16", "data.mean=[0.5]", "data.std=[0.2]", "model=resnet8", "model.weights=null", "train.epochs=1",
     "train.warmup_epochs=0",
     "train.batch_size=32", "train.precision=fp32", "evaluate.num_images=16", "device=cpu", "tracking.enabled=false",
-    "calibrate.num_images=8", "correct.adaround_iterations=20",
+    "calibrate.num_images=8", "correct.adaround_iterations=20", "draw_figures=false",
 )  # fmt: skip
 
 

@@ -16,7 +16,7 @@ from qexp.reporting.figures.style import save
 from qexp.reporting.tables.render import csv_text
 
 
-def write_allocation(allocation: Allocation, policy: str, name: str, folder: Path) -> list[Path]:
+def write_allocation(allocation: Allocation, policy: str, name: str, folder: Path, *, figures: bool = True) -> list[Path]:
     """Write all files of an allocation; returns what was written.
 
     Args:
@@ -24,6 +24,7 @@ def write_allocation(allocation: Allocation, policy: str, name: str, folder: Pat
         policy: the policy file's text.
         name: of the policy file, in `folder`/policy/.
         folder: where all files go.
+        figures: draw them.
     """
     texts = {
         "allocation.md": markdown(allocation),
@@ -34,7 +35,7 @@ def write_allocation(allocation: Allocation, policy: str, name: str, folder: Pat
     for file, text in texts.items():
         write_text_atomic(folder / file, text)
     paths = [folder / file for file in texts]
-    for stem, figure in draw_allocation(allocation):
+    for stem, figure in draw_allocation(allocation) if figures else ():
         paths += save(figure, folder / "figures" / stem)
     return paths
 

@@ -59,8 +59,9 @@ def run(config: Config, sweep: Sweep) -> None:
     profile = measure(prepared, prepared.variants[-1], device, image)
     profile = replace(profile, command=sweep.command)
     folder = Path(config.results_dir) / config.name / "profile" / file_name(profile.label)
-    files = write_profile(profile, folder)
-    print_main(summary(profile), "", f"written: {len(files)} files in {folder}/ (tensors.md, tensors.csv, figures/)")
+    drawn = ", figures/" if config.draw_figures else ""
+    files = write_profile(profile, folder, figures=config.draw_figures)
+    print_main(summary(profile), "", f"written: {len(files)} files in {folder}/ (tensors.md, tensors.csv{drawn})")
 
 
 def measure(prepared: Prepared, variant: Variant, device: torch.device, image: Tensor | None = None) -> Profile:

@@ -17,17 +17,17 @@ from qexp.reporting.tables.render import csv_text
 NUM_WORST = 5
 
 
-def write_profile(profile: Profile, folder: Path) -> list[Path]:
-    """Write all files of a profile and remove the figures and scores of an earlier one; returns what was written."""
+def write_profile(profile: Profile, folder: Path, *, figures: bool = True) -> list[Path]:
+    """Write all files of a profile, figures if asked for, without those of an earlier one; returns what was written."""
     texts = {"tensors.csv": csv_text(tensor_frame(profile)), "tensors.md": markdown(profile)}
     if profile.scores:
         texts["scores.csv"] = csv_text(pd.DataFrame([asdict(score) for score in profile.scores]))
     for name, text in texts.items():
         write_text_atomic(folder / name, text)
     paths = [folder / name for name in texts]
-    for stem, figure in draw(profile):
+    for stem, figure in draw(profile) if figures else ():
         paths += save(figure, folder / "figures" / stem)
-    for stem, figure in draw_each(profile):  # many, and read one at a time: no second format
+    for stem, figure in draw_each(profile) if figures else ():  # many, and read one at a time: no second format
         paths += save(figure, folder / "figures" / stem, kinds=("png",))
     for old in [folder / "scores.csv", *(folder / "figures").glob("*.*")]:
         if old not in paths:

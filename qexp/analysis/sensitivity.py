@@ -35,11 +35,12 @@ def run(config: Config, sweep: Sweep) -> None:
     with TrajectoryStore(config.runs_dir).open(layers.prepared.training).lock():
         sensitivity = measure_sensitivity(layers, config.analyze.tried(config.bits, "sensitivity"), command=sweep.command)
     folder = Path(config.results_dir) / config.name / "sensitivity" / file_name(sensitivity.label)
-    files = write_sensitivity(sensitivity, folder)
+    drawn = ", figures/" if config.draw_figures else ""
+    files = write_sensitivity(sensitivity, folder, figures=config.draw_figures)
     print_main(
         summary(sensitivity),
         "",
-        f"written: {len(files)} files in {folder}/ (sensitivity.md, sensitivity.csv, trust.csv, figures/)",
+        f"written: {len(files)} files in {folder}/ (sensitivity.md, sensitivity.csv, trust.csv{drawn})",
     )
 
 

@@ -23,8 +23,8 @@ TITLES = {
 }  # fmt: skip
 
 
-def write_sensitivity(sensitivity: Sensitivity, folder: Path) -> list[Path]:
-    """Write all files of an analysis; returns what was written."""
+def write_sensitivity(sensitivity: Sensitivity, folder: Path, *, figures: bool = True) -> list[Path]:
+    """Write all files of an analysis, figures if asked for; returns what was written."""
     texts = {
         "sensitivity.csv": csv_text(layer_frame(sensitivity)),
         "trust.csv": csv_text(pd.DataFrame([asdict(trust) for trust in sensitivity.trust])),
@@ -33,7 +33,7 @@ def write_sensitivity(sensitivity: Sensitivity, folder: Path) -> list[Path]:
     for name, text in texts.items():
         write_text_atomic(folder / name, text)
     paths = [folder / name for name in texts]
-    for stem, figure in draw(sensitivity):
+    for stem, figure in draw(sensitivity) if figures else ():
         paths += save(figure, folder / "figures" / stem)
     for old in (folder / "figures").glob("*.*"):
         if old not in paths:

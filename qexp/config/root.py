@@ -18,6 +18,7 @@ from qexp.config.calibrate import CalibrateSettings
 from qexp.config.correct import CorrectSettings
 from qexp.config.data import DataSettings
 from qexp.config.export import ExportSettings
+from qexp.config.later import later
 from qexp.config.model import ModelSettings
 from qexp.config.policy import PolicySettings
 from qexp.config.qat import QatSettings
@@ -64,6 +65,7 @@ class Config:
         fresh: train again although stored.
         runs_dir: where trainings, journal and MLflow's store lie.
         results_dir: where reports go.
+        draw_figures: beside the tables and the page of a report, and the tables of an analysis.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = {"extra": "forbid", "allow_inf_nan": False}
@@ -96,6 +98,7 @@ class Config:
     fresh: bool = False
     runs_dir: str = "runs"
     results_dir: str = "results"
+    draw_figures: bool = later(True)
 
     def __post_init__(self) -> None:
         """Check the ranges."""

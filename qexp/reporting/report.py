@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 
 import pandas as pd
@@ -25,7 +26,7 @@ from qexp.reporting.frames.predictions import FILE, load_predictions, write_comp
 from qexp.reporting.frames.protocol import MixedProtocolsError, find_protocols
 from qexp.reporting.frames.summary import summarize
 from qexp.reporting.page import Drawn, write_page
-from qexp.reporting.statistics.asked import Made, check_asked, make_asked
+from qexp.reporting.statistics.asked import IN_REPORTS, Made, check_asked, make_asked
 from qexp.reporting.statistics.paired import with_statistics
 from qexp.reporting.statistics.verdict import compare_variants
 from qexp.reporting.tables.asked import asked_for_page, write_asked
@@ -98,7 +99,13 @@ class Report:
 
 
 def write_report(
-    name: str, *, runs_dir: str | Path, results_dir: str | Path, mixed: bool = False, metrics: Sequence[str] = ()
+    name: str,
+    *,
+    runs_dir: str | Path,
+    results_dir: str | Path,
+    mixed: bool = False,
+    metrics: Sequence[str] = (),
+    figures: bool = True,
 ) -> Report:
     """Write an experiment's tables and figures, as far as it has got.
 
@@ -108,6 +115,7 @@ def write_report(
         results_dir: parent of the folder that is written.
         mixed: put rows of different protocols into one table, marked.
         metrics: tables and matrices of stored predictions, beside those that the experiment asked for.
+        figures: draw them.
 
     Raises:
         UserError: no such experiment, another metric, or neither job nor evaluation in it.
@@ -139,37 +147,50 @@ def write_report(
         screen = ["\n".join(["mean +- sd over seeds", "", *lines(table, rule=True)]) for table in rounded[1:]]
         screen += [format_table(verdict.table, verdict.metrics), *(["\n".join(words)] if words else [])]
     tables = [*write_tables(name, records, folder, sweeps, jobs, verdict).values()]
-    tables += write_exports(name, exports, folder)
-    tables += write_asked(folder, made)
+    tables += [*write_exports(name, exports, folder), *write_asked(folder, made)]
     tables += [folder / FILE] if verdict is not None and verdict.digest else []
     screen += [] if jobs.empty else [format_jobs(jobs)]
     screen += [format_exports(exports)] if exports else []
-    figures = _figures(records, exports, folder) + [(row.name, draw_matrix(matrix)) for row, matrix in made.matrices.items()]
-    drawn = {stem: save(figure, folder / "figures" / stem) for stem, figure in figures}
+    drawn = _draw(records, exports, made, folder) if figures else {}
+    _remove_others(folder, drawn)
     if verdict is not None:
-        card = protocol_card(verdict.table, runs, sweeps)
-        captions = CAPTIONS | {row.name: (row.title, row.summary) for row in made.matrices}
-        on_page = [Drawn(paths[-1], *captions[stem]) for stem, paths in drawn.items()]
-        on_page += [Drawn(path, f"Histograms: {label}", HISTOGRAMS, folded=True) for label, path in histogram_sheets(folder)]
-        more = asked_for_page(made.tables)
-        shown = exports_for_page(exports)
+        card, on_page = protocol_card(verdict.table, runs, sweeps), _on_page(drawn, made, folder)
+        more, shown = asked_for_page(made.tables), exports_for_page(exports)
         tables.append(write_page(name, folder, verdict, card=card, figures=on_page, more=more, exports=shown, sweeps=sweeps))
-    files = tuple(path for paths in drawn.values() for path in paths)
-    return Report(name, folder, "\n\n".join(screen), tuple(tables), files, tuple(rounded))
+    return Report(name, folder, "\n\n".join(screen), tuple(tables), tuple(chain(*drawn.values())), tuple(rounded))
 
 
-def _figures(records: pd.DataFrame, exports: Sequence[ExportRow], folder: Path) -> list[tuple[str, Figure]]:
-    """Figures by their file's stem; none where nothing was evaluated.
+def _remove_others(folder: Path, drawn: Mapping[str, object]) -> None:
+    """Take away the figures of an earlier report that are not drawn now: they show other numbers."""
+    for stem in {*CAPTIONS, *IN_REPORTS} - set(drawn):
+        for path in (folder / "figures").glob(f"{stem}.*"):
+            path.unlink(missing_ok=True)
+
+
+def _on_page(drawn: Mapping[str, Sequence[Path]], made: Made, folder: Path) -> list[Drawn]:
+    """What the page shows of figures and of histograms that profiles left in the folder."""
+    captions = CAPTIONS | {row.name: (row.title, row.summary) for row in made.matrices}
+    figures = [Drawn(paths[-1], *captions[stem]) for stem, paths in drawn.items()]
+    return figures + [Drawn(path, f"Histograms: {label}", HISTOGRAMS, folded=True) for label, path in histogram_sheets(folder)]
+
+
+def _draw(records: pd.DataFrame, exports: Sequence[ExportRow], made: Made, folder: Path) -> dict[str, list[Path]]:
+    """Draw the figures; returns their files by stem, none where nothing was evaluated.
 
     Args:
         records: of `load_records`.
         exports: of `load_exports`.
-        folder: where analyses of the layers lie.
+        made: the matrices that were asked for.
+        folder: of the report, where analyses of the layers lie.
     """
     if records.empty:
-        return []
+        return {}
     by_epoch = prec1_by_epoch(records) if records.groupby("training")["epoch"].nunique().max() > 1 else None
-    drawn = {"prec1_by_epoch": by_epoch, "prec1_by_bits": prec1_by_bits(records), "prec1_by_variant": prec1_by_variant(records)}
+    drawn: dict[str, Figure | None] = {
+        "prec1_by_epoch": by_epoch,
+        "prec1_by_bits": prec1_by_bits(records),
+        "prec1_by_variant": prec1_by_variant(records),
+    }
     drawn |= {"prec1_by_size": prec1_by_size(records), "prec1_by_cost": prec1_by_cost(exports)}
     layers = load_layers(folder)
     drawn |= {
@@ -177,4 +198,5 @@ def _figures(records: pd.DataFrame, exports: Sequence[ExportRow], folder: Path) 
         "weight_sqnr": sqnr_map(layers),
         "layer_sensitivity": sensitivity_map(layers),
     }
-    return [(stem, figure) for stem, figure in drawn.items() if figure is not None]
+    drawn |= {row.name: draw_matrix(matrix) for row, matrix in made.matrices.items()}
+    return {stem: save(figure, folder / "figures" / stem) for stem, figure in drawn.items() if figure is not None}

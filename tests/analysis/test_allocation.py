@@ -19,15 +19,13 @@ COUNTS = {"0.weight": 72, "5.weight": 320}
 
 
 @pytest.fixture
-def allocate(cli, tiny, monkeypatch):
+def allocate(cli, tiny):
     make = runpy.run_path(str(Path(__file__).parents[1] / "networks.py"))["tiny"]
     torch.manual_seed(0)
     network = make(10, 1)
     network[1].running_mean.uniform_(-0.2, 0.2)
     network[1].running_var.uniform_(0.5, 2)
     torch.save(network.state_dict(), "checkpoint.pt")
-    monkeypatch.setattr("qexp.analysis.sensitivity_report.draw", lambda sensitivity: ())
-    monkeypatch.setattr("qexp.analysis.allocation_report.draw_allocation", lambda allocation: ())
     return lambda *overrides: cli("task=allocate", "checkpoint=checkpoint.pt", *tiny, *FAST, *overrides, verb="analyze")
 
 
@@ -45,7 +43,7 @@ def bits_of(folder, method="exact_kl"):
 
 
 def test_average_bits_are_kept_and_the_file_is_what_other_commands_take(allocate, cli, tiny):
-    done = allocate("analyze.average_bits=4")
+    done = allocate("analyze.average_bits=4", "draw_figures=true")
     assert done.code == 0, done.err
     folder = folder_of(done)
     bits, methods = bits_of(folder), {(row["method"], row["measure"]): row for row in read(folder, "methods.csv")}

@@ -17,10 +17,9 @@ FAST = (
 
 
 @pytest.fixture
-def analyze(cli, tiny, network, monkeypatch):
+def analyze(cli, tiny, network):
     """Run the command on the network's checkpoint; figures are the business of tests/reporting."""
     torch.save(network.state_dict(), "checkpoint.pt")
-    monkeypatch.setattr("qexp.analysis.sensitivity_report.draw", lambda sensitivity: ())
     return lambda *overrides: cli("task=sensitivity", "checkpoint=checkpoint.pt", *tiny, *FAST, *overrides, verb="analyze")
 
 

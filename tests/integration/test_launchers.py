@@ -60,7 +60,7 @@ def test_two_trainings_side_by_side_share_one_store(cli, tiny, tracked_here):
     sweep = (*tiny, "train.lr=0.05,0.01", "bits=4,8")
     done = cli(*sweep, *JOBLIB, "tracking.enabled=true")
     assert done.code == 0, done.err
-    assert done.out.count("tables and figures:") == 1 and "epoch 1  Prec@1" not in done.out
+    assert done.out.count("tables:") == 1 and "epoch 1  Prec@1" not in done.out
     assert logs().count("epoch 1  Prec@1") == 2
     assert sorted(row["state"] for row in table()) == ["done"] * 6
     store = sqlite3.connect("runs/mlflow.db")

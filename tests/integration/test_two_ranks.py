@@ -39,7 +39,7 @@ def test_the_launchers_agree_on_a_sweep_over_two_trainings(process, cli, tiny, p
     done = process(*LAUNCH, f"--master_port={port}", "-m", "qexp.train", *sweep)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("4 jobs: 2 trainings (0 stored), 4 quantized variants\n")
-    assert done.stdout.count("tables and figures:") == 1
+    assert done.stdout.count("tables:") == 1
     assert len(list(Path("runs/trainings").iterdir())) == 2
     again = process(*RUN, f"--master_port={port}", "-m", "qexp.train", *sweep, "runs_dir=by_torchrun")
     assert again.returncode == 0, again.stderr
@@ -56,7 +56,7 @@ def test_a_sweep_over_two_trainings_and_the_evaluation_of_one(ranks, cli, tiny):
     done = ranks(2, *sweep)
     assert [child.wait() for child in done] == [0, 0], done[0].text
     assert done[0].text.startswith("4 jobs: 2 trainings (0 stored), 4 quantized variants\n")
-    assert done[0].text.count("tables and figures:") == 1 and "tables and figures:" not in done[1].text
+    assert done[0].text.count("tables:") == 1 and "tables:" not in done[1].text
     assert len(list(Path("runs/trainings").iterdir())) == 2
     table = rows()
     assert [row["variant"] for row in table] == ["fp32", "W8 int", "W4 int"] * 2

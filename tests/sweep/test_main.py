@@ -96,10 +96,22 @@ def test_a_sweep_trains_once_and_reports_every_variant(store):
     for row in rows:
         assert float(row["delta_prec1"]) == pytest.approx(float(row["prec1"]) - float(rows[0]["prec1"]))
         assert 0 <= float(row["prec1"]) <= float(row["prec5"]) <= 100
-    assert {"epochs.csv", "table.md", "table.csv", "figures"} <= {path.name for path in Path("results/digits").iterdir()}
-    for text in ("Prec@1", "W4 float", "tables and figures: results/digits/"):
+    assert {"epochs.csv", "table.md", "table.csv"} <= {path.name for path in Path("results/digits").iterdir()}
+    for text in ("Prec@1", "W4 float", "tables: results/digits/"):
         assert text in store.out
     assert not Path("runs/jobs").exists()  # which holds the output of workers
+
+
+def test_figures_are_drawn_where_asked_for_and_none_is_left_that_shows_other_numbers(store, cli, tiny):
+    folder, page, shown = Path("results/digits/figures"), Path("results/digits/report.html"), 'class="figure"'
+    assert not folder.exists() and shown not in page.read_text()
+    done = cli(*tiny, *SWEEP, "draw_figures=true")
+    assert done.code == 0 and "tables and figures: results/digits/" in done.out
+    assert {"prec1_by_bits.svg", "prec1_by_bits.png"} <= {path.name for path in folder.iterdir()}
+    assert shown in page.read_text()
+    (folder / "of_mine.png").touch()
+    assert cli(*tiny, "bits=2").code == 0
+    assert [path.name for path in folder.iterdir()] == ["of_mine.png"] and shown not in page.read_text()
 
 
 def test_the_same_sweep_again_trains_and_evaluates_nothing(store, cli, tiny, counted):

@@ -17,15 +17,14 @@ RIGHT = {"fp32": IMAGES < 1800, "W8 int": IMAGES < 1790, "W4 int": (IMAGES > 100
 
 
 @pytest.fixture
-def reported(tmp_path, predicted, write, monkeypatch):
+def reported(tmp_path, predicted, write):
     """The tables of two seeds; returns (runs_dir, results_dir)."""
-    monkeypatch.setattr(report, "_figures", lambda *_: [])  # they take longer than all the rest
     parts = [
         predicted(RIGHT, training=f"{seed}{seed}" * 8, folder=tmp_path / "runs", seed=seed, epoch=3, time_ms=seed)
         for seed in (1, 2)
     ]
     runs_dir = write(*parts)
-    report.write_report("exp", runs_dir=runs_dir, results_dir=tmp_path / "results")
+    report.write_report("exp", runs_dir=runs_dir, results_dir=tmp_path / "results", figures=False)
     return runs_dir, tmp_path / "results"
 
 
