@@ -116,7 +116,7 @@ def test_cases_are_run_one_after_the_other(cli, tiny):
 
 def test_rescaled_channels_are_the_same_network_until_it_is_rounded(cli, tiny):
     grid = ("quant=symmetric_restricted", "correct.fold_bn=true", "correct.rescale_log10=2")
-    model = ("model=resnet20", "model.factory=null", "data.num_train=64", "evaluate.num_images=50")  # `tiny` has no pairs
+    model = ("model=resnet8", "model.factory=null", "data.num_train=64", "evaluate.num_images=50")  # `tiny` has no pairs
     done = cli(*tiny, *model, *grid, "cases=[['mode=float'],['correct.rescale_seed=0,1'],['correct.equalize=true']]", "-m")
     assert done.code == 0, done.err
     sqnr = {name: float(row["logit_sqnr_db"]) for name, row in rows().items() if row["logit_sqnr_db"]}
