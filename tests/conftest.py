@@ -135,7 +135,7 @@ def compose():
 NETWORKS = Path(__file__).with_name("networks.py")
 TINY = (
     "data=digits", "train=smoke", "model=custom", f"model.factory={NETWORKS}:tiny", "device=cpu", "tracking.enabled=false",
-    "figures=false",
+    "draw_figures=false",
 )  # fmt: skip
 
 

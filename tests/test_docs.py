@@ -54,7 +54,7 @@ VERBS = {
 }
 HYDRA_VERBS = ("train", "evaluate", "analyze", "export")
 # What makes a command small. A key of these replaces the page's own value.
-ALWAYS = {"device": "cpu", "tracking.enabled": "false", "figures": "false"}
+ALWAYS = {"device": "cpu", "tracking.enabled": "false", "draw_figures": "false"}
 WHERE_GIVEN = {
     "train.epochs": "1", "train.batch_size": "16", "qat.epochs": "1", "data.num_calib": "16", "data.num_select": "16",
     "data.num_train": "16", "evaluate.num_images": "16", "correct.adaround_iterations": "5", "analyze.probes": "2",

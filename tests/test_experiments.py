@@ -24,7 +24,7 @@ train: {epochs: 1, warmup_epochs: 0, batch_size: 32, precision: fp32}
 evaluate: {num_images: 16}
 device: cpu
 tracking: {enabled: false}
-figures: false
+draw_figures: false
 calibrate: {num_images: 8}
 correct: {adaround_iterations: 20}
 """
@@ -97,7 +97,9 @@ STUDIES = [path for path in EXPERIMENTS if re.search(r"qexp\.evaluate .*\n(.*\n)
 @pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
 def test_all_jobs_of_a_study_are_valid_and_no_two_read_alike(path, cli, checkpoint):
     Path("experiment").mkdir()
-    Path("experiment/small.yaml").write_text(SMALL.replace("num_calib: 8", "num_calib: 512").replace("calibrate: {num_images: 8}", ""))
+    Path("experiment/small.yaml").write_text(
+        SMALL.replace("num_calib: 8", "num_calib: 512").replace("calibrate: {num_images: 8}", "")
+    )
     chosen = ("--config-dir=.", f"experiment=[{path.stem},small]", "data=fake", "model=resnet8")
     done = cli(*chosen, f"checkpoint={checkpoint}", "plan_only=true", verb="evaluate")
     assert done.code == 0, done.err

@@ -76,7 +76,9 @@ def run(config: Config, sweep: Sweep) -> None:
         measured = measure_sensitivity(layers, widths, command=sweep.command)
         choices, gap, dynamic_check = _choose(layers, measured, budget, widths)
     folder = Path(config.results_dir) / config.name / "allocation" / file_name(f"{measured.label} {budget.name} {budget.value:g}")
-    files = write_sensitivity(measured, folder / "sensitivity", figures=config.figures)  # before the test, whose report shows it
+    files = write_sensitivity(
+        measured, folder / "sensitivity", figures=config.draw_figures
+    )  # before the test, whose report shows it
     tested, comparisons = _score_choices(config, sweep, layers, choices, preparer)
     result = Allocation(
         label=measured.label,
@@ -94,7 +96,7 @@ def run(config: Config, sweep: Sweep) -> None:
         notes=(*_notes(config), *measured.notes),
     )
     policy = rules(layers.rows, choices[0].bits)
-    files += write_allocation(result, policy_text(policy, result), POLICY, folder, figures=config.figures)
+    files += write_allocation(result, policy_text(policy, result), POLICY, folder, figures=config.draw_figures)
     print_main(
         summary(result), "", f"written: {len(files)} files in {folder}/ (allocation.md, policy/{POLICY}.yaml, sensitivity/)"
     )

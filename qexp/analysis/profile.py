@@ -60,8 +60,8 @@ def run(config: Config, sweep: Sweep) -> None:
     profile = measure(prepared, prepared.variants[-1], device, image)
     profile = replace(profile, command=sweep.command)
     folder = Path(config.results_dir) / config.name / "profile" / file_name(profile.label)
-    drawn = ", figures/" if config.figures else ""
-    files = write_profile(profile, folder, figures=config.figures)
+    drawn = ", figures/" if config.draw_figures else ""
+    files = write_profile(profile, folder, figures=config.draw_figures)
     print_main(summary(profile), "", f"written: {len(files)} files in {folder}/ (tensors.md, tensors.csv{drawn})")
 
 

@@ -35,8 +35,8 @@ def run(config: Config, sweep: Sweep) -> None:
     with TrajectoryStore(config.runs_dir).open(layers.prepared.training).lock():
         sensitivity = measure_sensitivity(layers, config.analyze.tried(config.bits, "sensitivity"), command=sweep.command)
     folder = Path(config.results_dir) / config.name / "sensitivity" / file_name(sensitivity.label)
-    drawn = ", figures/" if config.figures else ""
-    files = write_sensitivity(sensitivity, folder, figures=config.figures)
+    drawn = ", figures/" if config.draw_figures else ""
+    files = write_sensitivity(sensitivity, folder, figures=config.draw_figures)
     print_main(
         summary(sensitivity),
         "",

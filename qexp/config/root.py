@@ -66,7 +66,7 @@ class Config:
         fresh: train again although stored.
         runs_dir: where trainings, journal and MLflow's store lie.
         results_dir: where reports go.
-        figures: draw them; tables and the page are written either way.
+        draw_figures: beside the tables and the page of a report, and the tables of an analysis.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = {"extra": "forbid", "allow_inf_nan": False}
@@ -99,7 +99,7 @@ class Config:
     fresh: bool = False
     runs_dir: str = "runs"
     results_dir: str = "results"
-    figures: bool = later(True)
+    draw_figures: bool = later(True)
 
     def __post_init__(self) -> None:
         """Check the ranges."""

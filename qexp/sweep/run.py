@@ -152,11 +152,11 @@ def failure(one: Prepared, error: Exception) -> Path | None:
 def report(config: Config) -> list[Path]:
     """Write tables and figures, print the table, say where everything is; returns the files, none where a table is refused."""
     try:
-        written = write_report(config.name, runs_dir=config.runs_dir, results_dir=config.results_dir, figures=config.figures)
+        written = write_report(config.name, runs_dir=config.runs_dir, results_dir=config.results_dir, figures=config.draw_figures)
     except MixedProtocolsError as error:  # every number is stored: the sweep is done, its table has to be asked for
         print_main("", f"no report: {error}")
         return []
-    what = "tables and figures" if config.figures else "tables"
+    what = "tables and figures" if config.draw_figures else "tables"
     print_main("", written.table, "", f"{what}: {written.folder}/")
     if config.tracking.enabled:
         uri = config.tracking.uri or f"sqlite:///{(Path(config.runs_dir) / 'mlflow.db').resolve()}"

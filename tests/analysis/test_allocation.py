@@ -43,7 +43,7 @@ def bits_of(folder, method="exact_kl"):
 
 
 def test_average_bits_are_kept_and_the_file_is_what_other_commands_take(allocate, cli, tiny):
-    done = allocate("analyze.average_bits=4", "figures=true")
+    done = allocate("analyze.average_bits=4", "draw_figures=true")
     assert done.code == 0, done.err
     folder = folder_of(done)
     bits, methods = bits_of(folder), {(row["method"], row["measure"]): row for row in read(folder, "methods.csv")}

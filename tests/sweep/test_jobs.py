@@ -36,7 +36,7 @@ def test_a_job_is_told_by_what_it_asks_for(job):
         {"fresh": True},
         {"runs_dir": "y"},
         {"results_dir": "z"},
-        {"figures": True},
+        {"draw_figures": True},
         {"device": "auto"},
         {"tracking.timeout_s": 1.0},
     )

@@ -105,7 +105,7 @@ def test_a_sweep_trains_once_and_reports_every_variant(store):
 def test_figures_are_drawn_where_asked_for_and_none_is_left_that_shows_other_numbers(store, cli, tiny):
     folder, page, shown = Path("results/digits/figures"), Path("results/digits/report.html"), 'class="figure"'
     assert not folder.exists() and shown not in page.read_text()
-    done = cli(*tiny, *SWEEP, "figures=true")
+    done = cli(*tiny, *SWEEP, "draw_figures=true")
     assert done.code == 0 and "tables and figures: results/digits/" in done.out
     assert {"prec1_by_bits.svg", "prec1_by_bits.png"} <= {path.name for path in folder.iterdir()}
     assert shown in page.read_text()

@@ -49,7 +49,7 @@ def finished(cli, tiny, tmp_path_factory):
     folder, before = tmp_path_factory.mktemp("own"), os.getcwd()
     os.chdir(folder)
     try:
-        done = cli(*tiny, "tracking.enabled=true", "bits=2", "seed=0,1", written(), "figures=true", "-m")
+        done = cli(*tiny, "tracking.enabled=true", "bits=2", "seed=0,1", written(), "draw_figures=true", "-m")
     finally:
         os.chdir(before)
     assert done.code == 0, done.err
