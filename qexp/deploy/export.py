@@ -277,16 +277,7 @@ def _metrics(measured: dict[str, Any]) -> Iterator[tuple[str, float]]:
     prefix = "" if measured["split"] == "test" else f"{measured['split']}/"
     for stage in measured["rungs"]:
         if stage["name"] != FLOAT:
-            for key in (
-                "prec1",
-                "prec5",
-                "agreement",
-                "logit_sqnr_db",
-                "max_steps",
-                "layer_steps",
-                "differ_pct",
-                "integer_macs_pct",
-            ):
+            for key in _STAGE_METRICS:
                 if stage[key] is not None:
                     yield f"{prefix}{stage['name']}/{key}", stage[key]
     for name, size in measured["sizes"].items():

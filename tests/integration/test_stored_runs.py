@@ -46,6 +46,8 @@ def again(cli, tmp_path):
 
     def run(name, *more):
         verb, arguments = commands()[name, "store"]
+        if verb == "evaluate":  # where what nobody reads is refused since
+            arguments = [text for text in arguments if not text.startswith("train.")]
         done = cli(*arguments, *more, verb=verb)
         assert done.code == 0, done.err
         return done.out
