@@ -10,6 +10,8 @@ import pytest
 import torch
 import yaml
 
+from qexp.reporting.frames.layers import load_layers
+
 FAST = (
     "data.num_select=200", "evaluate.num_images=100", "analyze.num_images=100", "analyze.proxy_images=16", "analyze.probes=3",
     "quant=affine",
@@ -43,7 +45,7 @@ def bits_of(folder, method="exact_kl"):
 
 
 def test_average_bits_are_kept_and_the_file_is_what_other_commands_take(allocate, cli, tiny):
-    done = allocate("analyze.average_bits=4", "draw_figures=true")
+    done = allocate("analyze.average_bits=4")
     assert done.code == 0, done.err
     folder = folder_of(done)
     bits, methods = bits_of(folder), {(row["method"], row["measure"]): row for row in read(folder, "methods.csv")}
@@ -54,7 +56,7 @@ def test_average_bits_are_kept_and_the_file_is_what_other_commands_take(allocate
     assert float(exact["predicted"]) <= float(uniform["predicted"])
     assert {"sqnr", "fisher", "hessian", "mse", "weighted_mse", "loss"} <= {measure for _, measure in methods}
     assert "dynamic programming finds the same sum" in done.out
-    assert Path("results/digits/figures/layer_sensitivity.png").is_file()  # the report of the test shows what single layers cost
+    assert set(load_layers("results/digits")["task"]) == {"sensitivity"}  # of which the report draws what single layers cost
     # The command that it shows, as a user would paste it.
     command = shlex.split(re.search(r"^  (python -m qexp\.evaluate .*)$", done.out, re.MULTILINE)[1])
     assert command[3].startswith("--config-dir=")
