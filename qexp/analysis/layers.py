@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
 from typing import Any
 
 import torch
@@ -151,7 +151,7 @@ class Layers:
                 self._reference, self._learned, self._batches(self._proxy_images), probes=settings.probes, seed=self.config.seed
             )
             for name, (trace, error) in traces.items():
-                self._append("trace", keys[name], {"trace": trace, "error": error}, layer=name)
+                self._known("trace", keys[name], partial(dict, trace=trace, error=error), layer=name)
         rows = {name: self._stored["trace", key]["values"] for name, key in keys.items()}
         return {name: (row["trace"], row["error"]) for name, row in rows.items()}
 

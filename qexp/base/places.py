@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import tempfile
 from pathlib import Path
 
 from qexp.base.errors import UserError
 
+NAME_BYTES = 255  # of a file or folder, on the usual file systems
 _PROBE = bytes(4096)
+
+
+def check_names(key: str, path: str) -> None:
+    """Raise UserError for a path that no file system holds."""
+    if any(len(os.fsencode(part)) > NAME_BYTES for part in Path(path).parts):
+        raise UserError(key, f"{path[:40]}...", allowed=f"a path whose names have at most {NAME_BYTES} bytes each")
 
 
 def check_folder(key: str, folder: str, within: str) -> None:
@@ -25,14 +31,13 @@ def check_folder(key: str, folder: str, within: str) -> None:
     """
     if not folder:
         raise UserError(key, "(empty)", allowed="a folder", remedy="The working directory is `.`")
+    check_names(key, str(Path(folder, within)))
     place = Path(folder, within)
     try:
         while not _exists(place):
             place = place.parent
         with tempfile.TemporaryFile(dir=place, buffering=0) as handle:  # it has no name where the system can do that
             handle.write(_PROBE)
-        if any(len(os.fsencode(part)) > os.pathconf(place, "PC_NAME_MAX") for part in Path(folder, within).parts):
-            raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
     except OSError as error:
         remedy = f"{place}: {error.strerror}."
         raise UserError(key, folder, allowed="a folder that can be written to", remedy=remedy) from error

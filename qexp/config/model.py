@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from qexp.base.catalog import CUSTOM, Catalog, Info
 from qexp.base.checks import Count, check_bounds
@@ -124,6 +124,7 @@ class ModelSettings:
     pretrained: bool | str = later(False)
     library: Literal["timm"] | None = later(None)
     weights_key: str | None = later(None)
+    weights_name: ClassVar[str] = "model.weights"  # as it was typed, for messages
 
     def __post_init__(self) -> None:
         """Check the ranges and what belongs together; what `pretrained` says becomes `weights`."""
@@ -143,6 +144,7 @@ class ModelSettings:
                     "model.pretrained", self.pretrained, allowed="given alone", remedy="model.weights is its older name."
                 )
             object.__setattr__(self, "weights", weights)
+            object.__setattr__(self, "weights_name", "model.pretrained")
             object.__setattr__(self, "pretrained", False)
         if self.is_pretrained and not (self.from_library or (self.row is not None and self.row.weights is not None)):
             able = ", ".join(NETWORKS.names_where(lambda row: row.weights is not None))

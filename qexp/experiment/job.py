@@ -148,7 +148,7 @@ def load_network(
             allowed = f"a file converted from model={here[0]} data={here[1]}"
             remedy = f"It holds another network: give model={own[0]} data={own[1]}. {error.remedy}"
             raise UserError("checkpoint", config.checkpoint, allowed=allowed, remedy=remedy) from None
-    for key, path in (("model.weights", config.model.weights), ("checkpoint", config.checkpoint)):
+    for key, path in ((config.model.weights_name, config.model.weights), ("checkpoint", config.checkpoint)):
         if path not in (None, PRETRAINED):
             try:
                 notes += load_weights(model, path, key=key, entry=config.model.weights_key)

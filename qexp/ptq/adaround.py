@@ -8,7 +8,7 @@ below a weight and the code above is learned. Gradients are written out: the los
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -104,11 +104,7 @@ def adaround_(
         activations = activations_after(reference) if settings.adaround_relu else {}
         order, repeated = layers_in_order(quantized, images[0][:1])
         owners = Counter(id(parameter) for _, parameter in quantized.named_parameters(remove_duplicate=False))
-        notes += [note for note in repeated if f"{note.layer}.weight" in specs]
-        read = {f"{layer}.weight" for layer in (*order, *(note.layer for note in repeated))}
-        kernels = {name for name, tensor in reference.named_parameters() if tensor.dim() > 1}
-        alone = "rounded to nearest, it is no weight of a convolution or linear layer that runs"
-        notes += [Note(name, alone) for name in specs if name in kernels - read]
+        notes += _left_alone(specs, order, repeated, reference)
         for layer in order:
             name = f"{layer}.weight"
             if name not in specs:
@@ -125,6 +121,15 @@ def adaround_(
                     loss.batch_size = settings.adaround_batch_size
                 rows.append(_round_layer(name, module, grid, loss, settings))
     return AdaRounded(tuple(rows), tuple(notes))
+
+
+def _left_alone(specs: Iterable[str], order: Sequence[str], repeated: Sequence[Note], reference: nn.Module) -> list[Note]:
+    """Why planned weights stay rounded to nearest: their layer runs several times, or they are no layer's that runs."""
+    read = {f"{layer}.weight" for layer in (*order, *(note.layer for note in repeated))}
+    kernels = {name for name, tensor in reference.named_parameters() if tensor.dim() > 1}
+    why = "rounded to nearest, it is no weight of a convolution or linear layer that runs"
+    alone = [Note(name, why) for name in specs if name in kernels - read]
+    return [*(note for note in repeated if f"{note.layer}.weight" in specs), *alone]
 
 
 @dataclass(frozen=True)

@@ -126,9 +126,8 @@ def write_report(
     folder = Path(results_dir) / name
     records, jobs = with_choices(load_records(name, runs_dir), folder), load_jobs(name, runs_dir)
     if records.empty and jobs.empty:
-        raise UserError(
-            "name", name, allowed="an experiment with at least one evaluation", remedy="Run python -m qexp.train first."
-        )
+        allowed = "an experiment with at least one evaluation"
+        raise UserError("name", name, allowed=allowed, remedy="Run python -m qexp.train first.")
     runs, exports, sweeps = load_runs(name, runs_dir), load_exports(name, runs_dir), load_sweeps(name, runs_dir)
     verdict, made, screen, rounded = None, Made(), [], []  # for the screen: texts below each other
     if not records.empty:
@@ -141,8 +140,8 @@ def write_report(
         verdict = compare_variants(table, records, stored, asked.metrics)
         verdict, made = make_asked(verdict, check_asked((*asked.more, *wanted)), stored, asked.class_names)
         compact = write_compact(folder, (verdict.table, verdict.early), stored)
-        verdict = replace(verdict, digest=compact[1] if compact else "", protocols=protocols.sentences)
-        verdict = replace(verdict, gaps=(*verdict.gaps, *prec5_of_few(len(asked.class_names))))
+        gaps = (*verdict.gaps, *prec5_of_few(len(asked.class_names)))
+        verdict = replace(verdict, digest=compact[1] if compact else "", protocols=protocols.sentences, gaps=gaps)
         words = [textwrap.fill(text, 130) for text in (*verdict.protocols, *verdict.sentences, *verdict.gaps)]
         rounded = [display(verdict.table, wide=True, metrics=verdict.metrics).table]
         rounded += [seeds_display(verdict.seeds, verdict.table, verdict.metrics)] if len(verdict.seeds) else []

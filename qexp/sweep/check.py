@@ -94,7 +94,7 @@ def _check_verb(config: Config, verb: str) -> None:
         raise UserError("cases", config.cases, allowed="null in a single job", remedy="Several cases are a sweep: add -m.")
     root = None if config.data.download else config.data.root
     weights = None if config.model.is_pretrained else config.model.weights
-    for key, text in (("data.root", root), ("model.weights", weights)):
+    for key, text in (("data.root", root), (config.model.weights_name, weights)):
         if text is not None and not Path(text).exists():
             raise UserError(key, text, allowed="a path that exists")
     check_folders(config, verb)

@@ -14,6 +14,7 @@ from qexp.base.catalog import CUSTOM, is_own
 from qexp.base.errors import UserError, UserErrors
 from qexp.config.analyze import READS
 from qexp.config.correct import CORRECTIONS
+from qexp.config.model import PRETRAINED
 from qexp.config.policy import POLICIES
 from qexp.config.qat import IN_RECIPE
 from qexp.config.qat_methods import QAT_METHODS
@@ -26,7 +27,7 @@ _IMAGES = ("split", "num_images", "batch_size")  # of calibrate, which images
 _ASKS_NOTHING = ("null", "false")  # typed to take back what a file of values sets
 # Setting, or group of settings -> the commands that read it.
 _VERBS = {
-    "train": ("train",), "trajectory": ("train",), "qat": ("train",), "data.augment": ("train",), "model.weights": ("train",),
+    "train": ("train",), "trajectory": ("train",), "qat": ("train",), "data.augment": ("train",),
     "fresh": ("train", "export"),
 }  # fmt: skip
 _TASKS = {f"analyze.{name}": tasks for name, tasks in READS.items()} | {
@@ -127,6 +128,13 @@ def _data(name: str, config: Config) -> str:
     return ""
 
 
+def _model(name: str, config: Config) -> str:
+    settings = config.model
+    if name not in ("weights", "pretrained") or config.checkpoint in (None, PRETRAINED, settings.weights):
+        return ""
+    return "" if settings.library_preprocessing or settings.preprocessing else "checkpoint holds the weights here."
+
+
 def _train(name: str, config: Config) -> str:
     replaced = config.qat.is_on and name in IN_RECIPE and getattr(config.qat, name) is not None
     return f"qat.{name} stands in its place." if replaced and config.float_start is None else ""
@@ -213,6 +221,6 @@ def _evaluate(name: str, config: Config) -> str:
 
 
 _RULES: dict[str, Callable[[str, Config], str]] = {
-    "bits": _bits, "data": _data, "train": _train, "policy": _policy, "quant": _quant, "calibrate": _calibrate,
+    "bits": _bits, "data": _data, "model": _model, "train": _train, "policy": _policy, "quant": _quant, "calibrate": _calibrate,
     "correct": _correct, "qat": _qat, "evaluate": _evaluate,
 }  # fmt: skip

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
-from qexp.base.errors import UserError
-from qexp.base.places import check_folder
+from qexp.base.places import check_folder, check_names
 from qexp.config.root import Config
 
 _READ = ("checkpoint", "calibrate.file", "image", "data.root", "data.classes", "model.weights", "model.pretrained")
 PLACES = ("runs_dir", "results_dir", "export.folder", *_READ)
-NAME_BYTES = 255  # of a file or folder, on the usual file systems
 
 
 def expand_places(values: dict[str, object]) -> dict[str, object]:
@@ -27,8 +24,7 @@ def expand_places(values: dict[str, object]) -> dict[str, object]:
             owner = owner.get(name) if isinstance(owner, dict) else None
         if isinstance(owner, dict) and isinstance(owner.get(last), str):
             owner[last] = os.path.expanduser(owner[last])
-            if any(len(os.fsencode(part)) > NAME_BYTES for part in Path(owner[last]).parts):
-                raise UserError(key, f"{owner[last][:40]}...", allowed=f"a path whose names have at most {NAME_BYTES} bytes each")
+            check_names(key, owner[last])
     return values
 
 

@@ -20,7 +20,13 @@ FAST = (
 def analyze(cli, tiny, network):
     """Run the command on the network's checkpoint; figures are the business of tests/reporting."""
     torch.save(network.state_dict(), "checkpoint.pt")
-    return lambda *overrides: cli("task=sensitivity", "checkpoint=checkpoint.pt", *tiny, *FAST, *overrides, verb="analyze")
+
+    def run(*overrides):
+        widths = any(text.startswith("analyze.widths=") for text in overrides)  # which go before bits
+        fast = [text for text in FAST if not (widths and text.startswith("bits="))]
+        return cli("task=sensitivity", "checkpoint=checkpoint.pt", *tiny, *fast, *overrides, verb="analyze")
+
+    return run
 
 
 def rows(label="W2_int_affine", file="sensitivity.csv"):

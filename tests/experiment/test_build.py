@@ -34,10 +34,14 @@ def test_activations_have_a_width_of_their_own(cli, tiny):
 
 
 def test_settings_that_nothing_reads_make_no_other_variant(cli, tiny):
-    assert cli(*tiny, "bits=8", "calibrate=minmax,mse", "calibrate.num_bins=512,1024", "-m").code == 0
-    assert list(rows()) == ["fp32", "W8 int"]
-    assert cli(*tiny, "bits=8", "quant=affine", "quant.activation.bits=8", "calibrate.num_bins=512,1024", "-m").code == 0
-    assert [name for name in rows() if "A8" in name] == ["W8A8 int affine"]
+    """In a file of cases; on the command line they are refused."""
+    Path("experiment").mkdir()
+    cases = [["calibrate=minmax"], ["calibrate=mse", "calibrate.num_bins=512"], ["calibrate.num_bins=1024"]]
+    cases += [["quant=affine", "quant.activation.bits=8", f"calibrate.num_bins={number}"] for number in (512, 1024)]
+    Path("experiment/unread.yaml").write_text(f"# @package _global_\ncases: {json.dumps(cases)}\n")
+    done = cli("--config-dir=.", *tiny, "experiment=unread", "bits=8", "-m")
+    assert done.code == 0, done.err
+    assert sorted(rows()) == ["W8 int", "W8A8 int affine", "fp32"]
 
 
 def test_folding_and_equalizing_preserve_the_network(cli, tiny):

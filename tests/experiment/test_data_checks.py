@@ -23,7 +23,9 @@ def data():
         labels = [torch.tensor(classes)[torch.arange(count) % len(classes)] for classes, count in ((train, 400), (test, 200))]
         parts = {"train": RamPart(images[:400], labels[0]), "test": RamPart(images[400:], labels[1])}
         rows = {Split.TRAIN: torch.arange(400), Split.TEST: torch.arange(200)}
-        return DataBundle(RamImages(parts, tuple("abcdef")), Splits(rows, "test"), mean=[0.5], std=[0.5], augment="none")
+        return DataBundle(
+            RamImages(parts, tuple("abcdef")), Splits(rows, {Split.TEST: "test"}), mean=[0.5], std=[0.5], augment="none"
+        )
 
     return make
 

@@ -36,9 +36,9 @@ def _no_reports(monkeypatch):
 
 @pytest.fixture
 def command(tiny):
-    Path("net.py").write_text(NETWORK)
+    Path("scaled_net.py").write_text(NETWORK)
     Path("scale.txt").write_text("1")
-    return (*(text for text in tiny if not text.startswith("model.factory=")), "model.factory=net.py:Net")
+    return (*(text for text in tiny if not text.startswith("model.factory=")), "model.factory=scaled_net.py:Net")
 
 
 def rows(folder="runs"):
@@ -71,12 +71,12 @@ def test_weights_that_were_altered_stop_the_command(cli, command):
 
 
 def test_what_is_trained_anew_is_said(cli, command):
-    command = [text.replace("net.py:Net", "again.py:Net") for text in command]
-    Path("again.py").write_text("from net import Net\n")
+    command = [text.replace("scaled_net.py:Net", "again.py:Net") for text in command]
+    Path("again.py").write_text("from scaled_net import Net\n")
     assert "trained anew" not in cli(*command, "bits=4", "train.epochs=2").out
     assert "trained anew" not in cli(*command, "bits=4").out  # other settings are another training
     assert "trained anew" not in cli(*command, "bits=8").out  # the same one
-    Path("again.py").write_text("from net import Net  # edited\n")
+    Path("again.py").write_text("from scaled_net import Net  # edited\n")
     done = cli(*command, "bits=4", "plan_only=true")
     assert done.out.count("note: stored training") == 1
     assert "has the same settings, but other source of the network" in done.out

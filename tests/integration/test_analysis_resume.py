@@ -47,7 +47,7 @@ def test_a_killed_analysis_goes_on(warm, command, monkeypatch, tmp_path, faults)
     assert child.wait() == 0, child.text
     found, table = rows(), Path("results/digits/sensitivity/W2-3_int_affine/sensitivity.csv").read_text()
     assert found[: len(seen)] == seen
-    assert len({(row["kind"], row["key"]) for row in found}) == len(found) == 1 + 2 + 2 * 4
+    assert len({(row["kind"], row["key"]) for row in found}) == len(found) == 2 + 2 + 2 * 4
     (tmp_path / "whole").mkdir()
     monkeypatch.chdir(tmp_path / "whole")
     child = warm.start(*command, verb="analyze")

@@ -149,7 +149,7 @@ def test_a_converted_network_is_evaluated_again(again, cli, same_bits):
     (path,) = Path("store").rglob("converted.safetensors")
     (before,) = measured("store", path.parent.name, "W3A3 lsq")
     _, arguments = commands()["qat", "store"]
-    kept = [text for text in arguments if not text.startswith(("name=", "qat", "runs_dir="))]
+    kept = [text for text in arguments if not text.startswith(("name=", "qat", "runs_dir=", "train."))]
     done = cli(*kept, f"checkpoint={path}", "name=again", "runs_dir=anew", verb="evaluate")
     assert done.code == 0, done.err
     (row,) = measured("anew", "*", "W3A3 lsq")

@@ -96,7 +96,7 @@ def test_what_had_nothing_to_do_says_so(name):
     """One layer that is not rounded, behind the images and before no other; no batch norm."""
     network = nn.Sequential(nn.Flatten(), nn.Linear(12, 3)).eval()
     batch = Batch(torch.randn(2, 3, 2, 2), torch.zeros(2, dtype=torch.int64), torch.arange(2), 2)
-    making = Copy(network, None, asked(CORRECTIONS[name]), 0, lambda: [batch])
+    making = Copy(network, None, asked(CORRECTIONS[name]), 0, batch.images[:1], lambda: [batch])
     _correct(making, "before")
     making.rounded = copy.deepcopy(making.reference)
     _correct(making, "after")

@@ -257,7 +257,7 @@ def test_through_the_command_line(cli, tiny, tmp_path):
     assert done.code == 0, done.err
     converted = sorted(tmp_path.glob("runs/trainings/*/converted.safetensors"))[0]
     evaluated = [argument for argument in tiny if not argument.startswith("train=")]
-    done = cli(f"checkpoint={converted}", "name=exp", *evaluated, verb="evaluate")
+    done = cli(f"checkpoint={converted}", "name=exp", *evaluated, "draw_figures=true", verb="evaluate")
     assert done.code == 0, done.err
     rows = list(csv.DictReader((tmp_path / "results" / "exp" / "table.csv").read_text().splitlines()))
     labels = [row["label"] for row in rows]

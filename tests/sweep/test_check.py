@@ -109,7 +109,7 @@ def test_a_mistake_of_all_jobs_needs_no_numbers(values):
 def test_what_belongs_to_one_verb(values, tmp_path):
     file = tmp_path / "weights.pt"
     file.touch()
-    with pytest.raises(UserErrors, match="model.weights=FILE"):
+    with pytest.raises(UserErrors, match="model.pretrained=FILE"):
         check([job(values, checkpoint=str(file))], "train")
     with pytest.raises(UserErrors, match="qexp.evaluate needs checkpoint=FILE"):
         check([values], "evaluate")

@@ -118,7 +118,7 @@ EVALUATED = ("checkpoint=x",)
     [
         ("evaluate", EVALUATED, "train.epochs=3", "it is read by python -m qexp.train, not by qexp.evaluate"),
         ("evaluate", EVALUATED, "trajectory.keep=last", "it is read by python -m qexp.train"),
-        ("evaluate", EVALUATED, "model.weights=x", "it is read by python -m qexp.train"),
+        ("evaluate", EVALUATED, "model.weights=x", "checkpoint holds the weights here"),
         ("evaluate", EVALUATED, "data.augment=crop", "it is read by python -m qexp.train"),
         ("evaluate", EVALUATED, "fresh=true", "it is read by python -m qexp.train and python -m qexp.export"),
         ("export", (*EVALUATED, "export.cost=false"), "export.repeats=3", "it is read with export.cost=true"),

@@ -1,7 +1,6 @@
 """Hydra composes the jobs of a command, and does nothing else."""
 
 import itertools
-from pathlib import Path
 
 import hydra
 import pytest
@@ -53,10 +52,3 @@ def test_a_job_of_a_sweep_is_what_hydra_composes_alone(compose, monkeypatch):
     ]
     assert list(jobs) == [{key: value for key, value in job.items() if key != "hydra"} for job in alone]
     assert len({job["name"] for job in jobs}) == 2
-
-
-def test_results_lie_where_the_command_was_given(cli, tiny):
-    """Whatever folder Hydra would change to for a job of its own."""
-    done = cli(*tiny, "bits=4", "hydra.job.chdir=true")
-    assert done.code == 0, done.err
-    assert Path("results/digits/table.csv").is_file() and Path("runs/journal/digits.jsonl").is_file()

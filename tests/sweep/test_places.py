@@ -42,7 +42,7 @@ def test_a_folder_that_cannot_be_written_to_starts_nothing(cli, tiny, key, verb,
 def test_results_that_cannot_be_written_are_not_computed(verb, text):
     Path("file").touch()
     Path("link").symlink_to("nowhere")
-    with pytest.raises(UserError, match=f"results_dir={text}: allowed is a folder.*{WRONG[text]}"):
+    with pytest.raises(UserError, match=f"results_dir={text[:40]}.*{WRONG[text]}"):
         if verb == "report":
             report.run(report.ReportSettings(name="digits", results_dir=text))
         else:

@@ -22,7 +22,7 @@ REFUSED = [
     (("train.lr=inf",), ["train.lr=inf", "a finite number"]),
     (("train.lr=nan",), ["train.lr=nan", "a finite number"]),
     (("train.precision=fp16",), ["train.precision=fp16", "device=cuda"]),
-    (("checkpoint=x.pt",), ["checkpoint=x.pt", "model.weights=FILE"]),
+    (("checkpoint=x.pt",), ["checkpoint=x.pt", "model.pretrained=FILE"]),
     (("bits=[4",), ["bits=[4"]),
     (("calibrate=[mse,kl]",), ["calibrate=['mse', 'kl']", "aciq"]),  # of which Hydra would take the last
     (("quant=apot", "calibrate.weights=kl"), ["calibrate.weights=kl", "minmax, percentile or mse for quant=apot"]),

@@ -49,7 +49,7 @@ def test_hydras_own_answers_do_not_show_it(cli, tiny):
 
 
 def test_a_journal_of_an_older_version_is_read_without_it():
-    row = {"kind": "sweep", "command": f"python -m qexp.train tracking.uri=http://ann:{SECRET}@host"}
+    row = {"kind": "sweep", "sweep": "s", "time_ms": 0, "command": f"python -m qexp.train tracking.uri=http://ann:{SECRET}@host"}
     journal = Journal("runs/journal/old.jsonl")
     journal.path.parent.mkdir(parents=True)
     journal.path.write_text(json.dumps(row) + "\n")

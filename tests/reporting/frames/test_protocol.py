@@ -103,7 +103,7 @@ def test_the_command(write, training, monkeypatch, capsys):
 def test_a_sweep_that_ends_so_is_not_a_failure(write, training, tmp_path, capsys):
     """Every number is stored; the report alone is refused, and nothing is sent in its place."""
     runs_dir = write(training(["W8 int"], epochs=1), training(["W8 int"], training=OTHER, n=500, epochs=1))
-    config = SimpleNamespace(name="exp", runs_dir=runs_dir, results_dir=tmp_path / "results")
+    config = SimpleNamespace(name="exp", runs_dir=runs_dir, results_dir=tmp_path / "results", draw_figures=True)
     assert report_sweep(config) == []
     assert "no report: name=exp: " in capsys.readouterr().out
 
