@@ -183,7 +183,8 @@ def attacks_on(verb: str, key: Key) -> Iterator[Attack]:
 def _parsed(text: str) -> tuple[str, ...]:
     """How a message may show a value that was read."""
     if text[0] in "[{":  # a list is shown, or the element that is wrong
-        return (text.replace(",", ", ").replace("a:", "'a':"), text[1:-1].partition(",")[0].replace("null", "None"), "a=1")
+        element = text[1:-1].partition(",")[0].replace("null", "None")
+        return (text.replace(",", ", ").replace("a:", "'a':"), element, element.replace("a:", "'a':"), "a=1")
     if "\n" in text:
         return ("a b",)  # as lines are joined
     return (str(float(text)),) if text.strip("-").replace(".", "").isdigit() else ()
@@ -250,6 +251,6 @@ def attacks_on_keys(verb: str, values: Mapping[str, object] | None) -> Iterator[
             key = Key(key.name, key.kind, key.nullable, key.choices, key.bounds, None)  # composed for its own command alone
         attacks = [attack for attack in attacks_on(verb, key) if not (key.name in idle and attack.want != "refused")]
         yield from attacks if verb == "train" else _one_of_each_kind(attacks, list(BASE).index(verb))
-        if key.name in idle and key.value is not None:
+        if key.name in idle and key.value not in (None, False, []) and not key.name.startswith("hydra."):
             base = BASE[verb]
             yield Attack(verb, "typed but unread", (*base, f"{key.name}={key.typed}"), "refused", key.name, (key.typed,))

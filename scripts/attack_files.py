@@ -162,7 +162,7 @@ def _write_checkpoints(folder: Path) -> None:
         torch.jit.script(torch.nn.ReLU()).save(str(place / "script.pt"))
         quantized = torch.quantize_per_tensor(state["5.weight"], 0.1, 0, torch.qint8)
     odd = {
-        "list": [1, 2], "number": 5, "none": None, "nothing": {}, "keys": {f"x.{name}": value for name, value in state.items()},
+        "list": [1, 2], "number": 5, "none": None, "nothing": {}, "keys": {f"{name}_": value for name, value in state.items()},
         "shapes": {name: torch.zeros(3) for name in state}, "names": dict(enumerate(state.values())), "texts": {"a": "b"},
         "complex": {name: torch.as_tensor(value).to(torch.complex64) for name, value in state.items()},
         "sparse": state | {"0.weight": state["0.weight"].to_sparse()}, "meta": state | {"0.weight": state["0.weight"].to("meta")},

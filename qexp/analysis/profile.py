@@ -47,16 +47,13 @@ def run(config: Config, sweep: Sweep) -> None:
     if prepared.converted is not None:
         remedy = "A profile looks for ranges of its own, which are not those that the file was trained with."
         raise UserError("checkpoint", config.checkpoint, allowed="a plain state dict for task=profile", remedy=remedy)
+    device, image = pick_device(config.device), None
+    if config.image is not None:
+        image = read_image(Path(config.image), prepared.bundle, prepared.config.data.preprocessing).to(device)
     messages.plan([prepared], num_jobs=1)
     if config.plan_only:
         return
-    device = pick_device(config.device)
     seed_everything(config.seed, config.deterministic)
-    image = (
-        None
-        if config.image is None
-        else read_image(Path(config.image), prepared.bundle, prepared.config.data.preprocessing).to(device)
-    )
     profile = measure(prepared, prepared.variants[-1], device, image)
     profile = replace(profile, command=sweep.command)
     folder = Path(config.results_dir) / config.name / "profile" / file_name(profile.label)

@@ -155,7 +155,8 @@ def _where(error: BaseException) -> str:
     else:
         frame = traceback.extract_tb(error.__traceback__)[-1]
         line = f"{frame.filename}:{frame.lineno}"
-    return f"{type(error).__name__}: {error} ({line})"
+    first = next(iter(str(error).strip().splitlines()), "")
+    return f"{type(error).__name__}: {first} ({line})"
 
 
 @contextlib.contextmanager

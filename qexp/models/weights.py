@@ -233,9 +233,14 @@ def _check_values(state: Mapping[str, Tensor], own: Mapping[str, Tensor], path: 
     numbers = {name: value for name, value in state.items() if name not in unreal}
     masks = {name for name, value in own.items() if not torch.isfinite(value).all()}
     infinite = [name for name, value in numbers.items() if name not in masks and not torch.isfinite(value.float()).all()]
-    titles = {"complex": unreal, "NaN or infinite": infinite}
+    integers = [name for name, value in state.items() if _is_integer(value) and name in own and not _is_integer(own[name])]
+    titles = {"complex": unreal, "NaN or infinite": infinite, "integers where the network has floats": integers}
     if wrong := [_listed(title, names) for title, names in titles.items() if names]:
         raise UserError(key, path, allowed="a state dict of finite real numbers", remedy=f"{'; '.join(wrong)}.")
+
+
+def _is_integer(value: Tensor) -> bool:
+    return not (value.is_floating_point() or value.is_complex())
 
 
 def _rename_classifier(state: dict[str, Tensor], wanted: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:

@@ -62,9 +62,10 @@ def load_subject(settings: StudySettings) -> Subject:
     """
     bundled = settings.checkpoint is None and settings.data.root is None
     if (settings.checkpoint is None) != (settings.data.root is None):
-        key = "checkpoint" if settings.checkpoint is None else "data.root"
-        remedy = "They belong together; without both a small network is trained on the bundled digits."
-        raise UserError(key, None, allowed="given together with the other of checkpoint, data.root", remedy=remedy)
+        both = (("checkpoint", settings.checkpoint), ("data.root", settings.data.root))
+        (key, value), (other, _) = sorted(both, key=lambda item: item[1] is None)
+        remedy = "Without both a small network is trained on the bundled digits."
+        raise UserError(key, value, allowed=f"given together with {other}", remedy=remedy)
     bundle = load_data(_data(settings, bundled))
     if settings.checkpoint is None:
         model, what = _small(bundle), "a small network on the bundled digits"

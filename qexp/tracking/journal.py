@@ -137,8 +137,10 @@ def find_journal(runs_dir: str | Path, name: str) -> Path:
     known = journal_names(runs_dir)
     if name in known:
         return journal_path(runs_dir, name)
-    remedy = nearest(name, known) if known else "Run python -m qexp.train first."
-    raise UserError("name", name, allowed=known or f"an experiment with a journal in {Path(runs_dir) / 'journal'}", remedy=remedy)
+    if not known:
+        remedy = f"It has no journal, of {name} or another. Run python -m qexp.train first."
+        raise UserError("runs_dir", runs_dir, allowed="the folder of an experiment's runs", remedy=remedy)
+    raise UserError("name", name, allowed=known, remedy=nearest(name, known))
 
 
 def read_rows(
