@@ -23,6 +23,7 @@ _WORDS = {bool: "true or false", str: "a text"}  # what pydantic has longer word
 _BEYOND = ("greater_than_equal", "greater_than", "less_than_equal")  # pydantic's names
 
 Count = Annotated[int, Ge(1)]
+Epochs = Annotated[int, Ge(1), Le(100_000)]  # each is planned for by itself
 Natural = Annotated[int, Ge(0)]
 Bits = Annotated[int, Ge(1), Le(16)]  # that every quantizer defines
 Seed = Annotated[int, Ge(0), Le(2**63 - 1)]

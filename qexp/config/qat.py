@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Annotated, Literal
 
 from qexp.base.catalog import CUSTOM
-from qexp.base.checks import Count, Natural, NotNegative, Positive, Share, check_bounds
+from qexp.base.checks import Count, Epochs, Natural, NotNegative, Positive, Share, check_bounds
 from qexp.base.errors import UserError
 from qexp.config.later import later
 from qexp.config.qat_methods import QAT_METHODS, FirstStep, Mask, QatMethodInfo
@@ -52,7 +52,7 @@ class QatSettings:
     name: str = "none"
     factory: str | None = later(None)
     init: Literal["training", "checkpoint", "none"] = "training"
-    epochs: Count | None = None
+    epochs: Epochs | None = None
     lr: Positive | None = None
     weight_decay: NotNegative | None = None
     warmup_epochs: Natural | None = None

@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from qexp.base.checks import Count, Natural, NotNegative, Positive, Share, check_bounds, check_range
+from qexp.base.checks import Count, Epochs, Natural, NotNegative, Positive, Share, check_bounds, check_range
 from qexp.base.errors import UserError
 from qexp.config.later import later
 from qexp.config.metrics import asked
@@ -62,7 +62,7 @@ class TrainSettings:
         checkpoint_every_steps: store what a resume needs within an epoch too; None only at its end.
     """
 
-    epochs: Count
+    epochs: Epochs
     lr: Positive
     batch_size: Count
     optimizer: Literal["sgd", "apex_fused_sgd"] = "sgd"

@@ -43,7 +43,7 @@ def test_where_the_user_may_choose_the_grid(name, grid):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"epochs": 0}, "qat.epochs=0: allowed is an integer of at least 1"),
+        ({"epochs": 0}, "qat.epochs=0: allowed is an integer from 1 to 100000"),
         ({"weight_decay": -0.1}, "qat.weight_decay=-0.1: allowed is a number of at least 0.0"),
         ({"warmup_epochs": -1}, "qat.warmup_epochs=-1: allowed is an integer of at least 0"),
         ({"momentum": 1.5}, "qat.momentum=1.5: allowed is a number from 0.0 to 1.0"),

@@ -158,7 +158,7 @@ def test_all_mistakes_of_a_job_are_reported_together(values):
     text = "\n".join(errors)
     assert "bits=8: allowed is an integer" in text
     assert "mode=integer: allowed is one of int, float, half. Did you mean int?" in text
-    assert "train.epochs=0" in text and "at least 1" in text
+    assert "train.epochs=0" in text and "from 1 to 100000" in text
     assert "quant.weight.rounding=even" in text and "half_even" in text
     assert "data.nam=1: there is no such key. Did you mean data.name?" in text
 

@@ -27,7 +27,7 @@ REFUSED = [
     (("qat=lsq", "qat.init=none", "qat.distill_weight=0.5"), ["qat.distill_weight=0.5", "0 with qat.init=none"]),
     (("qat=lsq", "float_only=true"), ["float_only=true", "false with qat"]),
     (("qat=lsq", "calibrate.weights=mse"), ["calibrate.weights=mse", "its default with qat=lsq"]),
-    (("qat=lsq", "qat.epochs=0"), ["qat.epochs=0", "at least 1"]),
+    (("qat=lsq", "qat.epochs=0"), ["qat.epochs=0", "from 1 to 100000"]),
     (("qat=lsq", "qat.lr=0"), ["qat.lr=0"]),
     (("qat=lsq", "qat.momentom=0.5"), ["qat.momentom=0.5", "Did you mean qat.momentum?"]),
 ]  # fmt: skip
