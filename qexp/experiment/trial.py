@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from qexp.base import dist
 from qexp.base.errors import UserError, raised
 from qexp.base.outputs import main_output
+from qexp.base.user_code import exits_are_errors
 from qexp.config.root import Config
 from qexp.config.train import TrainSettings
 from qexp.engine.evaluate import unchanged
@@ -174,7 +175,8 @@ class Trial:
     def _says(self, allowed: str) -> Iterator[None]:
         """Within, whatever the network raises is the user's to mend."""
         try:
-            yield
+            with exits_are_errors():
+                yield
         except UserError:
             raise
         except Exception as error:

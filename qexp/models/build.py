@@ -11,6 +11,7 @@ from torch import nn
 
 from qexp.base.errors import UserError, raised
 from qexp.base.outputs import main_output
+from qexp.base.user_code import exits_are_errors
 from qexp.config.model import TIMM, ModelSettings, NetworkInfo
 from qexp.models.custom import build_custom
 from qexp.models.pretrained import load_pretrained
@@ -66,7 +67,7 @@ def _check_forward(model: nn.Module, settings: ModelSettings, num_classes: int, 
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
-        with torch.no_grad():
+        with torch.no_grad(), exits_are_errors():
             output = model(torch.zeros(2, *image_shape))
     except Exception as error:  # whatever a network raises on images that it was not made for
         allowed = f"a network that takes images of {shape} (channels, height, width)"

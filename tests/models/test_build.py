@@ -166,6 +166,13 @@ def test_default_weights(monkeypatch):
     assert all(torch.equal(value, published[name]) for name, value in tuned.items() if not name.startswith("classifier."))
 
 
+def test_a_forward_that_ends_the_process_is_refused(tmp_path):
+    text = "import sys\nfrom torch import nn\nclass Exits(nn.Module):\n    def forward(self, x, **_):\n        sys.exit(0)\n"
+    (tmp_path / "exits.py").write_text(text + "def make(num_classes):\n    return Exits()\n")
+    with pytest.raises(UserError, match="code of yours called sys.exit"):
+        build("custom", factory=f"{tmp_path / 'exits.py'}:make")
+
+
 def test_default_weights_mistakes(monkeypatch):
     def offline(*args, **kwargs):
         raise URLError("no route to host")
