@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from qexp.analysis import allocation, profile, sensitivity
 from qexp.base.errors import UserError
 from qexp.config.launcher import check_single, launcher_settings
+from qexp.experiment.prepare import with_preprocessing
 from qexp.sweep.check import check
 from qexp.sweep.check_read import check_read
 from qexp.sweep.ranks import Ranks
@@ -32,7 +33,7 @@ def run(composed: Composed, sweep: Sweep, typed: Mapping[str, str], ranks: Ranks
         remedy = "Give each key one value, without -m."
         raise UserError("-m", "given", allowed="a single job for qexp.analyze", remedy=remedy)
     check_single(launcher_settings(composed.launcher))
-    config = check(composed.jobs, sweep.verb)[0]
+    config = with_preprocessing(check(composed.jobs, sweep.verb)[0])
     check_read([config], typed, sweep.verb)
     assert config.task is not None, "the check refuses a job without a task"
     TASKS[config.task](config, sweep)

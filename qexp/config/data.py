@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Le
@@ -112,7 +111,7 @@ class DataSettings:
         root: folder of the set, for the sets that lie on disk.
         download: let torchvision fetch the set into `root` if it is not there.
         factory: `module:function` or `file.py:function` for `custom`; see `qexp.data.custom`.
-        image_size: height and width in pixels after resizing; None keeps the set's own size.
+        image_size: height and width in pixels after resizing; None is that of a pretrained network, else the set's own.
         num_classes: classes of `fake` (and passed to `custom`); other sets know theirs and take None.
         mean: per channel (or one for all), on the 0-1 scale; None measures it on the train split (streamed: ImageNet's); an empty
             list is that of a pretrained network, else the set's.
@@ -171,8 +170,6 @@ class DataSettings:
             raise UserError(
                 "data.storage", self.storage, allowed=self.info.storage, remedy=f"This is what data={self.name} can do."
             )
-        if self.classes is not None and not Path(self.classes).is_file():
-            raise UserError("data.classes", self.classes, allowed="a file that exists")
         for key, other in (("mean", "std"), ("std", "mean")):
             if getattr(self, key) in (None, []) and getattr(self, other) != getattr(self, key):
                 raise UserError(f"data.{key}", getattr(self, key), allowed=f"given together with data.{other}")
@@ -186,14 +183,21 @@ class DataSettings:
                 raise UserError(
                     f"data.{key}", getattr(self, key), allowed=f"null for data={self.name}", remedy=f"{able} read it."
                 )
-        how = self.preprocessing
-        if how.crop != "none" and how.image_size is None and self.mean != []:
+
+    def _check_typed(self, how: Preprocessing) -> None:
+        """Refuse typed parts of a preprocessing that do not go together, once all of it is known."""
+        if how.crop != "none" and how.image_size is None:
             raise UserError("data.crop", how.crop, allowed="given together with data.image_size")
-        if self.resize is not None and how.crop != "center" and self.crop is not None:
+        if self.resize is not None and how.crop != "center":
             remedy = "It is the shorter side before the centre is cut out."
             raise UserError("data.resize", self.resize, allowed="null without data.crop=center", remedy=remedy)
         if self.resize is not None and how.image_size is not None and self.resize < how.image_size:
             raise UserError("data.resize", self.resize, allowed=f"at least data.image_size, {how.image_size}")
+        for key in ("interpolation", "antialias"):
+            if getattr(self, key) is not None and how.image_size is None:
+                raise UserError(f"data.{key}", getattr(self, key), allowed="given together with data.image_size")
+        if how.interpolation == "lanczos" and not how.antialias:
+            raise UserError("data.antialias", False, allowed="true with data.interpolation=lanczos")
 
     @property
     def preprocessing(self) -> Preprocessing:
@@ -216,15 +220,19 @@ class DataSettings:
 
         Args:
             own: of a pretrained network; None leaves the set's.
+
+        Raises:
+            UserError: what was typed does not go together.
         """
         row = self.info.preprocessing
         base = (row or Preprocessing()) if own is None else own
         values: dict[str, Any] = {key: getattr(base, key) and list(getattr(base, key)) for key in ("mean", "std")}
         values = {key: value for key, value in values.items() if getattr(self, key) == []}
         if row is not None:
-            values["image_size"] = base.image_size if self.image_size is None else self.image_size
+            how = self._typed_over(base.resized(self.image_size))
+            self._check_typed(how)
+            values["image_size"] = how.image_size
             if own is not None:
-                how = self._typed_over(own.resized(self.image_size))
                 values |= {key: getattr(how, key) for key in FILE_KEYS}
         return replace(self, **values)
 

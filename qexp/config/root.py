@@ -19,7 +19,7 @@ from qexp.config.correct import CorrectSettings
 from qexp.config.data import DataSettings
 from qexp.config.export import ExportSettings
 from qexp.config.later import later
-from qexp.config.model import ModelSettings
+from qexp.config.model import PRETRAINED, ModelSettings
 from qexp.config.policy import PolicySettings
 from qexp.config.qat import QatSettings
 from qexp.config.qat_methods import QAT_METHODS
@@ -118,7 +118,7 @@ class Config:
             remedy = "Scaled channels have other ranges than batch norm tells."
             name = self.calibrate.method.name
             raise UserError("calibrate", name, allowed=f"another method with {' and '.join(scaled)}", remedy=remedy)
-        if self.model.weights_key is not None and self.checkpoint is None and self.model.weights in (None, "DEFAULT"):
+        if self.model.weights_key is not None and {self.checkpoint, self.model.weights} <= {None, PRETRAINED}:
             remedy = "It names an entry of the file of checkpoint or model.weights."
             raise UserError("model.weights_key", self.model.weights_key, allowed="null without a file", remedy=remedy)
         if self.qat.is_on:

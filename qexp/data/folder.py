@@ -115,7 +115,11 @@ def _class_list(file: str) -> tuple[dict[str, int], tuple[str, ...]]:
 
     A name that several classes bear is followed by the folder's.
     """
-    rows = [line.split("\t") for line in Path(file).read_text(encoding="utf-8").splitlines() if line.strip()]
+    try:
+        text = Path(file).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError("data.classes", file, allowed="a text file in UTF-8", remedy=f"{error}.") from error
+    rows = [line.split("\t") for line in text.splitlines() if line.strip()]
     folders = [row[0].strip() for row in rows]
     if not rows or any(len(row) != 2 for row in rows) or len(set(folders)) != len(folders):
         allowed = "a file of one line a class, in the order of the labels: its folder, a tab, its name; each folder once"

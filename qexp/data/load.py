@@ -32,7 +32,7 @@ def load_data(settings: DataSettings) -> DataBundle:
     """Decode (or, if streamed, list) a data set, cut its splits and make it ready for batches.
 
     Raises:
-        UserError: the set is absent or corrupt, its splits leave nothing to train on, or mean and std do not fit its channels.
+        UserError: the set is absent or corrupt, its splits take more than there is, or mean and std do not fit its channels.
     """
     store = load_store(settings)
     parts: tuple[Part, ...] = get_args(Part)

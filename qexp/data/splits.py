@@ -1,8 +1,8 @@
 """The splits of a data set, `train calib select test`: disjoint, cut by a seeded permutation, hashed with the data.
 
-The images of the set's train part are permuted by `split_seed`, interleaved by class, and cut into `test` (only where the set has
-no test part of its own), `calib`, `select` and `train`. Interleaving makes every one of these stratified to within an image or
-two per class, without a cut per class.
+The images of the set's train part are permuted by `split_seed`, interleaved by class, and cut into `test` and `calib` (only where
+the set has no part of its own for them), `select` and `train`. Interleaving makes every one of these stratified to within an
+image or two per class, without a cut per class.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _PARTS_OF_SPLITS: Mapping[Split, Part] = {Split.TEST: "test", Split.CALIB: "cali
 
 @dataclass(frozen=True)
 class Splits:
-    """Split -> the rows of the set's train or test part that belong to it.
+    """Split -> the rows of the part of the set that belong to it.
 
     Args:
         rows: per split [N] int64, in the order of evaluation.
@@ -100,6 +100,7 @@ def _too_many(cut: Mapping[Split, int], count: int, settings: DataSettings) -> U
     key = max(wanted, key=lambda name: wanted[name])
     most = count - (sum(wanted.values()) - wanted[key])
     remedy = f"{', '.join(wanted)} take {sum(wanted.values())} of {count} training images."
+    remedy += "" if count else " There is no train/ here: give them 0."
     return UserError(key, wanted[key], allowed=f"at most {max(most, 0)}", remedy=remedy)
 
 

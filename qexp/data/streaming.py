@@ -125,7 +125,7 @@ class StreamedImages:
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """Names of the class folders."""
+        """Names of the classes."""
         return self.tree.class_names
 
     def resized(self, size: int | None) -> StreamedImages:

@@ -19,11 +19,11 @@ _SATURATES = (
 def failures(stage: Stage) -> Iterator[str]:
     """What a stage fails by: codes that are not those of integers, and layers that did not run in integers."""
     if stage.failed_layer is not None:
-        steps, share = f"{stage.layer_steps} steps from integers, 1 is allowed", stage.differ_pct or 0.0
+        steps, share = f"at most {stage.layer_steps} steps from integers, 1 is allowed", stage.differ_pct or 0.0
         if (stage.layer_steps or 0) <= MAX_STEPS and stage.failed_layer != LOGITS:
-            steps = f"{share:.2g} % of the codes are not those of integers, {100 * MAX_DIFFERENT:g} % are allowed"
+            steps = f"at most {share:.2g} % of the codes are not those of integers, {100 * MAX_DIFFERENT:g} % are allowed"
         saturated = stage.name in RUNTIMES and (stage.layer_steps or 0) > MAX_STEPS and saturates(stage.name)
-        yield f"{stage.name} at {stage.failed_layer}: {steps}" + (_SATURATES if saturated else "")
+        yield f"{stage.name}, first at {stage.failed_layer}: {steps}" + (_SATURATES if saturated else "")
     if stage.float_layers:
         names = [*stage.float_layers[:_MOST_NAMED], *["..."] * (len(stage.float_layers) > _MOST_NAMED)]
         ran = f"{stage.num_integer} of {counted(stage.num_planned or 0, 'planned layer')} ran in integers"

@@ -40,7 +40,7 @@ def floor_dead_channels(network: GraphNetwork, weights: Mapping[str, WeightCodes
     floored = dict(weights)
     for call in layer_calls(network):
         quantizer, weight = quantizers.get(call.source), floored.get(call.weight)
-        if call.bias is None or quantizer is None or weight is None or weight.qparams.axis != 0:
+        if call.bias not in parameters or quantizer is None or weight is None or weight.qparams.axis != 0:
             continue
         if quantizer.spec.dynamic or quantizer.axis is not None:
             continue
@@ -73,7 +73,8 @@ def value_quantizers(network: GraphNetwork) -> dict[fx.Node, FakeQuantize]:
         if isinstance(module, FakeQuantize):
             quantizers[node] = module
         elif node.op.startswith("call") and handler_of(node, module) in (*KEEPS_VALUES, identity, dropout):
-            sources = {quantizers.get(operand) for operand in node.all_input_nodes}
+            given = node.args[0] if node.args and isinstance(node.args[0], list | tuple) else node.args[:1]  # not sizes
+            sources = {quantizers.get(operand) for operand in given if isinstance(operand, fx.Node)}
             source = sources.pop() if len(sources) == 1 else None
             if source is not None:
                 quantizers[node] = source

@@ -96,7 +96,7 @@ class Stage:
         missing = tuple(layer for layer in planned if layer not in integer)
         macs = sum(planned.values())
         share = 100 * (1 - sum(planned[layer] for layer in missing) / macs) if macs else None
-        passed = False if missing else self.passed if planned else None
+        passed = False if missing or self.passed is False else self.passed if planned else None
         counts = len(planned), len(planned) - len(missing)
         return replace(
             self, passed=passed, num_planned=counts[0], num_integer=counts[1], integer_macs_pct=share, float_layers=missing

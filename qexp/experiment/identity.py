@@ -99,6 +99,7 @@ def training_hash(
     weights_hash: str | None = None,
     source_hash: str | None = None,
     qat: Mapping[str, str | None] | None = None,
+    num_listed: int | None = None,
 ) -> str:
     """The content address of a training: its identity, the data it saw, the weights it began with, an own network's source.
 
@@ -107,7 +108,9 @@ def training_hash(
         data_fingerprint: hash of the images, labels and splits.
         weights_hash: of the file that it begins from; None without one.
         source_hash: of the user's own network; None for ours.
+        num_listed: classes of `data.classes`, of which the images need not show all; None without it.
         qat: of a quantization-aware training: its `plan`'s hash, and that of the float training it begins from (`start`).
     """
-    more = {name: value for name, value in (("source", source_hash), ("qat", qat)) if value is not None}
+    parts = (("source", source_hash), ("qat", qat), ("num_listed", num_listed))
+    more = {name: value for name, value in parts if value is not None}
     return hash_json({"identity": training_identity(config), "data": data_fingerprint, "weights": weights_hash, **more})

@@ -149,7 +149,7 @@ def load_network(
             remedy = f"It holds another network: give model={own[0]} data={own[1]}. {error.remedy}"
             raise UserError("checkpoint", config.checkpoint, allowed=allowed, remedy=remedy) from None
     for key, path in ((config.model.weights_name, config.model.weights), ("checkpoint", config.checkpoint)):
-        if path not in (None, PRETRAINED):
+        if path not in (None, PRETRAINED) and not (key == "checkpoint" and path == config.model.weights):  # which is loaded
             try:
                 notes += load_weights(model, path, key=key, entry=config.model.weights_key)
             except UserError as error:

@@ -20,7 +20,7 @@ from qexp.base.files import hash_file, hash_json
 from qexp.base.types import ActivationInfo
 from qexp.base.user_source import source_hash
 from qexp.config.later import stored_values
-from qexp.config.model import PRETRAINED, ModelSettings
+from qexp.config.model import PRETRAINED, TORCHVISION, ModelSettings
 from qexp.config.root import Config
 from qexp.config.train import check_device
 from qexp.data.load import DataSets
@@ -73,7 +73,6 @@ class Preparer:
         Raises:
             UserError: data, network, checkpoint or policy do not fit.
         """
-        configs = [_with_preprocessing(config) for config in configs]
         config = configs[0]
         if self._check_device:
             check_device(config.recipe, pick_device(config.device).type)
@@ -174,8 +173,12 @@ class Unprepared(UserErrors):
         super().__init__({str(error): error for error in errors}.values())
 
 
-def _with_preprocessing(config: Config) -> Config:
-    """What `Config` could not look up by itself: how images are prepared for the weights of a library."""
+def with_preprocessing(config: Config) -> Config:
+    """What `Config` could not look up by itself: how images are prepared for a library's weights. It comes before `Preparer`.
+
+    Raises:
+        UserError: the library is missing, or does not know the network.
+    """
     if not config.model.library_preprocessing:
         return config
     return replace(config, data=config.data.resolved(library_preprocessing(config.model)))
@@ -192,12 +195,15 @@ def _identity(
     """The hash of a training or a checkpoint, and what a training's is made of beside settings and data."""
     weights = config.model.weights
     weights_hash = None if weights in (None, PRETRAINED) else hash_file(Path(str(weights)))
+    if weights == PRETRAINED and config.model.name not in TORCHVISION:  # trainings from torchvision's are stored by that word
+        weights_hash = hash_tensors(network.state_dict())
     if config.checkpoint is None:
         begun: dict[str, str | None] = {}
         if config.qat.is_on:
             begun = {"plan": variants[1].plan.hash, "start": start.training if start is not None else None}
         rests_on = {"weights_hash": weights_hash, "source_hash": source} | {f"{key}_hash": text for key, text in begun.items()}
-        training = training_hash(config, bundle.fingerprint, weights_hash, source, begun or None)
+        listed = bundle.num_classes if config.data.classes is not None else None
+        training = training_hash(config, bundle.fingerprint, weights_hash, source, begun or None, num_listed=listed)
         return training, {key: text for key, text in rests_on.items() if text is not None}
     model = stored_values(asdict(config.model), ModelSettings) | ({"source": source} if source else {})
     del model["weights"]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import math
 from types import ModuleType
+from typing import Any
 
 from torch import nn
 
@@ -33,15 +35,12 @@ def build_timm(settings: ModelSettings, *, num_classes: int, image_shape: tuple[
     Raises:
         UserError: an unknown name, images that it cannot be made for, or weights that cannot be fetched.
     """
-    library, name = timm(), settings.name
-    if not library.is_model(name):
-        raise UserError("model.name", name, allowed="a network of timm", remedy=nearest(name, library.list_models()))
-    channels, height, width = image_shape
+    name, (channels, height, width) = settings.name, image_shape
     options: dict[str, object] = {"num_classes": num_classes, "in_chans": channels}
-    if library.get_pretrained_cfg(name).fixed_input_size:
+    if _known(name)["fixed_input_size"]:
         options["img_size"] = (height, width)
     try:
-        return library.create_model(name, pretrained=settings.is_pretrained, **options)
+        return timm().create_model(name, pretrained=settings.is_pretrained, **options)
     except (OSError, RuntimeError, ValueError, AssertionError) as error:
         lines = str(error).strip().splitlines()
         if settings.is_pretrained:
@@ -53,7 +52,7 @@ def build_timm(settings: ModelSettings, *, num_classes: int, image_shape: tuple[
 
 def timm_preprocessing(name: str) -> Preprocessing:
     """What a network's own `pretrained_cfg` says of the images of its evaluation."""
-    how = timm().data.resolve_data_config(pretrained_cfg=timm().get_pretrained_cfg(name).to_dict())
+    how = timm().data.resolve_data_config(pretrained_cfg=_known(name))
     size = how["input_size"][1]
     return Preprocessing(
         image_size=size,
@@ -67,4 +66,19 @@ def timm_preprocessing(name: str) -> Preprocessing:
 
 def timm_classes(name: str) -> int:
     """Outputs of the classifier of its published weights."""
-    return int(timm().get_pretrained_cfg(name).num_classes)
+    return int(_known(name)["num_classes"])
+
+
+def _known(name: str) -> dict[str, Any]:
+    """What the library knows of a network and of its weights.
+
+    Raises:
+        UserError: it has none of that name, or no weights of that tag.
+    """
+    library, known = timm(), None
+    if library.is_model(name):
+        with contextlib.suppress(RuntimeError):  # a tag that it does not have
+            known = library.get_pretrained_cfg(name)
+    if known is None:
+        raise UserError("model.name", name, allowed="a network of timm", remedy=nearest(name, library.list_models()))
+    return dict(known.to_dict())

@@ -78,8 +78,11 @@ def layers_as_modules(network: GraphNetwork) -> GraphNetwork:
             continue
         path = call.weight.removesuffix(".weight")
         names = {call.weight, call.bias} - {None}
-        if path in taken or path == call.weight or names != {f"{path}.{name}" for name, _ in layer.named_parameters()}:
+        own = {f"{path}.{name}" for name, _ in layer.named_parameters()}
+        if path in taken or path == call.weight or not names == own == _held(network, path):
             path = call.node.name
+            while hasattr(network, path):
+                path += "_"
         else:
             for name, child in network.get_submodule(path).named_children():
                 layer.add_module(name, child)
@@ -92,6 +95,12 @@ def layers_as_modules(network: GraphNetwork) -> GraphNetwork:
     network.graph.eliminate_dead_code(lambda node: node.op != "get_attr")
     network.recompile()
     return network
+
+
+def _held(network: GraphNetwork, path: str) -> set[str]:
+    """The tensors that a module itself holds, by their names in the network."""
+    owner = network.get_submodule(path)
+    return {f"{path}.{name}" for name, value in (*owner._parameters.items(), *owner._buffers.items()) if value is not None}
 
 
 def _as_module(network: GraphNetwork, call: LayerCall) -> nn.Conv2d | nn.Linear | None:
@@ -123,7 +132,7 @@ def _arguments(node: fx.Node) -> dict[str, Any]:
 
 def _pair(size: int | Sequence[int]) -> tuple[int, int]:
     """A size of both dimensions."""
-    height, width = (size, size) if isinstance(size, int) else size
+    height, width = (size, size) if isinstance(size, int) else size if len(size) == 2 else (*size, *size)
     return int(height), int(width)
 
 

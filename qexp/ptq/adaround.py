@@ -18,7 +18,7 @@ from qexp.base.errors import UserError
 from qexp.base.text import Note
 from qexp.base.types import Batch, QuantSpec
 from qexp.config.correct import CorrectSettings
-from qexp.nn.channels import Layer, as_layer
+from qexp.nn.channels import LAYERS, Layer, as_layer
 from qexp.nn.graph import evaluating
 from qexp.nn.layer_pairs import activations_after
 from qexp.ptq.adaround_loss import SUPPORTED, Quadratic, Samples, kernel_rows, make_loss
@@ -103,7 +103,7 @@ def adaround_(
     with evaluating(quantized), evaluating(reference):
         activations = activations_after(reference) if settings.adaround_relu else {}
         order, repeated = layers_in_order(quantized, images[0][:1])
-        owners = Counter(id(parameter) for _, parameter in quantized.named_parameters(remove_duplicate=False))
+        owners = Counter(id(module.weight) for module in quantized.modules() if isinstance(module, LAYERS))
         notes += _left_alone(specs, order, repeated, reference)
         for layer in order:
             name = f"{layer}.weight"

@@ -78,8 +78,9 @@ def _check_verb(config: Config, verb: str) -> None:
         if config.checkpoint is None:
             remedy = f"qexp.{verb} needs checkpoint=FILE, or model.pretrained=true for networks whose weights ship."
             raise UserError("checkpoint", None, allowed="a state-dict file", remedy=remedy)
-        if config.checkpoint != PRETRAINED and not Path(config.checkpoint).is_file():
-            raise UserError("checkpoint", config.checkpoint, allowed="a file that exists")
+        if not (config.model.is_pretrained if config.checkpoint == PRETRAINED else Path(config.checkpoint).is_file()):
+            key = config.model.weights_name if config.checkpoint == config.model.weights else "checkpoint"
+            raise UserError(key, config.checkpoint, allowed="a file that exists")
         if config.qat.is_on:
             raise no_training(config.qat.name, verb)
     elif config.checkpoint is not None:
@@ -94,7 +95,7 @@ def _check_verb(config: Config, verb: str) -> None:
         raise UserError("cases", config.cases, allowed="null in a single job", remedy="Several cases are a sweep: add -m.")
     root = None if config.data.download else config.data.root
     weights = None if config.model.is_pretrained else config.model.weights
-    for key, text in (("data.root", root), (config.model.weights_name, weights)):
+    for key, text in (("data.root", root), ("data.classes", config.data.classes), (config.model.weights_name, weights)):
         if text is not None and not Path(text).exists():
             raise UserError(key, text, allowed="a path that exists")
     check_folders(config, verb)

@@ -31,7 +31,6 @@ _VERBS = {
     "fresh": ("train", "export"),
 }  # fmt: skip
 _TASKS = {f"analyze.{name}": tasks for name, tasks in READS.items()} | {
-    "image": ("profile",),
     "evaluate.split": ("profile", "allocate"),
     **dict.fromkeys(("evaluate.keep", "evaluate.memory_mib", "tracking.uri", "tracking.timeout_s"), ("allocate",)),
 }  # of qexp.analyze

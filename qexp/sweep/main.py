@@ -56,6 +56,8 @@ def run_command_line(verb: str, config_name: str, run: Run | None = None) -> int
     stamp = f"{time.strftime('%Y-%m-%d_%H-%M-%S')}_{secrets.token_hex(3)}"  # two machines may share a second and a process number
     command = shlex.join(["python", "-m", f"qexp.{verb}", *map(without_passwords, arguments)])
     sweep = Sweep(sweep=stamp, command=command, verb=verb)
+    if "TORCHELASTIC_RUN_ID" in os.environ:  # else a shell may have started the rank, and left
+        end_with(os.getppid())
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return _run(config_name, arguments, sweep, run, None)
     if verb in ("analyze", "export"):
@@ -63,8 +65,6 @@ def run_command_line(verb: str, config_name: str, run: Run | None = None) -> int
         return 2
     from qexp.sweep import ranks
 
-    if "TORCHELASTIC_RUN_ID" in os.environ:  # else a shell may have started the rank, and left
-        end_with(os.getppid())
     device = next((text.partition("=")[2] for text in arguments if text.startswith("device=")), "auto")
     if int(os.environ["RANK"]) > 0:
         from qexp.sweep.group import Resources, run_received

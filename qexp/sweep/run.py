@@ -17,7 +17,7 @@ from qexp.deploy import export
 from qexp.experiment import messages
 from qexp.experiment.estimate import estimate
 from qexp.experiment.job import Prepared
-from qexp.experiment.prepare import Preparer
+from qexp.experiment.prepare import Preparer, with_preprocessing
 from qexp.reporting.frames.protocol import MixedProtocolsError
 from qexp.reporting.report import write_report
 from qexp.sweep.check import check, group
@@ -56,7 +56,7 @@ def run_command(composed: Composed, sweep: Sweep, typed: Mapping[str, str], rank
             launch = lambda jobs, prepared: run_side_by_side(jobs, settings, composed.folder)  # noqa: E731
         log = JobLog(ask_for(composed.jobs), sweep)
         with log.refusals():
-            configs = check(composed.jobs, sweep.verb)
+            configs = [with_preprocessing(config) for config in check(composed.jobs, sweep.verb)]
         run_sweep(configs, log, resources, launch, typed=typed)
 
 

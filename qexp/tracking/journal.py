@@ -143,6 +143,16 @@ def find_journal(runs_dir: str | Path, name: str) -> Path:
     raise UserError("name", name, allowed=known, remedy=nearest(name, known))
 
 
+def experiment_rows(name: str, runs_dir: str | Path) -> list[Row]:
+    """All whole rows of an experiment's journal.
+
+    Raises:
+        UserError: no such experiment, or a file that may not be read.
+    """
+    find_journal(runs_dir, name)
+    return list(Journal.of(runs_dir, name).rows())
+
+
 def read_rows(
     path: Path, offset: int = 0, *, limit: int | None = None, end: int | None = None, needs: Sequence[str] = ()
 ) -> tuple[list[Row], int]:

@@ -80,7 +80,15 @@ def test_mean_and_std_fit_the_channels():
             "data.resize=8: allowed is null without data.crop=center",
         ),
         ({"name": "imagenet", "root": "x", "resize": 100}, "data.resize=100: allowed is at least data.image_size, 224"),
-        ({"name": "imagefolder", "root": "x", "classes": "absent.tsv"}, "data.classes=absent.tsv: allowed is a file that exists"),
+        ({"name": "imagefolder", "root": "x", "resize": 8, "image_size": 4}, "data.resize=8: allowed is null without data.crop"),
+        (
+            {"name": "imagefolder", "root": "x", "interpolation": "bicubic"},
+            "data.interpolation=bicubic: allowed is given together with data.image_size",
+        ),
+        (
+            {"name": "imagenet", "root": "x", "interpolation": "lanczos", "antialias": False},
+            "data.antialias=False: allowed is true with data.interpolation=lanczos",
+        ),
         ({"name": "digits", "num_classes": 5}, "data.num_classes=5: allowed is null"),
         ({"name": "digits", "factory": "a:b"}, "data.factory=a:b: allowed is null"),
         ({"name": "digits", "storage": "stream"}, "data.storage=stream: allowed is one of auto, ram"),
@@ -92,5 +100,5 @@ def test_mean_and_std_fit_the_channels():
 )
 def test_settings_that_do_not_fit_the_set(values, message):
     with pytest.raises(UserError) as caught:
-        DataSettings(**values)
-    assert message in str(caught.value)
+        DataSettings(**values).resolved(None)
+    assert message.replace("=False", "=false") in str(caught.value)

@@ -115,7 +115,7 @@ def test_a_failed_stage_is_an_alarm_of_the_record(run, monkeypatch):
         done = run("evaluate.num_images=20")
     assert done.code == 0, done.err
     (alarm,) = [row["alarms"] for row in table("table.csv") if row["variant"] == LABEL]
-    assert alarm == "export: onnxruntime at 3: 2 steps from integers, 1 is allowed"
+    assert alarm == "export: onnxruntime, first at 3: at most 2 steps from integers, 1 is allowed"
     assert f"ALARM: {alarm}" in Path("results/digits/table.md").read_text() and "FAIL 3" in done.out
     assert run("evaluate.num_images=20", "fresh=true").code == 0
     assert not any(row["alarms"] for row in table("table.csv"))

@@ -153,7 +153,7 @@ def test_saturation_is_tried_and_told(monkeypatch):
     for state, told in ((True, True), (False, False)):
         monkeypatch.setattr(alarms, "saturates", lambda name, state=state: state)
         (text,) = failures(stage)
-        assert text.startswith("openvino at relu: 67 steps from integers, 1 is allowed")
+        assert text.startswith("openvino, first at relu: at most 67 steps from integers, 1 is allowed")
         assert ("saturate" in text and "VNNI" in text and "bits=7" in text) is told
 
 

@@ -23,6 +23,8 @@ REFUSED = [
     (("train.lr=nan",), ["train.lr=nan", "a finite number"]),
     (("train.precision=fp16",), ["train.precision=fp16", "device=cuda"]),
     (("checkpoint=x.pt",), ["checkpoint=x.pt", "model.pretrained=FILE"]),
+    (("data=imagefolder", "data.root=.", "data.classes=absent.tsv"), ["data.classes=absent.tsv", "a path that exists"]),
+    (("model.pretrained=absent.pt",), ["model.pretrained=absent.pt", "a path that exists"]),
     (("bits=[4",), ["bits=[4"]),
     (("calibrate=[mse,kl]",), ["calibrate=['mse', 'kl']", "aciq"]),  # of which Hydra would take the last
     (("quant=apot", "calibrate.weights=kl"), ["calibrate.weights=kl", "minmax, percentile or mse for quant=apot"]),

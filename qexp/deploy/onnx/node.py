@@ -186,8 +186,9 @@ class OnnxNode:
         if coded is None:
             context.stored[path] = "FLOAT"
             return writer.tensor(path, tensor.t() if transpose else tensor), None
-        if path in context.stored:
-            context.notes.append(Note(path, "written once for each layer that reads it: ONNX Runtime does not load shared codes"))
+        note = Note(path, "written once for each layer that reads it: ONNX Runtime does not load shared codes")
+        if path in context.stored and note not in context.notes:
+            context.notes.append(note)
         return self._write_codes(path, coded, transpose)
 
     def matrix(self, constant: Constant) -> tuple[str, Grid] | None:

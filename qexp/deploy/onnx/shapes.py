@@ -45,7 +45,13 @@ def transpose(node: OnnxNode) -> str:
 def pad(node: OnnxNode) -> str:
     """Pad with zeros."""
     begins, ends = zeros_around(node)
-    return node.emit("Pad", node.activation().name, node.integers(*begins, *ends))
+    x = node.activation()
+    if x.pads:  # which were left to a convolution that this stands before
+        half = len(x.pads) // 2
+        for place, (before, behind) in enumerate(zip(x.pads[:half], x.pads[half:], strict=True)):
+            begins[place - half] += before
+            ends[place - half] += behind
+    return node.emit("Pad", x.name, node.integers(*begins, *ends))
 
 
 def zeros_around(node: OnnxNode) -> tuple[list[int], list[int]]:

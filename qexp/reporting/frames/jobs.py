@@ -11,7 +11,7 @@ from typing import Any
 
 import pandas as pd
 
-from qexp.tracking.journal import find_journal, read_rows
+from qexp.tracking.journal import experiment_rows
 from qexp.tracking.process import Process
 
 JOB_COLUMNS = (
@@ -34,7 +34,7 @@ def load_jobs(name: str, runs_dir: str | Path) -> pd.DataFrame:
     Raises:
         UserError: no such experiment.
     """
-    rows = read_rows(find_journal(runs_dir, name))[0]
+    rows = experiment_rows(name, runs_dir)
     history = _History(rows)
     latest = [entry for entry in history.entries if entry["sweep"] == history.latest]
     jobs = [history.job(entry) for entry in latest]
@@ -67,7 +67,8 @@ class _History:
         for row in rows:
             if row["kind"] == "record":
                 self._numbers.setdefault((row["training"], row["variant_key"]), []).append((row["epoch"], row["time_ms"]))
-        self._labels = {(row["training"], row["variant_key"]): row["variant"] for row in rows if row["kind"] == "record"}
+        records = sorted((row for row in rows if row["kind"] == "record"), key=lambda row: row["epoch"])
+        self._labels = {(row["training"], row["variant_key"]): row["variant"] for row in records}
         self._dead: dict[Process, bool] = {}
 
     def job(self, entry: Mapping[str, Any]) -> dict[str, Any]:

@@ -19,7 +19,14 @@ from qexp.tracking.rows import Scalar
 
 Origin = tuple[str, ...] | tuple[str, str | None]  # what a training's first weights are: `random`, a file, a training
 WEIGHTS = "model.weights"
-NO_DECISION = ("data.root", "data.download", "data.workers", "data.storage", "checkpoint_every_steps")  # of a training's weights
+NO_DECISION = (
+    "data.root",
+    "data.classes",
+    "data.download",
+    "data.workers",
+    "data.storage",
+    "checkpoint_every_steps",
+)  # of a training's weights
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from qexp.reporting.frames.lineage import read_training
 from qexp.reporting.frames.protocol import find_protocols
 from qexp.reporting.frames.qat_labels import Named, name_trainings
 from qexp.reporting.frames.training_labels import training_labels
-from qexp.tracking.journal import find_journal, read_rows
+from qexp.tracking.journal import experiment_rows
 from qexp.tracking.record import CLASSES_FILE, COLUMNS, FLOAT_VARIANT, METRICS_FILE
 from qexp.tracking.row_types import RunRow, SweepRow, is_run, is_sweep
 from qexp.tracking.rows import Scalar
@@ -50,8 +50,7 @@ def load_records(name: str, runs_dir: str | Path) -> pd.DataFrame:
     Raises:
         UserError: no such experiment.
     """
-    path = find_journal(runs_dir, name)
-    rows = read_rows(path)[0]
+    rows = experiment_rows(name, runs_dir)
     runs = {row["run"]: row for row in rows if is_run(row)}
     records = _latest(row for row in rows if row["kind"] == "record")
     if not records:
@@ -73,7 +72,7 @@ def load_records(name: str, runs_dir: str | Path) -> pd.DataFrame:
 
 def load_sweeps(name: str, runs_dir: str | Path) -> list[SweepRow]:
     """What was typed for this experiment and where it ran, oldest first; each sweep once."""
-    rows = read_rows(find_journal(runs_dir, name))[0]
+    rows = experiment_rows(name, runs_dir)
     return list({row["sweep"]: row for row in rows if is_sweep(row)}.values())
 
 
@@ -94,7 +93,7 @@ class AskedFor:
 
 def load_asked(name: str, runs_dir: str | Path) -> AskedFor:
     """What the runs of an experiment asked for, as they were last opened; numbers that are in records stay."""
-    runs = [row for row in read_rows(find_journal(runs_dir, name))[0] if is_run(row)]
+    runs = [row for row in experiment_rows(name, runs_dir) if is_run(row)]
     described = [row["artifacts"].get(METRICS_FILE, "[]") for row in runs]
     rows = {metric.name: metric for text in dict.fromkeys(described) for metric in restored(text)}
     last = {row["run"]: text for row, text in zip(runs, described, strict=True)}

@@ -13,7 +13,7 @@ import pandas as pd
 from qexp.base.text import MIB
 from qexp.reporting.frames.summary import is_float, widths_of
 from qexp.reporting.frames.training_labels import value_text
-from qexp.tracking.journal import find_journal, read_rows
+from qexp.tracking.journal import experiment_rows
 from qexp.tracking.row_types import RunRow, SweepRow, is_run
 from qexp.tracking.rows import Scalar
 
@@ -30,7 +30,7 @@ VARIANT_COLUMNS = (
 
 def load_runs(name: str, runs_dir: str | Path) -> dict[str, RunRow]:
     """The runs of an experiment by their key, as last opened."""
-    return {row["run"]: row for row in read_rows(find_journal(runs_dir, name))[0] if is_run(row)}
+    return {row["run"]: row for row in experiment_rows(name, runs_dir) if is_run(row)}
 
 
 def protocol_card(table: pd.DataFrame, runs: Runs, sweeps: Sequence[SweepRow]) -> list[tuple[str, str]]:

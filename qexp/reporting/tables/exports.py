@@ -13,7 +13,7 @@ from qexp.base.files import write_texts
 from qexp.base.table import Column, Table, lines, markdown_table, markdown_text
 from qexp.base.text import MIB, size_text
 from qexp.reporting.tables.render import csv_text, html_table
-from qexp.tracking.journal import find_journal, read_rows
+from qexp.tracking.journal import experiment_rows
 from qexp.tracking.record import FLOAT_VARIANT
 from qexp.tracking.row_types import ExportRow, StageRow, TimingRow, is_export
 
@@ -37,7 +37,7 @@ _COST_EXPLAINED = (
 
 def load_exports(name: str, runs_dir: str | Path) -> list[ExportRow]:
     """The exported networks of an experiment, as last measured, in the order of their first measurement."""
-    rows = [row for row in read_rows(find_journal(runs_dir, name))[0] if is_export(row)]
+    rows = [row for row in experiment_rows(name, runs_dir) if is_export(row)]
     return list({(row["run"], row["key"]): row for row in rows}.values())
 
 
