@@ -47,3 +47,23 @@ def test_functions_become_modules():
     assert parameters["conv2d_1.weight"] is parameters["plain.weight"] and parameters["linear.weight"] is parameters["matrix"]
     assert parameters["plain.weight"] is not net.plain.weight and net.state_dict().keys() <= whole.state_dict().keys()
     assert type(net.same) is Same and layers_as_modules(whole) is whole
+
+
+class Scaled(nn.Conv2d):
+    """Holds more than its weight, which a module in its place would lose."""
+
+    def __init__(self):
+        super().__init__(2, 2, 1)
+        self.gain = nn.Parameter(torch.full((2, 1, 1), 3.0))
+
+    def forward(self, x):
+        return F.conv2d(x, self.weight, self.bias, stride=(1,)) * self.gain
+
+
+def test_what_else_a_layer_holds_stays():
+    torch.manual_seed(0)
+    net, images = nn.Sequential(), torch.randn(2, 2, 3, 3)
+    net.conv2d = nn.Sequential(Scaled())  # bears the name that the call has in the graph
+    whole = layers_as_modules(trace(net.eval(), images).build())
+    assert torch.equal(whole(images), net(images))
+    assert net.state_dict().keys() <= whole.state_dict().keys()

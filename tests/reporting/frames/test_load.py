@@ -2,7 +2,9 @@ import pytest
 
 from qexp.base.errors import UserError
 from qexp.base.label import Label
+from qexp.reporting.frames.jobs import load_jobs
 from qexp.reporting.frames.load import load_records, load_sweeps, training_labels
+from qexp.tracking.journal import journal_path
 
 
 def test_one_row_per_variant_and_epoch(write, training):
@@ -106,3 +108,13 @@ def test_a_variant_is_called_by_what_was_done_in_its_last_epoch(write, record):
     rows = [record(label, epoch, run="a1b2c3/key", variant_key="key", plan_hash="p") for epoch, label in told]
     frame = load_records("exp", write(rows))
     assert frame["variant"].tolist() == ["W8 int absorb_bias"] * 2
+
+
+def test_damaged_rows_are_left_out_of_a_report(write, training):
+    runs_dir = write(training(["W8 int"], epochs=1))
+    path = journal_path(runs_dir, "exp")
+    before = load_records("exp", runs_dir)
+    with path.open("a") as handle:
+        handle.write("".join(f"{text}\n" for text in ("{}", '{"run": "a"}', "[]", '{"kind": null}', '{"kind": "end"}')))
+    assert load_records("exp", runs_dir).equals(before) and len(load_jobs("exp", runs_dir)) == 0
+    assert len(load_sweeps("exp", runs_dir)) == 1
