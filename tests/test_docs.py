@@ -30,6 +30,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 RUN = ("tutorial.md", "own-network-and-data.md", "own-quantizer.md", "own-range-method.md", "metrics.md")
 NOT_RUN = {
     "pip install": "installs",
+    "python -m qexp.evaluate model=efficientnet_lite0": "needs images of ImageNet's classes",
     "python3 -m venv": "installs",
     "docker ": "needs Docker and NVIDIA's registry",
     "trtexec ": "needs TensorRT",

@@ -44,10 +44,10 @@ def there():
     "arguments, parts",
     [
         (("report",), ["name=(missing)"]),
-        (("report", "name=digits"), ["name=digits", "python -m qexp.train"]),
+        (("report", "name=digits"), ["runs_dir=runs", "python -m qexp.train"]),
         (("report", "nam=x"), ["nam=", "Did you mean name?"]),
         (("report", "name=digits", "verify"), ["verify="]),
-        (("sync", "name=none"), ["name=none"]),
+        (("sync", "name=none"), ["runs_dir=runs", "no journal, of none"]),
         (("sync", "url=x"), ["url=", "name, uri, runs_dir", "Did you mean uri?"]),
         (("trainings", "list"), ["list=", "remove, runs_dir"]),
         (("trainings", "remove=abc"), ["remove=abc", "a stored hash, incomplete or all"]),

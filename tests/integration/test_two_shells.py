@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import signal
 import time
 from pathlib import Path
@@ -81,10 +82,8 @@ def test_three_shells_train_once(shell):
     assert sum("epoch 2/2" in process.text for process in processes) == 1
     made = [(key, epoch) for key, epoch, _ in evaluations()]
     assert len(made) == len(set(made)) == 4 * 2  # the float network and three widths, each once after each epoch
-    lines = [
-        [line for line in said.splitlines() if line.startswith(("fp32 ", "W8 int ", "W4 int "))] for said in (one.text, two.text)
-    ]
-    assert len(lines[0]) == 3 and lines[0] == lines[1]
+    shown = [re.findall(r"^(fp32|W8 int|W4 int) .*?([\d.]+ +[\d.]+)  ", said, re.M) for said in (one.text, two.text)]
+    assert len(shown[0]) == 3 and shown[0] == shown[1]  # tests of differences depend on whether the third shell's row is there
     assert "nothing to do" in one.text + two.text
     write_report("digits", runs_dir="runs", results_dir="results")
     assert table() == [(name, "done") for name in ("fp32", "W8 int", "W4 int", "W2 int")]
