@@ -72,7 +72,7 @@ class ExportContext:
         weights: state-dict name -> codes.
         pack_int4: store codes of 4 bits and less in half bytes.
         unsigned: activations have codes from 0 on.
-        grids: of the weights already written.
+        grids: codes and grids of matrices for integer products, already written.
         stored: state-dict name -> type in the file.
         biases: state-dict name -> float32 values of its codes.
         notes: for the user.
