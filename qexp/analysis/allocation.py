@@ -37,7 +37,6 @@ from qexp.experiment import messages
 from qexp.experiment.data_checks import check_allocation_images
 from qexp.experiment.job import Prepared
 from qexp.experiment.prepare import Preparer
-from qexp.experiment.variants import make_variants
 from qexp.stats.paired import compare
 from qexp.sweep.group import Resources
 from qexp.sweep.jobs import JobLog, ask_for
@@ -240,7 +239,7 @@ class _Record(NamedTuple):
 
 def _record(prepared: Prepared, config: Config) -> _Record:
     """What is stored of the variant that a job asks for, by the name that it has here."""
-    key = make_variants([config], prepared.tensors, prepared.places)[-1].key
+    key = prepared.variants_of([config])[-1].key
     row = list(Journal(prepared.folder / "variants" / f"{key}.jsonl", needs=MEASURED).rows())[-1]
     variant = next(variant for variant in prepared.variants if variant.key == key)
     return _Record(variant.after(outcomes_of(row)).label, row["variant_key"], row["prec1"], row["predictions"])

@@ -31,7 +31,7 @@ from qexp.experiment.build import Built, quantized_copy
 from qexp.experiment.data_checks import check_analysis_images
 from qexp.experiment.prepare import Preparer
 from qexp.experiment.stored_numbers import UNCHANGED, as_stored, changed, circumstances
-from qexp.experiment.variants import Variant, make_variants
+from qexp.experiment.variants import Variant
 from qexp.policy.table import plan_rows
 from qexp.tracking.journal import Journal
 
@@ -112,7 +112,7 @@ class Layers:
             activations: quantize these too, as the job says.
         """
         wanted = replace(selecting(self.config, activations=activations), policy=policy)
-        return make_variants([wanted], self.prepared.tensors, self.prepared.places)[-1]
+        return self.prepared.variants_of([wanted])[-1]
 
     def alarms(self) -> list[str]:
         """What is suspicious of a copy with all layers quantized: weights that are not in use or constant."""

@@ -78,7 +78,7 @@ class Evaluator:
             known: variant key -> digest of its logits for this state, of variants that were evaluated before.
             float_network: its evaluation by an earlier call with this state, which is not done again.
         """
-        if self._qat is None and state.keys() != self._prototype.state_dict().keys():
+        if self._qat is None:
             state = self.prepared.baked(state)
         float_variant = self.prepared.variants[0]
         variants = [float_variant, *(variant for variant in wanted if not variant.is_float)]

@@ -18,9 +18,10 @@ from qexp.config.model import PRETRAINED
 from qexp.config.root import Config
 from qexp.data.load import DataSets
 from qexp.engine.measures import Measure, measures
-from qexp.experiment.variants import Variant
+from qexp.experiment.variants import Variant, make_variants
 from qexp.models.build import build_model
 from qexp.models.weights import load_weights
+from qexp.nn.layer_calls import PlainLayers, with_plain_layers
 from qexp.nn.made_weights import bake_weights_, made_weights
 from qexp.qat.convert import Converted, plain_network
 from qexp.tracking.journal import CONVERTED
@@ -44,6 +45,7 @@ class Prepared:
         converted: the checkpoint, where such a training made it.
         data: the sets that this process holds.
         rests_on: hashes that the training's is made of, beside its settings and data.
+        layers: version of how its layers became modules; None where they were.
     """
 
     config: Config
@@ -56,6 +58,7 @@ class Prepared:
     start: Prepared | None = None
     converted: Converted | None = None
     rests_on: Mapping[str, str] = field(default_factory=dict)
+    layers: int | None = None
 
     @property
     def bundle(self) -> DataBundle:
@@ -78,22 +81,38 @@ class Prepared:
         kind = "trainings" if self.config.checkpoint is None else "checkpoints"
         return Path(self.config.runs_dir) / kind / self.training
 
+    def variants_of(self, configs: Sequence[Config]) -> tuple[Variant, ...]:
+        """The float network and what jobs ask of this one, as they are planned; not for a converted checkpoint."""
+        return make_variants(configs, self.tensors, self.places, layers=self.layers)
+
     def network(self) -> torch.nn.Module:
-        """The network as training begins, or with the checkpoint's weights, all of them parameters; on the CPU."""
-        return load_network(self.config, self.bundle, self.converted)[0]
+        """The network as training begins, or with the checkpoint's weights, its layers modules and all weights parameters.
+
+        On the CPU. One that trains with its quantization keeps its layers as they are written.
+        """
+        return self._evaluated(load_network(self.config, self.bundle, self.converted)[0])
+
+    def _evaluated(self, network: torch.nn.Module) -> torch.nn.Module:
+        return evaluated_network(self.config, self.bundle, network, self.converted).network
 
     def trained_network(self) -> torch.nn.Module:
         """The same as it trains: weights that it makes of other parameters are not parameters yet."""
         return load_network(self.config, self.bundle, self.converted, bake=False)[0]
 
     def baked(self, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """A state of `trained_network` as one of `network`."""
-        network = self.trained_network()
-        if not made_weights(network):
+        """A state of `trained_network` as one of `network`; a checkpoint's is one already."""
+        if self.config.checkpoint is not None or not self._rewrites:
             return state
+        network = self.trained_network()
         network.load_state_dict(state)
         bake_weights_(network, torch.zeros(1, *self.bundle.image_shape))
-        return network.state_dict()
+        return self._evaluated(network).state_dict()
+
+    @cached_property
+    def _rewrites(self) -> bool:
+        """True where evaluations take another state than training has."""
+        network = self.trained_network()
+        return bool(made_weights(network)) or evaluated_network(self.config, self.bundle, network, self.converted).changed
 
     def calibration_images(
         self, settings: CalibrateSettings, device: torch.device, *, rank: int = 0, world_size: int = 1
@@ -123,6 +142,22 @@ def untrained_network(config: Config, bundle: DataBundle) -> torch.nn.Module:
     if num_classes < bundle.num_classes:
         raise UserError("model.num_classes", num_classes, allowed=f"at least the data set's {bundle.num_classes}")
     return build_model(config.model, num_classes=num_classes, image_shape=bundle.image_shape, seed=config.seed)
+
+
+def evaluated_network(
+    config: Config, bundle: DataBundle, network: torch.nn.Module, converted: Converted | None = None
+) -> PlainLayers:
+    """A network as it is evaluated: with its layers as modules, unless it trains with its quantization.
+
+    Args:
+        config: of the job.
+        bundle: its data.
+        network: all of whose weights are parameters.
+        converted: the checkpoint, where a quantization-aware training made it.
+    """
+    if config.qat.is_on or converted is not None:
+        return PlainLayers(network)
+    return with_plain_layers(network, torch.zeros(1, *bundle.image_shape))
 
 
 def load_network(

@@ -35,7 +35,7 @@ from qexp.experiment.data_checks import (
     data_notes,
 )
 from qexp.experiment.identity import training_hash
-from qexp.experiment.job import Prepared, load_network, untrained_network
+from qexp.experiment.job import Prepared, evaluated_network, load_network, untrained_network
 from qexp.experiment.memory import check_memory
 from qexp.experiment.trial import Trial
 from qexp.experiment.variants import Variant, converted_variants, make_variants
@@ -43,6 +43,7 @@ from qexp.models.pretrained import library_preprocessing
 from qexp.nn.activation_points import activations
 from qexp.nn.graph import trace
 from qexp.nn.inventory import as_trained, inventory
+from qexp.nn.layer_calls import LAYERS_VERSION, computed_weights
 from qexp.nn.made_weights import made_weights
 from qexp.ptq.calibration import hash_tensors
 from qexp.qat.convert import load_converted
@@ -89,6 +90,15 @@ class Preparer:
         if config.qat.is_on and (names := made_weights(untrained_network(config, bundle))):
             remedy = f"Hooks or parametrizations make {', '.join(names[:5])} of other parameters; make them permanent first."
             raise UserError("qat", config.qat.name, allowed="none for this network", remedy=remedy)
+        example = torch.zeros(1, *bundle.image_shape)
+        if config.qat.is_on and (names := computed_weights(untrained_network(config, bundle), example)):
+            remedy = f"Its forward computes {', '.join(names[:5])} of other tensors at each call, behind the quantizer's back."
+            raise UserError("qat", config.qat.name, allowed="none for this network", remedy=remedy)
+        plain = evaluated_network(config, bundle, model, converted)
+        model = plain.network
+        layers = LAYERS_VERSION if plain.changed else None
+        if plain.computed:
+            notes.append(f"made permanent what the network's forward computes: {', '.join(plain.computed)}")
         notes += data_notes(config, bundle, class_count)
         channels, height, width = bundle.image_shape
         if self._check_device and pick_device(config.device).type == "cpu":
@@ -101,13 +111,13 @@ class Preparer:
         if converted is not None:
             variants = converted_variants(configs, converted, tensors, places)
         else:
-            variants = make_variants(configs, tensors, places)
+            variants = make_variants(configs, tensors, places, layers=layers)
             for variant in variants:
                 check_calibration(variant, bundle)
         check_batch_norm(config, model)
         start = self._start(config)
         training, rests_on = _identity(config, bundle, variants, start, source, model)
-        return Prepared(config, variants, tensors, training, self.data, tuple(notes), places, start, converted, rests_on)
+        return Prepared(config, variants, tensors, training, self.data, tuple(notes), places, start, converted, rests_on, layers)
 
     def _try(
         self, config: Config, bundle: DataBundle, source: str | None, model: nn.Module, build: Callable[[], nn.Module]

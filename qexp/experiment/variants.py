@@ -102,6 +102,8 @@ def make_variants(
     configs: Sequence[Config],
     tensors: Sequence[TensorInfo],
     activations: Callable[[bool], Sequence[ActivationInfo]] = lambda layers_only: (),
+    *,
+    layers: int | None = None,
 ) -> tuple[Variant, ...]:
     """The float network first, then one variant per distinct plan, in the order asked for.
 
@@ -112,6 +114,7 @@ def make_variants(
         configs: of jobs that share a training.
         tensors: inventory of the network.
         activations: the places of its activations, everywhere or (True) at layers only; asked only where a job quantizes them.
+        layers: version of how its layers became modules; None where they were.
 
     Raises:
         UserError: a policy that does not fit, or a `calibrate.file` that is damaged or was not made for the plan.
@@ -123,7 +126,7 @@ def make_variants(
             continue
         plan = _plan(config, tensors, activations)
         reused = _reused(config, plan)
-        variant = _variant(label_of(config, plan, reused), config, plan, reused)
+        variant = _variant(label_of(config, plan, reused), config, plan, reused, layers)
         twin = next((number for number, other in enumerate(variants) if other.key == variant.key), None)
         if twin is None:
             variants.append(variant)
@@ -193,9 +196,13 @@ def _reused(config: Config, plan: Plan) -> Calibration | None:
     return calibration
 
 
-def _variant(named: Label, config: Config, plan: Plan, reused: Calibration | None = None) -> Variant:
+def _variant(
+    named: Label, config: Config, plan: Plan, reused: Calibration | None = None, layers: int | None = None
+) -> Variant:
     evaluate = {"split": config.evaluate.split, "num_images": config.evaluate.num_images}
     versions = {"quantizer": QUANTIZER_VERSION, "evaluator": EVALUATOR_VERSION}
+    if layers is not None:
+        versions["layers"] = layers
     key = hash_json({"plan": plan.hash, "evaluate": evaluate, "versions": versions, **_preparation(config, plan, reused)})
     return Variant(named, key, config, plan, plan_size_bytes(plan), calibration=reused)
 

@@ -81,13 +81,22 @@ class Connectivity:
         self.nodes: list[fx.Node] = list(fx_graph(model, leaves=(ChannelClip,))[0].nodes)
         self.modules = dict(model.named_modules(remove_duplicate=False))
         self._calls = Counter(id(self.module(node)) for node in self.nodes if node.op == "call_module")
-        owners = Counter(id(value) for _, value in model.named_parameters(remove_duplicate=False))
-        reads = {str(node.target).rpartition(".")[0] for node in self.nodes if node.op == "get_attr"}
+        attributes = {str(node.target) for node in self.nodes if node.op == "get_attr"}
+        owners = Counter(
+            id(value)
+            for name, value in model.named_parameters(remove_duplicate=False)
+            if name in attributes or self._is_executed(self.modules[name.rpartition(".")[0]])
+        )
+        reads = {name.rpartition(".")[0] for name in attributes}
         self._shared = {
             name
             for name, module in self.modules.items()
             if name in reads or any(owners[id(value)] > 1 for value in module.parameters(recurse=False))
         }
+
+    def _is_executed(self, module: nn.Module) -> bool:
+        """False for a module of the network's own that is entered: what it holds is read by name."""
+        return id(module) in self._calls or type(module).__module__.startswith("torch.nn.")
 
     def module(self, node: fx.Node) -> nn.Module:
         """The module that a `call_module` node calls."""

@@ -53,6 +53,8 @@ class GraphNetwork(fx.GraphModule):
         graph: calls them by their names.
     """
 
+    is_traced = True
+
     def __init__(self, root: nn.Module, graph: fx.Graph) -> None:
         super().__init__(root, graph, "GraphNetwork")
         # Tensors that are attributes of the network or made by its forward came as buffers; they stay out of the state dict.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -22,6 +23,9 @@ def fx_graph(model: nn.Module, leaves: tuple[type[nn.Module], ...] = ()) -> tupl
         UserError: the network decides by the values of tensors, which no trace can follow; names the module.
     """
     refuse_instance_forward(model)
+    if getattr(model, "is_traced", False):  # whose nodes know where in the network's source they come from
+        assert isinstance(model, fx.GraphModule), type(model)
+        return copy.deepcopy(model.graph), {}
     before: set[str] = set(model.__dict__)
     constants: dict[str, Tensor] = {}
     try:

@@ -18,7 +18,6 @@ from qexp.config.later import stored_values
 from qexp.config.root import Config
 from qexp.experiment.job import Prepared
 from qexp.experiment.prepare import Unprepared
-from qexp.experiment.variants import make_variants
 from qexp.sweep.check import InvalidJobs
 from qexp.sweep.types import AskedJob
 from qexp.tracking import rows
@@ -47,7 +46,7 @@ class JobLog:
         for positions, one in zip(groups, prepared, strict=True):
             labels = {variant.key: variant.label for variant in one.variants}
             for position in positions:
-                variants = one.variants if one.converted else make_variants([configs[position]], one.tensors, one.places)
+                variants = one.variants if one.converted else one.variants_of([configs[position]])
                 key = variants[-1].key
                 planned[position] = rows.job_row(
                     self.sweep.sweep,
