@@ -18,7 +18,7 @@ from qexp.base.types import QParams, QuantSpec
 from qexp.config.export import FILE_GRANULARITIES
 from qexp.deploy.weight_codes import WeightCodes, codes_of, has_codes, weight_codes
 from qexp.nn.graph import GraphNetwork, trace
-from qexp.nn.layer_calls import layers_as_modules
+from qexp.nn.plain_layers import layers_as_modules
 from qexp.quant.scheme_table import scheme_name
 from qexp.quant.schemes import Limits
 

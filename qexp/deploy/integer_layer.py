@@ -11,22 +11,24 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvTransposeNd
 
 from qexp.base.errors import UserError, choose
 from qexp.base.types import QParams
 from qexp.config.export import REQUANTIZATIONS
 from qexp.deploy.weight_codes import WeightCodes, accumulator_scale
+from qexp.nn.channels import Layer
 from qexp.quant.affine import quantize_affine
 
 _INT32 = 2**31 - 1
+_CONVS = (F.conv1d, F.conv2d, F.conv3d)
+_TRANSPOSED = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)
 
 Clamp = tuple[float, float | None]  # lower end, and upper end or None
 
 
 @torch.no_grad()
-def accumulate(
-    layer: nn.Conv2d | nn.Linear, codes: Tensor, x: QParams, weight: WeightCodes, bias: Tensor | None = None
-) -> Tensor:
+def accumulate(layer: Layer, codes: Tensor, x: QParams, weight: WeightCodes, bias: Tensor | None = None) -> Tensor:
     """The accumulators of a layer: sum (q_x - z_x) (q_w - z_w) + b, int32, exact.
 
     Args:
@@ -45,10 +47,7 @@ def accumulate(
     shape = [-1 if axis == weight.qparams.axis else 1 for axis in range(weight.codes.dim())]
     matrix = weight.codes.double() - weight.qparams.zero_point.double().reshape(shape)
     values = codes.double() - x.zero_point.double()
-    if isinstance(layer, nn.Linear):
-        sums = F.linear(values, matrix)
-    else:
-        sums = F.conv2d(values, matrix, None, layer.stride, layer.padding, layer.dilation, layer.groups)
+    sums = _sums(layer, values, matrix)
     if bias is not None:
         sums += along_channels(bias.double(), sums, channel_axis(layer))
     if sums.numel() and float(sums.abs().max()) > _INT32:
@@ -56,6 +55,17 @@ def accumulate(
             "accumulator", f"{float(sums.abs().max()):.0f}", allowed="at most 2^31 - 1: fewer bits, or smaller layers"
         )
     return sums.to(torch.int32)
+
+
+def _sums(layer: Layer, values: Tensor, matrix: Tensor) -> Tensor:
+    """What a layer without a bias makes of float64 values and weights."""
+    if isinstance(layer, nn.Linear):
+        return F.linear(values, matrix)
+    rank = len(layer.kernel_size) - 1
+    if isinstance(layer, _ConvTransposeNd):
+        sizes = (layer.stride, layer.padding, layer.output_padding, layer.groups, layer.dilation)
+        return _TRANSPOSED[rank](values, matrix, None, *sizes)
+    return _CONVS[rank](values, matrix, None, layer.stride, layer.padding, layer.dilation, layer.groups)
 
 
 @torch.no_grad()
@@ -108,7 +118,7 @@ def fixed_point(ratio: Tensor) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def integer_layer(
-    layer: nn.Conv2d | nn.Linear,
+    layer: Layer,
     codes: Tensor,
     x: QParams,
     weight: WeightCodes,
@@ -130,7 +140,7 @@ def integer_layer(
         clamp: what the result is clamped to: (0, None) of a ReLU, (0, 6) of a ReLU6; on codes, which is exact.
         requantization: of `requantize`.
     """
-    scale = accumulator_scale(x, weight.qparams)
+    scale = accumulator_scale(x, weight.qparams, shared_groups(layer))
     sums = accumulate(layer, codes, x, weight, bias)
     if y is None:
         values = sums.float() * along_channels(scale, sums, channel_axis(layer))
@@ -140,6 +150,11 @@ def integer_layer(
         return codes_out
     ends = [None if end is None else int(quantize_affine(torch.tensor(end), y, arithmetic="divide")) for end in clamp]
     return codes_out.clamp(*ends)
+
+
+def shared_groups(layer: nn.Module) -> int:
+    """Groups of a transposed convolution, whose channels have their scales in common; 1 of others."""
+    return layer.groups if isinstance(layer, _ConvTransposeNd) else 1
 
 
 def channel_axis(layer: nn.Module) -> int:

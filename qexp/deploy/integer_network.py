@@ -12,15 +12,17 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn.modules.conv import _ConvNd
 
 from qexp.base.errors import UserError
 from qexp.base.types import QParams
 from qexp.deploy.activation_codes import code_nodes, codes_from, qparams_of
 from qexp.deploy.graph_nodes import called_module, first_input, quantizer_at
-from qexp.deploy.integer_layer import Clamp, along_channels, channel_axis, integer_layer
+from qexp.deploy.integer_layer import Clamp, along_channels, channel_axis, integer_layer, shared_groups
 from qexp.deploy.onnx.operators import KEEPS_VALUES, clamps_of, handler_of
 from qexp.deploy.onnx.shapes import dropout, identity
 from qexp.deploy.weight_codes import WeightCodes, accumulator_scale, bias_codes
+from qexp.nn.channels import Layer
 from qexp.nn.fake_quant import FakeQuantize
 from qexp.nn.graph import GraphNetwork, evaluating
 from qexp.quant.affine import dequantize_affine, quantize_affine
@@ -77,7 +79,7 @@ class _IntegerRun(fx.Interpreter):
         module = called_module(self.network, n)
         if isinstance(module, FakeQuantize):
             return self._quantize(n, module)
-        if isinstance(module, nn.Conv2d | nn.Linear):
+        if isinstance(module, _ConvNd | nn.Linear):
             x, weight = self.grids.get(first_input(n)), self.weights.get(f"{n.target}.weight")
             if x is not None and weight is not None and getattr(module, "padding_mode", "zeros") == "zeros":
                 try:
@@ -103,10 +105,10 @@ class _IntegerRun(fx.Interpreter):
         self.grids[node] = qparams if qparams.axis is None else None
         return dequantize_affine(self.given.get(point, codes), qparams)
 
-    def _layer(self, node: fx.Node, layer: nn.Conv2d | nn.Linear, x: QParams, weight: WeightCodes) -> Tensor:
+    def _layer(self, node: fx.Node, layer: Layer, x: QParams, weight: WeightCodes) -> Tensor:
         """The values of a layer's codes, or of its accumulators where no quantizer follows."""
         self.ran.add(str(node.target))
-        scale, source = accumulator_scale(x, weight.qparams), first_input(node)
+        scale, source = accumulator_scale(x, weight.qparams, shared_groups(layer)), first_input(node)
         bias = None if layer.bias is None or self._is_dynamic(source) else bias_codes(layer.bias, scale)
         codes = codes_from(self.env[source], x)
         if layer.bias is not None and bias is None:  # beyond 32 bits, or at a step that only the batch decides: added in float

@@ -18,7 +18,7 @@ from qexp.experiment.variants import Variant
 from qexp.nn.fake_quant import fake_quants, insert
 from qexp.nn.fold import fold_batch_norm
 from qexp.nn.graph import GraphNetwork, trace
-from qexp.nn.layer_calls import layers_as_modules
+from qexp.nn.plain_layers import layers_as_modules
 from qexp.qat.convert import Converted, assemble
 
 

@@ -85,15 +85,17 @@ def codes_of(name: str, values: Tensor, qparams: QParams) -> WeightCodes:
     return coded
 
 
-def accumulator_scale(x: QParams, weight: QParams) -> Tensor:
+def accumulator_scale(x: QParams, weight: QParams, groups: int = 1) -> Tensor:
     """The step of a layer's int32 accumulator, s_x * s_w in float32 on the CPU; 0-d, or [channels] of the output.
 
     Args:
         x: of the layer's input, per tensor.
         weight: of its weight.
+        groups: of a transposed convolution, whose weight has [in, out / groups, ...] and one scale for a channel of each group.
     """
     assert x.axis is None, "an accumulator has one scale for all it reads"
-    return x.scale.float().cpu() * weight.scale.float().cpu()
+    scale = x.scale.float().cpu() * weight.scale.float().cpu()
+    return scale.repeat(groups) if scale.dim() else scale
 
 
 def bias_codes(bias: Tensor, scale: Tensor) -> Tensor | None:

@@ -21,8 +21,8 @@ from qexp.engine.measures import Measure, measures
 from qexp.experiment.variants import Variant, make_variants
 from qexp.models.build import build_model
 from qexp.models.weights import load_weights
-from qexp.nn.layer_calls import PlainLayers, with_plain_layers
 from qexp.nn.made_weights import bake_weights_, made_weights
+from qexp.nn.plain_layers import PlainLayers, with_plain_layers
 from qexp.qat.convert import Converted, plain_network
 from qexp.tracking.journal import CONVERTED
 

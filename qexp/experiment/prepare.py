@@ -43,8 +43,8 @@ from qexp.models.pretrained import library_preprocessing
 from qexp.nn.activation_points import activations
 from qexp.nn.graph import trace
 from qexp.nn.inventory import as_trained, inventory
-from qexp.nn.layer_calls import LAYERS_VERSION, computed_weights
 from qexp.nn.made_weights import made_weights
+from qexp.nn.plain_layers import LAYERS_VERSION, computed_weights
 from qexp.ptq.calibration import hash_tensors
 from qexp.qat.convert import load_converted
 
@@ -95,7 +95,7 @@ class Preparer:
             remedy = f"Its forward computes {', '.join(names[:5])} of other tensors at each call, behind the quantizer's back."
             raise UserError("qat", config.qat.name, allowed="none for this network", remedy=remedy)
         plain = evaluated_network(config, bundle, model, converted)
-        model = plain.network
+        loaded, model = model, plain.network
         layers = LAYERS_VERSION if plain.changed else None
         if plain.computed:
             notes.append(f"made permanent what the network's forward computes: {', '.join(plain.computed)}")
@@ -116,7 +116,7 @@ class Preparer:
                 check_calibration(variant, bundle)
         check_batch_norm(config, model)
         start = self._start(config)
-        training, rests_on = _identity(config, bundle, variants, start, source, model)
+        training, rests_on = _identity(config, bundle, variants, start, source, loaded)
         return Prepared(config, variants, tensors, training, self.data, tuple(notes), places, start, converted, rests_on, layers)
 
     def _try(

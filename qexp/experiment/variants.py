@@ -196,9 +196,7 @@ def _reused(config: Config, plan: Plan) -> Calibration | None:
     return calibration
 
 
-def _variant(
-    named: Label, config: Config, plan: Plan, reused: Calibration | None = None, layers: int | None = None
-) -> Variant:
+def _variant(named: Label, config: Config, plan: Plan, reused: Calibration | None = None, layers: int | None = None) -> Variant:
     evaluate = {"split": config.evaluate.split, "num_images": config.evaluate.num_images}
     versions = {"quantizer": QUANTIZER_VERSION, "evaluator": EVALUATOR_VERSION}
     if layers is not None:

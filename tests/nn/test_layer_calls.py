@@ -5,7 +5,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from qexp.nn.graph import trace
-from qexp.nn.layer_calls import layer_calls, layers_as_modules
+from qexp.nn.layer_calls import layer_calls
+from qexp.nn.plain_layers import layers_as_modules
 
 
 class Same(nn.Conv2d):

@@ -25,14 +25,15 @@ def conv(node: OnnxNode) -> str:
     """Conv: weight and bias as codes where they are known."""
     x, rank = node.activation(), len(node.shape) - 2
     weight, bias = _parameters(node)
-    padding = node.argument(4, "padding", 0)
     mode = getattr(node.module, "padding_mode", "zeros")
-    if isinstance(padding, str) or mode != "zeros":
-        node.refuse(f"its padding is {padding if isinstance(padding, str) else mode}")
+    if mode != "zeros":
+        node.refuse(f"its padding is {mode}")
+    dilations = pair(node.argument(5, "dilation", 1), rank)
+    pads = _pads(node.argument(4, "padding", 0), dilations, weight.tensor.shape[2:])
     attributes = {
         "strides": pair(node.argument(3, "stride", 1), rank),
-        "pads": [own + before for own, before in zip(pair(padding, rank) * 2, x.pads or (0,) * 2 * rank, strict=True)],
-        "dilations": pair(node.argument(5, "dilation", 1), rank),
+        "pads": [own + before for own, before in zip(pads, x.pads or (0,) * 2 * rank, strict=True)],
+        "dilations": dilations,
         "group": int(node.argument(6, "groups", 1)),
         "kernel_shape": list(weight.tensor.shape[2:]),
     }
@@ -40,6 +41,34 @@ def conv(node: OnnxNode) -> str:
     inputs = [_layer_input(node, x, grid), name]
     offset = None if bias is None else node.bias(bias, x.grid, grid)
     result = node.emit("Conv", *inputs, *([offset] if offset else []), **attributes)
+    return result if bias is None or offset else node.emit("Add", result, _added_bias(node, bias, rank))
+
+
+def _pads(padding: str | int | Sequence[int], dilations: Sequence[int], kernel: Sequence[int]) -> list[int]:
+    """Zeros before each dimension, then behind each; `same` puts one more behind where a kernel has an even size."""
+    if not isinstance(padding, str):
+        return pair(padding, len(kernel)) * 2
+    totals = [dilation * (size - 1) * (padding == "same") for dilation, size in zip(dilations, kernel, strict=True)]
+    return [total // 2 for total in totals] + [total - total // 2 for total in totals]
+
+
+def conv_transpose(node: OnnxNode) -> str:
+    """ConvTranspose, of which runtimes have no integer kernel: it reads the values of codes."""
+    x, rank, layer = node.activation(), len(node.shape) - 2, node.module
+    assert isinstance(layer, nn.modules.conv._ConvTransposeNd), layer
+    weight, bias = _parameters(node)
+    attributes = {
+        "strides": pair(layer.stride, rank),
+        "pads": pair(node.argument(4, "padding", 0), rank) * 2,
+        "output_padding": pair(layer.output_padding, rank),
+        "dilations": pair(layer.dilation, rank),
+        "group": layer.groups,
+        "kernel_shape": list(weight.tensor.shape[2:]),
+    }
+    name, grid = node.weight(weight)
+    offset = None if bias is None else node.bias(bias, x.grid, grid, groups=layer.groups)
+    inputs = [_layer_input(node, x, grid), name, *([offset] if offset else [])]
+    result = node.emit("ConvTranspose", *inputs, **attributes)
     return result if bias is None or offset else node.emit("Add", result, _added_bias(node, bias, rank))
 
 

@@ -221,7 +221,7 @@ class OnnxNode:
         self.context.stored[path] = grid.dtype
         return writer.codes(f"{path}.codes", codes, grid.dtype), grid
 
-    def bias(self, constant: Constant, x: Grid | None, weight: Grid | None) -> str | None:
+    def bias(self, constant: Constant, x: Grid | None, weight: Grid | None, *, groups: int = 1) -> str | None:
         """A layer's bias: int32 codes of s_x * s_w where both are integers per tensor and channel, else float32.
 
         None where its codes would leave int32, so that it has to be added behind the layer.
@@ -230,13 +230,14 @@ class OnnxNode:
             constant: the bias.
             x: grid of the layer's input; None where that is float.
             weight: grid of its weight; None where that is float.
+            groups: of a transposed convolution, whose groups share the scales of their channels.
         """
         writer, path = self.context.writer, constant.path or f"{self.name}.bias"
         # TensorRT, which alone wants signed activations, refuses INT32: "only activation types allowed" (onnx-tensorrt #850).
         if x is None or weight is None or x.qparams.axis is not None or not self.context.unsigned:
             self.context.stored[path] = "FLOAT"
             return writer.tensor(path, constant.tensor.float())
-        scale = accumulator_scale(x.qparams, weight.qparams)
+        scale = accumulator_scale(x.qparams, weight.qparams, groups)
         codes = bias_codes(constant.tensor, scale)
         if codes is None:
             self.context.stored[path] = "FLOAT"

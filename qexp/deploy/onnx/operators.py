@@ -15,9 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
-from qexp.deploy.onnx import layers, shapes
+from qexp.deploy.onnx import functions, layers, resize, shapes
 from qexp.deploy.onnx.node import OnnxNode, Value
-from qexp.nn.operators import function_name
+from qexp.nn.channels import TRANSPOSED
+from qexp.nn.operators import function_name, operator_of
 
 Handler = Callable[[OnnxNode], "str | Value | tuple[str, ...]"]
 
@@ -96,7 +97,9 @@ def binary(name: str) -> Handler:
     return handler
 
 
+amax, total = functions.reduction("ReduceMax"), functions.reduction("ReduceSum")
 relu, sigmoid, tanh, hardswish = unary("Relu"), unary("Sigmoid"), unary("Tanh"), unary("HardSwish")
+selu, mish, exp, absolute = unary("Selu"), unary("Mish"), unary("Exp"), unary("Abs")
 hardsigmoid = unary("HardSigmoid", alpha=1 / 6, beta=0.5)
 add, subtract, multiply, divide = binary("Add"), binary("Sub"), binary("Mul"), binary("Div")
 
@@ -110,9 +113,16 @@ KEEPS_VALUES = (
     shapes.getitem,
     shapes.concat,
     shapes.split,
+    resize.channel_shuffle,
+    resize.pixel_shuffle,
+    resize.pixel_unshuffle,
+    resize.nearest,
+    functions.adaptive_max_pool,
+    amax,
 )
 _MODULES: tuple[tuple[tuple[type, ...], Handler], ...] = (
     ((nn.Conv1d, nn.Conv2d, nn.Conv3d), layers.conv),
+    (TRANSPOSED, layers.conv_transpose),
     ((nn.Linear,), layers.linear),
     ((nn.modules.batchnorm._BatchNorm,), layers.batch_norm),
     ((nn.LayerNorm,), layers.layer_norm),
@@ -125,12 +135,22 @@ _MODULES: tuple[tuple[tuple[type, ...], Handler], ...] = (
     ((nn.Tanh,), tanh),
     ((nn.GELU,), gelu),
     ((nn.LeakyReLU,), leaky_relu),
+    ((nn.PReLU,), functions.prelu),
+    ((nn.ELU,), functions.elu),
+    ((nn.CELU,), functions.celu),
+    ((nn.SELU,), selu),
+    ((nn.Mish,), mish),
+    ((nn.Softplus,), functions.softplus),
     ((nn.Softmax,), softmax),
     ((nn.modules.pooling._MaxPoolNd,), shapes.max_pool),
     ((nn.modules.pooling._AvgPoolNd,), shapes.average_pool),
     ((nn.modules.pooling._AdaptiveAvgPoolNd,), shapes.adaptive_average_pool),
     ((nn.Flatten, nn.Unflatten), shapes.reshape),
-    ((nn.modules.padding._ConstantPadNd,), shapes.pad),
+    ((nn.modules.pooling._AdaptiveMaxPoolNd,), functions.adaptive_max_pool),
+    (shapes.PADS, shapes.pad),
+    ((nn.ChannelShuffle,), resize.channel_shuffle),
+    ((nn.PixelShuffle,), resize.pixel_shuffle),
+    ((nn.PixelUnshuffle,), resize.pixel_unshuffle),
     ((nn.Identity,), shapes.identity),
     ((nn.modules.dropout._DropoutNd,), shapes.dropout),
 )
@@ -147,6 +167,20 @@ _FUNCTIONS: dict[Any, Handler] = {
     F.silu: silu,
     F.gelu: gelu,
     F.leaky_relu: leaky_relu,
+    **dict.fromkeys((F.prelu, torch.prelu), functions.prelu),
+    F.elu: functions.elu,
+    F.celu: functions.celu,
+    F.selu: selu,
+    F.mish: mish,
+    F.softplus: functions.softplus,
+    torch.exp: exp,
+    torch.abs: absolute,
+    torch.amax: amax,
+    torch.sum: total,
+    F.channel_shuffle: resize.channel_shuffle,
+    F.pixel_shuffle: resize.pixel_shuffle,
+    F.pixel_unshuffle: resize.pixel_unshuffle,
+    **dict.fromkeys((F.adaptive_max_pool1d, F.adaptive_max_pool2d, F.adaptive_max_pool3d), functions.adaptive_max_pool),
     **dict.fromkeys((F.softmax, torch.softmax), softmax),
     **dict.fromkeys((operator.add, operator.iadd, torch.add), add),
     **dict.fromkeys((operator.sub, operator.isub, torch.sub), subtract),
@@ -176,6 +210,10 @@ _METHODS: dict[str, Handler] = {
     **dict.fromkeys(("mul", "mul_"), multiply),
     **dict.fromkeys(("div", "div_"), divide),
     "mean": shapes.mean,
+    "amax": amax,
+    "sum": total,
+    "exp": exp,
+    "abs": absolute,
     **dict.fromkeys(("view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze"), shapes.reshape),
     "permute": shapes.permute,
     **dict.fromkeys(("transpose", "swapaxes"), shapes.transpose),
@@ -186,6 +224,8 @@ _METHODS: dict[str, Handler] = {
 
 def handler_of(node: fx.Node, module: nn.Module | None) -> Handler | None:
     """The handler of what a node calls; None where there is none."""
+    if isinstance(module, nn.Upsample) or node.target is F.interpolate:
+        return resize.nearest if operator_of(node, module) == "keep" else resize.resize
     if module is not None:
         return next((handler for types, handler in _MODULES if isinstance(module, types)), None)
     if node.op == "call_method":

@@ -4,10 +4,19 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from torch import nn
+
 from qexp.deploy.onnx.layers import pair
 from qexp.deploy.onnx.node import OnnxNode, Value
 
 _END = 2**62  # of a slice without one
+PADS = (
+    nn.modules.padding._ConstantPadNd,
+    nn.modules.padding._ReflectionPadNd,
+    nn.modules.padding._ReplicationPadNd,
+    nn.modules.padding._CircularPadNd,
+)
+_MODES = {"constant": "constant", "reflect": "reflect", "replicate": "edge", "circular": "wrap"}  # torch's -> ONNX's
 
 
 def reshape(node: OnnxNode) -> str:
@@ -43,36 +52,43 @@ def transpose(node: OnnxNode) -> str:
 
 
 def pad(node: OnnxNode) -> str:
-    """Pad with zeros."""
-    begins, ends = zeros_around(node)
+    """Pad with zeros, or with values from within."""
+    mode, begins, ends = padding_of(node)
     x = node.activation()
-    if x.pads:  # which were left to a convolution that this stands before
+    if x.pads:  # zeros, which were left to a convolution that this stands before
+        if mode != "constant":
+            node.refuse("it pads behind zeros that were padded before")
         half = len(x.pads) // 2
         for place, (before, behind) in enumerate(zip(x.pads[:half], x.pads[half:], strict=True)):
             begins[place - half] += before
             ends[place - half] += behind
-    return node.emit("Pad", x.name, node.integers(*begins, *ends))
+    return node.emit("Pad", x.name, node.integers(*begins, *ends), mode=_MODES[mode])
 
 
-def zeros_around(node: OnnxNode) -> tuple[list[int], list[int]]:
-    """How many zeros a padding puts before and behind each dimension."""
+def padding_of(node: OnnxNode) -> tuple[str, list[int], list[int]]:
+    """How a padding fills, and how much it puts before and behind each dimension; negative amounts cut off."""
     amounts = [int(amount) for amount in node.argument(1, "pad" if node.module is None else "padding")]
-    if node.argument(2, "mode", "constant") != "constant" or node.argument(3, "value") not in (None, 0, 0.0) or min(amounts) < 0:
-        node.refuse("it pads with other than zeros")
+    kind = type(node.module).__name__
+    named = next((mode for mode in ("reflect", "replicat", "circular") if kind.lower().startswith(mode)), "constant")
+    mode = str(node.argument(2, "mode", "constant")) if node.module is None else {"replicat": "replicate"}.get(named, named)
+    if mode == "constant" and node.argument(3, "value") not in (None, 0, 0.0):
+        node.refuse("it pads with a number that is not zero")
     rank = len(node.shape)
     begins, ends = [0] * rank, [0] * rank
     for dimension in range(len(amounts) // 2):
         begins[-1 - dimension], ends[-1 - dimension] = amounts[2 * dimension], amounts[2 * dimension + 1]
-    return begins, ends
+    return mode, begins, ends
 
 
 def left_to_convs(node: OnnxNode) -> Value | None:
-    """The value before a padding, which the convolutions that read it pad themselves; None where batch or channels are padded.
+    """The value before a padding of zeros, which the convolutions that read it pad themselves.
+
+    None where batch or channels are padded, or by other than zeros.
 
     A Pad between DequantizeLinear and a convolution keeps runtimes from fusing the two.
     """
-    x, (begins, ends) = node.activation(), zeros_around(node)
-    if any((*begins[:2], *ends[:2])) or len(node.shape) < 3:
+    x, (mode, begins, ends) = node.activation(), padding_of(node)
+    if mode != "constant" or any((*begins[:2], *ends[:2])) or len(node.shape) < 3 or min(*begins, *ends) < 0:
         return None
     before = x.pads or (0,) * (2 * (len(node.shape) - 2))
     pads = tuple(old + new for old, new in zip(before, (*begins[2:], *ends[2:]), strict=True))
