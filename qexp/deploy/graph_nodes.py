@@ -30,3 +30,13 @@ def output_of(network: GraphNetwork) -> fx.Node | None:
     """The node whose value the network returns; None where it returns several values."""
     output = next(node for node in network.graph.nodes if node.op == "output").args[0]
     return output if isinstance(output, fx.Node) else None
+
+
+def place_of(node: fx.Node) -> str:
+    """Where a person finds a function in the source: the path of the module around it, and its name; empty of a module.
+
+    Args:
+        node: of a graph that `qexp.nn.graph.trace` found.
+    """
+    scope = next(reversed((node.meta.get("nn_module_stack") or {"": ("",)}).values()))[0]
+    return "" if node.op == "call_module" else f"{scope}.{node.name}".lstrip(".")

@@ -8,6 +8,8 @@ code where a result lies at a tie.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -63,7 +65,7 @@ def _sums(layer: Layer, values: Tensor, matrix: Tensor) -> Tensor:
         return F.linear(values, matrix)
     rank = len(layer.kernel_size) - 1
     if isinstance(layer, _ConvTransposeNd):
-        sizes = (layer.stride, layer.padding, layer.output_padding, layer.groups, layer.dilation)
+        sizes: Any = (layer.stride, layer.padding, layer.output_padding, layer.groups, layer.dilation)
         return _TRANSPOSED[rank](values, matrix, None, *sizes)
     return _CONVS[rank](values, matrix, None, layer.stride, layer.padding, layer.dilation, layer.groups)
 

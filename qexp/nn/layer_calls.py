@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 import torch.nn.functional as F
@@ -63,7 +63,11 @@ def layer_calls(network: GraphNetwork) -> Iterator[LayerCall]:
 
 
 def layer_class(node: fx.Node) -> type[Layer] | None:
-    """The class of torch's that computes what a function does."""
+    """The class of torch's that computes what a function does; None where it is no convolution nor linear layer.
+
+    Args:
+        node: of a graph.
+    """
     try:
         return _FUNCTIONS.get(node.target) if node.op == "call_function" else None
     except TypeError:  # a callable without a hash
@@ -71,11 +75,16 @@ def layer_class(node: fx.Node) -> type[Layer] | None:
 
 
 def arguments_of(node: fx.Node) -> dict[str, Any]:
-    """The arguments of a function by name."""
+    """The arguments of a layer's function by name.
+
+    Args:
+        node: for which there is a `layer_class`.
+    """
     kind = layer_class(node)
     names = _TRANSPOSED if kind is not None and issubclass(kind, _ConvTransposeNd) else _CONV
     return dict(zip(names, node.args, strict=False)) | dict(node.kwargs)
 
 
-def is_attribute(value: object) -> bool:
+def is_attribute(value: object) -> TypeGuard[fx.Node]:
+    """True for a node that reads a parameter or a buffer by its name."""
     return isinstance(value, fx.Node) and value.op == "get_attr"

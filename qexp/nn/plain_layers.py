@@ -1,27 +1,27 @@
 """Networks whose layers are torch's own modules, made of networks that write them in other ways.
 
-A class derived from `nn.Conv2d` pads by itself before `F.conv2d(x, self.weight, ...)`, or standardizes its weight first; a function
-reads a parameter or a buffer; `padding_mode="reflect"`. What is said and done of layers (folding, corrections, integers, codes,
-costs) is asked of modules, so such calls are made modules again. What a layer multiplies by is then its weight: one that the
-forward computes of other tensors is computed once, and padding stands before the layer.
+A class derived from `nn.Conv2d` pads by itself before `F.conv2d(x, self.weight, ...)`, or standardizes its weight first; a
+function reads a parameter or a buffer; `padding_mode="reflect"`. What is said and done of layers (folding, corrections, integers,
+codes, costs) is asked of modules, so such calls are made modules again. What a layer multiplies by is then its weight: one that
+the forward computes of other tensors is computed once, and padding stands before the layer.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+from torch.nn.modules.conv import _ConvNd
 
 from qexp.base.errors import UserError
-from qexp.nn.channels import Layer, is_layer
+from qexp.nn.channels import is_layer
+from qexp.nn.function_layers import FunctionLayers, numbers_read
 from qexp.nn.graph import GraphNetwork, attach, trace
 from qexp.nn.layer_calls import arguments_of, is_attribute, layer_class
-from qexp.nn.operators import function_name
 from qexp.nn.tracing import fx_graph
 
 LAYERS_VERSION = 1  # part of the keys of networks whose layers became modules; raise it when they come to compute something else
@@ -63,6 +63,7 @@ def with_plain_layers(model: nn.Module, example: Tensor) -> PlainLayers:
         if not any(_is_odd(twin, node) for node in graph.nodes):
             return PlainLayers(model)
         network = trace(twin, example).build()
+        _settle_sizes(network, example)
         names = tuple(_computed(network))
         plain = layers_as_modules(network)
     except UserError:  # whoever needs the graph says why there is none
@@ -89,11 +90,11 @@ def layers_as_modules(network: GraphNetwork) -> GraphNetwork:
     Args:
         network: of `qexp.nn.graph.trace`, in eval mode.
     """
-    constants = _Constants(network)
+    constants = FunctionLayers(network)
     if not any(_is_odd(network, node) and constants.has_layer(node) for node in network.graph.nodes):
         return network
     network = copy.deepcopy(network)
-    constants, taken = _Constants(network), {str(node.target) for node in network.graph.nodes if node.op == "call_module"}
+    constants, taken = FunctionLayers(network), {str(node.target) for node in network.graph.nodes if node.op == "call_module"}
     for node in [node for node in network.graph.nodes if _is_odd(network, node) and constants.has_layer(node)]:
         if node.op == "call_module":
             _pad_before(network, node)
@@ -111,12 +112,34 @@ def layers_as_modules(network: GraphNetwork) -> GraphNetwork:
         twin.meta = dict(node.meta)
         node.replace_all_uses_with(twin)
         network.graph.erase_node(node)
-    needed = _Constants(network).varying
+    needed = FunctionLayers(network).varying
     for node in reversed(list(network.graph.nodes)):
         if node not in needed and node.op != "output" and not node.users:
             network.graph.erase_node(node)
     network.recompile()
     return network
+
+
+def _settle_sizes(network: GraphNetwork, example: Tensor) -> None:
+    """Numbers that a layer's function takes from shapes (`groups=x.shape[1]`) become numbers, where the batch has no say."""
+    taken: dict[fx.Node, list[Any]] = {}
+    odd = [node for node in network.graph.nodes if layer_class(node) is not None and numbers_read(node)]
+    for count in (1, 2) if odd else ():
+        recorder = fx.Interpreter(network, garbage_collect_values=False)
+        recorder.extra_traceback = False
+        with torch.no_grad():
+            recorder.run(torch.cat([example[:1]] * count))
+        for source in (source for node in odd for source in numbers_read(node)):
+            taken.setdefault(source, []).append(recorder.env[source])
+    known = {node: first for node, (first, *others) in taken.items() if isinstance(first, int) and first in others}
+    for node in odd:
+        arguments = {key: _replaced(value, known) for key, value in arguments_of(node).items()}
+        node.args, node.kwargs = (arguments.pop("input"), arguments.pop("weight")), arguments
+    network.recompile()
+
+
+def _replaced(argument: Any, known: Mapping[fx.Node, int]) -> Any:
+    return fx.map_arg(argument, lambda node: known.get(node, node))
 
 
 def _is_odd(network: nn.Module, node: fx.Node) -> bool:
@@ -129,124 +152,13 @@ def _is_odd(network: nn.Module, node: fx.Node) -> bool:
 
 def _computed(network: GraphNetwork) -> Iterator[str]:
     """The names of weights that the network computes."""
-    constants = _Constants(network)
+    constants = FunctionLayers(network)
     for node in network.graph.nodes:
         if node.op == "call_function" and _is_odd(network, node) and constants.has_layer(node):
             weight = arguments_of(node)["weight"]
             if not is_attribute(weight):
                 path = constants.path(node) or constants.fallback(node)
                 yield f"{path}.weight"
-
-
-class _Constants:
-    """What a graph computes of parameters and buffers alone, and the layers that read it."""
-
-    def __init__(self, network: GraphNetwork) -> None:
-        self.network = network
-        self.tensors = dict(network.named_parameters(remove_duplicate=False)) | dict(
-            network.named_buffers(remove_duplicate=False)
-        )
-        self.interpreter = fx.Interpreter(network, garbage_collect_values=False)
-        self.interpreter.extra_traceback = False
-        self.varying: set[fx.Node] = set()
-        for node in network.graph.nodes:
-            if node.op == "placeholder" or self.varying & set(node.all_input_nodes):
-                self.varying.add(node)
-
-    def has_layer(self, node: fx.Node) -> bool:
-        """False for a function that multiplies by what images decide, or that works on no images."""
-        if node.op == "call_module":
-            return True
-        arguments = arguments_of(node)
-        if arguments["input"] not in self.varying or self.varying & set(self._read(node)):
-            return False
-        return layer_class(node) is not nn.Linear or self._value(arguments["weight"]).dim() == 2
-
-    def layer(self, node: fx.Node) -> Layer:
-        """A module that computes what a function does; parameters that it reads as they are are shared."""
-        kind, arguments = layer_class(node), arguments_of(node)
-        weight, bias = (self._parameter(arguments.get(name)) for name in ("weight", "bias"))
-        assert kind is not None and weight is not None
-        layer: Any
-        if kind is nn.Linear:
-            layer = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
-        else:
-            rank, groups = weight.dim() - 2, int(arguments.get("groups", 1))
-            defaults = {"stride": 1, "padding": 0, "dilation": 1, "output_padding": 0}
-            sizes = {key: _sizes(arguments.get(key, value), rank) for key, value in defaults.items()}
-            outputs, inputs = weight.shape[0], weight.shape[1] * groups
-            if issubclass(kind, _ConvTransposeNd):
-                inputs, outputs = weight.shape[0], weight.shape[1] * groups
-            else:
-                del sizes["output_padding"]
-            layer = kind(inputs, outputs, tuple(weight.shape[2:]), groups=groups, bias=False, device="meta", **sizes)
-        layer.weight, layer.bias = weight, bias
-        return layer
-
-    def path(self, node: fx.Node) -> str | None:
-        """The module that a layer's tensors belong to, where it is for nothing else; None where there is no such module."""
-        arguments, read = arguments_of(node), self._attributes(node)
-        bias = arguments.get("bias")
-        owners = {name.rpartition(".")[0] for name in read}
-        path = next(iter(owners)) if len(owners) == 1 else ""
-        names = {f"{path}.weight"} | (set() if bias is None else {f"{path}.bias"})
-        if not path or not names <= read or (bias is not None and not _is_bias_of(bias, path)):
-            return None
-        if {name for name in self.tensors if name.rpartition(".")[0] == path} != read:
-            return None
-        behind = self._behind(node)
-        elsewhere = [
-            other
-            for other in self.network.graph.nodes
-            if other.op == "get_attr" and other.target in read and not set(other.users) <= behind
-        ]
-        return None if elsewhere and not is_attribute(arguments["weight"]) else path
-
-    def fallback(self, node: fx.Node) -> str:
-        """A name for a layer whose tensors are no module's."""
-        weight = arguments_of(node)["weight"]
-        alone = is_attribute(weight) and not str(weight.target).endswith("weight") and len(weight.users) == 1
-        return f"{weight.target}_{function_name(node)}" if alone else node.name
-
-    def _behind(self, node: fx.Node) -> set[fx.Node]:
-        """A layer's call, and what is computed for it alone."""
-        behind, waiting = {node}, [value for value in self._read(node) if isinstance(value, fx.Node)]
-        while waiting:
-            source = waiting.pop()
-            if set(source.users) <= behind:
-                behind.add(source)
-                waiting += source.all_input_nodes
-        return behind
-
-    def _attributes(self, node: fx.Node) -> set[str]:
-        """Names of the tensors that a layer's weight and bias are made of."""
-        names, waiting = set(), self._read(node)
-        while waiting:
-            source = waiting.pop()
-            if source.op == "get_attr":
-                names.add(str(source.target))
-            waiting += source.all_input_nodes
-        return names
-
-    @staticmethod
-    def _read(node: fx.Node) -> list[fx.Node]:
-        """What a function's weight and bias are."""
-        arguments = arguments_of(node)
-        return [value for name in ("weight", "bias") if isinstance(value := arguments.get(name), fx.Node)]
-
-    def _parameter(self, node: fx.Node | None) -> nn.Parameter | None:
-        """A parameter itself, else a new one that holds what a node gives."""
-        if node is None:
-            return None
-        value = self._value(node)
-        return value if isinstance(value, nn.Parameter) else nn.Parameter(value.detach().clone(), requires_grad=False)
-
-    def _value(self, node: fx.Node) -> Any:
-        for source in node.all_input_nodes:
-            if source not in self.interpreter.env:
-                self._value(source)
-        self.interpreter.env[node] = self.interpreter.run_node(node)
-        return self.interpreter.env[node]
 
 
 def _pad_before(network: GraphNetwork, node: fx.Node) -> None:
@@ -278,15 +190,3 @@ def _free(network: nn.Module, path: str) -> str:
 def _has(network: nn.Module, path: str) -> bool:
     parent, _, name = path.rpartition(".")
     return hasattr(network.get_submodule(parent), name)
-
-
-def _sizes(size: int | str | Sequence[int], rank: int) -> str | tuple[int, ...]:
-    """A size of each dimension; a padding may be a word."""
-    if isinstance(size, str):
-        return size
-    sizes = (size,) * rank if isinstance(size, int) else tuple(size) * (rank // len(size))
-    return tuple(int(value) for value in sizes)
-
-
-def _is_bias_of(node: fx.Node, path: str) -> bool:
-    return node.op == "get_attr" and node.target == f"{path}.bias"

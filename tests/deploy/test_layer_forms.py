@@ -1,7 +1,8 @@
 """Every way in which people write a layer, through plan, folding, evaluation and export, against a simulation of its own."""
 
 import copy
-import importlib.util
+import importlib
+import sys
 from pathlib import Path
 
 import pytest
@@ -21,10 +22,10 @@ from qexp.sweep.check import check
 for library in ("onnx", "onnxruntime"):
     pytest.importorskip(library, reason=f"needs {library}: pip install 'qexp[deploy]'")
 
-ZOO = Path(__file__).parents[1] / "layer_forms.py"
-spec = importlib.util.spec_from_file_location("tests_layer_forms", ZOO)
-zoo = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(zoo)
+ZOO = Path(__file__).parents[1] / "layer_forms" / "zoo.py"
+sys.path.append(str(ZOO.parent))
+zoo = importlib.import_module("zoo")
+forms = importlib.import_module("layer_form")
 FORMS = zoo.FORMS
 SETTINGS = (
     "data=digits", "data.num_calib=100", "evaluate.num_images=40", "model=custom", "device=cpu", "checkpoint=checkpoint.pt",
@@ -71,7 +72,7 @@ class Quantizer:
     def run(self, name, net, images):
         """The logits of a form; the first run observes."""
         self.count = 0
-        logits = zoo.simulate(name, net, images, self)
+        logits = forms.simulate(name, net, images, self)
         self.observing = False
         return logits
 
@@ -81,7 +82,7 @@ def job_of(compose, preparer):
     """Prepares the export of a form from a checkpoint, at these widths of weights."""
 
     def prepare(name, *widths):
-        torch.save(zoo.network(name).state_dict(), "checkpoint.pt")
+        torch.save(forms.network(name).state_dict(), "checkpoint.pt")
         values = compose(*SETTINGS, f"model.factory={ZOO}:net_{name}", verb="export")
         jobs = [copy.deepcopy(values) for _ in widths]
         for job, bits in zip(jobs, widths, strict=True):
@@ -97,7 +98,7 @@ def sqnr_db(reference, other):
 
 def check_copy(name, prepared, variant, images, calibration):
     """Plan, folding and logits of one copy; what its logits should be."""
-    form, net = FORMS[name], zoo.network(name).eval()
+    form, net = FORMS[name], forms.network(name).eval()
     planned = [row.info.name for row in variant.plan.rows if row.spec is not None and row.info.tied_to is None]
     assert sorted(planned) == sorted(["stem.weight", "head.weight", *(f"middle.{weight}" for weight in form.weights)])
     built = quantized_copy(variant, prepared.network().eval(), prepared)
@@ -112,6 +113,7 @@ def check_copy(name, prepared, variant, images, calibration):
 
 
 @pytest.mark.parametrize("name", [name for name, form in FORMS.items() if not form.refused])
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths:UserWarning")
 @torch.no_grad()
 def test_a_form_is_what_it_computes(name, job_of):
     prepared = job_of(name, 8, 4)
@@ -125,7 +127,7 @@ def test_a_form_is_what_it_computes(name, job_of):
     variant = prepared.variants[1]
     lowered = lower(prepared, variant)
     assert sum(planned_layers(lowered.network, variant.plan.quantized, images[:1]).values()) == (
-        zoo.STEM_MACS + form.macs + form.outputs * zoo.CLASSES
+        forms.STEM_MACS + form.macs + form.outputs * forms.CLASSES
     )
     exported = export._write(prepared, variant, lowered, Path("network.onnx"))
     run = FidelityRun(config, prepared.network().eval(), lowered, exported, variant.plan.quantized, images[:1])

@@ -101,6 +101,7 @@ class OnnxNode:
         args: positional arguments, with `Value`, `Constant` and numbers.
         kwargs: further arguments by name.
         result: what the call gave on the example.
+        where: of a function, the path of the module around it and its name.
     """
 
     context: ExportContext
@@ -111,6 +112,7 @@ class OnnxNode:
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
     result: Any
+    where: str = ""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -168,7 +170,7 @@ class OnnxNode:
         """Raise the error that names module and operator."""
         raise UserError(
             "export",
-            f"{self.name} ({self.operator})",
+            f"{self.where or self.name} ({self.operator})",
             allowed="an operator that qexp writes to ONNX (qexp/deploy/onnx/operators.py lists them)",
             remedy=f"Here {why}.",
         )

@@ -40,7 +40,7 @@ from qexp.base.errors import UserError
 from qexp.base.files import write_atomic
 from qexp.base.text import Note
 from qexp.deploy.activation_codes import CodeTensor, code_nodes
-from qexp.deploy.graph_nodes import called_module, output_of, quantizer_at
+from qexp.deploy.graph_nodes import called_module, output_of, place_of, quantizer_at
 from qexp.deploy.onnx.layers import conv
 from qexp.deploy.onnx.node import Constant, Dynamic, ExportContext, OnnxNode, Value, saturates
 from qexp.deploy.onnx.operators import KEEPS_VALUES, clamps_of, handler_of
@@ -172,7 +172,7 @@ class _Export(fx.Interpreter):
         kwargs = {key: fx.map_arg(argument, self.written.__getitem__) for key, argument in node.kwargs.items()}
         name = str(node.target) if module is not None else node.name
         operator = type(module).__name__ if module is not None else function_name(node)
-        onnx_node = OnnxNode(self.context, name, operator, module, str(node.target), args, kwargs, result)
+        onnx_node = OnnxNode(self.context, name, operator, module, str(node.target), args, kwargs, result, place_of(node))
         if isinstance(module, FakeQuantize):
             return self._quantize(node, onnx_node, module)
         clamp = clamps_of(node, module)

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
+
 from qexp.deploy.onnx.node import OnnxNode, Value
 
 
 def resize(node: OnnxNode) -> str | Value:
-    """Resize of the spatial dimensions: nearest, linear and cubic, as torch places pixels."""
+    """Resize of the spatial dimensions: nearest, linear and cubic, as torch places pixels.
+
+    Rejected: sizes with `axes`, which ONNX Runtime 1.31 reads as none.
+    """
     x, mode = node.activation(), str(node.argument(3, "mode", "nearest"))
     before, after = x.shape[2:], node.shape[2:]
     if node.module is None and node.argument(6, "antialias", False):
@@ -18,18 +23,19 @@ def resize(node: OnnxNode) -> str | Value:
     if before == after:
         return x
     place = "align_corners" if node.argument(4, "align_corners", False) else "half_pixel"
-    attributes: dict[str, object] = {"axes": list(range(2, len(node.shape)))}
+    attributes: dict[str, object]
     if mode == "nearest":
-        attributes |= {"mode": "nearest", "coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
+        attributes = {"mode": "nearest", "coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
     elif mode == "nearest-exact":
-        attributes |= {"mode": "nearest", "coordinate_transformation_mode": "half_pixel", "nearest_mode": "round_prefer_ceil"}
+        attributes = {"mode": "nearest", "coordinate_transformation_mode": "half_pixel", "nearest_mode": "round_prefer_ceil"}
     elif mode in ("linear", "bilinear", "trilinear"):
-        attributes |= {"mode": "linear", "coordinate_transformation_mode": place}
+        attributes = {"mode": "linear", "coordinate_transformation_mode": place}
     elif mode == "bicubic":
-        attributes |= {"mode": "cubic", "coordinate_transformation_mode": place, "cubic_coeff_a": -0.75}
+        attributes = {"mode": "cubic", "coordinate_transformation_mode": place, "cubic_coeff_a": -0.75}
     else:
         node.refuse(f"its mode is {mode}")
-    return node.emit("Resize", x.name, "", "", node.integers(*after), **attributes)
+    scales = torch.tensor([1.0, 1.0, *(size / count for size, count in zip(after, before, strict=True))])
+    return node.emit("Resize", x.name, "", node.context.writer.tensor(f"{node.name}.scales", scales), **attributes)
 
 
 def nearest(node: OnnxNode) -> str | Value:

@@ -6,7 +6,7 @@ from torch import nn
 
 from qexp.nn.graph import trace
 from qexp.nn.layer_calls import layer_calls
-from qexp.nn.plain_layers import layers_as_modules
+from qexp.nn.plain_layers import computed_weights, layers_as_modules, with_plain_layers
 
 
 class Same(nn.Conv2d):
@@ -39,13 +39,16 @@ def test_functions_become_modules():
     whole = layers_as_modules(network)
     assert [call.weight for call in layer_calls(network)] == ["same.weight", "plain.weight", "plain.weight", "matrix"]
     assert [(call.node.op, call.weight) for call in layer_calls(whole)] == [
-        ("call_module", name) for name in ("same.weight", "plain.weight", "conv2d_1.weight", "linear.weight")
+        ("call_module", name)
+        for name in ("same.weight", "plain.weight", "conv2d_1.weight", "matrix_linear.weight", "conv2d_2.weight")
     ]
     assert torch.equal(whole(images), net(images)) and torch.equal(network(images), net(images))
     same = whole.get_submodule("same")
     assert type(same) is nn.Conv2d and (same.stride, same.groups, same.bias) == ((2, 2), 2, None)
     parameters = dict(whole.named_parameters(remove_duplicate=False))
-    assert parameters["conv2d_1.weight"] is parameters["plain.weight"] and parameters["linear.weight"] is parameters["matrix"]
+    assert (
+        parameters["conv2d_1.weight"] is parameters["plain.weight"] and parameters["matrix_linear.weight"] is parameters["matrix"]
+    )
     assert parameters["plain.weight"] is not net.plain.weight and net.state_dict().keys() <= whole.state_dict().keys()
     assert type(net.same) is Same and layers_as_modules(whole) is whole
 
@@ -68,3 +71,48 @@ def test_what_else_a_layer_holds_stays():
     whole = layers_as_modules(trace(net.eval(), images).build())
     assert torch.equal(whole(images), net(images))
     assert net.state_dict().keys() <= whole.state_dict().keys()
+
+
+def test_a_network_whose_layers_are_modules_stays_itself():
+    net, images = nn.Sequential(nn.Conv2d(2, 2, 1), nn.Flatten()), torch.randn(1, 2, 3, 3)
+    plain = with_plain_layers(net, images)
+    assert plain.network is net and not plain.changed
+
+
+class Caching(nn.Module):
+    """Keeps what it computed, and branches on it: no trace follows."""
+
+    def __init__(self):
+        super().__init__()
+        self.kernel = nn.Parameter(torch.randn(2, 2, 1, 1))
+
+    def forward(self, x):
+        self.cache = F.conv2d(x, self.kernel)
+        return self.cache if self.cache.sum() > 0 else x
+
+
+def test_a_network_that_cannot_be_traced_stays_as_it_was():
+    net = Caching().train()
+    plain = with_plain_layers(net, torch.randn(1, 2, 3, 3))
+    assert plain.network is net and net.training and not hasattr(net, "cache")
+
+
+class Computed(nn.Module):
+    """One weight is computed of a module's, which another function reads as it is."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(2, 2, 1, bias=False)
+
+    def forward(self, x):
+        return F.conv2d(x, self.conv.weight * 2) + F.conv2d(x, self.conv.weight)
+
+
+def test_a_weight_that_is_computed_and_read_has_both_values():
+    torch.manual_seed(0)
+    net, images = Computed().eval(), torch.randn(2, 2, 3, 3)
+    plain = with_plain_layers(net, images[:1])
+    assert plain.computed == computed_weights(net, images[:1]) == ("conv2d.weight",)
+    state = plain.network.state_dict()
+    assert torch.equal(state["conv2d.weight"], 2 * net.conv.weight) and torch.equal(state["conv.weight"], net.conv.weight)
+    assert torch.equal(plain.network(images), net(images)) and plain.network(images).isfinite().all()
