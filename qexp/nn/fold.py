@@ -106,7 +106,10 @@ def fold_batch_norm(model: nn.Module, example: Tensor | None = None) -> Folded:
         statistics[layers[name]] = _fold_into_layer_(as_layer(modules[layers[name]]), module)
     for name in layers:
         parent, _, leaf = name.rpartition(".")
-        setattr(modules[parent], leaf, nn.Identity().eval())
+        identity = nn.Identity()
+        for child_name, child in modules[name].named_children():  # an activation, of norms that had one within
+            identity.add_module(child_name, child)
+        setattr(modules[parent], leaf, identity.eval())
     if example is not None and layers:
         check_same(outputs_on_noise(model, example), outputs_on_noise(folded, example), "correct.fold_bn")
     return Folded(folded, statistics, tuple(notes), layers)

@@ -165,19 +165,20 @@ _CONSTANT = "_tensor_constant"  # torch.fx's name for tensors that a forward mak
 _HELD = ("_modules", "_parameters", "_buffers", "_non_persistent_buffers_set")
 
 
-def trace(model: nn.Module, example: Tensor) -> Traced:
+def trace(model: nn.Module, example: Tensor, *, sized: bool = False) -> Traced:
     """Trace a network in eval mode, and check the graph against it on the example; modes and buffers are as before afterwards.
 
     Args:
         model: any network of one image tensor.
         example: [N, C, H, W] images as the network takes them, on its device; N = 1 suffices.
+        sized: follow it at the example's height and width, by which it decides.
 
     Raises:
         UserError: the network decides by the values of tensors, which no trace can follow, or computes other numbers than its
             trace; names the module.
     """
     with evaluating(model), torch.no_grad(), torch.random.fork_rng(devices=[example.device] if example.is_cuda else []):
-        graph, constants = fx_graph(model)
+        graph, constants = fx_graph(model, example=example if sized else None)
         root = _bare(model)
         root.__dict__.update(constants)
         recorder = _ValueRecorder(root, garbage_collect_values=False, graph=graph)

@@ -19,8 +19,10 @@ from torch.nn.modules.conv import _ConvNd
 
 from qexp.base.errors import UserError
 from qexp.nn.channels import is_layer
+from qexp.nn.compare import check_same, outputs_on_noise
 from qexp.nn.function_layers import FunctionLayers, numbers_read
-from qexp.nn.graph import GraphNetwork, attach, trace
+from qexp.nn.function_norms import RANK, is_function_norm, norms_as_modules_
+from qexp.nn.graph import GraphNetwork, Traced, attach, trace
 from qexp.nn.layer_calls import arguments_of, is_attribute, layer_class
 from qexp.nn.tracing import fx_graph
 
@@ -34,7 +36,7 @@ _PADS = {
 
 @dataclass(frozen=True, eq=False)
 class PlainLayers:
-    """A network whose layers are torch's own modules, as far as it can be traced.
+    """A network whose layers and batch norms are torch's own modules, as far as it can be traced.
 
     Args:
         network: the one given, where they were already or where it cannot be traced.
@@ -59,16 +61,33 @@ def with_plain_layers(model: nn.Module, example: Tensor) -> PlainLayers:
     """
     twin = copy.deepcopy(model).eval()
     try:
-        graph, _ = fx_graph(twin)
-        if not any(_is_odd(twin, node) for node in graph.nodes):
+        traced = _traced(twin, example)
+        if traced is None:
             return PlainLayers(model)
-        network = trace(twin, example).build()
+        for node, value in traced.values.items():
+            node.meta[RANK] = len(value.shape or ())
+        images = torch.cat([example[:1]] * 2)
+        expected = outputs_on_noise(twin, images)  # whose modules change below
+        network = traced.build()
         _settle_sizes(network, example)
+        norms_as_modules_(network)
         names = tuple(_computed(network))
         plain = layers_as_modules(network)
+        check_same(expected, outputs_on_noise(plain, images), "layers as modules")
     except UserError:  # whoever needs the graph says why there is none
         return PlainLayers(model)
-    return PlainLayers(plain, plain is not network, names)
+    return PlainLayers(plain.train(model.training), changed=True, computed=names)
+
+
+def _traced(network: nn.Module, example: Tensor) -> Traced | None:
+    """The graph of a network that has other layers than modules, or that can be followed at one image size only; else None."""
+    try:
+        graph, _ = fx_graph(network)
+    except UserError:
+        return trace(network, torch.cat([example[:1]] * 3), sized=True)  # a number that is no size's
+    if not any(_is_odd(network, node) or is_function_norm(node) for node in graph.nodes):
+        return None
+    return trace(network, example)
 
 
 def computed_weights(model: nn.Module, example: Tensor) -> tuple[str, ...]:

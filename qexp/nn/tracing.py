@@ -6,18 +6,23 @@ import copy
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor, fx, nn
 
 from qexp.base.errors import UserError
 from qexp.nn.shadow import refuse_instance_forward
 
 
-def fx_graph(model: nn.Module, leaves: tuple[type[nn.Module], ...] = ()) -> tuple[fx.Graph, dict[str, Tensor]]:
+def fx_graph(
+    model: nn.Module, leaves: tuple[type[nn.Module], ...] = (), *, example: Tensor | None = None
+) -> tuple[fx.Graph, dict[str, Tensor]]:
     """torch.fx's graph of a network in the mode that it is in, and the tensors that its forward makes.
 
     Args:
         model: as before afterwards.
         leaves: own modules that are not entered, beside torch's.
+        example: [N, C, H, W] images, at whose sizes the forward is followed: what it computes of shapes, but for the number of
+            images, are numbers then. None follows it for any sizes.
 
     Raises:
         UserError: the network decides by the values of tensors, which no trace can follow; names the module.
@@ -29,7 +34,8 @@ def fx_graph(model: nn.Module, leaves: tuple[type[nn.Module], ...] = ()) -> tupl
     before: set[str] = set(model.__dict__)
     constants: dict[str, Tensor] = {}
     try:
-        return _Tracer(leaves).trace(model), constants
+        tracer = _Tracer(leaves) if example is None else _SizedTracer(leaves, example)
+        return tracer.trace(model), constants
     finally:
         # torch.fx puts tensors that a forward makes on the network as attributes; they belong to the graph.
         constants |= {name: model.__dict__.pop(name) for name in list(model.__dict__) if name not in before}
@@ -67,3 +73,76 @@ class _Tracer(fx.Tracer):
                 "them out of its forward, or into a function marked with torch.fx.wrap, which is then not entered."
             )
             raise UserError("model", type(root).__name__, allowed="a network that torch.fx can trace", remedy=remedy) from error
+
+
+class _SizedProxy(fx.Proxy):
+    """A value whose sizes are those of the example, but for the number of images."""
+
+    @property
+    def _sizes(self) -> tuple[Any, ...] | None:
+        assert isinstance(self.tracer, _SizedTracer), self.tracer
+        value = self.tracer.values.get(self.node)
+        if not isinstance(value, Tensor) or not value.dim():
+            return None
+        first = self.tracer.create_proxy("call_method", "size", (self, 0), {})
+        return (first, *value.shape[1:]) if len(value) == len(self.tracer.example) else tuple(value.shape)
+
+    def size(self, dim: int | None = None) -> Any:
+        if self._sizes is None:
+            return super().__getattr__("size")(*([] if dim is None else [dim]))
+        return self._sizes if dim is None else self._sizes[dim]
+
+    def dim(self) -> Any:
+        return super().__getattr__("dim")() if self._sizes is None else len(self._sizes)
+
+    def __getattr__(self, name: str) -> Any:
+        if name not in ("shape", "ndim") or self._sizes is None:
+            return super().__getattr__(name)
+        return self._sizes if name == "shape" else len(self._sizes)
+
+
+class _SizedTracer(_Tracer):
+    """Runs every operator on the example as it is written down, so that sizes are known."""
+
+    def __init__(self, leaves: tuple[type[nn.Module], ...], example: Tensor) -> None:
+        super().__init__(leaves)
+        self.example = example
+        self.values: dict[fx.Node, Any] = {}
+        self._runs = False  # an operator, whose modules are not written down
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return _SizedProxy(node, self)
+
+    def create_proxy(self, kind: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any], *rest: Any, **more: Any) -> Any:
+        proxy = super().create_proxy(kind, target, args, kwargs, *rest, **more)
+        self._runs = True
+        try:
+            self._value(proxy.node)
+        finally:
+            self._runs = False
+        return proxy
+
+    def call_module(self, m: nn.Module, forward: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return forward(*args, **kwargs) if self._runs else super().call_module(m, forward, args, kwargs)
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
+        return attr_val if self._runs else super().getattr(attr, attr_val, parameter_proxy_cache)
+
+    def _value(self, node: fx.Node) -> Any:
+        if node not in self.values:  # buffers come without a proxy
+            self.values[node] = self._run(node)
+        return self.values[node]
+
+    @torch.no_grad()
+    def _run(self, node: fx.Node) -> Any:
+        args, kwargs = fx.map_arg((node.args, dict(node.kwargs)), self._value)
+        if node.op == "placeholder":
+            return self.example.clone()
+        if node.op == "get_attr":
+            owner, _, name = str(node.target).rpartition(".")
+            return getattr(self.root.get_submodule(owner), name)
+        if node.op == "call_module":
+            return self.root.get_submodule(str(node.target))(*args, **kwargs)
+        if node.op == "call_method":
+            return getattr(args[0], str(node.target))(*args[1:], **kwargs)
+        return node.target(*args, **kwargs) if node.op == "call_function" else None  # type: ignore[operator]
