@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from torch import nn
@@ -16,7 +17,7 @@ PADS = (
     nn.modules.padding._ReplicationPadNd,
     nn.modules.padding._CircularPadNd,
 )
-_MODES = {"constant": "constant", "reflect": "reflect", "replicate": "edge", "circular": "wrap"}  # torch's -> ONNX's
+_MODES = {"constant": "constant", "reflect": "reflect", "replicate": "edge"}  # torch's -> ONNX's
 
 
 def reshape(node: OnnxNode) -> str:
@@ -62,7 +63,22 @@ def pad(node: OnnxNode) -> str:
         for place, (before, behind) in enumerate(zip(x.pads[:half], x.pads[half:], strict=True)):
             begins[place - half] += before
             ends[place - half] += behind
+    if mode == "circular":
+        return _wrapped(node, x.name, begins, ends)
     return node.emit("Pad", x.name, node.integers(*begins, *ends), mode=_MODES[mode])
+
+
+def _wrapped(node: OnnxNode, name: str, begins: Sequence[int], ends: Sequence[int]) -> str:
+    """What lies at one end put before the other, by Slice and Concat: OpenVINO has no padding mode `wrap`."""
+    for axis, (before, behind) in enumerate(zip(begins, ends, strict=True)):
+        parts = [name]
+        if before:
+            last = node.emit("Slice", name, node.integers(-before), node.integers(_END), node.integers(axis))
+            parts.insert(0, last)
+        if behind:
+            parts.append(node.emit("Slice", name, node.integers(0), node.integers(behind), node.integers(axis)))
+        name = node.emit("Concat", *parts, axis=axis) if len(parts) > 1 else name
+    return name
 
 
 def padding_of(node: OnnxNode) -> tuple[str, list[int], list[int]]:
@@ -73,6 +89,8 @@ def padding_of(node: OnnxNode) -> tuple[str, list[int], list[int]]:
     mode = str(node.argument(2, "mode", "constant")) if node.module is None else {"replicat": "replicate"}.get(named, named)
     if mode == "constant" and node.argument(3, "value") not in (None, 0, 0.0):
         node.refuse("it pads with a number that is not zero")
+    if mode != "constant" and min(amounts) < 0:
+        node.refuse("it cuts off where it pads by values from within")
     rank = len(node.shape)
     begins, ends = [0] * rank, [0] * rank
     for dimension in range(len(amounts) // 2):
