@@ -20,6 +20,23 @@ def norm_without_affine():
     return nn.Sequential(nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4, affine=False), nn.ReLU())
 
 
+class ActivatingNorm(nn.BatchNorm2d):
+    """A batch norm with an activation within, as timm's networks have it."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels)
+        self.act = nn.ReLU()
+
+    def forward(self, x):
+        kept = (self.running_mean, self.running_var, self.weight, self.bias)
+        return self.act(F.batch_norm(x, *kept, self.training, self.momentum, self.eps))
+
+
+@form(conv_norm_relu, "0.weight", macs=16 * 64, norms=1, folded=1)
+def norm_that_activates():
+    return nn.Sequential(nn.Conv2d(4, 4, 1, bias=False), ActivatingNorm(4))
+
+
 def simulate_norm_first(m, x, q):
     mean, var = m[0].running_mean[:, None, None], m[0].running_var[:, None, None]
     x = (x - mean) / (var + m[0].eps).sqrt() * m[0].weight[:, None, None] + m[0].bias[:, None, None]
