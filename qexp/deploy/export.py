@@ -39,7 +39,7 @@ from qexp.nn.macs import macs_per_layer
 from qexp.tracking import environment, rows
 from qexp.tracking.journal import Journal
 
-EXPORT_VERSION = 2  # raise it when the same file comes to be measured otherwise
+EXPORT_VERSION = 3  # raise it when the same file comes to be measured otherwise
 FILE, EXAMPLE = "network.onnx", "example.npz"
 PROGRAM = str(Path(FILE).with_suffix(PROGRAM_SUFFIX))
 _NOT_MEASURED = ("folder", "register", "torch_export")

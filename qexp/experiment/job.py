@@ -93,7 +93,7 @@ class Prepared:
         return self._evaluated(load_network(self.config, self.bundle, self.converted)[0])
 
     def _evaluated(self, network: torch.nn.Module) -> torch.nn.Module:
-        return evaluated_network(self.config, self.bundle, network, self.converted).network
+        return network if self.layers is None else evaluated_network(self.config, self.bundle, network, self.converted).network
 
     def trained_network(self) -> torch.nn.Module:
         """The same as it trains: weights that it makes of other parameters are not parameters yet."""
@@ -111,8 +111,7 @@ class Prepared:
     @cached_property
     def _rewrites(self) -> bool:
         """True where evaluations take another state than training has."""
-        network = self.trained_network()
-        return bool(made_weights(network)) or evaluated_network(self.config, self.bundle, network, self.converted).changed
+        return self.layers is not None or bool(made_weights(self.trained_network()))
 
     def calibration_images(
         self, settings: CalibrateSettings, device: torch.device, *, rank: int = 0, world_size: int = 1

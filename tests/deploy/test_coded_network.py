@@ -50,7 +50,7 @@ def test_codes_after_training_are_of_the_float_weights_grid(net):
     grids = {name: (spec, None) for name, spec in specs.items()}
     coded = code_network(twin, EXAMPLE, grids, reference=net, limits=limits)
     assert isinstance(coded.network, GraphNetwork) and not coded.kept_float
-    assert list(coded.weights) == ["conv.weight", "conv2d.weight", "head.weight"], "a function's layer is a module by its name"
+    assert list(coded.weights) == ["conv.weight", "kernel_conv2d.weight", "head.weight"], "a function is a module"
     for name, weight in zip(specs, coded.weights.values(), strict=True):
         assert torch.equal(weight.values, dict(twin.named_parameters())[name].data)
     assert coded.weights["conv.weight"].qparams.scale.max() <= 0.1 / 127 * 1.0001, "clipped as asked"
