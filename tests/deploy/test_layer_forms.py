@@ -112,7 +112,10 @@ def check_copy(name, prepared, variant, images, calibration):
     return expected
 
 
-@pytest.mark.parametrize("name", [name for name, form in FORMS.items() if not form.refused])
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=pytest.mark.slow if form.rare else ()) for name, form in FORMS.items() if not form.refused],
+)
 @pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths:UserWarning")
 @torch.no_grad()
 def test_a_form_is_what_it_computes(name, job_of):

@@ -23,7 +23,7 @@ def activated(module):
 _BEHIND = {"macs": 144 * 64, "norms": 1, "folded": 1, "floats": ("0",)}
 
 
-@form(simulate_activation(lambda m, y: y * F.relu6(y + 3) / 6), "0.weight", **_BEHIND)
+@form(simulate_activation(lambda m, y: y * F.relu6(y + 3) / 6), "0.weight", **_BEHIND, rare=True)
 def hardswish():
     return activated(nn.Hardswish())
 
@@ -33,7 +33,7 @@ def silu():
     return activated(nn.SiLU())
 
 
-@form(simulate_activation(lambda m, y: y * (1 + torch.erf(y / math.sqrt(2))) / 2), "0.weight", **_BEHIND)
+@form(simulate_activation(lambda m, y: y * (1 + torch.erf(y / math.sqrt(2))) / 2), "0.weight", **_BEHIND, rare=True)
 def gelu():
     return activated(nn.GELU())
 
@@ -43,12 +43,12 @@ def prelu():
     return activated(nn.PReLU(4, init=0.2))
 
 
-@form(simulate_activation(lambda m, y: torch.where(y > 0, y, y.exp() - 1)), "0.weight", **_BEHIND)
+@form(simulate_activation(lambda m, y: torch.where(y > 0, y, y.exp() - 1)), "0.weight", **_BEHIND, rare=True)
 def elu():
     return activated(nn.ELU())
 
 
-@form(simulate_activation(lambda m, y: y * torch.tanh(torch.log1p(y.exp()))), "0.weight", **_BEHIND)
+@form(simulate_activation(lambda m, y: y * torch.tanh(torch.log1p(y.exp()))), "0.weight", **_BEHIND, rare=True)
 def mish():
     return activated(nn.Mish())
 
@@ -84,7 +84,7 @@ def simulate_split(m, x, q):
     return torch.stack([kept, changed], 2).flatten(1, 2)
 
 
-@form(simulate_split, "conv.weight", macs=2 * 2 * 9 * 64)
+@form(simulate_split, "conv.weight", macs=2 * 2 * 9 * 64, rare=True)
 def split_and_shuffled_by_hand():
     def forward(m, x):
         kept, changed = x.chunk(2, 1)
@@ -99,6 +99,7 @@ def split_and_shuffled_by_hand():
     lambda m, x, q: q(F.relu(F.conv2d(q(x).repeat_interleave(2, 2).repeat_interleave(2, 3), q.w(m[1].weight), m[1].bias))),
     "1.weight",
     macs=16 * 256,
+    rare=True,
 )
 def upsampled():
     return nn.Sequential(nn.Upsample(scale_factor=2), nn.Conv2d(4, 4, 1), nn.ReLU())
@@ -120,7 +121,7 @@ def simulate_pixels(m, x, q):
     return q(F.relu(F.conv2d(x, q.w(m[1].weight), m[1].bias)))
 
 
-@form(simulate_pixels, "1.weight", macs=4 * 256)
+@form(simulate_pixels, "1.weight", macs=4 * 256, rare=True)
 def pixel_shuffle():
     return nn.Sequential(nn.PixelShuffle(2), nn.Conv2d(1, 4, 1), nn.ReLU())
 
@@ -130,6 +131,6 @@ def simulate_scaled(m, x, q):
     return q(x + q(m.gamma * F.conv2d(x, q.w(m.conv.weight), m.conv.bias)))
 
 
-@form(simulate_scaled, "conv.weight", macs=16 * 64, floats=("conv",))
+@form(simulate_scaled, "conv.weight", macs=16 * 64, floats=("conv",), rare=True)
 def layer_scale():
     return Apply(lambda m, x: x + m.gamma * m.conv(x), conv=nn.Conv2d(4, 4, 1), gamma=torch.linspace(0.1, 1, 4)[:, None, None])

@@ -79,7 +79,7 @@ class ScaledLinear(nn.Linear):
         return F.linear(x, self.weight * self.scale, self.bias)
 
 
-@form(simulate_scaled_linear, "linear.weight", macs=16 * 64)
+@form(simulate_scaled_linear, "linear.weight", macs=16 * 64, rare=True)
 def scaling_linear():
     def forward(m, x):
         return F.relu(m.linear(x.permute(0, 2, 3, 1))).permute(0, 3, 1, 2)
@@ -98,7 +98,12 @@ def function_on_a_parameter():
     return Apply(forward, kernel=torch.randn(4, 4, 3, 3) / 6, norm=nn.BatchNorm2d(4))
 
 
-@form(lambda m, x, q: q(F.relu(F.linear(q(x).flatten(1), q.w(m.matrix), m.shift)).reshape(-1, 4, 1, 1)), "matrix", macs=4 * 256)
+@form(
+    lambda m, x, q: q(F.relu(F.linear(q(x).flatten(1), q.w(m.matrix), m.shift)).reshape(-1, 4, 1, 1)),
+    "matrix",
+    macs=4 * 256,
+    rare=True,
+)
 def linear_function_on_parameters():
     forward = lambda m, x: F.relu(F.linear(x.flatten(1), m.matrix, m.shift)).reshape(x.shape[0], 4, 1, 1)  # noqa: E731
     return Apply(forward, matrix=torch.randn(4, 256) / 16, shift=torch.randn(4))
@@ -125,7 +130,7 @@ def function_on_a_buffer():
     return Blur()
 
 
-@form(lambda m, x, q: q(F.relu(F.conv2d(q(x), q.w(m.conv.weight), m.conv.bias))), "conv.weight", macs=16 * 64)
+@form(lambda m, x, q: q(F.relu(F.conv2d(q(x), q.w(m.conv.weight), m.conv.bias))), "conv.weight", macs=16 * 64, rare=True)
 def function_on_a_modules_weight():
     return Apply(lambda m, x: F.relu(torch.conv2d(x, m.conv.weight, m.conv.bias)), conv=nn.Conv2d(4, 4, 1))
 
@@ -139,6 +144,6 @@ def weight_norm():
     return nn.Sequential(parametrizations.weight_norm(nn.Conv2d(4, 4, 3, padding=1)), nn.ReLU())
 
 
-@form(simulate_made, "0.weight", macs=144 * 64)
+@form(simulate_made, "0.weight", macs=144 * 64, rare=True)
 def spectral_norm():
     return nn.Sequential(parametrizations.spectral_norm(nn.Conv2d(4, 4, 3, padding=1)), nn.ReLU())

@@ -51,7 +51,7 @@ def simulate_conv3d(m, x, q):
     return q(F.relu(F.conv3d(q(x).unsqueeze(2), q.w(weight), bias, padding=(0, 1, 1))).squeeze(2))
 
 
-@form(simulate_conv3d, "conv.weight", macs=4 * 4 * 9 * 64, norms=1, folded=1)
+@form(simulate_conv3d, "conv.weight", macs=4 * 4 * 9 * 64, norms=1, folded=1, rare=True)
 def conv3d():
     def forward(m, x):
         return F.relu(m.norm(m.conv(x.unsqueeze(2)))).squeeze(2)
@@ -76,7 +76,7 @@ def simulate_transposed1d(m, x, q):
     return q(F.relu(x).unsqueeze(3))
 
 
-@form(simulate_transposed1d, "conv.weight", macs=4 * 4 * 2 * 64, floats=("conv",))
+@form(simulate_transposed1d, "conv.weight", macs=4 * 4 * 2 * 64, floats=("conv",), rare=True)
 def conv_transpose1d():
     return Apply(lambda m, x: F.relu(m.conv(x.flatten(2))).unsqueeze(3), conv=nn.ConvTranspose1d(4, 4, 2, stride=2))
 
@@ -88,6 +88,7 @@ def conv_transpose1d():
     lambda m, x, q: q(F.relu(F.conv2d(F.pad(q(x), (0, 1, 2, 0)), q.w(m[1].weight), m[1].bias, 2))),
     "1.weight",
     macs=4 * 4 * 9 * 16,
+    rare=True,
 )
 def asymmetric_zeros():
     return nn.Sequential(nn.ZeroPad2d((0, 1, 2, 0)), nn.Conv2d(4, 4, 3, stride=2), nn.ReLU())
@@ -97,6 +98,7 @@ def asymmetric_zeros():
     lambda m, x, q: q(F.relu(F.conv2d(F.pad(q(x), (1, 1, 1, 1), "reflect"), q.w(m[1].weight), m[1].bias))),
     "1.weight",
     macs=144 * 64,
+    rare=True,
 )
 def reflection():
     return nn.Sequential(nn.ReflectionPad2d(1), nn.Conv2d(4, 4, 3), nn.ReLU())
@@ -106,6 +108,7 @@ def reflection():
     lambda m, x, q: q(F.relu(F.conv2d(F.pad(q(x), (1, 0, 1, 0), "replicate"), q.w(m.conv.weight), m.conv.bias))),
     "conv.weight",
     macs=64 * 64,
+    rare=True,
 )
 def replicating_function():
     return Apply(lambda m, x: F.relu(m.conv(F.pad(x, (1, 0, 1, 0), mode="replicate"))), conv=nn.Conv2d(4, 4, 2))
@@ -125,6 +128,7 @@ def circular_mode():
     lambda m, x, q: q(F.relu(F.conv2d(F.pad(q(x), (1, 2, 1, 2)), q.w(m[0].weight), m[0].bias, dilation=1))),
     "0.weight",
     macs=4 * 4 * 16 * 64,
+    rare=True,
 )
 def same_word():
     return nn.Sequential(nn.Conv2d(4, 4, 4, padding="same"), nn.ReLU())

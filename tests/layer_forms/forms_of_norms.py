@@ -15,7 +15,7 @@ def shared_module():
     return Apply(lambda m, x: F.relu(m.conv(F.relu(m.conv(x)))), conv=nn.Conv2d(4, 4, 3, padding=1))
 
 
-@form(lambda m, x, q: conv_norm_relu(m, x, q), "0.weight", macs=16 * 64, norms=1, folded=1)
+@form(lambda m, x, q: conv_norm_relu(m, x, q), "0.weight", macs=16 * 64, norms=1, folded=1, rare=True)
 def norm_without_affine():
     return nn.Sequential(nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4, affine=False), nn.ReLU())
 

@@ -35,6 +35,7 @@ class Form:
         folded: how many of these fold.
         floats: its layers that ONNX Runtime computes in float.
         refused: what the message of `qexp.export` says where it has no file; empty where it has one.
+        rare: takes the same way as another form, so that only the slow tests try it.
     """
 
     build: Callable[[], nn.Module]
@@ -46,6 +47,7 @@ class Form:
     folded: int = 0
     floats: tuple[str, ...] = ()
     refused: str = ""
+    rare: bool = False
 
 
 FORMS: dict[str, Form] = {}
