@@ -134,3 +134,8 @@ def simulate_scaled(m, x, q):
 @form(simulate_scaled, "conv.weight", macs=16 * 64, floats=("conv",), rare=True)
 def layer_scale():
     return Apply(lambda m, x: x + m.gamma * m.conv(x), conv=nn.Conv2d(4, 4, 1), gamma=torch.linspace(0.1, 1, 4)[:, None, None])
+
+
+@form(lambda m, x, q: q(F.avg_pool2d(q(x), 3, 2, ceil_mode=True, count_include_pad=False)), macs=0)
+def averaged_beyond_the_edge():
+    return nn.AvgPool2d(3, 2, ceil_mode=True, count_include_pad=False)

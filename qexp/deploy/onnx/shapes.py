@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -164,28 +165,39 @@ def max_pool(node: OnnxNode) -> str:
     begins, dilations = pair(node.argument(3, "padding", 0), rank), pair(node.argument(4, "dilation", 1), rank)
     ends = begins
     if node.argument(5, "ceil_mode", False):
-        ends = [
-            max(0, (count - 1) * stride + (window - 1) * dilation + 1 - size - begin)
-            for size, count, window, stride, begin, dilation in zip(
-                x.shape[2:], node.shape[2:], kernel_shape, strides, begins, dilations, strict=True
-            )
-        ]
+        ends = _ends(x.shape[2:], node.shape[2:], kernel_shape, strides, begins, dilations)
     attributes = {"kernel_shape": kernel_shape, "strides": strides, "pads": [*begins, *ends], "dilations": dilations}
     return node.emit("MaxPool", x.name, ceil_mode=0, **attributes)
 
 
+def _ends(
+    sizes: Sequence[int],
+    counts: Sequence[int],
+    kernel: Sequence[int],
+    strides: Sequence[int],
+    begins: Sequence[int],
+    dilations: Sequence[int],
+) -> list[int]:
+    """How far the last windows end beyond the image."""
+    parts = zip(sizes, counts, kernel, strides, begins, dilations, strict=True)
+    return [
+        max(0, (count - 1) * stride + (window - 1) * dilation + 1 - size - begin)
+        for size, count, window, stride, begin, dilation in parts
+    ]
+
+
 def average_pool(node: OnnxNode) -> str:
-    """AveragePool."""
-    rank, kernel = len(node.shape) - 2, node.argument(1, "kernel_size")
-    if node.argument(4, "ceil_mode", False) or node.argument(6, "divisor_override") is not None:
+    """AveragePool; windows may end beyond the image where what lies there is not counted."""
+    x, rank, kernel = node.activation(), len(node.shape) - 2, node.argument(1, "kernel_size")
+    kernel_shape, begins = pair(kernel, rank), pair(node.argument(3, "padding", 0), rank)
+    strides, counts_pads = pair(node.argument(2, "stride") or kernel, rank), bool(node.argument(5, "count_include_pad", True))
+    ends = begins
+    if node.argument(4, "ceil_mode", False):
+        ends = _ends(x.shape[2:], node.shape[2:], kernel_shape, strides, begins, [1] * rank)
+    if node.argument(6, "divisor_override") is not None or (counts_pads and any(map(operator.gt, ends, begins))):
         node.refuse("it has ceil_mode or divisor_override")
-    attributes = {
-        "kernel_shape": pair(kernel, rank),
-        "strides": pair(node.argument(2, "stride") or kernel, rank),
-        "pads": pair(node.argument(3, "padding", 0), rank) * 2,
-        "count_include_pad": int(node.argument(5, "count_include_pad", True)),
-    }
-    return node.emit("AveragePool", node.activation().name, **attributes)
+    pads, counted = [*begins, *ends], int(counts_pads)
+    return node.emit("AveragePool", x.name, kernel_shape=kernel_shape, strides=strides, pads=pads, count_include_pad=counted)
 
 
 def adaptive_average_pool(node: OnnxNode) -> str | Value:
