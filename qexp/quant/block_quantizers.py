@@ -106,7 +106,8 @@ class Nvfp4(FloatQuantizer):
 
     t = max|x| / (6 * 448); s_block = e4m3fn(a / 6 / t); s = s_block t
 
-    A block whose scale rounds to 0 becomes 0.
+    A block whose scale rounds to 0 becomes 0, and small blocks have subnormal scales. torchao differs there, as it has no scale
+    below e4m3fn's smallest normal number, 2^-6, and at exact ties, as it multiplies by 1 / s.
 
     Source: NVIDIA, "Pretraining Large Language Models with NVFP4", arXiv:2509.25149, appendix B; 448 and 6 are the largest
     numbers of e4m3fn and e2m1.

@@ -210,3 +210,24 @@ def test_memory_formats_and_controls(scheme, view):
 def test_what_a_spec_may_not_ask(spec, words):
     with pytest.raises(UserError, match=words):
         quantize_(torch.empty(4), torch.randn(4), QuantSpec(**spec))
+
+
+@pytest.mark.slow  # torchao alone takes many seconds to import
+@pytest.mark.filterwarnings("ignore")  # its own
+def test_a_million_values_are_torchaos():
+    """Of the extra `bench`: its MX formats and its NVFP4 with a scale for the tensor."""
+    mx_tensor = pytest.importorskip("torchao.prototype.mx_formats.mx_tensor")
+    nvfp4_tensor = pytest.importorskip("torchao.prototype.mx_formats.nvfp4_tensor")
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(4096, 256, generator=generator)
+    x *= torch.exp2(torch.randint(-15, 10, (4096, 1), generator=generator).float())
+    for scheme, dtype in (
+        ("mxfp8_e4m3", torch.float8_e4m3fn), ("mxfp8_e5m2", torch.float8_e5m2), ("mxfp4", torch.float4_e2m1fn_x2),
+    ):  # fmt: skip
+        theirs = mx_tensor.MXTensor.to_mx(x, dtype, 32).dequantize(torch.float32)
+        assert torch.equal(copy_of(x, spec_of(scheme)), theirs), scheme
+    x = torch.randn(4096, 256, generator=generator)  # without blocks so small that it clamps their scales, and without exact ties
+    x *= torch.exp2(torch.randint(-4, 3, (4096, 1), generator=generator).float())
+    tensor_scale = nvfp4_tensor.per_tensor_amax_to_scale(x.abs().max())
+    theirs = nvfp4_tensor.NVFP4Tensor.to_nvfp4(x, 16, tensor_scale).dequantize(torch.float32)
+    assert torch.equal(copy_of(x, spec_of("nvfp4")), theirs)
