@@ -48,7 +48,8 @@ from qexp.config.policy import PolicySettings
 from qexp.config.quant import ActivationQuantSettings, QuantSettings
 from qexp.models.build import build_model
 from qexp.nn.activation_points import activations
-from qexp.nn.fake_quant import CONTAINER, FakeQuantize, fake_quants, insert, observed
+from qexp.nn.fake_quant import CONTAINER, fake_quants, insert, observed
+from qexp.nn.fake_quantize import FakeQuantize
 from qexp.nn.fold import fold_batch_norm
 from qexp.nn.graph import trace
 from qexp.nn.inventory import inventory

@@ -10,7 +10,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, fx, nn
 
-from qexp.nn.fake_quant import CONTAINER, FakeQuantize, fake_quants
+from qexp.nn.fake_quant import CONTAINER, fake_quants
+from qexp.nn.fake_quantize import FakeQuantize
 
 Counted = tuple[nn.Module, int]  # a network and how many quantizations of activations one forward runs
 

@@ -15,7 +15,8 @@ from qexp.analysis.distributions import ActivationStats, fit_distributions, prof
 from qexp.analysis.measures import DRAWN_BITS, Errors, Grid, count_clipped, histogram, shared_fields, spec_of
 from qexp.analysis.profile_results import TensorProfile
 from qexp.base.types import ActivationRow
-from qexp.nn.fake_quant import FakeQuantize, observing
+from qexp.nn.fake_quant import observing
+from qexp.nn.fake_quantize import FakeQuantize
 from qexp.quant.affine import expand
 
 
@@ -43,7 +44,7 @@ def profile_activations(
 
     def watch(name: str, values: Tensor) -> None:
         if name in errors:
-            errors[name].add(values, quantizers[name](values), _count(values, grids[name], quantizers[name].axis))
+            errors[name].add(values, quantizers[name](values), _count(values, quantizers[name]))
 
     with observing(network, watch):
         for batch in images():
@@ -61,23 +62,23 @@ def _grid(quantizer: FakeQuantize) -> Grid | None:
     """
     if quantizer.spec.dynamic:
         return None
-    scale, zero_point = quantizer.scale.double().reshape(-1), quantizer.zero_point.double().reshape(-1)
-    low, high = (quantizer.quant_min - zero_point) * scale, (quantizer.quant_max - zero_point) * scale
+    scale = quantizer.scale.double().reshape(-1)
+    low, high = quantizer.decode(torch.tensor([quantizer.quant_min, quantizer.quant_max], device=scale.device)).unbind(1)
     levels: tuple[float, ...] = ()
     if quantizer.spec.bits <= DRAWN_BITS:
-        widest = int((high - low).argmax())
-        codes = torch.arange(quantizer.quant_min, quantizer.quant_max + 1, dtype=torch.float64, device=scale.device)
-        levels = tuple(((codes - zero_point[widest]) * scale[widest]).tolist())
+        codes = torch.arange(quantizer.quant_min, quantizer.quant_max + 1, device=scale.device)
+        levels = tuple(quantizer.decode(codes)[int((high - low).argmax())].tolist())
     return Grid(low, high, scale, levels)
 
 
-def _count(values: Tensor, grid: Grid | None, axis: int | None) -> int:
+def _count(values: Tensor, quantizer: FakeQuantize) -> int:
     """Values beyond the grid of an activation point; none where each batch has its own range, which holds all of it."""
-    if grid is None:
+    if quantizer.spec.dynamic:
         return 0
-    assert grid.scales is not None, "an activation's grid is even"
-    low, high, step = (expand(part, axis, values) for part in (grid.low, grid.high, grid.scales))
-    return count_clipped(values.double(), low, high, step, step)
+    low, high = quantizer.quant_min, quantizer.quant_max
+    ends = quantizer.decode(torch.tensor([low, low + 1, high - 1, high], device=values.device))
+    parts = (ends[:, 0], ends[:, 3], ends[:, 1] - ends[:, 0], ends[:, 3] - ends[:, 2])
+    return count_clipped(values.double(), *(expand(part, quantizer.axis, values) for part in parts))
 
 
 def _profile(row: ActivationRow, stats: ActivationStats, errors: Errors, grid: Grid | None, ranges: str) -> TensorProfile:

@@ -12,8 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from qexp.base.types import QuantSpec
-from qexp.nn.fake_quant import observing, range_qparams
+from qexp.nn.fake_quant import observing
+from qexp.nn.fake_quantize import range_qparams
 from qexp.quant.affine import fake_quantize_affine
+from qexp.quant.scheme_table import SCHEMES
+from qexp.quant.schemes import quantize_
 
 GOOD_FIT = 0.05  # a Kolmogorov-Smirnov distance below it counts as following the distribution
 WORTH_CLIPPING_DB = 0.5
@@ -185,9 +188,11 @@ def suggest(stats: ActivationStats, fits: tuple[Fit, ...], spec: QuantSpec) -> S
         return Suggestion(method="minmax", reason=f"clipping gains at most {max(gains[best], 0):.1f} dB at {spec.bits} bits")
     gain = f"clipping at {best:.2f} of the range gains {gains[best]:.1f} dB at {spec.bits} bits"
     nearest = fits[0]
-    if nearest.ks <= GOOD_FIT and nearest.name != "uniform":
+    if nearest.ks <= GOOD_FIT and nearest.name != "uniform" and SCHEMES[spec.scheme].even_steps:
         return Suggestion(method="aciq", reason=f"{gain}; values follow {nearest.name} (KS {nearest.ks:.3f})")
-    return Suggestion(method="mse", reason=f"{gain}; no distribution fits (nearest {nearest.name}, KS {nearest.ks:.3f})")
+    why = f"no distribution fits (nearest {nearest.name}, KS {nearest.ks:.3f})"
+    why = why if SCHEMES[spec.scheme].even_steps else "no closed form is known for its uneven steps"
+    return Suggestion(method="mse", reason=f"{gain}; {why}")
 
 
 _RATIOS = tuple(number / 20 for number in range(1, 20))
@@ -195,7 +200,11 @@ _RATIOS = tuple(number / 20 for number in range(1, 20))
 
 def _error(sample: Tensor, ends: tuple[Tensor, ...], spec: QuantSpec) -> float:
     """Mean squared error of the sample within a range."""
-    copy = fake_quantize_affine(sample, range_qparams(ends[0], ends[1], spec), rounding=spec.rounding, arithmetic=spec.arithmetic)
+    if SCHEMES[spec.scheme].affine_activations:
+        qparams = range_qparams(ends[0], ends[1], spec)
+        copy = fake_quantize_affine(sample, qparams, rounding=spec.rounding, arithmetic=spec.arithmetic)
+    else:
+        copy = quantize_(torch.empty_like(sample), sample, spec, (ends[0], ends[1]))
     return float((copy - sample).double().square().mean())
 
 

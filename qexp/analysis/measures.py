@@ -11,7 +11,7 @@ from torch import Tensor
 
 from qexp.analysis.profile_results import Histogram
 from qexp.base.types import ActivationRow, PlanRow, QuantSpec
-from qexp.quant.scheme_table import SCHEMES, scheme_name
+from qexp.quant.scheme_table import SCHEMES, grid_name
 from qexp.quant.schemes import Limits, decode_rows, fit, quantizer_of
 
 NUM_BINS = 128
@@ -82,7 +82,7 @@ def shared_fields(row: PlanRow | ActivationRow, errors: Errors, grid: Grid | Non
         grid: that they were brought to.
     """
     info, spec = row.info, spec_of(row)
-    fields: dict[str, Any] = {"name": info.name, "shape": info.shape, "rule": row.rule, "scheme": scheme_name(spec.scheme)}
+    fields: dict[str, Any] = {"name": info.name, "shape": info.shape, "rule": row.rule, "scheme": grid_name(spec)}
     fields |= {name: getattr(spec, name) for name in ("bits", "mode", "granularity")}
     fields |= {"sqnr_db": errors.sqnr_db, "mse": errors.mse}
     if grid is not None:
@@ -164,7 +164,7 @@ def weight_grid(source: Tensor, spec: QuantSpec, limits: Limits | None = None) -
     if spec.mode == "half" or not SCHEMES[spec.scheme].dequantizes:
         return None
     fitted = fit(source, spec, limits)
-    low_code, high_code = SCHEMES[spec.scheme].code_range(spec.bits, spec.signed)
+    low_code, high_code = SCHEMES[spec.scheme].codes_of(spec)
     outer = [low_code, min(low_code + 1, high_code), max(high_code - 1, low_code), high_code]
     rows = [part.double() for part in fitted.layout.rows(source.float())]
     codes = [torch.tensor(outer, dtype=torch.float32, device=source.device).expand(len(part), 4).clone() for part in rows]

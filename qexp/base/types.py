@@ -42,8 +42,10 @@ class QuantSpec:
             function; `half` where mode is.
         bits: width of the codes, 1 to 16.
         mode: `int` rounds to the grid; `float` is the control, the same map and clamp without rounding; `half` casts to fp16.
-        granularity: `per_tensor`, `per_channel`, `per_group` or `per_in_out_channel`.
-        axis: the output-channel axis where granularity is `per_channel` or `per_group` (0; of a transposed conv 1).
+        granularity: `per_tensor`, `per_channel`, `per_group` or `per_in_out_channel`; `per_block` of schemes with blocks of their
+            own.
+        axis: the output-channel axis where granularity is `per_channel`, `per_group` or `per_block` (0; of a transposed conv 1);
+            of an activation its channels.
         rounding: name in `qexp.quant.rounding.ROUNDINGS`.
         arithmetic: `reciprocal` multiplies by 1/scale as torch does, `divide` divides by scale as ONNX does.
         group_size: elements of a group where granularity is `per_group`.
@@ -56,6 +58,9 @@ class QuantSpec:
         dynamic: of an activation: its range is each batch's as it comes.
         layers_only: of an activation: only what layers read is quantized.
         source: of a user's own scheme: `qexp.base.user_source.source_hash` of its code.
+        format: of `minifloat`, a name of `qexp.quant.float_format`; empty for the default of the width.
+        scaled: of `minifloat`: false takes values as they are.
+        block_size: elements of a block where granularity is `per_block`.
     """
 
     scheme: str
@@ -75,6 +80,9 @@ class QuantSpec:
     dynamic: bool = False
     layers_only: bool = False
     source: str = ""
+    format: str = ""
+    scaled: bool = True
+    block_size: int = 0
 
     @property
     def identity(self) -> dict[str, object]:

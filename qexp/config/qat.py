@@ -13,6 +13,7 @@ from qexp.config.qat_methods import QAT_METHODS, FirstStep, Mask, QatMethodInfo
 from qexp.config.quant import ActivationQuantSettings, QuantSettings
 from qexp.config.read_where import ReadWhere
 from qexp.config.train import TrainSettings
+from qexp.quant.scheme_table import SCHEMES
 
 QAT_VERSION = 3  # part of the hash of every such training; raise it when the same settings come to train otherwise
 IN_RECIPE = ("epochs", "lr", "weight_decay", "warmup_epochs")  # settings that act through the recipe alone
@@ -169,6 +170,11 @@ class QatSettings:
         if activation.bits is not None and not self.activations:
             remedy = "qat.activations=false leaves activations float."
             raise UserError("quant.activation.bits", activation.bits, allowed="null with qat.activations=false", remedy=remedy)
+        if not activation.row.affine_activations:
+            remedy = "Its gradients are those of a scale and a zero point."
+            grids = SCHEMES.names_where(lambda row: row.affine_activations)
+            allowed = f"{', '.join(grids)} {where}"
+            raise UserError("quant.activation.scheme", activation.scheme, allowed=allowed, remedy=remedy)
         if activation.dynamic:
             remedy = "Ranges are learned or observed while it trains."
             raise UserError("quant.activation.dynamic", True, allowed=f"false {where}", remedy=remedy)

@@ -13,9 +13,12 @@ from qexp.base.errors import UserError, choose
 from qexp.base.user_source import source_hash
 from qexp.config.later import later
 from qexp.config.read_where import ReadWhere
+from qexp.quant.float_format import format_at, parse_format
 from qexp.quant.scheme_table import SCHEMES, Granularity, Rounding, SchemeInfo
 
 Arithmetic = Literal["reciprocal", "divide"]
+BLOCK_SIZE = 32  # of `bfp`, as OCP's formats have it
+BlockSize = Annotated[int, Ge(2), Le(65_536)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +37,10 @@ class WeightQuantSettings:
         fraction_bits: of `fixed_point`: the step is 2^-fraction_bits; None takes bits - 1, document 000's Q1.7 at 8 bits.
         pow2_round: of `pow2_scale`: `ceil` never clips, `nearest` may.
         pin_zero: of the `lut` schemes: the centroid nearest to zero is zero.
+        format: of `minifloat`: a name of `qexp.quant.float_format`, whose width it sets; None takes the default of `bits`.
+        scaled: of `minifloat`: the largest magnitude becomes the format's largest number; false takes values as they are, with
+            the overflow that the format's name says.
+        block_size: of `bfp`: consecutive elements along the reduction that share a scale.
     """
 
     granularity: Granularity = "per_tensor"
@@ -46,10 +53,15 @@ class WeightQuantSettings:
     fraction_bits: Annotated[int, Ge(-64), Le(64)] | None = None
     pow2_round: Literal["ceil", "nearest"] = "ceil"
     pin_zero: bool = False
+    format: str | None = later(None)
+    scaled: bool = later(True)
+    block_size: BlockSize = later(BLOCK_SIZE)
 
     def __post_init__(self) -> None:
-        """Check the ranges."""
+        """Check the ranges, and that there is such a format."""
         check_bounds(self, "quant.weight")
+        if self.format is not None:
+            parse_format(self.format, "quant.weight.format")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,15 +69,19 @@ class ActivationQuantSettings:
     """The grid of an activation.
 
     Args:
-        bits: width; None leaves activations float, but for those that a rule gives a width.
-        scheme: a uniform grid, one whose row says `activations`. `unsigned_symmetric` takes `symmetric_restricted` where values
-            may be negative.
+        bits: width; None leaves activations float, but for those that a rule gives a width. A scheme or format that has one width
+            alone sets it.
+        scheme: one whose row says `activations`. `unsigned_symmetric` takes `symmetric_restricted` where values may be negative.
         granularity: what shares a range: the tensor, or a channel, which no integer runtime multiplies.
-        dynamic: the range is each batch's, found where a layer reads the value; else it is calibrated.
+        dynamic: the range is each batch's, found where a layer reads the value; else it is calibrated. Set by schemes that take
+            no range: with blocks, whose scales are their values' own, or unscaled.
         places: `all` quantizes what an integer runtime holds as codes, operands of adds and concatenations too; `layers` what
             convolutions, linear layers and matrix products read. None is `layers` where `dynamic` or `qat` is on, else `all`.
         rounding: to codes.
         arithmetic: `reciprocal` multiplies by 1/scale as torch does, `divide` divides by scale as ONNX does.
+        format: of `minifloat`, as for weights.
+        scaled: of `minifloat`, as for weights.
+        block_size: of `bfp`: consecutive channels that share a scale.
     """
 
     bits: int | None = None
@@ -75,14 +91,42 @@ class ActivationQuantSettings:
     places: Literal["all", "layers"] | None = None
     rounding: Literal["half_even", "half_up", "half_away", "floor", "ceil", "trunc"] = "half_even"
     arithmetic: Arithmetic = "reciprocal"
+    format: str | None = later(None)
+    scaled: bool = later(True)
+    block_size: BlockSize = later(BLOCK_SIZE)
 
     def __post_init__(self) -> None:
-        """Check the ranges."""
+        """Check the ranges, and take what the scheme says: its width where it has one alone, and whether it has a range."""
         choose("quant.activation.scheme", self.scheme, SCHEMES.names_where(lambda row: row.activations))
-        check_range("quant.activation.bits", self.bits, SCHEMES[self.scheme].min_bits, 16)
+        check_bounds(self, "quant.activation")
+        if self.bits is None:
+            object.__setattr__(self, "bits", self.row.fixed_bits(self.format, "quant.activation.format"))
+        if self.bits is not None and self.row.min_bits == self.row.max_bits != self.bits:
+            allowed = f"{self.row.min_bits}, or left out, with quant.activation.scheme={self.scheme}"
+            raise UserError("quant.activation.bits", self.bits, allowed=allowed)
+        check_range("quant.activation.bits", self.bits, self.row.min_bits, 16)
+        if self.format is not None:
+            parse_format(self.format, "quant.activation.format")
+        if self.bits is not None and "format" in self.row.reads:
+            format_at(self.format, self.bits, "quant.activation.format")
+        if self.row.block is not None and self.granularity != "per_tensor":
+            remedy = f"Its scales are those of blocks of {self.row.block_size(self.block_size)} channels."
+            allowed = f"per_tensor, which is not read, with quant.activation.scheme={self.scheme}"
+            raise UserError("quant.activation.granularity", self.granularity, allowed=allowed, remedy=remedy)
+        if not self.row.takes_range(self.scaled):
+            object.__setattr__(self, "dynamic", True)
         if self.dynamic and self.places == "all":
             remedy = "A batch's own range is found where a layer reads the value."
+            if not self.row.takes_range(self.scaled):
+                allowed = f"layers with quant.activation.scheme={self.scheme}"
+                remedy = "What layers multiply has this format; sums of their results have none."
+                raise UserError("quant.activation.places", "all", allowed=allowed, remedy=remedy)
             raise UserError("quant.activation.places", "all", allowed="layers with quant.activation.dynamic=true", remedy=remedy)
+
+    @property
+    def row(self) -> SchemeInfo:
+        """All there is to know of the scheme."""
+        return SCHEMES[self.scheme]
 
     @property
     def layers_only(self) -> bool:

@@ -123,13 +123,19 @@ class Config:
             raise UserError("model.weights_key", self.model.weights_key, allowed="null without a file", remedy=remedy)
         if self.qat.is_on:
             self._check_qat()
+        if self.quantizes_activations and not self.qat.is_on and self.calibrate.file is None:
+            activation = self.quant.activation
+            if not activation.dynamic:
+                self.calibrate.method.check_grid(activation.row)
         if self.calibrate.clips_weights and self.mode != "half" and not self.float_only:
             self._check_clipped(self.grids.row)
 
     def _check_clipped(self, scheme: SchemeInfo) -> None:
         """Refuse ranges of weights that their scheme cannot have."""
-        if not scheme.clipped:
+        if not scheme.takes_range(self.quant.weight.scaled):
             remedy = f"quant={scheme.name} takes its levels from the values, and has no range to clip."
+            if scheme.clipped:
+                remedy = "quant.weight.scaled=false takes the values as they are."
             raise UserError("calibrate.weights", self.calibrate.weights, allowed=CalibrateSettings.weights, remedy=remedy)
         self.calibrate.weight_method.check_grid(scheme, "calibrate.weights")
 

@@ -11,7 +11,7 @@ from torch import Tensor, fx
 
 from qexp.base.types import QParams
 from qexp.deploy.graph_nodes import first_input, quantizer_at
-from qexp.nn.fake_quant import FakeQuantize, range_qparams
+from qexp.nn.fake_quantize import FakeQuantize, range_qparams
 from qexp.nn.graph import GraphNetwork, evaluating
 from qexp.quant.affine import quantize_affine
 

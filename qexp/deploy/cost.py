@@ -21,7 +21,7 @@ from qexp.deploy.graph_nodes import called_module
 from qexp.deploy.onnx.operators import KEEPS_VALUES, handler_of
 from qexp.deploy.onnx.shapes import dropout, identity
 from qexp.deploy.weight_codes import WeightCodes
-from qexp.nn.fake_quant import FakeQuantize
+from qexp.nn.fake_quantize import FakeQuantize
 from qexp.nn.graph import GraphNetwork
 from qexp.tracking.record import FLOAT_BITS
 

@@ -23,7 +23,7 @@ from qexp.deploy.graph_nodes import called_module
 from qexp.deploy.onnx.operators import KEEPS_VALUES, handler_of
 from qexp.deploy.onnx.shapes import dropout, identity
 from qexp.deploy.weight_codes import MAX_BIAS, WeightCodes
-from qexp.nn.fake_quant import FakeQuantize
+from qexp.nn.fake_quantize import FakeQuantize
 from qexp.nn.graph import GraphNetwork
 from qexp.nn.layer_calls import layer_calls
 

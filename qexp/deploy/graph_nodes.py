@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import fx, nn
 
-from qexp.nn.fake_quant import FakeQuantize
+from qexp.nn.fake_quantize import FakeQuantize
 from qexp.nn.graph import GraphNetwork
 
 

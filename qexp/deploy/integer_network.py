@@ -23,7 +23,7 @@ from qexp.deploy.onnx.operators import KEEPS_VALUES, clamps_of, handler_of
 from qexp.deploy.onnx.shapes import dropout, identity
 from qexp.deploy.weight_codes import WeightCodes, accumulator_scale, bias_codes
 from qexp.nn.channels import Layer
-from qexp.nn.fake_quant import FakeQuantize
+from qexp.nn.fake_quantize import FakeQuantize
 from qexp.nn.graph import GraphNetwork, evaluating
 from qexp.quant.affine import dequantize_affine, quantize_affine
 

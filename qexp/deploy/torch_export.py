@@ -36,7 +36,7 @@ from qexp.deploy.onnx.operators import KEEPS_VALUES, handler_of
 from qexp.deploy.onnx.shapes import dropout, identity, split
 from qexp.deploy.onnx.writer import code_type, moved
 from qexp.deploy.weight_codes import WeightCodes
-from qexp.nn.fake_quant import FakeQuantize
+from qexp.nn.fake_quantize import FakeQuantize
 from qexp.nn.graph import GraphNetwork
 
 PROGRAM_SUFFIX = ".pt2"

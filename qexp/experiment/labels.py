@@ -7,9 +7,10 @@ from qexp.base.types import Plan
 from qexp.config.calibrate import CalibrateSettings
 from qexp.config.policy import PolicySettings
 from qexp.config.qat import QatSettings
-from qexp.config.quant import ActivationQuantSettings
+from qexp.config.quant import BLOCK_SIZE, ActivationQuantSettings, WeightQuantSettings
 from qexp.config.root import Config
 from qexp.ptq.calibration import Calibration
+from qexp.quant.scheme_table import SchemeInfo
 
 
 def label_of(config: Config, plan: Plan, reused: Calibration | None = None) -> Label:
@@ -26,7 +27,8 @@ def label_of(config: Config, plan: Plan, reused: Calibration | None = None) -> L
         chosen = {key: getattr(policy, key) or config.bits for key in policy.info.reads}
         words += [policy.name, *policy.info.label.format(**chosen).split()]
     words += [quant.row.name] if quant.name != "linear" else []
-    words += [weight.granularity] if weight.granularity != "per_tensor" else []
+    words += _format_words(quant.row, weight)
+    words += [weight.granularity] if weight.granularity != "per_tensor" and quant.row.block is None else []
     if weight.rounding != "half_even" and config.mode == "int":
         drawn = weight.rounding == "stochastic" and weight.rounding_seed
         words.append(f"{weight.rounding}_{weight.rounding_seed}" if drawn else weight.rounding)
@@ -44,10 +46,19 @@ def _preparation_words(config: Config, plan: Plan, reused: Calibration | None) -
         method = _ranges_word(calibrate) if reused is None else [f"ranges_{reused.hash[:6]}"]
         words += ["dynamic"] if any(spec.dynamic for spec in specs) else method
         words += ["layers"] if any(spec.layers_only for spec in specs) else []
-        words += [f"a_{config.quant.activation.scheme}"] if config.quant.activation.scheme != "affine" else []
+        activation = config.quant.activation
+        words += [f"a_{activation.scheme}"] if activation.scheme != "affine" else []
+        words += [f"a_{word}" for word in _format_words(activation.row, activation)]
     static = reused is None and any(not spec.dynamic for spec in specs)
     images = calibrate.num_images is not None and (correct.needs_images or static)
     return [*words, *correct.words.values(), *([f"n{calibrate.num_images}"] if images else [])]
+
+
+def _format_words(row: SchemeInfo, settings: WeightQuantSettings | ActivationQuantSettings) -> list[str]:
+    """What a scheme reads of format and blocks, where it is not the default: `e3m4`, `unscaled`, `b16`."""
+    words = [settings.format] if "format" in row.reads and settings.format is not None else []
+    words += ["unscaled"] if "scaled" in row.reads and not settings.scaled else []
+    return words + ([f"b{settings.block_size}"] if "block_size" in row.reads and settings.block_size != BLOCK_SIZE else [])
 
 
 def _ranges_word(calibrate: CalibrateSettings) -> list[str]:

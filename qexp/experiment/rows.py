@@ -20,6 +20,7 @@ from qexp.experiment.identity import training_identity
 from qexp.experiment.job import Prepared
 from qexp.experiment.variants import Variant
 from qexp.policy.table import plan_rows
+from qexp.quant.scheme_table import PER_BLOCK, grid_name
 from qexp.tracking import environment, rows
 from qexp.tracking.process import host
 from qexp.tracking.record import CLASSES_FILE, COLUMNS, METRICS_FILE, Record, Sweep
@@ -160,7 +161,8 @@ def _method(prepared: Prepared, variant: Variant) -> str:
 def _granularity(prepared: Prepared, variant: Variant) -> str:
     """What shares a range, as asked for or, of a converted network, as trained."""
     if prepared.converted is None:
-        return variant.config.quant.weight.granularity
+        blocks = variant.config.quant.row.block is not None and variant.config.mode != "half" and not variant.is_float
+        return PER_BLOCK if blocks else variant.config.quant.weight.granularity
     return next((spec.granularity for spec in variant.plan.quantized.values()), "")
 
 
@@ -186,7 +188,7 @@ def _beside_weights(variant: Variant) -> dict[str, Any]:
     ranges = f"weights {calibrate.weight_method.name}" + (f", activations {static}" if static else "")
     return {
         "activation_bits": max((spec.bits for spec in specs), default=None),
-        "activation_scheme": specs[0].scheme if specs else "",
+        "activation_scheme": grid_name(specs[0]) if specs else "",
         "ranges": "as trained" if trained else ranges,
     }
 

@@ -7,7 +7,9 @@ with `role: activation` go before it, the first match winning, and one that deci
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from fnmatch import fnmatchcase
+from typing import Any
 
 from qexp.base.errors import UserError, nearest
 from qexp.base.types import ActivationInfo, ActivationRow, QuantSpec, TensorInfo
@@ -15,7 +17,8 @@ from qexp.config.policy import PolicySettings
 from qexp.config.quant import ActivationQuantSettings, QuantSettings
 from qexp.policy.policies import policy_of
 from qexp.policy.rules import ACTIVATION, Rule, edge_weights
-from qexp.quant.scheme_table import SCHEMES
+from qexp.quant.float_format import format_at
+from qexp.quant.scheme_table import PER_BLOCK, SCHEMES
 
 SIGNED = "symmetric_restricted"  # what a grid without negative codes gives way to where values may be negative
 NOT_EXECUTED = "not executed by a forward pass"
@@ -115,14 +118,22 @@ def activation_spec(info: ActivationInfo, settings: ActivationQuantSettings, bit
     Raises:
         UserError: the grid has no codes at that width.
     """
-    scheme = settings.scheme
+    scheme, row = settings.scheme, settings.row
     if SCHEMES[scheme].ends == "upper" and not info.non_negative and bits > 1:
         scheme = SIGNED
     low = SCHEMES[scheme].min_bits
     if bits < low:
         raise UserError("quant.activation.bits", bits, allowed=f"at least {low} for quant.activation.scheme={scheme}")
+    if bits > SCHEMES[scheme].max_bits:
+        allowed = f"{SCHEMES[scheme].max_bits} for quant.activation.scheme={scheme}"
+        raise UserError("quant.activation.bits", bits, allowed=allowed, remedy=f"{info.name} is given {bits} by the policy.")
     per_channel = settings.granularity == "per_channel"
-    return QuantSpec(
+    own: dict[str, Any] = {}
+    if "format" in row.reads:
+        own = {"format": format_at(settings.format, bits, "quant.activation.format").name, "scaled": settings.scaled}
+    if row.block is not None:
+        own = {"granularity": PER_BLOCK, "axis": info.channel_axis, "block_size": row.block_size(settings.block_size)}
+    spec = QuantSpec(
         scheme=scheme,
         bits=bits,
         mode=mode,
@@ -133,6 +144,7 @@ def activation_spec(info: ActivationInfo, settings: ActivationQuantSettings, bit
         dynamic=settings.dynamic,
         layers_only=settings.layers_only and not settings.dynamic,
     )
+    return replace(spec, **own)
 
 
 def _notes(rows: Sequence[ActivationRow], settings: ActivationQuantSettings) -> list[str]:

@@ -13,7 +13,8 @@ from qexp.config.quant import QuantSettings, WeightQuantSettings
 from qexp.policy.activations import NOT_EXECUTED, plan_activations
 from qexp.policy.policies import policy_of
 from qexp.policy.rules import CONSTANT, LAYERS, NEVER, Rule, match_rules, some, unread_settings
-from qexp.quant.scheme_table import OWN_SETTINGS
+from qexp.quant.float_format import format_at
+from qexp.quant.scheme_table import OWN_SETTINGS, PER_BLOCK
 
 COUNTER = "counter"
 STATISTIC = "BN statistic"
@@ -99,6 +100,10 @@ def _spec(info: TensorInfo, bits: int, quant: QuantSettings, mode: str) -> Quant
     quant.row.check_control(mode, bits)
     weight, granularity = quant.weight, _granularity(info, quant)
     own = {key: getattr(weight, key) for key in quant.row.reads}
+    if "format" in own:
+        own["format"] = format_at(weight.format, bits).name
+    if granularity == PER_BLOCK:
+        own["block_size"] = quant.row.block_size(weight.block_size)
     if weight.rounding == "stochastic" and mode == "int":
         # Tied tensors share what is drawn, as they share their memory.
         own["rounding_seed"] = int(hash_json({"seed": weight.rounding_seed, "tensor": info.tied_to or info.name}, 15), 16)
@@ -108,7 +113,7 @@ def _spec(info: TensorInfo, bits: int, quant: QuantSettings, mode: str) -> Quant
         bits=bits,
         mode=mode,
         granularity=granularity,
-        axis=info.channel_axis if granularity in ("per_channel", "per_group") else 0,
+        axis=info.channel_axis if granularity in ("per_channel", "per_group", PER_BLOCK) else 0,
         rounding=weight.rounding,
         arithmetic=weight.arithmetic,
         group_size=weight.group_size if granularity == "per_group" else None,
@@ -119,6 +124,8 @@ def _spec(info: TensorInfo, bits: int, quant: QuantSettings, mode: str) -> Quant
 def _granularity(info: TensorInfo, quant: QuantSettings) -> str:
     """What shares a range; a vector has one element per channel, a matrix one per (Cin, Cout) pair: they take a coarser one."""
     granularity = quant.weight.granularity
+    if quant.row.block is not None:
+        return PER_BLOCK
     if len(info.shape) < 2:
         return "per_tensor"
     return "per_channel" if granularity == "per_in_out_channel" and len(info.shape) < 3 else granularity
@@ -171,10 +178,10 @@ def _notes(
     idle = [rule for rule in rules if rule not in chosen.values()]
     notes = policy_of(policy).notes(rows, idle)
     vectors = [row.info.name for row in rows if row.spec and len(row.info.shape) < 2]
-    if vectors and quant.weight.granularity != "per_tensor":
+    if vectors and quant.weight.granularity != "per_tensor" and quant.row.block is None:
         notes.append(f"{len(vectors)} vectors are quantized per tensor, having one element per channel: {some(vectors)}")
     matrices = [row.info.name for row in rows if row.spec and len(row.info.shape) == 2]
-    if matrices and quant.weight.granularity == "per_in_out_channel":
+    if matrices and quant.weight.granularity == "per_in_out_channel" and quant.row.block is None:
         notes.append(
             f"{len(matrices)} matrices are quantized per_channel, having one element per (Cin, Cout) pair: {some(matrices)}"
         )

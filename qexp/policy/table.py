@@ -9,7 +9,7 @@ from qexp.base.table import Column, Table, lines
 from qexp.base.types import ActivationRow, Plan, PlanRow
 from qexp.policy.rules import NEVER
 from qexp.policy.sizes import larger_than_float, plan_size_bytes, row_bytes
-from qexp.quant.scheme_table import scheme_name
+from qexp.quant.scheme_table import PER_BLOCK, grid_name
 
 
 class PlannedTensor(TypedDict):
@@ -79,10 +79,10 @@ def plan_rows(plan: Plan) -> list[PlannedTensor]:
                 "order": info.order,
                 "bits": spec.bits if spec else None,
                 "mode": spec.mode if spec else None,
-                "scheme": scheme_name(spec.scheme) if spec else None,
+                "scheme": grid_name(spec) if spec else None,
                 "granularity": spec.granularity if spec else None,
-                "axis": spec.axis if spec and spec.granularity in ("per_channel", "per_group") else None,
-                "group_size": spec.group_size if spec else None,
+                "axis": spec.axis if spec and spec.granularity in ("per_channel", "per_group", PER_BLOCK) else None,
+                "group_size": (spec.group_size or spec.block_size or None) if spec else None,
                 "rule": row.rule,
                 "reason": row.reason,
                 "num_elements": info.num_elements,
@@ -125,7 +125,7 @@ def _summary(plan: Plan, policy: str, total: int) -> str:
     if plan.mode == "half":
         parts = ["W16A16 (fp16)", "mode half"]
     else:
-        schemes = sorted({f"{scheme_name(spec.scheme)} {spec.granularity}" for spec in specs})
+        schemes = sorted({f"{grid_name(spec)} {spec.granularity}" for spec in specs})
         control = " (a control: not rounded)" if plan.mode == "float" else ""
         parts = [_widths(plan, bits), f"mode {plan.mode}{control}"]
         parts += [f"scheme {' and '.join(schemes)}"] if schemes else []
@@ -144,7 +144,7 @@ def _widths(plan: Plan, bits: str) -> str:
     widths = "/".join(str(width) for width in sorted({spec.bits for spec in specs}))
     ways = sorted(
         {
-            f"{'dynamic' if spec.dynamic else 'static'} {spec.scheme} {spec.granularity}"
+            f"{'dynamic' if spec.dynamic else 'static'} {grid_name(spec)} {spec.granularity}"
             + (" at layers" if spec.layers_only else "")
             for spec in specs
         }
@@ -171,10 +171,10 @@ def _grid(row: PlanRow | ActivationRow) -> str:
     """`linear`, `linear per_channel axis 0`, `affine per_group 64 axis 0`."""
     spec = row.spec
     assert spec is not None
-    name = scheme_name(spec.scheme)
+    name = grid_name(spec) + ("" if spec.scaled else " unscaled")
     if spec.granularity == "per_tensor":
         return name
-    size = f" {spec.group_size}" if spec.granularity == "per_group" else ""
+    size = f" {spec.group_size or spec.block_size}" if spec.granularity in ("per_group", PER_BLOCK) else ""
     axis = "" if spec.granularity == "per_in_out_channel" else f" axis {spec.axis}"
     return f"{name} {spec.granularity}{size}{axis}"
 

@@ -84,7 +84,9 @@ def _activations(row: QatMethodInfo, method: QatMethod) -> Iterator[_Case]:
     """The same for all grids of an activation: images, and the result of a ReLU."""
     images = torch.randn(4, 3, 6, 6, generator=torch.Generator().manual_seed(1))
     settings = QatSettings(mask=row.mask)
-    for scheme in (row.activations,) if row.defines_activations else SCHEMES.names_where(lambda scheme: scheme.activations):
+    for scheme in (
+        (row.activations,) if row.defines_activations else SCHEMES.names_where(lambda scheme: scheme.affine_activations)
+    ):
         for operator, x in (("image", images), ("conv+relu", images.relu())):
             signed = "symmetric_restricted" if scheme == "unsigned_symmetric" and operator == "image" else scheme
             info = ActivationInfo(name=operator, operator=operator, shape=(3, 6, 6), non_negative=operator != "image")

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from qexp.base.types import QParams, QuantSpec
-from qexp.nn.fake_quant import range_qparams
+from qexp.nn.fake_quantize import range_qparams
 from qexp.qat.moments import Moments
 from qexp.quant.gradients import (
     fake_quantize_learned,

@@ -11,7 +11,7 @@ from qexp.base.errors import UserError
 from qexp.base.types import QuantSpec
 from qexp.quant.packing import pack, unpack
 from qexp.quant.quantizer import Params
-from qexp.quant.scheme_table import code_range
+from qexp.quant.scheme_table import SCHEMES
 from qexp.quant.schemes import Fitted, Limits, check_spec, decode_rows, encode_rows, fit
 
 
@@ -23,7 +23,8 @@ class Encoded:
         codes: int32, of the tensor's shape; in `code_range` of the scheme.
         fitted: its groups, and its parameters by name, each 0-d, [num_groups] or [num_groups, levels]: `scale` and `zero_point`
             of the affine grids, `scale` and `offset` of the linear map (with the `minimum` and `span` they come from), `factor`
-            of `scale_factor`, `scale` and `codebook` (fp16, relative to the scale) of the codebooks, `scale` of the others.
+            of `scale_factor`, `scale` and `codebook` (fp16, relative to the scale) of the codebooks, `scale` of the others, with
+            the `block_scale` and `tensor_scale` that `nvfp4` stores.
         spec: how it was quantized.
     """
 
@@ -38,8 +39,8 @@ class Encoded:
 
     @property
     def code_range(self) -> tuple[int, int]:
-        """Smallest and largest code that the scheme has."""
-        return code_range(self.spec.scheme, self.spec.bits, self.spec.signed)
+        """Smallest and largest code that the scheme has; the infinities and NaN of an unscaled format lie beyond."""
+        return SCHEMES[self.spec.scheme].codes_of(self.spec)
 
     @property
     def signed(self) -> bool:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from qexp.base.errors import UserError, choose
 from qexp.base.types import QuantSpec
-from qexp.quant.scheme_table import GRANULARITIES
+from qexp.quant.scheme_table import GRANULARITIES, PER_BLOCK
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -29,6 +29,7 @@ class Layout:
         channels: number of rows.
         size: elements of a row.
         group: elements that share parameters, at most `size`.
+        inner: which of its dimensions comes last in [channels, size]; None where they come as they lie.
     """
 
     shape: tuple[int, ...]
@@ -36,6 +37,16 @@ class Layout:
     channels: int
     size: int
     group: int
+    inner: int | None = None
+
+    @property
+    def order(self) -> tuple[int, ...] | None:
+        """The dimensions in the order of [channels, size]; None where it is that of the tensor."""
+        dims = range(len(self.shape))
+        first = [] if self.axis == self.inner else [self.axis]
+        rest = [dim for dim in dims if dim not in (self.axis, self.inner)]
+        order = (*first, *rest, *([] if self.inner is None else [self.inner]))
+        return order if self.shape and order != tuple(dims) else None
 
     @property
     def full(self) -> int:
@@ -54,7 +65,8 @@ class Layout:
 
     def rows(self, x: Tensor) -> list[Tensor]:
         """The groups as rows of equal length: [channels * full, group], and [channels, tail] where there is a tail."""
-        flat = (x.movedim(self.axis, 0) if self.axis else x).reshape(self.channels, self.size)
+        order = self.order
+        flat = (x if order is None else x.permute(order)).reshape(self.channels, self.size)
         if not self.tail:
             return [flat.reshape(-1, self.group)]
         cut = self.full * self.group
@@ -68,10 +80,11 @@ class Layout:
             flat = parts[0].new_empty(self.channels, self.size)
             flat[:, :cut] = parts[0].reshape(self.channels, cut)
             flat[:, cut:] = parts[1]
-        if not self.axis:
+        order = self.order
+        if order is None:
             return flat.reshape(self.shape)
-        others = [size for dim, size in enumerate(self.shape) if dim != self.axis]
-        return flat.reshape(self.shape[self.axis], *others).movedim(0, self.axis)
+        back = sorted(range(len(order)), key=order.__getitem__)
+        return flat.reshape([self.shape[dim] for dim in order]).permute(back)
 
     def cut(self, param: Tensor) -> list[Tensor]:
         """Parameters of all groups -> those of each part of `rows`; a 0-d tensor serves all."""
@@ -96,7 +109,9 @@ def layout_of(shape: Sequence[int], spec: QuantSpec) -> Layout:
 
     `per_tensor`: one. `per_channel`: one for each index along `spec.axis`. `per_group`: `spec.group_size` consecutive elements of
     each such slice, flattened in the order of the remaining dimensions (Cin, kh, kw). `per_in_out_channel`: one for each index
-    along the first two dimensions. A 0-d tensor is one group.
+    along the first two dimensions. `per_block`: `spec.block_size` consecutive elements of each slice along `spec.axis`, in the
+    order in which a matrix product reads them: kernel positions, and within each the input channels (kh, kw, Cin), a transposed
+    convolution's too; a vector is one slice. A 0-d tensor is one group.
 
     Raises:
         UserError: an unknown granularity, an axis that the tensor does not have, a tensor of too few dimensions, no group size.
@@ -105,6 +120,8 @@ def layout_of(shape: Sequence[int], spec: QuantSpec) -> Layout:
     16
     """
     shape = tuple(shape)
+    if spec.granularity == PER_BLOCK:
+        return _blocks(shape, spec)
     choose("quant.weight.granularity", spec.granularity, GRANULARITIES)
     count = prod(shape)
     if spec.granularity == "per_tensor" or (spec.granularity == "per_channel" and not shape):
@@ -127,3 +144,32 @@ def layout_of(shape: Sequence[int], spec: QuantSpec) -> Layout:
             raise UserError("quant.weight.group_size", spec.group_size, allowed="an integer of at least 1")
         group = min(group, spec.group_size)
     return Layout(shape, axis, shape[axis], size, group)
+
+
+def _blocks(shape: tuple[int, ...], spec: QuantSpec) -> Layout:
+    """The blocks of a weight."""
+    if spec.block_size < 1:
+        raise UserError("quant.weight.block_size", spec.block_size, allowed="an integer of at least 1")
+    count = prod(shape)
+    if len(shape) < 2:
+        return Layout(shape, 0, 1, count, min(max(count, 1), spec.block_size))
+    axis = spec.axis % len(shape)
+    size = count // max(shape[axis], 1)
+    return Layout(shape, axis, shape[axis], size, min(max(size, 1), spec.block_size), inner=1 if axis == 0 else 0)
+
+
+def channel_blocks(shape: Sequence[int], axis: int, block_size: int) -> Layout:
+    """The blocks of an activation: `block_size` consecutive channels at each position of each image.
+
+    Args:
+        shape: of a batch.
+        axis: of its channels.
+        block_size: elements of a block; the last of a position may be smaller.
+
+    >>> channel_blocks((2, 40, 3, 3), 1, 32).num_groups
+    36
+    """
+    shape = tuple(shape)
+    inner = axis % len(shape)
+    size = shape[inner]
+    return Layout(shape, inner, prod(shape) // max(size, 1), size, min(max(size, 1), block_size), inner=inner)

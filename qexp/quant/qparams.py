@@ -45,7 +45,7 @@ def choose_qparams(
         minimum: finite, 0-d or [channels].
         maximum: likewise.
         bits: 1 to 16; 2 to 16 for the signed symmetric grids.
-        scheme: one whose row says `activations`, or a user's own that covers a range alike.
+        scheme: one whose row says `affine_activations`, or a user's own that covers a range alike.
         pow2_round: of `pow2_scale`: `ceil` never clips; `nearest` rounds the logarithm and may.
         axis: channel axis; None per tensor.
 
@@ -58,7 +58,8 @@ def choose_qparams(
     tensor(-128.)
     """
     check_bits("bits", bits)
-    row = SCHEMES[scheme if is_own(scheme) else choose("quant.name", scheme, SCHEMES.names_where(lambda row: row.activations))]
+    ours = SCHEMES.names_where(lambda row: row.affine_activations)
+    row = SCHEMES[scheme if is_own(scheme) else choose("quant.name", scheme, ours)]
     if bits < row.min_bits:
         remedy = "A symmetric grid has 2^(bits-1) - 1 codes above zero: none at one bit."
         raise UserError("bits", bits, allowed=f"an integer from {row.min_bits} to 16 for {scheme}", remedy=remedy)

@@ -13,6 +13,7 @@ from dataclasses import replace
 
 from qexp.base.checks import check_types
 from qexp.base.errors import UserError
+from qexp.quant.float_quantizers import FloatQuantizer
 from qexp.quant.quantizer import ControlQuantizer, FusedQuantizer, Quantizer
 from qexp.quant.quantizers import Affine
 from qexp.quant.scheme_table import OWN_SETTINGS, SCHEMES, SchemeInfo
@@ -61,6 +62,12 @@ def _check_fields(row: SchemeInfo) -> None:
         refuse("zero", row.zero, "always or never where it does not read pin_zero")
     if row.control_min_bits is not None and not row.min_bits <= row.control_min_bits <= row.max_bits:
         refuse("control_min_bits", row.control_min_bits, f"null or a width from {row.min_bits} to {row.max_bits}")
+    if row.tensor_bytes < 0 or (row.block is not None and row.block < 0):
+        refuse("tensor_bytes" if row.tensor_bytes < 0 else "block", min(row.tensor_bytes, row.block or 0), "at least 0")
+    if row.block is not None and row.clipped:
+        refuse("ends", row.ends, "none where it has blocks of its own", "No range is known for each block from outside.")
+    if (row.block == 0) != ("block_size" in row.reads):
+        refuse("block", row.block, "0 where it reads block_size, and nowhere else")
     if row.onnx and not (row.even_steps and row.dequantizes and row.zero == "always"):
         refuse("onnx", row.onnx, "true only with even_steps, dequantizes and zero=always", "QuantizeLinear has such a grid.")
 
@@ -75,5 +82,6 @@ def _check_class(row: SchemeInfo, code: object) -> None:
     if controls != (row.control_min_bits is not None):
         allowed = "a width where its class is a FusedQuantizer or a ControlQuantizer, else null"
         refuse("control_min_bits", row.control_min_bits, allowed, f"{code.__name__} is {'one' if controls else 'neither'}.")
-    if row.activations and code is not Affine:
-        refuse("activations", True, "false but for the class Affine", "Activations are quantized by choose_qparams alone.")
+    if row.activations and code is not Affine and not issubclass(code, FloatQuantizer):
+        remedy = "Activations are quantized by choose_qparams, or in a floating-point format."
+        refuse("activations", True, "false but for the class Affine and subclasses of FloatQuantizer", remedy)

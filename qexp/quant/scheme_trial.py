@@ -46,12 +46,14 @@ def specs_of(row: SchemeInfo, name: str) -> Iterator[QuantSpec]:
     other: dict[str, dict[str, object]] = {
         "level": {"level": "companded"}, "signed": {"signed": False}, "fraction_bits": {"fraction_bits": 3},
         "pow2_round": {"pow2_round": "nearest"}, "pin_zero": {"pin_zero": True},
+        "scaled": {"scaled": False}, "block_size": {"block_size": 16},
     }  # fmt: skip
     for bits in range(row.min_bits, row.max_bits + 1):
         spec = QuantSpec(scheme=name, bits=bits)
         yield spec
         for key in row.reads if bits in _looked_at(row) else ():
-            yield replace(spec, **other[key])  # type: ignore[arg-type]
+            setting = {"format": f"e1m{bits - 2}" if bits < 5 else f"e3m{bits - 4}"} if key == "format" else other[key]
+            yield replace(spec, **setting)
 
 
 def _looked_at(row: SchemeInfo) -> tuple[int, ...]:
@@ -116,7 +118,7 @@ class Trial:
         spec, kept = replace(self.spec, granularity=granularity, group_size=group_size), self.x.clone()
         fitted = fit(self.x, spec)
         codes = fitted.layout.fold(encode_rows(self.x, spec, fitted))
-        low, high = self.row.code_range(spec.bits, spec.signed)
+        low, high = self.row.codes_of(spec)
         copies = self.copy(self.x, granularity=granularity, group_size=group_size)
         if not bool(copies.isfinite().all()) or low >= high:
             self.refuse_width("a copy is not finite" if low < high else "it has one code")
@@ -144,7 +146,7 @@ class Trial:
     def _levels(self) -> None:
         """Codes stand for different values; at even steps for those in between too, a little nearer to one or to the other."""
         spec, params = self.spec, fit(self.x, self.spec).params
-        low, high = self.row.code_range(spec.bits, spec.signed)
+        low, high = self.row.codes_of(spec)
         codes = torch.arange(low, high + 1, dtype=torch.float32)[None]
         values = self.quantizer.decode(codes, params, spec)
         fitted = any(param.dim() > 1 for param in params.values())  # a codebook, which may repeat a value
@@ -166,11 +168,13 @@ class Trial:
         spec = self.spec
         if spec != QuantSpec(scheme=spec.scheme, bits=spec.bits):  # a setting of its own may round its scale down
             return
-        low, high = self.row.code_range(spec.bits)
+        low, high = self.row.codes_of(spec)
         codes = torch.arange(low, high + 1, dtype=torch.float32)[None]
-        values, copy = self.quantizer.decode(codes, fit(self.x, spec).params, spec).unique(), self.copy(self.x)
-        off = [(copy.max() - self.x.max()).abs() / (values[-1] - values[-2])]
-        off += [(copy.min() - self.x.min()).abs() / (values[1] - values[0])] if self.row.ends == "both" else []
+        off = []
+        for x in (self.x, self.x * (1.999 / self.x.max())):  # what a power of two covers last is just below the next one
+            values, copy = self.quantizer.decode(codes, fit(x, spec).params, spec).unique(), self.copy(x)
+            off += [(copy.max() - x.max()).abs() / (values[-1] - values[-2])]
+            off += [(copy.min() - x.min()).abs() / (values[1] - values[0])] if self.row.ends == "both" else []
         covers = float(max(off)) <= _HALF_STEP
         if covers != self.row.covers_ends and (self.row.covers_ends or spec.bits == self.row.min_bits):
             what = f"an end of the range and its copy are {float(max(off)):.2g} steps apart"
@@ -194,7 +198,7 @@ class Trial:
 
     def _range(self) -> None:
         """A range from outside has the effect that the row says; without one, the tensor's own range is all there is."""
-        if not self.row.clipped:
+        if not self.row.takes_range(self.spec.scaled):
             return
         ends, top = self.row.ends_of(self.spec.signed), float(self.x.max()) / 2
         limits: dict[str, Limits] = {

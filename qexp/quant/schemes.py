@@ -22,7 +22,7 @@ from qexp.base.user_source import source_hash
 from qexp.quant.affine import Operation, rounding_of
 from qexp.quant.blocks import in_blocks
 from qexp.quant.layout import Layout, layout_of
-from qexp.quant.quantizer import ControlQuantizer, FusedQuantizer, Params, Quantizer
+from qexp.quant.quantizer import ControlQuantizer, FusedQuantizer, Kernel, KernelParams, Params, Quantizer
 from qexp.quant.ranges import check_limits, check_not_zero, min_max
 from qexp.quant.scheme_table import SCHEMES, SchemeInfo
 
@@ -43,6 +43,7 @@ def quantize_(target: Tensor, source: Tensor, spec: QuantSpec, limits: Limits | 
     `log2`, `apot`, `quadratic`: the nearest of unit_levels times max|x|
     `lut_quantile`, `lut_kmeans`: the nearest centroid of fit_codebook; `binary`, `ternary`: their means and signs
     `dorefa`:     decode_dorefa(R(encode_dorefa(x))), which lies between -1 and 1 whatever x
+    `minifloat`, `mxfp8_e4m3` ... `nvfp4`, `bfp`: s round_to_format(x / s), s of each group or block
     spec.mode `half`: x rounded to fp16, whatever the scheme
 
     R is `spec.rounding` in mode `int`; in mode `float`, the control, nothing is rounded. Each group of the granularity has its
@@ -73,8 +74,21 @@ def quantize_(target: Tensor, source: Tensor, spec: QuantSpec, limits: Limits | 
     if spec.granularity in ("per_tensor", "per_channel"):
         in_blocks(kernel, source, target, params, layout.axis if spec.granularity == "per_channel" and source.dim() else None)
         return target
+    return in_groups(kernel, params, layout, source, target)
+
+
+def in_groups(kernel: Kernel, params: KernelParams, layout: Layout, source: Tensor, target: Tensor) -> Tensor:
+    """Run a kernel over the groups of a layout, each with its parameters, until `target` is filled; returns it.
+
+    Args:
+        kernel: of a `FusedQuantizer`.
+        params: its parameters, 0-d or [num_groups].
+        layout: of the source.
+        source: any floating dtype and strides.
+        target: likewise, of equal shape; may be source.
+    """
     rows = layout.rows(source)
-    in_place = not layout.tail and not layout.axis and target.is_contiguous()
+    in_place = not layout.tail and layout.order is None and target.is_contiguous()
     outs = [target.view(-1, layout.group)] if in_place else [torch.empty_like(part, dtype=torch.float32) for part in rows]
     cuts = [layout.cut(param) if isinstance(param, Tensor) else [param] * len(rows) for param in params]
     for part, out, *part_params in zip(rows, outs, *cuts, strict=True):
@@ -163,10 +177,11 @@ def check_spec(spec: QuantSpec, limits: Limits | None = None) -> SchemeInfo | No
         row.check_width(spec.bits)
         row.check_control(spec.mode, spec.bits)
         row.check_rounding(spec.rounding, spec.level)
+        row.codes_of(spec)  # which has no format of another width
         if spec.source and not _is_unchanged(spec.scheme, spec.source, state_of(spec.scheme)):
             remedy = "Its numbers would be stored as those of the file as it was. Give the command again."
             raise UserError("quant.factory", spec.scheme, allowed="a file that does not change while it is used", remedy=remedy)
-    if limits is not None and (row is None or not row.clipped):
+    if limits is not None and (row is None or not row.takes_range(spec.scaled)):
         where, names = "half" if row is None else row.name, SCHEMES.names_where(lambda row: row.clipped)
         raise UserError("limits", "given", allowed=names, remedy=f"{where} has no clipping range.")
     return row

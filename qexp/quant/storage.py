@@ -20,7 +20,7 @@ def packed_bytes(shape: Sequence[int], bits: int) -> int:
 
 
 def stored_bytes(shape: Sequence[int], spec: QuantSpec) -> int:
-    """Bytes of a tensor quantized to integer codes: packed codes, scales, zero points and codebooks.
+    """Bytes of a tensor quantized to codes: packed codes, scales, zero points and codebooks.
 
     Args:
         shape: of the tensor.
@@ -28,7 +28,9 @@ def stored_bytes(shape: Sequence[int], spec: QuantSpec) -> int:
 
     >>> stored_bytes((8, 4), QuantSpec(scheme="lut_kmeans", bits=2, granularity="per_channel"))
     104
+    >>> stored_bytes((8, 64), QuantSpec(scheme="nvfp4", bits=4, granularity="per_block", block_size=16))  # 256 + 8 * 4 + 4
+    292
     """
     assert spec.mode == "int", spec.mode
-    groups = layout_of(shape, spec).num_groups
-    return packed_bytes(shape, spec.bits) + SCHEMES[spec.scheme].group_bytes(spec.bits) * groups
+    groups, row = layout_of(shape, spec).num_groups, SCHEMES[spec.scheme]
+    return packed_bytes(shape, spec.bits) + row.group_bytes(spec.bits) * groups + row.tensor_bytes

@@ -122,6 +122,10 @@ def _check_export(config: Config) -> None:
         remedy = "QuantizeLinear has a uniform grid that holds zero."
         allowed = f"{', '.join(SCHEMES.names_where(lambda row: row.onnx))} in qexp.export"
         raise UserError("quant", config.quant.row.name, allowed=allowed, remedy=remedy)
+    if config.quantizes_activations and not activation.row.onnx:
+        remedy = "No runtime computes convolutions in it."
+        allowed = f"{', '.join(SCHEMES.names_where(lambda row: row.activations and row.onnx))} in qexp.export"
+        raise UserError("quant.activation.scheme", activation.scheme, allowed=allowed, remedy=remedy)
     if weight.granularity not in FILE_GRANULARITIES:
         allowed = f"{' or '.join(FILE_GRANULARITIES)} in qexp.export"
         raise UserError("quant.weight.granularity", weight.granularity, allowed=allowed, remedy="A file has a scale for each.")

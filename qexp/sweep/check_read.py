@@ -156,6 +156,16 @@ def _quant(name: str, config: Config) -> str:
     if group == "weight" and setting in OWN_SETTINGS and setting not in row.reads:
         readers = SCHEMES.names_where(lambda scheme: setting in scheme.reads)
         return f"quant={' or '.join(readers)} would, not quant={row.name}."
+    grid = config.quant.activation.row
+    if group == "activation" and setting in ("format", "scaled", "block_size") and setting not in grid.reads:
+        readers = SCHEMES.names_where(lambda scheme: setting in scheme.reads)
+        return f"quant.activation.scheme={' or '.join(readers)} would, not {grid.name}."
+    if name in ("weight.granularity", "weight.group_size") and row.block is not None:
+        return f"quant={row.name} has blocks of {row.block_size(config.grids.weight.block_size)} with a scale each."
+    if name == "activation.granularity" and grid.block is not None:
+        return f"quant.activation.scheme={grid.name} has blocks of channels with a scale each."
+    if name == "activation.arithmetic" and not grid.affine_activations:
+        return f"quant.activation.scheme={grid.name} is no affine grid: it divides by its scale."
     if name == "weight.arithmetic" and not (row.onnx or is_own(config.grids.scheme)):
         return f"quant={row.name} is no affine grid: it divides by no scale."
     return ""
@@ -184,6 +194,8 @@ def _calibrate(name: str, config: Config) -> str:
     if name == "name":
         if settings.file is not None and static:
             return "calibrate.file brings the ranges."
+        if not config.grids.activation.row.takes_range(config.grids.activation.scaled):
+            return f"quant.activation.scheme={config.grids.activation.scheme} takes its scales from the values as they come."
         if config.grids.activation.dynamic:
             return "with quant.activation.dynamic=true each batch has its own range; only calibrate.weights has a say."
         if qat.is_on and static:

@@ -69,3 +69,17 @@ def test_dynamic_ranges_hold_each_batch(network):
 
 def test_the_spec_says_what_was_asked(network):
     assert plan_of(network).quantized_activations["input"] == QuantSpec(scheme="affine", bits=2)
+
+
+def test_the_grid_of_a_minifloat_is_drawn(network):
+    """[-1, 2] in e2m1: the scale is a third, the numbers 0, 0.5, 1, 1.5, 2, 3, 4, 6 of either sign."""
+    settings = ActivationQuantSettings(scheme="minifloat", format="e2m1")
+    quant = QuantSettings(name="affine", activation=settings)
+    points = activations(trace(network, IMAGES))
+    plan = make_plan(inventory(network, IMAGES), policy=PolicySettings(), quant=quant, bits=8, mode="int", activations=points)
+    tensor = profiled(network, plan, (-1.0, 2.0))
+    halves = [0, 0.5, 1, 1.5, 2, 3, 4, 6]
+    assert tensor.histogram.levels == pytest.approx([*(-x / 3 for x in halves[:0:-1]), *(x / 3 for x in halves)])
+    assert (tensor.grid_max, tensor.saturation, tensor.scheme) == (pytest.approx(2), 0.0, "minifloat e2m1")
+    assert "closed form" in tensor.suggestion or tensor.suggestion.startswith("minmax")
+    assert profiled(network, plan, (-0.5, 1.0)).saturation == 0.5  # 1.2 lies within half a step of 1

@@ -7,7 +7,8 @@ import torch
 
 from qexp.analysis.distributions import fit_distributions, profile, suggest
 from qexp.base.types import QuantSpec
-from qexp.nn.fake_quant import observed, range_qparams
+from qexp.nn.fake_quant import observed
+from qexp.nn.fake_quantize import range_qparams
 from qexp.nn.graph import trace
 from qexp.quant.affine import fake_quantize_affine
 

@@ -64,7 +64,8 @@ def test_every_channel_has_a_grid_and_the_widest_is_listed():
 @pytest.mark.parametrize("granularity", ["per_tensor", "per_channel", "per_group"])
 def test_copies_lie_on_the_levels_of_their_grid(scheme, granularity):
     x = torch.randn(4, 30, generator=torch.Generator().manual_seed(0)) * 0.2
-    spec = QuantSpec(scheme=scheme, bits=min(4, SCHEMES[scheme].max_bits), granularity=granularity, group_size=8)
+    bits = min(max(4, SCHEMES[scheme].min_bits), SCHEMES[scheme].max_bits)
+    spec = QuantSpec(scheme=scheme, bits=bits, granularity=granularity, group_size=8)
     grid = weight_grid(x, spec)
     copy = quantize_(torch.empty_like(x), x, spec).double()
     assert float(copy.min()) >= float(grid.low.min()) - 1e-6 and float(copy.max()) <= float(grid.high.max()) + 1e-6

@@ -8,7 +8,8 @@ import torch
 from qexp.base.errors import UserError
 from qexp.base.types import QParams, QuantSpec
 from qexp.nn.activation_points import activations
-from qexp.nn.fake_quant import CONTAINER, FakeQuantize, Observed, fake_quants, insert, observed, observing, range_qparams
+from qexp.nn.fake_quant import CONTAINER, Observed, fake_quants, insert, observed, observing
+from qexp.nn.fake_quantize import FakeQuantize, range_qparams
 from qexp.nn.graph import trace
 from qexp.nn.shadow import Shadow
 from qexp.quant.affine import fake_quantize_affine

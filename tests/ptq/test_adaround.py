@@ -87,7 +87,7 @@ def test_better_than_nearest_which_is_better_than_floor_and_ceil(relu):
 @pytest.mark.parametrize("granularity", ["per_tensor", "per_channel", "per_group"])
 def test_weights_stay_on_the_grid_next_to_where_they_were(scheme, granularity):
     model = seeded(network)
-    specs = specs_of(model, scheme=scheme, granularity=granularity, group_size=8)
+    specs = specs_of(model, scheme=scheme, bits=max(3, SCHEMES[scheme].min_bits), granularity=granularity, group_size=8)
     copied = rounded(model, specs)
     adarounded = adaround_(copied, model, specs, batches(), CorrectSettings(adaround_iterations=20))
     assert len(adarounded.rows) == 3

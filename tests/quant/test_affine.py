@@ -52,7 +52,7 @@ def test_reciprocal_is_torch_per_channel(axis):
     assert torch.equal(fake_quantize_affine(x, QParams(scale, zero_point.float(), -8, 7, axis)), expected)
 
 
-@pytest.mark.parametrize("scheme", SCHEMES.names_where(lambda row: row.activations and row.ends != "upper"))
+@pytest.mark.parametrize("scheme", SCHEMES.names_where(lambda row: row.affine_activations and row.ends != "upper"))
 @pytest.mark.parametrize("bits", [2, 4, 8])
 @pytest.mark.parametrize("axis", [None, 0, 1])
 def test_quantize_is_torchs_fake_quantize(scheme, bits, axis):

@@ -19,6 +19,11 @@ def x_of(view: str = "contiguous") -> torch.Tensor:
     ]
 
 
+def four_bits(scheme: str) -> int:
+    """Or the nearest width that it has."""
+    return min(max(4, SCHEMES[scheme].min_bits), SCHEMES[scheme].max_bits)
+
+
 def check(x: torch.Tensor, spec: QuantSpec, limits=None) -> None:
     expected = quantize_(torch.empty(x.shape), x, spec, limits)
     encoded = encode(x, spec, limits)
@@ -43,14 +48,15 @@ def test_decoded_codes_are_the_copy(scheme, granularity):
 @pytest.mark.parametrize("scheme", SCHEMES.names_where(lambda row: row.rounds))
 def test_roundings_and_arithmetics(scheme, arithmetic, rounding):
     for granularity, axis in (("per_tensor", 0), ("per_channel", 1)):
-        spec = QuantSpec(scheme=scheme, bits=3, rounding=rounding, arithmetic=arithmetic, granularity=granularity, axis=axis)
+        bits = min(max(3, SCHEMES[scheme].min_bits), SCHEMES[scheme].max_bits)
+        spec = QuantSpec(scheme=scheme, bits=bits, rounding=rounding, arithmetic=arithmetic, granularity=granularity, axis=axis)
         check(x_of(), spec)
 
 
 @pytest.mark.parametrize("view", ["channels_last", "half", "strided"])
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_layouts(scheme, view):
-    bits = min(4, SCHEMES[scheme].max_bits)
+    bits = four_bits(scheme)
     for granularity in ("per_tensor", "per_channel", "per_in_out_channel"):
         check(x_of(view), QuantSpec(scheme=scheme, bits=bits, granularity=granularity))
 
@@ -71,6 +77,9 @@ def test_limits(scheme):
         {"scheme": "fixed_point", "fraction_bits": 6},
         {"scheme": "pow2_scale", "pow2_round": "nearest"},
         {"scheme": "lut_quantile", "pin_zero": True},
+        {"scheme": "minifloat", "format": "e3m0"},
+        {"scheme": "minifloat", "format": "e2m1", "scaled": False},
+        {"scheme": "bfp", "granularity": "per_block", "block_size": 7},
     ],
 )
 def test_own_settings(extra):
@@ -82,7 +91,7 @@ def test_scalars_and_constant_channels():
     x = x_of().flatten(1).clone()
     x[1], x[2] = 0, 0.7
     for scheme in SCHEMES:
-        check(x, QuantSpec(scheme=scheme, bits=min(4, SCHEMES[scheme].max_bits), granularity="per_channel"))
+        check(x, QuantSpec(scheme=scheme, bits=four_bits(scheme), granularity="per_channel"))
 
 
 def test_what_has_no_codes():

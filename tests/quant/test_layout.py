@@ -20,7 +20,7 @@ SHAPES = st.lists(st.integers(1, 6), min_size=3, max_size=4).map(tuple)
 
 
 def spec_of(granularity: str, *, axis: int = 0, group_size: int = 5, scheme: str = "affine", **others) -> QuantSpec:
-    bits = min(4, SCHEMES[scheme].max_bits)
+    bits = min(max(4, SCHEMES[scheme].min_bits), SCHEMES[scheme].max_bits)
     size = group_size if granularity == "per_group" else None
     return QuantSpec(scheme=scheme, bits=bits, granularity=granularity, axis=axis, group_size=size, **others)
 
@@ -52,7 +52,7 @@ def test_rows_are_the_groups_and_fold_inverts(shape, axis, granularity, group_si
 
 @pytest.mark.parametrize("view", ["contiguous", "channels_last", "transposed"])
 @pytest.mark.parametrize(("granularity", "axis"), [("per_group", 0), ("per_group", 1), ("per_in_out_channel", 0)])
-@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("scheme", [name for name in SCHEMES if name != "nvfp4"])  # whose groups share a scale
 def test_each_group_is_quantized_alone(scheme, granularity, axis, view):
     x = torch.randn(4, 6, 3, 3, generator=torch.Generator().manual_seed(0))
     x = {"contiguous": x, "channels_last": x.to(memory_format=torch.channels_last), "transposed": x.transpose(0, 1)}[view]

@@ -49,7 +49,7 @@ def test_limits_of_each_group(scheme):
 
 @pytest.mark.parametrize("scheme", [name for name in SCHEMES if name not in CLIPPED])
 def test_schemes_without_a_clipping_range_refuse_limits(scheme):
-    spec = QuantSpec(scheme=scheme, bits=min(4, SCHEMES[scheme].max_bits))
+    spec = QuantSpec(scheme=scheme, bits=min(max(4, SCHEMES[scheme].min_bits), SCHEMES[scheme].max_bits))
     with pytest.raises(UserError, match=f"{scheme} has no clipping range"):
         quantize_(torch.empty(9), torch.randn(9), spec, limits=LIMITS)
 

@@ -64,6 +64,9 @@ UNTRUE = [
     ("affine", "reads", ["level"]), ("affine", "zero", "sometimes"), ("affine", "rounds", "yes"), ("affine", "max_bits", 17),
     ("affine", "min_bits", 8.0), ("affine", "why_max", "Nobody tried."), ("affine", "group_bytes", lambda bits: 0.5),
     ("affine", "codes", None),
+    ("affine", "block", 0), ("affine", "tensor_bytes", -1), ("bfp", "block", 32), ("mxfp4", "block", -1),
+    ("mxfp4", "ends", "magnitude"), ("mxfp4", "covers_ends", True), ("mxint8", "covers_ends", True),
+    ("minifloat", "even_steps", True), ("minifloat", "ends", "both"), ("minifloat", "min_bits", 2),
 ]  # fmt: skip
 
 

@@ -12,6 +12,7 @@ from qexp.base.errors import UserError
 from qexp.base.types import QuantSpec
 from qexp.quant import blocks
 from qexp.quant.affine import fake_quantize_affine
+from qexp.quant.float_quantizers import FloatQuantizer
 from qexp.quant.linear import linear_dequantize, linear_quantize
 from qexp.quant.qparams import choose_qparams, fixed_point_qparams, scale_factors
 from qexp.quant.quantizer import FusedQuantizer
@@ -20,7 +21,9 @@ from qexp.quant.rounding import ROUNDINGS
 from qexp.quant.scheme_table import SCHEMES, represents_zero
 from qexp.quant.schemes import quantize_
 
-FUSED = [name for name in SCHEMES if issubclass(SCHEMES.load(name), FusedQuantizer)]  # schemes that run in blocks
+FLOATS = {name for name in SCHEMES if issubclass(SCHEMES.load(name), FloatQuantizer)}  # see test_float_quantizers.py
+FUSED = [name for name in SCHEMES if issubclass(SCHEMES.load(name), FusedQuantizer) and name not in FLOATS]
+BY_TENSOR = ("nvfp4",)  # a channel's scale depends on the others', and is rounded
 DETERMINISTIC = [name for name in ROUNDINGS if name != "stochastic"]
 COVERING = SCHEMES.names_where(lambda row: row.covers_ends and row.ends != "upper")  # both signs kept
 FITTED = ("lut_quantile", "lut_kmeans", "binary", "ternary")
@@ -36,7 +39,7 @@ def width(scheme: str, bits: int) -> int:
 
 def reference(source: Tensor, spec: QuantSpec) -> Tensor:
     """The definition, from whole-tensor functions and a loop over the channels."""
-    if spec.granularity == "per_channel":
+    if spec.granularity == "per_channel" and spec.scheme not in BY_TENSOR:
         alone = QuantSpec(**{**vars(spec), "granularity": "per_tensor"})
         return torch.stack([reference(part, alone) for part in source.unbind(spec.axis)], dim=spec.axis)
     source = source.float()
@@ -133,7 +136,7 @@ def test_parameters_are_overwritten_without_a_graph():
 
 
 @pytest.mark.parametrize("granularity", ["per_tensor", "per_channel"])
-@pytest.mark.parametrize("scheme", [name for name in COVERING if SCHEMES[name].control_min_bits])
+@pytest.mark.parametrize("scheme", [name for name in COVERING if SCHEMES[name].control_min_bits and name not in BY_TENSOR])
 def test_control_is_close_to_the_identity(scheme, granularity):
     """`float` maps and inverts without rounding: within float32, or within s/2 where the grid ends inside."""
     x = torch.randn(32, 16, 3, 3, generator=torch.Generator().manual_seed(0))
@@ -152,7 +155,7 @@ def test_control_exists_or_is_refused(scheme):
         with pytest.raises(UserError, match=f"mode=float: allowed is int for quant={scheme}.*exists on codes only"):
             quantized(x, scheme=scheme, mode="float")
     else:
-        assert len(quantized(x, scheme=scheme, mode="float").unique()) > 40
+        assert len(quantized(x, scheme=scheme, mode="float").unique()) > 30
     with pytest.raises(UserError, match="quant=dorefa at 1 bit"):
         quantized(x, scheme="dorefa", bits=1, mode="float")
 
@@ -213,8 +216,8 @@ def test_constant_channels_are_reproduced(scheme):
     x[1], x[2] = 0, 0.7
     copy = quantized(x, scheme=scheme, granularity="per_channel", bits=8)
     assert (copy[1] == 0).all()
-    torch.testing.assert_close(copy[2], x[2], atol=1 / 255, rtol=0)
-    assert torch.equal(copy[[0, 3]], quantized(x[[0, 3]], scheme=scheme, granularity="per_channel", bits=8))
+    torch.testing.assert_close(copy[2], x[2], atol=1 / 255 if SCHEMES[scheme].max_bits > 4 else 0.05, rtol=0)
+    assert scheme in BY_TENSOR or torch.equal(copy[::3], quantized(x[::3], scheme=scheme, granularity="per_channel", bits=8))
 
 
 @pytest.mark.parametrize("granularity", ["per_tensor", "per_channel"])

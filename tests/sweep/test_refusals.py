@@ -30,6 +30,9 @@ REFUSED = [
     (("quant=apot", "calibrate.weights=kl"), ["calibrate.weights=kl", "minmax, percentile or mse for quant=apot"]),
     (("quant=lut_kmeans", "calibrate.weights=mse"), ["calibrate.weights=mse", "minmax", "no range to clip"]),
     (("train.gamma=0.5",), ["train.gamma=0.5", "No job reads it", "train.schedule=step"]),
+    (("quant=mxfp4", "bits=8"), ["bits=8", "exactly 4 for quant=mxfp4"]),
+    (("quant=minifloat", "quant.weight.format=e2m1", "bits=8"), ["quant.weight.format=e2m1", "a format of 8 bits", "e2m1 has 4"]),
+    (("quant=minifloat", "quant.weight.format=e4m3fm"), ["quant.weight.format=e4m3fm", "eXmY"]),
     (("name=a/b",), ["name=a/b"]),
 ]  # fmt: skip
 

@@ -47,7 +47,7 @@ from qexp.deploy.onnx.operators import KEEPS_VALUES, clamps_of, handler_of
 from qexp.deploy.onnx.shapes import left_to_convs, pad
 from qexp.deploy.onnx.writer import INPUT, Grid, OnnxWriter
 from qexp.deploy.weight_codes import WeightCodes
-from qexp.nn.fake_quant import FakeQuantize
+from qexp.nn.fake_quantize import FakeQuantize
 from qexp.nn.graph import GraphNetwork, evaluating
 from qexp.nn.operators import function_name, tensors_of
 
