@@ -7,6 +7,7 @@ and done of layers (integers, codes, costs) is asked of modules, so such calls a
 from __future__ import annotations
 
 import copy
+import operator
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,10 +16,11 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
-from qexp.nn.graph import GraphNetwork, attach
+from qexp.nn.graph import GraphNetwork, attach, node_names
 
 _CONV_ARGUMENTS = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
 _FUNCTIONS = (F.conv2d, torch.conv2d, F.linear)
+_PRODUCTS = (torch.matmul, operator.matmul, torch.bmm, "matmul", "bmm")
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,6 +61,22 @@ def layer_calls(network: GraphNetwork) -> Iterator[LayerCall]:
                 yield LayerCall(node, str(weight.target), None if bias is None else str(bias.target))
 
 
+def products(network: GraphNetwork) -> dict[fx.Node, str]:
+    """The matrix products of two activations in a graph, in order, with their names (`blocks.0.attn.matmul`).
+
+    Args:
+        network: of `qexp.nn.graph.trace`.
+    """
+    names, reached, called = node_names(network.graph), set[fx.Node](), dict[fx.Node, str]()
+    for node in network.graph.nodes:
+        if node.op == "placeholder" or any(operand in reached for operand in node.all_input_nodes):
+            reached.add(node)
+        is_product = node.op in ("call_function", "call_method") and node.target in _PRODUCTS
+        if is_product and len(node.args) == 2 and all(operand in reached for operand in node.args):
+            called[node] = names[node]
+    return called
+
+
 @torch.no_grad()
 def layers_as_modules(network: GraphNetwork) -> GraphNetwork:
     """The network with each of its layers as a module, named as its weight is; itself where they all are modules.
@@ -80,9 +98,7 @@ def layers_as_modules(network: GraphNetwork) -> GraphNetwork:
         names = {call.weight, call.bias} - {None}
         own = {f"{path}.{name}" for name, _ in layer.named_parameters()}
         if path in taken or path == call.weight or not names == own == _held(network, path):
-            path = call.node.name
-            while hasattr(network, path):
-                path += "_"
+            path = _free_path(network, call)
         else:
             for name, child in network.get_submodule(path).named_children():
                 layer.add_module(name, child)
@@ -95,6 +111,17 @@ def layers_as_modules(network: GraphNetwork) -> GraphNetwork:
     network.graph.eliminate_dead_code(lambda node: node.op != "get_attr")
     network.recompile()
     return network
+
+
+def _free_path(network: GraphNetwork, call: LayerCall) -> str:
+    """Where nothing lies: beside the weight, as `attention.in_proj` for `attention.in_proj_weight`, or at the node's name."""
+    owner, _, leaf = call.weight.removesuffix("_weight").rpartition(".")
+    if call.weight.endswith("_weight") and leaf and not hasattr(network.get_submodule(owner), leaf):
+        return f"{owner}.{leaf}".lstrip(".")
+    path = call.node.name
+    while hasattr(network, path):
+        path += "_"
+    return path
 
 
 def _held(network: GraphNetwork, path: str) -> set[str]:

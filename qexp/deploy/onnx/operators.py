@@ -110,6 +110,8 @@ KEEPS_VALUES = (
     shapes.getitem,
     shapes.concat,
     shapes.split,
+    shapes.unbind,
+    shapes.index_select,
 )
 _MODULES: tuple[tuple[tuple[type, ...], Handler], ...] = (
     ((nn.Conv1d, nn.Conv2d, nn.Conv3d), layers.conv),
@@ -163,6 +165,9 @@ _FUNCTIONS: dict[Any, Handler] = {
     **dict.fromkeys((F.pad, torch.constant_pad_nd), shapes.pad),
     operator.getitem: shapes.getitem,
     **dict.fromkeys((torch.chunk, torch.split), shapes.split),
+    torch.unbind: shapes.unbind,
+    torch.index_select: shapes.index_select,
+    **dict.fromkeys((torch.matmul, operator.matmul, torch.bmm), layers.product),
     **dict.fromkeys((torch.clone, torch.detach), shapes.identity),
     **dict.fromkeys((F.dropout, F.dropout1d, F.dropout2d, F.dropout3d), shapes.dropout),
 }
@@ -180,6 +185,9 @@ _METHODS: dict[str, Handler] = {
     "permute": shapes.permute,
     **dict.fromkeys(("transpose", "swapaxes"), shapes.transpose),
     **dict.fromkeys(("chunk", "split"), shapes.split),
+    "unbind": shapes.unbind,
+    "index_select": shapes.index_select,
+    **dict.fromkeys(("matmul", "bmm"), layers.product),
     **dict.fromkeys(("contiguous", "clone", "detach"), shapes.identity),
 }
 
