@@ -1,7 +1,7 @@
 """A table of networks as int8 files: layers in integers, MACs, size, speed beside fp32 and ONNX Runtime's own quantization.
 
     python scripts/bench_networks.py data=FOLDER [networks=efficientnet_lite0,...,vit_b_16] [calib=32] [compare=32] [codes=8]
-        [batch=1] [rounds=7] [forwards=2] [threads=1] [out=results/bench]
+        [batch=1] [rounds=7] [forwards=2] [out=results/bench]
 
 FOLDER holds `calib/` and `test/` by class, and `classes.tsv`. EfficientNet-Lite has its own weights and preprocessing; all others
 random weights for 1000 classes, batch norm re-estimated on the calibration images. Of a random network agreement, MACs, size and
@@ -10,8 +10,9 @@ speed mean something, accuracy nothing. W8 per channel `symmetric_restricted`, A
 The simulation, with the biases of the file, is compared with the integer reference and with the file in ONNX Runtime: predictions
 on `compare` images, layer by layer on `codes` of them. Then three files are timed in ONNX Runtime, alternating: fp32 as qexp
 writes it, int8 likewise, and what `onnxruntime.quantization.quantize_static` makes of the first (its preprocessing, QDQ, UINT8
-and INT8, per channel, the same calibration images). A ratio is that of one round. A network that fails is a line with the reason.
-The CSV names the environment, and is complete after each network.
+and INT8, per channel, the same calibration images), each on one thread. What counts is the processor's time, which other work on
+the machine lengthens less than the clock's; a ratio is that of one round. A network that fails is a line with the reason. The CSV
+names the environment, and is complete after each network.
 """
 
 from __future__ import annotations
@@ -65,10 +66,9 @@ DEFAULTS = {
     "batch": "1",
     "rounds": "7",
     "forwards": "2",
-    "threads": "1",
     "out": "results/bench",
 }
-RUNTIME, BATCH, REST_S, SHAPE = "onnxruntime", 8, 0.1, (3, 224, 224)
+RUNTIME, BATCH, SHAPE = "onnxruntime", 4, (3, 224, 224)
 FP32, INT8, STATIC = "fp32", "int8", "quantize_static"
 
 
@@ -171,28 +171,26 @@ def stages_of(work: Work, num_codes: int) -> tuple[Stage, ...]:
 
 
 def timed(files: dict[str, Path], batch: Tensor, chosen: dict[str, str]) -> dict[str, list[float]]:
-    """Seconds of a forward of each file in each round; the first round does not count."""
+    """CPU seconds of a forward of each file in each round; the first round does not count."""
     runs: dict[str, Callable[[Tensor], Tensor]] = {
-        name: open_runtime(RUNTIME, path, threads=int(chosen["threads"])).run if name != STATIC else static_run(path, chosen)
-        for name, path in files.items()
+        name: open_runtime(RUNTIME, path).run if name != STATIC else static_run(path) for name, path in files.items()
     }
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for number, name in alternating(list(runs), int(chosen["rounds"])):
-        time.sleep(REST_S)
         runs[name](batch)
-        start = time.perf_counter()
+        start = time.process_time()
         for _ in range(int(chosen["forwards"])):
             runs[name](batch)
         if number >= 0:
-            seconds[name].append((time.perf_counter() - start) / int(chosen["forwards"]))
+            seconds[name].append((time.process_time() - start) / int(chosen["forwards"]))
     return seconds
 
 
-def static_run(path: Path, chosen: dict[str, str]) -> Callable[[Tensor], Tensor]:
+def static_run(path: Path) -> Callable[[Tensor], Tensor]:
     """The other tool's file, with the options that qexp's have."""
     from qexp.deploy.runtimes import load_onnxruntime
 
-    loaded = load_onnxruntime(path, int(chosen["threads"]), {})
+    loaded = load_onnxruntime(path, 1, {})
     return lambda images: loaded.run_batch(images, False)[0]
 
 
@@ -246,8 +244,8 @@ def main() -> None:
     chosen = options(DEFAULTS)
     if not chosen["data"]:
         raise SystemExit("data=FOLDER is needed: calib/ and test/ by class, and classes.tsv")
-    torch.set_num_threads(int(chosen["threads"]))
-    environment: dict[str, object] = {"processor": processor("cpu"), "threads": int(chosen["threads"])}
+    torch.set_num_threads(1)
+    environment: dict[str, object] = {"processor": processor("cpu"), "threads": 1}
     environment |= {library: metadata.version(library) for library in ("torch", "onnxruntime")}
     settings = {key: int(chosen[key]) for key in ("calib", "batch", "rounds", "forwards")}
     rows: list[dict[str, object]] = []

@@ -255,3 +255,16 @@ def test_program_of_torch_computes_the_same(case, tmp_path):
     save_program(quantized_case.network, images[:1], quantized_case.weights, tmp_path / "net.pt2")
     program = torch.export.load(tmp_path / "net.pt2").module()
     assert torch.allclose(program(images), logits, atol=0.02 * float(logits.abs().max()))
+
+
+def test_ranges_of_each_batch(quantized, run_file, tmp_path):
+    """Products of two activations whose ranges are the batch's: MatMulInteger with the zero points of both."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        case = quantized(randomized(vit()), photographs(), dynamic=True)
+    exported = case.export(tmp_path / "net.onnx")
+    _, logits = case.simulate(exported)
+    lowered = run_file(exported, case.images)
+    # Two blocks of two linear layers behind attention, and of attention's two functions and two products; the head.
+    assert lowered.operators["MatMulIntegerToFloat"] == 2 * (2 + 2 + 2) + 1
+    assert torch.allclose(lowered.logits, logits, atol=1e-3 * float(logits.abs().max()))
