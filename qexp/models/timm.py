@@ -11,6 +11,7 @@ from typing import Any
 from torch import nn
 
 from qexp.base.errors import UserError, nearest
+from qexp.base.torchvision_compat import torchvision
 from qexp.config.model import ModelSettings
 from qexp.config.preprocessing import Preprocessing
 
@@ -22,6 +23,7 @@ def timm() -> ModuleType:
         UserError: it is not installed.
     """
     try:
+        torchvision()  # which timm imports, and which may not load by itself
         return importlib.import_module("timm")
     except ImportError as error:
         raise UserError(

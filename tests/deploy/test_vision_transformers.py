@@ -4,6 +4,7 @@
 uses nothing of qexp and none of the libraries' attention.
 """
 
+import importlib.util
 from dataclasses import replace
 
 import pytest
@@ -20,6 +21,7 @@ from qexp.deploy.integer_network import integer_codes
 from qexp.deploy.runtimes import open_runtime
 from qexp.deploy.stages import FLOAT, INTEGER, SIMULATED, Outcome, StageComparison
 from qexp.deploy.torch_export import save_program
+from qexp.models.timm import timm
 from qexp.nn.layer_calls import layers_as_modules
 from qexp.nn.macs import macs_per_layer
 
@@ -44,11 +46,10 @@ def swin():
 
 
 def deit():
-    pytest.importorskip("timm", reason="needs timm: pip install 'qexp[timm]'")
-    import timm
-
+    if importlib.util.find_spec("timm") is None:
+        pytest.skip("needs timm: pip install 'qexp[timm]'")
     options = {"img_size": 32, "patch_size": PATCH, "depth": 2, "embed_dim": 32, "num_heads": HEADS, "num_classes": CLASSES}
-    return timm.create_model("deit_tiny_patch16_224", **options)
+    return timm().create_model("deit_tiny_patch16_224", **options)
 
 
 def randomized(model):
