@@ -23,6 +23,7 @@ from qexp.deploy.onnx.shapes import dropout, identity
 from qexp.deploy.weight_codes import WeightCodes
 from qexp.nn.fake_quantize import FakeQuantize
 from qexp.nn.graph import GraphNetwork
+from qexp.nn.layer_calls import products
 from qexp.tracking.record import FLOAT_BITS
 
 _CHILD = "import sys; from qexp.deploy.cost import report_peak; report_peak(sys.argv[1])"
@@ -117,24 +118,27 @@ def _peak() -> int:
 
 
 def layer_bits(network: GraphNetwork, weights: Mapping[str, WeightCodes]) -> dict[str, tuple[int, int]]:
-    """Layer -> bits of its weight and of what it reads, 32 where these are float.
+    """Layer -> bits of its weight and of what it reads, 32 where these are float; of a matrix product both of what it reads.
 
     Args:
         network: as for `qexp.deploy.integer_network.integer_codes`.
         weights: state-dict name -> codes.
     """
     bits: dict[object, int] = {}
-    widths = {}
+    widths, named = {}, products(network)
     for node in network.graph.nodes:
         module = called_module(network, node)
         handler = handler_of(node, module) if node.op.startswith("call") and not isinstance(module, FakeQuantize) else None
         if isinstance(module, FakeQuantize):
             bits[node] = module.spec.bits
         elif handler is not None and handler in (*KEEPS_VALUES, identity, dropout):
-            bits[node] = max((bits.get(operand, FLOAT_BITS) for operand in node.all_input_nodes), default=FLOAT_BITS)
+            given = node.args[0] if node.args and isinstance(node.args[0], list | tuple) else node.args[:1]  # not indices
+            bits[node] = max((bits.get(operand, FLOAT_BITS) for operand in given), default=FLOAT_BITS)
         elif isinstance(module, nn.modules.conv._ConvNd | nn.Linear):
             weight = weights.get(f"{node.target}.weight")
             widths[str(node.target)] = (_weight_bits(weight), bits.get(node.args[0], FLOAT_BITS))
+        elif node in named:
+            widths[named[node]] = (bits.get(node.args[1], FLOAT_BITS), bits.get(node.args[0], FLOAT_BITS))
     return widths
 
 

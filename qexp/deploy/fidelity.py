@@ -23,7 +23,7 @@ from qexp.deploy.stages import FLOAT, INTEGER, SIMULATED, Outcome, Stage, StageC
 from qexp.experiment.job import Prepared
 from qexp.nn.fake_quant import fake_quants
 from qexp.nn.graph import GraphNetwork
-from qexp.nn.layer_calls import layer_calls
+from qexp.nn.layer_calls import layer_calls, products
 from qexp.nn.macs import macs_per_layer
 
 _MAX_BYTES = 2**29
@@ -200,6 +200,8 @@ class FidelityRun:
 def planned_layers(network: GraphNetwork, weights: Collection[str], example: Tensor) -> dict[str, int]:
     """Layer -> MACs of one image, of the layers that a plan has in integers: it rounds their weights and what they read.
 
+    Matrix products of two activations are among them, where it rounds both.
+
     Args:
         network: of `Lowered`.
         weights: names of the weights that the plan rounds.
@@ -208,7 +210,9 @@ def planned_layers(network: GraphNetwork, weights: Collection[str], example: Ten
     quantizers, tensors, macs = value_quantizers(network), tensors_of(network), macs_per_layer(network, example)
     rounded = {alias for name in weights if name in tensors for alias in names_read(network, name, tensors)}
     calls = [call for call in layer_calls(network) if call.weight in rounded and call.source in quantizers]
-    return {(layer := call.weight.removesuffix(".weight")): macs.get(layer, 0) for call in calls}
+    layers = {(layer := call.weight.removesuffix(".weight")): macs.get(layer, 0) for call in calls}
+    coded = {name: node for node, name in products(network).items() if all(one in quantizers for one in node.all_input_nodes)}
+    return layers | {name: macs.get(name, 0) for name in coded}
 
 
 def images_at_once(network: GraphNetwork, example: Tensor) -> int:

@@ -52,6 +52,11 @@ def accumulate(layer: Layer, codes: Tensor, x: QParams, weight: WeightCodes, bia
     sums = _sums(layer, values, matrix)
     if bias is not None:
         sums += along_channels(bias.double(), sums, channel_axis(layer))
+    return _int32(sums)
+
+
+def _int32(sums: Tensor) -> Tensor:
+    """Sums as an accumulator of 32 bits holds them, which is refused where it does not."""
     if sums.numel() and float(sums.abs().max()) > _INT32:
         raise UserError(
             "accumulator", f"{float(sums.abs().max()):.0f}", allowed="at most 2^31 - 1: fewer bits, or smaller layers"
@@ -144,10 +149,34 @@ def integer_layer(
     """
     scale = accumulator_scale(x, weight.qparams, shared_groups(layer))
     sums = accumulate(layer, codes, x, weight, bias)
+    return _brought_to(y, sums, scale, channel_axis(layer), clamp, requantization)
+
+
+@torch.no_grad()
+def integer_product(
+    first: tuple[Tensor, QParams], second: tuple[Tensor, QParams], y: QParams | None, *, requantization: str = "float32"
+) -> Tensor:
+    """The matrix product of two activations, sum (q_a - z_a) (q_b - z_b), as `integer_layer` gives its result.
+
+    Args:
+        first: codes [..., M, K] and their grid, per tensor.
+        second: codes [..., K, N] and their grid, per tensor.
+        y: grid of the result; None for float32, acc * s_a s_b.
+        requantization: of `requantize`.
+
+    Raises:
+        UserError: a sum beyond 32 bits.
+    """
+    values = [codes.double() - grid.zero_point.double() for codes, grid in (first, second)]
+    return _brought_to(y, _int32(values[0] @ values[1]), accumulator_scale(first[1], second[1]), -1, None, requantization)
+
+
+def _brought_to(y: QParams | None, sums: Tensor, scale: Tensor, axis: int, clamp: Clamp | None, requantization: str) -> Tensor:
+    """Accumulators as codes of the next grid, or as float32 values where there is none."""
     if y is None:
-        values = sums.float() * along_channels(scale, sums, channel_axis(layer))
+        values = sums.float() * along_channels(scale, sums, axis)
         return values if clamp is None else values.clamp(*clamp)
-    codes_out = requantize(sums, scale, y, requantization=requantization, axis=channel_axis(layer))
+    codes_out = requantize(sums, scale, y, requantization=requantization, axis=axis)
     if clamp is None:
         return codes_out
     ends = [None if end is None else int(quantize_affine(torch.tensor(end), y, arithmetic="divide")) for end in clamp]

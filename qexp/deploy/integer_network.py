@@ -1,8 +1,9 @@
 """A whole network with its layers in integers: what hardware computes, without any runtime.
 
-The network's graph runs as it is, but for modules of convolutions and linear layers that read codes: these compute
-`integer_layer`, with biases at 32 bits, and give the values of the codes that the activation point behind them takes. Adds,
-products and averages are computed on the values of codes and quantized by division, as ONNX defines its operators.
+The network's graph runs as it is, but for modules of convolutions and linear layers that read codes, and for matrix products of
+codes (attention): these compute `integer_layer`, with biases at 32 bits, or `integer_product`, and give the values of the codes
+that the activation point behind them takes. Adds, elementwise products and averages are computed on the values of codes and
+quantized by division, as ONNX defines its operators.
 """
 
 from __future__ import annotations
@@ -18,13 +19,14 @@ from qexp.base.errors import UserError
 from qexp.base.types import QParams
 from qexp.deploy.activation_codes import code_nodes, codes_from, qparams_of
 from qexp.deploy.graph_nodes import called_module, first_input, quantizer_at
-from qexp.deploy.integer_layer import Clamp, along_channels, channel_axis, integer_layer, shared_groups
+from qexp.deploy.integer_layer import Clamp, along_channels, channel_axis, integer_layer, integer_product, shared_groups
 from qexp.deploy.onnx.operators import KEEPS_VALUES, clamps_of, handler_of
 from qexp.deploy.onnx.shapes import dropout, identity
 from qexp.deploy.weight_codes import WeightCodes, accumulator_scale, bias_codes
 from qexp.nn.channels import Layer
 from qexp.nn.fake_quantize import FakeQuantize
 from qexp.nn.graph import GraphNetwork, evaluating
+from qexp.nn.layer_calls import products
 from qexp.quant.affine import dequantize_affine, quantize_affine
 
 
@@ -70,6 +72,7 @@ class _IntegerRun(fx.Interpreter):
         self.extra_traceback = False
         self.network, self.weights, self.requantization, self.given = network, weights, requantization, given
         self.points = {node: point for point, node in code_nodes(network).items()}
+        self.products = products(network)
         self.grids: dict[fx.Node, QParams | None] = {}
         self.codes: dict[str, Tensor] = {}
         self.ran: set[str] = set()
@@ -86,6 +89,8 @@ class _IntegerRun(fx.Interpreter):
                     return self._layer(n, module, x, weight)
                 except UserError as error:
                     raise UserError(f"{n.target}: {error.key}", error.value, allowed=error.allowed) from None
+        if n in self.products and all(self.grids.get(operand) is not None for operand in n.all_input_nodes):
+            return self._product(n)
         handler = handler_of(n, module) if n.op.startswith("call") else None
         result = super().run_node(n)
         if handler in (*KEEPS_VALUES, identity, dropout):
@@ -104,6 +109,22 @@ class _IntegerRun(fx.Interpreter):
         self.codes[point] = codes.to(torch.int32)
         self.grids[node] = qparams if qparams.axis is None else None
         return dequantize_affine(self.given.get(point, codes), qparams)
+
+    def _product(self, node: fx.Node) -> Tensor:
+        """The values of a product's codes, or of its accumulators where no quantizer follows."""
+        self.ran.add(self.products[node])
+        operands, (y, clamp) = [], self._target(node)
+        for operand in (first_input(node), node.args[1]):
+            assert isinstance(operand, fx.Node)
+            grid = self.grids[operand]
+            assert grid is not None
+            operands.append((codes_from(self.env[operand], grid), grid))
+        y = None if clamp is not None else y
+        try:
+            result = integer_product(operands[0], operands[1], y, requantization=self.requantization)
+        except UserError as error:
+            raise UserError(f"{self.products[node]}: {error.key}", error.value, allowed=error.allowed) from None
+        return result if y is None else dequantize_affine(result, y)
 
     def _layer(self, node: fx.Node, layer: Layer, x: QParams, weight: WeightCodes) -> Tensor:
         """The values of a layer's codes, or of its accumulators where no quantizer follows."""

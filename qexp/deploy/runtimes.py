@@ -190,7 +190,7 @@ def _onnxruntime_options(threads: int) -> Any:
 
 
 def _onnxruntime_integers(path: Path) -> frozenset[str]:
-    """The layers whose weights integer operators read in the graph that ONNX Runtime makes of a file."""
+    """The layers whose weights integer operators read in the graph that ONNX Runtime makes of a file, and products by name."""
     import onnxruntime
 
     options = _onnxruntime_options(1)
@@ -198,8 +198,9 @@ def _onnxruntime_integers(path: Path) -> frozenset[str]:
         options.optimized_model_filepath = str(Path(folder) / "lowered.onnx")
         onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         nodes = onnx_library().load(options.optimized_model_filepath).graph.node
-    inputs = {name for node in nodes if node.op_type.startswith(_INTEGER_OPERATORS) for name in node.input}
-    return frozenset(name.partition(".weight.")[0] for name in inputs if ".weight." in name)
+    integers = [node for node in nodes if node.op_type.startswith(_INTEGER_OPERATORS)]
+    inputs = {name for node in integers for name in node.input}
+    return frozenset(name.partition(".weight.")[0] for name in inputs if ".weight." in name) | {node.name for node in integers}
 
 
 def load_openvino(path: Path, threads: int, codes: Mapping[str, CodeTensor]) -> Loaded:

@@ -33,7 +33,7 @@ from qexp.base.types import QParams
 from qexp.deploy.activation_codes import code_nodes
 from qexp.deploy.graph_nodes import called_module
 from qexp.deploy.onnx.operators import KEEPS_VALUES, handler_of
-from qexp.deploy.onnx.shapes import dropout, identity, split
+from qexp.deploy.onnx.shapes import dropout, identity, split, unbind
 from qexp.deploy.onnx.writer import code_type, moved
 from qexp.deploy.weight_codes import WeightCodes
 from qexp.nn.fake_quantize import FakeQuantize
@@ -170,7 +170,7 @@ def _keep_codes_(twin: GraphNetwork) -> None:
         target = targets.pop() if len(targets) == 1 else None
         if isinstance(module, _QuantizePoint):
             grids[node] = str(node.target) if module.grid.axis is None else None
-        elif handler in (identity, dropout, split):
+        elif handler in (identity, dropout, split, unbind):
             grids[node] = target
         elif handler in KEEPS_VALUES and target is not None:
             with twin.graph.inserting_after(node):

@@ -23,7 +23,7 @@ def timm() -> ModuleType:
         UserError: it is not installed.
     """
     try:
-        torchvision()  # which timm imports
+        torchvision()  # which timm imports, and which may not load by itself
         return importlib.import_module("timm")
     except ImportError as error:
         raise UserError(

@@ -67,7 +67,8 @@ def find_activation_points(traced: Traced, *, layers_only: bool = False) -> tupl
 def activations(traced: Traced, *, layers_only: bool = False) -> tuple[ActivationInfo, ...]:
     """The inventory of activations that a plan is made from: every activation point, and what is none.
 
-    Listed as not entered: the products inside attention and recurrent modules, whose inputs are points. Listed as not executed:
+    Listed as not entered: the products inside recurrent modules, and inside attention that is not taken apart
+    (`qexp.nn.attention`), whose inputs are points. Listed as not executed:
     conv and linear layers that the forward never calls (auxiliary heads).
 
     Args:

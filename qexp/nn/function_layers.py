@@ -103,6 +103,10 @@ class FunctionLayers:
             node: for which `has_layer` is true.
         """
         weight = arguments_of(node)["weight"]
+        owner, _, leaf = str(weight.target).removesuffix("_weight").rpartition(".")
+        if is_attribute(weight) and str(weight.target).endswith("_weight") and leaf:  # attention.in_proj of in_proj_weight
+            if not hasattr(self.network.get_submodule(owner), leaf):
+                return f"{owner}.{leaf}".lstrip(".")
         alone = is_attribute(weight) and not str(weight.target).endswith("weight") and len(weight.users) == 1
         return f"{weight.target}_{function_name(node)}" if alone else node.name
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, TypeGuard
@@ -12,10 +13,11 @@ from torch import fx, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from qexp.nn.channels import CONVS, Layer
-from qexp.nn.graph import GraphNetwork
+from qexp.nn.graph import GraphNetwork, node_names
 
 _CONV = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
 _TRANSPOSED = ("input", "weight", "bias", "stride", "padding", "output_padding", "groups", "dilation")
+_PRODUCTS = (torch.matmul, operator.matmul, torch.bmm, "matmul", "bmm")
 _NAMES = ("conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
 _FUNCTIONS: dict[object, type[Layer]] = {
     **{getattr(torch, name): kind for name, kind in zip(_NAMES, CONVS, strict=True)},
@@ -60,6 +62,22 @@ def layer_calls(network: GraphNetwork) -> Iterator[LayerCall]:
             weight, bias = arguments["weight"], arguments.get("bias")
             if is_attribute(weight) and (bias is None or is_attribute(bias)):
                 yield LayerCall(node, str(weight.target), None if bias is None else str(bias.target))
+
+
+def products(network: GraphNetwork) -> dict[fx.Node, str]:
+    """The matrix products of two activations in a graph, in order, with their names (`blocks.0.attn.matmul`).
+
+    Args:
+        network: of `qexp.nn.graph.trace`.
+    """
+    names, reached, called = node_names(network.graph), set[fx.Node](), dict[fx.Node, str]()
+    for node in network.graph.nodes:
+        if node.op == "placeholder" or any(operand in reached for operand in node.all_input_nodes):
+            reached.add(node)
+        is_product = node.op in ("call_function", "call_method") and node.target in _PRODUCTS
+        if is_product and len(node.args) == 2 and all(operand in reached for operand in node.args):
+            called[node] = names[node]
+    return called
 
 
 def layer_class(node: fx.Node) -> type[Layer] | None:

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from qexp.nn.graph import evaluating
+from qexp.nn.graph import GraphNetwork, evaluating
+from qexp.nn.layer_calls import products
 
 
 @torch.no_grad()
 def macs_per_layer(model: nn.Module, example: Tensor) -> dict[str, int]:
     """Multiply-accumulates of one image, by module: of convolutions, linear layers and matrix products, as torch counts them.
+
+    Of a graph also by product: of two activations each, by the names of `qexp.nn.layer_calls.products`.
 
     Args:
         model: any network.
@@ -37,4 +42,28 @@ def macs_per_layer(model: nn.Module, example: Tensor) -> dict[str, int]:
             parent = parent.rpartition(".")[0]
         if parent:
             own[parent] -= total
-    return {name.removeprefix(root).removeprefix(".") or root: flops // 2 for name, flops in own.items() if flops > 0}
+    by_product = _Products(model).macs(example[:1]) if isinstance(model, GraphNetwork) else {}
+    own[root] = own.get(root, 0) - 2 * sum(by_product.values())
+    macs = {name.removeprefix(root).removeprefix(".") or root: flops // 2 for name, flops in own.items() if flops > 0}
+    return macs | by_product
+
+
+class _Products(fx.Interpreter):
+    """Runs a graph and counts the products of two activations in it, which are functions and in no module."""
+
+    def __init__(self, network: GraphNetwork) -> None:
+        super().__init__(network)
+        self.names, self.counts = products(network), dict[str, int]()
+
+    def macs(self, example: Tensor) -> dict[str, int]:
+        """Name of a product -> multiply-accumulates."""
+        if self.names:
+            with evaluating(self.module):
+                self.run(example)
+        return self.counts
+
+    def run_node(self, n: fx.Node) -> Any:
+        result = super().run_node(n)
+        if n in self.names:
+            self.counts[self.names[n]] = result.numel() * self.env[n.all_input_nodes[0]].shape[-1]
+        return result

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +12,9 @@ from torch import Tensor, fx, nn
 
 from qexp.base.errors import UserError
 from qexp.nn.shadow import refuse_instance_forward
+
+_PLAIN = (type(None), bool, int, float, str)
+_BY_NAME = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 
 
 def fx_graph(
@@ -34,11 +38,30 @@ def fx_graph(
     before: set[str] = set(model.__dict__)
     constants: dict[str, Tensor] = {}
     try:
+        settled = _defaults(model)
         tracer = _Tracer(leaves) if example is None else _SizedTracer(leaves, example)
-        return tracer.trace(model), constants
+        graph = tracer.trace(model, settled or None)
+        _drop_settled(graph, settled)
+        return graph, constants
     finally:
         # torch.fx puts tensors that a forward makes on the network as attributes; they belong to the graph.
         constants |= {name: model.__dict__.pop(name) for name in list(model.__dict__) if name not in before}
+
+
+def _defaults(model: nn.Module) -> dict[str, Any]:
+    """Arguments of a forward beside its first that have plain defaults: they are what is traced with, as nobody gives others."""
+    parameters = list(inspect.signature(model.forward).parameters.values())[1:]
+    return {one.name: one.default for one in parameters if isinstance(one.default, _PLAIN) and one.kind in _BY_NAME}
+
+
+def _drop_settled(graph: fx.Graph, settled: dict[str, Any]) -> None:
+    """Take out of a graph the inputs that have one value, and torch.fx's checks of these."""
+    for node in [node for node in graph.nodes if node.op == "placeholder"][1:]:
+        if node.target.rpartition("_")[0] in settled:
+            for reader in list(node.users):
+                for last in [*reader.users, reader]:
+                    graph.erase_node(last)
+            graph.erase_node(node)
 
 
 class _Tracer(fx.Tracer):

@@ -2,7 +2,8 @@
 
 The graph of its eval mode gets a quantizer at each planned activation; each planned weight is computed anew from its float master
 copy by `torch.nn.utils.parametrize`, or, where a function reads it, by a module in the graph. The graph is eval mode's: auxiliary
-heads do not take part, nor do dropout and stochastic depth that are functions and not modules. Modules go by their mode.
+heads do not take part, nor do dropout and stochastic depth that are functions and not modules, within attention too. Modules go
+by their mode.
 """
 
 from __future__ import annotations

@@ -46,8 +46,10 @@ def test_functions_products_and_attention(graphs):
     points = infos(graphs.Functional(), graphs)
     assert points["input"].layers == ("kernel",)
     assert points["mean"].layers == ("weight",) and points["mean"].kinds == ("linear",)
-    assert points["norm"].consumers == ("attention",) and points["norm"].kinds == ("attention",)
-    assert not points["attention.*"].entered
+    assert points["norm"].layers == ("attention.in_proj_weight",) and points["norm"].kinds == ("linear",)
+    assert points["attention.linear"].consumers == ("attention.matmul", "attention.matmul_1")  # queries, keys and values
+    assert points["attention.softmax"].consumers == ("attention.matmul_1",)
+    assert points["attention.matmul_1"].layers == ("attention.out_proj.weight",)
     # A constant is added on the accumulator: one point with the convolution, read by the residual add; flatten passes it.
     assert points["add"].operator == "conv+add" and points["add"].channel_axis == 2
     assert points["add_1"].consumers == ("matmul", "matmul_1") and points["softmax"].consumers == ("matmul_1",)

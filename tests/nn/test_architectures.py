@@ -187,7 +187,8 @@ def test_other_families_go_through(name, graphs):
             nn.init.normal_(model.heads.head.weight)  # zero otherwise, and so are all logits
     x = nn.functional.interpolate(photographs(2), size=size)
     traced, reference = trace(model, x[:1]), model(x)
-    assert torch.equal(traced.build()(x), reference)
+    same = traced.build()(x)  # bit by bit, but where attention was taken apart
+    assert torch.allclose(same, reference, atol=1e-4) if name in ("vit_b_16", "swin_t") else torch.equal(same, reference)
     rows = inventory(model, x[:1])
     wanted = {row.name for row in rows if row.kind in ("conv", "linear") and row.role == "weight" and row.order >= 0}
     assert wanted <= {layer for info in activations(traced) for layer in info.layers}

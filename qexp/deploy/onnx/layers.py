@@ -88,6 +88,25 @@ def linear(node: OnnxNode) -> str:
     return result if bias is None else node.emit("Add", result, _added_bias(node, bias, 0))
 
 
+def product(node: OnnxNode) -> str:
+    """MatMul of activations, or of an activation and a matrix; of two with each batch's range MatMulInteger."""
+    first, second = node.argument(0, "input"), node.argument(1, "other" if node.operator == "matmul" else "mat2")
+    if not isinstance(first, Value) or not isinstance(second, Value):
+        matrix = isinstance(first, Value) and isinstance(second, Constant) and second.tensor.dim() == 2
+        return node.emit("MatMul", *(_matrix_product(node, first, second) if matrix else map(node.operand, (first, second))))
+    if first.dynamic is None or second.dynamic is None:
+        return node.emit("MatMul", first.name, second.name)
+    codes = [first.dynamic.codes, second.dynamic.codes, first.dynamic.zero_point, second.dynamic.zero_point]
+    scale = node.emit("Mul", first.dynamic.scale, second.dynamic.scale)
+    return node.emit("Mul", node.emit("Cast", node.emit("MatMulInteger", *codes), to=FLOAT), scale)
+
+
+def _matrix_product(node: OnnxNode, x: Value, matrix: Constant) -> tuple[str, str]:
+    """The operands of x times a matrix."""
+    name, grid = node.weight(matrix)
+    return _layer_input(node, x, grid), name
+
+
 def _layer_input(node: OnnxNode, x: Value, weight: Grid | None) -> str:
     """What a layer reads: x, with nothing between its DequantizeLinear and the layer only where the weight has codes too.
 

@@ -57,10 +57,12 @@ class Constant:
     Args:
         tensor: its values.
         path: its state-dict name, empty where it was computed from others.
+        per_image: its first dimension, of size 1 here, is repeated for each image.
     """
 
     tensor: Tensor
     path: str = ""
+    per_image: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,6 +104,7 @@ class OnnxNode:
         kwargs: further arguments by name.
         result: what the call gave on the example.
         where: of a function, the path of the module around it and its name.
+        sizes: its shape as Reshape takes it, with 0 or -1 where images are counted; empty for several results.
     """
 
     context: ExportContext
@@ -113,6 +116,7 @@ class OnnxNode:
     kwargs: Mapping[str, Any]
     result: Any
     where: str = ""
+    sizes: tuple[int, ...] = ()
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -151,6 +155,10 @@ class OnnxNode:
     def integers(self, *values: int) -> str:
         """A constant of int64."""
         return self.context.writer.constant(values)
+
+    def index(self, value: int) -> str:
+        """A constant of int64, 0-d."""
+        return self.context.writer.constant(value)
 
     def number(self, value: float) -> str:
         """A float32 scalar."""
@@ -265,3 +273,15 @@ def saturates(grid: Grid, low: float | None, high: float | None) -> bool:
         or bool((quantize_affine(torch.full_like(grid.qparams.scale, end), grid.qparams, arithmetic="divide") == code).all())
         for end, code in ends
     )
+
+
+def kept_grid(onnx_node: OnnxNode) -> Grid | None:
+    """The one grid, per tensor, that all operands of a call are on; None where they are not.
+
+    Args:
+        onnx_node: the call.
+    """
+    operands = onnx_node.args[0] if isinstance(onnx_node.args[0], list | tuple) else onnx_node.args[:1]
+    grids = {getattr(operand, "grid", None) for operand in operands}
+    grid = grids.pop() if len(grids) == 1 else None
+    return grid if grid is not None and grid.qparams.axis is None else None

@@ -119,6 +119,8 @@ KEEPS_VALUES = (
     resize.nearest,
     functions.adaptive_max_pool,
     amax,
+    shapes.unbind,
+    shapes.index_select,
 )
 _MODULES: tuple[tuple[tuple[type, ...], Handler], ...] = (
     ((nn.Conv1d, nn.Conv2d, nn.Conv3d), layers.conv),
@@ -197,6 +199,9 @@ _FUNCTIONS: dict[Any, Handler] = {
     **dict.fromkeys((F.pad, torch.constant_pad_nd), shapes.pad),
     operator.getitem: shapes.getitem,
     **dict.fromkeys((torch.chunk, torch.split), shapes.split),
+    torch.unbind: shapes.unbind,
+    torch.index_select: shapes.index_select,
+    **dict.fromkeys((torch.matmul, operator.matmul, torch.bmm), layers.product),
     **dict.fromkeys((torch.clone, torch.detach), shapes.identity),
     **dict.fromkeys((F.dropout, F.dropout1d, F.dropout2d, F.dropout3d), shapes.dropout),
 }
@@ -218,6 +223,9 @@ _METHODS: dict[str, Handler] = {
     "permute": shapes.permute,
     **dict.fromkeys(("transpose", "swapaxes"), shapes.transpose),
     **dict.fromkeys(("chunk", "split"), shapes.split),
+    "unbind": shapes.unbind,
+    "index_select": shapes.index_select,
+    **dict.fromkeys(("matmul", "bmm"), layers.product),
     **dict.fromkeys(("contiguous", "clone", "detach"), shapes.identity),
 }
 

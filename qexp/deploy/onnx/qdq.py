@@ -41,17 +41,17 @@ from qexp.base.files import write_atomic
 from qexp.base.text import Note
 from qexp.deploy.activation_codes import CodeTensor, code_nodes
 from qexp.deploy.graph_nodes import called_module, output_of, place_of, quantizer_at
+from qexp.deploy.onnx.batch import BATCH, batch_axis, made_constant, reshape_sizes, shapes_of_fewer
 from qexp.deploy.onnx.layers import conv
-from qexp.deploy.onnx.node import Constant, Dynamic, ExportContext, OnnxNode, Value, saturates
+from qexp.deploy.onnx.node import Constant, Dynamic, ExportContext, OnnxNode, Value, kept_grid, saturates
 from qexp.deploy.onnx.operators import KEEPS_VALUES, clamps_of, handler_of
 from qexp.deploy.onnx.shapes import left_to_convs, pad
 from qexp.deploy.onnx.writer import INPUT, Grid, OnnxWriter
 from qexp.deploy.weight_codes import WeightCodes
 from qexp.nn.fake_quantize import FakeQuantize
 from qexp.nn.graph import GraphNetwork, evaluating
+from qexp.nn.layer_calls import products
 from qexp.nn.operators import function_name, tensors_of
-
-_BATCH = 3  # images of the example: no dimension of a network is likely to be mistaken for it
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,7 +106,7 @@ def export_qdq(
     context = ExportContext(OnnxWriter(), weights, pack_int4, unsigned)
     export = _Export(network, context)
     with evaluating(network):
-        result = export.write_nodes(torch.cat([example[:1]] * _BATCH))
+        result = export.write_nodes(torch.cat([example[:1]] * BATCH))
     unused = sorted(weights.keys() - context.stored.keys())
     notes = context.notes + [Note(name, "no layer of the graph reads it as it is; not written as codes") for name in unused]
     context.writer.drop_unread("DequantizeLinear")
@@ -141,13 +141,15 @@ class _Export(fx.Interpreter):
         super().__init__(self.network)
         self.extra_traceback = False  # torch.fx would add its own to the message of an error
         self.points = {node: name for name, node in code_nodes(self.network).items()}
+        self.names = products(self.network)
 
     def write_nodes(self, example: Tensor) -> Value:
         """Run the network and write all nodes; what it returns, as a value in the file."""
+        self.fewer = shapes_of_fewer(self.network, example)
         self.run(example)
         output = output_of(self.network)
         value = None if output is None else self.written.get(output)
-        if not isinstance(value, Value):
+        if output is None or not isinstance(value, Value) or batch_axis(value.shape, self.fewer[output]) != 0:
             raise UserError("export", "the network's output", allowed="one tensor of logits")
         return value
 
@@ -166,13 +168,15 @@ class _Export(fx.Interpreter):
         """The value, constant or number that a call gives."""
         reads_images = any(isinstance(self.written[operand], Value | tuple) for operand in node.all_input_nodes)
         if not reads_images or not list(tensors_of(result)):
-            return Constant(result.clone()) if isinstance(result, Tensor) else result  # sizes, and what parameters make
+            return made_constant(result, self.fewer[node]) if isinstance(result, Tensor) else result  # also sizes
         module = called_module(self.network, node)
         args: tuple[Any, ...] = tuple(fx.map_arg(argument, self.written.__getitem__) for argument in node.args)
         kwargs = {key: fx.map_arg(argument, self.written.__getitem__) for key, argument in node.kwargs.items()}
-        name = str(node.target) if module is not None else node.name
+        name = self.names.get(node, str(node.target) if module is not None else node.name)
         operator = type(module).__name__ if module is not None else function_name(node)
-        onnx_node = OnnxNode(self.context, name, operator, module, str(node.target), args, kwargs, result, place_of(node))
+        source, where = node.all_input_nodes[0], place_of(node)
+        sizes = reshape_sizes(result, self.fewer[node], self.written[source], self.fewer[source])
+        onnx_node = OnnxNode(self.context, name, operator, module, str(node.target), args, kwargs, result, where, sizes)
         if isinstance(module, FakeQuantize):
             return self._quantize(node, onnx_node, module)
         clamp = clamps_of(node, module)
@@ -185,12 +189,14 @@ class _Export(fx.Interpreter):
         handler = handler_of(node, module)
         if handler is None:
             onnx_node.refuse("there is no way to write it")
-        if any(tensor.shape[:1] != (_BATCH,) for tensor in tensors_of(result)):
-            onnx_node.refuse("its first dimension is not that of the images")
+        fewer_images = self.fewer[node] if isinstance(result, list | tuple) else [self.fewer[node]]
+        shapes = zip(tensors_of(result), fewer_images, strict=True)
+        if any(batch_axis(tuple(tensor.shape), fewer) is None for tensor, fewer in shapes):
+            onnx_node.refuse("no single dimension of its result is that of the images")
         written = (left_to_convs(onnx_node) if handler is pad and self._is_for_convs(node) else None) or handler(onnx_node)
         if isinstance(written, Value):
             return written
-        grid = _kept_grid(onnx_node) if handler in KEEPS_VALUES and clamped is None else None
+        grid = kept_grid(onnx_node) if handler in KEEPS_VALUES and clamped is None else None
         if isinstance(written, tuple):
             return tuple(self._kept(part, name, value, grid) for part, value in zip(written, result, strict=True))
         return self._kept(written, name, result, grid)
@@ -283,11 +289,3 @@ class _Export(fx.Interpreter):
         """QuantizeLinear, named, and DequantizeLinear."""
         codes = self.context.writer.quantize(value, grid, name)
         return Value(self.context.writer.dequantize(codes, grid, f"{name}.values"), shape, grid)
-
-
-def _kept_grid(onnx_node: OnnxNode) -> Grid | None:
-    """The one grid, per tensor, that all operands of a call are on; None where they are not."""
-    operands = onnx_node.args[0] if isinstance(onnx_node.args[0], list | tuple) else onnx_node.args[:1]
-    grids = {getattr(operand, "grid", None) for operand in operands}
-    grid = grids.pop() if len(grids) == 1 else None
-    return grid if grid is not None and grid.qparams.axis is None else None

@@ -9,7 +9,7 @@ from dataclasses import replace
 from torch import nn
 
 from qexp.deploy.onnx.layers import pair
-from qexp.deploy.onnx.node import OnnxNode, Value
+from qexp.deploy.onnx.node import Constant, OnnxNode, Value
 
 _END = 2**62  # of a slice without one
 PADS = (
@@ -23,7 +23,7 @@ _MODES = {"constant": "constant", "reflect": "reflect", "replicate": "edge"}  # 
 
 def reshape(node: OnnxNode) -> str:
     """Reshape to what it gave on the example, whatever the number of images."""
-    return node.emit("Reshape", node.activation().name, node.integers(0, *node.shape[1:]))
+    return node.emit("Reshape", node.activation().name, node.integers(*node.sizes))
 
 
 def identity(node: OnnxNode) -> Value:
@@ -120,6 +120,8 @@ def getitem(node: OnnxNode) -> str | Value:
     if isinstance(source, tuple):
         return source[index]
     x, indices = node.activation(), list(index if isinstance(index, tuple) else (index,))
+    if isinstance(index, int):  # of the first dimension, which so is not that of the images
+        return node.emit("Gather", x.name, node.index(index), axis=0)
     if Ellipsis in indices:
         position = indices.index(Ellipsis)
         indices[position : position + 1] = [slice(None)] * (len(x.shape) - len(indices) + 1)
@@ -136,7 +138,7 @@ def getitem(node: OnnxNode) -> str | Value:
     starts, ends, axes, steps = zip(*rows, strict=True)
     sliced = node.emit("Slice", x.name, *(node.integers(*part) for part in (starts, ends, axes, steps)))
     chosen = any(isinstance(cut, int) for _, cut in cuts)
-    return node.emit("Reshape", sliced, node.integers(0, *node.shape[1:])) if chosen else sliced
+    return node.emit("Reshape", sliced, node.integers(*node.sizes)) if chosen else sliced
 
 
 def split(node: OnnxNode) -> tuple[str, ...]:
@@ -147,10 +149,34 @@ def split(node: OnnxNode) -> tuple[str, ...]:
     return tuple(node.context.writer.node("Split", [x.name, sizes], node.name, len(node.result), axis=axis))
 
 
+def unbind(node: OnnxNode) -> tuple[str, ...]:
+    """A Gather for each index of a dimension, which is dropped."""
+    x, dim = node.activation(), int(node.argument(1, "dim", 0)) % len(node.activation().shape)
+    return tuple(node.emit("Gather", x.name, node.index(index), axis=dim) for index in range(len(node.result)))
+
+
+def index_select(node: OnnxNode) -> str:
+    """Gather along a dimension."""
+    x, dim, index = node.activation(), int(node.argument(1, "dim")), node.argument(2, "index")
+    if not isinstance(index, Constant):
+        node.refuse("its indices depend on the images")
+    return node.emit("Gather", x.name, node.integers(*index.tensor.tolist()), axis=dim % len(x.shape))
+
+
 def concat(node: OnnxNode) -> str:
     """Concat."""
-    tensors, dim = node.argument(0, "tensors"), node.argument(1, "dim", 0)
-    return node.emit("Concat", *(node.operand(tensor) for tensor in tensors), axis=int(dim) % len(node.shape))
+    tensors, axis = node.argument(0, "tensors"), int(node.argument(1, "dim", 0)) % len(node.shape)
+    return node.emit("Concat", *(_for_each_image(node, tensor, tensors) for tensor in tensors), axis=axis)
+
+
+def _for_each_image(node: OnnxNode, tensor: Value | Constant, others: Sequence[Value | Constant]) -> str:
+    """An operand of a concatenation; a class token as often as another operand has images."""
+    if not isinstance(tensor, Constant) or not tensor.per_image:
+        return node.operand(tensor)
+    images = next(other.name for other in others if isinstance(other, Value))
+    number = node.emit("Shape", images, start=0, end=1)
+    sizes = node.emit("Concat", number, node.integers(*tensor.tensor.shape[1:]), axis=0)
+    return node.emit("Expand", node.operand(tensor), sizes)
 
 
 def max_pool(node: OnnxNode) -> str:
@@ -222,5 +248,5 @@ def mean(node: OnnxNode) -> str:
     axes = sorted(dim % len(x.shape) for dim in ([dims] if isinstance(dims, int) else dims))
     if len(x.shape) == 4 and axes == [2, 3]:
         pooled = node.emit("GlobalAveragePool", x.name)
-        return pooled if keep else node.emit("Reshape", pooled, node.integers(0, *node.shape[1:]))
+        return pooled if keep else node.emit("Reshape", pooled, node.integers(*node.sizes))
     return node.emit("ReduceMean", x.name, node.integers(*axes), keepdims=int(keep))

@@ -143,10 +143,10 @@ class OnnxWriter:
         self.initializers.append(self.onnx.numpy_helper.from_array(values.detach().cpu().contiguous().numpy(), name))
         return name
 
-    def constant(self, values: Sequence[int] | float) -> str:
-        """A small constant, int64 [n] or float32 0-d; equal ones are one."""
+    def constant(self, values: Sequence[int] | int | float) -> str:
+        """A small constant, int64 [n] or 0-d, or float32 0-d; equal ones are one."""
         value = torch.tensor(values, dtype=torch.float32 if isinstance(values, float) else torch.int64)
-        key = (str(value.dtype), value.numpy().tobytes())
+        key = (f"{value.dtype} {value.dim()}", value.numpy().tobytes())
         if key not in self._constants:
             self._constants[key] = self.tensor("constant", value)
         return self._constants[key]

@@ -40,9 +40,9 @@ class Inner(nn.Module):
         (nn.AdaptiveAvgPool2d(5), r"adaptive.*\[14, 14\] pixels to \[5, 5\]"),
         (nn.AvgPool2d(3, ceil_mode=True), "ceil_mode"),
         (lambda x: torch.add(x, x, alpha=2), "alpha"),
-        (lambda x: x.mean(0, keepdim=True), "first dimension"),
+        (lambda x: x.mean(0, keepdim=True), "single dimension"),
         (lambda x: F.pad(x, (1, 1, 1, 1), value=1.0), "not zero"),
-        (lambda x: F.conv2d(x, x.mean((0, 2, 3)).reshape(1, 4, 1, 1).expand(4, 4, 1, 1)), "first dimension|expand"),
+        (lambda x: F.conv2d(x, x.mean((0, 2, 3)).reshape(1, 4, 1, 1).expand(4, 4, 1, 1)), "single dimension|expand"),
     ],
     # Not str: that of a function holds an address, another in each process.
     ids=["erf", "lp_pool", "adaptive", "ceil_mode", "alpha", "batch_mean", "ones", "expand"],
