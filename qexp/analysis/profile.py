@@ -121,7 +121,7 @@ def _activations(
     spec = spec_of(rows[0])
 
     def images() -> Iterator[Tensor]:
-        batches = bundle.eval_batches(split, batch_size=settings.batch_size, num_images=count, device=device)
+        batches = bundle.eval_batches(split, batch_size=settings.batch_size, num_images=count, draw=settings.draw, device=device)
         return (INPUT_QUANTS[variant.plan.input_quant](batch.images) for batch in batches)
 
     ranges = dict.fromkeys((row.info.name for row in rows), "dynamic")

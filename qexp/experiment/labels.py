@@ -47,7 +47,17 @@ def _preparation_words(config: Config, plan: Plan, reused: Calibration | None) -
         words += [f"a_{config.quant.activation.scheme}"] if config.quant.activation.scheme != "affine" else []
     static = reused is None and any(not spec.dynamic for spec in specs)
     images = calibrate.num_images is not None and (correct.needs_images or static)
-    return [*words, *correct.words.values(), *([f"n{calibrate.num_images}"] if images else [])]
+    words += [*correct.words.values(), *([f"n{calibrate.num_images}"] if images else [])]
+    return [*words, *([draw_word(calibrate.draw)] if images and calibrate.draw else [])]
+
+
+def draw_word(draw: int) -> str:
+    """What a label says of a draw of calibration images but the first.
+
+    >>> draw_word(3)
+    'draw_3'
+    """
+    return f"draw_{draw}"
 
 
 def _ranges_word(calibrate: CalibrateSettings) -> list[str]:
