@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from qexp.base.label import Label
+from qexp.base.label import Label, draw_word
 from qexp.base.types import Plan
 from qexp.config.calibrate import CalibrateSettings
 from qexp.config.policy import PolicySettings
@@ -49,15 +49,6 @@ def _preparation_words(config: Config, plan: Plan, reused: Calibration | None) -
     images = calibrate.num_images is not None and (correct.needs_images or static)
     words += [*correct.words.values(), *([f"n{calibrate.num_images}"] if images else [])]
     return [*words, *([draw_word(calibrate.draw)] if images and calibrate.draw else [])]
-
-
-def draw_word(draw: int) -> str:
-    """What a label says of a draw of calibration images but the first.
-
-    >>> draw_word(3)
-    'draw_3'
-    """
-    return f"draw_{draw}"
 
 
 def _ranges_word(calibrate: CalibrateSettings) -> list[str]:

@@ -8,12 +8,12 @@ from pathlib import Path
 
 from qexp.base.errors import UserError
 from qexp.base.files import hash_json
-from qexp.base.label import Label, read_stored_label
+from qexp.base.label import Label, draw_word, read_stored_label
 from qexp.base.types import ActivationInfo, Plan, PlanRow, TensorInfo
 from qexp.config.correct import Outcome
 from qexp.config.root import Config
 from qexp.engine.evaluate import EVALUATOR_VERSION
-from qexp.experiment.labels import draw_word, label_of
+from qexp.experiment.labels import label_of
 from qexp.nn.fake_quant import CONTAINER
 from qexp.policy.plan import make_plan
 from qexp.policy.sizes import larger_than_float, plan_size_bytes
