@@ -59,7 +59,7 @@ ALWAYS = {"device": "cpu", "tracking.enabled": "false", "draw_figures": "false"}
 WHERE_GIVEN = {
     "train.epochs": "1", "train.batch_size": "16", "qat.epochs": "1", "data.num_calib": "16", "data.num_select": "16",
     "data.num_train": "16", "evaluate.num_images": "16", "correct.adaround_iterations": "5", "analyze.probes": "2",
-    "analyze.proxy_images": "8", "export.runtime": "onnxruntime",
+    "analyze.proxy_images": "8", "export.runtime": "onnxruntime", "calibrate.num_images": "8",
 }  # fmt: skip
 WHEN_RUN = {"analyze": {"analyze.probes": "2"}, "export": {"export.cost": "false", "export.num_compared": "8"}}
 QUANTIZED = ("data=digits", "train=smoke", "model=resnet8", "qat=lsq", "qat.init=none", "device=cpu", "tracking.enabled=false")

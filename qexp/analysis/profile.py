@@ -21,6 +21,7 @@ from qexp.base.errors import UserError
 from qexp.base.outputs import main_output
 from qexp.base.text import by_reason, file_name
 from qexp.config.correct import sentences
+from qexp.config.model import PRETRAINED
 from qexp.config.root import Config
 from qexp.data.read_image import read_image
 from qexp.engine.device import pick_device
@@ -91,7 +92,7 @@ def measure(prepared: Prepared, variant: Variant, device: torch.device, image: T
     return Profile(
         label=variant.after(built.outcomes).label,
         subject=f"{config.data.name}, {config.model.name}",
-        checkpoint=str(config.checkpoint),
+        checkpoint="model.pretrained=true" if config.checkpoint == PRETRAINED else str(config.checkpoint),
         command="",
         tensors=(*weights, *activations),
         size_bytes=variant.size_bytes,
@@ -121,7 +122,7 @@ def _activations(
     spec = spec_of(rows[0])
 
     def images() -> Iterator[Tensor]:
-        batches = bundle.eval_batches(split, batch_size=settings.batch_size, num_images=count, device=device)
+        batches = bundle.eval_batches(split, batch_size=settings.batch_size, num_images=count, draw=settings.draw, device=device)
         return (INPUT_QUANTS[variant.plan.input_quant](batch.images) for batch in batches)
 
     ranges = dict.fromkeys((row.info.name for row in rows), "dynamic")

@@ -49,6 +49,15 @@ class Label:
         return replace(self, words=tuple(word for word in self.words if word not in words))
 
 
+def draw_word(draw: int) -> str:
+    """What a label says of a draw of calibration images but the first.
+
+    >>> draw_word(3)
+    'draw_3'
+    """
+    return f"draw_{draw}"
+
+
 def read_stored_label(text: str) -> Label:
     """The parts of a label that was stored as text alone: by qexp 0.1, whose records have no parts, and in converted networks.
 

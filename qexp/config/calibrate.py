@@ -9,9 +9,9 @@ from typing import Annotated, Literal, cast, get_args
 from annotated_types import Ge, Gt, Le
 
 from qexp.base.catalog import CUSTOM, Catalog, Info, import_object, is_own
-from qexp.base.checks import Count, Positive, Share, check_bounds
+from qexp.base.checks import Count, Natural, Positive, Share, check_bounds
 from qexp.base.errors import UserError, choose
-from qexp.config.later import later
+from qexp.config.later import later, stored_values
 from qexp.quant.scheme_table import SchemeInfo
 
 Reads = Literal["ends", "sample", "batch_norm"]
@@ -131,6 +131,7 @@ class CalibrateSettings:
         split: where the images come from. Anything but `calib` is recorded with the ranges: what is calibrated on the images that
             score it looks better than it is.
         num_images: only so many images of the split; None takes all.
+        draw: which images of the split those are: other draws are other permutations of it, of which `num_images` are the first.
         batch_size: of the batches of the split; `ema_minmax` depends on it.
         percentile: of `percentile`: what remains inside, percent, of the magnitudes or of each side (`qexp.ptq.range_methods`).
         momentum: of `ema_minmax`: weight of the average so far when a batch is added.
@@ -147,6 +148,7 @@ class CalibrateSettings:
     file: str | None = None
     split: Literal["calib", "select", "train", "test"] = CALIB
     num_images: Count | None = None
+    draw: Natural = later(0)
     batch_size: Count = 64
     percentile: Annotated[float, Gt(50.0), Le(100.0)] = 99.99
     momentum: Share = 0.9
@@ -188,9 +190,9 @@ class CalibrateSettings:
     @property
     def identity(self) -> dict[str, object]:
         """All that decides ranges, as plain values: a method of the user's own by its source, wherever that lies."""
-        values = asdict(self)
-        del values["factory"]
-        names = {key: self._factory_of(values[key]) or values[key] for key in ("name", "weights")}
+        values = stored_values(asdict(self), CalibrateSettings)
+        values.pop("factory", None)
+        names = {key: self._factory_of(name) or name for key, name in (("name", self.name), ("weights", self.weights))}
         return values | {key: RANGE_METHODS.identity(name) for key, name in names.items()}
 
     def _factory_of(self, name: str) -> str | None:

@@ -165,6 +165,7 @@ class DataBundle:
         batch_size: int,
         device: torch.device | str,
         num_images: int | None = None,
+        draw: int = 0,
         rank: int = 0,
         world_size: int = 1,
     ) -> Iterator[Batch]:
@@ -176,8 +177,9 @@ class DataBundle:
             split: which images.
             batch_size: images per batch; `Batch.num_global` is the size of the batch.
             device: where the batches lie.
-            num_images: only so many, the first of one fixed permutation of the split, in that order; `Batch.index` remains the
+            num_images: only so many, the first of a permutation of the split, in that order; `Batch.index` remains the
                 position in the split.
+            draw: seed of the permutation.
             rank: of this process.
             world_size: number of processes.
 
@@ -187,7 +189,7 @@ class DataBundle:
         name = Split(choose("split", str(split), [item.value for item in Split]))
         if self.split_sizes[name] == 0:
             raise UserError("split", name.value, allowed="a split that holds images", remedy=f"Set data.num_{name}=N to cut one.")
-        batches = representative(self.split_sizes[name], num_images).split(batch_size)[rank::world_size]
+        batches = representative(self.split_sizes[name], num_images, draw).split(batch_size)[rank::world_size]
         return self._batches(name, list(batches), [len(batch) for batch in batches], device, None)
 
     def _batches(

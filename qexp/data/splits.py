@@ -124,8 +124,17 @@ def interleaved_permutation(labels: Tensor, seed: int) -> Tensor:
     return permutation[torch.argsort(position, stable=True)]
 
 
-def representative(num_images: int, limit: int | None) -> Tensor:
-    """Positions [min(num_images, limit)] of the images that stand for a split: all, or the first of one fixed permutation."""
+def representative(num_images: int, limit: int | None, draw: int = 0) -> Tensor:
+    """Positions [min(num_images, limit)] of the images that stand for a split: all, or the first of a permutation.
+
+    Args:
+        num_images: of the split.
+        limit: how many are wanted; None takes all.
+        draw: seed of the permutation. Of one draw, fewer images are the first of more.
+
+    >>> representative(10, 3).tolist(), representative(10, 3, draw=1).tolist(), representative(3, None).tolist()
+    ([4, 1, 7], [5, 6, 1], [0, 1, 2])
+    """
     if limit is None or limit >= num_images:
         return torch.arange(num_images)
-    return torch.randperm(num_images, generator=torch.Generator().manual_seed(0))[:limit]
+    return torch.randperm(num_images, generator=torch.Generator().manual_seed(draw))[:limit]

@@ -28,7 +28,7 @@ from qexp.nn.fake_quant import CONTAINER, fake_quants, insert, observed
 from qexp.nn.graph import Traced, trace
 from qexp.nn.input_quant import INPUT_QUANTS
 from qexp.nn.shadow import Shadow, names_by_memory
-from qexp.ptq.calibrate import calibrate
+from qexp.ptq.calibrate import Observations, calibrate
 from qexp.ptq.calibration import Calibration, hash_tensors
 from qexp.ptq.corrections import Copy
 from qexp.ptq.range_methods import BehindNorm, Limits, weight_range
@@ -71,6 +71,7 @@ class Builder:
         self.prepared, self.network = prepared, network
         self.device = next(network.parameters()).device
         self._traced: Traced | None = None
+        self._observations = Observations()  # variants that differ in their ranges alone come one after the other
 
     def build(self, variant: Variant) -> Built:
         """The copy of the network's present weights that a variant asks for.
@@ -142,6 +143,7 @@ class Builder:
             split=settings.split,
             data_fingerprint=self.prepared.bundle.fingerprint,
             norms=self._norms(variant.plan.activations) if settings.method.reads == "batch_norm" else None,
+            known=self._observations,
         )
 
     def _norms(self, rows: Iterable[ActivationRow]) -> dict[str, BehindNorm]:

@@ -131,6 +131,10 @@ def check_calibration(variant: Variant, bundle: DataBundle) -> None:
     if settings.num_images is not None and settings.num_images > size:
         allowed = f"at most {size}, the size of the {settings.split} split"
         raise UserError("calibrate.num_images", settings.num_images, allowed=allowed)
+    if settings.draw and settings.num_images in (None, size):
+        allowed = f"0 where all {size} images of the {settings.split} split calibrate"
+        remedy = f"Draws are parts of the split: give calibrate.num_images=N below {size}."
+        raise UserError("calibrate.draw", settings.draw, allowed=allowed, remedy=remedy)
 
 
 def check_batch_norm(config: Config, model: nn.Module) -> None:

@@ -121,6 +121,7 @@ class Prepared:
             settings.split,
             batch_size=settings.batch_size,
             num_images=settings.num_images,
+            draw=settings.draw,
             device=device,
             rank=rank,
             world_size=world_size,

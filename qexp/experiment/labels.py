@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from qexp.base.label import Label
+from qexp.base.label import Label, draw_word
 from qexp.base.types import Plan
 from qexp.config.calibrate import CalibrateSettings
 from qexp.config.policy import PolicySettings
@@ -51,7 +51,8 @@ def _preparation_words(config: Config, plan: Plan, reused: Calibration | None) -
         words += [f"a_{word}" for word in _format_words(activation.row, activation)]
     static = reused is None and any(not spec.dynamic for spec in specs)
     images = calibrate.num_images is not None and (correct.needs_images or static)
-    return [*words, *correct.words.values(), *([f"n{calibrate.num_images}"] if images else [])]
+    words += [*correct.words.values(), *([f"n{calibrate.num_images}"] if images else [])]
+    return [*words, *([draw_word(calibrate.draw)] if images and calibrate.draw else [])]
 
 
 def _format_words(row: SchemeInfo, settings: WeightQuantSettings | ActivationQuantSettings) -> list[str]:

@@ -71,6 +71,7 @@ def record_of(
         **_beside_weights(variant),
         corrections=", ".join(_corrections(item)),
         corrected=dict(item.outcomes),
+        draw=variant.draw,
         device=device,
         time_ms=int(time.time() * 1000),
         versions=versions,

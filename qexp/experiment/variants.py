@@ -8,7 +8,7 @@ from pathlib import Path
 
 from qexp.base.errors import UserError
 from qexp.base.files import hash_json
-from qexp.base.label import Label, read_stored_label
+from qexp.base.label import Label, draw_word, read_stored_label
 from qexp.base.types import ActivationInfo, Plan, PlanRow, TensorInfo
 from qexp.config.correct import Outcome
 from qexp.config.root import Config
@@ -75,6 +75,12 @@ class Variant:
     def corrections(self) -> dict[str, str]:
         """Row of each correction that its copy takes -> what labels call it."""
         return self.config.correct.words if self.is_built and self.trained_bits is None else {}
+
+    @property
+    def draw(self) -> int:
+        """Which calibration images it learns from; 0 where it reads none."""
+        draw = self.config.calibrate.draw
+        return draw if draw_word(draw) in self.named.words else 0
 
     @property
     def alarms(self) -> list[str]:
@@ -223,7 +229,7 @@ def _preparation(config: Config, plan: Plan, reused: Calibration | None) -> dict
     if static:
         read |= config.calibrate.method.read_settings
     if static or correct.needs_images:
-        read |= {"split", "num_images", "batch_size"}
+        read |= {"split", "num_images", "batch_size", *(["draw"] if config.calibrate.draw else [])}
     preparation: dict[str, object] = {"version": CALIBRATION_VERSION, **methods, **{key: calibrate[key] for key in sorted(read)}}
     if reused is not None:
         preparation["activations"] = {"file": reused.hash}  # of the content, wherever the file lies

@@ -2,30 +2,61 @@
 
 Each pass runs the network in eval mode over the images that `batches` gives anew. Under several ranks each sees its share, and
 what the observers remember is gathered once a pass; every rank ends with the same ranges, bit for bit those of one rank alone as
-long as batch b is that of rank b % number of ranks.
+long as batch b is that of rank b % number of ranks. What was observed last is kept for the next calibration: other methods and
+other widths of the same network and images take their ranges from it, without another pass.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from qexp.base.dist import all_gather_object
 from qexp.base.errors import UserError
+from qexp.base.files import hash_json
 from qexp.base.types import Batch, QuantSpec
 from qexp.config.calibrate import CALIB, CalibrateSettings
 from qexp.nn.graph import evaluating
 from qexp.ptq.calibration import Calibration, grid_of, hash_tensors
 from qexp.ptq.grid_traits import check_clipped
-from qexp.ptq.observers import EndsObserver, HistogramObserver, Observer
+from qexp.ptq.observers import EndsObserver, HistogramObserver, Observer, State
 from qexp.ptq.observing import observing
 from qexp.ptq.range_methods import BehindNorm, Limits, find_limits
 
 WITHOUT_NORM = "minmax"  # what a place gets from a method that reads the batch norm before it, where there is none
 Gather = Callable[[Any], list[Any]]
+Pass = Literal["ends", "histograms"]
+
+
+@dataclass
+class Observations:
+    """What the passes over some images saw, of the network and images that were calibrated last.
+
+    Args:
+        of: hash of all that decides it: network, points, images, bins.
+        passes: pass -> the state of each point's observer, and the number of images over all ranks.
+    """
+
+    of: str = ""
+    passes: dict[Pass, tuple[Mapping[str, State], int]] = field(default_factory=dict)
+
+    def about(self, settings: CalibrateSettings, *what: object) -> Observations:
+        """These, without what was seen of anything else.
+
+        Args:
+            settings: which images, and how they are counted.
+            what: else decides what is seen, as JSON values.
+        """
+        seen = [settings.split, settings.num_images, settings.draw, settings.batch_size, settings.num_bins]
+        of = hash_json([*seen, *what])
+        if of != self.of:
+            self.of, self.passes = of, {}
+        return self
 
 
 @torch.no_grad()
@@ -41,6 +72,7 @@ def calibrate(
     side: str = "output",
     norms: Mapping[str, BehindNorm] | None = None,
     gather: Gather = all_gather_object,
+    known: Observations | None = None,
 ) -> Calibration:
     """Find the clipping range of every activation point.
 
@@ -56,16 +88,14 @@ def calibrate(
         norms: for a method that reads them, the points that lie behind a batch norm; the others take `minmax`, and the result
             says so.
         gather: values of all ranks in their order, `all_gather_object`.
+        known: what the calibration before saw, to be read or overwritten; of networks that differ in their weights alone.
 
     Raises:
         UserError: images of another split than `settings.split`, or none; a point that no forward reaches or where NaN passes; a
             granularity or scheme without such a range; `batches` that do not begin anew.
     """
     check_split(split, settings)
-    for name, spec in specs.items():
-        check_clipped(spec)
-        if spec.granularity not in ("per_tensor", "per_channel"):
-            raise UserError("granularity", spec.granularity, allowed=f"per_tensor or per_channel for the activations at {name}")
+    _check_specs(specs)
     weights_hash = weights_hash or hash_tensors({k: v for k, v in model.state_dict().items() if isinstance(v, Tensor)})
     method = settings.method
     reads_norm = method.reads == "batch_norm"
@@ -74,7 +104,9 @@ def calibrate(
     rest = {name: spec for name, spec in specs.items() if name not in by_norm}
     num_images = 0
     if rest:
-        measured, num_images = _by_images(model, batches, rest, settings, side, gather)
+        axes = {name: spec.axis if spec.granularity == "per_channel" else None for name, spec in rest.items()}
+        known = (known or Observations()).about(settings, data_fingerprint, weights_hash, side, axes)
+        measured, num_images = _by_images(partial(_run, model, batches, side, gather, known), axes, rest, settings)
         ranges |= measured
     methods = {name: method.name if name in by_norm or not reads_norm else WITHOUT_NORM for name in specs}
     return Calibration(
@@ -87,6 +119,14 @@ def calibrate(
         data_fingerprint=data_fingerprint,
         weights_hash=weights_hash,
     )
+
+
+def _check_specs(specs: Mapping[str, QuantSpec]) -> None:
+    """Raise UserError for a grid whose range no observer finds."""
+    for name, spec in specs.items():
+        check_clipped(spec)
+        if spec.granularity not in ("per_tensor", "per_channel"):
+            raise UserError("granularity", spec.granularity, allowed=f"per_tensor or per_channel for the activations at {name}")
 
 
 def check_split(split: str, settings: CalibrateSettings) -> None:
@@ -108,17 +148,14 @@ def _by_norm(norm: BehindNorm, spec: QuantSpec, settings: CalibrateSettings) -> 
 
 
 def _by_images(
-    model: nn.Module,
-    batches: Callable[[], Iterable[Batch]],
+    run: Callable[[Pass, Mapping[str, Observer]], int],
+    axes: Mapping[str, int | None],
     specs: Mapping[str, QuantSpec],
     settings: CalibrateSettings,
-    side: str,
-    gather: Gather,
 ) -> tuple[dict[str, Limits], int]:
     """The ranges of activation points, and the number of images over all ranks."""
-    axes = {name: spec.axis if spec.granularity == "per_channel" else None for name, spec in specs.items()}
     ends = {name: EndsObserver(settings, axis) for name, axis in axes.items()}
-    num_images = _run(model, batches, ends, side, gather)
+    num_images = run("ends", ends)
     if num_images == 0:
         raise UserError("calibrate.num_images", 0, allowed="at least one image to calibrate on")
     for name, observer in ends.items():
@@ -128,16 +165,27 @@ def _by_images(
     observers: Mapping[str, Observer] = ends
     if settings.method.reads == "sample":
         observers = {name: HistogramObserver(extremes[name], settings, axis) for name, axis in axes.items()}
-        again = _run(model, batches, observers, side, gather)
+        again = run("histograms", observers)
         if again != num_images:
             raise UserError("batches", f"{num_images} images, then {again}", allowed="the same images at each call")
     return {name: _at(name, observers[name].result, spec) for name, spec in specs.items()}, num_images
 
 
 def _run(
-    model: nn.Module, batches: Callable[[], Iterable[Batch]], observers: Mapping[str, Observer], side: str, gather: Gather
+    model: nn.Module,
+    batches: Callable[[], Iterable[Batch]],
+    side: str,
+    gather: Gather,
+    known: Observations,
+    what: Pass,
+    observers: Mapping[str, Observer],
 ) -> int:
-    """One pass: the observers then hold what all ranks saw; returns the number of images."""
+    """One pass, unless it is known: the observers then hold what all ranks saw; returns the number of images."""
+    if what in known.passes:
+        states, num_images = known.passes[what]
+        for name, observer in observers.items():
+            observer.merge([states[name]])
+        return num_images
     num_images = 0
     with evaluating(model), observing(model, observers, side=side):
         for batch in batches():
@@ -148,7 +196,9 @@ def _run(
     gathered = gather({"num_images": num_images, "states": {name: observer.state() for name, observer in observers.items()}})
     for name, observer in observers.items():
         observer.merge([part["states"][name] for part in gathered])
-    return sum(part["num_images"] for part in gathered)
+    total = sum(part["num_images"] for part in gathered)
+    known.passes[what] = {name: observer.state() for name, observer in observers.items()}, total
+    return total
 
 
 def _at(point: str, find: Callable[..., Limits], *arguments: object) -> Limits:

@@ -13,13 +13,17 @@ from markupsafe import Markup, escape
 
 from qexp.base.files import write_text_atomic
 from qexp.reporting.frames.comparison import has_qat
-from qexp.reporting.frames.summary import REPEATED, is_control, is_float
+from qexp.reporting.frames.repeats import Repeat, learned_from_images, variants
+from qexp.reporting.frames.summary import is_control, is_float
 from qexp.reporting.inline_svg import inline
+from qexp.reporting.statistics.draws import EXPLAINED as DRAWS_EXPLAINED
 from qexp.reporting.statistics.verdict import EXPLAINED, Verdict
 from qexp.reporting.tables.exports import EXPLAINED as EXPORTS_EXPLAINED
 from qexp.reporting.tables.render import html_table
-from qexp.reporting.tables.results import MEANS, display, seeds_display
+from qexp.reporting.tables.repeated import MEANS, repeats_title, seeds_display
+from qexp.reporting.tables.results import display
 from qexp.reporting.tables.statistic_cells import interval_text, seeds_explained
+from qexp.stats.noninferiority import MARGIN
 from qexp.tracking.row_types import SweepRow
 
 FILE = "report.html"
@@ -68,15 +72,17 @@ def write_page(
     """
     table = verdict.table
     rounded = display(table, wide=True, metrics=verdict.metrics)
+    about_draws = [DRAWS_EXPLAINED] if "num_draws" in verdict.seeds else []
     subjects = "; ".join(f"{row.model} on {row.data}" for row in table[["data", "model"]].drop_duplicates().itertuples())
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     text = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
         name=name,
         question=f"What does quantizing {subjects} cost{', and what does training with it give back' if has_qat(table) else ''}?",
-        headline=[] if verdict.protocols else _headline(table),
+        headline=[] if verdict.protocols else _headline(table, verdict.seeds),
         protocols=verdict.protocols,
         seeds=html_table(seeds_display(verdict.seeds, table, verdict.metrics)) if len(verdict.seeds) else "",
-        seeds_explained=_emphasized(MEANS + seeds_explained(verdict.seeds)),
+        repeats_title=repeats_title(verdict.seeds),
+        seeds_explained=_emphasized(" ".join([MEANS + seeds_explained(verdict.seeds), *about_draws])),
         sentences=verdict.sentences,
         gaps=verdict.gaps,
         alarms=_alarms(table),
@@ -105,16 +111,16 @@ def _figure(number: int, figure: Drawn) -> dict[str, object]:
     return {"title": figure.title, "caption": _emphasized(figure.caption), "svg": svg, "folded": figure.folded}
 
 
-def _headline(table: pd.DataFrame) -> list[dict[str, str]]:
+def _headline(table: pd.DataFrame, seeds: pd.DataFrame) -> list[dict[str, str]]:
     """Numbers to begin with: the float network, and the smallest copy that is shown to lose next to nothing.
 
-    Of repeated seeds these are means and deviations: the best seed is no result. Beside quantization-aware trainings the float
-    network alone: what these lose is seen against their control, not their start.
+    Of repeated seeds or draws these are means and deviations: the best one is no result; of one draw of images it is said. Beside
+    quantization-aware trainings the float network alone: what these lose is seen against their control, not their start.
     """
     facts = []
     floats, copies = table[is_float(table)], table[~is_float(table) & ~is_control(table)]
     if len(floats):
-        of_float = [part for _, part in floats.groupby(REPEATED, sort=False, dropna=False)]
+        of_float = [variant.part for variant in variants(floats)]
         part = max(of_float, key=lambda part: part["prec1"].mean())
         row, several = part.iloc[0], len(part) > 1
         interval = interval_text(row["prec1_low"], row["prec1_high"], sign="") if "prec1_low" in row else ""
@@ -124,32 +130,45 @@ def _headline(table: pd.DataFrame) -> list[dict[str, str]]:
             {
                 "value": f"{_mean_and_sd(part['prec1'])} %",
                 "what": f"Prec@1 of {name}{best}",
-                "more": _seeds(part) if several else f"95 %: {interval}",
+                "more": f"mean +- sd over {part['seed'].nunique()} seeds" if several else f"95 %: {interval}",
             }
         )
-    # Of repeated seeds each one has to pass.
-    holds = [part for _, part in copies.groupby(REPEATED, sort=False, dropna=False) if part["non_inferior"].eq(True).all()]
+    holds = [variant for variant in variants(copies) if _loses_little(variant, seeds)]
     if holds and not has_qat(table):
-        part = min(holds, key=lambda part: part["size_bytes"].max())
-        row, loss = part.iloc[0], f"{_mean_and_sd(part['delta_prec1'], sign='+')} points"
-        more = f", {_seeds(part)}, shown of each" if len(part) > 1 else f", {interval_text(row['ci_low'], row['ci_high'])}"
-        facts.append({"value": row["variant"], "what": "smallest copy shown to lose less than half a point", "more": loss + more})
+        smallest = min(holds, key=lambda variant: variant.part["size_bytes"].max())
+        row, name = smallest.part.iloc[0], str(smallest.values["variant"])
+        loss = f"{_mean_and_sd(smallest.part['delta_prec1'], sign='+')} points"
+        more = f"{loss}, {_how_told(smallest)}"
+        facts.append({"value": name, "what": "smallest copy shown to lose less than half a point", "more": more})
         if len(floats):
             ratio = floats["size_bytes"].max() / row["size_bytes"]
-            facts.append(
-                {"value": f"{ratio:.1f} times", "what": f"smaller than the float network is {row['variant']}", "more": ""}
-            )
+            facts.append({"value": f"{ratio:.1f} times", "what": f"smaller than the float network is {name}", "more": ""})
     return facts
+
+
+def _loses_little(variant: Repeat, seeds: pd.DataFrame) -> bool:
+    """True where a loss of the margin is excluded: of each seed; of draws in the first one's tests, and over draws and images."""
+    if variant.over != "draws" or variant.count == 1:
+        return bool(variant.part["non_inferior"].eq(True).all())
+    own = seeds[(seeds["variant"] == variant.values["variant"]) & (seeds["group"] == variant.values["group"])]
+    own = own[(own["n"] == variant.values["n"]) & (own["split"] == variant.values["split"])]
+    return bool(variant.part["non_inferior"].iloc[0] is True and own["delta_low"].gt(-MARGIN).all())
+
+
+def _how_told(variant: Repeat) -> str:
+    """Behind a loss: over what it is a mean, or its interval, and that other images might have calibrated."""
+    if variant.count > 1:
+        what = "draws of calibration images" if variant.over == "draws" else "seeds, shown of each"
+        return f"mean +- sd over {variant.count} {what}"
+    row = variant.part.iloc[0]
+    one = ", one draw of calibration images" if learned_from_images(variant.part).any() else ""
+    return interval_text(row["ci_low"], row["ci_high"]) + one
 
 
 def _mean_and_sd(values: pd.Series, *, sign: str = "") -> str:
     """`96.20 +- 1.12`; of a single one the value."""
     mean = f"{values.mean():{sign}.2f}"
     return mean if len(values) < 2 else f"{mean} +- {values.std(ddof=1):.2f}"
-
-
-def _seeds(part: pd.DataFrame) -> str:
-    return f"mean +- sd over {part['seed'].nunique()} seeds"
 
 
 def _kinds(table: pd.DataFrame) -> list[str]:

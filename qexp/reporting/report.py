@@ -33,7 +33,8 @@ from qexp.reporting.statistics.verdict import compare_variants
 from qexp.reporting.tables.asked import asked_for_page, write_asked
 from qexp.reporting.tables.card import load_runs, protocol_card
 from qexp.reporting.tables.exports import exports_for_page, format_exports, load_exports, write_exports
-from qexp.reporting.tables.results import display, format_table, seeds_display, write_tables
+from qexp.reporting.tables.repeated import means_title, seeds_display
+from qexp.reporting.tables.results import display, format_table, write_tables
 from qexp.tracking.row_types import ExportRow
 
 CAPTIONS = {
@@ -129,7 +130,7 @@ def write_report(
         allowed = "an experiment with at least one evaluation"
         raise UserError("name", name, allowed=allowed, remedy="Run python -m qexp.train first.")
     runs, exports, sweeps = load_runs(name, runs_dir), load_exports(name, runs_dir), load_sweeps(name, runs_dir)
-    verdict, made, screen, rounded = None, Made(), [], []  # for the screen: texts below each other
+    verdict, made, screen, rounded = None, Made(), [], []  # screen: texts below each other
     if not records.empty:
         protocols = find_protocols(records, {key: run["params"] for key, run in runs.items()})
         if protocols.sentences and not mixed:
@@ -140,12 +141,12 @@ def write_report(
         verdict = compare_variants(table, records, stored, asked.metrics)
         verdict, made = make_asked(verdict, check_asked((*asked.more, *wanted)), stored, asked.class_names)
         compact = write_compact(folder, (verdict.table, verdict.early), stored)
-        gaps = (*verdict.gaps, *prec5_of_few(len(asked.class_names)))
-        verdict = replace(verdict, digest=compact[1] if compact else "", protocols=protocols.sentences, gaps=gaps)
+        gaps, digest = (*verdict.gaps, *prec5_of_few(len(asked.class_names))), compact[1] if compact else ""
+        verdict = replace(verdict, digest=digest, protocols=protocols.sentences, gaps=gaps)
         words = [textwrap.fill(text, 130) for text in (*verdict.protocols, *verdict.sentences, *verdict.gaps)]
         rounded = [display(verdict.table, wide=True, metrics=verdict.metrics).table]
         rounded += [seeds_display(verdict.seeds, verdict.table, verdict.metrics)] if len(verdict.seeds) else []
-        screen = ["\n".join(["mean +- sd over seeds", "", *lines(table, rule=True)]) for table in rounded[1:]]
+        screen = ["\n".join([means_title(verdict.seeds), "", *lines(table, rule=True)]) for table in rounded[1:]]
         screen += [format_table(verdict.table, verdict.metrics), *(["\n".join(words)] if words else [])]
     tables = [*write_tables(name, records, folder, verdict, sweeps, jobs).values()]
     tables += [*write_exports(name, exports, folder), *write_asked(folder, made)]

@@ -23,7 +23,7 @@ from qexp.config.root import Config
 from qexp.quant.scheme_table import OWN_SETTINGS, SCHEMES
 
 _DIALS = ("bits", "mode", "policy", "quant", "calibrate", "correct")  # of quantized copies
-_IMAGES = ("split", "num_images", "batch_size")  # of calibrate, which images
+_IMAGES = ("split", "num_images", "draw", "batch_size")  # of calibrate, which images
 _ASKS_NOTHING = ("null", "false")  # typed to take back what a file of values sets
 # Setting, or group of settings -> the commands that read it.
 _VERBS = {

@@ -14,7 +14,7 @@ FLOAT_VARIANT = "fp32"  # the network as trained, the reference of every delta
 FLOAT_BITS = 32  # of a weight and an activation there
 
 JOINED = ("extra", "sources")  # of an earlier evaluation of the same logits they are kept
-ADDED = (*JOINED, "corrected")  # fields that a record of before does not have
+ADDED = (*JOINED, "corrected", "draw")  # fields that a record of before does not have
 
 METRICS_FILE = "metrics.json"  # of a run's artifacts: what the metrics that were asked for are, without their code
 CLASSES_FILE = "classes.json"  # beside it: names of the classes, by label
@@ -30,6 +30,7 @@ class Record:
     `activation_bits` is None where activations are float, the widest where they differ. `ranges` names the methods that found the
     limits of weights and activations, `corrections` what was done beside rounding, in part where numbers stand behind it,
     `corrected` what each correction that was asked for did and left, `calibration` the file of activation ranges.
+    `draw` is which calibration images it learned from, `calibrate.draw`; 0 where it read none.
     `extra` holds the metrics that were asked for, by name, `sources` the hash of the code of those of the user's own.
     `world_size` ranks measured; `trained_by` is how many trained (`1 then 2` where it went on with another number, which
     changes the order of sums).
@@ -76,6 +77,7 @@ class Record:
     extra: dict[str, float | None] = field(default_factory=dict)
     sources: dict[str, str] = field(default_factory=dict)
     corrected: dict[str, Outcome] = field(default_factory=dict)
+    draw: int = 0
 
     def as_row(self) -> dict[str, Any]:
         """For a journal; what records of before do not have only where there is something in it."""

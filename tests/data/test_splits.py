@@ -98,3 +98,10 @@ def test_representative_subset():
     assert torch.equal(representative(10_000, 2000), reference)
     for limit in (None, 5, 6):
         assert representative(5, limit).tolist() == [0, 1, 2, 3, 4]
+
+
+def test_draws_are_other_images_of_the_split_and_fewer_are_the_first_of_more():
+    draws = [representative(500, 50, draw) for draw in range(4)]
+    assert torch.equal(draws[0], representative(500, 50)) and all(len(set(rows.tolist())) == 50 for rows in draws)
+    assert len({tuple(sorted(rows.tolist())) for rows in draws}) == 4
+    assert torch.equal(representative(500, 20, 3), draws[3][:20])

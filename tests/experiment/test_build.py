@@ -83,6 +83,7 @@ def test_calibrating_on_the_test_split_is_stamped_on_the_number(cli, tiny):
     [
         (["quant.activation.bits=8", "data.num_calib=0"], "calibrate.split=calib: allowed is a split that holds images"),
         (["correct.adaround=true", "calibrate.num_images=5000"], "calibrate.num_images=5000: allowed is at most 100"),
+        (["correct.adaround=true", "calibrate.draw=1"], "calibrate.draw=1: allowed is 0 where all 100 images of the calib split"),
         (["correct.equalize=true"], "correct.equalize=true: allowed is true only with correct.fold_bn=true"),
         (["calibrate=bn", "correct.fold_bn=true", "correct.equalize=true"], "calibrate=bn: allowed is another method"),
         (["calibrate=entropy"], "calibrate=entropy: allowed is"),

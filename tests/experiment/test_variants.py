@@ -1,8 +1,11 @@
 import copy
+from dataclasses import asdict
 
 import pytest
 import torch
 
+from qexp.config.later import stored_values
+from qexp.config.root import Config
 from qexp.config.validate import validate
 from qexp.experiment import variants as module
 from qexp.experiment.variants import make_variants
@@ -110,6 +113,16 @@ def test_draws_and_numbers_of_images_are_told_apart(values, tensors):
         jobs(values, drawn, drawn | {"quant.weight.rounding_seed": 3}, grid, grid | {"calibrate.num_images": 32}), tensors
     )
     assert labels(found)[1:] == ["W4 int stochastic", "W4 int stochastic_3", "W4 int reestimate_bn", "W4 int reestimate_bn n32"]
+
+
+def test_the_first_draw_of_calibration_images_is_what_it_was_before_there_were_draws(values, tensors):
+    grid = {"bits": 4, "correct.reestimate_bn": True, "calibrate.num_images": 32}
+    found = make_variants(jobs(values, grid, *(grid | {"calibrate.draw": draw} for draw in (0, 1, 2))), tensors)
+    assert labels(found)[1:] == [f"W4 int reestimate_bn n32{word}" for word in ("", " draw_1", " draw_2")]
+    assert "draw" not in stored_values(asdict(found[1].config), Config)["calibrate"]
+    assert found[1].key == make_variants(jobs(values, grid), tensors)[1].key
+    nobody_reads_it = make_variants(jobs(values, {"bits": 4}, {"bits": 4, "calibrate.draw": 1}), tensors)
+    assert labels(nobody_reads_it) == ["fp32", "W4 int"]
 
 
 @pytest.mark.parametrize("change", [{"evaluate.split": "select"}, {"evaluate.num_images": 9}])

@@ -17,7 +17,7 @@ from torch import nn
 from qexp.base.errors import UserError
 from qexp.base.types import Batch, QuantSpec
 from qexp.config.calibrate import RANGE_METHODS, CalibrateSettings
-from qexp.ptq.calibrate import calibrate
+from qexp.ptq.calibrate import Observations, calibrate
 from qexp.ptq.calibration import CALIBRATION_VERSION, Calibration, hash_tensors
 from qexp.ptq.range_methods import BehindNorm
 
@@ -152,6 +152,24 @@ def test_images_that_run_out():
     once = iter(batches())
     with pytest.raises(UserError, match="40 images, then 0"):
         run("mse", source=lambda: once)
+
+
+def test_methods_and_widths_of_the_same_images_share_their_passes():
+    known, model, calls = Observations(), network(), []
+
+    def counted(size: int = 8):
+        calls.append(size)
+        return batches(size=size)
+
+    narrow = {name: replace(spec, bits=4) for name, spec in SPECS.items()}
+    for name, specs, passes in (("minmax", SPECS, 1), ("percentile", SPECS, 2), ("mse", SPECS, 2), ("mse", narrow, 2)):
+        shared = run(name, model=model, source=counted, specs=specs, known=known)
+        assert shared.hash == run(name, model=model, specs=specs).hash and len(calls) == passes, name
+    run(model=model, source=counted, known=known, num_images=24)  # other images, whatever they are
+    run(model=model, source=counted, known=known, num_images=24, draw=1)
+    model[0].weight.data *= 2
+    assert run(model=model, source=counted, known=known, num_images=24, draw=1).hash != shared.hash
+    assert len(calls) == 5
 
 
 @pytest.fixture

@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.stats import t as student
 from scipy.stats import ttest_rel
 from statsmodels.stats.weightstats import DescrStatsW
 
 from qexp.base.errors import UserError
 from qexp.stats.score import score_interval
-from qexp.stats.seeds import hierarchical_bootstrap, over_seeds, paired_over_seeds
+from qexp.stats.seeds import hierarchical_bootstrap, over_draws_and_images, over_seeds, paired_over_seeds
 
 VALUES = [91.2, 91.9, 91.6, 92.3, 91.4]
 OTHERS = [90.8, 91.7, 91.5, 91.8, 91.3]
@@ -126,3 +127,24 @@ def test_the_mean_lies_in_its_interval(values):
     spread = over_seeds(values)
     assert spread.interval.low <= spread.mean <= spread.interval.high
     assert isclose(spread.interval.high - spread.mean, spread.mean - spread.interval.low, abs_tol=1e-9)
+
+
+def test_draws_and_images_together_by_their_definition_and_beside_the_bootstrap():
+    generator = np.random.default_rng(2)
+    hard, draws = generator.random(800), generator.normal(0, 0.05, 12)[:, None]
+    right = hard + generator.normal(0, 0.05, (12, 800)) < 0.7 + draws
+    spread = over_draws_and_images(right)
+    by_draw, by_image = 100 * right.mean(1), 100 * right.mean(0)
+    variances = by_draw.var(ddof=1) / 12, by_image.var(ddof=1) / 800
+    error = sum(variances) ** 0.5
+    freedom = sum(variances) ** 2 / (variances[0] ** 2 / 11 + variances[1] ** 2 / 799)
+    low, high = student.interval(0.95, freedom, loc=by_draw.mean(), scale=error)
+    assert (spread.mean, spread.sd) == pytest.approx((by_draw.mean(), by_draw.std(ddof=1)))
+    assert (spread.interval.low, spread.interval.high) == pytest.approx((low, high))
+    _, resampled = hierarchical_bootstrap(right)
+    assert spread.interval.high - spread.interval.low == pytest.approx(resampled.high - resampled.low, rel=0.2)
+    alone = over_draws_and_images(np.stack([right[0]] * 4))  # draws that change nothing leave the uncertainty of images
+    assert alone.sd == 0 and alone.interval.high - alone.mean == pytest.approx(1.96 * 100 * right[0].std() / 800**0.5, rel=0.01)
+    assert over_draws_and_images(np.zeros((3, 5))).p_value is None
+    with pytest.raises(UserError, match="at least two draws"):
+        over_draws_and_images(right[:1])

@@ -44,6 +44,7 @@ from qexp.reporting.figures.style import (
     zoom_limits,
 )
 from qexp.reporting.frames.comparison import has_qat
+from qexp.reporting.frames.repeats import is_further_draw, repeats, without_draws
 from qexp.reporting.frames.summary import Family, summarize
 
 BLACK = "#000000"
@@ -101,12 +102,13 @@ def prec1_by_epoch(records: pd.DataFrame) -> Figure:
 def prec1_by_bits(records: pd.DataFrame) -> Figure | None:
     """Prec@1 at the last epoch against weight bits; a line per mode and family, the float network as a line across.
 
-    Repeated seeds are one panel: means, with a bar of one standard deviation. None where fewer than two widths were tried.
+    Repeated seeds or draws are one panel: means, with a bar of one standard deviation. None where fewer than two widths were
+    tried.
 
     Args:
         records: of `load_records`.
     """
-    table = summarize(records)
+    table = without_draws(summarize(records))
     if has_qat(table):
         table = last_points(table)
     variants = table[~is_reference(table)]
@@ -149,7 +151,7 @@ def prec1_by_bits(records: pd.DataFrame) -> Figure | None:
     for (mode, family), look in styles.items():
         label = _line_label(mode, family, families) + (" after training" if trained and mode != OWN else "")
         handles.append(legend_entry(label, look.color, look.line, look.marker, 5))
-    heading = "Prec@1 against weight bits, last epoch" + (", mean and sd over seeds" if _repeated(table) else "")
+    heading = "Prec@1 against weight bits, last epoch" + _over_what(table)
     return lay_out(panels, zooms, draw, handles, title(table, heading))
 
 
@@ -201,6 +203,7 @@ def _bits_line(axes: Axes, variants: pd.DataFrame, look: Look, positions: Mappin
 def _merged(records: pd.DataFrame) -> pd.DataFrame:
     """The records of the variants that the table lists: of equal ones, the first."""
     table = summarize(records)
+    table = table[~is_further_draw(table)]
     kept = set(zip(table["training"], table["variant_key"], table["split"], table["n"], strict=True))
     rows = zip(records["training"], records["variant_key"], records["split"], records["n"], strict=True)
     order = {name: number for number, name in enumerate(dict.fromkeys(table["variant"]))}
@@ -253,9 +256,11 @@ def last_zoom(part: pd.DataFrame) -> Limits | None:
     return min(limits[0], bars.min() - 0.1), max(limits[1], min(bars.max() + 0.1, 101.0))
 
 
-def _repeated(table: pd.DataFrame) -> bool:
-    """True if some training was repeated with another seed."""
-    return bool((table.groupby("group")["seed"].nunique() > 1).any())
+def _over_what(table: pd.DataFrame) -> str:
+    """What a heading says of means: over seeds of a training, over draws of calibration images."""
+    over = ["seeds"] if (table.groupby("group")["seed"].nunique() > 1).any() else []
+    over += ["draws"] if any(repeat.over == "draws" for repeat in repeats(table)) else []
+    return f", mean and sd over {' and '.join(over)}" if over else ""
 
 
 def _line_label(mode: str, family: Family, families: Sequence[Family]) -> str:

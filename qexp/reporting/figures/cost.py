@@ -14,6 +14,7 @@ from qexp.reporting.figures.accuracy import last_zoom
 from qexp.reporting.figures.layout import Limits, lay_out, panels_of
 from qexp.reporting.figures.style import MARKERS, drawing, legend_entry, mean_words, padded, percent_axis, spread_colors, title
 from qexp.reporting.frames.comparison import has_qat
+from qexp.reporting.frames.repeats import over_draws
 from qexp.reporting.frames.summary import is_control, is_float, summarize
 from qexp.reporting.statistics.paired import wilson_ends
 from qexp.tracking.record import FLOAT_BITS, FLOAT_VARIANT
@@ -35,7 +36,7 @@ def prec1_by_size(records: pd.DataFrame) -> Figure | None:
     Args:
         records: of `load_records`.
     """
-    table = summarize(records)
+    table = over_draws(summarize(records))
     table = table[~is_control(table)]
     if table[~is_float(table)]["size_bytes"].nunique() < 2:
         return None

@@ -21,6 +21,7 @@ from qexp.reporting.figures.style import (
     zoom_limits,
 )
 from qexp.reporting.frames.comparison import shared_words
+from qexp.reporting.frames.repeats import over_draws
 from qexp.reporting.frames.summary import family_keys, is_float, summarize
 from qexp.reporting.statistics.paired import wilson_ends
 
@@ -31,13 +32,14 @@ ROW_HEIGHT, FONT_SIZE = 0.16, 7.5  # inches, points
 def prec1_by_variant(records: pd.DataFrame) -> Figure | None:
     """Prec@1 at the last epoch and its 95 % Wilson interval, a line per variant in the table's order; colours by weight bits.
 
+    Of several draws of calibration images it is their mean, and a thick line of one standard deviation of them up and down.
     None where a plot against bits shows all there is: one network of few families, each with one variant of a width; or several
     trainings, which are compared epoch by epoch.
 
     Args:
         records: of `load_records`.
     """
-    table = summarize(records)
+    table = over_draws(summarize(records))
     variants = table[~is_float(table)].reset_index(drop=True)  # by number from the top
     if len(table[["training", "split", "n"]].drop_duplicates()) > 1 or variants.empty:
         return None
@@ -53,7 +55,8 @@ def prec1_by_variant(records: pd.DataFrame) -> Figure | None:
     means = mean_words(table)
     colors = dict(zip(widths, spread_colors(len(widths)), strict=True))
     shared = f"\nall {' '.join(words)}" if words else ""
-    heading = title(table, "Prec@1 of every variant, with 95 % intervals") + shared
+    drawn = "; thick: one sd over draws" if "draws_sd" in variants else ""
+    heading = title(table, f"Prec@1 of every variant, with 95 % intervals{drawn}") + shared
     with drawing(8.6 if magnify else 6.6, 1.4 + ROW_HEIGHT * len(variants), heading, 11) as figure:
         whole, *magnified = figure.subplots(1, 2 if magnify else 1, sharey=True, squeeze=False)[0]
         _draw(whole, variants, colors, float_prec1)
@@ -76,6 +79,9 @@ def _draw(axes: Axes, variants: pd.DataFrame, colors: dict[int, str], float_prec
     shades = [colors[bits] for bits in variants["bits"]]
     axes.axvline(float_prec1, color="#000000", linewidth=1.5, zorder=1.9)
     axes.hlines(variants.index, ends["low"], ends["high"], colors=shades, linewidth=1.2)
+    if "draws_sd" in variants:
+        sd = variants["draws_sd"].fillna(0.0)
+        axes.hlines(variants.index, variants["prec1"] - sd, variants["prec1"] + sd, colors=shades, linewidth=5.0, alpha=0.45)
     axes.scatter(variants["prec1"], variants.index, c=shades, s=14, zorder=2.5)
     axes.set_xlim(*padded(min(*ends["low"], float_prec1), max(*ends["high"], float_prec1), least=2.0))
     axes.xaxis.set_major_locator(MaxNLocator(nbins=7, steps=[1, 2, 2.5, 5, 10]))

@@ -20,6 +20,7 @@ from qexp.config.policy import POLICIES
 from qexp.reporting.frames.lineage import read_training
 from qexp.reporting.frames.protocol import find_protocols
 from qexp.reporting.frames.qat_labels import Named, name_trainings
+from qexp.reporting.frames.repeats import with_draws
 from qexp.reporting.frames.training_labels import training_labels
 from qexp.tracking.journal import experiment_rows
 from qexp.tracking.record import CLASSES_FILE, COLUMNS, FLOAT_VARIANT, METRICS_FILE
@@ -43,6 +44,7 @@ def load_records(name: str, runs_dir: str | Path) -> pd.DataFrame:
     `label`: what distinguishes the training from the experiment's others (`lr=0.01`), its hash where it is the only one;
     `group`: the label without the seed, equal for the repetitions of a training;
     where quantization-aware trainings are among them, `LINEAGE` too: the fields of `Named`;
+    `draw` and `without_draw`, the variant but for its draw, where there are draws of calibration images (`frames.repeats`);
     `bits` of a policy with widths of its own is their mean, and `widths` says them, where there is such a policy;
     `protocol`, where there are several: a letter for what the row was measured on (`qexp.reporting.frames.protocol`);
     `param.<key>`: each parameter in which runs differ and that no other column has.
@@ -59,7 +61,7 @@ def load_records(name: str, runs_dir: str | Path) -> pd.DataFrame:
     last = {(row["run"], row["variant_key"]): row for row in sorted(records, key=lambda row: row["epoch"])}
     named = [_label(last[record["run"], record["variant_key"]]) for record in records]
     frame = _one_name_each(pd.DataFrame(records).assign(named=named, variant=[label.text for label in named]))
-    frame = _with_widths(_labelled(frame, runs), runs)
+    frame = with_draws(_with_widths(_labelled(frame, runs), runs))
     for column in ("data", "model"):
         frame[column] = [_params(runs, training).get(f"{column}.name", "") for training in frame["training"]]
     planned = [runs[training].get("planned_epochs") if training in runs else None for training in frame["training"]]
@@ -111,7 +113,9 @@ def _latest(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     kept: dict[tuple[object, ...], dict[str, Any]] = {}
     for row in rows:
         identity = tuple(row[key] for key in IDENTITY)
-        record = {key: row.get(key) for key in ("run", *COLUMNS, *ADDED_SINCE)} | row.get("extra", {})
+        record = (
+            {key: row.get(key) for key in ("run", *COLUMNS, *ADDED_SINCE)} | {"draw": row.get("draw", 0)} | row.get("extra", {})
+        )
         if row["reused"] and identity in kept:
             record["time_ms"] = kept[identity]["time_ms"]
         kept[identity] = record

@@ -11,6 +11,7 @@ import pandas as pd
 from qexp.config.metrics import ALWAYS, METRICS, MetricInfo
 from qexp.reporting.frames.comparison import LINEAGE, has_qat, one_start_each, points_against_control, training_order
 from qexp.reporting.frames.jobs import STATES
+from qexp.reporting.frames.repeats import DRAWN, REPEATED, has_draws, repeats
 from qexp.tracking.record import ADDED, COLUMNS, FLOAT_VARIANT
 
 TABLE_COLUMNS = (
@@ -28,7 +29,6 @@ STATISTICS = ("prec1_low", "prec1_high", *PAIRED)
 Family = tuple[str, ...]  # policy, quantizer, granularity, input
 MODE_ORDER = {"int": 0, "float": 1, "half": 2}
 MEASUREMENT = ["training", "variant_key", "split", "n"]
-REPEATED = ["group", "variant", "bits", "mode", "policy", "quant", "granularity", "input_quant", "split", "n", "epoch"]
 CONTROL = "control: the same map and clamp, no rounding"
 
 
@@ -54,6 +54,9 @@ def columns_of_others() -> frozenset[str]:
         "num_seeds",
         "versions",
         "trained_with",
+        "num_draws",
+        "images_sd",
+        *DRAWN,
     )
     curves = ("train_loss", "train_prec1", "lr")
     return frozenset((*TABLE_COLUMNS, *COLUMNS, *ADDED, *STATISTICS, *CLAIMS, *LINEAGE, *METRICS, *added, *curves))
@@ -110,6 +113,7 @@ def summarize(
         columns += LINEAGE
     if "widths" in table:
         columns.insert(columns.index("bits") + 1, "widths")
+    columns += DRAWN if has_draws(table) else ()
     if "protocol" in table:
         columns.insert(0, "protocol")
     before_kl = columns.index("kl")
@@ -132,7 +136,10 @@ def _set_states(table: pd.DataFrame, states: Mapping[tuple[str, str], str]) -> N
 
 
 def seed_table(table: pd.DataFrame, metrics: Sequence[MetricInfo] = ALWAYS) -> pd.DataFrame:
-    """Mean and standard deviation (ddof 1) over seeds of each variant that was trained with several; may be empty.
+    """Mean and standard deviation (ddof 1) over seeds of each variant that was trained with several, or over draws; may be empty.
+
+    With draws `num_draws` counts them, and `images_sd` is the standard deviation of one accuracy over the choice of the n images
+    that are scored, 100 sqrt(p (1 - p)/n) at the mean.
 
     Args:
         table: what `summarize` returns.
@@ -142,16 +149,19 @@ def seed_table(table: pd.DataFrame, metrics: Sequence[MetricInfo] = ALWAYS) -> p
     averaged += ["vs_control"] if has_qat(table) and table["vs_control"].notna().any() else []
     asked_for = [row.name for row in metrics if row.averaged and row.name not in COLUMNS and row.name in table]
     averaged += asked_for
-    for values, part in table.groupby(REPEATED, sort=False, dropna=False):
-        if part["seed"].nunique() < 2:
-            continue
-        row = dict(zip(REPEATED, values, strict=True)) | {"num_seeds": part["seed"].nunique()}
+    for repeat in repeats(table):
+        part, row = repeat.part, repeat.values | {"num_seeds": repeat.part["seed"].nunique()}
+        if has_draws(table):
+            mean = part["prec1"].mean() / 100
+            row |= {"num_draws": repeat.count if repeat.over == "draws" else None}
+            row |= {"images_sd": 100 * (mean * (1 - mean) / row["n"]) ** 0.5}
         for name in averaged:
             # A metric that was asked for of some seeds only has no mean over all of them.
             values = part[name] if name not in asked_for or part[name].notna().all() else part[name].head(0)
             row |= {f"{name}_mean": values.mean(), f"{name}_sd": values.std(ddof=1)}
         rows.append(row)
     columns = [f"{name}_{kind}" for name in averaged for kind in ("mean", "sd")]
+    columns = [*(["num_draws", "images_sd"] if has_draws(table) else []), *columns]
     return pd.DataFrame(rows, columns=[*REPEATED, "num_seeds", *columns])
 
 
@@ -206,7 +216,7 @@ def _merge_equal(table: pd.DataFrame) -> pd.DataFrame:
     for index, row in table.iterrows():
         numbers = repr((row["prec1"], row["prec5"], row["loss"]))
         same = (row["training"], row["split"], row["n"], row["epoch"], row["plan_hash"], numbers, row["alarms"])
-        key = (*same, index if free[index] else None)
+        key = (*same, row.get("draw"), index if free[index] else None)
         if key in kept:
             others.setdefault(kept[key], []).append(row["variant"])
         else:

@@ -13,7 +13,8 @@ import numpy as np
 import pandas as pd
 
 from qexp.reporting.frames.predictions import Predictions, StoredPredictions, keys_of
-from qexp.reporting.frames.summary import REPEATED, STATISTICS, is_control, is_float
+from qexp.reporting.frames.repeats import is_further_draw, repeats
+from qexp.reporting.frames.summary import STATISTICS, is_control, is_float
 from qexp.stats.interval import Interval, wilson
 from qexp.stats.noninferiority import MARGIN, NonInferiority, non_inferiority
 from qexp.stats.paired import compare_counts, mcnemar
@@ -92,8 +93,8 @@ def wilson_ends(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def is_tested(table: pd.DataFrame) -> pd.Series:
-    """True in the rows that are compared with a float network as a family: quantized ones, controls excepted."""
-    return ~is_float(table) & ~is_control(table)
+    """True in the rows that are compared with a float network as a family: quantized ones, no controls and no further draws."""
+    return ~is_float(table) & ~is_control(table) & ~is_further_draw(table)
 
 
 def row_names(table: pd.DataFrame) -> list[str]:
@@ -126,15 +127,13 @@ def comparable(table: pd.DataFrame, stored: StoredPredictions) -> Iterator[tuple
 
 
 def seed_intervals(table: pd.DataFrame, stored: StoredPredictions) -> pd.DataFrame:
-    """What seeds and images together leave open, a row per variant that was trained with several seeds, as in `seed_table`.
+    """What seeds (or draws) and images together leave open, a row per variant that was repeated, as in `seed_table`.
 
     `prec1_low`, `prec1_high`, `delta_low`, `delta_high`: hierarchical bootstrap over seeds and images; `p_seeds`: paired t test
     of the differences over seeds, two-sided. Differences are against the networks of `stored.references_of`.
     """
     rows = []
-    for _, part in table.groupby(REPEATED, sort=False, dropna=False):
-        if part["seed"].nunique() < 2:
-            continue
+    for part in (repeat.part for repeat in repeats(table)):
         row = dict.fromkeys(SEED_COLUMNS, math.nan)
         right = _stacked(stored.of(keys_of(part)))
         if right is not None:

@@ -15,6 +15,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from qexp.reporting.frames.predictions import Predictions, StoredPredictions
+from qexp.reporting.frames.repeats import is_further_draw
 from qexp.reporting.frames.summary import is_control, is_float
 from qexp.reporting.statistics.paired import ALPHA, comparable, is_tested, pair_interval, row_names
 from qexp.stats.family import holm_adjusted
@@ -67,12 +68,13 @@ def weights(planned: NDArray[np.bool_]) -> NDArray[np.float64]:
 
 
 def compare_rows(table: pd.DataFrame, stored: StoredPredictions) -> Comparisons:
-    """Compare any two rows of a table that are of the same images, controls outside of the family.
+    """Compare any two rows of a table that are of the same images, controls outside of the family; of several draws the first.
 
     Args:
         table: rows `with_statistics`.
         stored: of `load_predictions`.
     """
+    whole, table = table.index, table[~is_further_draw(table)]
     references = dict(zip(table.index, stored.references_of(table), strict=True))
     groups = [group for group in comparable(table, stored) if len(group[0]) > 1]
     parts = [_counted(*group, [stored.by_key.get(references[index]) for index in group[0].index]) for group in groups]
@@ -84,8 +86,8 @@ def compare_rows(table: pd.DataFrame, stored: StoredPredictions) -> Comparisons:
     adjusted = holm_adjusted(values, weights(planned))
     frame = frame.assign(p_holm=pd.Series(adjusted[: len(family)], index=family.index, dtype=float))
     own = frame.dropna(subset="row").set_index("row")["p_holm"]
-    p_holm = pd.concat([own, pd.Series(adjusted[len(family) :], index=alone)]).astype(float).reindex(table.index)
-    vs_best, shown = pd.Series("", index=table.index), [pd.DataFrame(columns=list(PAIR_COLUMNS))]
+    p_holm = pd.concat([own, pd.Series(adjusted[len(family) :], index=alone)]).astype(float).reindex(whole)
+    vs_best, shown = pd.Series("", index=whole), [pd.DataFrame(columns=list(PAIR_COLUMNS))]
     names = dict(zip(table.index, row_names(table), strict=True))
     for number, (part, predictions) in enumerate(groups):
         vs_best.update(_against_best(part, predictions, frame.loc[number]))

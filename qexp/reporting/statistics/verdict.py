@@ -11,6 +11,7 @@ import pandas as pd
 from qexp.config.metrics import ALWAYS, MetricInfo
 from qexp.reporting.frames.predictions import StoredPredictions, keys_of, measurement_of
 from qexp.reporting.frames.summary import CLAIMS, is_float, seed_table
+from qexp.reporting.statistics.draws import draw_pairs, draw_sentences, first_few, over_repeats
 from qexp.reporting.statistics.paired import ALPHA, comparable, is_tested, row_names, seed_intervals
 from qexp.reporting.statistics.pairs import ALIKE, BEST, PLANNED, WORSE, Comparisons, compare_rows
 from qexp.stats.family import adjust
@@ -18,7 +19,6 @@ from qexp.stats.noninferiority import MARGIN
 from qexp.stats.paired import mcnemar_power, minimum_detectable_effect
 from qexp.tracking.record import FLOAT_VARIANT
 
-MAX_NAMES = 8  # of a sentence
 EXPLAINED = (
     "*95 % CI*: score interval of the difference from the float network, over images, of each row by itself: not adjusted; "
     "`pairs.csv` has the same. *p*: exact McNemar test against the float network. All pairs of rows are one family: Holm "
@@ -45,6 +45,7 @@ class Verdict:
         early: of `best_epoch_rows`.
         pairs: of `pairs_of`.
         seeds: of `seed_table`, with `seed_intervals`.
+        draws: of `draw_pairs`.
         digest: of the predictions beside the table; empty where there are none.
         protocols: sentences about the protocols of the rows; empty where there is one.
         metrics: that the table has.
@@ -56,6 +57,7 @@ class Verdict:
     early: pd.DataFrame
     pairs: pd.DataFrame
     seeds: pd.DataFrame
+    draws: pd.DataFrame
     digest: str = ""
     protocols: tuple[str, ...] = ()
     metrics: tuple[MetricInfo, ...] = ALWAYS
@@ -76,7 +78,13 @@ def compare_variants(
     seeds = pd.concat([seed_table(table, metrics), seed_intervals(table, stored)], axis=1)
     claimed = with_claims(table, rows)
     groups = [part.index for part, _ in comparable(table, stored)]
-    sentences = [*_over_seeds(seeds, table), *_against_float(claimed, rows), *_no_loss(claimed)]
+    draws = draw_pairs(table, stored)
+    sentences = [
+        *over_repeats(seeds, table),
+        *draw_sentences(table, seeds, draws),
+        *_against_float(claimed, rows),
+        *_no_loss(claimed),
+    ]
     sentences += [*_against_best(claimed, groups), *_power(claimed, groups, rows)]
     return Verdict(
         table=claimed,
@@ -85,6 +93,7 @@ def compare_variants(
         early=early,
         pairs=_pairs(rows, early, stored),
         seeds=seeds,
+        draws=draws,
         metrics=tuple(metrics),
     )
 
@@ -146,23 +155,6 @@ def best_epoch_rows(records: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
     return records[kept]
 
 
-def _over_seeds(seeds: pd.DataFrame, table: pd.DataFrame) -> Iterator[str]:
-    """Means and deviations, which are the results where seeds were repeated."""
-    if seeds.empty:
-        return
-    roles = dict(zip(table["group"], table["role"], strict=True)) if "role" in table else {}
-    named = seeds.assign(label=seeds["group"], training=seeds["group"], role=seeds["group"].map(roles), variant_key="")
-    texts = []
-    for name, row in zip(row_names(named), seeds.to_dict("records"), strict=True):
-        text = f"{name} {row['prec1_mean']:.2f} +- {row['prec1_sd']:.2f} %"
-        against = "vs_control" if pd.notna(row.get("vs_control_mean")) else "delta_prec1"
-        if row["variant"] != FLOAT_VARIANT:
-            text += f" ({row[f'{against}_mean']:+.2f} +- {row[f'{against}_sd']:.2f})"
-        texts.append(text)
-    counts = sorted(set(seeds["num_seeds"]))
-    yield f"Over {' to '.join(map(str, dict.fromkeys((counts[0], counts[-1]))))} seeds, mean +- sd: {_first_few(texts)}."
-
-
 def _against_float(table: pd.DataFrame, rows: Comparisons) -> Iterator[str]:
     """One sentence about the comparisons with float networks."""
     tested = table[is_tested(table) & table["p_value"].notna()]
@@ -205,7 +197,7 @@ def _no_loss(table: pd.DataFrame) -> Iterator[str]:
     for column, (by, what, told) in tests.items():
         holds = tested[tested[column].eq(True)].sort_values(by, kind="stable")
         if len(holds) or column == "non_inferior":
-            listed = f": {_first_few([names[index] for index in holds.index])}" if len(holds) else ""
+            listed = f": {first_few([names[index] for index in holds.index])}" if len(holds) else ""
             yield f"{len(holds)} of {count} are {what} {MARGIN:g} points{listed} ({told})."
 
 
@@ -267,7 +259,7 @@ def _gaps(table: pd.DataFrame, stored: StoredPredictions) -> Iterator[str]:
         if len(names) == int((~is_float(table)).sum()):
             yield f"No statistics: {reason}."
         else:
-            yield f"No statistics for {_first_few(names)}: {reason}."
+            yield f"No statistics for {first_few(names)}: {reason}."
 
 
 def _measured_on(part: pd.DataFrame) -> str:
@@ -278,10 +270,4 @@ def _measured_on(part: pd.DataFrame) -> str:
 
 def _listed(texts: Iterable[tuple[float, str, float]]) -> str:
     words = [f"{name} ({delta:+.2f})" for delta, name, _ in sorted(texts, key=lambda text: -text[0])]
-    return f": {_first_few(words)}" if words else ""
-
-
-def _first_few(texts: Sequence[str]) -> str:
-    """The first texts of a sentence, and how many more there are."""
-    rest = f" and {len(texts) - MAX_NAMES} more" if len(texts) > MAX_NAMES else ""
-    return ", ".join(texts[:MAX_NAMES]) + rest
+    return f": {first_few(words)}" if words else ""

@@ -32,6 +32,8 @@ from qexp.reporting.frames.predictions import (
 )
 from qexp.reporting.frames.summary import CLAIMS, STATISTICS, own_metrics, seed_table
 from qexp.reporting.statistics.asked_again import check_asked_tables
+from qexp.reporting.statistics.draws import FILE as DRAWS_FILE
+from qexp.reporting.statistics.draws import draw_pairs
 from qexp.reporting.statistics.paired import against, is_tested, seed_intervals, wilson_of
 from qexp.reporting.statistics.pairs import compare_rows
 from qexp.reporting.statistics.verdict import best_epoch_rows, pairs_of, with_claims
@@ -40,8 +42,8 @@ from qexp.tracking.journal import journal_path
 from qexp.tracking.record import FLOAT_VARIANT
 
 TEXTS = (
-    "training", "label", "variant", "variant_key", "plan_hash", "data_hash", "vs_best", "group", "control", "a", "b", "epoch",
-    *(row.name for row in METRICS.values() if row.gives == "text"), "name",
+    "training", "label", "variant", "without_draw", "variant_key", "plan_hash", "data_hash", "vs_best", "group", "control",
+    "a", "b", "epoch", *(row.name for row in METRICS.values() if row.gives == "text"), "name",
 )  # fmt: skip
 NEVER = {
     **{row.name: "needs logits" for row in METRICS.values() if row.stored == "never"},
@@ -56,7 +58,7 @@ PAIR_KEY = ["a", "b", "epoch", "split", "n"]
 
 
 def verify_tables(name: str, *, runs_dir: str | Path, results_dir: str | Path) -> Verification:
-    """Recompute `table.csv`, `epochs.csv`, `seeds.csv` and `pairs.csv` of an experiment, committed or not.
+    """Recompute `table.csv`, `epochs.csv`, `seeds.csv`, `pairs.csv` and `draws.csv` of an experiment, committed or not.
 
     Raises:
         UserError: no such table, none of evaluations, or nothing stored to recompute any number from.
@@ -68,7 +70,7 @@ def verify_tables(name: str, *, runs_dir: str | Path, results_dir: str | Path) -
         left[", ".join(name for name in (*CLAIMS, "ci_low", "ci_high") if name in table)] = EARLIER.replace("NAME", name)
     if table is None or not {"training", "variant_key", "prec1"} <= set(table.columns):
         raise UserError("name", name, allowed=f"a table of evaluations at {folder / 'table.csv'}")
-    epochs, seeds, pairs = (_read(folder / file) for file in ("epochs.csv", "seeds.csv", "pairs.csv"))
+    epochs, seeds, pairs, draws = (_read(folder / file) for file in ("epochs.csv", "seeds.csv", "pairs.csv", DRAWS_FILE))
     if left:
         table, epochs = _as_before(table), None if epochs is None else _as_before(epochs)
         pairs = None if pairs is None else pairs.drop(columns="p_holm")
@@ -83,6 +85,7 @@ def verify_tables(name: str, *, runs_dir: str | Path, results_dir: str | Path) -
         epochs = _check_rows(result, "epochs.csv", epochs, stored, quiet=True)
     _check_family(result, table, again, stored)
     _check_seeds(result, seeds, again, stored)
+    _check_draws(result, draws, again, stored)
     _check_pairs(result, pairs, again, again.head(0) if epochs is None else epochs, stored)
     check_asked_tables(result, folder, table, stored)
     result.left |= {column: why for column, why in NEVER.items() if column in table}
@@ -204,6 +207,19 @@ def _check_seeds(result: Verification, seeds: pd.DataFrame | None, again: pd.Dat
         for column in numbers:
             slack = _slack(seeds.iloc[position], column, int(seeds["n"].iloc[position]))
             result.compare("seeds.csv", name, column, seeds[column].iloc[position], means[column].iloc[position], slack=slack)
+
+
+def _check_draws(result: Verification, draws: pd.DataFrame | None, again: pd.DataFrame, stored: StoredPredictions) -> None:
+    """Comparisons of variants with several draws."""
+    if draws is None:
+        return
+    known = draw_pairs(again, stored)
+    if list(zip(known["a"], known["b"], strict=True)) != list(zip(draws["a"], draws["b"], strict=True)):
+        result.wrong.append(f"{DRAWS_FILE}: its pairs are not those of the table")
+        return
+    for old, new in zip(draws.to_dict("records"), known.to_dict("records"), strict=True):
+        for column in ("difference", "difference_sd", "ci_low", "ci_high", "p_value", "p_holm"):
+            result.compare(DRAWS_FILE, f"{old['a']} and {old['b']}", column, old[column], new[column])
 
 
 def _check_pairs(

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import pandas as pd
+
 from qexp.base.table import Column
+from qexp.reporting.frames.comparison import has_qat, shared_words
+from qexp.reporting.statistics.pairs import ALIKE, BEST, WORSE
 
 Filled = tuple[Column, Sequence[object]]  # a column and its values
 DESCRIBING = {
@@ -24,8 +28,30 @@ DESCRIBING = {
         Column(name="n", title="n", kind="count"),
         Column(name="seed", title="seed", kind="count"),
         Column(name="num_seeds", title="seeds", kind="count"),
+        Column(name="num_draws", title="draws", kind="count"),
         Column(name="epoch", title="epoch", kind="count"),
         Column(name="state", title="state", kind="text"),
     )
 }
 GRID = ("policy", "quant", "granularity", "input_quant")
+MARKS = {"vs best": {BEST: "best", ALIKE: "alike", WORSE: "worse"}}
+
+
+def rounded_column(title: str, cells: Sequence[str]) -> Filled:
+    """A column of numbers that are rounded already, left out where there are none.
+
+    Args:
+        title: of the column.
+        cells: texts.
+    """
+    marks = MARKS.get(title, {})
+    return Column(name=title, title=title, kind="number", form=str, optional=True, marks=marks), cells
+
+
+def qat_words(table: pd.DataFrame) -> tuple[str, ...]:
+    """Words of labels that are said once, in the caption.
+
+    Args:
+        table: of `summarize`.
+    """
+    return shared_words(table) if has_qat(table) else ()

@@ -3,31 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 
 import pandas as pd
 
 from qexp.base.files import write_texts
-from qexp.base.table import Column, Table, lines, markdown_table, markdown_text
+from qexp.base.table import Table, lines, markdown_table, markdown_text
 from qexp.base.text import MIB
 from qexp.config.metrics import ALWAYS, MetricInfo
-from qexp.reporting.frames.comparison import has_qat, shared_words
+from qexp.reporting.frames.comparison import has_qat
+from qexp.reporting.frames.repeats import one_of_each
 from qexp.reporting.frames.summary import CONTROL, is_control, is_float, widths_of
-from qexp.reporting.statistics.pairs import ALIKE, BEST, WORSE
+from qexp.reporting.statistics.draws import EXPLAINED as DRAWS_EXPLAINED
+from qexp.reporting.statistics.draws import FILE as DRAWS_FILE
 from qexp.reporting.statistics.verdict import EXPLAINED, Verdict
-from qexp.reporting.tables.columns import DESCRIBING, GRID, Filled
-from qexp.reporting.tables.metric_cells import is_accuracy, metric_cells, number_text
+from qexp.reporting.tables.columns import DESCRIBING, GRID, Filled, qat_words, rounded_column
+from qexp.reporting.tables.metric_cells import is_accuracy, metric_cells
 from qexp.reporting.tables.render import Display, csv_text, numbers_text
-from qexp.reporting.tables.statistic_cells import seed_statistics, seeds_explained, statistics
+from qexp.reporting.tables.repeated import MEANS, repeats_title, seeds_display
+from qexp.reporting.tables.statistic_cells import seeds_explained, statistics
 from qexp.tracking.row_types import SweepRow
 
 VS_CONTROL = (
     "vs control in points against the float control: trained in float from the same weights with the same recipe and seed, "
     "after the same epoch"
 )
-MEANS = "Mean +- standard deviation (ddof 1)."
-MARKS = {"vs best": {BEST: "best", ALIKE: "alike", WORSE: "worse"}}
 
 
 def write_tables(
@@ -50,7 +50,9 @@ def write_tables(
         sweeps: of `load_sweeps`; commands, versions and revisions for `table.md`.
         jobs: of `load_jobs`.
     """
-    texts = {"seeds.csv": "", "pairs.csv": ""} | ({} if jobs is None or jobs.empty else {"jobs.csv": csv_text(jobs)})
+    texts = {"seeds.csv": "", "pairs.csv": "", DRAWS_FILE: ""} | (
+        {} if jobs is None or jobs.empty else {"jobs.csv": csv_text(jobs)}
+    )
     texts |= {} if verdict is None else _texts(name, records, sweeps, verdict)
     return {path.name: path for path in write_texts(folder, texts)}
 
@@ -63,7 +65,7 @@ def _texts(name: str, records: pd.DataFrame, sweeps: Sequence[SweepRow], verdict
     words = (*verdict.sentences, *verdict.gaps, *_stored(verdict))
     text = markdown(name, verdict.table, verdict.seeds, sweeps, words, verdict.protocols, verdict.metrics)
     texts = {"table.csv": csv_text(_flat(verdict.table)), "epochs.csv": csv_text(_flat(epochs)), "table.md": text}
-    more = {"pairs.csv": verdict.pairs, "seeds.csv": verdict.seeds}
+    more = {"pairs.csv": verdict.pairs, "seeds.csv": verdict.seeds, DRAWS_FILE: verdict.draws}
     return texts | {file: csv_text(frame) if len(frame) else "" for file, frame in more.items()}
 
 
@@ -116,7 +118,8 @@ def markdown(
         parts += ["## Which differences are real", "\n".join(f"- {sentence}" for sentence in words)]
         parts += [EXPLAINED] if table["p_value"].notna().any() else []
     if len(seeds):
-        parts += ["## Repeated seeds", MEANS + seeds_explained(seeds)]
+        parts += [f"## {repeats_title(seeds)}", MEANS + seeds_explained(seeds)]
+        parts += [DRAWS_EXPLAINED] if "num_draws" in seeds else []
         parts.append(markdown_table(seeds_display(seeds, table, metrics)))
     if sweeps:
         parts += ["## How this was made", "\n".join(_sweep_line(sweep) for sweep in sweeps)]
@@ -142,10 +145,11 @@ def display(table: pd.DataFrame, *, wide: bool = False, metrics: Sequence[Metric
         wide: see above.
         metrics: that it has.
     """
+    table = one_of_each(table)
     variants = table[~is_float(table)]
     marks, footnotes = _footnotes(table)
     shared: list[str] = [f"{row.data}, {row.model}" for row in table[["data", "model"]].drop_duplicates().itertuples()]
-    words = _shared(table)
+    words = qat_words(table)
     names = [label.without(words).text for label in table["named"]]
     columns: list[Filled] = []
 
@@ -178,20 +182,9 @@ def display(table: pd.DataFrame, *, wide: bool = False, metrics: Sequence[Metric
         *(metric_cells(table, row) for row in metrics if row not in first),
         ("MiB", list(size)),
     ):
-        columns.append(_rounded(title, cells))
+        columns.append(rounded_column(title, cells))
     shared += [f"all copies {' '.join(words)}"] if words else []
     return Display(", ".join(shared), Table.of_values(columns), tuple(footnotes))
-
-
-def _rounded(title: str, cells: Sequence[str]) -> Filled:
-    """A column of numbers that are rounded already, left out where there are none."""
-    marks = MARKS.get(title, {})
-    return Column(name=title, title=title, kind="number", form=str, optional=True, marks=marks), cells
-
-
-def _shared(table: pd.DataFrame) -> tuple[str, ...]:
-    """Words of labels that are said once, in the caption."""
-    return shared_words(table) if has_qat(table) else ()
 
 
 def _split_or_share(
@@ -237,42 +230,6 @@ def _footnotes(table: pd.DataFrame) -> tuple[list[str], list[str]]:
         texts += [note for note in notes if note != CONTROL]
         marks.append("".join(f"[{numbers.setdefault(text, len(numbers) + 1)}]" for text in texts))
     return marks, [f"[{number}] {text}" for text, number in numbers.items()]
-
-
-def seeds_display(seeds: pd.DataFrame, table: pd.DataFrame, metrics: Sequence[MetricInfo] = ALWAYS) -> Table:
-    """The means, rounded; a loss, which tells little beside an accuracy, is in `seeds.csv`.
-
-    Args:
-        seeds: of `seed_table`.
-        table: that they are of.
-        metrics: that the table has.
-    """
-    gridded = seeds[~is_float(seeds) & (seeds["mode"] != "half")]
-    words = _shared(table)
-    named = {label.text: label.without(words).text for label in table["named"]}
-    values = {name: list(seeds[name]) for name in DESCRIBING if name in seeds}
-    widths = dict(zip(zip(table["variant"], table["bits"], strict=True), widths_of(table), strict=True))
-    values |= {"bits": [widths[pair] for pair in zip(seeds["variant"], seeds["bits"], strict=True)]}
-    values |= {"variant": [named[name] for name in seeds["variant"]], "mode": list(seeds["mode"].mask(is_float(seeds), ""))}
-    groups = ["group"] if seeds["group"].nunique() > 1 else []
-    differing = [name for name in GRID if gridded[name].nunique() > 1]
-    columns: list[Filled] = [
-        (DESCRIBING[name], values[name]) for name in (*groups, "variant", "bits", "mode", *differing, "num_seeds")
-    ]
-    titles = {row.name: row.title for row in metrics if is_accuracy(row)} | {"vs_control": "vs control"}
-    own = {row.name: row for row in metrics if not row.always}
-    for name, title in (titles | {name: row.title for name, row in own.items()}).items():
-        if f"{name}_mean" in seeds:
-            pairs = zip(seeds[f"{name}_mean"], seeds[f"{name}_sd"], strict=True)
-            cells = [_mean_and_sd(mean, sd, own.get(name)) for mean, sd in pairs]
-            columns.append((Column(name=name, title=title, kind="number", form=str), cells))
-    return Table.of_values([*columns, *(_rounded(title, cells) for title, cells in seed_statistics(seeds))])
-
-
-def _mean_and_sd(mean: float, sd: float, row: MetricInfo | None) -> str:
-    """Two decimals each, or as the metric's row says; nothing where there is no mean."""
-    form = "{:.2f}".format if row is None else partial(number_text, row)
-    return "" if pd.isna(mean) else f"{form(mean)} +- {form(sd).removeprefix('+')}"
 
 
 def _sweep_line(sweep: SweepRow) -> str:

@@ -48,10 +48,11 @@ def seed_statistics(seeds: pd.DataFrame) -> list[StatisticColumn]:
     """The columns of what seeds and images together leave open."""
     if "delta_low" not in seeds:
         return []
+    over = "seeds" if "num_draws" not in seeds else "draws" if seeds["num_draws"].notna().all() else "seeds or draws"
     columns = [
         ("Prec@1 95 % CI", _intervals(seeds, "prec1_low", "prec1_high", sign="")),
         ("difference 95 % CI", _intervals(seeds, "delta_low", "delta_high")),
-        ("p over seeds", numbers_text(seeds["p_seeds"], p_text)),
+        (f"p over {over}", numbers_text(seeds["p_seeds"], p_text)),
     ]
     return [(title, cells) for title, cells in columns if any(cells)]
 
@@ -60,10 +61,11 @@ def seeds_explained(seeds: pd.DataFrame) -> str:
     """What these columns are."""
     if not seed_statistics(seeds):
         return ""
+    over = seed_statistics(seeds)[-1][0].removeprefix("p over ")
     against = "the float control, where there is one" if "vs_control_mean" in seeds else "the float network"
     return (
-        f" *95 % CI*: hierarchical bootstrap over seeds and images, of the difference against {against}. *p over seeds*: paired "
-        "t test of it, not adjusted."
+        f" *95 % CI*: hierarchical bootstrap over {over} and images, of the difference against {against}. *p over {over}*: "
+        "paired t test of it, not adjusted."
     )
 
 
