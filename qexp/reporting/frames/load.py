@@ -45,6 +45,8 @@ def load_records(name: str, runs_dir: str | Path) -> pd.DataFrame:
     where quantization-aware trainings are among them, `LINEAGE` too: the fields of `Named`;
     `bits` of a policy with widths of its own is their mean, and `widths` says them, where there is such a policy;
     `protocol`, where there are several: a letter for what the row was measured on (`qexp.reporting.frames.protocol`);
+    `files`, where protocols are the same files prepared in other ways and that is asked about; `compared_with` in rows of
+    float networks then, the training with whose float network it is compared; `delta_prec1` is against that one;
     `param.<key>`: each parameter in which runs differ and that no other column has.
 
     Raises:
@@ -67,6 +69,10 @@ def load_records(name: str, runs_dir: str | Path) -> pd.DataFrame:
     protocols = find_protocols(frame, {training: _params(runs, training) for training in frame["training"].unique()})
     if protocols.sentences:
         frame["protocol"] = protocols.marks
+    if protocols.files:
+        of_float = frame["variant"] == FLOAT_VARIANT
+        frame = frame.assign(files=protocols.files, compared_with=frame["training"].map(protocols.references).where(of_float))
+        frame["delta_prec1"] = _across_delta(frame)
     return pd.concat([frame, _differing_params(frame["run"], runs)], axis=1)
 
 
@@ -172,6 +178,13 @@ def _with_widths(frame: pd.DataFrame, runs: Mapping[str, RunRow]) -> pd.DataFram
             bits[number] = round(mean, 2)
             widths[number] = f"{min(different)}-{max(different)}, mean {mean:.1f}" if len(different) > 1 else f"{mean:g}"
     return frame.assign(bits=bits, widths=widths) if any(widths) else frame
+
+
+def _across_delta(frame: pd.DataFrame) -> list[float]:
+    """`delta_prec1`, that of a float network against the one that it is compared with."""
+    floats = frame[frame["variant"] == FLOAT_VARIANT].set_index("training")["prec1"].to_dict()  # one epoch: nothing trained
+    rows = zip(frame["compared_with"], frame["prec1"], frame["delta_prec1"], strict=True)
+    return [delta if pd.isna(other) else prec1 - floats[other] for other, prec1, delta in rows]
 
 
 def _params(runs: Mapping[str, RunRow], run: str) -> Mapping[str, Scalar]:
