@@ -20,7 +20,7 @@ from qexp.config.policy import POLICIES
 from qexp.reporting.frames.lineage import read_training
 from qexp.reporting.frames.protocol import find_protocols
 from qexp.reporting.frames.qat_labels import Named, name_trainings
-from qexp.reporting.frames.training_labels import training_labels
+from qexp.reporting.frames.training_labels import training_labels, value_text
 from qexp.tracking.journal import experiment_rows
 from qexp.tracking.record import CLASSES_FILE, COLUMNS, FLOAT_VARIANT, METRICS_FILE
 from qexp.tracking.row_types import RunRow, SweepRow, is_run, is_sweep
@@ -73,6 +73,9 @@ def load_records(name: str, runs_dir: str | Path) -> pd.DataFrame:
         of_float = frame["variant"] == FLOAT_VARIANT
         frame = frame.assign(files=protocols.files, compared_with=frame["training"].map(protocols.references).where(of_float))
         frame["delta_prec1"] = _across_delta(frame)
+        if len(protocols.references) == frame["training"].nunique() - 1:  # one network: what it is goes without saying
+            labels = {key: _unlike(_params(runs, key), _params(runs, other)) for key, other in protocols.references.items()}
+            frame["label"] = frame["group"] = frame["training"].map(labels).fillna("reference")
     return pd.concat([frame, _differing_params(frame["run"], runs)], axis=1)
 
 
@@ -185,6 +188,12 @@ def _across_delta(frame: pd.DataFrame) -> list[float]:
     floats = frame[frame["variant"] == FLOAT_VARIANT].set_index("training")["prec1"].to_dict()  # one epoch: nothing trained
     rows = zip(frame["compared_with"], frame["prec1"], frame["delta_prec1"], strict=True)
     return [delta if pd.isna(other) else prec1 - floats[other] for other, prec1, delta in rows]
+
+
+def _unlike(params: Mapping[str, Scalar], reference: Mapping[str, Scalar]) -> str:
+    """The settings of the data in which a training is not as its reference: `interpolation=bilinear antialias=false`."""
+    differ = [key for key in params | reference if key.startswith("data.") and params.get(key) != reference.get(key)]
+    return " ".join(f"{key.removeprefix('data.')}={value_text(params.get(key))}" for key in differ)
 
 
 def _params(runs: Mapping[str, RunRow], run: str) -> Mapping[str, Scalar]:

@@ -133,12 +133,17 @@ def test_preprocessing_is_compared_where_that_is_asked_about(three_ways, tmp_pat
         ("B", "fp32", -2.0, "40", "0"), ("B", "W8 int", -0.5, "30", "20"),
         ("C", "fp32", 0.0, "0", "0"), ("C", "W8 int", -15.0, "300", "0"),
     ]  # fmt: skip
+    labels = ["reference", "interpolation=nearest", "mean=[0.5]"]
+    assert [row["label"] for row in rows] == [label for label in labels for _ in range(2)]
     assert [row["compared_with"] for row in rows] == ["", "", ONE, "", ONE, ""] and {row["files"] for row in rows} == {"f"}
     with (report.folder / "pairs.csv").open() as file:
         pairs = {(row["a"], row["b"]): float(row["difference"]) for row in csv.DictReader(file)}
     assert len(pairs) == 15 and -17.0 not in pairs.values()  # any two of six rows, of one set of images
     text = " ".join(report.table.split())
     assert "Rows of the same files, prepared in other ways" in text and "A: mnist5k, interpolation bicubic" in text
+    page, markdown = ((report.folder / name).read_text(encoding="utf-8") for name in ("report.html", "table.md"))
+    assert "What does preparing the images of resnet20 on mnist5k in other ways cost" in page
+    assert "of a float network against that of protocol A" in page and "of a float network against that of protocol A" in markdown
     assert "B: mnist5k, interpolation nearest" in text and "of 5 are not separated from their float network" in text
     assert not verify_tables("exp", runs_dir=tmp_path / "nowhere", results_dir=tmp_path / "results").wrong
 
