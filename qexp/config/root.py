@@ -121,6 +121,9 @@ class Config:
         if self.model.weights_key is not None and {self.checkpoint, self.model.weights} <= {None, PRETRAINED}:
             remedy = "It names an entry of the file of checkpoint or model.weights."
             raise UserError("model.weights_key", self.model.weights_key, allowed="null without a file", remedy=remedy)
+        if self.evaluate.across is not None and self.data.info.preprocessing is None:
+            remedy = "Its images are no files that could be prepared in another way."
+            raise UserError("evaluate.across", self.evaluate.across, allowed=f"null for data={self.data.name}", remedy=remedy)
         if self.qat.is_on:
             self._check_qat()
         if self.quantizes_activations and not self.qat.is_on and self.calibrate.file is None:

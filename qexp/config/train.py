@@ -105,6 +105,7 @@ class EvaluateSettings:
         memory_mib: budget for quantized copies held at once over a streamed set, MiB.
         metrics: what is measured beside what every evaluation has: names of `qexp.config.metrics`, or `FILE.py:FUNCTION`s that
             return a row of that kind. What the others are does not hang on it.
+        across: `preprocessing` lets a report compare rows image by image although the same files became other pixels in them.
     """
 
     split: Literal["test", "select", "calib", "train"] = "test"
@@ -113,6 +114,7 @@ class EvaluateSettings:
     keep: Literal["last", "all", "none"] = "last"
     memory_mib: Count = 4096
     metrics: list[str] = later([])
+    across: Literal["preprocessing"] | None = later(None)
 
     def __post_init__(self) -> None:
         """Check the ranges."""

@@ -6,7 +6,7 @@ Shapes: N images of a batch, C channels, H W pixels.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cached_property
 from typing import Protocol
 
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from qexp.base.errors import UserError, choose
+from qexp.base.files import hash_json
 from qexp.base.types import Batch
 from qexp.data.augment import Augmentation, epoch_key, epoch_order
 from qexp.data.splits import Part, Split, Splits, representative
@@ -35,6 +36,10 @@ class ImageStore(Protocol):
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """(C, H, W)."""
+
+    @property
+    def file_hashes(self) -> Callable[[Part], Iterator[str]] | None:
+        """Of the content of a part's files, in the order of its images; None where they are no files."""
 
     def resized(self, size: int | None) -> ImageStore:
         """The same images at `size` x `size` pixels; None leaves them."""
@@ -96,6 +101,13 @@ class DataBundle:
             digest.update(rows.numpy().tobytes())
         digest.update(repr((self.mean, self.std)).encode())
         return digest.hexdigest()[:16]
+
+    def files(self, split: Split | str) -> str:
+        """16 hex digits that know the files of a split and their order, however they become pixels."""
+        hashes_of, name = self._store.file_hashes, Split(split)
+        assert hashes_of is not None, "checked with the settings"
+        hashes = list(hashes_of(self._splits.part(name)))
+        return hash_json([hashes[row] for row in self._splits.rows[name].tolist()])
 
     def labels(self, split: Split | str) -> Tensor:
         """[N] int64, of the images of a split in its own order."""

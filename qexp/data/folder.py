@@ -10,9 +10,10 @@ import os
 import struct
 import sys
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from qexp.base.console import print_main
 from qexp.base.errors import UserError, nearest
 from qexp.config.data import DataSettings
 from qexp.config.preprocessing import Preprocessing
+from qexp.data.file_hashes import content_hashes
 from qexp.data.preprocess import preprocess
 from qexp.data.ram import RamImages, RamPart
 from qexp.data.splits import Part
@@ -62,6 +64,10 @@ class Tree:
     root: Path
     parts: dict[Part, FilePart]
     class_names: tuple[str, ...]
+
+    def file_hashes(self, part: Part, workers: int) -> Iterator[str]:
+        """Of the content of a part's files, in their order."""
+        return content_hashes(self.root, self.parts[part].paths, workers)
 
     @property
     def first(self) -> Path:
@@ -248,7 +254,7 @@ def decode_tree(tree: Tree, settings: DataSettings) -> RamImages:
                 pool.shutdown(cancel_futures=True)
                 raise
         parts[name] = RamPart(images, part.labels)
-    return RamImages(parts, tree.class_names)
+    return RamImages(parts, tree.class_names, file_hashes=partial(tree.file_hashes, workers=settings.workers))
 
 
 def _decode_alike(path: Path, how: Preprocessing, first: Path, shape: torch.Size) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -45,11 +45,13 @@ class RamImages:
         parts: its halves; without `test` where the set has none.
         class_names: names of the classes, by label.
         streamed: False, for `ImageStore`.
+        file_hashes: of a part's files, in the order of its images; None where they are no files.
     """
 
     parts: dict[Part, RamPart]
     class_names: tuple[str, ...]
     streamed: bool = False
+    file_hashes: Callable[[Part], Iterator[str]] | None = None
     _copies: dict[str, dict[Part, RamPart]] = field(default_factory=dict, repr=False)
 
     def resized(self, size: int | None) -> RamImages:

@@ -20,7 +20,6 @@ from torch.utils.data import DataLoader, Dataset
 from qexp.config.data import DataSettings
 from qexp.config.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 from qexp.data.augment import Augmentation, resized_crop_box
-from qexp.data.file_hashes import content_hashes
 from qexp.data.folder import DECODE_ERRORS, FilePart, Tree, corrupt, decode, decode_tree, different_sizes, open_rgb, scan_tree
 from qexp.data.preprocess import transforms
 from qexp.data.ram import RamImages
@@ -132,6 +131,10 @@ class StreamedImages:
         """Itself: files are resized as they are decoded."""
         return self
 
+    def file_hashes(self, part: Part) -> Iterator[str]:
+        """Of the content of a part's files, in their order."""
+        return self.tree.file_hashes(part, self.workers)
+
     def labels(self, part: Part) -> Tensor:
         """[N] int64."""
         return self.tree.parts[part].labels
@@ -145,7 +148,7 @@ class StreamedImages:
         how = (self.how.image_size, self.how.resize, self.how.crop, self.how.interpolation, self.how.antialias)
         digest.update(repr(("streamed", _IDENTITY, self.image_shape, *how)).encode())
         for name, part in sorted(self.tree.parts.items()):
-            contents = content_hashes(self.tree.root, part.paths, self.workers)
+            contents = self.file_hashes(name)
             for path, label, content in zip(part.paths, part.labels.tolist(), contents, strict=True):
                 digest.update(f"{name}|{path.relative_to(self.tree.root)}|{content}|{label}\n".encode())
 

@@ -100,6 +100,8 @@ def run_row(
         dials = {"bits": variant.bits, "mode": config.mode, "policy": settings["policy"], "quant": settings["quant"]}
         params |= rows.flatten(dials)
     params |= rows.flatten({"evaluate": settings["evaluate"]})
+    if config.evaluate.across is not None:
+        params["evaluate.files"] = prepared.bundle.files(config.evaluate.split)
     if config.checkpoint is not None:
         params["checkpoint"] = config.checkpoint
     tags = {

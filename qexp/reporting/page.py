@@ -21,7 +21,7 @@ from qexp.reporting.statistics.verdict import EXPLAINED, Verdict
 from qexp.reporting.tables.exports import EXPLAINED as EXPORTS_EXPLAINED
 from qexp.reporting.tables.render import html_table
 from qexp.reporting.tables.repeated import MEANS, repeats_title, seeds_display
-from qexp.reporting.tables.results import display
+from qexp.reporting.tables.results import ACROSS_DELTA, display
 from qexp.reporting.tables.statistic_cells import interval_text, seeds_explained
 from qexp.stats.noninferiority import MARGIN
 from qexp.tracking.row_types import SweepRow
@@ -77,7 +77,7 @@ def write_page(
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     text = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
         name=name,
-        question=f"What does quantizing {subjects} cost{', and what does training with it give back' if has_qat(table) else ''}?",
+        question=_question(table, subjects),
         headline=[] if verdict.protocols else _headline(table, verdict.seeds),
         protocols=verdict.protocols,
         seeds=html_table(seeds_display(verdict.seeds, table, verdict.metrics)) if len(verdict.seeds) else "",
@@ -88,6 +88,7 @@ def write_page(
         alarms=_alarms(table),
         card=card,
         caption=rounded.caption,
+        against=ACROSS_DELTA if "files" in table else "against the float network",
         table=html_table(rounded.table, _kinds(table)),
         footnotes=rounded.footnotes,
         explained=_emphasized(EXPLAINED),
@@ -103,6 +104,13 @@ def write_page(
     path = folder / FILE
     write_text_atomic(path, text)
     return path
+
+
+def _question(table: pd.DataFrame, subjects: str) -> str:
+    """What the page answers."""
+    if "files" in table:
+        return f"What does preparing the images of {subjects} in other ways cost, and what quantizing?"
+    return f"What does quantizing {subjects} cost{', and what does training with it give back' if has_qat(table) else ''}?"
 
 
 def _figure(number: int, figure: Drawn) -> dict[str, object]:

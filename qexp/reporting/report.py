@@ -115,7 +115,7 @@ def write_report(
         name: experiment.
         runs_dir: where its journal lies.
         results_dir: parent of the folder that is written.
-        mixed: put rows of different protocols into one table, marked.
+        mixed: put rows of different protocols into one table, marked; where `evaluate.across` asked, they are anyway.
         metrics: tables and matrices of stored predictions, beside those that the experiment asked for.
         figures: draw them.
 
@@ -133,7 +133,7 @@ def write_report(
     verdict, made, screen, rounded = None, Made(), [], []  # screen: texts below each other
     if not records.empty:
         protocols = find_protocols(records, {key: run["params"] for key, run in runs.items()})
-        if protocols.sentences and not mixed:
+        if protocols.sentences and not mixed and not protocols.files:
             raise MixedProtocolsError(name, protocols.descriptions)
         stored = load_predictions(records, runs_dir)
         records = with_statistics(records, stored)

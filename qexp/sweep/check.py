@@ -69,6 +69,9 @@ def _with_checkpoint(config: Config, verb: str) -> Config:
 
 
 def _check_verb(config: Config, verb: str) -> None:
+    if verb != "evaluate" and config.evaluate.across is not None:
+        remedy = "It compares evaluations of one network: python -m qexp.evaluate."
+        raise UserError("evaluate.across", config.evaluate.across, allowed=f"null in qexp.{verb}", remedy=remedy)
     if verb == "analyze":
         check_analysis(config)
     elif (asked := config.task or config.image) is not None:

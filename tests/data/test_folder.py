@@ -158,6 +158,16 @@ def test_fingerprint_is_of_decoded_content(tree):
     assert load_data(settings(tree)).fingerprint != before
 
 
+@pytest.mark.parametrize("storage", ["ram", "stream"])
+def test_files_are_known_however_they_are_prepared(tree, storage):
+    first = load_data(settings(tree, storage=storage))
+    other = load_data(settings(tree, storage=storage, image_size=4, interpolation="nearest"))
+    known = first.files("test")
+    assert known == other.files("test") != first.files("train") and first.fingerprint != other.fingerprint
+    shutil.copy(tree / "test" / "cat" / "0.png", tree / "test" / "dog" / "1.png")
+    assert load_data(settings(tree, storage=storage)).files("test") != known
+
+
 def test_real_jpeg_tree(extra_data):
     """The first images of the committed JPEG copy of CIFAR-10, if there is one."""
     root = extra_data / "cifar10-jpeg"

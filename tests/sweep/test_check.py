@@ -118,6 +118,15 @@ def test_what_belongs_to_one_verb(values, tmp_path):
     assert check([job(values, checkpoint=str(file))], "evaluate")[0].checkpoint == str(file)
 
 
+def test_preprocessing_is_compared_of_one_network_and_of_files(values, tmp_path):
+    across = job(values, evaluate__across="preprocessing")
+    with pytest.raises(UserErrors, match=r"evaluate.across=preprocessing: allowed is null for data=digits\."):
+        check([across], "train")
+    files = job(across, data__name="imagefolder", data__root=str(tmp_path))
+    with pytest.raises(UserErrors, match=r"evaluate.across=preprocessing: allowed is null in qexp.train\."):
+        check([files], "train")
+
+
 @pytest.mark.parametrize("download", [False, True])
 def test_missing_places(values, download):
     with pytest.raises(UserErrors, match="model.weights=/no/where.pt"):

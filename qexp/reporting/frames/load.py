@@ -21,7 +21,7 @@ from qexp.reporting.frames.lineage import read_training
 from qexp.reporting.frames.protocol import find_protocols
 from qexp.reporting.frames.qat_labels import Named, name_trainings
 from qexp.reporting.frames.repeats import with_draws
-from qexp.reporting.frames.training_labels import training_labels
+from qexp.reporting.frames.training_labels import training_labels, value_text
 from qexp.tracking.journal import experiment_rows
 from qexp.tracking.record import CLASSES_FILE, COLUMNS, FLOAT_VARIANT, METRICS_FILE
 from qexp.tracking.row_types import RunRow, SweepRow, is_run, is_sweep
@@ -47,6 +47,8 @@ def load_records(name: str, runs_dir: str | Path) -> pd.DataFrame:
     `draw` and `without_draw`, the variant but for its draw, where there are draws of calibration images (`frames.repeats`);
     `bits` of a policy with widths of its own is their mean, and `widths` says them, where there is such a policy;
     `protocol`, where there are several: a letter for what the row was measured on (`qexp.reporting.frames.protocol`);
+    `files`, where protocols are the same files prepared in other ways and that is asked about; `compared_with` in rows of
+    float networks then, the training with whose float network it is compared; `delta_prec1` is against that one;
     `param.<key>`: each parameter in which runs differ and that no other column has.
 
     Raises:
@@ -69,6 +71,13 @@ def load_records(name: str, runs_dir: str | Path) -> pd.DataFrame:
     protocols = find_protocols(frame, {training: _params(runs, training) for training in frame["training"].unique()})
     if protocols.sentences:
         frame["protocol"] = protocols.marks
+    if protocols.files:
+        of_float = frame["variant"] == FLOAT_VARIANT
+        frame = frame.assign(files=protocols.files, compared_with=frame["training"].map(protocols.references).where(of_float))
+        frame["delta_prec1"] = _across_delta(frame)
+        if len(protocols.references) == frame["training"].nunique() - 1:  # one network: what it is goes without saying
+            labels = {key: _unlike(_params(runs, key), _params(runs, other)) for key, other in protocols.references.items()}
+            frame["label"] = frame["group"] = frame["training"].map(labels).fillna("reference")
     return pd.concat([frame, _differing_params(frame["run"], runs)], axis=1)
 
 
@@ -176,6 +185,19 @@ def _with_widths(frame: pd.DataFrame, runs: Mapping[str, RunRow]) -> pd.DataFram
             bits[number] = round(mean, 2)
             widths[number] = f"{min(different)}-{max(different)}, mean {mean:.1f}" if len(different) > 1 else f"{mean:g}"
     return frame.assign(bits=bits, widths=widths) if any(widths) else frame
+
+
+def _across_delta(frame: pd.DataFrame) -> list[float]:
+    """`delta_prec1`, that of a float network against the one that it is compared with."""
+    floats = frame[frame["variant"] == FLOAT_VARIANT].set_index("training")["prec1"].to_dict()  # one epoch: nothing trained
+    rows = zip(frame["compared_with"], frame["prec1"], frame["delta_prec1"], strict=True)
+    return [delta if pd.isna(other) else prec1 - floats[other] for other, prec1, delta in rows]
+
+
+def _unlike(params: Mapping[str, Scalar], reference: Mapping[str, Scalar]) -> str:
+    """The settings of the data in which a training is not as its reference: `interpolation=bilinear antialias=false`."""
+    differ = [key for key in {**params, **reference} if key.startswith("data.") and params.get(key) != reference.get(key)]
+    return " ".join(f"{key.removeprefix('data.')}={value_text(params.get(key))}" for key in differ)
 
 
 def _params(runs: Mapping[str, RunRow], run: str) -> Mapping[str, Scalar]:

@@ -83,14 +83,15 @@ class StoredPredictions:
         """The float network that each row is tested against, None where it was not scored on the same images.
 
         That is the float control after the same epoch of a quantization-aware network that has one: against its start, what
-        training on gave would be counted as what quantization did. Else it is the row's own.
+        training on gave would be counted as what quantization did. It is the first protocol's of a float network whose images are
+        prepared in another way. Else it is the row's own.
 
         Args:
             frame: records, or rows of a table.
         """
-        controls = frame["control"] if "control" in frame else [None] * len(frame)
-        own = zip(controls, map(measurement_of, keys_of(frame)), strict=True)
-        return [self.floats.get((key[0] if pd.isna(control) else str(control), *key[1:])) for control, key in own]
+        others = next((frame[name] for name in ("compared_with", "control") if name in frame), [None] * len(frame))
+        own = zip(others, map(measurement_of, keys_of(frame)), strict=True)
+        return [self.floats.get((key[0] if pd.isna(other) else str(other), *key[1:])) for other, key in own]
 
 
 def keys_of(frame: pd.DataFrame) -> list[Key]:

@@ -1,17 +1,21 @@
 """What a number was measured on. Numbers of other images, or of images prepared in another way, are no comparison.
 
-Within one protocol networks, seeds, recipes and the amount of training data may differ: that is what tables compare.
+Within one protocol networks, seeds, recipes and the amount of training data may differ: that is what tables compare. One
+difference between protocols can be asked about, `evaluate.across=preprocessing`: the same files, prepared in other ways. Then
+rows of all protocols are compared image by image, and a float network with that of the first protocol.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from string import ascii_uppercase
 
 import pandas as pd
 
 from qexp.base.errors import UserError
+from qexp.config.data import FILE_KEYS
 from qexp.reporting.frames.training_labels import value_text
 from qexp.tracking.rows import Scalar
 
@@ -24,6 +28,11 @@ CUT = {
 }
 PARTS = ("num_test", "num_calib", "num_select", "num_train", "split_seed")  # in the data's hash
 MEASURED = ["training", "split", "n"]
+ACROSS = (
+    "Rows of the same files, prepared in other ways, stand here side by side, as asked for (evaluate.across=preprocessing). A "
+    "float network of another protocol than A is compared with that of A, image by image: what its preprocessing costs. A copy "
+    "is compared with the float network of its own protocol: what quantizing costs there. pairs.csv has any two rows."
+)
 MARKED = "Rows of different protocols stand here side by side, as asked for (mixed=true). Compare within a protocol only."
 
 
@@ -46,17 +55,21 @@ class Protocols:
     Args:
         marks: a letter per row.
         descriptions: letter -> what was measured on; the facts in which protocols differ are named.
+        files: 16 hex digits of the files of all of them, where they differ in preprocessing alone and that is asked about.
+        references: training -> that of the first protocol with whose float network its own is compared; none without `files`.
     """
 
     marks: pd.Series
     descriptions: Mapping[str, str]
+    files: str = ""
+    references: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def sentences(self) -> tuple[str, ...]:
         """For the reader of a table that holds several; empty where there is one."""
         if len(self.descriptions) < 2:
             return ()
-        return (MARKED, *(f"{mark}: {text}." for mark, text in self.descriptions.items()))
+        return (ACROSS if self.files else MARKED, *(f"{mark}: {text}." for mark, text in self.descriptions.items()))
 
 
 def find_protocols(records: pd.DataFrame, params: Mapping[str, Mapping[str, Scalar]]) -> Protocols:
@@ -70,7 +83,7 @@ def find_protocols(records: pd.DataFrame, params: Mapping[str, Mapping[str, Scal
         params: training -> its parameters.
     """
     measured = records[[*MEASURED, "data_hash"]].drop_duplicates()
-    contents: dict[tuple[str, str], set[str]] = {}
+    ways: dict[tuple[tuple[str, str], str], dict[str, Scalar]] = {}  # how the files of one cut became one content
     facts: dict[tuple[str, str, int, str], dict[str, Scalar]] = {}
     cuts: dict[tuple[str, str, int, str], tuple[str, str]] = {}
     for training, split, n, content in measured.itertuples(index=False):
@@ -79,14 +92,46 @@ def find_protocols(records: pd.DataFrame, params: Mapping[str, Mapping[str, Scal
         data = {name.removeprefix("data."): value for name, value in settings if name.startswith("data.")}
         facts[key] = {name: data.get(name) for name in _deciding(data, split)} | {"split": split, "n": n}
         cuts[key] = (_text(facts[key] | {"split": "", "n": ""}), _text({name: data.get(name) for name in PARTS}))
-        contents.setdefault(cuts[key], set()).add(content)
+        ways.setdefault((cuts[key], content), {name: data.get(name) for name in FILE_KEYS})
+    contents, alike = Counter(cut for cut, _ in ways), Counter((cut, _text(way)) for (cut, _), way in ways.items())
     for key, cut in cuts.items():
-        facts[key]["content"] = key[-1] if len(contents[cut]) > 1 else ""
+        way = ways[cut, key[-1]]
+        facts[key] |= way if contents[cut] > 1 else {}
+        facts[key]["content"] = key[-1] if alike[cut, _text(way)] > 1 else ""
     protocols = {_text(fact): fact for fact in facts.values()}
     marks = {text: _mark(number) for number, text in enumerate(protocols)}
     rows = records[[*MEASURED, "data_hash"]].itertuples(index=False, name=None)
     descriptions = {marks[text]: _description(fact, list(protocols.values())) for text, fact in protocols.items()}
-    return Protocols(pd.Series([marks[_text(facts[row])] for row in rows], index=records.index, dtype=object), descriptions)
+    letters = pd.Series([marks[_text(facts[row])] for row in rows], index=records.index, dtype=object)
+    first = {key[0]: marks[_text(fact)] for key, fact in facts.items()}
+    return Protocols(letters, descriptions, *_across(first, params, measured))
+
+
+def _across(
+    letters: Mapping[str, str], params: Mapping[str, Mapping[str, Scalar]], measured: pd.DataFrame
+) -> tuple[str, dict[str, str]]:
+    """The files that all rows are of and the training that each one is compared with; nothing where that is not asked for.
+
+    Args:
+        letters: training -> its protocol.
+        params: training -> its parameters.
+        measured: split and number of images of each training.
+    """
+    every = [params.get(training, {}) for training in letters]
+    files = {(one.get("evaluate.across"), one.get("evaluate.files")) for one in every}
+    across, known = next(iter(files)) if len(files) == 1 else (None, None)
+    if across is None or len(set(letters.values())) < 2 or len(measured[["split", "n"]].drop_duplicates()) > 1:
+        return "", {}
+    of_first = {
+        _subject(params[training]): training for training in reversed(list(letters)) if letters[training] == ascii_uppercase[0]
+    }
+    others = {training: of_first.get(_subject(params[training])) for training in letters}
+    return str(known), {one: other for one, other in others.items() if other is not None and letters[one] != ascii_uppercase[0]}
+
+
+def _subject(params: Mapping[str, Scalar]) -> str:
+    """What was evaluated, whatever its images."""
+    return _text({key: value for key, value in params.items() if not key.startswith(("data.", "evaluate."))})
 
 
 def _deciding(data: Mapping[str, Scalar], split: str) -> Sequence[str]:

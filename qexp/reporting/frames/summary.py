@@ -29,12 +29,19 @@ STATISTICS = ("prec1_low", "prec1_high", *PAIRED)
 Family = tuple[str, ...]  # policy, quantizer, granularity, input
 MODE_ORDER = {"int": 0, "float": 1, "half": 2}
 MEASUREMENT = ["training", "variant_key", "split", "n"]
+ACROSS = ("files", "compared_with")  # of rows of the same files, prepared in other ways
 CONTROL = "control: the same map and clamp, no rounding"
 
 
 def is_float(frame: pd.DataFrame) -> pd.Series:
     """True in the rows of the network as trained."""
     return frame["variant"] == FLOAT_VARIANT
+
+
+def is_compared(frame: pd.DataFrame) -> pd.Series:
+    """True in the rows that stand against a float network: copies, and float networks of images prepared in another way."""
+    across = frame["compared_with"].notna() if "compared_with" in frame else False
+    return ~is_float(frame) | across
 
 
 def is_control(frame: pd.DataFrame) -> pd.Series:
@@ -59,7 +66,7 @@ def columns_of_others() -> frozenset[str]:
         *DRAWN,
     )
     curves = ("train_loss", "train_prec1", "lr")
-    return frozenset((*TABLE_COLUMNS, *COLUMNS, *ADDED, *STATISTICS, *CLAIMS, *LINEAGE, *METRICS, *added, *curves))
+    return frozenset((*TABLE_COLUMNS, *COLUMNS, *ADDED, *STATISTICS, *CLAIMS, *LINEAGE, *ACROSS, *METRICS, *added, *curves))
 
 
 def own_metrics(table: pd.DataFrame) -> list[MetricInfo]:
@@ -116,6 +123,7 @@ def summarize(
     columns += DRAWN if has_draws(table) else ()
     if "protocol" in table:
         columns.insert(0, "protocol")
+    columns += [name for name in ACROSS if name in table]
     before_kl = columns.index("kl")
     columns[before_kl:before_kl] = [column for column in STATISTICS if column in table]
     table = _merge_equal(_in_order(table))

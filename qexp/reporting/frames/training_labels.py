@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -10,6 +11,7 @@ TRAINING_KEYS = ("data.", "model.", "train.", "qat.")
 TRAINING_NAMES = ("seed", "deterministic", "checkpoint")
 NOT_SETTINGS = ("data.root", "data.download", "data.workers", "data.storage")
 MAX_LABEL_PARTS = 4
+LONG_FRACTION = re.compile(r"\d\.\d{8,}")
 LONG_NUMBER = 10  # characters
 
 
@@ -72,4 +74,6 @@ def value_text(value: object) -> str:
         return "true" if value else "false"
     if isinstance(value, float) and len(repr(value)) > LONG_NUMBER:
         return f"{value:.6g}"  # a tenth of 0.05 is 0.005000000000000001
+    if isinstance(value, str) and value.startswith("[") and "e" not in value:
+        return LONG_FRACTION.sub(lambda digits: f"{float(digits[0]):.6g}", value)  # of a list, such as a mean
     return Path(value).name if isinstance(value, str) and "/" in value else str(value)

@@ -14,7 +14,7 @@ import pandas as pd
 
 from qexp.reporting.frames.predictions import Predictions, StoredPredictions, keys_of
 from qexp.reporting.frames.repeats import is_further_draw, repeats
-from qexp.reporting.frames.summary import STATISTICS, is_control, is_float
+from qexp.reporting.frames.summary import STATISTICS, is_compared, is_control
 from qexp.stats.interval import Interval, wilson
 from qexp.stats.noninferiority import MARGIN, NonInferiority, non_inferiority
 from qexp.stats.paired import compare_counts, mcnemar
@@ -39,11 +39,11 @@ def with_statistics(records: pd.DataFrame, stored: StoredPredictions) -> pd.Data
         records: of `load_records`.
         stored: of `load_predictions`.
     """
-    rows, references = [], stored.references_of(records)
-    for key, variant, prec1, reference in zip(keys_of(records), records["variant"], records["prec1"], references, strict=True):
+    rows, references, compared = [], stored.references_of(records), is_compared(records)
+    for key, stands, prec1, reference in zip(keys_of(records), compared, records["prec1"], references, strict=True):
         alone = wilson_of(prec1, key[4])
         row: dict[str, object] = {"prec1_low": alone.low, "prec1_high": alone.high}
-        if variant != FLOAT_VARIANT and reference is not None:
+        if stands and reference is not None:
             row |= against(stored.by_key.get(reference), stored.by_key.get(key))
         rows.append(row)
     columns = pd.DataFrame(rows, columns=list(STATISTICS), index=records.index)
@@ -93,8 +93,8 @@ def wilson_ends(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def is_tested(table: pd.DataFrame) -> pd.Series:
-    """True in the rows that are compared with a float network as a family: quantized ones, no controls and no further draws."""
-    return ~is_float(table) & ~is_control(table) & ~is_further_draw(table)
+    """True in the rows that are compared with a float network as a family: of `is_compared`, no controls and no further draws."""
+    return is_compared(table) & ~is_control(table) & ~is_further_draw(table)
 
 
 def row_names(table: pd.DataFrame) -> list[str]:
@@ -114,14 +114,17 @@ def row_names(table: pd.DataFrame) -> list[str]:
 def comparable(table: pd.DataFrame, stored: StoredPredictions) -> Iterator[tuple[pd.DataFrame, list[Predictions]]]:
     """The rows that may be compared image by image: the same images of the same data, each training at its last epoch.
 
+    Of data prepared in other ways, where that is asked about, `files` says that they are the same.
+
     Rows of an unfinished variant stand at an earlier epoch than the others of their training, and are left out.
     """
     last = table["epoch"] == table.groupby(["training", "split", "n"])["epoch"].transform("max")
     groups: dict[Hashable, list[tuple[Hashable, Predictions]]] = {}
+    data = "files" if "files" in table else "data_hash"
     for index, key, is_last in zip(table.index, keys_of(table), last, strict=True):
         predictions = stored.by_key.get(key)
         if predictions is not None and is_last:
-            groups.setdefault((table.at[index, "data_hash"], key[3], predictions.images), []).append((index, predictions))
+            groups.setdefault((table.at[index, data], key[3], predictions.images), []).append((index, predictions))
     for members in groups.values():
         yield table.loc[[index for index, _ in members]], [predictions for _, predictions in members]
 

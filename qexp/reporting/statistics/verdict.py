@@ -10,7 +10,7 @@ import pandas as pd
 
 from qexp.config.metrics import ALWAYS, MetricInfo
 from qexp.reporting.frames.predictions import StoredPredictions, keys_of, measurement_of
-from qexp.reporting.frames.summary import CLAIMS, is_float, seed_table
+from qexp.reporting.frames.summary import CLAIMS, is_compared, is_float, seed_table
 from qexp.reporting.statistics.draws import draw_pairs, draw_sentences, first_few, over_repeats
 from qexp.reporting.statistics.paired import ALPHA, comparable, is_tested, row_names, seed_intervals
 from qexp.reporting.statistics.pairs import ALIKE, BEST, PLANNED, WORSE, Comparisons, compare_rows
@@ -246,7 +246,7 @@ def _gaps(table: pd.DataFrame, stored: StoredPredictions) -> Iterator[str]:
     """Rows that have no statistics, one sentence per reason."""
     reasons: dict[str, list[str]] = {}
     for name, key, tested, value in zip(
-        row_names(table), keys_of(table), ~is_float(table), table["p_value"].notna(), strict=True
+        row_names(table), keys_of(table), is_compared(table), table["p_value"].notna(), strict=True
     ):
         if tested and not value:
             missing = stored.missing
@@ -256,7 +256,7 @@ def _gaps(table: pd.DataFrame, stored: StoredPredictions) -> Iterator[str]:
             )
             reasons.setdefault(reason, []).append(name)
     for reason, names in reasons.items():
-        if len(names) == int((~is_float(table)).sum()):
+        if len(names) == int(is_compared(table).sum()):
             yield f"No statistics: {reason}."
         else:
             yield f"No statistics for {first_few(names)}: {reason}."

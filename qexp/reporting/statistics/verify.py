@@ -30,7 +30,7 @@ from qexp.reporting.frames.predictions import (
     read_compact,
     read_predictions,
 )
-from qexp.reporting.frames.summary import CLAIMS, STATISTICS, own_metrics, seed_table
+from qexp.reporting.frames.summary import CLAIMS, STATISTICS, is_compared, own_metrics, seed_table
 from qexp.reporting.statistics.asked_again import check_asked_tables
 from qexp.reporting.statistics.draws import FILE as DRAWS_FILE
 from qexp.reporting.statistics.draws import draw_pairs
@@ -43,7 +43,7 @@ from qexp.tracking.record import FLOAT_VARIANT
 
 TEXTS = (
     "training", "label", "variant", "without_draw", "variant_key", "plan_hash", "data_hash", "vs_best", "group", "control",
-    "a", "b", "epoch", *(row.name for row in METRICS.values() if row.gives == "text"), "name",
+    "a", "b", "epoch", "files", "compared_with", *(row.name for row in METRICS.values() if row.gives == "text"), "name",
 )  # fmt: skip
 NEVER = {
     **{row.name: "needs logits" for row in METRICS.values() if row.stored == "never"},
@@ -146,13 +146,15 @@ def _check_rows(
         few = f"{len(missing)} of {len(table)} rows" + (f": {', '.join(missing[:6])}" if len(missing) <= 6 else "")
         result.left[f"{file}, {few}"] = "no predictions are stored"
     no_loss = 0
-    for index, key, reference in zip(table.index, keys_of(table), stored.references_of(table), strict=True):
+    references, compared = stored.references_of(table), is_compared(table)
+    for index, key, reference, stands in zip(table.index, keys_of(table), references, compared, strict=True):
         predictions = stored.by_key.get(key)
         if predictions is None:
             continue
         row, own = table.loc[index], stored.floats.get(measurement_of(key))
         numbers = _alone(predictions)
-        if row["variant"] != FLOAT_VARIANT:
+        if stands:
+            own = reference if row["variant"] == FLOAT_VARIANT else own
             of_float = stored.by_key.get(own) if own is not None else None
             numbers |= {} if of_float is None else compared_with(AGAIN, predictions, of_float)
             numbers |= against(stored.by_key.get(reference) if reference is not None else None, predictions)

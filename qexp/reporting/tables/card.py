@@ -11,6 +11,7 @@ from typing import Any
 import pandas as pd
 
 from qexp.base.text import MIB
+from qexp.config.model import PRETRAINED
 from qexp.reporting.frames.summary import is_float, widths_of
 from qexp.reporting.frames.training_labels import value_text
 from qexp.tracking.journal import experiment_rows
@@ -47,6 +48,7 @@ def protocol_card(table: pd.DataFrame, runs: Runs, sweeps: Sequence[SweepRow]) -
     card = [
         ("Data", _some(f"{row.data} (content {row.data_hash})" for row in table.itertuples())),
         ("Scored on", _some(f"n = {row.n} images of split {row.split}" for row in measured.itertuples())),
+        ("Preprocessing", _some(_prepared(values) for values in params)),
         ("Images kept apart", _some(_kept_apart(values) for values in params)),
         ("Network", _some(_network(row, table) for row in params)),
         ("Training", _some(_training(values) for values in params)),
@@ -69,6 +71,14 @@ def _some(texts: Iterable[str], most: int = MAX_TEXTS) -> str:
     return "; ".join(different[:most]) + rest
 
 
+def _prepared(params: Mapping[str, Scalar]) -> str:
+    """How the files of a set that says so became pixels."""
+    names = ("crop", "image_size", "resize", "interpolation", "antialias", "mean", "std")
+    values = {name: params.get(f"data.{name}") for name in names}
+    parts = [f"{name} {value_text(value)}" for name, value in values.items() if value is not None]
+    return ", ".join(parts) if values["crop"] is not None else ""
+
+
 def _kept_apart(params: Mapping[str, Scalar]) -> str:
     """Images that calibrate or select, and are never scored."""
     parts = [f"{params[f'data.num_{name}']} to {verb}" for name, verb in (("calib", "calibrate"), ("select", "select"))
@@ -79,13 +89,15 @@ def _kept_apart(params: Mapping[str, Scalar]) -> str:
 def _network(params: Mapping[str, Scalar], table: pd.DataFrame) -> str:
     size = table["size_bytes"][is_float(table)]
     about = f", {size.iloc[0] / MIB:.2f} MiB in float" if len(size) else ""
-    weights = f", weights {value_text(params['model.weights'])}" if params.get("model.weights") else ""
+    begun = params.get("model.weights")
+    weights = ", pretrained weights" if begun == PRETRAINED else f", weights {value_text(begun)}" if begun else ""
     return f"{params.get('model.name', '')}{weights}{about}"
 
 
 def _training(params: Mapping[str, Scalar]) -> str:
     if "checkpoint" in params:
-        return f"none here: {value_text(params['checkpoint'])} as it is"
+        evaluated = params["checkpoint"]
+        return f"none here: {'the pretrained network' if evaluated == PRETRAINED else value_text(evaluated)} as it is"
     recipe = [f"{name} {value_text(params[f'train.{name}'])}" for name in RECIPE if params.get(f"train.{name}") is not None]
     qat = f"quantization-aware, {params['qat.name']}: " if "qat.name" in params else ""
     return qat + ", ".join(recipe)

@@ -28,6 +28,7 @@ VS_CONTROL = (
     "vs control in points against the float control: trained in float from the same weights with the same recipe and seed, "
     "after the same epoch"
 )
+ACROSS_DELTA = "of a copy against the float network of its protocol, of a float network against that of protocol A"
 
 
 def write_tables(
@@ -128,6 +129,8 @@ def markdown(
 
 def _explained(table: pd.DataFrame) -> str:
     """What the numbers are."""
+    if "files" in table:
+        return f"Prec@1 and Prec@5 in percent; delta in points of Prec@1 {ACROSS_DELTA}."
     if not has_qat(table):
         return "Prec@1 and Prec@5 in percent; delta in points of Prec@1 against the float network of the same epoch."
     against = "the float network that a quantization-aware training began from, and of others against that of the same epoch"

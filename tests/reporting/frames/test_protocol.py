@@ -12,6 +12,7 @@ from qexp.report import ReportSettings, run
 from qexp.reporting.frames.load import load_records
 from qexp.reporting.frames.protocol import MixedProtocolsError, find_protocols
 from qexp.reporting.report import write_report
+from qexp.reporting.statistics.verify import verify_tables
 from qexp.sweep.run import report as report_sweep
 
 ONE, OTHER = "a1b2c3d4e5f60718", "bb" * 8
@@ -49,6 +50,7 @@ def test_what_a_sweep_compares_is_one_protocol(write, training, params):
         ({"data.name": "cifar10"}, {"data_hash": "e"}, "cifar10, split test, n = 1000"),
         ({"data.mean": "[0.5]", "data.std": "[0.5]"}, {"data_hash": "e"}, "mnist5k, mean [0.5], std [0.5], split test, n = 1000"),
         ({"data.image_size": 16}, {"data_hash": "e"}, "mnist5k, image_size 16, split test, n = 1000"),
+        ({"data.crop": "none"}, {"data_hash": "e"}, "mnist5k, crop none, split test, n = 1000"),
     ],
 )
 def test_other_protocols_are_refused(write, training, tmp_path, params, changes, description):
@@ -88,6 +90,89 @@ def test_where_it_is_asked_for_rows_are_marked(tmp_path, predicted, write):
     assert "| protocol |" in texts["table.md"] and '<th class="left">protocol</th>' in texts["report.html"]
     assert 'class="facts"' not in texts["report.html"]  # no headline picks a row among numbers that are no comparison
     assert set(qexp.load("exp", runs_dir)["protocol"]) == {"A", "B"}
+
+
+THIRD = "cc" * 8
+ASKED = {"evaluate.across": "preprocessing", "evaluate.files": "f"}
+
+
+def _with_params(rows, **params):
+    return [row | {"params": row["params"] | params} if row["kind"] == "run" else row for row in rows]
+
+
+@pytest.fixture
+def three_ways(tmp_path, predicted, write):
+    """Three preprocessings of 2000 files: fp32 1800, 1760 and 1800 right, W8 int 1790, 1750 and 1500."""
+    images, folder = np.arange(2000), tmp_path / "runs"
+    right = [
+        {"fp32": images < 1800, "W8 int": images < 1790},
+        {"fp32": (images >= 20) & (images < 1780), "W8 int": images < 1750},
+    ]
+    right.append({"fp32": images < 1800, "W8 int": images < 1500})
+    ways = [(ONE, {}), (OTHER, {"data.interpolation": "nearest"}), (THIRD, {"data.mean": "[0.5]"})]
+
+    def make(*changes):
+        groups = []
+        for number, (rows, (training, way)) in enumerate(zip(right, ways, strict=True)):
+            made = predicted(rows, folder=folder, training=training, data_hash=f"d{number}")
+            more = changes[number] if changes else {}
+            groups.append(_with_params(made, **{"data.interpolation": "bicubic"} | ASKED | way | more))
+        return write(*groups)
+
+    return make
+
+
+def test_preprocessing_is_compared_where_that_is_asked_about(three_ways, tmp_path):
+    report = write_report("exp", runs_dir=three_ways(), results_dir=tmp_path / "results", figures=False)
+    with (report.folder / "table.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    told = [(row["protocol"], row["variant"], float(row["delta_prec1"]), row["lost"], row["gained"]) for row in rows]
+    # A float network against that of A, a copy against its own float network.
+    assert told == [
+        ("A", "fp32", 0.0, "", ""), ("A", "W8 int", -0.5, "10", "0"),
+        ("B", "fp32", -2.0, "40", "0"), ("B", "W8 int", -0.5, "30", "20"),
+        ("C", "fp32", 0.0, "0", "0"), ("C", "W8 int", -15.0, "300", "0"),
+    ]  # fmt: skip
+    labels = ["reference", "interpolation=nearest", "mean=[0.5]"]
+    assert [row["label"] for row in rows] == [label for label in labels for _ in range(2)]
+    assert [row["compared_with"] for row in rows] == ["", "", ONE, "", ONE, ""] and {row["files"] for row in rows} == {"f"}
+    with (report.folder / "pairs.csv").open() as file:
+        pairs = {(row["a"], row["b"]): float(row["difference"]) for row in csv.DictReader(file)}
+    assert len(pairs) == 15 and -17.0 not in pairs.values()  # any two of six rows, of one set of images
+    text = " ".join(report.table.split())
+    assert "Rows of the same files, prepared in other ways" in text and "A: mnist5k, interpolation bicubic" in text
+    page, markdown = ((report.folder / name).read_text(encoding="utf-8") for name in ("report.html", "table.md"))
+    assert "What does preparing the images of resnet20 on mnist5k in other ways cost" in page
+    assert "of a float network against that of protocol A" in page and "of a float network against that of protocol A" in markdown
+    assert "B: mnist5k, interpolation nearest" in text and "of 5 are not separated from their float network" in text
+    assert not verify_tables("exp", runs_dir=tmp_path / "nowhere", results_dir=tmp_path / "results").wrong
+
+
+def test_a_delta_across_preprocessings_is_verified(three_ways, tmp_path):
+    report = write_report("exp", runs_dir=three_ways(), results_dir=tmp_path / "results", figures=False)
+    table = report.folder / "table.csv"
+    changed = table.read_text().replace(",-2,", ",-1,")
+    assert changed != table.read_text()
+    table.write_text(changed)
+    assert verify_tables("exp", runs_dir=tmp_path / "nowhere", results_dir=tmp_path / "results").wrong
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        ({}, {"evaluate.files": "g"}, {}),  # other files
+        ({}, {}, {"evaluate.across": None}),  # not all of them ask
+    ],
+)
+def test_other_files_are_never_compared(three_ways, tmp_path, changes):
+    with pytest.raises(MixedProtocolsError):
+        write_report("exp", runs_dir=three_ways(*changes), results_dir=tmp_path / "results", figures=False)
+
+
+def test_another_network_is_no_reference(three_ways):
+    records = load_records("exp", three_ways({}, {"model.name": "resnet56"}, {}))
+    floats = records[records["variant"] == "fp32"].set_index("protocol")["compared_with"]
+    assert floats.isna().tolist() == [True, True, False] and floats["C"] == ONE
 
 
 def test_the_command(write, training, monkeypatch, capsys):
