@@ -116,7 +116,7 @@ def _comparison(comparison: ChoiceComparison, scored: str) -> str:
     elif comparison.high < 0:
         verdict = "worse"
     else:
-        verdict = "not to be told apart"
+        verdict = "not separated"
     ends = f"{comparison.low:+.2f} to {comparison.high:+.2f}"
     interval = f"{comparison.difference:+.2f} points, {100 * comparison.level:g} % interval {ends}"
     counts = f"lost/won {comparison.n10}/{comparison.n01}, McNemar p = {comparison.p_value:.2g}, n = {comparison.n} {scored}"

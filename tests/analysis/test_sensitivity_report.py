@@ -68,7 +68,7 @@ def test_what_is_not_defined_is_left_empty():
 
 
 @pytest.mark.parametrize(
-    ("low", "high", "word"), [(0.4, 2.6, "better"), (-2.6, -0.4, "worse"), (-0.1, 3.1, "not to be told apart")]
+    ("low", "high", "word"), [(0.4, 2.6, "better"), (-2.6, -0.4, "worse"), (-0.1, 3.1, "not separated")]
 )
 def test_a_difference_is_called_what_its_interval_says(allocation, low, high, word):
     first = findings(replace(allocation, comparisons=(replace(BETTER, low=low, high=high),)))[0]
