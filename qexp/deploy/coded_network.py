@@ -66,7 +66,7 @@ def code_network(
         UserError: a value is off its grid, or the network cannot be traced.
     """
     network = layers_as_modules(module if isinstance(module, GraphNetwork) else trace(module, example).build())
-    values = tensors_of(network)
+    values = named_tensors(network)
     floats = {} if reference is None else reference.state_dict()
     weights: dict[str, WeightCodes] = {}
     kept_float: dict[str, str] = {}
@@ -100,7 +100,7 @@ def _codes(
         raise
 
 
-def tensors_of(module: nn.Module) -> dict[str, Tensor]:
+def named_tensors(module: nn.Module) -> dict[str, Tensor]:
     """Parameters and buffers by all of their names."""
     return dict(module.named_parameters(remove_duplicate=False)) | dict(module.named_buffers(remove_duplicate=False))
 
@@ -111,7 +111,7 @@ def names_read(network: GraphNetwork, name: str, values: Mapping[str, Tensor]) -
     Args:
         network: whose graph.
         name: of the tensor.
-        values: of `tensors_of(network)`.
+        values: of `named_tensors(network)`.
     """
     read = set()
     for node in network.graph.nodes:

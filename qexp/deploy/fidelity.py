@@ -13,7 +13,7 @@ from qexp.base.outputs import main_output
 from qexp.base.types import Batch
 from qexp.config.root import Config
 from qexp.deploy.activation_codes import load_values_, simulated_codes
-from qexp.deploy.coded_network import names_read, tensors_of
+from qexp.deploy.coded_network import named_tensors, names_read
 from qexp.deploy.dead_channels import value_quantizers
 from qexp.deploy.integer_network import integer_codes
 from qexp.deploy.lower import Lowered
@@ -207,7 +207,7 @@ def planned_layers(network: GraphNetwork, weights: Collection[str], example: Ten
         weights: names of the weights that the plan rounds.
         example: [1, C, H, W].
     """
-    quantizers, tensors, macs = value_quantizers(network), tensors_of(network), macs_per_layer(network, example)
+    quantizers, tensors, macs = value_quantizers(network), named_tensors(network), macs_per_layer(network, example)
     rounded = {alias for name in weights if name in tensors for alias in names_read(network, name, tensors)}
     calls = [call for call in layer_calls(network) if call.weight in rounded and call.source in quantizers]
     layers = {(layer := call.weight.removesuffix(".weight")): macs.get(layer, 0) for call in calls}

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from qexp.base.text import Note
-from qexp.deploy.coded_network import CodedNetwork, code_network, names_read, tensors_of
+from qexp.deploy.coded_network import CodedNetwork, code_network, named_tensors, names_read
 from qexp.deploy.dead_channels import floor_dead_channels
 from qexp.deploy.weight_codes import WeightCodes, has_codes, weight_codes
 from qexp.experiment.build import Builder
@@ -112,7 +112,7 @@ def lower_untried(prepared: Prepared, variant: Variant) -> Lowered:
         if not quantizer.spec.dynamic:
             low = 0.0 if non_negative[name] else -1.0  # zero points as they will be: a runtime may load one and not the other
             quantizer.set_range(torch.full_like(quantizer.scale, low), torch.full_like(quantizer.scale, 1.0))
-    tensors = tensors_of(module)
+    tensors = named_tensors(module)
     weights: dict[str, WeightCodes] = {}
     for name, spec in variant.plan.quantized.items():
         if has_codes(spec) and name in tensors and bool(tensors[name].any()):

@@ -150,7 +150,7 @@ def saturates(name: str) -> bool:
 
 
 @functools.cache
-def onnxruntime_saturates() -> bool:
+def fast_kernels_saturate() -> bool:
     """Whether ONNX Runtime's fastest kernels saturate on this CPU: a product shows it, 64 times 255 * 127, not a CPU's name."""
     import onnx.parser
     import onnxruntime
@@ -184,7 +184,7 @@ def _onnxruntime_options(threads: int) -> Any:
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads, options.log_severity_level = threads, 1, 3
-    if onnxruntime_saturates():
+    if fast_kernels_saturate():
         options.add_session_config_entry("session.x64quantprecision", "1")
     return options
 

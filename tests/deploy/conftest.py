@@ -13,7 +13,7 @@ from qexp.config.policy import PolicySettings
 from qexp.config.quant import ActivationQuantSettings, QuantSettings, WeightQuantSettings
 from qexp.deploy.activation_codes import load_values_, simulated_codes
 from qexp.deploy.onnx.qdq import export_qdq
-from qexp.deploy.runtimes import onnxruntime_saturates, show_codes
+from qexp.deploy.runtimes import fast_kernels_saturate, show_codes
 from qexp.deploy.weight_codes import has_codes, weight_codes
 from qexp.nn.activation_points import activations
 from qexp.nn.fake_quant import fake_quants, insert, observed, observing
@@ -126,7 +126,7 @@ def run_onnx(exported, images, *, fused=True, threads=1):
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.log_severity_level = threads, 3
     options.graph_optimization_level = levels.ORT_ENABLE_ALL if fused else levels.ORT_DISABLE_ALL
-    if onnxruntime_saturates():
+    if fast_kernels_saturate():
         options.add_session_config_entry("session.x64quantprecision", "1")
     options.optimized_model_filepath = str(exported.path.with_suffix(".lowered.onnx"))
     session = onnxruntime.InferenceSession(show_codes(exported.path, exported.codes.values()), options)

@@ -9,7 +9,7 @@ from torch import nn
 from qexp.base.errors import UserError
 from qexp.deploy.activation_codes import simulated_codes
 from qexp.deploy.integer_network import integer_codes
-from qexp.deploy.runtimes import onnxruntime_saturates, open_runtime
+from qexp.deploy.runtimes import fast_kernels_saturate, open_runtime
 from qexp.deploy.stages import FLOAT, INTEGER, SIMULATED, Outcome, StageComparison
 
 
@@ -48,7 +48,7 @@ def test_linear_layers_are_integer_products(quantized, run_file, options, tmp_pa
     codes, logits = case.simulate(exported)
     assert list(codes) == list(exported.codes)
     # Without VNNI ONNX Runtime's fast kernels saturate, and only its optimizer takes the exact ones instead.
-    for fused in (True,) if onnxruntime_saturates() else (False, True):
+    for fused in (True,) if fast_kernels_saturate() else (False, True):
         ran = run_file(exported, case.images, fused=fused)
         differences = [(ran.codes[point] - codes[point]).abs() for point in codes]
         assert all(difference.max() <= 1 and difference.float().mean() < 2e-3 for difference in differences)

@@ -12,7 +12,7 @@ from qexp.deploy import alarms, runtimes, torch_export
 from qexp.deploy.activation_codes import CodeTensor
 from qexp.deploy.alarms import failures
 from qexp.deploy.onnx.qdq import export_qdq
-from qexp.deploy.runtimes import Session, installed_runtimes, onnxruntime_saturates, open_runtime, saturates
+from qexp.deploy.runtimes import Session, fast_kernels_saturate, installed_runtimes, open_runtime, saturates
 from qexp.deploy.stages import Stage
 from qexp.deploy.torch_export import PROGRAM_SUFFIX, save_program
 
@@ -66,13 +66,13 @@ def test_onnx_runtimes_exact_kernels_are_for_cpus_that_need_them(case, monkeypat
     """Whichever kernels this CPU has, both ways give the same logits: the fast ones are taken only where they lose nothing."""
     network_case, exported = case
     as_asked = open_runtime("onnxruntime", exported.path).run(network_case.images)
-    monkeypatch.setattr(runtimes, "onnxruntime_saturates", lambda: True)
+    monkeypatch.setattr(runtimes, "fast_kernels_saturate", lambda: True)
     assert torch.equal(open_runtime("onnxruntime", exported.path).run(network_case.images), as_asked)
 
 
 def skip_where_products_saturate():
     """Only ONNX Runtime can be told to take exact kernels where the fast ones saturate."""
-    if onnxruntime_saturates():
+    if fast_kernels_saturate():
         pytest.skip("this CPU has no VNNI: its kernels add pairs of 8-bit products in 16 bits, which saturates")
 
 

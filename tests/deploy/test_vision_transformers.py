@@ -14,7 +14,7 @@ from sklearn.datasets import load_sample_images
 from torch import nn
 
 from qexp.base.torchvision_compat import torchvision
-from qexp.deploy.coded_network import names_read, tensors_of
+from qexp.deploy.coded_network import named_tensors, names_read
 from qexp.deploy.cost import layer_bits
 from qexp.deploy.fidelity import planned_layers
 from qexp.deploy.integer_network import integer_codes
@@ -200,7 +200,7 @@ def case(request, quantized):
     assert float((floats - logits).abs().max()) > 1e-2 * float(logits.abs().max()), "as if nothing were quantized"
     case = quantized(model, photographs())
     network = layers_as_modules(case.network)
-    named = tensors_of(network)
+    named = named_tensors(network)
     weights = {alias: codes for name, codes in case.weights.items() for alias in names_read(network, name, named)}
     return request.param, replace(case, network=network, weights=weights), logits, len(plain.ranges)
 

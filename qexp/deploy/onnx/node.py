@@ -259,7 +259,7 @@ class OnnxNode:
         return writer.node("DequantizeLinear", names, path, **axis)[0]
 
 
-def saturates(grid: Grid, low: float | None, high: float | None) -> bool:
+def clamps_nothing(grid: Grid, low: float | None, high: float | None) -> bool:
     """True where clamping to [low, high] changes no code of the grid: its ends already stand for all beyond them.
 
     Args:

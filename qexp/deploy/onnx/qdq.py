@@ -43,7 +43,7 @@ from qexp.deploy.activation_codes import CodeTensor, code_nodes
 from qexp.deploy.graph_nodes import called_module, output_of, place_of, quantizer_at
 from qexp.deploy.onnx.batch import BATCH, batch_axis, made_constant, reshape_sizes, shapes_of_fewer
 from qexp.deploy.onnx.layers import conv
-from qexp.deploy.onnx.node import Constant, Dynamic, ExportContext, OnnxNode, Value, kept_grid, saturates
+from qexp.deploy.onnx.node import Constant, Dynamic, ExportContext, OnnxNode, Value, clamps_nothing, kept_grid
 from qexp.deploy.onnx.operators import KEEPS_VALUES, clamps_of, handler_of
 from qexp.deploy.onnx.shapes import left_to_convs, pad
 from qexp.deploy.onnx.writer import INPUT, Grid, OnnxWriter
@@ -182,7 +182,7 @@ class _Export(fx.Interpreter):
         clamp = clamps_of(node, module)
         clamped = None if clamp is None else self._read_grid(node)
         if clamp is not None and clamped is not None:
-            if saturates(clamped, *clamp):
+            if clamps_nothing(clamped, *clamp):
                 return args[0]
             args = (self._before(onnx_node, clamped), *args[1:])
             onnx_node = replace(onnx_node, args=args)
