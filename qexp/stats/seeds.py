@@ -107,7 +107,7 @@ def over_draws_and_images(values: ArrayLike, *, level: float = 0.95) -> OverSeed
 
     >>> spread = over_draws_and_images([[1, 1, 0, 1], [1, 0, 0, 1]])
     >>> spread.mean, round(spread.sd, 1), round(spread.interval.low)
-    (62.5, 17.7, -20)
+    (62.5, 17.7, -13)
     """
     array = 100 * np.asarray(values, dtype=np.float64)
     if array.ndim != 2 or min(array.shape) < 2 or not np.isfinite(array).all():
