@@ -49,7 +49,7 @@ def journal(kind):
 def test_the_stages_hold_what_the_evaluation_says(run):
     done = run()
     assert done.code == 0, done.err
-    stages = {row["name"]: row for row in table("ladder.csv")}
+    stages = {row["name"]: row for row in table("stages.csv")}
     assert list(stages) == ["fp32", "simulated", "evaluated", "integer", "onnxruntime"]
     scored = {row["variant"]: row for row in table("table.csv")}
     for stage, variant in (("fp32", "fp32"), ("evaluated", LABEL)):
@@ -64,7 +64,7 @@ def test_the_stages_hold_what_the_evaluation_says(run):
     assert scored[LABEL]["alarms"] == "" and "ALARM" not in done.out
     assert sorted(path.name for path in FOLDER.iterdir()) == ["example.npz", "network.onnx"]
     assert [path.name for path in (FOLDER.parent / "fp32").iterdir()] == ["network.onnx"]
-    assert "onnxruntime" in done.out and "n = 360 (test)" in Path("results/digits/ladder.md").read_text()
+    assert "onnxruntime" in done.out and "n = 360 (test)" in Path("results/digits/stages.md").read_text()
     layers = {row["layer"]: row for row in table("layers.csv")}
     assert [(layers[name]["weight_bits"], layers[name]["act_bits"]) for name in ("0", "5")] == [("8", "8")] * 2
     assert layers["5"]["macs"] == "320" and layers["5"]["bops"] == str(320 * 64)
@@ -79,7 +79,7 @@ def test_few_images_at_a_time_give_the_same_numbers(run, monkeypatch):
     for at_once in (100, 3):
         monkeypatch.setattr(fidelity, "images_at_once", lambda *_, at_once=at_once: at_once)
         assert run("evaluate.num_images=20", "export.num_compared=6", "fresh=true").code == 0
-        rows.append(table("ladder.csv"))
+        rows.append(table("stages.csv"))
     whole, parts = rows
     assert [row["n_codes"] for row in whole[-2:]] == ["20", "20"] and [row["n_codes"] for row in parts[-2:]] == ["6", "6"]
     for one, other in zip(whole, parts, strict=True):
@@ -141,7 +141,7 @@ def test_widths_and_the_fast_simulation(run):
         "evaluate.num_images=20", "bits=4,8", "quant.activation.bits=8", "export.simulate=fast", "export.pack_int4=true", "-m"
     )
     assert done.code == 0, done.err
-    stages = table("ladder.csv")
+    stages = table("stages.csv")
     assert [row["name"] for row in stages] == ["fp32", "simulated", "integer", "onnxruntime"] * 2
     sizes = {path.parent.name[:4]: path.stat().st_size for path in Path("runs/exports/digits").glob("W*_int4/*.onnx")}
     assert sizes["W4A8"] < sizes["W8A8"]
@@ -164,10 +164,10 @@ def test_what_runs_in_float_where_the_plan_has_integers_fails_and_is_named(run, 
     """Ranges of each batch, and weights alone: the codes agree everywhere, and prove little."""
     done = run(*FEW, override)
     assert done.code == 0, done.err
-    stages = {row["name"]: row for row in table("ladder.csv")}
+    stages = {row["name"]: row for row in table("stages.csv")}
     assert len(stages) == num_stages and all(row["agreement"] == "1" for row in stages.values())
     assert {name: row["float_layers"] for name, row in stages.items() if row.get("passed") == "False"} == in_float
-    assert note in Path("results/digits/ladder.md").read_text()
+    assert note in Path("results/digits/stages.md").read_text()
     alarms = "".join(row["alarms"] for row in table("table.csv"))
     assert all(
         f"{name}: {1 - names.count(',')} of 2 planned layers ran in integers" in alarms for name, names in in_float.items()
@@ -178,7 +178,7 @@ def test_what_runs_in_float_where_the_plan_has_integers_fails_and_is_named(run, 
 def test_the_float_network(run):
     done = run("float_only=true")
     assert done.code == 0, done.err
-    stages = {row["name"]: row for row in table("ladder.csv")}
+    stages = {row["name"]: row for row in table("stages.csv")}
     assert list(stages) == ["fp32", "onnxruntime"]
     assert (
         stages["onnxruntime"]["prec1"] == table("table.csv")[0]["prec1"] and float(stages["onnxruntime"]["logit_sqnr_db"]) > 100
@@ -190,7 +190,7 @@ def test_a_network_that_was_trained_with_its_quantization(cli, tiny):
     (file,) = Path("runs/trainings").glob("*/converted.safetensors")
     done = cli(*tiny, f"checkpoint={file}", "name=out", "export.cost=false", verb="export")
     assert done.code == 0, done.err
-    with open("results/out/ladder.csv") as handle:
+    with open("results/out/stages.csv") as handle:
         stages = {row["name"]: row for row in csv.DictReader(handle)}
     trained = {row["variant"]: row for row in table("table.csv")}
     assert stages["evaluated"]["prec1"] == trained["W4A4 lsq"]["prec1"]

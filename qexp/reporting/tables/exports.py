@@ -18,12 +18,13 @@ from qexp.tracking.record import FLOAT_VARIANT
 from qexp.tracking.row_types import ExportRow, StageRow, TimingRow, is_export
 
 _SHARED = ("variant", "training", "run", "split", "simulate", "requantization", "threads", "cpu")
-FILES = ("ladder.csv", "cost.csv", "layers.csv", "ladder.md")
+FILES = ("stages.csv", "cost.csv", "layers.csv", "stages.md")
+_BEFORE = ("ladder.csv", "ladder.md")  # names of the first and the last in earlier versions
 EXPLAINED = (
-    "Each rung is compared with the simulation: *equal* is the share of images whose first prediction is the simulation's, "
+    "Each stage is compared with the simulation: *equal* is the share of images whose first prediction is the simulation's, "
     "*SQNR* the signal to noise of its logits, 10 log10(sum ref^2 / sum (ref - this)^2), *steps* the largest difference of a "
     "code from the simulation's over all places and the images compared, *parts at* the first place, in order of execution, "
-    "where it is more than one. *layers* passes where each layer, fed the codes that this very rung fed it, gives the codes "
+    "where it is more than one. *layers* passes where each layer, fed the codes that this very stage fed it, gives the codes "
     "that integers give, within one step and but for one in a hundred; else it names the first that does not. *in integers* "
     "counts the layers that the stage really ran in integers, of those that the plan has so, and their share of the MACs; where"
     " they are fewer it fails. *evaluated* is the copy as `qexp.evaluate` scores it, with float biases, where the simulation "
@@ -42,13 +43,15 @@ def load_exports(name: str, runs_dir: str | Path) -> list[ExportRow]:
 
 
 def write_exports(name: str, exports: Sequence[ExportRow], folder: Path) -> list[Path]:
-    """Write `ladder.csv`, `cost.csv`, `layers.csv` and `ladder.md`; removes those that would be empty. Returns the files.
+    """Write `stages.csv`, `cost.csv`, `layers.csv` and `stages.md`; removes those that would be empty. Returns the files.
 
     Args:
         name: experiment.
         exports: of `load_exports`.
         folder: `results/<name>`.
     """
+    for former in _BEFORE:
+        (folder / former).unlink(missing_ok=True)
     tables = (_flat_csv(exports, "rungs"), _flat_csv(exports, "cost"), _flat_csv(exports, "layers"))
     return write_texts(folder, dict(zip(FILES, (*tables, markdown(name, exports) if exports else ""), strict=True)))
 
@@ -73,7 +76,7 @@ def exports_for_page(exports: Sequence[ExportRow]) -> list[dict[str, object]]:
 
 
 def markdown(name: str, exports: Sequence[ExportRow]) -> str:
-    """The whole of `ladder.md`."""
+    """The whole of `stages.md`."""
     parts = [f"# {name}: exported networks"]
     for export in exports:
         parts += [
@@ -126,7 +129,7 @@ def _integers(row: StageRow) -> str | None:
 
 
 _STAGE_COLUMNS = (
-    Column(name="name", title="rung", kind="text"),
+    Column(name="name", title="stage", kind="text"),
     Column(name="version", title="version", kind="text", optional=True),
     Column(name="n", title="n", kind="count", optional=True),
     Column(name="prec1", title="Prec@1", kind="percent", optional=True),

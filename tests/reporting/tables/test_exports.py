@@ -51,12 +51,12 @@ def test_the_last_measurement_of_each_counts(exports):
 
 def test_files(exports, tmp_path):
     written = write_exports("exp", exports, tmp_path / "results")
-    assert [path.name for path in written] == ["ladder.csv", "cost.csv", "layers.csv", "ladder.md"]
+    assert [path.name for path in written] == ["stages.csv", "cost.csv", "layers.csv", "stages.md"]
     lines = {path.name: list(csv.DictReader(path.read_text().splitlines())) for path in written[:3]}
-    assert [(row["variant"], row["name"]) for row in lines["ladder.csv"]] == [
+    assert [(row["variant"], row["name"]) for row in lines["stages.csv"]] == [
         (variant, name) for variant in ("W8A8 int", "W4A4 int") for name in ("fp32", "simulated", "ort")
     ]
-    assert lines["ladder.csv"][2]["failed_layer"] == "conv2" and lines["ladder.csv"][0]["passed"] == ""
+    assert lines["stages.csv"][2]["failed_layer"] == "conv2" and lines["stages.csv"][0]["passed"] == ""
     assert [row["speedup"] for row in lines["cost.csv"]] == ["", "3"] and lines["cost.csv"][1]["fp32_bytes"] == str(4 * 2**20)
     assert sum(int(row["bops"]) for row in lines["layers.csv"]) == 2 * 64 * 10**6
     text = written[3].read_text()
@@ -67,9 +67,9 @@ def test_files(exports, tmp_path):
 
 def test_what_is_gone_is_removed(exports, tmp_path):
     write_exports("exp", exports, tmp_path)
-    assert [path.name for path in write_exports("exp", exports[1:], tmp_path)] == ["ladder.csv", "layers.csv", "ladder.md"]
+    assert [path.name for path in write_exports("exp", exports[1:], tmp_path)] == ["stages.csv", "layers.csv", "stages.md"]
     assert not (tmp_path / "cost.csv").exists()
-    assert write_exports("exp", [], tmp_path) == [] and not (tmp_path / "ladder.md").exists()
+    assert write_exports("exp", [], tmp_path) == [] and not (tmp_path / "stages.md").exists()
 
 
 def test_the_screen(exports):
