@@ -44,7 +44,7 @@ from qexp.reporting.figures.style import (
     zoom_limits,
 )
 from qexp.reporting.frames.comparison import has_qat
-from qexp.reporting.frames.repeats import is_further_draw, repeats, without_draws
+from qexp.reporting.frames.repeats import is_further_draw, over_draws, repeats, without_draws
 from qexp.reporting.frames.summary import Family, summarize
 
 BLACK = "#000000"
@@ -108,7 +108,8 @@ def prec1_by_bits(records: pd.DataFrame) -> Figure | None:
     Args:
         records: of `load_records`.
     """
-    table = without_draws(summarize(records))
+    table = summarize(records)
+    table = over_draws(table) if (table.groupby("group")["seed"].nunique() > 1).any() else without_draws(table)
     if has_qat(table):
         table = last_points(table)
     variants = table[~is_reference(table)]

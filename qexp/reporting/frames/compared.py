@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import pandas as pd
 
 from qexp.reporting.frames.predictions import Predictions, StoredPredictions, keys_of
-from qexp.reporting.frames.summary import is_control, is_float
+from qexp.reporting.frames.repeats import is_further_draw
+from qexp.reporting.frames.summary import is_compared, is_control
 
 NAMED = ["training", "label", "variant", "variant_key", "split", "epoch"]  # columns that say which network it is
 
@@ -58,12 +59,13 @@ def beside_float(table: pd.DataFrame, stored: StoredPredictions) -> list[Compare
         stored: of `load_predictions`.
     """
     rows = []
+    table = table[~is_further_draw(table)]  # twenty copies that are meant to be one would make the unluckiest the worst
     named, several = table[NAMED].to_dict("records"), table["training"].nunique() > 1
     keys = zip(keys_of(table), stored.references_of(table), strict=True)
-    for values, (key, other), of_float, control in zip(named, keys, is_float(table), is_control(table), strict=True):
+    for values, (key, other), alone, control in zip(named, keys, ~is_compared(table), is_control(table), strict=True):
         this, reference = stored.by_key.get(key), None if other is None else stored.by_key.get(other)
         if this is not None:
-            alike = reference is not None and not of_float and reference.images == this.images
+            alike = reference is not None and not alone and reference.images == this.images
             title = f"{values['label']}: {values['variant']}" if several else str(values["variant"])
             known = {str(name): value for name, value in values.items()}
             rows.append(Compared(known, title, this, reference if alike else None, control))

@@ -170,7 +170,8 @@ def seed_table(table: pd.DataFrame, metrics: Sequence[MetricInfo] = ALWAYS) -> p
         rows.append(row)
     columns = [f"{name}_{kind}" for name in averaged for kind in ("mean", "sd")]
     columns = [*(["num_draws", "images_sd"] if has_draws(table) else []), *columns]
-    return pd.DataFrame(rows, columns=[*REPEATED, "num_seeds", *columns])
+    frame = pd.DataFrame(rows, columns=[*REPEATED, "num_seeds", *columns])
+    return frame.astype({"num_draws": "Int64"}) if has_draws(table) else frame  # none where seeds were repeated
 
 
 def _last_row(part: pd.DataFrame) -> pd.Series:
@@ -224,7 +225,9 @@ def _merge_equal(table: pd.DataFrame) -> pd.DataFrame:
     for index, row in table.iterrows():
         numbers = repr((row["prec1"], row["prec5"], row["loss"]))
         same = (row["training"], row["split"], row["n"], row["epoch"], row["plan_hash"], numbers, row["alarms"])
-        key = (*same, row.get("draw"), index if free[index] else None)
+        # A draw that happens to give another variant's numbers is one of its variant's draws all the same.
+        drawn = row["without_draw"] if has_draws(table) else None
+        key = (*same, row.get("draw"), drawn, index if free[index] else None)
         if key in kept:
             others.setdefault(kept[key], []).append(row["variant"])
         else:

@@ -1,6 +1,6 @@
 """What the choice of calibration images leaves open: variants with several draws against each other, and how much a draw moves.
 
-Rejected: tests of all draws' networks, of which 420 copies make 88 410 pairs, and twenty verdicts on one question.
+Rejected: tests of all draws' networks, of which 420 copies make 87 990 pairs, and twenty verdicts on one question.
 """
 
 from __future__ import annotations
@@ -11,9 +11,10 @@ from itertools import combinations
 import numpy as np
 import pandas as pd
 
+from qexp.base.text import counted
 from qexp.reporting.frames.predictions import StoredPredictions, keys_of
 from qexp.reporting.frames.repeats import Repeat, learned_from_images, repeats
-from qexp.reporting.frames.summary import is_float
+from qexp.reporting.frames.summary import is_control, is_float
 from qexp.reporting.statistics.paired import ALPHA, row_names
 from qexp.stats.family import holm_adjusted
 from qexp.stats.seeds import over_draws_and_images
@@ -21,6 +22,7 @@ from qexp.tracking.record import FLOAT_VARIANT
 
 FILE = "draws.csv"
 MAX_NAMES = 8  # of a sentence
+WORSE, ALIKE, APART = "shown to be less accurate", "not separated", "not compared, as draws, images or epochs are others"
 COLUMNS = (
     "training", "a", "b", "num_draws", "difference", "difference_sd", "ci_low", "ci_high", "p_value", "p_holm", "n", "split",
     "epoch",
@@ -35,15 +37,14 @@ EXPLAINED = (
 
 
 def draw_pairs(table: pd.DataFrame, stored: StoredPredictions) -> pd.DataFrame:
-    """`COLUMNS` of any two variants of a training with the same draws, on the same images; b minus a in points.
+    """`COLUMNS` of any two variants of a training, no controls, with the same draws and images; b minus a in points.
 
     Args:
         table: of `summarize`.
         stored: of `load_predictions`.
     """
-    variants = [
-        (one, right) for one in repeats(table) if one.over == "draws" for right in [_right(one, stored)] if right is not None
-    ]
+    drawn = [one for one in repeats(table[~is_control(table)]) if one.over == "draws"]
+    variants = [(one, right) for one in drawn for right in [_right(one, stored)] if right is not None]
     rows = [row for pair in combinations(variants, 2) if (row := _compared(*pair)) is not None]
     frame = pd.DataFrame(rows, columns=[name for name in COLUMNS if name != "p_holm"])
     p_values = frame["p_value"].fillna(1.0).to_numpy(dtype=float)
@@ -126,14 +127,15 @@ def draw_sentences(table: pd.DataFrame, seeds: pd.DataFrame, pairs: pd.DataFrame
     """
     drawn = [one for one in repeats(table) if one.over == "draws"]
     if drawn:
-        own = seeds[seeds["num_draws"].notna()]
+        own = seeds[seeds["num_draws"].notna() & ~is_control(seeds)]
+        own = own if len(own) else seeds[seeds["num_draws"].notna()]
         moves, images = own["prec1_sd"], own["images_sd"]
         yield (
             f"A draw of calibration images moves Prec@1 by {moves.min():.2f} to {moves.max():.2f} points (one sd); the choice of "
             f"the {_listed(own['n'])} images that are scored by {images.min():.2f} to {images.max():.2f}. Of several draws the "
             "first one's copy is in the tests of images below."
         )
-        yield from _best_of_widths(drawn, pairs)
+        yield from _best_of_widths([one for one in drawn if not is_control(one.part).any()], pairs)
     once = table[learned_from_images(table) & ~is_float(table)].drop(index=[index for one in drawn for index in one.part.index])
     if len(once):
         yield (
@@ -154,17 +156,23 @@ def _best_of_widths(drawn: list[Repeat], pairs: pd.DataFrame) -> Iterator[str]:
         known = pairs[(pairs["training"] == training) & (pairs["n"] == n) & (pairs["split"] == split)]
         best = max(members, key=lambda one: one.part["prec1"].mean())
         top = best.part["prec1"].mean()
-        told: dict[bool, list[str]] = {True: [], False: []}
+        told: dict[str, list[str]] = {WORSE: [], ALIKE: [], APART: []}
         for one in sorted(members, key=lambda one: -one.part["prec1"].mean()):
             if one is not best:
                 names = {best.values["variant"], one.values["variant"]}
                 row = known[known["a"].isin(names) & known["b"].isin(names)]
-                worse = len(row) == 1 and row["p_holm"].iloc[0] <= ALPHA
-                told[worse].append(f"{one.values['variant']} ({one.part['prec1'].mean() - top:+.2f})")
+                what = APART if len(row) != 1 else WORSE if row["p_holm"].iloc[0] <= ALPHA else ALIKE
+                told[what].append(f"{one.values['variant']} ({one.part['prec1'].mean() - top:+.2f})")
         parts = [f"the best {widths} on average is {best.values['variant']} ({top:.2f} %)"]
-        parts += [f"shown to be less accurate: {', '.join(told[True])}"] if told[True] else []
-        parts += [f"not separated: {', '.join(told[False])}"] if told[False] else []
-        yield f"Over {best.count} draws and new images, {'; '.join(parts)} (Holm over {len(pairs)} pairs)."
+        parts += [f"{what}: {', '.join(names)}" for what, names in told.items() if names]
+        where = f"{_whose(best)}: over" if len({key[0] for key in groups}) > 1 else "Over"
+        yield f"{where} {best.count} draws and new images, {'; '.join(parts)} (Holm over {counted(len(pairs), 'pair')})."
+
+
+def _whose(variant: Repeat) -> str:
+    """Which protocol or training a variant is of."""
+    row = variant.part.iloc[0]
+    return f"Protocol {row['protocol']}" if "protocol" in row else str(row["label"])
 
 
 def _listed(values: pd.Series) -> str:

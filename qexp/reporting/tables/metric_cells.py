@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pandas as pd
 
 from qexp.config.metrics import MetricInfo
-from qexp.reporting.frames.summary import is_compared
+from qexp.reporting.frames.summary import is_compared, is_float
 from qexp.reporting.tables.render import loss_text, numbers_text, small_text
 
 FORMS: dict[str, Callable[[float], str]] = {"loss": loss_text, "small": small_text}
@@ -35,7 +35,12 @@ def metric_cells(table: pd.DataFrame, row: MetricInfo) -> tuple[str, list[str]]:
         table: of `summarize`.
         row: of the metric.
     """
-    values = table[row.name].mask(~is_compared(table)) if row.on_float == "hidden" else table[row.name]
+    values = table[row.name].mask(~_has_reference(table, row)) if row.on_float == "hidden" else table[row.name]
     if row.gives == "text":
         return row.title, ["" if pd.isna(value) else str(value) for value in values]
     return row.title, numbers_text(values, lambda value: number_text(row, value))
+
+
+def _has_reference(table: pd.DataFrame, row: MetricInfo) -> pd.Series:
+    """True in rows of copies; of float networks that another one is the reference of, where the metric is against that one."""
+    return is_compared(table) if row.name == "delta_prec1" else ~is_float(table)

@@ -16,6 +16,7 @@ from qexp.reporting.tables.metric_cells import is_accuracy, number_text
 from qexp.reporting.tables.render import numbers_text
 from qexp.reporting.tables.statistic_cells import seed_statistics
 
+_COUNTS = ("num_seeds", "num_draws")
 MEANS = "Mean +- standard deviation (ddof 1)."
 
 
@@ -51,6 +52,7 @@ def seeds_display(seeds: pd.DataFrame, table: pd.DataFrame, metrics: Sequence[Me
     table = without_draws(table)
     named = {label.text: label.without(words).text for label in table["named"]}
     values = {name: list(seeds[name]) for name in DESCRIBING if name in seeds}
+    values |= {name: [None if pd.isna(count) else int(count) for count in seeds[name]] for name in _COUNTS if name in seeds}
     widths = dict(zip(zip(table["variant"], table["bits"], strict=True), widths_of(table), strict=True))
     values |= {"bits": [widths[pair] for pair in zip(seeds["variant"], seeds["bits"], strict=True)]}
     values |= {"variant": [named[name] for name in seeds["variant"]], "mode": list(seeds["mode"].mask(is_float(seeds), ""))}

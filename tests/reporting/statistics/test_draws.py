@@ -129,3 +129,32 @@ def test_means_over_draws_lead(predicted, write, tmp_path):
     report = write_report("exp", runs_dir=write(rows), results_dir=tmp_path / "results", figures=False)
     page = (report.folder / "report.html").read_text()
     assert re.search(r"<b>W4 int n32</b>.*points, mean \+- sd over 3 draws of calibration images", page)
+
+
+def test_seeds_with_draws_each_have_a_table_without_controls(rows, write, tmp_path):
+    """A count of draws that the float network lacks is an empty cell; a control is in no family of tests."""
+    copies = [
+        row
+        | {name: row[name] + "f" for name in ("variant_key", "run")}
+        | {"mode": "float", "variant": row["variant"].replace(" int ", " float "), "named": row["named"] | {"way": "float"}}
+        for row in rows
+        if row["kind"] == "record" and " minmax " in row["variant"]
+    ]
+    rows = [*rows, *copies]
+    other = [row | {"run": row["run"].replace("a1b2", "ffff"), "seed": 1} for row in rows]
+    other = [row | {"training": row["training"].replace("a1b2", "ffff")} if "training" in row else row for row in other]
+    other = [row | {"params": row["params"] | {"seed": 1}} if "params" in row else row for row in other]
+    report = write_report("exp", runs_dir=write(rows, other), results_dir=tmp_path / "results", figures=False)
+    seeds = pd.read_csv(report.folder / "seeds.csv")
+    assert seeds["num_draws"].isna().any() and set(seeds["num_draws"].dropna()) == {3}
+    if (report.folder / "draws.csv").exists():
+        pairs = pd.read_csv(report.folder / "draws.csv")
+        assert not (pairs["a"].str.contains("float") | pairs["b"].str.contains("float")).any()
+    assert "on average is W4 float" not in report.table
+
+
+def test_what_has_other_draws_is_not_called_alike(rows, write, tmp_path):
+    kept = [row for row in rows if not (row["kind"] == "record" and row["variant"] == "W4 int mse n32 draw_2")]
+    report = write_report("exp", runs_dir=write(kept), results_dir=tmp_path / "results", figures=False)
+    text = " ".join(report.table.split())
+    assert "not compared, as draws, images or epochs are others: W4 int minmax n32" in text and "over 0 pairs" in text
