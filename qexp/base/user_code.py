@@ -95,7 +95,9 @@ def call_factory(key: str, text: str, *, offered: Mapping[str, object]) -> objec
     unmet = [parameter.name for parameter in required if parameter.kind is inspect.Parameter.POSITIONAL_ONLY]
     unmet += [parameter.name for parameter in required if parameter.kind in _NAMED and parameter.name not in offered]
     if unmet:
-        allowed = f"a function that needs nothing but {', '.join(offered)}"
+        allowed = (
+            f"a function that needs nothing but {names}" if (names := ", ".join(offered)) else "a function without arguments"
+        )
         raise UserError(key, text, allowed=allowed, remedy=f"Give {', '.join(unmet)} a default.")
     taken = offered if takes_all else {name: offered[name] for name in (parameter.name for parameter in named) if name in offered}
     try:

@@ -39,10 +39,15 @@ def larger_than_float(plan: Plan) -> list[str]:
         chosen = [row for row in quantized if row.spec and row.spec.granularity == granularity]
         larger = [row for row in chosen if granularity != "per_tensor" and row_bytes(row) >= _float_bytes(row)]
         if larger:
-            took, whole = (size_text(sum(map(count, larger))) for count in (row_bytes, _float_bytes))
+            took, whole = (_exact(sum(map(count, larger))) for count in (row_bytes, _float_bytes))
             reason = f"{len(larger)} of {len(chosen)} tensors take {took} with their {granularity} ranges, {whole} in float"
             alarms += by_reason([Note(row.info.name, reason) for row in larger], most=3)
     return alarms
+
+
+def _exact(num_bytes: int) -> str:
+    """A size that shows a difference of a few bytes."""
+    return f"{num_bytes} bytes" if num_bytes < 10_000 else size_text(num_bytes)
 
 
 def row_bytes(row: PlanRow) -> int:

@@ -118,6 +118,8 @@ def check_arguments(typed: Mapping[str, str], verb: str = "train") -> None:
             errors.append(UserError(key, value, remedy=remedy))
         elif key == "qat" and verb == "export" and value != "none":  # else what its conf/ sets is refused first
             errors.append(no_training(value, verb))
+        elif key in groups and "_base" in value.split(","):  # the common values of a group's choices, a file beside them
+            errors.append(UserError(key, value, allowed="a choice that --help lists", remedy="_base is what all of them share."))
         elif key in groups and value == "null":  # of which Hydra says "Got NoneType"
             errors.append(UserError(key, value, allowed="a name, or settings", remedy="Left out, it is at its default."))
         elif (unknown := unknown_setting(key, value)) is not None:

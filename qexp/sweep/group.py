@@ -103,7 +103,8 @@ def run_on_this_rank(job: MergedJob, prepared: Prepared, resources: Resources) -
                 export.run(prepared, recorder)
         status = "FINISHED"
         if recorder.num_measured == 0 and sweep.verb != START:
-            print_main(f"  {prepared.training}: nothing to do, every number is stored (fresh=true trains again)")
+            again = " (fresh=true trains again)" if config.checkpoint is None else ""
+            print_main(f"  {prepared.training}: nothing to do, every number is stored{again}")
     except (KeyboardInterrupt, Preempted) as stop:
         status = "KILLED" if isinstance(stop, KeyboardInterrupt) else "PREEMPTED"
         if isinstance(stop, Preempted) and config.checkpoint is None and open_training(prepared).info:

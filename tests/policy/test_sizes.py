@@ -35,6 +35,6 @@ def test_ranges_that_take_what_codes_save(shape, spec, is_alarm):
 def test_it_says_how_much_and_stands_in_the_printed_plan():
     narrow = plan((8, 4, 1, 1), bits=4, granularity="per_in_out_channel")
     (alarm,) = larger_than_float(narrow)
-    assert alarm == "1 of 2 tensors take 0.3 KiB with their per_in_out_channel ranges, 0.1 KiB in float (narrow)"
+    assert alarm == "1 of 2 tensors take 272 bytes with their per_in_out_channel ranges, 128 bytes in float (narrow)"
     assert plan_size_bytes(Plan(narrow.rows[:1])) == 16 + 32 * 8
     assert f"! {alarm}" in print_plan(narrow).rest

@@ -22,6 +22,7 @@ FILES = {
 WORDS = {
     "=4": "there is no such key",
     "policy=null": "policy=null: allowed is a name, or settings. Left out,",
+    "quant=_base": "quant=_base: allowed is a choice that --help lists",
     "train=5": "train=5: allowed is one of cifar, imagenet, mnist5k, smoke",
     "hydra=5": "hydra=5: allowed is",
     "hydra.launcher=5": "hydra.launcher=5: allowed is settings",

@@ -59,7 +59,8 @@ def prec1_by_size(records: pd.DataFrame) -> Figure | None:
         axes.xaxis.set_minor_locator(NullLocator())
         axes.xaxis.set_major_formatter(FuncFormatter(lambda size, _: f"{size:.3g}"))
         axes.set_xlabel("MiB stored")
-        percent_axis(axes, limits or padded(part["prec1"].min(), part["prec1"].max(), least=2.0))
+        ends = wilson_ends(part)
+        percent_axis(axes, limits or padded(ends["low"].min(), ends["high"].max(), least=2.0))
 
     handles = [legend_entry("float", BLACK, marker="o", size=5)]
     handles += [

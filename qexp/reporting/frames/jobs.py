@@ -27,6 +27,8 @@ MAX_NAMES, MAX_LINES = 4, 8
 def load_jobs(name: str, runs_dir: str | Path) -> pd.DataFrame:
     """The jobs of an experiment's latest sweep in their order, then those of earlier sweeps that are not done.
 
+    Behind a sweep that was refused come all jobs of the one before it.
+
     `state` is `done` once the numbers of the training's last epoch are there; else `running` where a process that began it
     lives (on another machine: may live); else what the last row says, `killed` where that process is dead. `fresh=true`
     forgets the numbers from before. A sweep that was refused counts for nothing once there is a later one.
@@ -37,6 +39,9 @@ def load_jobs(name: str, runs_dir: str | Path) -> pd.DataFrame:
     rows = experiment_rows(name, runs_dir)
     history = _History(rows)
     latest = [entry for entry in history.entries if entry["sweep"] == history.latest]
+    if history.latest in history.refused:  # which did nothing: what was there before it is still what there is
+        before = [entry["sweep"] for entry in history.entries if entry["sweep"] not in history.refused][-1:]
+        latest += [entry for entry in history.entries if entry["sweep"] in before]
     jobs = [history.job(entry) for entry in latest]
     listed = {entry["key"] for entry in latest}
     for entry in reversed(history.entries):  # the last time that a job was asked for counts
@@ -50,14 +55,16 @@ def load_jobs(name: str, runs_dir: str | Path) -> pd.DataFrame:
 class _History:
     """The rows of a journal that are about jobs.
 
-    `entries` are the rows by which sweeps began their jobs; `latest` is the last sweep; `ignored` were refused and followed.
+    `entries` are the rows by which sweeps began their jobs; `latest` is the last sweep; `refused` are those that were, `ignored`
+    the ones of them that were followed.
     """
 
     def __init__(self, rows: Sequence[Mapping[str, Any]]) -> None:
         job_rows = [row for row in rows if row["kind"] == "job"]
         self.entries = [row for row in job_rows if row["job"] is not None]
         self.latest = self.entries[-1]["sweep"] if self.entries else None
-        self.ignored = {row["sweep"] for row in job_rows if row["state"] == "invalid"} - {self.latest}
+        self.refused = {row["sweep"] for row in job_rows if row["state"] == "invalid"}
+        self.ignored = self.refused - {self.latest}
         self._rows_of_job: dict[str, list[Mapping[str, Any]]] = {}
         for row in job_rows:
             if row["sweep"] not in self.ignored:

@@ -236,8 +236,8 @@ def _power(table: pd.DataFrame, groups: Sequence[pd.Index], rows: Comparisons) -
         power = 100 * mcnemar_power(middle, said, n, alpha=rows.level)
         texts.append(
             f"{n} images show a difference of {said:.2f} points from a float network in {power:.0f} % of repetitions where "
-            f"{middle:.2g} % of them flip (the median here), if it is the only one: exact McNemar at {rows.level:.3g}, where "
-            "Holm begins."
+            f"{middle:.2g} % of them flip (the median of those that flip), if it is the only one: exact McNemar at "
+            f"{rows.level:.3g}, where Holm begins."
         )
     yield from dict.fromkeys(texts)
 

@@ -104,6 +104,9 @@ def test_a_refused_sweep_counts_until_there_is_another(write):
     failed = [row("planned", job=0), row("failed")]
     refused = [row("planned", sweep="s2", job=0), invalid(sweep="s2")]
     assert states(write(failed, refused)) == {"variant=W8 int": "planned", "variant=W64 int": "invalid"}
+    done = [row("planned", "W2 int", sweep="s0", job=0), row("done", "W2 int", sweep="s0")]
+    kept = states(write(done, refused))  # what is there does not vanish behind a mistake
+    assert kept == {"variant=W8 int": "planned", "variant=W64 int": "invalid", "variant=W2 int": "done"}
     other = [row("planned", "W4 int", sweep="s3", job=0)]
     assert states(write(failed, refused, other)) == {"variant=W4 int": "planned", "variant=W8 int": "failed"}
 
