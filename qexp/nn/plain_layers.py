@@ -59,8 +59,8 @@ def with_plain_layers(model: nn.Module, example: Tensor) -> PlainLayers:
         model: not changed, nor shared with.
         example: [1 or more, C, H, W] images as the network takes them.
     """
-    twin = copy.deepcopy(model).eval()
     try:
+        twin = copy.deepcopy(model).eval()
         traced = _traced(twin, example)
         if traced is None:
             return PlainLayers(model)
@@ -74,20 +74,23 @@ def with_plain_layers(model: nn.Module, example: Tensor) -> PlainLayers:
         names = tuple(_computed(network))
         plain = layers_as_modules(network)
         check_same(expected, outputs_on_noise(plain, images), "layers as modules")
-    except UserError:  # whoever needs the graph says why there is none
+    except Exception:  # whatever a graph raises that does not fit; whoever needs it says why there is none
         return PlainLayers(model)
     return PlainLayers(plain.train(model.training), changed=True, computed=names)
 
 
 def _traced(network: nn.Module, example: Tensor) -> Traced | None:
-    """The graph of a network that has other layers than modules, or that can be followed at one image size only; else None."""
+    """The graph of a network that has other layers than modules, or that can be followed at one image size only; else None.
+
+    Attention stays one operator: the network is to give its own numbers bit by bit, as stored logits are compared.
+    """
     try:
         graph, _ = fx_graph(network)
     except UserError:
-        return trace(network, torch.cat([example[:1]] * 3), sized=True)  # a number that is no size's
+        return trace(network, torch.cat([example[:1]] * 3), sized=True, enter=False)
     if not any(_is_odd(network, node) or is_function_norm(node) for node in graph.nodes):
         return None
-    return trace(network, example)
+    return trace(network, example, enter=False)
 
 
 def computed_weights(model: nn.Module, example: Tensor) -> tuple[str, ...]:
