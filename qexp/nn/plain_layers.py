@@ -42,11 +42,18 @@ class PlainLayers:
         network: the one given, where they were already or where it cannot be traced.
         changed: it is another: a graph of eval mode.
         computed: names of the weights that its forward computed of other tensors at each call.
+        dropped: names of tensors that only these read, in modules that stay.
     """
 
     network: nn.Module
     changed: bool = False
     computed: tuple[str, ...] = ()
+    dropped: tuple[str, ...] = ()
+
+    @property
+    def version(self) -> int | None:
+        """Of how its layers became modules; None where they were."""
+        return LAYERS_VERSION + bool(self.dropped) if self.changed else None  # which stayed, and counted, in the first version
 
 
 def with_plain_layers(model: nn.Module, example: Tensor) -> PlainLayers:
@@ -73,10 +80,11 @@ def with_plain_layers(model: nn.Module, example: Tensor) -> PlainLayers:
         norms_as_modules_(network)
         names = tuple(_computed(network))
         plain = layers_as_modules(network)
+        dropped = tuple(_drop_unread_(plain, _attributes(network) - _attributes(plain)))
         check_same(expected, outputs_on_noise(plain, images), "layers as modules")
     except Exception:  # whatever a graph raises that does not fit; whoever needs it says why there is none
         return PlainLayers(model)
-    return PlainLayers(plain.train(model.training), changed=True, computed=names)
+    return PlainLayers(plain.train(model.training), changed=True, computed=names, dropped=dropped)
 
 
 def _traced(network: nn.Module, example: Tensor) -> Traced | None:
@@ -140,6 +148,24 @@ def layers_as_modules(network: GraphNetwork) -> GraphNetwork:
             network.graph.erase_node(node)
     network.recompile()
     return network
+
+
+def _attributes(network: GraphNetwork) -> set[str]:
+    """Names of the tensors that a graph reads beside its modules."""
+    return {str(node.target) for node in network.graph.nodes if node.op == "get_attr"}
+
+
+def _drop_unread_(network: GraphNetwork, names: set[str]) -> Iterator[str]:
+    """Take tensors out of a network that no operator reads any more, nor a module by whatever name; gives their names."""
+    owned = dict(network.named_parameters(remove_duplicate=False)) | dict(network.named_buffers(remove_duplicate=False))
+    called = [network.get_submodule(str(node.target)) for node in network.graph.nodes if node.op == "call_module"]
+    read = {id(owned[name]) for name in _attributes(network) & owned.keys()}
+    read |= {id(tensor) for module in called for tensor in (*module.parameters(), *module.buffers())}
+    for name in sorted(names & network.state_dict().keys()):
+        if id(owned[name]) not in read:
+            path, _, leaf = name.rpartition(".")
+            delattr(network.get_submodule(path), leaf)
+            yield name
 
 
 def _settle_sizes(network: GraphNetwork, example: Tensor) -> None:

@@ -1,5 +1,7 @@
 """Layers that functions compute become modules, under the names of their weights, and compute the same."""
 
+import copy
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -194,3 +196,34 @@ def test_a_weight_that_is_computed_and_read_has_both_values():
     state = plain.network.state_dict()
     assert torch.equal(state["conv2d.weight"], 2 * net.conv.weight) and torch.equal(state["conv.weight"], net.conv.weight)
     assert torch.equal(plain.network(images), net(images)) and plain.network(images).isfinite().all()
+
+
+class Normalized(nn.Module):
+    """Its weight is computed of two tensors, one of which another layer reads as it is; a third nobody reads."""
+
+    def __init__(self):
+        super().__init__()
+        self.v, self.gain, self.bias = (nn.Parameter(torch.randn(*shape)) for shape in ((4, 4), (4, 1), (4,)))
+        self.tied = nn.Linear(4, 4, bias=False)
+        self.tied.weight = self.v
+        self.unread = nn.Parameter(torch.randn(4))
+
+    def forward(self, x):
+        x = F.linear(x.flatten(1), self.gain * self.v / self.v.norm(dim=1, keepdim=True), self.bias)
+        return self.tied(x) if hasattr(self, "tied") else x
+
+
+@torch.no_grad()
+def test_what_only_a_computed_weight_read_is_no_longer_held():
+    torch.manual_seed(0)
+    net, alone, images = nn.Sequential(Normalized()), nn.Sequential(Normalized()), torch.randn(2, 1, 2, 2)
+    del alone[0].tied
+    for network, names in ((net, ("0.gain",)), (alone, ("0.gain", "0.v"))):
+        plain = with_plain_layers(network, images[:1])
+        assert (plain.dropped, plain.version) == (names, 2)
+        state = plain.network.state_dict()
+        assert state.keys() == (network.state_dict().keys() - {*names}) | {"linear.weight", "linear.bias"}
+        assert plain.network.get_parameter("linear.bias") is plain.network.get_parameter("0.bias")
+        assert torch.equal(plain.network(images), network(images))
+        copy.deepcopy(plain.network).load_state_dict(state)
+    assert with_plain_layers(Attends(), torch.randn(1, 2, 5, 5)).version == 1
