@@ -93,7 +93,19 @@ class Prepared:
         return self._evaluated(load_network(self.config, self.bundle, self.converted)[0])
 
     def _evaluated(self, network: torch.nn.Module) -> torch.nn.Module:
-        return network if self.layers is None else evaluated_network(self.config, self.bundle, network, self.converted).network
+        """Its layers as modules, if they are at the beginning.
+
+        Raises:
+            UserError: not at these weights; by their names alone its own could be taken for those that its layers multiply by.
+        """
+        if self.layers is None:
+            return network
+        plain = evaluated_network(self.config, self.bundle, network, self.converted)
+        if not plain.changed:
+            remedy = "Its forward computes weights, or something else, in another way than it did with the weights it began with."
+            allowed = "a network whose layers can be made modules with any weights"
+            raise UserError(*self.config.model.named, allowed=allowed, remedy=remedy)
+        return plain.network
 
     def trained_network(self) -> torch.nn.Module:
         """The same as it trains: weights that it makes of other parameters are not parameters yet."""

@@ -44,7 +44,7 @@ from qexp.nn.activation_points import activations
 from qexp.nn.graph import trace
 from qexp.nn.inventory import as_trained, inventory
 from qexp.nn.made_weights import made_weights
-from qexp.nn.plain_layers import LAYERS_VERSION, computed_weights
+from qexp.nn.plain_layers import computed_weights
 from qexp.ptq.calibration import hash_tensors
 from qexp.qat.convert import load_converted
 
@@ -96,7 +96,7 @@ class Preparer:
             raise UserError("qat", config.qat.name, allowed="none for this network", remedy=remedy)
         plain = evaluated_network(config, bundle, model, converted)
         loaded, model = model, plain.network
-        layers = LAYERS_VERSION if plain.changed else None
+        layers = plain.version
         if plain.computed:
             notes.append(f"made permanent what the network's forward computes: {', '.join(plain.computed)}")
         notes += data_notes(config, bundle, class_count)

@@ -167,7 +167,7 @@ _ORDER_OF_SUMS = 1e-3  # of the largest result: what float32 sums in another ord
 _HELD = ("_modules", "_parameters", "_buffers", "_non_persistent_buffers_set")
 
 
-def trace(model: nn.Module, example: Tensor, *, sized: bool = False) -> Traced:
+def trace(model: nn.Module, example: Tensor, *, sized: bool = False, enter: bool = True) -> Traced:
     """Trace a network in eval mode, and check the graph against it on the example; modes and buffers are as before afterwards.
 
     The graph gives the network's own numbers bit by bit, but where attention was taken apart (`qexp.nn.attention`).
@@ -175,7 +175,8 @@ def trace(model: nn.Module, example: Tensor, *, sized: bool = False) -> Traced:
     Args:
         model: any network of one image tensor.
         example: [N, C, H, W] images as the network takes them, on its device; N = 1 suffices.
-        sized: follow it at the example's height and width, by which it decides.
+        sized: follow it at the example's height and width, by which it decides; N > 1 then.
+        enter: take attention apart.
 
     Raises:
         UserError: the network decides by the values of tensors, which no trace can follow, or computes other numbers than its
@@ -187,9 +188,9 @@ def trace(model: nn.Module, example: Tensor, *, sized: bool = False) -> Traced:
         root.__dict__.update(constants)
         recorder, output = _recorded(root, graph, example)
         expected = model(example)
-        same = all(torch.equal(a, b) for a, b in zip(tensors_of(output), tensors_of(expected), strict=True))
+        same = all(_is_equal(a, b) for a, b in zip(tensors_of(output), tensors_of(expected), strict=True))
         shapes = {node: value.shape for node, value in recorder.values().items()}
-        if same and enter_attention(root, graph, shapes, example.device):
+        if same and enter and enter_attention(root, graph, shapes, example.device):
             recorder, output = _recorded(root, graph, example)
             same = all(map(_is_close, tensors_of(output), tensors_of(expected)))
     if not same:
@@ -237,10 +238,16 @@ def _recorded(root: nn.Module, graph: fx.Graph, example: Tensor) -> tuple[_Value
     return recorder, output
 
 
+def _is_equal(value: Tensor, expected: Tensor) -> bool:
+    """True where two results are the same bit by bit; nan, of weights that diverged, is nan."""
+    return torch.equal(value, expected) or bool(value.shape == expected.shape and value.allclose(expected, 0, 0, equal_nan=True))
+
+
 def _is_close(value: Tensor, expected: Tensor) -> bool:
-    """True where two results differ by no more than the order of sums explains."""
-    error = float((value - expected).abs().max()) if value.numel() else 0.0
-    return error <= _ORDER_OF_SUMS * float(expected.abs().max()) or value.numel() == 0
+    """True where two results differ by no more than the order of sums explains; only what should be finite is compared."""
+    finite = expected.isfinite()
+    value, expected = value[finite], expected[finite]
+    return value.numel() == 0 or float((value - expected).abs().max()) <= _ORDER_OF_SUMS * float(expected.abs().max())
 
 
 def node_names(graph: fx.Graph) -> dict[fx.Node, str]:

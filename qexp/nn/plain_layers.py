@@ -42,11 +42,18 @@ class PlainLayers:
         network: the one given, where they were already or where it cannot be traced.
         changed: it is another: a graph of eval mode.
         computed: names of the weights that its forward computed of other tensors at each call.
+        dropped: names of tensors that only these read, in modules that stay.
     """
 
     network: nn.Module
     changed: bool = False
     computed: tuple[str, ...] = ()
+    dropped: tuple[str, ...] = ()
+
+    @property
+    def version(self) -> int | None:
+        """Of how its layers became modules; None where they were."""
+        return LAYERS_VERSION + bool(self.dropped) if self.changed else None  # which stayed, and counted, in the first version
 
 
 def with_plain_layers(model: nn.Module, example: Tensor) -> PlainLayers:
@@ -59,8 +66,8 @@ def with_plain_layers(model: nn.Module, example: Tensor) -> PlainLayers:
         model: not changed, nor shared with.
         example: [1 or more, C, H, W] images as the network takes them.
     """
-    twin = copy.deepcopy(model).eval()
     try:
+        twin = copy.deepcopy(model).eval()
         traced = _traced(twin, example)
         if traced is None:
             return PlainLayers(model)
@@ -73,21 +80,25 @@ def with_plain_layers(model: nn.Module, example: Tensor) -> PlainLayers:
         norms_as_modules_(network)
         names = tuple(_computed(network))
         plain = layers_as_modules(network)
+        dropped = tuple(_drop_unread_(plain, _attributes(network) - _attributes(plain)))
         check_same(expected, outputs_on_noise(plain, images), "layers as modules")
-    except UserError:  # whoever needs the graph says why there is none
+    except Exception:  # whatever a graph raises that does not fit; whoever needs it says why there is none
         return PlainLayers(model)
-    return PlainLayers(plain.train(model.training), changed=True, computed=names)
+    return PlainLayers(plain.train(model.training), changed=True, computed=names, dropped=dropped)
 
 
 def _traced(network: nn.Module, example: Tensor) -> Traced | None:
-    """The graph of a network that has other layers than modules, or that can be followed at one image size only; else None."""
+    """The graph of a network that has other layers than modules, or that can be followed at one image size only; else None.
+
+    Attention stays one operator: the network is to give its own numbers bit by bit, as stored logits are compared.
+    """
     try:
         graph, _ = fx_graph(network)
     except UserError:
-        return trace(network, torch.cat([example[:1]] * 3), sized=True)  # a number that is no size's
+        return trace(network, torch.cat([example[:1]] * 3), sized=True, enter=False)
     if not any(_is_odd(network, node) or is_function_norm(node) for node in graph.nodes):
         return None
-    return trace(network, example)
+    return trace(network, example, enter=False)
 
 
 def computed_weights(model: nn.Module, example: Tensor) -> tuple[str, ...]:
@@ -137,6 +148,24 @@ def layers_as_modules(network: GraphNetwork) -> GraphNetwork:
             network.graph.erase_node(node)
     network.recompile()
     return network
+
+
+def _attributes(network: GraphNetwork) -> set[str]:
+    """Names of the tensors that a graph reads beside its modules."""
+    return {str(node.target) for node in network.graph.nodes if node.op == "get_attr"}
+
+
+def _drop_unread_(network: GraphNetwork, names: set[str]) -> Iterator[str]:
+    """Take tensors out of a network that no operator reads any more, nor a module by whatever name; gives their names."""
+    owned = dict(network.named_parameters(remove_duplicate=False)) | dict(network.named_buffers(remove_duplicate=False))
+    called = [network.get_submodule(str(node.target)) for node in network.graph.nodes if node.op == "call_module"]
+    read = {id(owned[name]) for name in _attributes(network) & owned.keys()}
+    read |= {id(tensor) for module in called for tensor in (*module.parameters(), *module.buffers())}
+    for name in sorted(names & network.state_dict().keys()):
+        if id(owned[name]) not in read:
+            path, _, leaf = name.rpartition(".")
+            delattr(network.get_submodule(path), leaf)
+            yield name
 
 
 def _settle_sizes(network: GraphNetwork, example: Tensor) -> None:

@@ -25,8 +25,8 @@ def fx_graph(
     Args:
         model: as before afterwards.
         leaves: own modules that are not entered, beside torch's.
-        example: [N, C, H, W] images, at whose sizes the forward is followed: what it computes of shapes, but for the number of
-            images, are numbers then. None follows it for any sizes.
+        example: [N, C, H, W] images, N > 1, at whose sizes the forward is followed: sizes that are others for N + 1 images stay
+            computed, the rest are numbers. None follows it for any sizes.
 
     Raises:
         UserError: the network decides by the values of tensors, which no trace can follow; names the module.
@@ -99,38 +99,42 @@ class _Tracer(fx.Tracer):
 
 
 class _SizedProxy(fx.Proxy):
-    """A value whose sizes are those of the example, but for the number of images."""
+    """A value whose sizes are those of the example, but for those that the number of images decides."""
 
     @property
-    def _sizes(self) -> tuple[Any, ...] | None:
+    def _shapes(self) -> tuple[tuple[int, ...], ...] | None:
+        """Its shape for each of the examples; None where it is no tensor."""
         assert isinstance(self.tracer, _SizedTracer), self.tracer
-        value = self.tracer.values.get(self.node)
-        if not isinstance(value, Tensor) or not value.dim():
-            return None
-        first = self.tracer.create_proxy("call_method", "size", (self, 0), {})
-        return (first, *value.shape[1:]) if len(value) == len(self.tracer.example) else tuple(value.shape)
+        values = self.tracer.values.get(self.node, ())
+        shapes = tuple(tuple(value.shape) for value in values if isinstance(value, Tensor) and value.dim())
+        return shapes if len(shapes) == len(self.tracer.examples) else None
+
+    def _size(self, dim: int) -> Any:
+        assert self._shapes is not None
+        size, *others = (shape[dim] for shape in self._shapes)
+        return size if {size} >= set(others) else self.tracer.create_proxy("call_method", "size", (self, dim), {})
 
     def size(self, dim: int | None = None) -> Any:
-        if self._sizes is None:
+        if self._shapes is None:
             return super().__getattr__("size")(*([] if dim is None else [dim]))
-        return self._sizes if dim is None else self._sizes[dim]
+        return tuple(map(self._size, range(self.dim()))) if dim is None else self._size(dim)
 
     def dim(self) -> Any:
-        return super().__getattr__("dim")() if self._sizes is None else len(self._sizes)
+        return super().__getattr__("dim")() if self._shapes is None else len(self._shapes[0])
 
     def __getattr__(self, name: str) -> Any:
-        if name not in ("shape", "ndim") or self._sizes is None:
+        if name not in ("shape", "ndim") or self._shapes is None:
             return super().__getattr__(name)
-        return self._sizes if name == "shape" else len(self._sizes)
+        return self.size() if name == "shape" else self.dim()
 
 
 class _SizedTracer(_Tracer):
-    """Runs every operator on the example as it is written down, so that sizes are known."""
+    """Runs every operator on the example as it is written down, so that sizes are known: with two numbers of images."""
 
     def __init__(self, leaves: tuple[type[nn.Module], ...], example: Tensor) -> None:
         super().__init__(leaves)
-        self.example = example
-        self.values: dict[fx.Node, Any] = {}
+        self.examples = (example, torch.cat([example, example[:1]]))
+        self.values: dict[fx.Node, tuple[Any, ...]] = {}  # one for each example
         self._runs = False  # an operator, whose modules are not written down
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
@@ -151,16 +155,16 @@ class _SizedTracer(_Tracer):
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
         return attr_val if self._runs else super().getattr(attr, attr_val, parameter_proxy_cache)
 
-    def _value(self, node: fx.Node) -> Any:
+    def _value(self, node: fx.Node) -> tuple[Any, ...]:
         if node not in self.values:  # buffers come without a proxy
-            self.values[node] = self._run(node)
+            self.values[node] = tuple(self._run(node, number) for number in range(len(self.examples)))
         return self.values[node]
 
     @torch.no_grad()
-    def _run(self, node: fx.Node) -> Any:
-        args, kwargs = fx.map_arg((node.args, dict(node.kwargs)), self._value)
+    def _run(self, node: fx.Node, number: int) -> Any:
+        args, kwargs = fx.map_arg((node.args, dict(node.kwargs)), lambda source: self._value(source)[number])
         if node.op == "placeholder":
-            return self.example.clone()
+            return self.examples[number].clone()
         if node.op == "get_attr":
             owner, _, name = str(node.target).rpartition(".")
             return getattr(self.root.get_submodule(owner), name)

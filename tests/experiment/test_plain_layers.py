@@ -6,8 +6,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from qexp.base.errors import UserError
 from qexp.experiment.evaluator import Evaluator
 from qexp.experiment.variants import make_variants
+from qexp.nn.plain_layers import PlainLayers
 
 ZOO = Path(__file__).parents[1] / "layer_forms" / "zoo.py"
 STANDARDIZING = f"{ZOO}:net_standardizing_subclass"
@@ -30,6 +32,16 @@ def test_a_trainings_state_is_evaluated_by_what_it_multiplies(prepared):
     loss = F.cross_entropy(trained(batches[0].images), batches[0].labels)
     scored = Evaluator(one, torch.device("cpu")).score(state, one.variants, {})
     assert [row.evaluation.metrics.loss for row in scored] == pytest.approx([float(loss)] * 2, rel=1e-4)
+
+
+def test_no_state_is_evaluated_by_the_weights_that_others_are_computed_of(prepared, monkeypatch):
+    one = prepared({"model.factory": STANDARDIZING})
+    state = one.trained_network().state_dict()
+    diverged = one.baked(state | {"middle.0.weight": torch.full((4, 4, 3, 3), torch.nan)})
+    assert diverged.keys() == one.baked(state).keys() and diverged["middle.0.weight"].isnan().all()
+    monkeypatch.setattr("qexp.experiment.job.with_plain_layers", lambda network, example: PlainLayers(network))
+    with pytest.raises(UserError, match=r"model\.factory=.*net_standardizing_subclass.*layers can be made modules"):
+        one.baked(state)
 
 
 def test_only_networks_that_changed_have_the_version_in_their_keys(prepared):

@@ -1,9 +1,12 @@
 """Layers that functions compute become modules, under the names of their weights, and compute the same."""
 
+import copy
+
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from qexp.nn.activation_points import activations
 from qexp.nn.graph import trace
 from qexp.nn.layer_calls import layer_calls
 from qexp.nn.plain_layers import computed_weights, layers_as_modules, with_plain_layers
@@ -97,6 +100,83 @@ def test_a_network_that_cannot_be_traced_stays_as_it_was():
     assert plain.network is net and net.training and not hasattr(net, "cache")
 
 
+class OneImage(nn.Module):
+    """Can be followed, but takes one image at a time."""
+
+    def __init__(self):
+        super().__init__()
+        self.kernel = nn.Parameter(torch.randn(2, 2, 1, 1))
+
+    def forward(self, x):
+        return F.conv2d(x.reshape(1, 2, 3, 3), self.kernel)
+
+
+def test_a_network_whose_twin_cannot_be_compared_stays_as_it_was():
+    net = OneImage()
+    plain = with_plain_layers(net, torch.randn(1, 2, 3, 3))
+    assert plain.network is net and not plain.changed
+
+
+class SequenceFirst(nn.Module):
+    """Decides by the images' size; tokens come before images, then pairs of images' rows before channels."""
+
+    def __init__(self):
+        super().__init__()
+        self.token, self.weight = nn.Parameter(torch.randn(1, 1, 4)), nn.Parameter(torch.randn(4, 4))
+
+    def forward(self, x):
+        assert x.shape[2] % 2 == 0
+        x = x.flatten(2).permute(2, 0, 1)
+        x = torch.cat([self.token.expand(1, x.shape[1], 4), x])  # [17, N, 4]
+        rows = x[1:].unflatten(0, (4, 4)).transpose(1, 2).flatten(0, 1)  # [4 N, 4, 4]
+        rows = F.linear(rows, self.weight).view(rows.shape[0] * 2, 2, 4)
+        return rows.view(4, x.shape[1], -1).sum((0, 2)) + x[0].sum(1)
+
+
+@torch.no_grad()
+def test_the_number_of_images_may_stand_anywhere():
+    torch.manual_seed(0)
+    net = SequenceFirst().eval()
+    plain = with_plain_layers(net, torch.randn(1, 4, 4, 4))
+    assert plain.changed and [call.node.op for call in layer_calls(plain.network)] == ["call_module"]
+    for count in (1, 2, 3, 5):
+        images = torch.randn(count, 4, 4, 4)
+        assert torch.equal(plain.network(images), net(images))
+
+
+class Attends(nn.Module):
+    """A weight that is computed, and attention."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.attention = nn.Conv2d(2, 8, 1), nn.MultiheadAttention(8, 2, batch_first=True)
+
+    def forward(self, x):
+        x = F.conv2d(x, self.conv.weight * 2, self.conv.bias).flatten(2).transpose(1, 2)
+        return F.scaled_dot_product_attention(x, x, self.attention(x, x, x, need_weights=False)[0])
+
+
+@torch.no_grad()
+def test_attention_is_not_entered_before_it_is_quantized():
+    """The float network's numbers are its own bit by bit."""
+    torch.manual_seed(0)
+    net, images = Attends().eval(), torch.randn(3, 2, 5, 5)
+    plain = with_plain_layers(net, images[:1])
+    assert plain.computed == ("conv.weight",) and plain.network.state_dict().keys() == net.state_dict().keys()
+    assert torch.equal(plain.network(images), net(images))
+    traced = trace(plain.network, images[:1])
+    products = [[node for node in graph.nodes if node.target is torch.matmul] for graph in (plain.network.graph, traced.graph)]
+    assert list(map(len, products)) == [0, 4] and all(info.entered for info in activations(traced))
+
+
+def test_weights_that_diverged_are_followed():
+    net, images = Attends().eval(), torch.randn(2, 2, 5, 5)
+    torch.nn.init.constant_(net.conv.weight, torch.nan)
+    plain = with_plain_layers(net, images)
+    assert plain.computed == ("conv.weight",) and plain.network.state_dict()["conv.weight"].isnan().all()
+    assert trace(net, images).build()(images).isnan().all()  # with attention entered
+
+
 class Computed(nn.Module):
     """One weight is computed of a module's, which another function reads as it is."""
 
@@ -116,3 +196,34 @@ def test_a_weight_that_is_computed_and_read_has_both_values():
     state = plain.network.state_dict()
     assert torch.equal(state["conv2d.weight"], 2 * net.conv.weight) and torch.equal(state["conv.weight"], net.conv.weight)
     assert torch.equal(plain.network(images), net(images)) and plain.network(images).isfinite().all()
+
+
+class Normalized(nn.Module):
+    """Its weight is computed of two tensors, one of which another layer reads as it is; a third nobody reads."""
+
+    def __init__(self):
+        super().__init__()
+        self.v, self.gain, self.bias = (nn.Parameter(torch.randn(*shape)) for shape in ((4, 4), (4, 1), (4,)))
+        self.tied = nn.Linear(4, 4, bias=False)
+        self.tied.weight = self.v
+        self.unread = nn.Parameter(torch.randn(4))
+
+    def forward(self, x):
+        x = F.linear(x.flatten(1), self.gain * self.v / self.v.norm(dim=1, keepdim=True), self.bias)
+        return self.tied(x) if hasattr(self, "tied") else x
+
+
+@torch.no_grad()
+def test_what_only_a_computed_weight_read_is_no_longer_held():
+    torch.manual_seed(0)
+    net, alone, images = nn.Sequential(Normalized()), nn.Sequential(Normalized()), torch.randn(2, 1, 2, 2)
+    del alone[0].tied
+    for network, names in ((net, ("0.gain",)), (alone, ("0.gain", "0.v"))):
+        plain = with_plain_layers(network, images[:1])
+        assert (plain.dropped, plain.version) == (names, 2)
+        state = plain.network.state_dict()
+        assert state.keys() == (network.state_dict().keys() - {*names}) | {"linear.weight", "linear.bias"}
+        assert plain.network.get_parameter("linear.bias") is plain.network.get_parameter("0.bias")
+        assert torch.equal(plain.network(images), network(images))
+        copy.deepcopy(plain.network).load_state_dict(state)
+    assert with_plain_layers(Attends(), torch.randn(1, 2, 5, 5)).version == 1
