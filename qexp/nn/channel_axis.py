@@ -52,9 +52,9 @@ def _summed(traced: Traced, reader: fx.Node) -> list[tuple[fx.Node, int]]:
         return []
     for operand in traced.operands(reader):
         rank = len(traced.values[operand].shape or ())
-        second = (reader.kwargs.get("other"), reader.kwargs.get("mat2"), reader.args[1] if len(reader.args) > 1 else None)
+        second = [reader.kwargs.get("other"), reader.kwargs.get("mat2"), *reader.args[1:2]]
         if function_name(reader) == "scaled_dot_product_attention":  # its first product is with the keys' transpose
-            second = (reader.kwargs.get("value"), reader.args[2] if len(reader.args) > 2 else None)
+            second = [reader.kwargs.get("value"), *reader.args[2:3]]
         is_second = by_position and operand in second and operand is not (reader.args or (None,))[0]
         summed.append((operand, 1 if kind == "conv" else rank - 2 if is_second else rank - 1))
     return summed
