@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from torch import fx, nn
 
 from qexp.base.types import ActivationInfo
+from qexp.nn.channel_axis import channel_axis
 from qexp.nn.graph import Traced
 from qexp.nn.operators import INTEGER, MATRIX, POSITIVE, function_name, operator_name
 
@@ -178,7 +179,7 @@ class _Graph:
             kinds=tuple(sorted({self.kinds[reader] for reader in readers})),
             layers=tuple(layer for reader in readers for layer in self._weights(reader)),
             shape=shape[1:],
-            channel_axis=1 if len(shape) in (2, 4, 5) else len(shape) - 1,
+            channel_axis=channel_axis(traced, nodes, readers, taken),
             non_negative=all(self._non_negative(node) for node in nodes),
             norm=str(norm.target) if batch_norm and not concat else None,
             order=self.position[nodes[0]],

@@ -8,7 +8,8 @@ product, on its accumulator, and not to q, which so is quantized once. Sums are 
 the same numbers up to the last digits of float32.
 
 What is not taken apart stays one operator: attention between two sequences, with masks that are no constants to add, with keys or
-values of other sizes, and torch's modules whose batch comes second.
+values of other sizes, torch's modules whose batch comes second, that have hooks or whose weights or tuple are read, and its
+`nn.Transformer` layers.
 """
 
 from __future__ import annotations
@@ -114,8 +115,10 @@ _SDPA = inspect.signature(  # of `scaled_dot_product_attention`, which is a buil
 
 def _parts_of(root: nn.Module, node: fx.Node) -> Callable[[_Entry], Any] | None:
     """What takes a call apart; None where it is none of attention."""
-    if isinstance(_module_at(root, node), nn.MultiheadAttention):
-        return _multihead
+    module = _module_at(root, node)
+    if isinstance(module, nn.MultiheadAttention):
+        # What a hook does or notes happens at the module's call.
+        return None if module._forward_hooks or module._forward_pre_hooks else _multihead
     if node.op != "call_function":
         return None
     if node.target is F.scaled_dot_product_attention:
@@ -154,7 +157,7 @@ def _multihead(entry: _Entry) -> Any:
     source = given["query"]
     assert isinstance(source, fx.Node)
     masked = any(given.get(name) is not None for name in ("key_padding_mask", "attn_mask")) or given.get("is_causal")
-    first = all(reader.args[1:] == (0,) or not reader.users for reader in node.users)
+    first = all(function_name(reader) == "getitem" and (reader.args[1:] == (0,) or not reader.users) for reader in node.users)
     if not (module.batch_first and module._qkv_same_embed_dim and first) or masked or module.bias_k is not None:
         return None
     if module.add_zero_attn or not (given["key"] is source and given["value"] is source) or len(entry.shape(source)) != 3:

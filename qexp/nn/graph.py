@@ -192,7 +192,7 @@ def trace(model: nn.Module, example: Tensor, *, sized: bool = False, enter: bool
         shapes = {node: value.shape for node, value in recorder.values().items()}
         if same and enter and enter_attention(root, graph, shapes, example.device):
             recorder, output = _recorded(root, graph, example)
-            same = all(map(_is_close, tensors_of(output), tensors_of(expected)))
+            same = all(_is_close(a, b) for a, b in zip(tensors_of(output), tensors_of(expected), strict=True))
     if not same:
         remedy = "Its graph gives other numbers: something in its forward depends on more than the images."
         raise UserError("model", type(model).__name__, allowed="a network that torch.fx can trace", remedy=remedy)

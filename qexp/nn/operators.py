@@ -22,11 +22,15 @@ INTEGER = (*MATRIX, "add", "multiply", "concat", "pool")
 POSITIVE = ("relu", "relu6", "sigmoid", "hardsigmoid", "softmax", "abs", "square", "exp", "softplus")
 
 _DROPOUT = nn.modules.dropout._DropoutNd
+_TRANSFORMERS = (
+    *(nn.Transformer, nn.TransformerEncoder, nn.TransformerDecoder),
+    *(nn.TransformerEncoderLayer, nn.TransformerDecoderLayer),
+)
 _MODULES: tuple[tuple[tuple[type, ...], str], ...] = (
     ((nn.modules.conv._ConvNd,), "conv"),
     ((nn.Linear,), "linear"),
     ((nn.Bilinear,), "matmul"),
-    ((nn.MultiheadAttention, nn.RNNBase, nn.RNNCellBase), "attention"),
+    ((nn.MultiheadAttention, nn.RNNBase, nn.RNNCellBase, *_TRANSFORMERS), "attention"),
     ((nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm), "norm"),
     ((nn.ReLU,), "relu"),
     (

@@ -158,7 +158,7 @@ def parse_format(name: str, key: str = "quant.weight.format") -> FloatFormat:
     bias = _bias(exponent_bits, special) if match[3] is None else int(match[3])
     overflow = cast("Overflow", match[6] or _overflow(special))
     made = FloatFormat(exponent_bits, mantissa_bits, bias, special, not match[5], overflow)
-    if bits > MAX_BITS or made.top < 1:
+    if bits > MAX_BITS or made.top < 1 or not (made.subnormals or made.top >> mantissa_bits):
         raise UserError(
             key, name, allowed=_GRAMMAR, remedy=f"It has {bits} bits." if bits > MAX_BITS else "It has no number but 0."
         )

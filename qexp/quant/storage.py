@@ -33,4 +33,5 @@ def stored_bytes(shape: Sequence[int], spec: QuantSpec) -> int:
     """
     assert spec.mode == "int", spec.mode
     groups, row = layout_of(shape, spec).num_groups, SCHEMES[spec.scheme]
-    return packed_bytes(shape, spec.bits) + row.group_bytes(spec.bits) * groups + row.tensor_bytes
+    stored = 0 if "scaled" in row.reads and not spec.scaled else row.group_bytes(spec.bits)  # a scale that is 1 is known
+    return packed_bytes(shape, spec.bits) + stored * groups + row.tensor_bytes

@@ -137,3 +137,34 @@ def test_nothing_but_the_graph_decides(graphs):
         for value in net.parameters():
             value.mul_(0.1)
     assert activations(trace(net, graphs.images(1, seed=5))) == once
+
+
+class Rows(nn.Module):
+    """Channels last, two heads of 4 channels, and a class token."""
+
+    def __init__(self):
+        super().__init__()
+        self.patch, self.wide, self.qkv, self.head = nn.Conv2d(3, 8, 4, 4), nn.Linear(8, 8), nn.Linear(8, 24), nn.Linear(8, 5)
+        self.mix = nn.Conv2d(8, 8, 1)
+
+    def forward(self, x):
+        x = self.patch(x)
+        x = x + self.mix(x)
+        x = self.wide(F.gelu(x.permute(0, 2, 3, 1)))
+        q, k, v = self.qkv(x.flatten(1, 2)).unflatten(-1, (3, 2, 4)).permute(2, 0, 3, 1, 4).unbind(0)
+        x = torch.softmax(q.sigmoid() @ k.sigmoid().transpose(-2, -1), -1) @ v.sigmoid()
+        return self.head(x.transpose(1, 2).flatten(2)[:, 0])
+
+
+@pytest.mark.parametrize("layers_only", [False, True])
+def test_channels_lie_along_what_a_reader_sums_over(graphs, layers_only):
+    points = infos(Rows(), graphs, layers_only=layers_only)
+    axes = {(info.consumers[0], info.producers[0]): (len(info.shape) + 1, info.channel_axis) for info in points.values()}
+    assert axes["patch", "input"] == (4, 1) and axes["mix", "patch"] == (4, 1)
+    assert axes["wide", "gelu"] == (4, 3)  # [N, H, W, C]
+    assert axes["matmul", "sigmoid"] == (4, 3)  # queries, [N, heads, L, d]
+    assert axes["matmul", "transpose" if layers_only else "sigmoid_1"] == (4, 2 if layers_only else 3)  # keys: [N, heads, d, L]
+    assert axes["matmul_1", "softmax"] == (4, 3) and axes["matmul_1", "sigmoid_2"] == (4, 2)  # values: their L
+    if not layers_only:
+        assert axes["qkv", "wide"] == (4, 3)  # before it is flattened
+        assert axes["head", "matmul_1"] == (4, 3)  # of [N, heads, L, d], whose heads and d the layer reads joined

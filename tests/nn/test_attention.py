@@ -81,6 +81,37 @@ def test_other_modules(options):
 
 
 @torch.no_grad()
+def test_the_layers_of_a_transformer_are_named():
+    layer = nn.TransformerEncoderLayer(EMBED, 2, 12, batch_first=True)
+    net = nn.Sequential(nn.Flatten(1, 2), layer, nn.Linear(EMBED, 3)).eval()
+    (inside,) = (info for info in activations(trace(net, torch.randn(2, 1, 5, EMBED))) if not info.entered)
+    weights = ("self_attn.in_proj_weight", "self_attn.out_proj.weight", "linear1.weight", "linear2.weight")
+    assert (inside.name, inside.layers) == ("1.*", tuple(f"1.{name}" for name in weights))
+
+
+@torch.no_grad()
+def test_a_module_with_a_hook_is_called():
+    net, images, called = Attends("module", batch_first=True).eval(), torch.randn(2, 1, 5, EMBED), []
+    net.attention.register_forward_hook(lambda *_: called.append(True))
+    traced = trace(net, images)
+    called.clear()
+    traced.build()(images)
+    assert called and not all(info.entered for info in activations(traced))
+
+
+@torch.no_grad()
+def test_a_network_that_returns_the_tuple_of_attention_keeps_it():
+    class Both(Attends):
+        def forward(self, images):
+            x = self.head(images[:, 0])
+            return self.attention(x, x, x)
+
+    net, images = Both("module", batch_first=True).eval(), torch.randn(2, 1, 5, EMBED)
+    for value, expected in zip(trace(net, images).build()(images), net(images), strict=True):
+        assert torch.equal(value, expected)
+
+
+@torch.no_grad()
 @pytest.mark.parametrize(("size", "window"), [((36, 44), (4, 4)), ((8, 8), (4, 4))])
 def test_windows_of_swin(size, window):
     """Feature maps that are no multiple of the windows, and odd ones to be merged; windows larger than the map."""

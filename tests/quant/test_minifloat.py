@@ -160,6 +160,7 @@ def test_what_a_name_states():
         ("e9m3", "eXmY"),
         ("e8m8", "It has 17 bits"),
         ("e1m0ieee", "no number but 0"),
+        ("e1m6_nosub", "no number but 0"),
         ("e8m4b200", "float32"),
         ("e4m3fn_inf", "e4m3fn_sat. It has no infinities"),
         ("e2m1_nan", "It has no NaN"),

@@ -86,6 +86,8 @@ def test_refusals():
         ({"scheme": "binary", "bits": 1}, 14 + 4),
         ({"scheme": "ternary", "bits": 2}, 27 + 4),
         ({"scheme": "apot", "bits": 5}, 68 + 4),
+        ({"scheme": "minifloat", "bits": 6, "granularity": "per_channel"}, 81 + 4 * 4),
+        ({"scheme": "minifloat", "bits": 6, "granularity": "per_channel", "scaled": False}, 81),
     ],
 )
 def test_stored_bytes(spec, num_bytes):

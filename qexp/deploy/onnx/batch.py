@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch.utils._pytree import tree_iter
 
 from qexp.deploy.onnx.node import Constant, Value
 from qexp.nn.graph import GraphNetwork, evaluating
@@ -19,8 +20,10 @@ BATCH = 3  # images of the example that is written
 
 
 @torch.no_grad()
-def shapes_of_fewer(network: GraphNetwork, example: Tensor) -> dict[fx.Node, Any]:
-    """Node -> shape of its value on one image less than `BATCH`; of several values a tuple of shapes.
+def run_of_fewer(network: GraphNetwork, example: Tensor) -> tuple[dict[fx.Node, Any], dict[fx.Node, Any]]:
+    """What one image less than `BATCH` gives: node -> shape of its value, of several values a tuple; and what is no activation.
+
+    The second has numbers, sizes and tensors made of parameters, as they are.
 
     Args:
         network: any graph.
@@ -29,7 +32,7 @@ def shapes_of_fewer(network: GraphNetwork, example: Tensor) -> dict[fx.Node, Any
     run = _Shapes(network)
     with evaluating(network):
         run.run(torch.cat([example[:1]] * (BATCH - 1)))
-    return run.shapes
+    return run.shapes, run.settled
 
 
 def batch_axis(shape: tuple[int, ...], fewer: tuple[int, ...]) -> int | None:
@@ -65,26 +68,49 @@ def reshape_sizes(result: Any, fewer: Any, before: Any, fewer_before: Any) -> tu
     return (*result.shape[:axis], 0 if stays else -1, *result.shape[axis + 1 :])
 
 
-def made_constant(result: Tensor, fewer: tuple[int, ...]) -> Constant:
-    """What parameters make; where it is repeated for each image (a class token) once, and marked.
+def made_constant(result: Tensor, fewer: Tensor) -> Constant | None:
+    """What parameters make; where it is repeated for each image (a class token) once, and marked. None where it goes otherwise.
 
     Args:
         result: on `BATCH` images.
-        fewer: its shape on one image less.
+        fewer: on one image less.
     """
-    repeated = tuple(result.shape) != tuple(fewer) and bool((result[1:] == result[:1]).all())
-    return Constant(result[:1].clone(), per_image=True) if repeated else Constant(result.clone())
+    if result.shape == fewer.shape:
+        return Constant(result.clone()) if torch.equal(result, fewer) else None
+    if result.dim() != fewer.dim() or batch_axis(tuple(result.shape), tuple(fewer.shape)) != 0:
+        return None
+    repeated = bool((result == result[:1]).all()) and torch.equal(result[:1], fewer[:1])
+    return Constant(result[:1].clone(), per_image=True) if repeated else None
+
+
+def goes_with_images(value: Any, now: Any, fewer: Any) -> bool:
+    """True for a number, sizes or a constant that another number of images changes, so that no file can hold it.
+
+    Args:
+        value: in the file; None of a tensor that `made_constant` has no way for.
+        now: on `BATCH` images.
+        fewer: on one image less.
+    """
+    return value is None if isinstance(now, Tensor) else not _has_tensors(now) and bool(now != fewer)
+
+
+def _has_tensors(value: Any) -> bool:
+    return any(isinstance(leaf, Tensor) for leaf in tree_iter(value))
 
 
 class _Shapes(fx.Interpreter):
-    """Runs a graph and notes the shape of each value."""
+    """Runs a graph and notes the shape of each value, and what no image goes into."""
 
     def __init__(self, network: GraphNetwork) -> None:
         super().__init__(network)
         self.extra_traceback = False
         self.shapes: dict[fx.Node, Any] = {}
+        self.settled: dict[fx.Node, Any] = {}
 
     def run_node(self, n: fx.Node) -> Any:
         result = super().run_node(n)
         self.shapes[n] = fx.node.map_aggregate(result, lambda value: value.shape if isinstance(value, Tensor) else value)
+        reads_images = any(operand not in self.settled for operand in n.all_input_nodes)
+        if n.op != "placeholder" and not (reads_images and _has_tensors(result)):
+            self.settled[n] = result.clone() if isinstance(result, Tensor) else result
         return result

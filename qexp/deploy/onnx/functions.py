@@ -28,6 +28,8 @@ def softplus(node: OnnxNode) -> str:
     """Softplus."""
     if node.argument(1, "beta", 1.0) != 1:
         node.refuse("its beta is not 1")
+    if node.argument(2, "threshold", 20.0) != 20:  # beyond which torch gives x itself, then equal to it in float32
+        node.refuse("its threshold is not 20")
     return node.emit("Softplus", node.activation().name)
 
 

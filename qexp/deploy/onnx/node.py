@@ -105,6 +105,7 @@ class OnnxNode:
         result: what the call gave on the example.
         where: of a function, the path of the module around it and its name.
         sizes: its shape as Reshape takes it, with 0 or -1 where images are counted; empty for several results.
+        batch: dimension of its first operand that counts the images.
     """
 
     context: ExportContext
@@ -117,6 +118,7 @@ class OnnxNode:
     result: Any
     where: str = ""
     sizes: tuple[int, ...] = ()
+    batch: int | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -41,11 +41,11 @@ from qexp.base.files import write_atomic
 from qexp.base.text import Note
 from qexp.deploy.activation_codes import CodeTensor, code_nodes
 from qexp.deploy.graph_nodes import called_module, output_of, place_of, quantizer_at
-from qexp.deploy.onnx.batch import BATCH, batch_axis, made_constant, reshape_sizes, shapes_of_fewer
+from qexp.deploy.onnx.batch import BATCH, batch_axis, goes_with_images, made_constant, reshape_sizes, run_of_fewer
 from qexp.deploy.onnx.layers import conv
 from qexp.deploy.onnx.node import Constant, Dynamic, ExportContext, OnnxNode, Value, clamps_nothing, kept_grid
 from qexp.deploy.onnx.operators import KEEPS_VALUES, clamps_of, handler_of
-from qexp.deploy.onnx.shapes import left_to_convs, pad
+from qexp.deploy.onnx.shapes import left_to_convs, pad, reshape
 from qexp.deploy.onnx.writer import INPUT, Grid, OnnxWriter
 from qexp.deploy.weight_codes import WeightCodes
 from qexp.nn.fake_quantize import FakeQuantize
@@ -145,12 +145,14 @@ class _Export(fx.Interpreter):
 
     def write_nodes(self, example: Tensor) -> Value:
         """Run the network and write all nodes; what it returns, as a value in the file."""
-        self.fewer = shapes_of_fewer(self.network, example)
+        self.fewer, self.settled = run_of_fewer(self.network, example)
         self.run(example)
         output = output_of(self.network)
         value = None if output is None else self.written.get(output)
         if output is None or not isinstance(value, Value) or batch_axis(value.shape, self.fewer[output]) != 0:
             raise UserError("export", "the network's output", allowed="one tensor of logits")
+        if value.shape[0] != BATCH:
+            raise UserError("export", f"the network's output has {value.shape[0]} rows of {BATCH} images", allowed="one for each")
         return value
 
     def run_node(self, n: fx.Node) -> Any:
@@ -166,9 +168,8 @@ class _Export(fx.Interpreter):
 
     def _write(self, node: fx.Node, result: Any) -> Any:
         """The value, constant or number that a call gives."""
-        reads_images = any(isinstance(self.written[operand], Value | tuple) for operand in node.all_input_nodes)
-        if not reads_images or not list(tensors_of(result)):
-            return made_constant(result, self.fewer[node]) if isinstance(result, Tensor) else result  # also sizes
+        if node in self.settled:
+            return made_constant(result, self.settled[node]) if isinstance(result, Tensor) else result  # also sizes
         module = called_module(self.network, node)
         args: tuple[Any, ...] = tuple(fx.map_arg(argument, self.written.__getitem__) for argument in node.args)
         kwargs = {key: fx.map_arg(argument, self.written.__getitem__) for key, argument in node.kwargs.items()}
@@ -176,7 +177,8 @@ class _Export(fx.Interpreter):
         operator = type(module).__name__ if module is not None else function_name(node)
         source, where = node.all_input_nodes[0], place_of(node)
         sizes = reshape_sizes(result, self.fewer[node], self.written[source], self.fewer[source])
-        onnx_node = OnnxNode(self.context, name, operator, module, str(node.target), args, kwargs, result, where, sizes)
+        counts = batch_axis(self.written[source].shape, self.fewer[source]) if isinstance(self.written[source], Value) else None
+        onnx_node = OnnxNode(self.context, name, operator, module, str(node.target), args, kwargs, result, where, sizes, counts)
         if isinstance(module, FakeQuantize):
             return self._quantize(node, onnx_node, module)
         clamp = clamps_of(node, module)
@@ -189,9 +191,12 @@ class _Export(fx.Interpreter):
         handler = handler_of(node, module)
         if handler is None:
             onnx_node.refuse("there is no way to write it")
-        fewer_images = self.fewer[node] if isinstance(result, list | tuple) else [self.fewer[node]]
-        shapes = zip(tensors_of(result), fewer_images, strict=True)
-        if any(batch_axis(tuple(tensor.shape), fewer) is None for tensor, fewer in shapes):
+        for operand in node.all_input_nodes if handler is not reshape else ():
+            settled = operand in self.settled
+            if settled and goes_with_images(self.written[operand], self.env[operand], self.settled[operand]):
+                onnx_node.refuse(f"it takes {operand.name}, which is another for another number of images")
+        tensors, fewer = list(tensors_of(result)), self.fewer[node] if isinstance(result, list | tuple) else [self.fewer[node]]
+        if len(tensors) != len(fewer) or None in map(batch_axis, (tuple(tensor.shape) for tensor in tensors), fewer):
             onnx_node.refuse("no single dimension of its result is that of the images")
         written = (left_to_convs(onnx_node) if handler is pad and self._is_for_convs(node) else None) or handler(onnx_node)
         if isinstance(written, Value):

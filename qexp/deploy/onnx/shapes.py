@@ -144,8 +144,10 @@ def getitem(node: OnnxNode) -> str | Value:
 def split(node: OnnxNode) -> tuple[str, ...]:
     """Split into what chunk, split and unbind's relatives gave on the example."""
     x, dim = node.activation(), int(node.argument(2, "dim", 0))
-    sizes = node.integers(*(part.shape[dim] for part in node.result))
     axis = dim % len(x.shape)
+    if axis == node.batch:
+        node.refuse("it cuts the batch")
+    sizes = node.integers(*(part.shape[dim] for part in node.result))
     return tuple(node.context.writer.node("Split", [x.name, sizes], node.name, len(node.result), axis=axis))
 
 
@@ -166,6 +168,8 @@ def index_select(node: OnnxNode) -> str:
 def concat(node: OnnxNode) -> str:
     """Concat."""
     tensors, axis = node.argument(0, "tensors"), int(node.argument(1, "dim", 0)) % len(node.shape)
+    if axis == 0 and any(isinstance(tensor, Constant) and tensor.per_image for tensor in tensors):
+        node.refuse("it joins images and what is repeated for each of them")
     return node.emit("Concat", *(_for_each_image(node, tensor, tensors) for tensor in tensors), axis=axis)
 
 

@@ -32,6 +32,19 @@ class Inner(nn.Module):
         return self.function(x)
 
 
+class Token(nn.Module):
+    """Adds a parameter, repeated for each image, to rows whose images come second, or joins it with them."""
+
+    def __init__(self, joins):
+        super().__init__()
+        self.joins, self.token = joins, nn.Parameter(torch.randn(1, 1, 4))
+
+    def forward(self, x):
+        rows, token = x.flatten(2).permute(2, 0, 1), self.token.expand(1, x.shape[0], 4)
+        rows = torch.cat([rows[1:], token]) if self.joins else rows + token
+        return rows.permute(1, 2, 0).unflatten(2, (14, 14))
+
+
 @pytest.mark.parametrize(
     ("function", "message"),
     [
@@ -43,9 +56,15 @@ class Inner(nn.Module):
         (lambda x: x.mean(0, keepdim=True), "single dimension"),
         (lambda x: F.pad(x, (1, 1, 1, 1), value=1.0), "not zero"),
         (lambda x: F.conv2d(x, x.mean((0, 2, 3)).reshape(1, 4, 1, 1).expand(4, 4, 1, 1)), "single dimension|expand"),
+        (Token(joins=False), r"add.*takes expand, which is another"),
+        (Token(joins=True), r"cat.*takes expand, which is another"),
+        (lambda x: x / x.shape[0], r"truediv.*takes getitem.*, which is another for another number of images"),
+        (lambda x: torch.cat([x, x.sigmoid()]).chunk(2)[0], "chunk.*cuts the batch"),
+        (lambda x: torch.cat([x, x.sigmoid()]), "output has 6 rows of 3 images"),
+        (nn.Softplus(threshold=1), "threshold is not 20"),
     ],
     # Not str: that of a function holds an address, another in each process.
-    ids=["erf", "lp_pool", "adaptive", "ceil_mode", "alpha", "batch_mean", "ones", "expand"],
+    ids="erf lp_pool adaptive ceil_mode alpha batch_mean ones expand add_token join_token number chunk rows softplus".split(),
 )
 def test_what_cannot_be_written_is_named(quantized, function, message, tmp_path):
     torch.manual_seed(0)

@@ -66,3 +66,29 @@ def test_a_padding_before_convolutions_is_theirs(quantized, run_file, tmp_path):
     ran = run_file(exported, case.images)
     assert ran.operators["QLinearConv"] == 3 and torch.allclose(ran.logits, logits, atol=1e-5)
     assert all(torch.equal(ran.codes[point], values) for point, values in codes.items())
+
+
+class Halves(nn.Module):
+    """Scales by one half of a parameter and shifts by the other; sizes of the batch are named in reshapes alone."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.both = nn.Conv2d(3, 4, 3), nn.Parameter(torch.randn(8))
+
+    def forward(self, x):
+        scale, shift = self.both.chunk(2)
+        x = self.conv(x)
+        x = x.view(x.shape[0] * 2, 2, 9).sigmoid().view(x.shape[0], 4, 3, 3)
+        return x.mean((2, 3)) * scale + shift
+
+
+@pytest.mark.parametrize("name", ONNX_RUNTIMES)
+def test_parts_of_a_parameter_and_any_number_of_images(name, tmp_path):
+    pytest.importorskip("onnx")
+    torch.manual_seed(0)
+    network = Halves().eval()
+    exported = export_qdq(trace(network, torch.zeros(1, 3, 5, 5)).build(), torch.zeros(1, 3, 5, 5), {}, tmp_path / "net.onnx")
+    for number in (1, 4):
+        images = torch.randn(number, 3, 5, 5)
+        with torch.no_grad():
+            assert torch.allclose(open_runtime(name, exported.path).run(images), network(images), atol=1e-5)
