@@ -25,7 +25,6 @@ JOB = (
     f"model.factory={NETWORKS}:tiny",
     "device=cpu",
     "checkpoint=checkpoint.pt",
-    "export.repeats=3",
 )
 
 
@@ -37,7 +36,7 @@ def checkpoint():
 
 @pytest.mark.slow
 def test_the_command_measures_what_running_costs(process, checkpoint):
-    done = process("qexp.export", *JOB, "tracking.enabled=false")
+    done = process("qexp.export", *JOB, "export.repeats=3", "tracking.enabled=false")
     assert done.returncode == 0, done.stderr
     with open("results/digits/cost.csv") as handle:
         lines = list(csv.DictReader(handle))

@@ -25,7 +25,11 @@ COMMANDS = {
     "evaluate": ("evaluate", ("quant=affine", "bits=3,8", "-m"), PLAIN),
     "sensitivity": ("analyze", ("task=sensitivity", *FEW), ANALYSES),
     "allocate": ("analyze", ("task=allocate", "analyze.average_bits=2.5", *FEW), ANALYSES),
-    "profile": ("analyze", ("task=profile", "quant=affine"), FILES),
+    "profile": (
+        "analyze",
+        ("task=profile", "quant=affine"),
+        ("file.written", "file.renamed", "file.written:2", "file.renamed:2"),
+    ),
     "export": ("export", ("bits=8", "export.cost=false", "export.num_compared=50"), PLAIN),
     "qat": (
         "train",
