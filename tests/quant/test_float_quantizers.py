@@ -79,7 +79,7 @@ def test_mx_is_the_standards(scheme, shape):
 
 @pytest.mark.parametrize("scheme", [*ELEMENTS, "mxint8"])
 def test_mx_is_gfloats(scheme):
-    gfloat = pytest.importorskip("gfloat")
+    gfloat = pytest.importorskip("gfloat", reason="needs gfloat: pip install 'qexp[dev]'")
     from gfloat import formats
 
     info = getattr(formats, f"format_info_{'mxfp4_e2m1' if scheme == 'mxfp4' else scheme}")
@@ -216,8 +216,11 @@ def test_what_a_spec_may_not_ask(spec, words):
 @pytest.mark.filterwarnings("ignore")  # its own
 def test_a_million_values_are_torchaos():
     """Of the extra `bench`: its MX formats and its NVFP4 with a scale for the tensor."""
-    mx_tensor = pytest.importorskip("torchao.prototype.mx_formats.mx_tensor")
-    nvfp4_tensor = pytest.importorskip("torchao.prototype.mx_formats.nvfp4_tensor")
+    missing = "needs torchao: pip install 'qexp[bench]'"
+    mx_tensor = pytest.importorskip("torchao.prototype.mx_formats.mx_tensor", reason=missing)
+    nvfp4_tensor = pytest.importorskip(
+        "torchao.prototype.mx_formats.nvfp4_tensor", reason="needs torchao: pip install 'qexp[bench]'"
+    )
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(4096, 256, generator=generator)
     x *= torch.exp2(torch.randint(-15, 10, (4096, 1), generator=generator).float())

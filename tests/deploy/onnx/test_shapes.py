@@ -29,7 +29,7 @@ class Windows(nn.Module):
 @pytest.mark.parametrize("name", ONNX_RUNTIMES)
 def test_max_pooling_has_the_windows_that_torch_has(name, tmp_path):
     """Of kernel, stride, padding, dilation: windows that end beyond the image, and one that would begin there and is left out."""
-    pytest.importorskip("onnx")
+    pytest.importorskip("onnx", reason="needs onnx: pip install 'qexp[deploy]'")
     network = Windows((1, 2, 0), (3, 3, 1), (2, 3, 1), (3, 2, 0), (3, 2, 1, 2), ((2, 3), (3, 2), (1, 0)))
     images = torch.randn(3, 2, 8, 8, generator=torch.Generator().manual_seed(0)) - 5  # a padding of zeros would win
     exported = export_qdq(trace(network, images).build(), images, {}, tmp_path / "net.onnx")
@@ -84,7 +84,7 @@ class Halves(nn.Module):
 
 @pytest.mark.parametrize("name", ONNX_RUNTIMES)
 def test_parts_of_a_parameter_and_any_number_of_images(name, tmp_path):
-    pytest.importorskip("onnx")
+    pytest.importorskip("onnx", reason="needs onnx: pip install 'qexp[deploy]'")
     torch.manual_seed(0)
     network = Halves().eval()
     exported = export_qdq(trace(network, torch.zeros(1, 3, 5, 5)).build(), torch.zeros(1, 3, 5, 5), {}, tmp_path / "net.onnx")
