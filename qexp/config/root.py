@@ -62,6 +62,8 @@ class Config:
             `allocate` chooses bits per layer.
         image: a file whose classes `profile` scores too.
         cases: of a sweep: sets of overrides that are run one after the other, where a product of values would not do.
+        plan: how much of it is printed: `short`, a line per variant, or `full`, with the table of its tensors; None: `full` where
+            `plan_only` asks for nothing else. `results/` has it whole.
         plan_only: print plan and estimates, and stop.
         fresh: train again although stored.
         runs_dir: where trainings, journal and MLflow's store lie.
@@ -95,6 +97,7 @@ class Config:
     task: Task | None = None
     image: str | None = None
     cases: list[list[str]] | None = None
+    plan: Literal["short", "full"] | None = None
     plan_only: bool = False
     fresh: bool = False
     runs_dir: str = "runs"

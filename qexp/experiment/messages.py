@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from qexp.base.console import print_main
@@ -27,16 +27,29 @@ def plan(prepared: Sequence[Prepared], *, num_jobs: int) -> None:
     parts.append(counted(sum(len(one.variants) - 1 for one in prepared), "quantized variant"))
     print_main(f"{counted(num_jobs, 'job')}: {', '.join(parts)}")
     print_main(*trained_anew([*starts, *trainings]))
+    config = prepared[0].config
+    whole = (config.plan or ("full" if config.plan_only else "short")) == "full"
     shown: list[tuple[object, str]] = []  # what tells plans apart, and the first variant that has it
+    said: set[str] = set()
     for one in prepared:
-        print_main(*(f"note: {note}" for note in one.notes))
+        print_main(*_once(said, (f"note: {note}" for note in one.notes)))
         for variant in one.variants[1:]:
             printed = print_plan(variant.plan, policy=variant.config.policy.name)
             same = next((label for gist, label in shown if gist == printed.gist), variant.label)
             shown.append((printed.gist, same))
             lines = printed.body if same == variant.label else [f"  the tensors of [{same}]"]
-            notes = [f"  note: {note}; listed once" for note in variant.notes]
-            print_main(f"[{variant.label}] {printed.summary}", *lines, *notes)
+            notes = _once(said, (f"  note: {note}; listed once" for note in variant.notes))
+            print_main(f"[{variant.label}] {printed.summary}", *(lines if whole else _once(said, printed.remarks)), *notes)
+    if not whole and any(len(one.variants) > 1 for one in prepared):
+        print_main("plan=full prints what becomes of each tensor; the results have it")
+
+
+def _once(said: set[str], lines: Iterable[str]) -> Iterator[str]:
+    """The lines that were not said yet."""
+    for line in lines:
+        if line not in said:
+            said.add(line)
+            yield line
 
 
 def identity_of(one: Prepared) -> dict[str, object]:

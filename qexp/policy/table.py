@@ -41,26 +41,28 @@ class PrintedPlan:
     Args:
         summary: one line.
         tables: what is quantized: tensors, then activations, where there are any.
-        rest: lines about what is left alone, and notes.
+        kept: lines about what is left alone, by reason.
+        remarks: alarms and notes, which stand in the shortest form too.
         num_widths: of the tensors.
     """
 
     summary: str
     tables: tuple[Table, ...]
-    rest: tuple[str, ...]
+    kept: tuple[str, ...]
+    remarks: tuple[str, ...]
     num_widths: int
 
     @property
     def body(self) -> list[str]:
         """The lines below the summary."""
-        return [*(line for table in self.tables for line in lines(table, indent="  ")), *self.rest]
+        return [*(line for table in self.tables for line in lines(table, indent="  ")), *self.kept, *self.remarks]
 
     @property
     def gist(self) -> object:
         """What tells two printed plans apart: all of it, or all but widths where one serves all tensors."""
         if self.num_widths != 1:
-            return [table.cells for table in self.tables], self.rest
-        return [table.without("bits").cells for table in self.tables], self.rest
+            return [table.cells for table in self.tables], self.kept, self.remarks
+        return [table.without("bits").cells for table in self.tables], self.kept, self.remarks
 
 
 def plan_rows(plan: Plan) -> list[PlannedTensor]:
@@ -111,11 +113,11 @@ def print_plan(plan: Plan, *, policy: str = "") -> PrintedPlan:
     for point in plan.activations:
         if point.spec is None:
             kept.setdefault(f"activations: {point.reason}", []).append(point.info.name)
-    rest = ["left alone:"] if kept else []
-    rest += [f"  {len(names)} x {reason} ({names[0]}{', ...' if len(names) > 1 else ''})" for reason, names in kept.items()]
-    rest += [*(f"! {alarm}" for alarm in larger_than_float(plan)), *(f"note: {note}" for note in plan.notes)]
+    left = ["left alone:"] if kept else []
+    left += [f"  {len(names)} x {reason} ({names[0]}{', ...' if len(names) > 1 else ''})" for reason, names in kept.items()]
+    remarks = [*(f"! {alarm}" for alarm in larger_than_float(plan)), *(f"note: {note}" for note in plan.notes)]
     widths = {spec.bits for spec in plan.quantized.values()}
-    return PrintedPlan(_summary(plan, policy, total), tuple(tables), tuple(rest), len(widths))
+    return PrintedPlan(_summary(plan, policy, total), tuple(tables), tuple(left), tuple(remarks), len(widths))
 
 
 def _summary(plan: Plan, policy: str, total: int) -> str:

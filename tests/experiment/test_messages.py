@@ -11,6 +11,13 @@ def test_the_plan_names_jobs_trainings_and_variants(prepared, capsys):
         prepared({"train.lr": 0.5}),
     ]
     messages.plan(merged, num_jobs=5)
+    short = capsys.readouterr().out.splitlines()
+    assert [line.split("]")[0] for line in short[1:-1] if line[0] == "["] == ["[W4 int", "[W8 int", "[half", "[W8 int"]
+    assert len(short) == 8 and "listed once" in short[5], "a line for each variant, what is doubled, how to see more"
+    assert short[-1].startswith("plan=full")
+
+    full = prepared({"bits": 4, "plan": "full"}, {"bits": 8}, {"bits": 4, "mode": "half"}, {"bits": 2, "mode": "half"})
+    messages.plan([full, merged[1]], num_jobs=5)
     out = capsys.readouterr().out
     assert out.startswith("5 jobs: 2 trainings (0 stored), 4 quantized variants\n")
     for label in ("[W4 int]", "[W8 int]", "[half]"):

@@ -37,4 +37,4 @@ def test_it_says_how_much_and_stands_in_the_printed_plan():
     (alarm,) = larger_than_float(narrow)
     assert alarm == "1 of 2 tensors take 272 bytes with their per_in_out_channel ranges, 128 bytes in float (narrow)"
     assert plan_size_bytes(Plan(narrow.rows[:1])) == 16 + 32 * 8
-    assert f"! {alarm}" in print_plan(narrow).rest
+    assert f"! {alarm}" in print_plan(narrow).remarks
