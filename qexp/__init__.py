@@ -1,7 +1,7 @@
 """qexp: what does quantizing this CNN cost, and can the answer be trusted?
 
 The names of `__all__` are the public Python API. Each is imported when it is first asked for: importing qexp brings neither torch
-nor pandas. The modules `train`, `evaluate`, `analyze`, `export`, `report`, `study`, `sync` and `trainings` are commands.
+nor pandas. The commands are modules of their own, `python -m qexp.VERB`, and `python -m qexp` lists them.
 """
 
 from importlib import import_module

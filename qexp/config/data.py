@@ -124,10 +124,12 @@ class DataSettings:
         split_seed: seed of the permutation that cuts the splits.
         storage: `ram` decodes once into uint8, `stream` decodes in DataLoader workers; `auto` streams ImageNet-sized sets.
         workers: DataLoader workers of a streamed set, threads of a decoded one.
-        resize: of `Preprocessing`, for sets of files; None is that of a pretrained network, else the set's.
-        crop: likewise.
-        interpolation: likewise.
-        antialias: likewise.
+        resize: pixels of the shorter side before the cut of `crop=center`, for sets of files; None is that of a pretrained
+            network, else the set's, here and in the next three.
+        crop: `none` resizes both ways, whatever the shape; `center` resizes the shorter side and cuts the centre; `tensorflow`
+            cuts the centre first (`qexp.config.preprocessing`).
+        interpolation: of the resize.
+        antialias: false samples without a low-pass filter, as TensorFlow and OpenCV do.
         classes: file of the classes of a tree, a line `<folder><tab><name>` each, in the order of the network's outputs; None
             takes the folders in alphabetical order.
     """

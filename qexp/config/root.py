@@ -97,7 +97,7 @@ class Config:
     task: Task | None = None
     image: str | None = None
     cases: list[list[str]] | None = None
-    plan: Literal["short", "full"] | None = None
+    plan: Literal["short", "full"] | None = later(None)
     plan_only: bool = False
     fresh: bool = False
     runs_dir: str = "runs"

@@ -80,7 +80,8 @@ def typed_settings(arguments: Sequence[str]) -> dict[str, str]:
     from hydra.errors import OverrideParseException
 
     parser, typed, errors = OverridesParser.create(), {}, []
-    for word in arguments:
+    asks_shell = not {"-sc", "--shell-completion"}.isdisjoint(arguments)  # whose install=bash is no setting
+    for word in () if asks_shell else arguments:
         if word.startswith("-") or not ("=" in word or word.startswith("~")):
             continue  # an option or its value; what else it may be, Hydra says
         try:

@@ -25,6 +25,7 @@ from qexp.base.console import print_main
 from qexp.base.errors import UserError
 from qexp.sweep.arguments import GROUP_KEYS, hydra_error
 from qexp.sweep.config_store import store_choices
+from qexp.sweep.help import dotted, explained, overview
 from qexp.sweep.places import expand_places
 from qexp.sweep.types import Composed
 
@@ -227,9 +228,12 @@ def _with_text_keys(value: object) -> object:
 
 
 def _answer(config_name: str, asked: argparse.Namespace) -> None:
-    """Let Hydra answer, without passwords; its help without `_base` files, the common values of a group, which are no choice."""
+    """Say what a command asks for and runs nothing of: our own help, or let Hydra answer, without passwords."""
     import hydra
 
+    if asked.help:
+        print_main(*_help(config_name, asked.overrides))
+        return
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises instead of printing and leaving with 1
     answer = hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=config_name)(lambda config: None)
     text = io.StringIO()
@@ -237,4 +241,39 @@ def _answer(config_name: str, asked: argparse.Namespace) -> None:
         with contextlib.redirect_stdout(text):
             answer()
     finally:
-        print_main((text.getvalue().replace(" _base, ", " ") if asked.help else text.getvalue()).removesuffix("\n"))
+        print_main(text.getvalue().removesuffix("\n"))
+
+
+def _help(config_name: str, words: Sequence[str]) -> Iterator[str]:
+    """The lines of `--help`, with the values of a command without overrides."""
+    verb = "train" if config_name == "config" else config_name
+    values = composed_values(config_name)
+    options = group_options()
+    yield from explained(words, options, values) if words else overview(verb, options, values)
+
+
+def composed_values(config_name: str) -> dict[str, object]:
+    """Dotted key -> value, of a command without overrides.
+
+    Args:
+        config_name: of its root file in `conf/`.
+    """
+    import hydra
+
+    store_choices()
+    with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        values = OmegaConf.to_container(hydra.compose(config_name), resolve=True)
+    assert isinstance(values, dict), "a job is a mapping"
+    return dotted({str(key): value for key, value in values.items()})
+
+
+def group_options() -> dict[str, list[str]]:
+    """Group -> its choices."""
+    import hydra
+    from hydra.core.global_hydra import GlobalHydra
+
+    store_choices()
+    with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        loader: Any = GlobalHydra.instance().config_loader()
+        groups = [name for name in loader.list_groups("") if name not in ("hydra", "verb")]
+        return {name: [option for option in loader.get_group_options(name) if option[0] != "_"] for name in groups}

