@@ -8,7 +8,7 @@ from hydra.core.config_store import ConfigStore
 
 from qexp.sweep.compose import conf_dir
 
-README = Path(__file__).parents[2] / "README.md"
+GROUPS = Path(__file__).parents[2] / "docs" / "choosing.md"
 
 
 def choices(group):
@@ -19,8 +19,8 @@ def choices(group):
 
 
 @pytest.mark.parametrize("group", ["data", "train", "policy", "quant", "calibrate", "qat", "model"])
-def test_the_readme_names_every_choice(group):
-    (line,) = re.findall(rf"^\| `{group}` \| (.*)$", README.read_text(encoding="utf-8"), re.MULTILINE)
+def test_the_page_of_groups_names_every_choice(group):
+    (line,) = re.findall(rf"^\| `{group}` \| (.*)$", GROUPS.read_text(encoding="utf-8"), re.MULTILINE)
     named = set(re.findall(r"`(\w+)`", line))
     if group == "model":  # torchvision's are not listed, and the CIFAR networks by their depth
         named = {f"resnet{name}" if name.isdigit() else name for name in named}
