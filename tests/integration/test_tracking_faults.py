@@ -207,7 +207,8 @@ def test_a_server_that_hangs_at_the_end(server, training, held, capsys):
     said = one.go_on()
     assert {row["epoch"] for row in journal() if row["kind"] == "record"} == {1, 2}
     server.signal(signal.SIGCONT)
-    assert "(no answer within 30 s)" in sync_as_told(said, server, capsys)
+    told = sync_as_told(said, server, capsys)
+    assert "(no answer within 30 s)" in told or "timed out)" in told  # on a slow machine a request gives up first
 
 
 def test_runs_of_a_killed_training_are_closed_and_then_reopened(training, held, cli, tracked_here):
