@@ -60,7 +60,7 @@ def _preparation_words(config: Config, plan: Plan, reused: Calibration | None) -
 def _format_words(
     row: SchemeInfo, settings: WeightQuantSettings | ActivationQuantSettings, specs: Iterable[QuantSpec]
 ) -> list[str]:
-    """The formats, which are a scheme's name in full, the width's default too, and blocks that are not: `e4m3fn`, `e2m1/e4m3fn`."""
+    """The formats of a scheme that has some, the width's default too, and blocks that are no default: `e4m3fn`, `e2m1/e4m3fn`."""
     formats = {spec.format: spec.bits for spec in specs if spec.format}
     words = ["/".join(sorted(formats, key=lambda name: formats[name]))] if "format" in row.reads and formats else []
     words += ["unscaled"] if "scaled" in row.reads and not settings.scaled else []

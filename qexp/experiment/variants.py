@@ -245,7 +245,7 @@ def _preparation(config: Config, plan: Plan, reused: Calibration | None) -> dict
 
 
 def _distinct(variants: Sequence[Variant]) -> list[Variant]:
-    """Labels made unique: two variants that read alike but for their draw get their digits, which all draws of a variant share."""
+    """Labels made unique: variants that read alike but for their draw get their digits, which all draws of one share."""
     bare = [variant.named.without([draw_word(variant.draw)]) for variant in variants]
     told = {label: {v.digits for v, other in zip(variants, bare, strict=True) if other == label} for label in bare}
     named = [

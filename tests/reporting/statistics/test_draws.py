@@ -115,6 +115,12 @@ def test_the_report_says_so_and_can_be_verified(rows, write, tmp_path):
     frame = pd.read_csv(file)
     frame.assign(ci_low=frame["ci_low"] - 1).to_csv(file, index=False)
     assert "draws.csv" in verify_tables("exp", runs_dir=tmp_path / "none", results_dir=tmp_path / "results").wrong[0]
+    for name in ("draws.csv", "seeds.csv", "pairs.csv"):
+        kept = (report.folder / name).read_bytes()
+        (report.folder / name).unlink()
+        wrong = verify_tables("exp", runs_dir=tmp_path / "none", results_dir=tmp_path / "results").wrong
+        assert f"{name}: it is missing" in " ".join(wrong), wrong
+        (report.folder / name).write_bytes(kept)
 
 
 def test_the_headline_says_over_how_many_draws(predicted, rows, write, tmp_path):
