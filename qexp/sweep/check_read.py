@@ -2,8 +2,8 @@
 
 Who reads a setting stands at its field (`qexp.config.read_where`) or in the row of what reads it: a scheme's `reads`, a
 correction's `settings`, an analysis' `READS`. What is put together of several groups is here, a function for each group. Settings
-that an experiment's file sets are not meant: some of its cases may use them, and one of these may be run alone. Where one job of a
-sweep reads a setting and another does not, that one has its default (`as_read`). Rejected: leaving what nobody reads out of the
+that an experiment's file sets are not meant: some of its cases may use them, and one of these may be run alone. Where one job of
+a sweep reads a setting and another does not, that one has its default (`as_read`). Rejected: leaving what nobody reads out of the
 hash of a training, which would give stored trainings other names.
 """
 
