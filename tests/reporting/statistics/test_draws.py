@@ -105,7 +105,8 @@ def test_the_report_says_so_and_can_be_verified(rows, write, tmp_path):
     report = write_report("exp", runs_dir=runs_dir, results_dir=tmp_path / "results", figures=False)
     page, text = (report.folder / "report.html").read_text(), (report.folder / "table.md").read_text()
     for words in ("Repeated draws", "A draw of calibration images moves Prec@1 by", "Over 3 draws of calibration images, mean",
-                  "the best W4 on average is W4 int mse n32", "over new draws, for these images alone, not adjusted", "shown to be less accurate: W4 int minmax n32",
+                  "the best W4 on average is W4 int mse n32", "over new draws, for these images alone, not adjusted",
+                  "shown to be less accurate: W4 int minmax n32",
                   "1 copy learned from one draw of calibration images", "Holm over all 10 pairs of rows"):  # fmt: skip
         assert words in page and words in text, words
     assert len(pd.read_csv(report.folder / "table.csv")) == 9 and text.count("draw_1") == 0
