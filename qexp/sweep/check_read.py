@@ -249,7 +249,8 @@ def as_read(config: Config) -> Config:
 
 def _with_defaults(owner: Any, path: str, config: Config) -> Any:
     """`as_read` of a group of settings. Rules beyond the marks at fields are asked for what is in a training's identity."""
-    group, marks, changes = path.partition(".")[0], marks_of(type(owner)), dict[str, Any]()
+    kind: type = type(owner)
+    group, marks, changes = path.partition(".")[0], marks_of(kind), dict[str, Any]()
     for item in fields(owner):
         value = getattr(owner, item.name)
         if is_dataclass(value):
