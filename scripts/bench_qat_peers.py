@@ -24,7 +24,7 @@ from qexp.nn.inventory import inventory
 from qexp.policy.plan import make_plan
 from qexp.qat.initialise import initialise
 from qexp.qat.prepare import QatNetwork, prepare
-from qexp.qat.quantizers import LearnedStep, Quantizer
+from qexp.qat.quantizers import BaseQuantizer, LearnedStep
 
 BITS = 4
 METHODS = ("lsq", "ste", "pact", "dorefa", "lsq_plus")
@@ -35,7 +35,7 @@ Made = tuple[nn.Module, int]  # a network in training mode, and how many quantiz
 class TorchFakeQuantize(nn.Module):
     """torch's own operator in the place of a quantizer, its numbers read beforehand."""
 
-    def __init__(self, quantizer: Quantizer, at: Tensor | None) -> None:
+    def __init__(self, quantizer: BaseQuantizer, at: Tensor | None) -> None:
         super().__init__()
         found = quantizer.qparams if at is None else quantizer.at(at)
         self.numbers = (float(found.scale), int(found.zero_point), found.quant_min, found.quant_max)
@@ -90,7 +90,7 @@ def builders(network: nn.Module, batch: Tensor) -> dict[str, Callable[[], Made]]
     def qexp(*how: str) -> Made:
         module = qat_network(network, batch, *how).module
         with evaluating(module):
-            return module, calls(module, Quantizer, batch)
+            return module, calls(module, BaseQuantizer, batch)
 
     def torch_own(method: str, operator: type[nn.Module]) -> Made:
         module = with_torch(qat_network(network, batch, method), operator)

@@ -9,10 +9,8 @@ failed alone would pair its next collective with another job's, which gives wron
 from __future__ import annotations
 
 import io
-import json
 import os
 import threading
-import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import timedelta
@@ -23,7 +21,6 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 COLLECTIVE_TIMEOUT = timedelta(minutes=30)  # longest that one rank may keep the others waiting within a job
-_POLL_S = 0.05
 
 Value = TypeVar("Value")
 
@@ -194,85 +191,3 @@ def abandon(limit_s: float = 2) -> None:
         closing = threading.Thread(target=dist.destroy_process_group, daemon=True)
         closing.start()
         closing.join(limit_s)
-
-
-class ControlChannel:
-    """Numbered messages from rank 0 to the others, and numbered outcomes among all.
-
-    Args:
-        store: the control store of `init_from_env`.
-        rank: of this process.
-        world_size: how many processes there are.
-    """
-
-    def __init__(self, store: dist.Store, rank: int, world_size: int) -> None:
-        self.store, self.rank, self.world_size = store, rank, world_size
-
-    def send(self, number: int, text: str) -> None:
-        """On rank 0: publish message `number` (0, 1, 2, ...); each number once."""
-        assert self.rank == 0, "only rank 0 sends"
-        self.store.set(f"message/{number}", text)
-
-    def receive(self, number: int) -> str:
-        """Wait for message `number` as long as the store lives; however long rank 0 composes, this does not time out.
-
-        Raises:
-            torch.distributed.DistError: the process that serves the store is gone.
-        """
-        key = f"message/{number}"
-        while not self.store.check([key]):
-            time.sleep(_POLL_S)
-        return self.store.get(key).decode()
-
-    def leave(self) -> None:
-        """Above rank 0: mark that this rank reads no further message."""
-        self.store.set(f"left/{self.rank}", "")
-
-    def wait_until_left(self, limit_s: float = 10) -> None:
-        """On rank 0, which may serve the store: stay until the others have read their last message, `limit_s` at most."""
-        keys = [f"left/{other}" for other in range(1, self.world_size)]
-        deadline = time.monotonic() + limit_s
-        while not all(self.store.check([key]) for key in keys) and time.monotonic() < deadline:
-            time.sleep(_POLL_S)
-
-    def post(self, number: int, text: str) -> None:
-        """Publish how job `number` ended on this rank: empty where it succeeded, else what went wrong."""
-        self.store.set(f"outcome/{number}/{self.rank}", json.dumps(text))
-
-    def agree(
-        self,
-        number: int,
-        ok: bool,
-        message: str = "",
-        *,
-        limit_s: float = COLLECTIVE_TIMEOUT.total_seconds(),
-        grace_s: float = 5,
-    ) -> list[str]:
-        """Post how job `number` ended here, and learn how it ended everywhere.
-
-        Args:
-            number: of the job, used once.
-            ok: this rank succeeded.
-            message: what went wrong otherwise.
-            limit_s: how long to wait for a rank that reports nothing, in s.
-            grace_s: the same once some rank has failed, as the others may then hang in a collective.
-
-        Returns:
-            One text per rank: empty where it succeeded, else what went wrong, silence included.
-        """
-        text = "" if ok else (message or "failed")
-        self.post(number, text)
-        outcomes: dict[int, str] = {self.rank: text}
-        began = time.monotonic()
-        deadline = began + (limit_s if ok else min(grace_s, limit_s))
-        while len(outcomes) < self.world_size and time.monotonic() < deadline:
-            for other in range(self.world_size):
-                key = f"outcome/{number}/{other}"
-                if other not in outcomes and self.store.check([key]):
-                    outcomes[other] = json.loads(self.store.get(key))
-                    if outcomes[other]:
-                        deadline = min(deadline, time.monotonic() + grace_s)
-            if len(outcomes) < self.world_size:
-                time.sleep(_POLL_S)
-        waited = f"rank said nothing within {time.monotonic() - began:.0f} s"
-        return [outcomes.get(other, waited) for other in range(self.world_size)]

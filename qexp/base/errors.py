@@ -119,4 +119,18 @@ class JobsFailed(RuntimeError):
 
 
 class RankFailed(RuntimeError):
-    """A rank failed in a job; the process group cannot be used again."""
+    """A rank failed in a job; the process group cannot be used again.
+
+    Args:
+        message: which, and why.
+        mistake: it is the user's to mend.
+    """
+
+    def __init__(self, message: str, *, mistake: bool = False) -> None:
+        super().__init__(message)
+        self.exit_code = 2 if mistake else 1
+
+
+def is_mistake(error: BaseException) -> bool:
+    """True for what is the user's to mend, on this rank or another."""
+    return isinstance(error, UserError | UserErrors) or (isinstance(error, RankFailed) and error.exit_code == 2)

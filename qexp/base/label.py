@@ -41,8 +41,8 @@ class Label:
         return " ".join([*([self.widths] if self.widths else []), self.way, *self.words])
 
     def with_word(self, word: str) -> Label:
-        """The label with a word more."""
-        return replace(self, words=(*self.words, word))
+        """The label with a word more, unless it has it."""
+        return self if word in self.words else replace(self, words=(*self.words, word))
 
     def without(self, words: Collection[str]) -> Label:
         """The label without words that go without saying."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import tempfile
 from pathlib import Path
@@ -10,6 +11,8 @@ from qexp.base.errors import UserError
 
 NAME_BYTES = 255  # of a file or folder, on the usual file systems
 _PROBE = bytes(4096)
+_FILES = (".csv", ".md", ".html", ".safetensors", ".jsonl", ".json", ".svg", ".png", ".pdf")  # what is written into these folders
+_FIGURES = "figures"  # the one folder in them whose files have fixed names
 
 
 def check_names(key: str, path: str) -> None:
@@ -27,12 +30,13 @@ def check_folder(key: str, folder: str, within: str) -> None:
         within: what will be made there.
 
     Raises:
-        UserError: a file, a full disk, no permission, no name.
+        UserError: a file, a full disk, no permission, no name; a folder by the name of a file, `table.csv`.
     """
     if not folder:
         raise UserError(key, "(empty)", allowed="a folder", remedy="The working directory is `.`")
     check_names(key, str(Path(folder, within)))
     place = Path(folder, within)
+    _check_kinds(key, folder, place)
     try:
         while not _exists(place):
             place = place.parent
@@ -41,6 +45,17 @@ def check_folder(key: str, folder: str, within: str) -> None:
     except OSError as error:
         remedy = f"{place}: {error.strerror}."
         raise UserError(key, folder, allowed="a folder that can be written to", remedy=remedy) from error
+
+
+def _check_kinds(key: str, folder: str, place: Path) -> None:
+    """Raise where a folder has the name of a file, or a file that of the folder of figures."""
+    figures = place / _FIGURES
+    wrong = {figures: "a folder"} if figures.is_file() else {}
+    for inside in (place, figures):
+        with contextlib.suppress(OSError):  # not there, or said by the trial of the folder itself
+            wrong |= {path: "a file" for path in inside.iterdir() if path.suffix in _FILES and path.is_dir()}
+    for path, kind in wrong.items():
+        raise UserError(key, folder, allowed="a folder that can be written to", remedy=f"{path} would be {kind}: move it away.")
 
 
 def _exists(path: Path) -> bool:

@@ -14,11 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from qexp.base.errors import UserError
+from qexp.base.modules import named_tensors
 from qexp.base.types import QParams, QuantSpec
 from qexp.config.export import FILE_GRANULARITIES
 from qexp.deploy.weight_codes import WeightCodes, codes_of, has_codes, weight_codes
 from qexp.nn.graph import GraphNetwork, trace
-from qexp.nn.operators import named_tensors
 from qexp.nn.plain_layers import layers_as_modules
 from qexp.quant.scheme_table import scheme_name
 from qexp.quant.schemes import Limits

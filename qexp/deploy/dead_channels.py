@@ -17,13 +17,10 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor
 
-from qexp.deploy.graph_nodes import called_module
-from qexp.deploy.onnx.operators import KEEPS_VALUES, handler_of
-from qexp.deploy.onnx.shapes import dropout, identity
+from qexp.deploy.value_grids import value_quantizers
 from qexp.deploy.weight_codes import MAX_BIAS, WeightCodes
-from qexp.nn.fake_quantize import FakeQuantize
 from qexp.nn.graph import GraphNetwork
 from qexp.nn.layer_calls import layer_calls
 
@@ -59,23 +56,3 @@ def _coarser(weight: WeightCodes, doublings: Tensor) -> WeightCodes:
     factor, zero_point = torch.exp2(doublings), qparams.zero_point.double().reshape(shape)
     codes = torch.round((weight.codes.double() - zero_point) / factor.reshape(shape)) + zero_point
     return WeightCodes(codes.to(torch.int32), replace(qparams, scale=(qparams.scale.double() * factor).float()))
-
-
-def value_quantizers(network: GraphNetwork) -> dict[fx.Node, FakeQuantize]:
-    """Node -> the quantizer on whose grid its value lies: its own, or that of all values which it only moves.
-
-    Args:
-        network: with fake quantization.
-    """
-    quantizers: dict[fx.Node, FakeQuantize] = {}
-    for node in network.graph.nodes:
-        module = called_module(network, node)
-        if isinstance(module, FakeQuantize):
-            quantizers[node] = module
-        elif node.op.startswith("call") and handler_of(node, module) in (*KEEPS_VALUES, identity, dropout):
-            given = node.args[0] if node.args and isinstance(node.args[0], list | tuple) else node.args[:1]  # not sizes
-            sources = {quantizers.get(operand) for operand in given if isinstance(operand, fx.Node)}
-            source = sources.pop() if len(sources) == 1 else None
-            if source is not None:
-                quantizers[node] = source
-    return quantizers

@@ -9,23 +9,23 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from qexp.base.modules import named_tensors
 from qexp.base.outputs import main_output
 from qexp.base.types import Batch
 from qexp.config.root import Config
 from qexp.deploy.activation_codes import load_values_, simulated_codes
 from qexp.deploy.coded_network import names_read
-from qexp.deploy.dead_channels import value_quantizers
 from qexp.deploy.integer_network import integer_codes
 from qexp.deploy.lower import Lowered
 from qexp.deploy.onnx.qdq import Exported
 from qexp.deploy.runtimes import Session, open_runtime
 from qexp.deploy.stages import FLOAT, INTEGER, SIMULATED, Outcome, Stage, StageComparison
+from qexp.deploy.value_grids import value_quantizers
 from qexp.experiment.job import Prepared
 from qexp.nn.fake_quant import fake_quants
 from qexp.nn.graph import GraphNetwork
 from qexp.nn.layer_calls import layer_calls, products
 from qexp.nn.macs import macs_per_layer
-from qexp.nn.operators import named_tensors
 
 _MAX_BYTES = 2**29
 _BYTES_PER_CODE = 20  # int32 of the simulation, the integers, a runtime and the reference, and the runtime's own

@@ -20,8 +20,8 @@ from qexp.base.types import QParams
 from qexp.deploy.activation_codes import code_nodes, codes_from, qparams_of
 from qexp.deploy.graph_nodes import called_module, first_input, quantizer_at
 from qexp.deploy.integer_layer import Clamp, along_channels, channel_axis, integer_layer, integer_product, shared_groups
-from qexp.deploy.onnx.operators import KEEPS_VALUES, clamps_of, handler_of
-from qexp.deploy.onnx.shapes import dropout, identity
+from qexp.deploy.onnx.operators import clamps_of
+from qexp.deploy.value_grids import grid_nodes
 from qexp.deploy.weight_codes import WeightCodes, accumulator_scale, bias_codes
 from qexp.nn.channels import Layer
 from qexp.nn.fake_quantize import FakeQuantize
@@ -73,7 +73,8 @@ class _IntegerRun(fx.Interpreter):
         self.network, self.weights, self.requantization, self.given = network, weights, requantization, given
         self.points = {node: point for point, node in code_nodes(network).items()}
         self.products = products(network)
-        self.grids: dict[fx.Node, QParams | None] = {}
+        self.sources = grid_nodes(network)
+        self.grids: dict[fx.Node, QParams] = {}  # of the points that have run, but for those with a grid per channel
         self.codes: dict[str, Tensor] = {}
         self.ran: set[str] = set()
 
@@ -83,22 +84,20 @@ class _IntegerRun(fx.Interpreter):
         if isinstance(module, FakeQuantize):
             return self._quantize(n, module)
         if isinstance(module, _ConvNd | nn.Linear):
-            x, weight = self.grids.get(first_input(n)), self.weights.get(f"{n.target}.weight")
+            x, weight = self._grid(first_input(n)), self.weights.get(f"{n.target}.weight")
             if x is not None and weight is not None and getattr(module, "padding_mode", "zeros") == "zeros":
                 try:
                     return self._layer(n, module, x, weight)
                 except UserError as error:
                     raise UserError(f"{n.target}: {error.key}", error.value, allowed=error.allowed) from None
-        if n in self.products and all(self.grids.get(operand) is not None for operand in n.all_input_nodes):
+        if n in self.products and all(self._grid(operand) is not None for operand in n.all_input_nodes):
             return self._product(n)
-        handler = handler_of(n, module) if n.op.startswith("call") else None
-        result = super().run_node(n)
-        if handler in (*KEEPS_VALUES, identity, dropout):
-            operands = n.args[0] if isinstance(n.args[0], list | tuple) else n.args[:1]
-            nodes = [operand for operand in operands if isinstance(operand, fx.Node)]
-            grids = {id(grid): grid for grid in map(self.grids.get, nodes)}
-            self.grids[n] = next(iter(grids.values())) if len(grids) == 1 and len(nodes) == len(operands) else None
-        return result
+        return super().run_node(n)
+
+    def _grid(self, node: fx.Node) -> QParams | None:
+        """The grid that a node's value lies on; None where there is none, or one per channel."""
+        source = self.sources.get(node)
+        return None if source is None else self.grids.get(source)
 
     def _quantize(self, node: fx.Node, quantizer: FakeQuantize) -> Tensor:
         """The values of an activation point, by division; exact where they are values of its codes already."""
@@ -107,7 +106,8 @@ class _IntegerRun(fx.Interpreter):
         codes = quantize_affine(x, qparams, arithmetic="divide")
         point = self.points[node]
         self.codes[point] = codes.to(torch.int32)
-        self.grids[node] = qparams if qparams.axis is None else None
+        if qparams.axis is None:
+            self.grids[node] = qparams
         return dequantize_affine(self.given.get(point, codes), qparams)
 
     def _product(self, node: fx.Node) -> Tensor:
@@ -116,7 +116,7 @@ class _IntegerRun(fx.Interpreter):
         operands, (y, clamp) = [], self._target(node)
         for operand in (first_input(node), node.args[1]):
             assert isinstance(operand, fx.Node)
-            grid = self.grids[operand]
+            grid = self._grid(operand)
             assert grid is not None
             operands.append((codes_from(self.env[operand], grid), grid))
         y = None if clamp is not None else y

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from qexp.base.modules import named_tensors
 from qexp.base.text import Note
 from qexp.deploy.coded_network import CodedNetwork, code_network, names_read
 from qexp.deploy.dead_channels import floor_dead_channels
@@ -18,7 +19,6 @@ from qexp.experiment.variants import Variant
 from qexp.nn.fake_quant import fake_quants, insert
 from qexp.nn.fold import fold_batch_norm
 from qexp.nn.graph import GraphNetwork, trace
-from qexp.nn.operators import named_tensors
 from qexp.nn.plain_layers import layers_as_modules
 from qexp.qat.convert import Converted, assemble
 

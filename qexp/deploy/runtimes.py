@@ -120,47 +120,54 @@ def open_runtime(name: str, path: Path, *, threads: int = 1, outputs: Mapping[st
     return Session(name, runtime_version(name), offsets, loaded.run_batch, loaded.integer_layers)
 
 
+# 64 times 255 * 127 is 255 steps of the result's grid; pairs of products that stop at 2^15 - 1 make it 129. The result has a
+# grid since ONNX Runtime would compute the convolution in floats otherwise.
 _PRODUCT = """<ir_version: 10, opset_import: ["": 21]> product (float[N,64,1,1] images) => (float[N,16,1,1] logits)
-    <float s = {1.0}, uint8 z = {0}, int8[16,64,1,1] w = {%s}, int8 wz = {0}> {
+    <float s = {1.0}, uint8 z = {0}, int8[16,64,1,1] w = {%s}, int8 wz = {0}, float step = {8128.0}> {
         codes = QuantizeLinear(images, s, z)
         x = DequantizeLinear(codes, s, z)
         weight = DequantizeLinear(w, s, wz)
         sums = Conv(x, weight)
-        relu = Relu(sums)
-        logits = Identity(relu)
+        sum_codes = QuantizeLinear(sums, step, z)
+        logits = DequantizeLinear(sum_codes, step, z)
     }"""
+
+
+def _product() -> bytes:
+    """The file of a convolution whose sums show whether kernels saturate."""
+    import onnx.parser
+
+    model: bytes = onnx.parser.parse_model(_PRODUCT % ", ".join(["127"] * 1024)).SerializeToString()
+    return model
+
+
+def _loses(run: Callable[[Tensor], Tensor]) -> bool:
+    """Whether `_product` loses something: images -> logits."""
+    return bool((run(torch.full((1, 64, 1, 1), 255.0)) != 64 * 255 * 127).any())
 
 
 @functools.cache
 def saturates(name: str) -> bool:
-    """Whether a runtime's integers saturate on this CPU as qexp runs it: 64 times 255 * 127 in a convolution shows it.
+    """Whether a runtime's integers saturate on this CPU as qexp runs it: a product shows it, not the name of a CPU.
 
     Args:
         name: of the runtime; one that reads no ONNX file is not tried.
     """
-    import onnx.parser
-
     if RUNTIMES[name].reads != "onnx":
         return False
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "product.onnx"
-        path.write_bytes(onnx.parser.parse_model(_PRODUCT % ", ".join(["127"] * 1024)).SerializeToString())
-        sums = open_runtime(name, path).run(torch.full((1, 64, 1, 1), 255.0))
-    return bool((sums != 64 * 255 * 127).any())
+        path.write_bytes(_product())
+        return _loses(open_runtime(name, path).run)
 
 
 @functools.cache
 def fast_kernels_saturate() -> bool:
-    """Whether ONNX Runtime's fastest kernels saturate on this CPU: a product shows it, 64 times 255 * 127, not a CPU's name."""
-    import onnx.parser
+    """Whether ONNX Runtime's fastest kernels saturate on this CPU, by the same product; qexp then takes the exact ones."""
     import onnxruntime
 
-    product = "product (uint8[1,64] a, int8[64,16] b) => (int32[1,16] y) {y = MatMulInteger(a, b)}"
-    model = onnx.parser.parse_model(f'<ir_version: 8, opset_import: ["": 13]> {product}').SerializeToString()
-    session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
-    a, b = torch.full((1, 64), 255, dtype=torch.uint8), torch.full((64, 16), 127, dtype=torch.int8)
-    (sums,) = session.run(None, {"a": a.numpy(), "b": b.numpy()})
-    return bool((sums != 64 * 255 * 127).any())
+    session = onnxruntime.InferenceSession(_product(), providers=["CPUExecutionProvider"])
+    return _loses(lambda images: torch.from_numpy(session.run(None, {INPUT: images.numpy()})[0]))
 
 
 def load_onnxruntime(path: Path, threads: int, codes: Mapping[str, CodeTensor]) -> Loaded:

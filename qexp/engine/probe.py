@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor, nn
 
+from qexp.base.modules import named_tensors
 from qexp.base.outputs import main_output
 from qexp.engine.buffers import buffers_kept
 
@@ -32,7 +33,7 @@ def probe(run: Callable[[Tensor], object], state: nn.Module, names: Iterable[str
     Raises:
         KeyError: `state` has no such parameter or buffer.
     """
-    tensors = dict(state.named_parameters(remove_duplicate=False)) | dict(state.named_buffers(remove_duplicate=False))
+    tensors = named_tensors(state)
     with torch.no_grad(), buffers_kept(state):
         before = _bits(run, images)
         return {name: _responds(run, tensors[name], images, before) for name in names}

@@ -14,7 +14,7 @@ from qexp.base.user_source import source_hash
 from qexp.config.data import DataSettings
 from qexp.config.later import stored_values
 from qexp.config.model import PRETRAINED, ModelSettings
-from qexp.config.qat import IN_RECIPE, QAT_VERSION
+from qexp.config.qat import IN_RECIPE, METHOD_VERSIONS, QAT_VERSION
 from qexp.config.root import Config
 from qexp.config.train import PRECISION_ALIASES
 
@@ -60,7 +60,8 @@ def _qat_identity(config: Config) -> dict[str, object]:
     factory = qat.pop("factory")
     if factory is not None:  # what its file says decides, wherever it lies
         qat |= {"name": config.qat.method.name, "source": source_hash(factory)}
-    return {"version": QAT_VERSION, **qat, "bits": config.bits, "calibrate": config.calibrate.identity}
+    version = METHOD_VERSIONS.get(config.qat.name, QAT_VERSION) if config.qat.activations else QAT_VERSION
+    return {"version": version, **qat, "bits": config.bits, "calibrate": config.calibrate.identity}
 
 
 def group_key(config: Config) -> str:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from qexp.base.label import Label, draw_word
-from qexp.base.types import Plan
+from qexp.base.types import Plan, QuantSpec
 from qexp.config.calibrate import CalibrateSettings
 from qexp.config.policy import PolicySettings
 from qexp.config.qat import QatSettings
@@ -27,7 +29,7 @@ def label_of(config: Config, plan: Plan, reused: Calibration | None = None) -> L
         chosen = {key: getattr(policy, key) or config.bits for key in policy.info.reads}
         words += [policy.name, *policy.info.label.format(**chosen).split()]
     words += [quant.row.name] if quant.name != "linear" else []
-    words += _format_words(quant.row, weight)
+    words += _format_words(quant.row, weight, plan.quantized.values())
     words += [weight.granularity] if weight.granularity != "per_tensor" and quant.row.block is None else []
     if weight.rounding != "half_even" and config.mode == "int":
         drawn = weight.rounding == "stochastic" and weight.rounding_seed
@@ -48,16 +50,19 @@ def _preparation_words(config: Config, plan: Plan, reused: Calibration | None) -
         words += ["layers"] if any(spec.layers_only for spec in specs) else []
         activation = config.quant.activation
         words += [f"a_{activation.scheme}"] if activation.scheme != "affine" else []
-        words += [f"a_{word}" for word in _format_words(activation.row, activation)]
+        words += [f"a_{word}" for word in _format_words(activation.row, activation, specs)]
     static = reused is None and any(not spec.dynamic for spec in specs)
     images = calibrate.num_images is not None and (correct.needs_images or static)
     words += [*correct.words.values(), *([f"n{calibrate.num_images}"] if images else [])]
     return [*words, *([draw_word(calibrate.draw)] if images and calibrate.draw else [])]
 
 
-def _format_words(row: SchemeInfo, settings: WeightQuantSettings | ActivationQuantSettings) -> list[str]:
-    """What a scheme reads of format and blocks, where it is not the default: `e3m4`, `unscaled`, `b16`."""
-    words = [settings.format] if "format" in row.reads and settings.format is not None else []
+def _format_words(
+    row: SchemeInfo, settings: WeightQuantSettings | ActivationQuantSettings, specs: Iterable[QuantSpec]
+) -> list[str]:
+    """The formats of a scheme that has some, the width's default too, and blocks that are no default: `e4m3fn`, `e2m1/e4m3fn`."""
+    formats = {spec.format: spec.bits for spec in specs if spec.format}
+    words = ["/".join(sorted(formats, key=lambda name: formats[name]))] if "format" in row.reads and formats else []
     words += ["unscaled"] if "scaled" in row.reads and not settings.scaled else []
     return words + ([f"b{settings.block_size}"] if "block_size" in row.reads and settings.block_size != BLOCK_SIZE else [])
 

@@ -32,6 +32,7 @@ class Variant:
     Args:
         named: what a person reads, in parts.
         key: hash of all that decides its numbers, the versions of quantizer and evaluator included.
+        digits: the first of the key without what repeats a variant, its draw and its seed: they tell it from others in its label.
         config: of the first job that asked for it.
         plan: which tensor gets which quantizer.
         size_bytes: packed.
@@ -42,6 +43,7 @@ class Variant:
 
     named: Label
     key: str
+    digits: str
     config: Config
     plan: Plan
     size_bytes: int
@@ -88,7 +90,7 @@ class Variant:
         return larger_than_float(self.plan)
 
     def after(self, outcomes: Mapping[str, Outcome]) -> Variant:
-        """The variant named by what its corrections did: without those that changed nothing, and with its key's first digits.
+        """The variant named by what its corrections did: without those that changed nothing, and with its digits.
 
         So it is not taken for what it was meant to be, nor for the variant that asks for less.
 
@@ -96,7 +98,7 @@ class Variant:
             outcomes: row of each correction -> what it did.
         """
         idle = [word for name, word in self.corrections.items() if name in outcomes and not outcomes[name].done]
-        return replace(self, named=self.named.without(idle).with_word(self.key[:4])) if idle else self
+        return replace(self, named=self.named.without(idle).with_word(self.digits)) if idle else self
 
     @property
     def structure(self) -> tuple[bool, str]:
@@ -207,8 +209,13 @@ def _variant(named: Label, config: Config, plan: Plan, reused: Calibration | Non
     versions = {"quantizer": QUANTIZER_VERSION, "evaluator": EVALUATOR_VERSION}
     if layers is not None:
         versions["layers"] = layers
-    key = hash_json({"plan": plan.hash, "evaluate": evaluate, "versions": versions, **_preparation(config, plan, reused)})
-    return Variant(named, key, config, plan, plan_size_bytes(plan), calibration=reused)
+    preparation = _preparation(config, plan, reused)
+    repeated = {name: value for name, value in preparation.items() if name not in ("draw", "seed")}
+    key, shared = (
+        hash_json({"plan": plan.hash, "evaluate": evaluate, "versions": versions, **({"preparation": read} if read else {})})
+        for read in (preparation, repeated)
+    )
+    return Variant(named, key, shared[:4], config, plan, plan_size_bytes(plan), calibration=reused)
 
 
 def is_built(config: Config, plan: Plan) -> bool:
@@ -234,11 +241,16 @@ def _preparation(config: Config, plan: Plan, reused: Calibration | None) -> dict
     if reused is not None:
         preparation["activations"] = {"file": reused.hash}  # of the content, wherever the file lies
     preparation |= correct.identity if correct.asked else {}
-    preparation |= {"seed": config.seed} if any(row.draws for row in correct.asked) else {}
-    return {"preparation": preparation}
+    return preparation | ({"seed": config.seed} if any(row.draws for row in correct.asked) else {})
 
 
 def _distinct(variants: Sequence[Variant]) -> list[Variant]:
-    """Labels made unique: two variants that read alike get their key's first digits."""
-    labels = [variant.label for variant in variants]
-    return [replace(v, named=v.named.with_word(v.key[:4])) if labels.count(v.label) > 1 else v for v in variants]
+    """Labels made unique: variants that read alike but for their draw get their digits, which all draws of one share."""
+    bare = [variant.named.without([draw_word(variant.draw)]) for variant in variants]
+    told = {label: {v.digits for v, other in zip(variants, bare, strict=True) if other == label} for label in bare}
+    named = [
+        replace(v, named=v.named.with_word(v.digits)) if len(told[label]) > 1 else v
+        for v, label in zip(variants, bare, strict=True)
+    ]
+    labels = [variant.label for variant in named]  # still alike where a draw only orders the images, and no label tells it
+    return [replace(v, named=v.named.with_word(v.key[:4])) if labels.count(v.label) > 1 else v for v in named]

@@ -9,10 +9,11 @@ from torch import fx, nn
 from torch.nn.modules.conv import _ConvTransposeNd
 from torch.utils._pytree import tree_iter
 
+from qexp.base.modules import named_tensors
 from qexp.nn.channels import Layer
 from qexp.nn.graph import GraphNetwork
 from qexp.nn.layer_calls import arguments_of, is_attribute, layer_class
-from qexp.nn.operators import function_name, named_tensors
+from qexp.nn.operators import function_name
 
 
 class FunctionLayers:

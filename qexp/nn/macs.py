@@ -28,11 +28,18 @@ def macs_per_layer(model: nn.Module, example: Tensor) -> dict[str, int]:
     """
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)  # one operator that nobody counts, like the CPU's attention kernel
+    learned = [parameter for parameter in model.parameters() if parameter.requires_grad]
     try:
+        for (
+            parameter
+        ) in learned:  # torch's counter takes one that a module is given (CaiT's class token) for a result with a history
+            parameter.requires_grad_(False)
         with evaluating(model), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
             model(example[:1])
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
+        for parameter in learned:
+            parameter.requires_grad_(True)
     root = type(model).__name__
     totals = {name: sum(counts.values()) for name, counts in counter.get_flop_counts().items() if name != "Global"}
     own = dict(totals)  # without what submodules multiply

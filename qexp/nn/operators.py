@@ -185,12 +185,3 @@ def tensors_of(value: object) -> Iterable[Tensor]:
 def _argument(node: fx.Node, position: int, name: str, default: object) -> object:
     """An argument given by position or by name."""
     return node.args[position] if len(node.args) > position else node.kwargs.get(name, default)
-
-
-def named_tensors(module: nn.Module) -> dict[str, Tensor]:
-    """Parameters and buffers by all of their names.
-
-    Args:
-        module: that holds them.
-    """
-    return dict(module.named_parameters(remove_duplicate=False)) | dict(module.named_buffers(remove_duplicate=False))

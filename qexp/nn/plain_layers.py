@@ -18,13 +18,13 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.conv import _ConvNd
 
 from qexp.base.errors import UserError
+from qexp.base.modules import named_tensors
 from qexp.nn.channels import is_layer
 from qexp.nn.compare import check_same, outputs_on_noise
 from qexp.nn.function_layers import FunctionLayers, numbers_read
 from qexp.nn.function_norms import RANK, is_function_norm, norms_as_modules_
 from qexp.nn.graph import GraphNetwork, Traced, attach, trace
 from qexp.nn.layer_calls import arguments_of, is_attribute, layer_class
-from qexp.nn.operators import named_tensors
 from qexp.nn.tracing import fx_graph
 
 LAYERS_VERSION = 1  # part of the keys of networks whose layers became modules; raise it when they come to compute something else

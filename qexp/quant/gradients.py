@@ -89,12 +89,15 @@ def fake_quantize_learned(
     z = 0, with an offset clamp(R(-offset * (1/scale)), quant_min, quant_max)
 
     dx^/dx = 1 inside the mask, else 0
-    dx^/dscale = {R(v) - v inside; quant_min below; quant_max above} * gradient_factor
+    dx^/dscale = {R(v) - v inside; quant_min - r below; quant_max - r above} * gradient_factor
     dx^/doffset = {0 inside; 1 outside} * gradient_factor
+    r = z + offset / scale, what rounding adds to the zero point; 0 without an offset
 
     LSQ+ writes x^ = R(clamp((x - offset) / scale, quant_min, quant_max)) scale + offset: the offset is the value of code 0. Here
-    that value is a whole number of steps, -z scale, so that zero is represented exactly, as padding needs it, and integer
-    runtimes, whose zero points are codes, compute the same. The gradients are the paper's: straight through that rounding too.
+    that value is a whole number of steps, -z scale = offset - r scale, so that zero is represented exactly, as padding needs it,
+    and integer runtimes, whose zero points are codes, compute the same. The gradients are straight through both roundings: the
+    paper's, and -r outside. Where -offset / scale rounds beyond the codes, z is their end whatever the scale, so that r counts as
+    z; the offset learns there as elsewhere, since else it would never come back.
 
     Args:
         x: any shape, floating.
@@ -128,8 +131,14 @@ def offset_zero_point(offset: Tensor, scale: Tensor, quant_min: int, quant_max: 
     return torch.clamp(torch.round(-offset * scale.reciprocal()), quant_min, quant_max)
 
 
+def _unrounded(offset: Tensor, scale: Tensor, zero_point: Tensor | float) -> Tensor:
+    """-offset / scale, whose rounding is the zero point; 0 where it rounds beyond the codes and the scale does not move it."""
+    steps = -offset * scale.reciprocal()
+    return torch.where(torch.round(steps) == zero_point, steps, 0.0)
+
+
 def gradient_factor(num_elements: int, quant_max: int) -> float:
-    """LSQ's factor of the scale's gradient, 1 / sqrt(N p): the step then learns about as fast as the weights.
+    """LSQ's factor of the scale's gradient, 1 / sqrt(N p): the step then learns about as fast as the weights; of an offset too.
 
     Args:
         num_elements: N, weights of a scale, or elements of an activation (without the batch) of a scale.
@@ -202,7 +211,9 @@ class _FakeQuantize(Function):
         if isinstance(zero_point, Tensor):
             zero_point = zero_point.to(dtype) if axis is not None else zero_point.to(dtype).reshape(())
         low, high = quant_min - zero_point, quant_max - zero_point
-        tensors = (x, scale, zero_point) if isinstance(zero_point, Tensor) else (x, scale)
+        tensors = [x, scale, *([zero_point] if isinstance(zero_point, Tensor) else [])]
+        if offset is not None:
+            tensors.append(_unrounded(offset.to(dtype).reshape(scale.shape), scale, zero_point))
         ctx.save_for_backward(*tensors)
         ctx.settings = quant_min, quant_max, axis, mask, factor, None if isinstance(zero_point, Tensor) else zero_point
         return quantize_in_blocks(x, scale, low, high, axis)
@@ -213,16 +224,17 @@ class _FakeQuantize(Function):
         quant_min, quant_max, axis, mask, factor, number = ctx.settings
         x, scale, *rest = ctx.saved_tensors
         zero_point = rest[0] if number is None else number
+        unrounded = rest[-1] if ctx.shapes[1] is not None else None
         wants_x, wants_scale, wants_offset = ctx.needs_input_grad[:3]
         low, high = quant_min - zero_point, quant_max - zero_point
         ends = rounded_limits(low, high, scale.dtype) if mask == "rounded" else (low, high)
-        # With an offset the ends are codes, not steps from zero: z more of the part that was clamped.
-        shifted = wants_scale and ctx.shapes[1] is not None
+        # Of the part that was clamped sums[0] has the ends less z; with an offset they are less r, -offset / scale more.
+        shifted = wants_scale and unrounded is not None
         kernel = partial(learned_kernel, wants_scale=wants_scale, wants_outside=wants_offset or shifted, wants_x=wants_x)
         grad_x, sums = backward_in_blocks(kernel, x, grad, (scale.reciprocal(), low, high, *ends), axis, wants_x=wants_x)
         grad_scale = grad_offset = None
         if wants_scale:
-            steps = sums[0] + zero_point * sums[1] if shifted else sums[0]
+            steps = sums[0] if unrounded is None else sums[0] + unrounded * sums[1]
             grad_scale = (steps * factor).to(ctx.dtypes[0]).reshape(ctx.shapes[0])
         if wants_offset:
             dtype, shape = ctx.dtypes[1], ctx.shapes[1]

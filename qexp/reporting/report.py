@@ -134,7 +134,7 @@ def write_report(
     if not records.empty:
         protocols = find_protocols(records, {key: run["params"] for key, run in runs.items()})
         if protocols.sentences and not mixed and not protocols.files:
-            raise MixedProtocolsError(name, protocols.descriptions)
+            raise MixedProtocolsError(name, protocols)
         stored = load_predictions(records, runs_dir)
         records = with_statistics(records, stored)
         table = summarize(records, variant_states(jobs), asked.metrics)

@@ -68,6 +68,9 @@ def over_seeds(values: ArrayLike, *, level: float = 0.95) -> OverSeeds:
 def paired_over_seeds(values_a: ArrayLike, values_b: ArrayLike, *, level: float = 0.95) -> OverSeeds:
     """`over_seeds` of B - A seed by seed, with the p value of the paired t test.
 
+    Both hold for new seeds (or draws) and the images that were scored: what other images would give is not in them, as it is in
+    `hierarchical_bootstrap` and `over_draws_and_images`.
+
     Args:
         values_a: percent, one for each seed.
         values_b: percent; the same seeds in the same order, so that what a seed does to both cancels.

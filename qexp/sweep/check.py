@@ -19,6 +19,7 @@ from qexp.config.validate import validate
 from qexp.experiment.identity import group_key
 from qexp.quant.scheme_table import SCHEMES
 from qexp.sweep.check_analysis import check_analysis
+from qexp.sweep.check_read import as_read
 from qexp.sweep.places import check_folders
 
 
@@ -37,7 +38,7 @@ class InvalidJobs(UserErrors):
 
 
 def check(jobs: Sequence[Mapping[str, object]], verb: str) -> list[Config]:
-    """Validate every job, once for all that follows.
+    """Validate every job, once for all that follows; what a job does not read has its default there.
 
     Args:
         jobs: resolved values, one mapping per job.
@@ -51,7 +52,7 @@ def check(jobs: Sequence[Mapping[str, object]], verb: str) -> list[Config]:
         try:
             config = _with_checkpoint(validate(values), verb)
             _check_verb(config, verb)
-            configs.append(config)
+            configs.append(as_read(config))
         except UserErrors as errors:
             causes[number] = errors
         except UserError as error:

@@ -2,13 +2,16 @@
 
 Who reads a setting stands at its field (`qexp.config.read_where`) or in the row of what reads it: a scheme's `reads`, a
 correction's `settings`, an analysis' `READS`. What is put together of several groups is here, a function for each group. Settings
-that an experiment's file sets are not meant: some of its cases may use them, and one of these may be run alone. Rejected: leaving
-what nobody reads out of the hash of a training, which would give stored trainings other names.
+that an experiment's file sets are not meant: some of its cases may use them, and one of these may be run alone. Where one job of
+a sweep reads a setting and another does not, that one has its default (`as_read`). Rejected: leaving what nobody reads out of the
+hash of a training, which would give stored trainings other names.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import MISSING, fields, is_dataclass, replace
+from typing import Any
 
 from qexp.base.catalog import CUSTOM, is_own
 from qexp.base.errors import UserError, UserErrors
@@ -231,6 +234,37 @@ def _evaluate(name: str, config: Config) -> str:
     return f"data={config.data.name} is not streamed." if unread else ""
 
 
+def as_read(config: Config) -> Config:
+    """The job with every setting that nothing in it reads at its default, so that equal trainings have one name.
+
+    A sweep types a key for all of its jobs, `train.schedule=cosine,step train.gamma=0.2`: its cosine is that of other commands.
+    What no job reads is refused by `check_read`, which looks at what was typed.
+
+    Args:
+        config: of the job.
+    """
+    read: Config = _with_defaults(config, "", config)
+    return read
+
+
+def _with_defaults(owner: Any, path: str, config: Config) -> Any:
+    """`as_read` of a group of settings. Rules beyond the marks at fields are asked for what is in a training's identity."""
+    kind: type = type(owner)
+    group, marks, changes = path.partition(".")[0], marks_of(kind), dict[str, Any]()
+    for item in fields(owner):
+        value = getattr(owner, item.name)
+        if is_dataclass(value):
+            changes[item.name] = _with_defaults(value, f"{path}.{item.name}".lstrip("."), config)
+        elif (item.name in marks and not marks[item.name].holds(owner)) or (
+            group in _NAMING and _RULES[group](item.name, config)
+        ):
+            default = item.default if item.default_factory is MISSING else item.default_factory()
+            changes[item.name] = value if default is MISSING else default
+    changes = {name: value for name, value in changes.items() if value != getattr(owner, name)}
+    return replace(owner, **changes) if changes else owner
+
+
+_NAMING = ("train", "qat")  # groups that name a training, whatever they hold
 _RULES: dict[str, Callable[[str, Config], str]] = {
     "bits": _bits, "data": _data, "model": _model, "train": _train, "policy": _policy, "quant": _quant, "calibrate": _calibrate,
     "correct": _correct, "qat": _qat, "evaluate": _evaluate,

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from types import TracebackType
 
 from qexp.base.console import is_main_process, print_main
+from qexp.base.errors import UserError
 from qexp.base.files import SaveError, discard_partials
 from qexp.base.preemption import Preempted
 from qexp.base.user_code import exits_are_errors
@@ -54,7 +55,11 @@ def run_group(job: MergedJob, prepared: Prepared, resources: Resources) -> None:
         job: checked.
         prepared: the same, ready to run.
         resources: of this process.
+
+    Raises:
+        UserError: this process has other data than the one that planned the job.
     """
+    _check_data(job, prepared)
     if prepared.start is not None:
         _run_start(job, prepared.start, resources)
     # Waited for here, not within the job, where the other ranks' collectives would time out.
@@ -81,7 +86,24 @@ def _run_start(job: MergedJob, start: Prepared, resources: Resources) -> None:
 
 def run_received(job: MergedJob, resources: Resources) -> None:
     """Run a merged job that the leader sent, on a rank above 0."""
-    run_on_this_rank(job, resources.preparer.prepare(job.configs), resources)
+    prepared = resources.preparer.prepare(job.configs)
+    _check_data(job, prepared)
+    run_on_this_rank(job, prepared, resources)
+
+
+def _check_data(job: MergedJob, prepared: Prepared) -> None:
+    """Raise where the data of this process are not those that the job was planned with: its training would be another one."""
+    here = prepared.bundle.fingerprint
+    if job.data_hash in ("", here):
+        return
+    own = prepared.config.data.factory is not None
+    raise UserError(
+        "data.factory" if own else "data.root",
+        prepared.config.data.factory if own else prepared.config.data.root,
+        allowed=f"{'a function that gives' if own else 'data that are'} the same whenever a process loads them",
+        remedy=f"They had the hash {job.data_hash[:8]} where the jobs were planned, and have {here[:8]} in this process"
+        + (": the factory gives other data each time. Seed what it draws." if own else ": the files have changed meanwhile."),
+    )
 
 
 def run_on_this_rank(job: MergedJob, prepared: Prepared, resources: Resources) -> None:

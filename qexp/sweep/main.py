@@ -94,7 +94,7 @@ def _run(config_name: str, arguments: Sequence[str], sweep: Sweep, run: Run | No
         return 2
     except (JobsFailed, RankFailed, SaveError) as error:
         warn_main(f"qexp: {error}")
-        return error.exit_code if isinstance(error, JobsFailed) else 1
+        return 1 if isinstance(error, SaveError) else error.exit_code
     except (KeyboardInterrupt, Preempted) as stop:
         asked = stop if isinstance(stop, Preempted) else Preempted(signal.SIGINT)
         warn_main(f"qexp: {asked}. The same command goes on where this one stopped.")

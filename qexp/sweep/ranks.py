@@ -17,7 +17,8 @@ from typing import NoReturn, Protocol
 
 from qexp.base import dist
 from qexp.base.console import warn_main
-from qexp.base.errors import RankFailed
+from qexp.base.control import ControlChannel
+from qexp.base.errors import RankFailed, is_mistake
 from qexp.base.preemption import Preempted, listening
 from qexp.base.text import without_passwords
 from qexp.sweep.types import MergedJob
@@ -101,31 +102,36 @@ def serve(device: str, run: Callable[[MergedJob], None]) -> int:
         except Preempted as stop:
             _leave(f"rank {channel.rank} {stop}", stop.exit_code)
         except RankFailed as error:
-            _leave(str(error), 1)
+            _leave(str(error), error.exit_code)
 
 
-def _join(device: str) -> dist.ControlChannel:
+def _join(device: str) -> ControlChannel:
     import torch
 
     # A GPU that is not there is the leader's to complain about, once.
     wants_gpu = torch.cuda.is_available() and (device == "auto" or device.startswith("cuda"))
     group = dist.init_from_env("cuda" if wants_gpu else "cpu")
-    return dist.ControlChannel(group.control, group.rank, group.world_size)
+    return ControlChannel(group.control, group.rank, group.world_size)
 
 
-def _run_and_agree(channel: dist.ControlChannel, number: int, run: Callable[[], None]) -> None:
-    message = ""
+def _run_and_agree(channel: ControlChannel, number: int, run: Callable[[], None]) -> None:
+    message, mistake = "", False
     try:
         run()
     except Exception as error:
-        message = f"{type(error).__name__}: {error}"
-        print(without_passwords(traceback.format_exc()), file=sys.stderr)
-        channel.post(number, message)
+        mistake = is_mistake(error)
+        message = str(error) if mistake else f"{type(error).__name__}: {error}"
+        if not mistake and not channel.hears_of_mistake(number):
+            print(without_passwords(traceback.format_exc()), file=sys.stderr)
+        channel.post(number, message, mistake=mistake)
         dist.abandon()
-    outcomes = channel.agree(number, not message, message)
-    failed = [f"rank {rank}: {text}" for rank, text in enumerate(outcomes) if text]
+    outcomes = channel.agree(number, not message, message, mistake=mistake)
+    failed = {rank: text for rank, text in enumerate(outcomes) if text}
+    if channel.mistakes:  # what else failed lost its connection to these
+        first = min(channel.mistakes)  # as a rule all ranks have the same
+        raise RankFailed(failed[first] if first == 0 else f"rank {first}: {failed[first]}", mistake=True)
     if failed:
-        raise RankFailed("; ".join(failed))
+        raise RankFailed("; ".join(f"rank {rank}: {text}" for rank, text in failed.items()))
 
 
 def _leave(message: str, code: int) -> NoReturn:

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from qexp.base.console import print_main, warn_main
-from qexp.base.errors import JobsFailed, RankFailed, UserError, UserErrors
+from qexp.base.errors import JobsFailed, RankFailed, is_mistake
 from qexp.base.files import SaveError, write_text_atomic
 from qexp.config.launcher import check_single, launcher_settings
 from qexp.config.root import Config
@@ -95,7 +95,7 @@ def run_sweep(
         files = report(config)
         resources.feeds.of(config).log_files(None, files)  # where workers ran the groups, this process has sent nothing yet
     if failed:
-        mistakes = all(isinstance(error, UserError | UserErrors) for error in failed)
+        mistakes = all(is_mistake(error) for error in failed)
         remedy = "mend what is said above, then the same command goes on" if mistakes else "the same command tries them again"
         raise JobsFailed(f"{len(failed)} of {len(groups)} trainings failed; {remedy}", exit_code=2 if mistakes else 1)
     return prepared
@@ -110,8 +110,9 @@ def _launch_all(
             configs=tuple(configs[position] for position in positions),
             asked=tuple(log.jobs[position] for position in positions),
             sweep=log.sweep,
+            data_hash=one.bundle.fingerprint,
         )
-        for positions in groups
+        for positions, one in zip(groups, prepared, strict=True)
     ]
     failed: list[Exception] = []
     with contextlib.closing(launch(jobs, prepared)) as outcomes:
@@ -123,8 +124,10 @@ def _launch_all(
             kept = failure(one, error)
             with contextlib.suppress(OSError):  # on a full disk, which has been said
                 log.note("failed", groups[number], error=error, traceback=kept)
-            if isinstance(error, RankFailed):
-                raise error  # the process group cannot be used again
+            if isinstance(error, RankFailed):  # the process group cannot be used again
+                if is_mistake(error):
+                    raise JobsFailed("mend what is said above, then the same command goes on", exit_code=2) from error
+                raise error
             failed.append(error)
     return failed
 
@@ -134,7 +137,7 @@ def failure(one: Prepared, error: Exception) -> Path | None:
 
     A mistake of the user's that shows only while a job runs has none.
     """
-    mistake = isinstance(error, UserError | UserErrors)
+    mistake = is_mistake(error)
     warn_main(f"qexp: training {one.training} failed: {'' if mistake else f'{type(error).__name__}: '}{error}")
     if mistake:
         return None

@@ -64,11 +64,13 @@ class MergedJob:
         configs: of the jobs; what trains is the same in all.
         asked: the same jobs for the journal; none where nobody asked for the training by itself.
         sweep: where they come from.
+        data_hash: of the data that the leader loaded; whoever runs them must have the same. Not compared where empty.
     """
 
     configs: tuple[Config, ...]
     asked: tuple[AskedJob, ...]
     sweep: Sweep
+    data_hash: str = ""
 
     def to_json(self) -> str:
         """As text, for the ranks of another process."""
@@ -82,4 +84,5 @@ class MergedJob:
             configs=tuple(validate(config) for config in values["configs"]),
             asked=tuple(AskedJob(**asked) for asked in values["asked"]),
             sweep=Sweep(**values["sweep"]),
+            data_hash=values["data_hash"],
         )

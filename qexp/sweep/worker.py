@@ -18,6 +18,7 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 from qexp.base.console import warn_main
+from qexp.base.errors import is_mistake
 from qexp.base.orphans import end_with, is_orphan
 from qexp.base.preemption import Preempted, listening
 from qexp.sweep.ranks import Alone, Leader, Ranks, serve
@@ -39,7 +40,8 @@ class Failure:
     @classmethod
     def of(cls, error: BaseException) -> Failure:
         """The failure that an exception stands for."""
-        return cls(type(error).__name__, str(error), "".join(traceback.format_exception(error)))
+        kind = "UserError" if is_mistake(error) else type(error).__name__  # a mistake may be another rank's
+        return cls(kind, str(error), "".join(traceback.format_exception(error)))
 
 
 def run_here(job: MergedJob) -> Failure | None:

@@ -6,6 +6,7 @@ import torch.distributed
 from torch import nn
 
 from qexp.base import dist
+from qexp.base.control import ControlChannel
 
 
 def test_a_single_process_needs_no_group():
@@ -31,7 +32,7 @@ def test_launched_needs_the_whole_environment(monkeypatch):
 @pytest.fixture
 def channels():
     store = torch.distributed.HashStore()
-    return [dist.ControlChannel(store, rank, 2) for rank in range(2)]
+    return [ControlChannel(store, rank, 2) for rank in range(2)]
 
 
 def test_receive_waits_for_the_message(channels):
@@ -53,6 +54,13 @@ def test_everybody_learns_all_outcomes(channels):
     assert channels[0].agree(0, ok=True) == ["", "diverged"]
     second_rank.join()
     assert outcomes == [["", "diverged"]]
+
+
+def test_a_mistake_of_the_users_is_told_as_one(channels):
+    second_rank = threading.Thread(target=lambda: channels[1].agree(0, ok=False, message="bits=0", mistake=True))
+    second_rank.start()
+    assert channels[0].agree(0, ok=True) == ["", "bits=0"] and channels[0].mistakes == {1}
+    second_rank.join()
 
 
 def test_silence_is_an_outcome(channels):

@@ -105,3 +105,29 @@ def test_a_process_that_fails_says_why(monkeypatch, tmp_path):
     monkeypatch.setattr(cost, "_CHILD", "raise FileNotFoundError('absent.onnx')")
     with pytest.raises(RuntimeError, match="measuring the memory of onnxruntime failed: .*absent"):
         peak_memory_bytes("onnxruntime", tmp_path / "absent.onnx", (2, 3, 16, 16))
+
+
+class Given(nn.Module):
+    """A module is given a view of a parameter, as CaiT's last blocks are given the class token."""
+
+    def __init__(self):
+        super().__init__()
+        self.token, self.mix, self.head = nn.Parameter(torch.ones(1, 1, 8)), Mix(), nn.Linear(8, 2)
+
+    def forward(self, images):
+        return self.head(self.mix(images.flatten(2).transpose(1, 2), self.token.expand(len(images), -1, -1))[:, 0])
+
+
+class Mix(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(8, 8)
+
+    def forward(self, x, token):
+        return token + self.linear(x).mean(1, keepdim=True)
+
+
+def test_a_parameter_may_be_given_to_a_module():
+    net = Given()
+    assert macs_per_layer(net, torch.zeros(2, 8, 3, 3)) == {"mix.linear": 9 * 64, "head": 16}
+    assert all(parameter.requires_grad for parameter in net.parameters())

@@ -144,6 +144,15 @@ def test_a_runtime_tells_which_layers_it_has_in_integers(quantized, graphs, tmp_
     assert {"conv1", "head"} <= ran and "conv2" not in ran
 
 
+@pytest.mark.parametrize("name", [name for name in installed_runtimes() if RUNTIMES[name].reads == "onnx"])
+def test_the_product_that_shows_saturation_runs_in_integers(name, tmp_path):
+    """In floats it would never lose anything, and be no trial."""
+    path = tmp_path / "product.onnx"
+    path.write_bytes(runtimes._product())
+    assert open_runtime(name, path).integer_layers()
+    assert runtimes._loses(lambda images: open_runtime(name, path).run(images / 2))
+
+
 def test_saturation_is_tried_and_told(monkeypatch):
     """ONNX Runtime never loses a sum, since exact kernels are taken where the fast ones do; another runtime's alarm says why."""
     assert not saturates("onnxruntime") and not saturates("torch")

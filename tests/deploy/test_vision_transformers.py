@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from sklearn.datasets import load_sample_images
 from torch import nn
 
+from qexp.base.modules import named_tensors
 from qexp.base.torchvision_compat import torchvision
 from qexp.deploy.coded_network import names_read
 from qexp.deploy.cost import layer_bits
@@ -23,7 +24,6 @@ from qexp.deploy.stages import FLOAT, INTEGER, SIMULATED, Outcome, StageComparis
 from qexp.deploy.torch_export import save_program
 from qexp.models.timm import timm
 from qexp.nn.macs import macs_per_layer
-from qexp.nn.operators import named_tensors
 from qexp.nn.plain_layers import layers_as_modules
 
 HEADS, CLASSES, PATCH = 2, 10, 8

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from qexp.base import dist
+from qexp.base.control import ControlChannel
 from qexp.base.types import Batch
 from qexp.config.train import TrainSettings
 from qexp.engine.evaluate import evaluate
@@ -113,7 +114,7 @@ def run(out: Path) -> None:
             "untrained": {**vars(plain.metrics), "digest": plain.digest, "log_prob": plain.predictions.log_prob},
         }
     if group is not None:
-        channel = dist.ControlChannel(group.control, group.rank, group.world_size)
+        channel = ControlChannel(group.control, group.rank, group.world_size)
         if group.rank == 0:
             channel.send(0, "job")
         result["received"] = "job" if group.rank == 0 else channel.receive(0)

@@ -125,6 +125,39 @@ def test_the_first_draw_of_calibration_images_is_what_it_was_before_there_were_d
     assert labels(nobody_reads_it) == ["fp32", "W4 int"]
 
 
+def test_draws_and_seeds_of_a_variant_have_the_digits_of_one(values, tensors):
+    grid = {"bits": 4, "correct.reestimate_bn": True, "calibrate.num_images": 32}
+    sizes = [grid | {"calibrate.batch_size": size, "calibrate.draw": draw} for draw in (0, 1, 2) for size in (8, 16)]
+    variants = make_variants(jobs(values, *sizes[:-1]), tensors)[1:]
+    assert len({variant.label for variant in variants}) == 5
+    assert len({variant.named.without([f"draw_{variant.draw}"]) for variant in variants}) == 2
+    # The third draw has one size only, and the other's digits all the same.
+    assert variants[-1].label.startswith("W4 int reestimate_bn n32 draw_2 ")
+    ordered = make_variants(
+        jobs(values, *({"bits": 4, "correct.reestimate_bn": True, "calibrate.draw": d} for d in (0, 1))), tensors
+    )
+    assert len(set(labels(ordered))) == 3
+    drawn = {"bits": 4, "correct.adaround": True}
+    seeded = [
+        labels(make_variants(jobs(values, *(drawn | {"seed": seed, "correct.adaround_lr": lr} for lr in (0.01, 0.02))), tensors))
+        for seed in (0, 1)
+    ]
+    assert seeded[0] == seeded[1] and len(set(seeded[0])) == 3
+
+
+def test_a_format_is_always_told(values, tensors):
+    float8 = {"bits": 8, "quant.name": "minifloat"}
+    wide = {"bits": 4, "quant.name": "minifloat", "policy.name": "conv_linear", "policy.conv_bits": 4, "policy.linear_bits": 8}
+    named = labels(make_variants(jobs(values, float8, float8 | {"quant.weight.format": "e5m2"}, wide), tensors))[1:]
+    assert named[:2] == ["W8 int minifloat e4m3fn", "W8 int minifloat e5m2"]
+    assert named[2] == "W4 int conv_linear c4 l8 minifloat e2m1/e4m3fn"
+
+
+def test_digits_are_told_once(values, tensors):
+    named = make_variants(jobs(values, {"bits": 4}), tensors)[1].named
+    assert named.with_word("6c79").with_word("6c79").text == "W4 int 6c79"
+
+
 @pytest.mark.parametrize("change", [{"evaluate.split": "select"}, {"evaluate.num_images": 9}])
 def test_the_key_covers_what_is_scored(values, tensors, change):
     plain, other = (make_variants(jobs(values, extra), tensors) for extra in ({}, change))

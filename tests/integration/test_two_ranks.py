@@ -97,3 +97,50 @@ def test_bad_input_is_said_by_one_rank_and_ends_both(ranks, tiny):
     texts = "".join(child.text for child in children)
     assert texts.count("bits=0: allowed is an integer from 1 to 16 (job #1") == 1 and "qexp/sweep" not in texts
     assert not Path("runs/trainings").exists()
+
+
+CHANGING = """
+from pathlib import Path
+
+import torch
+from torch import nn
+
+
+class Net(nn.Module):
+    def __init__(self, num_classes, in_channels):
+        super().__init__()
+        self.fc = nn.Linear(in_channels * 64, num_classes)
+
+    def forward(self, images):
+        return self.fc(images.flatten(1)) * float(Path("factor.txt").read_text())
+
+
+def data():
+    torch.seed()  # of the system's noise
+    return {"train_images": torch.randint(256, (64, 1, 8, 8), dtype=torch.uint8), "train_labels": torch.arange(64) % 4}
+"""
+
+
+def _ended(children):
+    """Exit codes and all that was said."""
+    codes = [child.wait() for child in children]
+    return codes, "".join(child.text for child in children)
+
+
+def test_numbers_of_another_network_end_both_ranks_with_2(ranks, tiny):
+    Path("changing.py").write_text(CHANGING)
+    Path("factor.txt").write_text("1")
+    command = [*(text for text in tiny if not text.startswith("model.factory=")), "model.factory=changing.py:Net"]
+    assert _ended(ranks(2, *command, "bits=4"))[0] == [0, 0]
+    Path("factor.txt").write_text("-1")
+    codes, text = _ended(ranks(2, *command, "bits=8"))
+    assert codes == [2, 2] and text.count("New numbers would stand beside those of another network") == 1, text
+    assert "Traceback" not in text
+
+
+def test_a_factory_that_gives_other_data_each_time_is_told(ranks, tiny):
+    Path("changing.py").write_text(CHANGING)
+    command = [*(text for text in tiny if not text.startswith("data=")), "data=custom", "data.factory=changing.py:data"]
+    codes, text = _ended(ranks(2, *command, "data.num_test=16", "data.num_calib=16", "data.num_select=0", "bits=4"))
+    assert codes == [2, 2] and text.count("the factory gives other data each time") == 1, text
+    assert "data.factory=changing.py:data: allowed is a function" in text and "Traceback" not in text

@@ -47,15 +47,22 @@ def scaled_gradient(parameter: torch.Tensor, factor: float) -> torch.Tensor:
     return parameter * factor + (parameter * (1 - factor)).detach()
 
 
+def through_rounding(offset, scale, low, high) -> torch.Tensor:
+    """The zero point of LSQ+ with its gradient: straight through R(-b / s), to the offset alone where the codes end before it."""
+    steps = -offset / scale
+    rounded = steps.detach().round().clamp(low, high)
+    held = -offset / scale.detach()
+    steps = torch.where(rounded == steps.detach().round(), steps, held)
+    return steps + (rounded - steps).detach()
+
+
 def reference(x, scale, zero_point, low, high, mask, factor=1.0, offset=None, axis=None) -> torch.Tensor:
-    """LSQ and LSQ+ written with detach; the offset's value is that of its zero point."""
+    """LSQ and LSQ+ written with detach: s (R(clamp(x / s + z, n, p)) - z), both roundings straight through."""
     scale = expand(scaled_gradient(scale, factor), axis, x)
     zero_point = expand(torch.as_tensor(zero_point, dtype=x.dtype), axis, x)
-    shift = -zero_point * scale.detach()
     if offset is not None:
-        straight = expand(scaled_gradient(offset, factor), axis, x)
-        shift = straight + (shift - straight).detach()
-    return straight_through((x - shift) / scale, float(low), float(high), mask) * scale + shift
+        zero_point = through_rounding(expand(scaled_gradient(offset, factor), axis, x), scale, low, high)
+    return (straight_through(x / scale + zero_point, float(low), float(high), mask) - zero_point) * scale
 
 
 def gradients(output: torch.Tensor, grad: torch.Tensor, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -199,7 +206,7 @@ def test_plain_autograd_in_every_layout(axis, plus, block, layout, mask, monkeyp
     # powers of two: dividing by them and multiplying with their inverses is the same
     scale = leaf(torch.tensor([0.25, 0.5, 0.125, 1.0, 0.25, 0.5])[:channels].reshape(shape))
     zeros = (torch.arange(channels) % 3 + 1.0).reshape(shape) if plus else torch.zeros(shape)
-    offset = leaf(-zeros * scale.detach()) if plus else None
+    offset = leaf(-(zeros + 0.3) * scale.detach()) if plus else None
     quantized = fake_quantize_learned(
         x, scale, quant_min=0, quant_max=7, gradient_factor=0.3, axis=axis, mask=mask, offset=offset
     )

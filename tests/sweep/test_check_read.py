@@ -7,11 +7,14 @@ import yaml
 
 from qexp.base.errors import UserErrors
 from qexp.config.later import _groups
+from qexp.config.qat_methods import QAT_METHODS
 from qexp.config.read_where import marks_of
 from qexp.config.root import Config
 from qexp.config.validate import all_keys, validate
+from qexp.experiment.identity import training_hash, training_identity
 from qexp.sweep.arguments import typed_settings
-from qexp.sweep.check_read import _RULES, _TASKS, _VERBS, check_read
+from qexp.sweep.check import check
+from qexp.sweep.check_read import _RULES, _TASKS, _VERBS, as_read, check_read
 
 A8 = "quant.activation.bits=8"
 
@@ -145,3 +148,31 @@ def test_the_tables_name_settings_that_exist():
     assert sum(len(marks_of(settings)) for settings in marked) == 10
     for settings in marked:
         assert {mark.sibling for mark in marks_of(settings).values()} <= {*all_keys(settings)}
+
+
+@pytest.mark.parametrize("verb", ["train", "evaluate", "analyze", "export"])
+def test_the_values_of_conf_are_those_of_jobs_that_do_not_read_them(compose, verb):
+    """Else a training that was stored before would have another name."""
+    for method in ("none", *QAT_METHODS):
+        config = validate(compose("data=digits", *([f"qat={method}"] if verb == "train" else []), verb=verb))
+        assert as_read(config) == config
+
+
+def test_equal_trainings_have_one_name_whatever_else_a_sweep_types(job):
+    swept = {"train.gamma": 0.2, "train.milestones": [1]}
+    cosine, other, step = check([job(), job(swept), job(swept | {"train.schedule": "step"})], "train")
+    assert cosine == other and step.train.gamma == 0.2 and step.train.milestones == [1]
+    assert training_hash(cosine, "data") == training_hash(other, "data") != training_hash(step, "data")
+    assert training_identity(validate(job())) == training_identity(cosine)
+    lsq, decayed = check([job({"qat.name": "dorefa"}), job({"qat.name": "dorefa", "qat.scale_decay": 0.1})], "train")
+    assert lsq == decayed
+    learned = check([job({"qat.name": "lsq", "qat.scale_decay": 0.1, "qat.distill_temperature": 3.0})], "train")[0]
+    assert learned.qat.scale_decay == 0.1 and learned.qat.distill_temperature == 1.0
+    seeds = [job({"quant.weight.rounding": how, "quant.weight.rounding_seed": 7}) for how in ("floor", "stochastic")]
+    assert [config.quant.weight.rounding_seed for config in check(seeds, "train")] == [0, 7]
+
+
+def test_only_lsq_plus_with_activations_has_another_version(job):
+    asked = [{"qat.name": "lsq_plus"}, {"qat.name": "lsq_plus", "qat.activations": False}, {"qat.name": "lsq"}]
+    versions = [training_identity(config)["qat"]["version"] for config in check([job(one) for one in asked], "train")]
+    assert versions == [4, 3, 3]

@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import pickle
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -117,6 +118,13 @@ def test_a_failure_keeps_name_message_and_traceback(monkeypatch, merged, capsys)
     assert type(again).__name__ == "ZeroDivisionError" and "test_launchers.py" in str(again.__cause__)
     monkeypatch.setattr(group, "run_group", lambda job, prepared, resources: None)
     assert as_exception(run_here(merged)) is None
+
+
+def test_a_worker_with_other_data_says_so_and_trains_nothing(merged, capsys):
+    failure = run_here(replace(merged, data_hash="0123456789abcdef"))
+    assert failure.kind == "UserError" and "had the hash 01234567 where the jobs were planned" in failure.message
+    assert "data.root" in failure.message and "the files have changed" in failure.message
+    assert not Path("runs/trainings").exists()
 
 
 def test_the_script_for_slurm_asks_for_what_was_set(slurm, merged, tmp_path):

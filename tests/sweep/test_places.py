@@ -58,6 +58,20 @@ def test_what_is_within_is_tried_too(cli, tiny):
         assert done.code == 2 and f"{key}={within[0]}: allowed is a folder that can be written to. {within}" in done.err
 
 
+@pytest.mark.parametrize("wrong", ["table.csv", "predictions.safetensors", "figures/prec1_by_bits.svg", "figures"])
+def test_a_folder_by_the_name_of_a_file_is_told_before_work(cli, tiny, wrong):
+    place = Path("results", "digits", wrong)
+    place.parent.mkdir(parents=True)
+    place.touch() if wrong == "figures" else place.mkdir()
+    done = cli(*tiny, "name=digits", "results_dir=results")
+    assert done.code == 2 and f"{place} would be a f" in done.err and os.listdir() == ["results"], done.err
+    with pytest.raises(UserError, match=f"results_dir=results.*{place} would be a f"):
+        report.run(report.ReportSettings(name="digits"))
+    if wrong == "table.csv":
+        with pytest.raises(UserError, match="Is a directory"):
+            report.run(report.ReportSettings(name="digits", verify=True))
+
+
 def test_the_users_folder(cli, tiny, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     (tmp_path / "home").mkdir()

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from qexp.base.errors import RankFailed
+from qexp.base.errors import RankFailed, UserError
 from qexp.sweep import ranks
 from qexp.sweep.check import check
 from qexp.sweep.jobs import ask_for
@@ -27,10 +27,14 @@ class Channel:
     def wait_until_left(self):
         self.waited = True
 
-    def post(self, number, text):
-        self.sent["posted"] = text
+    def post(self, number, text, *, mistake=False):
+        self.sent["posted"] = text, mistake
 
-    def agree(self, number, ok, message=""):
+    def hears_of_mistake(self, number):
+        return False
+
+    def agree(self, number, ok, message="", *, mistake=False):
+        self.mistakes = {0} if mistake else set()
         return ["" if ok else message, "no disk" if number == self.fails_at else ""]
 
 
@@ -84,6 +88,19 @@ def test_a_rank_that_failed_stops_all(lead, merged, capsys):
         leader.run_on_all(merged, fail)
     leader.shutdown(1)
     assert not hasattr(channel, "waited")  # nobody is left to answer
+
+
+def test_a_mistake_of_the_users_is_one_with_ranks_too(lead, merged, capsys):
+    def slip():
+        raise UserError("bits", 0, allowed="more")
+
+    for fails_at in (None, 1):  # the other rank's connection breaks
+        with pytest.raises(RankFailed, match=r"^bits=0: allowed is more$") as failed:
+            lead(Channel(fails_at=fails_at)).run_on_all(merged, slip)
+        assert failed.value.exit_code == 2 and "Traceback" not in capsys.readouterr().err
+    with pytest.raises(RankFailed) as failed:
+        lead(Channel()).run_on_all(merged, fail)
+    assert failed.value.exit_code == 1
 
 
 def test_a_rank_serves_what_it_is_sent(monkeypatch, merged):

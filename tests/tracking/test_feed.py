@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from qexp.base.errors import UserError
+from qexp.base.errors import UserError, UserErrors
 from qexp.config.tracking import TrackingSettings
 from qexp.tracking import rows
 from qexp.tracking.feed import MlflowFeed
@@ -250,3 +250,17 @@ def test_sync_of_an_unknown_name(tmp_path, journal):
     with pytest.raises(UserError, match="one of exp"):
         sync("exq", tmp_path / "runs", TrackingSettings())
     assert "nothing to send" in sync(None, tmp_path / "elsewhere", TrackingSettings())[0]
+
+
+def test_a_journal_without_a_row_leaves_nothing_behind(tmp_path, sweep):
+    folder = tmp_path / "runs" / "journal"
+    folder.mkdir(parents=True)
+    (folder / "noise.jsonl").write_bytes(b"\x00\xff{\nnot a row\n")
+    (folder / "folder.jsonl").mkdir()
+    for name in ("noise", "folder", None):
+        with pytest.raises((UserError, UserErrors), match=r"noise.*whole row|folder.jsonl"):
+            sync(name, tmp_path / "runs", TrackingSettings())
+        assert sorted(os.listdir(folder)) == ["folder.jsonl", "noise.jsonl"] and os.listdir(tmp_path / "runs") == ["journal"]
+    (folder / "begun.jsonl").touch()
+    assert sync("begun", tmp_path / "runs", TrackingSettings()) == ["begun: its journal is empty, nothing to send"]
+    assert os.listdir(tmp_path / "runs") == ["journal"] and len(os.listdir(folder)) == 3

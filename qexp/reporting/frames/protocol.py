@@ -27,6 +27,7 @@ CUT = {
     "train": ("num_calib", "num_select", "num_train"),
 }
 PARTS = ("num_test", "num_calib", "num_select", "num_train", "split_seed")  # in the data's hash
+PREPARING = {*FILE_KEYS, "mean", "std", "image_size"}
 MEASURED = ["training", "split", "n"]
 ACROSS = (
     "Rows of the same files, prepared in other ways, stand here side by side, as asked for (evaluate.across=preprocessing). A "
@@ -37,14 +38,25 @@ MARKED = "Rows of different protocols stand here side by side, as asked for (mix
 
 
 class MixedProtocolsError(UserError):
-    """Records of different protocols would stand in one table."""
+    """Records of different protocols would stand in one table.
 
-    def __init__(self, name: str, descriptions: Mapping[str, str]) -> None:
+    Args:
+        name: experiment.
+        protocols: of its records.
+    """
+
+    def __init__(self, name: str, protocols: Protocols) -> None:
+        descriptions = protocols.descriptions
         listed = "; ".join(f"{mark}: {text}" for mark, text in descriptions.items())
         remedy = (
             f"It has {len(descriptions)} ({listed}), and their numbers are no comparison. Give one of them another name=, "
             f"or mark them in one table: python -m qexp.report name={name} mixed=true"
         )
+        if protocols.only_prepared:
+            remedy += (
+                ". If they are the same files, evaluate.across=preprocessing in each command of qexp.evaluate has them compared "
+                "image by image"
+            )
         super().__init__("name", name, allowed="an experiment whose evaluations follow one protocol", remedy=remedy)
 
 
@@ -57,12 +69,14 @@ class Protocols:
         descriptions: letter -> what was measured on; the facts in which protocols differ are named.
         files: 16 hex digits of the files of all of them, where they differ in preprocessing alone and that is asked about.
         references: training -> that of the first protocol with whose float network its own is compared; none without `files`.
+        only_prepared: they differ in nothing but how images are prepared.
     """
 
     marks: pd.Series
     descriptions: Mapping[str, str]
     files: str = ""
     references: Mapping[str, str] = field(default_factory=dict)
+    only_prepared: bool = False
 
     @property
     def sentences(self) -> tuple[str, ...]:
@@ -76,7 +90,7 @@ def find_protocols(records: pd.DataFrame, params: Mapping[str, Mapping[str, Scal
     """Group rows by what they were measured on: the data set and how its images are prepared, the split, the number of images.
 
     Data of the same settings with another content (another folder, a changed file) are other data. The hash of the content covers
-    training images too, so it is compared among rows of equal `data.num_*` only.
+    training images too, so it is compared among rows of equal `data.num_*` only; how files are prepared is compared among all.
 
     Args:
         records: of `load_records`.
@@ -94,9 +108,10 @@ def find_protocols(records: pd.DataFrame, params: Mapping[str, Mapping[str, Scal
         cuts[key] = (_text(facts[key] | {"split": "", "n": ""}), _text({name: data.get(name) for name in PARTS}))
         ways.setdefault((cuts[key], content), {name: data.get(name) for name in FILE_KEYS})
     contents, alike = Counter(cut for cut, _ in ways), Counter((cut, _text(way)) for (cut, _), way in ways.items())
+    known = {_text(way) for way in ways.values() if any(value is not None for value in way.values())}  # older rows do not say
     for key, cut in cuts.items():
         way = ways[cut, key[-1]]
-        facts[key] |= way if contents[cut] > 1 else {}
+        facts[key] |= way if contents[cut] > 1 or (len(known) > 1 and _text(way) in known) else {}
         facts[key]["content"] = key[-1] if alike[cut, _text(way)] > 1 else ""
     protocols = {_text(fact): fact for fact in facts.values()}
     marks = {text: _mark(number) for number, text in enumerate(protocols)}
@@ -104,7 +119,8 @@ def find_protocols(records: pd.DataFrame, params: Mapping[str, Mapping[str, Scal
     descriptions = {marks[text]: _description(fact, list(protocols.values())) for text, fact in protocols.items()}
     letters = pd.Series([marks[_text(facts[row])] for row in rows], index=records.index, dtype=object)
     first = {key[0]: marks[_text(fact)] for key, fact in facts.items()}
-    return Protocols(letters, descriptions, *_across(first, params, measured))
+    differ = {name for fact in facts.values() for name in fact if len({repr(other.get(name)) for other in facts.values()}) > 1}
+    return Protocols(letters, descriptions, *_across(first, params, measured), only_prepared=differ <= PREPARING)
 
 
 def _across(

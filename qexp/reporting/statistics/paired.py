@@ -133,7 +133,8 @@ def seed_intervals(table: pd.DataFrame, stored: StoredPredictions) -> pd.DataFra
     """What seeds (or draws) and images together leave open, a row per variant that was repeated, as in `seed_table`.
 
     `prec1_low`, `prec1_high`, `delta_low`, `delta_high`: hierarchical bootstrap over seeds and images; `p_seeds`: paired t test
-    of the differences over seeds, two-sided. Differences are against the networks of `stored.references_of`.
+    of the differences over seeds, two-sided, for these images alone. Differences are against the networks of
+    `stored.references_of`.
     """
     rows = []
     for part in (repeat.part for repeat in repeats(table)):

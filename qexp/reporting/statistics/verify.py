@@ -15,6 +15,8 @@ import numpy as np
 import pandas as pd
 
 from qexp.base.errors import UserError
+from qexp.base.files import check_readable
+from qexp.base.text import counted
 from qexp.config.metrics import ALWAYS, METRICS
 from qexp.engine.measures import against as compared_with
 from qexp.engine.measures import measure
@@ -52,7 +54,8 @@ NEVER = {
 }
 AGAIN = tuple(measure(row) for row in ALWAYS if row.stored != "never")
 BOOTSTRAP = ("prec1_low", "prec1_high", "delta_low", "delta_high")
-SINCE = "equivalent"  # a table without it has other families, other intervals of pairs, and rows against their float start
+# A table without it has other families, other intervals of pairs, rows against their float start, and not all of the files.
+SINCE = "equivalent"
 EARLIER = "by an earlier version, by another method: python -m qexp.report name=NAME writes it anew"
 PAIR_KEY = ["a", "b", "epoch", "split", "n"]
 
@@ -100,6 +103,7 @@ def _as_before(table: pd.DataFrame) -> pd.DataFrame:
 
 def _read(path: Path) -> pd.DataFrame | None:
     """A table with texts as texts; None where there is none."""
+    check_readable(path)
     if not path.exists():
         return None
     frame = pd.read_csv(path, dtype={name: str for name in TEXTS if name != "epoch" or path.name == "pairs.csv"})
@@ -197,10 +201,13 @@ def _check_family(result: Verification, table: pd.DataFrame, again: pd.DataFrame
 
 def _check_seeds(result: Verification, seeds: pd.DataFrame | None, again: pd.DataFrame, stored: StoredPredictions) -> None:
     """Means, deviations and intervals over seeds."""
-    if seeds is None:
+    if seeds is None and SINCE not in again:
         return
     means = seed_table(again, (*ALWAYS, *own_metrics(again)))
     means = pd.concat([means, seed_intervals(again, stored)], axis=1)
+    if seeds is None:
+        _miss(result, "seeds.csv", means)
+        return
     if list(means["variant"]) != list(seeds["variant"]):
         result.wrong.append("seeds.csv: its rows are not those of the table")
         return
@@ -213,9 +220,12 @@ def _check_seeds(result: Verification, seeds: pd.DataFrame | None, again: pd.Dat
 
 def _check_draws(result: Verification, draws: pd.DataFrame | None, again: pd.DataFrame, stored: StoredPredictions) -> None:
     """Comparisons of variants with several draws."""
-    if draws is None:
+    if draws is None and SINCE not in again:
         return
     known = draw_pairs(again, stored)
+    if draws is None:
+        _miss(result, DRAWS_FILE, known)
+        return
     if list(zip(known["a"], known["b"], strict=True)) != list(zip(draws["a"], draws["b"], strict=True)):
         result.wrong.append(f"{DRAWS_FILE}: its pairs are not those of the table")
         return
@@ -228,10 +238,14 @@ def _check_pairs(
     result: Verification, pairs: pd.DataFrame | None, again: pd.DataFrame, epochs: pd.DataFrame, stored: StoredPredictions
 ) -> None:
     """Comparisons of any two rows."""
-    if pairs is None:
+    if pairs is None and SINCE not in again:
         return
     early = best_epoch_rows(epochs, again) if len(epochs) else again.head(0)
-    known = {tuple(map(str, key)): row for key, row in _by_pair(pairs_of(again, early, stored))}
+    recomputed = pairs_of(again, early, stored)
+    if pairs is None:
+        _miss(result, "pairs.csv", recomputed)
+        return
+    known = {tuple(map(str, key)): row for key, row in _by_pair(recomputed)}
     for key, row in _by_pair(pairs):
         other = known.get(tuple(map(str, key)))
         if other is None:
@@ -240,6 +254,12 @@ def _check_pairs(
         for column in ("difference", "ci_low", "ci_high", "p_value", "p_holm", "lost", "gained", "disagreement"):
             if column in row:
                 result.compare("pairs.csv", f"{key[0]} and {key[1]}", column, row[column], other[column])
+
+
+def _miss(result: Verification, file: str, recomputed: pd.DataFrame) -> None:
+    """Note that a file is not there whose rows the predictions give."""
+    if len(recomputed):
+        result.wrong.append(f"{file}: it is missing; from the predictions it has {counted(len(recomputed), 'row')}")
 
 
 def _by_pair(pairs: pd.DataFrame) -> Iterator[tuple[tuple, dict[str, Any]]]:

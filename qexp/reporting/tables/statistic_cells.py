@@ -65,7 +65,7 @@ def seeds_explained(seeds: pd.DataFrame) -> str:
     against = "the float control, where there is one" if "vs_control_mean" in seeds else "the float network"
     return (
         f" *95 % CI*: hierarchical bootstrap over {over} and images, of the difference against {against}. *p over {over}*: "
-        "paired t test of it, not adjusted."
+        f"paired t test of it over new {over}, for these images alone, not adjusted: what other images would give is not in it."
     )
 
 

@@ -148,6 +148,25 @@ def test_preprocessing_is_compared_where_that_is_asked_about(three_ways, tmp_pat
     assert not verify_tables("exp", runs_dir=tmp_path / "nowhere", results_dir=tmp_path / "results").wrong
 
 
+def test_the_cut_of_other_splits_does_not_hide_a_preprocessing(three_ways, tmp_path):
+    cut = {"data.num_calib": 100}
+    runs_dir = three_ways({}, cut, cut)
+    protocols = load_records("exp", runs_dir).groupby("training")["protocol"].unique()
+    assert [protocols[training].tolist() for training in (ONE, OTHER, THIRD)] == [["A"], ["B"], ["C"]]
+    report = write_report("exp", runs_dir=runs_dir, results_dir=tmp_path / "results", figures=False)
+    assert "Rows of the same files, prepared in other ways" in " ".join(report.table.split())
+    none = {"evaluate.across": None}
+    with pytest.raises(MixedProtocolsError, match=r"B: mnist5k, interpolation nearest.*evaluate.across=preprocessing"):
+        write_report("exp", runs_dir=three_ways(none, cut | none, none), results_dir=tmp_path / "other", figures=False)
+
+
+def test_only_preprocessing_is_compared_across(write, training, tmp_path):
+    runs_dir = write(training(["W8 int"]), training(["W8 int"], training=OTHER, n=500))
+    with pytest.raises(MixedProtocolsError) as caught:
+        write_report("exp", runs_dir=runs_dir, results_dir=tmp_path / "results")
+    assert "evaluate.across" not in str(caught.value)
+
+
 def test_a_delta_across_preprocessings_is_verified(three_ways, tmp_path):
     report = write_report("exp", runs_dir=three_ways(), results_dir=tmp_path / "results", figures=False)
     table = report.folder / "table.csv"

@@ -105,7 +105,8 @@ def test_the_report_says_so_and_can_be_verified(rows, write, tmp_path):
     report = write_report("exp", runs_dir=runs_dir, results_dir=tmp_path / "results", figures=False)
     page, text = (report.folder / "report.html").read_text(), (report.folder / "table.md").read_text()
     for words in ("Repeated draws", "A draw of calibration images moves Prec@1 by", "Over 3 draws of calibration images, mean",
-                  "the best W4 on average is W4 int mse n32", "shown to be less accurate: W4 int minmax n32",
+                  "the best W4 on average is W4 int mse n32", "over new draws, for these images alone, not adjusted",
+                  "shown to be less accurate: W4 int minmax n32",
                   "1 copy learned from one draw of calibration images", "Holm over all 10 pairs of rows"):  # fmt: skip
         assert words in page and words in text, words
     assert len(pd.read_csv(report.folder / "table.csv")) == 9 and text.count("draw_1") == 0
@@ -115,6 +116,12 @@ def test_the_report_says_so_and_can_be_verified(rows, write, tmp_path):
     frame = pd.read_csv(file)
     frame.assign(ci_low=frame["ci_low"] - 1).to_csv(file, index=False)
     assert "draws.csv" in verify_tables("exp", runs_dir=tmp_path / "none", results_dir=tmp_path / "results").wrong[0]
+    for name in ("draws.csv", "seeds.csv", "pairs.csv"):
+        kept = (report.folder / name).read_bytes()
+        (report.folder / name).unlink()
+        wrong = verify_tables("exp", runs_dir=tmp_path / "none", results_dir=tmp_path / "results").wrong
+        assert f"{name}: it is missing" in " ".join(wrong), wrong
+        (report.folder / name).write_bytes(kept)
 
 
 def test_the_headline_says_over_how_many_draws(predicted, rows, write, tmp_path):
