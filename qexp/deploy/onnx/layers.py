@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from qexp.deploy.onnx.node import Constant, Dynamic, OnnxNode, Value
+from qexp.deploy.graph_call import Constant
+from qexp.deploy.onnx.node import Dynamic, OnnxNode, Value
 from qexp.deploy.onnx.writer import FLOAT, Grid
 from qexp.nn.channels import scale_and_shift
 

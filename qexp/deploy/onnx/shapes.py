@@ -8,8 +8,9 @@ from dataclasses import replace
 
 from torch import nn
 
+from qexp.deploy.graph_call import Constant, GraphCall
 from qexp.deploy.onnx.layers import pair
-from qexp.deploy.onnx.node import Constant, OnnxNode, Value
+from qexp.deploy.onnx.node import OnnxNode, Value
 
 _END = 2**62  # of a slice without one
 PADS = (
@@ -82,7 +83,7 @@ def _wrapped(node: OnnxNode, name: str, begins: Sequence[int], ends: Sequence[in
     return name
 
 
-def padding_of(node: OnnxNode) -> tuple[str, list[int], list[int]]:
+def padding_of(node: GraphCall) -> tuple[str, list[int], list[int]]:
     """How a padding fills, and how much it puts before and behind each dimension; negative amounts cut off."""
     amounts = [int(amount) for amount in node.argument(1, "pad" if node.module is None else "padding")]
     kind = type(node.module).__name__
