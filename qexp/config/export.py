@@ -27,13 +27,13 @@ class RuntimeInfo(Info):
         distribution: whose version is recorded.
         module: that is imported.
         install: what to give pip where the module is missing.
-        reads: the ONNX file, or the program of `torch.export` beside it.
+        reads: the ONNX file, or beside it the program of `torch.export` or the TFLite file.
     """
 
     distribution: str
     module: str
     install: str
-    reads: Literal["onnx", "program"]
+    reads: Literal["onnx", "program", "tflite"]
 
 
 RUNTIMES = Catalog(
@@ -53,6 +53,11 @@ RUNTIMES = Catalog(
         RuntimeInfo(
             name="torch", summary="The program of torch.export, compiled by Inductor where there is a C++ compiler.",
             code="qexp.deploy.runtimes:load_torch", distribution="torch", module="torch", install="torch", reads="program",
+        ),
+        RuntimeInfo(
+            name="litert", summary="LiteRT, formerly TensorFlow Lite, with XNNPACK, on a .tflite file of int8.",
+            code="qexp.deploy.runtimes:load_litert", distribution="ai-edge-litert", module="ai_edge_litert",
+            install="qexp[deploy]", reads="tflite",
         ),
     ),
 )  # fmt: skip

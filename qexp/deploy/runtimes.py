@@ -1,8 +1,9 @@
 """Runtimes that run an exported network, each behind the same two calls: `run` for logits, `run_codes` for codes too.
 
-ONNX Runtime and OpenVINO read the same ONNX file; torch reads the program of `qexp.deploy.torch_export` beside it. All run on the
-CPU with a given number of threads, in the arithmetic that they choose, with two exceptions, where speed would change what is
-computed. OpenVINO would take bfloat16 for what is float wherever the CPU has it, and is set to float32. ONNX Runtime's kernels
+ONNX Runtime and OpenVINO read the same ONNX file; torch reads the program of `qexp.deploy.torch_export` beside it, and LiteRT the
+file of `qexp.deploy.tflite.export`. All run on the CPU with a given number of threads, in the arithmetic that they choose, but
+where speed would change what is computed. OpenVINO would take bfloat16 for what is float wherever the CPU has it, and is set to
+float32. ONNX Runtime's kernels
 for CPUs without VNNI add pairs of products in 16 bits, which saturates; there the exact kernels are selected. Only there: they
 took 2.4 times as long for a resnet18 whose logits were the same to the bit.
 
@@ -28,6 +29,7 @@ from qexp.base.errors import UserError, choose
 from qexp.config.export import RUNTIMES
 from qexp.deploy.activation_codes import CodeTensor
 from qexp.deploy.onnx.writer import INPUT, OUTPUT, onnx_library
+from qexp.deploy.tflite.run import TFLITE_SUFFIX, open_tflite
 from qexp.deploy.torch_export import PROGRAM_SUFFIX, open_program
 
 RunBatch = Callable[[Tensor, bool], Sequence[Tensor]]
@@ -232,6 +234,14 @@ def load_torch(path: Path, threads: int, codes: Mapping[str, CodeTensor]) -> Loa
     """The program beside the file."""
     torch.set_num_threads(threads)
     return Loaded(open_program(path.with_suffix(PROGRAM_SUFFIX), tuple(codes)))
+
+
+def load_litert(path: Path, threads: int, codes: Mapping[str, CodeTensor]) -> Loaded:
+    """The TFLite file beside the ONNX file."""
+    call, session = open_tflite(
+        path.with_suffix(TFLITE_SUFFIX), threads, {point: tensor.offset for point, tensor in codes.items()}
+    )
+    return Loaded(call, session.integer_layers)
 
 
 def show_codes(path: Path, codes: Iterable[CodeTensor]) -> bytes:

@@ -196,12 +196,12 @@ def max_pool(node: OnnxNode) -> str:
     begins, dilations = pair(node.argument(3, "padding", 0), rank), pair(node.argument(4, "dilation", 1), rank)
     ends = begins
     if node.argument(5, "ceil_mode", False):
-        ends = _ends(x.shape[2:], node.shape[2:], kernel_shape, strides, begins, dilations)
+        ends = ends_of(x.shape[2:], node.shape[2:], kernel_shape, strides, begins, dilations)
     attributes = {"kernel_shape": kernel_shape, "strides": strides, "pads": [*begins, *ends], "dilations": dilations}
     return node.emit("MaxPool", x.name, ceil_mode=0, **attributes)
 
 
-def _ends(
+def ends_of(
     sizes: Sequence[int],
     counts: Sequence[int],
     kernel: Sequence[int],
@@ -224,7 +224,7 @@ def average_pool(node: OnnxNode) -> str:
     strides, counts_pads = pair(node.argument(2, "stride") or kernel, rank), bool(node.argument(5, "count_include_pad", True))
     ends = begins
     if node.argument(4, "ceil_mode", False):
-        ends = _ends(x.shape[2:], node.shape[2:], kernel_shape, strides, begins, [1] * rank)
+        ends = ends_of(x.shape[2:], node.shape[2:], kernel_shape, strides, begins, [1] * rank)
     if node.argument(6, "divisor_override") is not None or (counts_pads and any(map(operator.gt, ends, begins))):
         node.refuse("it has ceil_mode or divisor_override")
     pads, counted = [*begins, *ends], int(counts_pads)
