@@ -142,3 +142,27 @@ def softmax(node: TfliteNode) -> Value:
     if dim is None or int(dim) % len(x.shape) != len(x.shape) - 1:
         node.refuse("it is not over the last dimension")
     return node.emit("SOFTMAX", x.tensor, beta=1.0)
+
+
+def layer_norm(node: TfliteNode) -> Value:
+    """A layer norm over the last dimensions, (x - mean) / sqrt(variance + eps) * weight + bias, taken apart: TFLite has none."""
+    x, weight = node.context.plain(node.context.floats(node.activation())), node.argument(2, "weight")
+    bias = node.argument(3, "bias")
+    if not isinstance(weight, Constant) or not isinstance(bias, Constant | None):
+        node.refuse("it has no scale of its own")
+    count = len(node.argument(1, "normalized_shape"))
+    axes = node.context.integers(*range(len(x.shape) - count, len(x.shape)))
+    narrow = (*x.shape[:-count], *[1] * count)
+
+    def step(name: str, kind: str, *inputs: int, shape: tuple[int, ...] = x.shape, **options: Any) -> int:
+        return node.context.emit(f"{node.name}.{name}", kind, inputs, shape, **options).tensor
+
+    centered = step("centered", "SUB", x.tensor, step("mean", "MEAN", x.tensor, axes, shape=narrow, keepDims=True))
+    square = step("square", "MUL", centered, centered)
+    variance = step("variance", "MEAN", square, axes, shape=narrow, keepDims=True)
+    epsilon = node.constant(float(node.argument(4, "eps", 1e-5)))
+    inverse = step("inverse", "RSQRT", step("above", "ADD", variance, epsilon, shape=narrow), shape=narrow)
+    scaled = step("normalized", "MUL", centered, inverse)
+    if bias is None:
+        return node.emit("MUL", scaled, node.constant(weight))
+    return node.emit("ADD", step("scaled", "MUL", scaled, node.constant(weight)), node.constant(bias))

@@ -200,7 +200,7 @@ class _Export(fx.Interpreter):
         for key, value in wanted.items():
             if getattr(spec, key) != value:
                 remedy = "Another runtime may hold it: export.runtime=onnxruntime."
-                raise UserError(f"{name}.{key}", getattr(spec, key), allowed=f"{value} in TFLite", remedy=remedy)
+                raise UserError(f"{name}.{key}", getattr(spec, key), allowed=f"{str(value).lower()} in TFLite", remedy=remedy)
         if name not in self.grids:
             self.grids[name] = activation_grid(name, module.qparams)
         return self.grids[name]

@@ -14,6 +14,7 @@ _HANDLERS: dict[onnx.Handler, Handler] = {
     onnx_layers.conv: layers.conv,
     onnx_layers.linear: layers.linear,
     onnx_layers.batch_norm: layers.batch_norm,
+    onnx_layers.layer_norm: elementwise.layer_norm,
     onnx.relu: elementwise.relu,
     onnx.clip: elementwise.clip,
     onnx.sigmoid: unary("LOGISTIC"),

@@ -91,8 +91,9 @@ class TfliteSession:
             if self.model.operatorCodes[operator.opcodeIndex].builtinCode not in kinds:
                 continue
             ends = (operator.inputs[0], operator.inputs[1], operator.outputs[0])
-            if all(graph.tensors[number].type in integers for number in ends):
-                layers.add(text(graph.tensors[operator.inputs[1]].name).partition(_WEIGHT)[0])
+            name = text(graph.tensors[operator.inputs[1]].name)
+            if _WEIGHT in name and all(graph.tensors[number].type in integers for number in ends):
+                layers.add(name.partition(_WEIGHT)[0])
         return frozenset(layers)
 
 

@@ -57,6 +57,7 @@ _OPERATORS: dict[str, tuple[str, int, int, int]] = {
     "RESHAPE": ("ReshapeOptions", 1, 1, 1),
     "RESIZE_BILINEAR": ("ResizeBilinearOptions", 3, 3, 4),
     "RESIZE_NEAREST_NEIGHBOR": ("ResizeNearestNeighborOptions", 3, 3, 4),
+    "RSQRT": ("", 1, 2, 3),
     "SOFTMAX": ("SoftmaxOptions", 1, 2, 3),
     "STRIDED_SLICE": ("StridedSliceOptions", 1, 2, 4),
     "SUB": ("SubOptions", 1, 2, 5),
