@@ -56,7 +56,7 @@ RUNTIMES = Catalog(
         ),
         RuntimeInfo(
             name="litert", summary="LiteRT, formerly TensorFlow Lite, with XNNPACK, on a .tflite file of int8.",
-            code="qexp.deploy.runtimes:load_litert", distribution="ai-edge-litert", module="ai_edge_litert",
+            code="qexp.deploy.runtimes:load_litert", distribution="ai-edge-litert", module="ai_edge_litert.interpreter",
             install="qexp[deploy]", reads="tflite",
         ),
     ),

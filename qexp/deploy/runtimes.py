@@ -82,7 +82,8 @@ class Session:
 
 def installed_runtimes() -> tuple[str, ...]:
     """The runtimes whose packages are installed."""
-    return tuple(name for name, row in RUNTIMES.items() if importlib.util.find_spec(row.module) is not None)
+    packages = {name: row.module.partition(".")[0] for name, row in RUNTIMES.items()}
+    return tuple(name for name, package in packages.items() if importlib.util.find_spec(package) is not None)
 
 
 def runtime_version(name: str) -> str:

@@ -38,34 +38,33 @@ class TfliteSession:
     def __init__(self, path: Path, *, threads: int = 1, points: Sequence[str] = (), delegate: bool = True) -> None:
         if not path.exists():
             raise UserError("export.runtime", "litert", allowed=f"a network that was written as {path.name}")
-        content = path.read_bytes()
-        self.model = unpack(content)
-        known = metadata(self.model, POINTS)
-        self.places = [known[point] for point in points]
-        self.content = self._shown(content) if points else content
-        self.threads, self.delegate = threads, delegate
-        self._interpreter, self._shape = self._load((1, *self._image_shape())), (1, *self._image_shape())
+        self.path, self.threads, self.delegate = path, threads, delegate
+        self.places: list[Any] = []
+        self._shown: bytes | None = None
+        if points:
+            model = unpack(path.read_bytes())
+            known = metadata(model, POINTS)
+            self.places = [known[point] for point in points]
+            self._shown = self._with_outputs(model)
+        self._interpreter, self._shape = self._load(None), ()
 
-    def _image_shape(self) -> tuple[int, ...]:
-        graph = self.model.subgraphs[0]
-        return tuple(int(size) for size in graph.tensors[graph.inputs[0]].shape[1:])
-
-    def _shown(self, content: bytes) -> bytes:
+    def _with_outputs(self, model: Any) -> bytes:
         """The file with the tensors of activation points as further outputs, each once."""
-        model = unpack(content)
         graph = model.subgraphs[0]
         numbers = {text(tensor.name): number for number, tensor in enumerate(graph.tensors)}
         graph.outputs = list(dict.fromkeys([*(int(one) for one in graph.outputs), *(numbers[place[0]] for place in self.places)]))
         return pack(model)
 
-    def _load(self, shape: tuple[int, ...]) -> Any:
-        """An interpreter for a shape of images."""
+    def _load(self, shape: tuple[int, ...] | None) -> Any:
+        """An interpreter for a shape of images; None is that of one image."""
         from ai_edge_litert import interpreter as litert
 
         kinds = litert.OpResolverType
         kind = kinds.BUILTIN if self.delegate else kinds.BUILTIN_WITHOUT_DEFAULT_DELEGATES
-        interpreter = litert.Interpreter(model_content=self.content, num_threads=self.threads, experimental_op_resolver_type=kind)
-        interpreter.resize_tensor_input(interpreter.get_input_details()[0]["index"], shape)
+        source: dict[str, Any] = {"model_path": str(self.path)} if self._shown is None else {"model_content": self._shown}
+        interpreter = litert.Interpreter(**source, num_threads=self.threads, experimental_op_resolver_type=kind)
+        if shape is not None:
+            interpreter.resize_tensor_input(interpreter.get_input_details()[0]["index"], shape)
         interpreter.allocate_tensors()
         return interpreter
 
@@ -83,12 +82,13 @@ class TfliteSession:
 
     def integer_layers(self) -> frozenset[str]:
         """The layers whose operands, weights and results are all codes, which TFLite's operators compute in integers."""
-        schema, graph = schema_library(), self.model.subgraphs[0]
+        schema, model = schema_library(), unpack(self.path.read_bytes())
+        graph = model.subgraphs[0]
         kinds = {getattr(schema.BuiltinOperator, name) for name in _LAYERS}
         integers = (schema.TensorType.INT8, schema.TensorType.INT16)
         layers = set()
         for operator in graph.operators:
-            if self.model.operatorCodes[operator.opcodeIndex].builtinCode not in kinds:
+            if model.operatorCodes[operator.opcodeIndex].builtinCode not in kinds:
                 continue
             ends = (operator.inputs[0], operator.inputs[1], operator.outputs[0])
             name = text(graph.tensors[operator.inputs[1]].name)
