@@ -21,6 +21,8 @@ from qexp.base.console import print_main
 from qexp.base.errors import UserError, UserErrors
 from qexp.base.files import discard_partials, hash_file, hash_json, write_atomic
 from qexp.base.text import by_reason, file_name
+from qexp.config.export import ExportSettings
+from qexp.config.later import stored_values
 from qexp.deploy.alarms import failures
 from qexp.deploy.cost import bops, latency, layer_bits, peak_memory_bytes
 from qexp.deploy.fidelity import EVALUATED, Fidelity, FidelityRun, images_of, simulation_of
@@ -92,10 +94,12 @@ class _ExportJob:
         self.prepared, self.variant, self.recorder = prepared, recorder.named(variant), recorder
         self.config, self.settings = variant.config, variant.config.export
         words = [variant.label, *["int4"] * self.settings.pack_int4, *["signed"] * (not self.settings.unsigned)]
+        words += ["int8 io"] * self.settings.integer_io
         self.folder = self.settings.folder_of(self.config.runs_dir, self.config.name) / file_name(" ".join(words))
         self.path = self.folder / FILE
         self.measurements = Journal(prepared.folder / "exports" / f"{variant.key}.jsonl", needs=("asked", "digest"))
-        decide = {key: value for key, value in asdict(self.settings).items() if key not in _NOT_MEASURED}
+        settings = stored_values(asdict(self.settings), ExportSettings)
+        decide = {key: value for key, value in settings.items() if key not in _NOT_MEASURED}
         self.key = hash_json({key: value for key, value in decide.items() if key not in _MEASURES_COST})
         versions = {name: runtime_version(name) for name in self.settings.runtimes}
         self.asked = hash_json({"export": decide, "version": EXPORT_VERSION, "cpu": environment.cpu_model(), **versions})

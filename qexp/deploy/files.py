@@ -62,7 +62,8 @@ def write_files(prepared: Prepared, variant: Variant, lowered: Lowered, path: Pa
     if TFLITE in names:
         largest = 1.0 if is_trial or variant.is_float else largest_logit(prepared, variant, lowered)
         target = path.with_suffix(TFLITE_SUFFIX)
-        export_tflite(lowered.network, example, lowered.weights, target, largest_logit=largest, about=about)
+        whole = settings.integer_io and not variant.is_float
+        export_tflite(lowered.network, example, lowered.weights, target, largest_logit=largest, integer_io=whole, about=about)
     return exported
 
 

@@ -43,10 +43,12 @@ class Loaded:
     Args:
         run_batch: (images, with codes?) -> logits, and the codes of each activation point behind them.
         integer_layers: gives the names of the layers that it computes in integers; None where the runtime does not tell.
+        logit_step: of logits that it gives as codes; 0 of floats.
     """
 
     run_batch: RunBatch
     integer_layers: Callable[[], frozenset[str]] | None = None
+    logit_step: float = 0.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,6 +61,7 @@ class Session:
         offsets: activation point -> what was added to its codes in the file, in order of execution.
         run_batch: of `Loaded`.
         integer_layers: of `Loaded`.
+        logit_step: of `Loaded`.
     """
 
     name: str
@@ -66,6 +69,7 @@ class Session:
     offsets: Mapping[str, int]
     run_batch: RunBatch
     integer_layers: Callable[[], frozenset[str]] | None = None
+    logit_step: float = 0.0
 
     def run(self, images: Tensor) -> Tensor:
         """Float32 [N, C, H, W] -> float32 [N, classes] logits."""
@@ -120,7 +124,7 @@ def open_runtime(name: str, path: Path, *, threads: int = 1, outputs: Mapping[st
         allowed = "a runtime that loads this network"
         raise UserError("export.runtime", name, allowed=allowed, remedy=f"It says: {message}") from error
     offsets = {point: tensor.offset for point, tensor in codes.items()}
-    return Session(name, runtime_version(name), offsets, loaded.run_batch, loaded.integer_layers)
+    return Session(name, runtime_version(name), offsets, loaded.run_batch, loaded.integer_layers, loaded.logit_step)
 
 
 _PRODUCT = """<ir_version: 10, opset_import: ["": 21]> product (float[N,64,1,1] images) => (float[N,16,1,1] logits)
@@ -242,7 +246,7 @@ def load_litert(path: Path, threads: int, codes: Mapping[str, CodeTensor]) -> Lo
     call, session = open_tflite(
         path.with_suffix(TFLITE_SUFFIX), threads, {point: tensor.offset for point, tensor in codes.items()}
     )
-    return Loaded(call, session.integer_layers)
+    return Loaded(call, session.integer_layers, session.logit_step)
 
 
 def show_codes(path: Path, codes: Iterable[CodeTensor]) -> bytes:

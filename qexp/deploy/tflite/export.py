@@ -25,6 +25,7 @@ from torch import Tensor, fx
 
 from qexp.base.errors import UserError
 from qexp.base.files import write_atomic
+from qexp.base.types import QParams
 from qexp.deploy.activation_codes import code_nodes
 from qexp.deploy.graph_call import Constant
 from qexp.deploy.graph_nodes import called_module, output_of, place_of, quantizer_at
@@ -34,7 +35,7 @@ from qexp.deploy.tflite.layers import conv
 from qexp.deploy.tflite.moves import left_to_convs, pad
 from qexp.deploy.tflite.node import Target, TfliteContext, TfliteNode, Value, file_shape, wide_grid
 from qexp.deploy.tflite.operators import LAYERS, MOVES, handler_of
-from qexp.deploy.tflite.writer import CodeGrid, TfliteWriter, activation_grid
+from qexp.deploy.tflite.writer import INT8, CodeGrid, TfliteWriter, activation_grid
 from qexp.deploy.weight_codes import WeightCodes
 from qexp.nn.fake_quantize import FakeQuantize
 from qexp.nn.graph import GraphNetwork, evaluating
@@ -66,6 +67,7 @@ def export_tflite(
     path: Path,
     *,
     largest_logit: float = 1.0,
+    integer_io: bool = False,
     about: Mapping[str, object] | None = None,
 ) -> ExportedTflite:
     """Write a network: float32 [N, H, W, C] `images` -> float32 [N, classes] `logits`, N any.
@@ -76,6 +78,8 @@ def export_tflite(
         weights: state-dict name -> codes; other weights are written as float32.
         path: of the file, replaced at once when it is complete.
         largest_logit: of the calibration images, absolute; logits of more than twice that saturate.
+        integer_io: INT8 `images`, on the grid that the network has for them, and INT8 `logits`, which saturate at 1.25 times the
+            largest.
         about: for the file's reader, plain values.
 
     Raises:
@@ -84,8 +88,9 @@ def export_tflite(
     if network._forward_pre_hooks:
         raise UserError("quant.input", "int or round", allowed="none in an exported network, which takes the images as they are")
     context = TfliteContext(TfliteWriter(), weights)
-    logits = wide_grid(torch.tensor(max(largest_logit, 1e-30) * 2 / 32767))
-    export = _Export(network, context, logits)
+    largest = max(largest_logit, 1e-30)
+    logits = wide_grid(torch.tensor(largest * 2 / 32767)) if not integer_io else _narrow_logits(largest)
+    export = _Export(network, context, logits, integer_io)
     with evaluating(network):
         source, result = export.write_nodes(torch.cat([example[:1]] * BATCH))
     content = context.writer.file(source.tensor, result.tensor, about or {}, export.codes)
@@ -98,6 +103,11 @@ def export_tflite(
     return ExportedTflite(path, len(content), dict(context.stored), tuple(dict.fromkeys(context.notes)))
 
 
+def _narrow_logits(largest: float) -> CodeGrid:
+    """INT8 codes of logits."""
+    return CodeGrid(QParams(torch.tensor(largest * 1.25 / 127), torch.tensor(0.0), -128, 127), INT8)
+
+
 @dataclass(eq=False)
 class _Export(fx.Interpreter):
     """Walks the graph: the network runs on the example, and each node is written as it is reached."""
@@ -105,6 +115,7 @@ class _Export(fx.Interpreter):
     network: GraphNetwork
     context: TfliteContext
     logits: CodeGrid
+    integer_io: bool
     codes: dict[str, tuple[str, int, str | list[int]]] = field(default_factory=dict)
     grids: dict[str, CodeGrid] = field(default_factory=dict)  # by activation point
     written: dict[fx.Node, Any] = field(default_factory=dict)
@@ -123,14 +134,18 @@ class _Export(fx.Interpreter):
         if not isinstance(value, Value) or len(value.shape) != 2:
             raise UserError("export", "the network's output", allowed="one tensor of logits, a row for each image")
         source = next(self.written[node] for node in self.network.graph.nodes if node.op == "placeholder")
-        return source, self.context.floats(self.context.plain(value))
+        value = self.context.plain(value)
+        if self.integer_io and value.grid is None:
+            raise UserError("export.integer_io", True, allowed="a network whose last layer is quantized, weights and operand")
+        return source, value if self.integer_io else self.context.floats(value)
 
     def run_node(self, n: fx.Node) -> Any:
         """Run a node, then write it."""
         result = super().run_node(n)
         if n.op == "placeholder":
-            number = self.context.writer.value("images", file_shape(result.shape, result.dim() == 4))
-            self.written[n] = Value(number, tuple(result.shape), last=result.dim() == 4)
+            grid, last = self._images(n), result.dim() == 4
+            number = self.context.writer.value("images", file_shape(result.shape, last), grid)
+            self.written[n] = Value(number, tuple(result.shape), grid, last)
         elif n.op == "get_attr":
             self.written[n] = Constant(result.clone(), str(n.target))
         elif n.op != "output":
@@ -160,6 +175,16 @@ class _Export(fx.Interpreter):
             if tensor.shape[:1] != (BATCH,) or batch_axis(tuple(tensor.shape), other) != 0:
                 call.refuse("images are not its result's first dimension alone")
         return (left_to_convs(call) if handler is pad and self._is_for_convs(node) else None) or handler(call)
+
+    def _images(self, source: fx.Node) -> CodeGrid | None:
+        """The grid of the images; None of float32."""
+        if not self.integer_io:
+            return None
+        quantizers = [quantizer_at(self.network, user) for user in source.users]
+        grids = [self._grid(one) for one in quantizers if one is not None]
+        if len(grids) < len(quantizers) or not grids or any(grid is not grids[0] for grid in grids) or grids[0].dtype != INT8:
+            raise UserError("export.integer_io", True, allowed="a plan that gives the images codes of at most 8 bits")
+        return grids[0]
 
     def _is_for_convs(self, node: fx.Node) -> bool:
         """True where all that reads a value are convolutions, or paddings before such."""
@@ -208,7 +233,7 @@ class _Export(fx.Interpreter):
     def _quantize(self, node: fx.Node, call: TfliteNode, module: FakeQuantize) -> Value:
         """An activation point: nothing behind an operator that gave its codes, QUANTIZE of anything else."""
         grid, x = self._grid(module), call.activation()
-        if not grid.same(x.grid):
+        if not grid.same(x.grid) or node.all_input_nodes[0].op == "placeholder":
             x = self.context.limited(self.context.on_grid(x, grid))
         value = Value(x.tensor, x.shape, grid, x.last, (), x.pixels)
         layout = list(value.pixels) if value.pixels is not None else "last" if value.last else "first"

@@ -73,12 +73,18 @@ class TfliteSession:
         array = np.ascontiguousarray((images.movedim(1, -1) if images.dim() == 4 else images).numpy())
         if array.shape != self._shape:
             self._interpreter, self._shape = self._load(array.shape), array.shape
-        self._interpreter.set_tensor(self._interpreter.get_input_details()[0]["index"], array)
+        details = self._interpreter.get_input_details()[0]
+        self._interpreter.set_tensor(details["index"], _coded(array, details))
         self._interpreter.invoke()
-        details = self._interpreter.get_output_details()
-        logits = torch.from_numpy(self._interpreter.get_tensor(details[0]["index"]))
+        details = self._interpreter.get_output_details()  # in the order of the file's outputs
+        logits = torch.from_numpy(_values(self._interpreter.get_tensor(details[0]["index"]), details[0]))
         by_name = {detail["name"]: detail["index"] for detail in details}
         return [logits, *(_placed(self._interpreter.get_tensor(by_name[name]), layout) for name, _, layout in self.places)]
+
+    @property
+    def logit_step(self) -> float:
+        """The step of the logits where the file gives codes of them, else 0."""
+        return float(self._interpreter.get_output_details()[0]["quantization"][0])
 
     def integer_layers(self) -> frozenset[str]:
         """The layers whose operands, weights and results are all codes, which TFLite's operators compute in integers."""
@@ -95,6 +101,20 @@ class TfliteSession:
             if _WEIGHT in name and all(graph.tensors[number].type in integers for number in ends):
                 layers.add(name.partition(_WEIGHT)[0])
         return frozenset(layers)
+
+
+def _coded(images: Any, details: Any) -> Any:
+    """Images as a file takes them: as they are, or as codes, clamp(round_half_even(x / scale) + zero_point)."""
+    scale, zero_point = details["quantization"]
+    if details["dtype"] == np.float32:
+        return images
+    return np.clip(np.rint(images / np.float32(scale)) + zero_point, -128, 127).astype(np.int8)
+
+
+def _values(logits: Any, details: Any) -> Any:
+    """Logits as float32, of codes or not."""
+    scale, zero_point = details["quantization"]
+    return logits if logits.dtype == np.float32 else (logits.astype(np.float32) - zero_point) * np.float32(scale)
 
 
 def _placed(codes: Any, layout: str | list[int]) -> Tensor:

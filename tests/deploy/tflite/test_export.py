@@ -201,3 +201,23 @@ def test_a_missing_package_is_named(monkeypatch):
 def test_a_file_that_was_not_written_is_named(tmp_path):
     with pytest.raises(UserError, match=r"export\.runtime=litert: .*net\.tflite"):
         open_runtime("litert", tmp_path / "net.onnx")
+
+
+@pytest.mark.alone
+def test_integers_at_both_ends(quantized, tmp_path):
+    """INT8 images and logits: the same codes, and logits within half a step of the largest over 127."""
+    case, exported, _ = written(quantized, networks.Plain(), tmp_path)
+    codes, logits = simulated_codes(case.network, case.images)
+    largest, target = float(logits.abs().max()), tmp_path / "net.tflite"
+    export_tflite(case.network, case.images[:1], case.weights, target, largest_logit=largest, integer_io=True)
+    model = writer.unpack(target.read_bytes())
+    graph, types = model.subgraphs[0], writer.schema_library().TensorType
+    assert [graph.tensors[number].type for number in (graph.inputs[0], graph.outputs[0])] == [types.INT8, types.INT8]
+    session = open_runtime("litert", exported.path, outputs=exported.codes)
+    mine, shown = session.run_codes(case.images)
+    assert session.logit_step == pytest.approx(1.25 * largest / 127)
+    assert all((mine[point] - codes[point]).abs().max() <= 1 for point in codes)
+    assert (shown - logits).abs().max() <= 0.51 * session.logit_step
+    floats = code_network(networks.Plain().eval(), images()[:1], {}).network
+    with pytest.raises(UserError, match=r"export\.integer_io=true: allowed is a plan that gives the images codes"):
+        export_tflite(floats, images()[:1], {}, target, integer_io=True)
