@@ -110,7 +110,7 @@ def export_qdq(
         result = export.write_nodes(torch.cat([example[:1]] * BATCH))
     unused = sorted(weights.keys() - context.stored.keys())
     notes = context.notes + [Note(name, "no layer of the graph reads it as it is; not written as codes") for name in unused]
-    context.writer.drop_unread("DequantizeLinear")
+    context.writer.drop_unread("DequantizeLinear", result.name)
     model = context.writer.model(result.name, example.shape[1:], result.shape[1:], about or {})
     path.parent.mkdir(parents=True, exist_ok=True)
 
