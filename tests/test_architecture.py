@@ -33,6 +33,7 @@ OWNERS = {
     "onnx": ("deploy",),
     "onnxruntime": ("deploy",),
     "openvino": ("deploy",),
+    "ai_edge_litert": ("deploy",),
 }
 # What `--help` and the settings must not load.
 HEAVY = {"torch", "torchvision", "mlflow", "pandas", "matplotlib", "scipy", "sklearn", "mlxtend", "statsmodels"}

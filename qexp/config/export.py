@@ -9,6 +9,7 @@ from typing import Annotated, Literal, get_args
 from qexp.base.catalog import Catalog, Info
 from qexp.base.checks import Count, Natural, check_bounds
 from qexp.base.errors import UserError, choose
+from qexp.config.later import later
 from qexp.config.read_where import ReadWhere
 
 Requantization = Literal["float32", "fixed_point"]
@@ -27,13 +28,13 @@ class RuntimeInfo(Info):
         distribution: whose version is recorded.
         module: that is imported.
         install: what to give pip where the module is missing.
-        reads: the ONNX file, or the program of `torch.export` beside it.
+        reads: the ONNX file, or beside it the program of `torch.export` or the TFLite file.
     """
 
     distribution: str
     module: str
     install: str
-    reads: Literal["onnx", "program"]
+    reads: Literal["onnx", "program", "tflite"]
 
 
 RUNTIMES = Catalog(
@@ -53,6 +54,11 @@ RUNTIMES = Catalog(
         RuntimeInfo(
             name="torch", summary="The program of torch.export, compiled by Inductor where there is a C++ compiler.",
             code="qexp.deploy.runtimes:load_torch", distribution="torch", module="torch", install="torch", reads="program",
+        ),
+        RuntimeInfo(
+            name="litert", summary="LiteRT, formerly TensorFlow Lite, with XNNPACK, on a .tflite file of int8.",
+            code="qexp.deploy.runtimes:load_litert", distribution="ai-edge-litert", module="ai_edge_litert.interpreter",
+            install="qexp[deploy]", reads="tflite",
         ),
     ),
 )  # fmt: skip
@@ -76,6 +82,7 @@ class ExportSettings:
         repeats: timed runs at each batch size.
         warmup: runs before these, not timed.
         torch_export: write the simulated network as a program of `torch.export` too.
+        integer_io: the TFLite file takes INT8 images and gives INT8 logits, as hardware without floats wants; else float32.
         register: name of a registered model in MLflow that gets the file as a new version; None registers nothing.
         folder: where files go, as `<folder>/<name>/<variant>/network.onnx`; None is `<runs_dir>/exports`.
     """
@@ -92,6 +99,7 @@ class ExportSettings:
     repeats: Annotated[Count, ReadWhere("cost", True)] = 50
     warmup: Annotated[Natural, ReadWhere("cost", True)] = 5
     torch_export: bool = False
+    integer_io: bool = later(False)
     register: str | None = None
     folder: str | None = None
 
@@ -106,6 +114,9 @@ class ExportSettings:
         if len(set(self.batch_sizes)) < len(self.batch_sizes):
             raise UserError("export.batch_sizes", self.batch_sizes, allowed="each size once")
         check_bounds(self, "export")
+        if self.integer_io and "litert" not in self.runtimes:
+            allowed = "litert among the runtimes, whose file it is about"
+            raise UserError("export.integer_io", True, allowed=allowed, remedy="Add export.runtime=litert.")
         if self.register is not None and not _is_name(self.register):
             allowed = "letters, digits, spaces, '-', '_' and '.', as MLflow names a model"
             raise UserError("export.register", self.register, allowed=allowed)

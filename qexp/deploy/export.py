@@ -7,7 +7,6 @@ is kept beside the evaluation's numbers, under a hash of all that decides it, an
 
 from __future__ import annotations
 
-import copy
 import math
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -22,16 +21,16 @@ from qexp.base.console import print_main
 from qexp.base.errors import UserError, UserErrors
 from qexp.base.files import discard_partials, hash_file, hash_json, write_atomic
 from qexp.base.text import by_reason, file_name
-from qexp.config.export import RUNTIMES
-from qexp.deploy.activation_codes import load_values_
+from qexp.config.export import ExportSettings
+from qexp.config.later import stored_values
 from qexp.deploy.alarms import failures
 from qexp.deploy.cost import bops, latency, layer_bits, peak_memory_bytes
 from qexp.deploy.fidelity import EVALUATED, Fidelity, FidelityRun, images_of, simulation_of
+from qexp.deploy.files import FILE, TFLITE, files_of, write_files
 from qexp.deploy.lower import Lowered, example_of, lower, lower_float, lower_untried
-from qexp.deploy.onnx.qdq import Exported, export_qdq
+from qexp.deploy.onnx.qdq import Exported
 from qexp.deploy.runtimes import open_runtime, runtime_version
 from qexp.deploy.stages import FLOAT, SIMULATED, Stage
-from qexp.deploy.torch_export import PROGRAM_SUFFIX, save_program
 from qexp.experiment.job import Prepared
 from qexp.experiment.recorder import Recorder
 from qexp.experiment.variants import Variant
@@ -40,8 +39,7 @@ from qexp.tracking import environment, rows
 from qexp.tracking.journal import Journal
 
 EXPORT_VERSION = 3  # raise it when the same file comes to be measured otherwise
-FILE, EXAMPLE = "network.onnx", "example.npz"
-PROGRAM = str(Path(FILE).with_suffix(PROGRAM_SUFFIX))
+EXAMPLE = "example.npz"
 _NOT_MEASURED = ("folder", "register", "torch_export")
 _STAGE_METRICS = ("prec1", "prec5", "agreement", "logit_sqnr_db", "max_steps", "layer_steps", "differ_pct", "integer_macs_pct")
 _MEASURES_COST = ("cost", "batch_sizes", "repeats", "warmup")
@@ -84,30 +82,9 @@ def _check_variant(prepared: Prepared, variant: Variant) -> None:
     settings = variant.config.export
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / FILE
-        _write(prepared, variant, lower_untried(prepared, variant), path)
+        write_files(prepared, variant, lower_untried(prepared, variant), path, is_trial=True)
         for name in settings.runtimes:
             open_runtime(name, path, threads=settings.threads)
-
-
-def _write(prepared: Prepared, variant: Variant, lowered: Lowered, path: Path) -> Exported:
-    """Write the file, and the program beside it where a setting wants it; both hold the same values."""
-    settings, example = variant.config.export, example_of(prepared)
-    about = {"label": variant.label, "model": variant.config.model.name, "data": variant.config.data.name, "key": variant.key}
-    exported = export_qdq(
-        lowered.network,
-        example,
-        lowered.weights,
-        path,
-        pack_int4=settings.pack_int4,
-        unsigned=settings.unsigned,
-        about=about,
-    )
-    if settings.torch_export or any(RUNTIMES[name].reads == "program" for name in settings.runtimes):
-        network = copy.deepcopy(lowered.network)
-        load_values_(network, lowered.values_in(exported.biases))
-        program = path.with_suffix(PROGRAM_SUFFIX)
-        save_program(network, example, lowered.weights, program, unsigned=settings.unsigned)
-    return exported
 
 
 class _ExportJob:
@@ -117,10 +94,12 @@ class _ExportJob:
         self.prepared, self.variant, self.recorder = prepared, recorder.named(variant), recorder
         self.config, self.settings = variant.config, variant.config.export
         words = [variant.label, *["int4"] * self.settings.pack_int4, *["signed"] * (not self.settings.unsigned)]
+        words += ["int8 io"] * self.settings.integer_io
         self.folder = self.settings.folder_of(self.config.runs_dir, self.config.name) / file_name(" ".join(words))
         self.path = self.folder / FILE
         self.measurements = Journal(prepared.folder / "exports" / f"{variant.key}.jsonl", needs=("asked", "digest"))
-        decide = {key: value for key, value in asdict(self.settings).items() if key not in _NOT_MEASURED}
+        settings = stored_values(asdict(self.settings), ExportSettings)
+        decide = {key: value for key, value in settings.items() if key not in _NOT_MEASURED}
         self.key = hash_json({key: value for key, value in decide.items() if key not in _MEASURES_COST})
         versions = {name: runtime_version(name) for name in self.settings.runtimes}
         self.asked = hash_json({"export": decide, "version": EXPORT_VERSION, "cpu": environment.cpu_model(), **versions})
@@ -133,7 +112,7 @@ class _ExportJob:
         by_digest = {row["digest"]: row for row in self.measurements.rows() if row["asked"] == self.asked}
         if not by_digest or self.config.fresh:
             return None
-        needed = [FILE, EXAMPLE, *[PROGRAM] * self.settings.torch_export]
+        needed = [EXAMPLE, *files_of(self.variant)]
         if not all((self.folder / name).is_file() for name in needed) or hash_file(self.path) not in by_digest:
             self._write()
         row = by_digest.get(hash_file(self.path))
@@ -160,7 +139,7 @@ class _ExportJob:
             "requantization": self.settings.requantization,
             "threads": self.settings.threads,
             "cpu": environment.cpu_model(),
-            "sizes": {"fp32": plain.size_bytes, "file": written.size_bytes, "packed": self.variant.size_bytes},
+            "sizes": self._sizes(plain.path),
             "rungs": [_stage_row(stage, fidelity) for stage in fidelity.stages],
             "cost": list(self._cost(plain.path)) if self.settings.cost else [],
             "layers": self._layers(lowered),
@@ -202,7 +181,7 @@ class _ExportJob:
     def _plain(self) -> Exported:
         """The float network in a file of its own, to compare with."""
         lowered = lower_float(self.prepared, fold=self.config.correct.fold_bn)
-        return _write(self.prepared, self.prepared.variants[0], lowered, self.folder.parent / FLOAT / FILE)
+        return write_files(self.prepared, self.prepared.variants[0], lowered, self.folder.parent / FLOAT / FILE)
 
     def _cost(self, plain: Path) -> Iterator[dict[str, Any]]:
         """Latency at each batch size and peak memory, of the float network's file and of this one, in each runtime."""
@@ -226,6 +205,13 @@ class _ExportJob:
                         "images_per_s": 1e3 * batch / timing.median_ms,
                         "peak_bytes": peak if batch == largest else None,
                     }
+
+    def _sizes(self, plain: Path) -> dict[str, int]:
+        """Bytes of the float network's file, of this one, of the packed state dict, and of what litert reads of both."""
+        sizes = {"fp32": plain.stat().st_size, "file": self.path.stat().st_size, "packed": self.variant.size_bytes}
+        if TFLITE in files_of(self.variant):
+            sizes |= {"fp32_tflite": plain.with_name(TFLITE).stat().st_size, "tflite": self.path.with_name(TFLITE).stat().st_size}
+        return sizes
 
     def _layers(self, lowered: Lowered) -> list[dict[str, Any]]:
         """MACs and bit operations of each layer, of one image."""
@@ -256,7 +242,7 @@ class _ExportJob:
         """Write the file; beside it an image and its logits, for the model's signature and for users of the file elsewhere."""
         discard_partials(self.folder)
         lowered = lower(self.prepared, self.variant)
-        written = _write(self.prepared, self.variant, lowered, self.path)
+        written = write_files(self.prepared, self.variant, lowered, self.path)
         image = next(images_of(self.prepared)).images[:1]
         arrays = {"images": image.numpy(), "logits": simulation_of(self.config, lowered, written)(image).numpy()}
 

@@ -67,9 +67,9 @@ class Runtime:
         """
         logits = self.plain.run(images)
         if not with_codes or self.with_codes is None:
-            return Outcome(logits)
+            return Outcome(logits, logit_step=self.plain.logit_step)
         codes, logits_of_codes = self.with_codes.run_codes(images)
-        return Outcome(logits, codes, logits_of_codes)
+        return Outcome(logits, codes, logits_of_codes, self.plain.logit_step)
 
 
 @dataclass(frozen=True, eq=False)

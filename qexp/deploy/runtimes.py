@@ -1,8 +1,9 @@
 """Runtimes that run an exported network, each behind the same two calls: `run` for logits, `run_codes` for codes too.
 
-ONNX Runtime and OpenVINO read the same ONNX file; torch reads the program of `qexp.deploy.torch_export` beside it. All run on the
-CPU with a given number of threads, in the arithmetic that they choose, with two exceptions, where speed would change what is
-computed. OpenVINO would take bfloat16 for what is float wherever the CPU has it, and is set to float32. ONNX Runtime's kernels
+ONNX Runtime and OpenVINO read the same ONNX file; torch reads the program of `qexp.deploy.torch_export` beside it, and LiteRT the
+file of `qexp.deploy.tflite.export`. All run on the CPU with a given number of threads, in the arithmetic that they choose, but
+where speed would change what is computed. OpenVINO would take bfloat16 for what is float wherever the CPU has it, and is set to
+float32. ONNX Runtime's kernels
 for CPUs without VNNI add pairs of products in 16 bits, which saturates; there the exact kernels are selected. Only there: they
 took 2.4 times as long for a resnet18 whose logits were the same to the bit.
 
@@ -28,6 +29,7 @@ from qexp.base.errors import UserError, choose
 from qexp.config.export import RUNTIMES
 from qexp.deploy.activation_codes import CodeTensor
 from qexp.deploy.onnx.writer import INPUT, OUTPUT, onnx_library
+from qexp.deploy.tflite.run import TFLITE_SUFFIX, open_tflite
 from qexp.deploy.torch_export import PROGRAM_SUFFIX, open_program
 
 RunBatch = Callable[[Tensor, bool], Sequence[Tensor]]
@@ -41,10 +43,12 @@ class Loaded:
     Args:
         run_batch: (images, with codes?) -> logits, and the codes of each activation point behind them.
         integer_layers: gives the names of the layers that it computes in integers; None where the runtime does not tell.
+        logit_step: of logits that it gives as codes; 0 of floats.
     """
 
     run_batch: RunBatch
     integer_layers: Callable[[], frozenset[str]] | None = None
+    logit_step: float = 0.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,6 +61,7 @@ class Session:
         offsets: activation point -> what was added to its codes in the file, in order of execution.
         run_batch: of `Loaded`.
         integer_layers: of `Loaded`.
+        logit_step: of `Loaded`.
     """
 
     name: str
@@ -64,6 +69,7 @@ class Session:
     offsets: Mapping[str, int]
     run_batch: RunBatch
     integer_layers: Callable[[], frozenset[str]] | None = None
+    logit_step: float = 0.0
 
     def run(self, images: Tensor) -> Tensor:
         """Float32 [N, C, H, W] -> float32 [N, classes] logits."""
@@ -80,7 +86,8 @@ class Session:
 
 def installed_runtimes() -> tuple[str, ...]:
     """The runtimes whose packages are installed."""
-    return tuple(name for name, row in RUNTIMES.items() if importlib.util.find_spec(row.module) is not None)
+    packages = {name: row.module.partition(".")[0] for name, row in RUNTIMES.items()}
+    return tuple(name for name, package in packages.items() if importlib.util.find_spec(package) is not None)
 
 
 def runtime_version(name: str) -> str:
@@ -117,7 +124,7 @@ def open_runtime(name: str, path: Path, *, threads: int = 1, outputs: Mapping[st
         allowed = "a runtime that loads this network"
         raise UserError("export.runtime", name, allowed=allowed, remedy=f"It says: {message}") from error
     offsets = {point: tensor.offset for point, tensor in codes.items()}
-    return Session(name, runtime_version(name), offsets, loaded.run_batch, loaded.integer_layers)
+    return Session(name, runtime_version(name), offsets, loaded.run_batch, loaded.integer_layers, loaded.logit_step)
 
 
 # 64 times 255 * 127 is 255 steps of the result's grid; pairs of products that stop at 2^15 - 1 make it 129. The result has a
@@ -239,6 +246,14 @@ def load_torch(path: Path, threads: int, codes: Mapping[str, CodeTensor]) -> Loa
     """The program beside the file."""
     torch.set_num_threads(threads)
     return Loaded(open_program(path.with_suffix(PROGRAM_SUFFIX), tuple(codes)))
+
+
+def load_litert(path: Path, threads: int, codes: Mapping[str, CodeTensor]) -> Loaded:
+    """The TFLite file beside the ONNX file."""
+    call, session = open_tflite(
+        path.with_suffix(TFLITE_SUFFIX), threads, {point: tensor.offset for point, tensor in codes.items()}
+    )
+    return Loaded(call, session.integer_layers, session.logit_step)
 
 
 def show_codes(path: Path, codes: Iterable[CodeTensor]) -> bytes:

@@ -111,11 +111,13 @@ class Outcome:
         logits: float32 [N, classes].
         codes: activation point -> int32 codes; None where the batch was run for its logits alone.
         logits_of_codes: of the run that gave the codes, where it was another run.
+        logit_step: of logits that are codes, which round by half of it; 0 of floats.
     """
 
     logits: Tensor
     codes: Mapping[str, Tensor] | None = None
     logits_of_codes: Tensor | None = None
+    logit_step: float = 0.0
 
 
 @dataclass(eq=False)
@@ -236,7 +238,7 @@ class StageComparison:
             _raise_to(counts.layer_steps, point, difference)
             counts.num_codes[point] = counts.num_codes.get(point, 0) + difference.numel()
             counts.num_different[point] = counts.num_different.get(point, 0) + int(difference.count_nonzero())
-        allowed = self._logit_step + _FLOAT_ERROR * expected_logits.abs().max()
+        allowed = self._logit_step + outcome.logit_step / 2 + _FLOAT_ERROR * expected_logits.abs().max()
         beyond = ~((logits - expected_logits).abs() <= allowed)  # NaN too
         _raise_to(counts.layer_steps, LOGITS, beyond.int() * (MAX_STEPS + 1))
 

@@ -28,6 +28,7 @@ def test_one_runtime_or_several(tmp_path):
     ("key", "value"),
     [
         ("runtime", "tensorrt"),
+        ("integer_io", True),
         ("runtime", ["torch", "torch"]),
         ("batch_sizes", []),
         ("batch_sizes", [0]),

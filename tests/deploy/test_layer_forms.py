@@ -13,6 +13,7 @@ from qexp.deploy import export
 from qexp.deploy.activation_codes import code_nodes
 from qexp.deploy.alarms import failures
 from qexp.deploy.fidelity import FidelityRun, planned_layers
+from qexp.deploy.files import write_files
 from qexp.deploy.lower import lower
 from qexp.deploy.runtimes import open_runtime
 from qexp.experiment.build import quantized_copy
@@ -132,7 +133,7 @@ def test_a_form_is_what_it_computes(name, job_of):
     assert sum(planned_layers(lowered.network, variant.plan.quantized, images[:1]).values()) == (
         forms.STEM_MACS + form.macs + form.outputs * forms.CLASSES
     )
-    exported = export._write(prepared, variant, lowered, Path("network.onnx"))
+    exported = write_files(prepared, variant, lowered, Path("network.onnx"))
     run = FidelityRun(config, prepared.network().eval(), lowered, exported, variant.plan.quantized, images[:1])
     stages = {stage.name: stage for stage in run.run(prepared).stages}
     integer, runtime = stages["integer"], stages["onnxruntime"]

@@ -1,6 +1,5 @@
 """The three runtimes on one network: what they compute, what they show, and what is said where one is missing."""
 
-import importlib.util
 import sys
 
 import pytest
@@ -14,6 +13,8 @@ from qexp.deploy.alarms import failures
 from qexp.deploy.onnx.qdq import export_qdq
 from qexp.deploy.runtimes import Session, fast_kernels_saturate, installed_runtimes, open_runtime, saturates
 from qexp.deploy.stages import Stage
+from qexp.deploy.tflite.export import export_tflite
+from qexp.deploy.tflite.run import TFLITE_SUFFIX
 from qexp.deploy.torch_export import PROGRAM_SUFFIX, save_program
 
 TESTED_ALONE = ("onnxruntime", "torch")
@@ -34,6 +35,10 @@ def case(quantized, graphs, tmp_path):
     network_case = quantized(graphs.Residual(), images())
     exported = network_case.export(tmp_path / "net.onnx")
     network_case.simulate(exported)  # with the file's biases from here on, the program too
+    if "litert" in installed_runtimes():
+        export_tflite(
+            network_case.network, network_case.images[:1], network_case.weights, exported.path.with_suffix(TFLITE_SUFFIX)
+        )
     save_program(network_case.network, network_case.images, network_case.weights, exported.path.with_suffix(PROGRAM_SUFFIX))
     return network_case, exported
 
@@ -81,7 +86,7 @@ def skip_where_products_saturate():
     "name", [name for name in RUNTIMES if name not in ("onnxruntime", "torch")]
 )  # which have tests of their own
 def test_other_runtimes(case, name):
-    if importlib.util.find_spec(RUNTIMES[name].module) is None:
+    if name not in installed_runtimes():
         pytest.skip(f"needs {name}: pip install '{RUNTIMES[name].install}'")
     skip_where_products_saturate()
     check(case, name)

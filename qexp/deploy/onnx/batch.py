@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, fx
 from torch.utils._pytree import tree_iter
 
-from qexp.deploy.onnx.node import Constant, Value
+from qexp.deploy.graph_call import Constant
+from qexp.deploy.onnx.node import Value
 from qexp.nn.graph import GraphNetwork, evaluating
 
 BATCH = 3  # images of the example that is written

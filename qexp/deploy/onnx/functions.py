@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from qexp.deploy.onnx.node import Constant, OnnxNode
+from qexp.deploy.graph_call import Constant
+from qexp.deploy.onnx.node import OnnxNode
 
 
 def prelu(node: OnnxNode) -> str:

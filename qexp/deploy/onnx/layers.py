@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from qexp.deploy.onnx.node import Constant, Dynamic, OnnxNode, Value
+from qexp.deploy.graph_call import Constant
+from qexp.deploy.onnx.node import Dynamic, OnnxNode, Value
 from qexp.deploy.onnx.writer import FLOAT, Grid
 from qexp.nn.channels import scale_and_shift
 
@@ -29,7 +30,7 @@ def conv(node: OnnxNode) -> str:
     if mode != "zeros":
         node.refuse(f"its padding is {mode}")
     dilations = pair(node.argument(5, "dilation", 1), rank)
-    pads = _pads(node.argument(4, "padding", 0), dilations, weight.tensor.shape[2:])
+    pads = pads_of(node.argument(4, "padding", 0), dilations, weight.tensor.shape[2:])
     attributes = {
         "strides": pair(node.argument(3, "stride", 1), rank),
         "pads": [own + before for own, before in zip(pads, x.pads or (0,) * 2 * rank, strict=True)],
@@ -44,7 +45,7 @@ def conv(node: OnnxNode) -> str:
     return result if bias is None or offset else node.emit("Add", result, _added_bias(node, bias, rank))
 
 
-def _pads(padding: str | int | Sequence[int], dilations: Sequence[int], kernel: Sequence[int]) -> list[int]:
+def pads_of(padding: str | int | Sequence[int], dilations: Sequence[int], kernel: Sequence[int]) -> list[int]:
     """Zeros before each dimension, then behind each; `same` puts one more behind where a kernel has an even size."""
     if not isinstance(padding, str):
         return pair(padding, len(kernel)) * 2

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, NoReturn
+from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from qexp.base.errors import UserError
 from qexp.base.text import Note
+from qexp.deploy.graph_call import Constant, GraphCall
 from qexp.deploy.onnx.writer import Grid, OnnxWriter, code_type
 from qexp.deploy.weight_codes import WeightCodes, accumulator_scale, bias_codes
 from qexp.quant.affine import quantize_affine
@@ -51,21 +52,6 @@ class Value:
 
 
 @dataclass(frozen=True, eq=False)
-class Constant:
-    """A tensor made of parameters alone.
-
-    Args:
-        tensor: its values.
-        path: its state-dict name, empty where it was computed from others.
-        per_image: its first dimension, of size 1 here, is repeated for each image.
-    """
-
-    tensor: Tensor
-    path: str = ""
-    per_image: bool = False
-
-
-@dataclass(frozen=True, eq=False)
 class ExportContext:
     """What all nodes of one export share.
 
@@ -91,52 +77,16 @@ class ExportContext:
 
 
 @dataclass(frozen=True, eq=False)
-class OnnxNode:
-    """A call of a module, function or method, on its way into the file.
+class OnnxNode(GraphCall):
+    """A call of a module, function or method, on its way into an ONNX file.
 
     Args:
         context: shared by all nodes of the export.
-        name: a path that a person finds in the source.
-        operator: what is called, in a reader's words.
-        module: of a `call_module` node, None else.
-        path: of the module in the network.
-        args: positional arguments, with `Value`, `Constant` and numbers.
-        kwargs: further arguments by name.
-        result: what the call gave on the example.
-        where: of a function, the path of the module around it and its name.
-        sizes: its shape as Reshape takes it, with 0 or -1 where images are counted; empty for several results.
-        batch: dimension of its first operand that counts the images.
     """
 
-    context: ExportContext
-    name: str
-    operator: str
-    module: nn.Module | None
-    path: str
-    args: tuple[Any, ...]
-    kwargs: Mapping[str, Any]
-    result: Any
-    where: str = ""
-    sizes: tuple[int, ...] = ()
-    batch: int | None = None
+    WRITTEN: ClassVar[str] = "an operator that qexp writes to ONNX (qexp/deploy/onnx/operators.py lists them)"
 
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Of the result on the example."""
-        return tuple(self.result.shape)
-
-    def argument(self, position: int, name: str, default: Any = None) -> Any:
-        """An argument of a function by position or name, or of a module the attribute of that name.
-
-        Args:
-            position: of a function's argument.
-            name: of a function's argument, or of a module's attribute.
-            default: where there is none.
-        """
-        if self.module is not None and position:
-            value = getattr(self.module, name, default)
-            return Constant(value.detach(), f"{self.path}.{name}") if isinstance(value, Tensor) else value
-        return self.args[position] if len(self.args) > position else self.kwargs.get(name, default)
+    context: ExportContext = field(kw_only=True)
 
     def activation(self, position: int = 0, name: str = "input") -> Value:
         """An operand that depends on the images.
@@ -175,15 +125,6 @@ class OnnxNode:
         if isinstance(value, bool) or not isinstance(value, int | float):
             self.refuse(f"it takes {type(value).__name__}")
         return self.number(value)
-
-    def refuse(self, why: str) -> NoReturn:
-        """Raise the error that names module and operator."""
-        raise UserError(
-            "export",
-            f"{self.where or self.name} ({self.operator})",
-            allowed="an operator that qexp writes to ONNX (qexp/deploy/onnx/operators.py lists them)",
-            remedy=f"Here {why}.",
-        )
 
     def weight(self, constant: Constant, *, transpose: bool = False) -> tuple[str, Grid | None]:
         """A weight as float32, as DequantizeLinear of its codes where they are known.

@@ -40,10 +40,11 @@ from qexp.base.errors import UserError
 from qexp.base.files import write_atomic
 from qexp.base.text import Note
 from qexp.deploy.activation_codes import CodeTensor, code_nodes
+from qexp.deploy.graph_call import Constant
 from qexp.deploy.graph_nodes import called_module, output_of, place_of, quantizer_at
 from qexp.deploy.onnx.batch import BATCH, batch_axis, goes_with_images, made_constant, reshape_sizes, run_of_fewer
 from qexp.deploy.onnx.layers import conv
-from qexp.deploy.onnx.node import Constant, Dynamic, ExportContext, OnnxNode, Value, clamps_nothing, kept_grid
+from qexp.deploy.onnx.node import Dynamic, ExportContext, OnnxNode, Value, clamps_nothing, kept_grid
 from qexp.deploy.onnx.operators import KEEPS_VALUES, clamps_of, handler_of
 from qexp.deploy.onnx.shapes import left_to_convs, pad, reshape
 from qexp.deploy.onnx.writer import INPUT, Grid, OnnxWriter
@@ -109,7 +110,7 @@ def export_qdq(
         result = export.write_nodes(torch.cat([example[:1]] * BATCH))
     unused = sorted(weights.keys() - context.stored.keys())
     notes = context.notes + [Note(name, "no layer of the graph reads it as it is; not written as codes") for name in unused]
-    context.writer.drop_unread("DequantizeLinear")
+    context.writer.drop_unread("DequantizeLinear", result.name)
     model = context.writer.model(result.name, example.shape[1:], result.shape[1:], about or {})
     path.parent.mkdir(parents=True, exist_ok=True)
 
@@ -178,7 +179,9 @@ class _Export(fx.Interpreter):
         source, where = node.all_input_nodes[0], place_of(node)
         sizes = reshape_sizes(result, self.fewer[node], self.written[source], self.fewer[source])
         counts = batch_axis(self.written[source].shape, self.fewer[source]) if isinstance(self.written[source], Value) else None
-        onnx_node = OnnxNode(self.context, name, operator, module, str(node.target), args, kwargs, result, where, sizes, counts)
+        onnx_node = OnnxNode(
+            name, operator, module, str(node.target), args, kwargs, result, where, sizes, counts, context=self.context
+        )
         if isinstance(module, FakeQuantize):
             return self._quantize(node, onnx_node, module)
         clamp = clamps_of(node, module)

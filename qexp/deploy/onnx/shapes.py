@@ -8,8 +8,9 @@ from dataclasses import replace
 
 from torch import nn
 
+from qexp.deploy.graph_call import Constant, GraphCall
 from qexp.deploy.onnx.layers import pair
-from qexp.deploy.onnx.node import Constant, OnnxNode, Value
+from qexp.deploy.onnx.node import OnnxNode, Value
 
 _END = 2**62  # of a slice without one
 PADS = (
@@ -82,7 +83,7 @@ def _wrapped(node: OnnxNode, name: str, begins: Sequence[int], ends: Sequence[in
     return name
 
 
-def padding_of(node: OnnxNode) -> tuple[str, list[int], list[int]]:
+def padding_of(node: GraphCall) -> tuple[str, list[int], list[int]]:
     """How a padding fills, and how much it puts before and behind each dimension; negative amounts cut off."""
     amounts = [int(amount) for amount in node.argument(1, "pad" if node.module is None else "padding")]
     kind = type(node.module).__name__
@@ -195,12 +196,12 @@ def max_pool(node: OnnxNode) -> str:
     begins, dilations = pair(node.argument(3, "padding", 0), rank), pair(node.argument(4, "dilation", 1), rank)
     ends = begins
     if node.argument(5, "ceil_mode", False):
-        ends = _ends(x.shape[2:], node.shape[2:], kernel_shape, strides, begins, dilations)
+        ends = ends_of(x.shape[2:], node.shape[2:], kernel_shape, strides, begins, dilations)
     attributes = {"kernel_shape": kernel_shape, "strides": strides, "pads": [*begins, *ends], "dilations": dilations}
     return node.emit("MaxPool", x.name, ceil_mode=0, **attributes)
 
 
-def _ends(
+def ends_of(
     sizes: Sequence[int],
     counts: Sequence[int],
     kernel: Sequence[int],
@@ -223,7 +224,7 @@ def average_pool(node: OnnxNode) -> str:
     strides, counts_pads = pair(node.argument(2, "stride") or kernel, rank), bool(node.argument(5, "count_include_pad", True))
     ends = begins
     if node.argument(4, "ceil_mode", False):
-        ends = _ends(x.shape[2:], node.shape[2:], kernel_shape, strides, begins, [1] * rank)
+        ends = ends_of(x.shape[2:], node.shape[2:], kernel_shape, strides, begins, [1] * rank)
     if node.argument(6, "divisor_override") is not None or (counts_pads and any(map(operator.gt, ends, begins))):
         node.refuse("it has ceil_mode or divisor_override")
     pads, counted = [*begins, *ends], int(counts_pads)

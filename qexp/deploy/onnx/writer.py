@@ -204,9 +204,14 @@ class OnnxWriter:
         self.nodes.append(self.onnx.helper.make_node("DynamicQuantizeLinear", [value], outputs, name=name))
         return outputs[0], outputs[1], outputs[2]
 
-    def drop_unread(self, operator: str) -> None:
-        """Remove nodes of one kind whose result nothing reads."""
-        read = {name for node in self.nodes for name in node.input}
+    def drop_unread(self, operator: str, returned: str) -> None:
+        """Remove nodes of one kind whose result nothing reads.
+
+        Args:
+            operator: ONNX's name.
+            returned: name of the tensor that the network returns, which is read.
+        """
+        read = {returned} | {name for node in self.nodes for name in node.input}
         self.nodes[:] = [node for node in self.nodes if node.op_type != operator or read & set(node.output)]
 
     def model(self, result: str, image_shape: Sequence[int], output_shape: Sequence[int], about: Mapping[str, object]) -> Any:

@@ -112,6 +112,10 @@ def _caption(export: ExportRow) -> str:
     if sizes["file"] != sizes["fp32"]:
         ratio = sizes["fp32"] / sizes["file"]
         parts[-1] += f", fp32 {size_text(sizes['fp32'])} ({ratio:.2f} times), packed state dict {size_text(sizes['packed'])}"
+    if "tflite" in sizes:
+        parts[-1] += f", TFLite {size_text(sizes['tflite'])}"
+        if sizes["tflite"] != sizes["fp32_tflite"]:
+            parts[-1] += f", fp32 {size_text(sizes['fp32_tflite'])} ({sizes['fp32_tflite'] / sizes['tflite']:.2f} times)"
     macs, bops = (sum(layer[key] for layer in export["layers"]) for key in ("macs", "bops"))
     parts.append(f"{macs / 1e6:.4g} million MACs and {bops / 1e9:.4g} billion bit operations an image")
     return "; ".join(parts)

@@ -267,3 +267,11 @@ def test_a_bias_beyond_32_bits_is_added_in_float(quantized, run_file, graphs, tm
     codes, logits = case.simulate(exported)
     for fused in (False, True):
         assert sqnr_db(logits, run_file(exported, case.images, fused=fused).logits) > 45
+
+
+def test_codes_may_be_all_that_a_network_returns(quantized, run_file, tmp_path):
+    """An average of one pixel is that pixel, so that the last DequantizeLinear is read by nothing but the output."""
+    torch.manual_seed(0)
+    case = quantized(nn.Sequential(nn.Conv2d(3, 5, 16), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()), images())
+    exported = case.export(tmp_path / "net.onnx")
+    assert sqnr_db(case.simulate(exported)[1], run_file(exported, case.images).logits) > 40

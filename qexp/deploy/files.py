@@ -1,0 +1,80 @@
+"""The files of one network: the ONNX file, and beside it what its runtimes read instead, all with the same codes and values."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import torch
+
+from qexp.base.outputs import main_output
+from qexp.config.export import RUNTIMES
+from qexp.deploy.activation_codes import load_values_
+from qexp.deploy.lower import Lowered, example_of
+from qexp.deploy.onnx.qdq import Exported, export_qdq
+from qexp.deploy.tflite.export import export_tflite
+from qexp.deploy.tflite.run import TFLITE_SUFFIX
+from qexp.deploy.torch_export import PROGRAM_SUFFIX, save_program
+from qexp.experiment.job import Prepared
+from qexp.experiment.variants import Variant
+
+FILE = "network.onnx"
+PROGRAM = str(Path(FILE).with_suffix(PROGRAM_SUFFIX))
+TFLITE = str(Path(FILE).with_suffix(TFLITE_SUFFIX))
+
+
+def files_of(variant: Variant) -> tuple[str, ...]:
+    """Names of the files of a variant: those that its runtimes read, and those that are asked for."""
+    settings, reads = variant.config.export, {RUNTIMES[name].reads for name in variant.config.export.runtimes}
+    is_read = {FILE: True, PROGRAM: settings.torch_export or "program" in reads, TFLITE: "tflite" in reads}
+    return tuple(name for name, wanted in is_read.items() if wanted)
+
+
+def write_files(prepared: Prepared, variant: Variant, lowered: Lowered, path: Path, *, is_trial: bool = False) -> Exported:
+    """Write the ONNX file, and the others beside it.
+
+    Args:
+        prepared: the merged job.
+        variant: of the job.
+        lowered: what to write.
+        path: of the ONNX file.
+        is_trial: nothing was measured yet: look at no images.
+
+    Raises:
+        UserError: what a file cannot hold.
+    """
+    settings, example, names = variant.config.export, example_of(prepared), files_of(variant)
+    about = {"label": variant.label, "model": variant.config.model.name, "data": variant.config.data.name, "key": variant.key}
+    exported = export_qdq(
+        lowered.network,
+        example,
+        lowered.weights,
+        path,
+        pack_int4=settings.pack_int4,
+        unsigned=settings.unsigned,
+        about=about,
+    )
+    if PROGRAM in names:
+        network = copy.deepcopy(lowered.network)
+        load_values_(network, lowered.values_in(exported.biases))
+        program = path.with_suffix(PROGRAM_SUFFIX)
+        save_program(network, example, lowered.weights, program, unsigned=settings.unsigned)
+    if TFLITE in names:
+        largest = 1.0 if is_trial or variant.is_float else largest_logit(prepared, variant, lowered)
+        target = path.with_suffix(TFLITE_SUFFIX)
+        whole = settings.integer_io and not variant.is_float
+        export_tflite(lowered.network, example, lowered.weights, target, largest_logit=largest, integer_io=whole, about=about)
+    return exported
+
+
+@torch.no_grad()
+def largest_logit(prepared: Prepared, variant: Variant, lowered: Lowered) -> float:
+    """The largest absolute logit of the first batch of calibration images.
+
+    Args:
+        prepared: the merged job.
+        variant: of the job.
+        lowered: the network that gives it.
+    """
+    images = next(iter(prepared.calibration_images(variant.config.calibrate, torch.device("cpu")))).images
+    return float(main_output(lowered.network(images)).abs().max())
