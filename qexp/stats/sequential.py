@@ -41,8 +41,9 @@ from qexp.stats.interval import Interval
 from qexp.stats.noninferiority import MARGIN
 
 Verdict = Literal["above", "below", "open"]
-# Stakes, as shares of the largest that cannot ruin: half an octave apart, so that one is within a fifth of the best one. The smallest
-# is the best for a margin of 0.25 points where a tenth of the images flip. Large ones, the best where few flip, begin with more.
+# Stakes, as shares of the largest that cannot ruin: half an octave apart, so that one is within a fifth of the best one. The
+# smallest is the best for a margin of 0.25 points where a tenth of the images flip. Large ones, the best where few flip, begin
+# with more.
 _STAKES = 0.98 * 2.0 ** (-np.arange(12) / 2)
 _LOG_PARTS = -np.log(np.arange(12) + 1) - math.log(sum(1 / (1 + place) for place in range(12)))
 

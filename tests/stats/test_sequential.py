@@ -15,7 +15,7 @@ from qexp.stats.sequential import SequentialTest, confidence_sequence, different
 DRAWS, BLOCK, NUM_IMAGES = 2000, 100, 10_000
 LIMIT = -math.log(0.05)
 LEAST_SIGNIFICANT = int(binom.isf(0.01, DRAWS, 0.05)) + 1  # of 2000 errors, more than a rate of 5 % explains at 1 %
-# Shares of images that flip (lost, won): at a loss of exactly half a point, from as few flips as make it to a fifth of all images.
+# Shares of images that flip (lost, won): a loss of exactly half a point, by as few flips as make it up to a fifth of all images.
 ON_THE_MARGIN = [(0.005, 0.0), (0.0075, 0.0025), (0.015, 0.01), (0.0525, 0.0475), (0.105, 0.1)]
 
 
