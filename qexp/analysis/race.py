@@ -90,7 +90,13 @@ class Race:
             variant: of `variant`.
             test: of the difference to the float network.
         """
-        seen, counts, module = test.look(0, 0, 0), (0, 0, 0), None
+        seen = test.run(self._counts(variant), self.num_images)
+        self.float_images = max(self.float_images, seen.n)
+        return seen
+
+    def _counts(self, variant: Variant) -> Iterator[tuple[int, int, int]]:
+        """(n10, n01, n) of each block; a block that is not stored is counted when it is asked for."""
+        module: nn.Module | None = None
         batches: Iterator[Batch] = iter(())
         at = -1  # number of the block that comes next of them
         for number, start in enumerate(range(0, self.num_images, self.block)):
@@ -102,12 +108,7 @@ class Race:
                 batch, at = next(batches), at + 1
                 self._append("block", key, self._counted(module, batch, start), variant)
             values = self._stored["block", key]
-            counts = (counts[0] + values["n10"], counts[1] + values["n01"], counts[2] + values["n"])
-            seen = test.look(*counts)
-            if seen.verdict != "open" or test.out_of_reach(seen, self.num_images):
-                break
-        self.float_images = max(self.float_images, seen.n)
-        return seen
+            yield values["n10"], values["n01"], values["n"]
 
     def confirmed(self, key: str, values: dict[str, Any]) -> int:
         """Note what a network was on the images of the test; returns how many others were noted for the same images.

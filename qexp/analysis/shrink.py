@@ -175,19 +175,24 @@ def _race(race: Race, entries: Sequence[_Entry]) -> tuple[list[_Entry], _Entry |
 
 
 def _refine(race: Race, smallest: _Entry) -> Iterator[_Entry]:
-    """Networks with bits per layer: each step halves the sizes that the smallest that passes may have."""
+    """Networks with bits per layer, each once: every step halves the sizes that the smallest that passes may have.
+
+    A size at which nothing passed has nothing smaller that passes either: that is taken for granted.
+    """
     mixed = Mixed(race, smallest.candidate)
-    low, high = mixed.least, smallest.raced.size_bytes
-    for _ in range(race.config.analyze.steps):
-        if high - low < 2:
-            return
-        one = mixed.within((low + high) // 2)
-        entry = _run(race, one, race.variant(one.config))
-        yield entry
-        if entry.raced.outcome == "passed":
-            high = entry.raced.size_bytes
-        else:
-            low = (low + high) // 2
+    low, high, tried = mixed.least, smallest.raced.size_bytes, set[str]()
+    while len(tried) < race.config.analyze.steps and high - low > 1:
+        middle = (low + high) // 2
+        one = mixed.within(middle)
+        variant = race.variant(one.config)
+        if variant.key not in tried:
+            tried.add(variant.key)
+            entry = _run(race, one, variant)
+            yield entry
+            if entry.raced.outcome == "passed":
+                high = entry.raced.size_bytes
+                continue
+        low = middle  # it was tried before, for a smaller size, and did not pass
 
 
 def _confirm(race: Race, smallest: _Entry, sweep: Sweep, preparer: Preparer) -> Confirmation:

@@ -57,8 +57,8 @@ def markdown(result: Shrunk) -> str:
     parts.append(
         f"*passed*: the loss is below the margin; *failed*: it is not; *given up*: it would not pass even if no further image "
         f"flipped; *undecided*: all images did not tell. Each *passed* and each *failed* is wrong in at most 5 % of cases, "
-        f"however often it was looked at. *change* is Prec@1 less that of float, points, on the n images that the decision took, with a "
-        f"95 % interval that holds at any n. {left} larger candidates took no image. `candidates.csv` lists all."
+        f"however often it was looked at. *change* is Prec@1 less that of float, points, on the n images that the decision took, "
+        f"with a 95 % interval that holds at any n. {left} larger candidates took no image. `candidates.csv` lists all."
     )
     if result.smallest is not None and result.smallest.widths:
         columns = (

@@ -145,11 +145,12 @@ class SequentialTest:
         p_above, p_below = (math.exp(min(0.0, -capital)) for capital in (above, below))
         return Sequential(verdict=verdict, n=n, n10=n10, n01=n01, p_above=p_above, p_below=p_below)
 
-    def run(self, blocks: Iterable[tuple[int, int, int]]) -> Sequential:
+    def run(self, blocks: Iterable[tuple[int, int, int]], num_images: int | None = None) -> Sequential:
         """Take blocks until they decide; no block after that is asked for.
 
         Args:
             blocks: (n10, n01, n) of each block of images.
+            num_images: of all blocks; where they are known, a test ends where `above` is `out_of_reach` too.
 
         >>> non_inferior(0.5).run([(0, 0, 500), (1, 1, 500), (1, 0, 500), (0, 1, 500), (50, 0, 500)]).n
         2000
@@ -158,7 +159,7 @@ class SequentialTest:
         for lost, won, n in blocks:
             counts = (counts[0] + lost, counts[1] + won, counts[2] + n)
             seen = self.look(*counts)
-            if seen.verdict != "open":
+            if seen.verdict != "open" or (num_images is not None and self.out_of_reach(seen, num_images)):
                 break
         return seen
 

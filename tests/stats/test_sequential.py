@@ -138,6 +138,8 @@ def test_giving_up_loses_no_network_that_needs_only_quiet_images():
     near = test.look(20, 20, 1000)
     assert not test.out_of_reach(near, 10_000)
     assert test.run([(20, 20, 1000), (0, 0, 9000)]).verdict == "above"
+    assert test.run([(60, 30, 5000), (0, 0, 5000)], num_images=10_000).n == 5000
+    assert test.run([(60, 30, 5000), (0, 0, 5000)]).n == 10_000
 
 
 def test_two_sided_it_says_which_way():
