@@ -17,6 +17,7 @@ from qexp.analysis.layers import selecting
 from qexp.base.errors import UserError
 from qexp.base.files import hash_json
 from qexp.base.types import Batch
+from qexp.config.model import PRETRAINED
 from qexp.config.root import Config
 from qexp.engine.evaluate import Evaluation, evaluate
 from qexp.experiment.build import Built, quantized_copy
@@ -24,6 +25,7 @@ from qexp.experiment.data_checks import check_allocation_images, check_analysis_
 from qexp.experiment.prepare import Preparer
 from qexp.experiment.stored_numbers import UNCHANGED, as_stored, changed, circumstances
 from qexp.experiment.variants import Variant
+from qexp.qat.convert import load_converted
 from qexp.stats.sequential import Sequential, SequentialTest
 from qexp.tracking.journal import Journal
 
@@ -51,10 +53,10 @@ class Race:
         bundle = preparer.data.of(config.data)
         check_analysis_images(config, bundle)
         check_allocation_images(config, bundle)
-        self.prepared = preparer.prepare([selecting(job, activations=True) for job in jobs])
-        if self.prepared.converted is not None:
+        if config.checkpoint != PRETRAINED and load_converted(str(config.checkpoint)) is not None:
             remedy = "That file's quantizers were trained with it and stay as they are."
             raise UserError("checkpoint", config.checkpoint, allowed="a plain state dict for task=shrink", remedy=remedy)
+        self.prepared = preparer.prepare([selecting(job, activations=True) for job in jobs])
         self.num_images = min(config.analyze.num_images or bundle.split_sizes[config.analyze.split],
                               bundle.split_sizes[config.analyze.split])  # fmt: skip
         self.block = config.evaluate.batch_size

@@ -228,7 +228,7 @@ def _notes(config: Config, race: Race) -> list[str]:
             f"activations at {config.quant.activation.bits} bits in every candidate; they take no bytes of the state dict"
         )
     if race.prepared.bundle.split_sizes["train"]:
-        notes.append(f"{config.analyze.split} are training images, unless they were set aside when it was trained")
+        notes.append(f"the {config.analyze.split} images are training images, unless they were set aside when it was trained")
     return notes
 
 
