@@ -45,6 +45,8 @@ from qexp.stats.sequential import Sequential, confidence_sequence, non_inferior
 from qexp.sweep.check import check_export
 from qexp.tracking.record import Sweep
 
+ALPHA = 0.05  # of saying that a candidate passes, and of saying that it does not
+
 
 @dataclass(frozen=True)
 class _Entry:
@@ -151,14 +153,14 @@ def _raced(one: Candidate, variant: Variant, seen: Sequential | None = None, num
         n10=seen.n10,
         n01=seen.n01,
         difference=seen.difference,
-        interval=confidence_sequence(seen.n10, seen.n01, seen.n),
+        interval=confidence_sequence(seen.n10, seen.n01, seen.n, level=1 - 2 * ALPHA),  # its ends agree with the outcome
         p_value=seen.p_above,
     )
 
 
 def _run(race: Race, one: Candidate, variant: Variant) -> _Entry:
     """Race one candidate, and say how it did."""
-    seen = race.run(variant, non_inferior(_margin(race.config)))
+    seen = race.run(variant, non_inferior(_margin(race.config), alpha=ALPHA))
     raced = _raced(one, variant, seen, race.num_images)
     print_main(f"  {raced.size_bytes} bytes  {raced.label}: {raced.outcome}, {raced.difference:+.2f} points, n = {raced.n}")
     return _Entry(one, variant, raced)
@@ -202,7 +204,7 @@ def _confirm(race: Race, smallest: _Entry, sweep: Sweep, preparer: Preparer) -> 
     prepared = score([job], sweep, preparer)
     reference, chosen = scored(prepared), scored(prepared, job)
     paired = compare_scored(prepared, reference, chosen)
-    claim = non_inferiority(paired, margin=_margin(config))
+    claim = non_inferiority(paired, margin=_margin(config), alpha=ALPHA)
     where = f"{config.evaluate.split} {paired.n} {prepared.bundle.fingerprint}"
     earlier = race.confirmed(f"{chosen.key} {claim.margin:g}", {"images": where, "label": chosen.label, "holds": claim.holds})
     return Confirmation(

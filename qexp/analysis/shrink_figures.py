@@ -41,7 +41,7 @@ def race(result: Shrunk) -> Figure:
         upper.axhline(-result.max_loss, color="#7F7F7F", linewidth=0.8, linestyle="--")
         upper.set_ylim(edge * 1.05, result.max_loss * 2)
         upper.set_ylabel(f"change of Prec@1, points\n(at most {-edge:g} shown)")
-        upper.legend(fontsize=7, loc="lower right")
+        upper.legend(fontsize=7, loc="upper left")
         lower.set_yscale("log")
         lower.set_ylabel("images")
         lower.set_xlabel("KiB of the state dict")

@@ -58,7 +58,7 @@ def markdown(result: Shrunk) -> str:
         f"*passed*: the loss is below the margin; *failed*: it is not; *given up*: it would not pass even if no further image "
         f"flipped; *undecided*: all images did not tell. Each *passed* and each *failed* is wrong in at most 5 % of cases, "
         f"however often it was looked at. *change* is Prec@1 less that of float, points, on the n images that the decision took, "
-        f"with a 95 % interval that holds at any n. {left} larger candidates took no image. `candidates.csv` lists all."
+        f"with a 90 % interval that holds at any n. {left} larger candidates took no image. `candidates.csv` lists all."
     )
     if result.smallest is not None and result.smallest.widths:
         columns = (
@@ -138,5 +138,5 @@ _COLUMNS = (
     Column(name="n", title="n", kind="count"),
     Column(name="lost_won", title="lost/won", kind="text", value=lambda raced: f"{raced.n10}/{raced.n01}"),
     Column(name="difference", title="change", kind="points"),
-    Column(name="interval", title="95 %", kind="text", value=_interval),
+    Column(name="interval", title="90 %", kind="text", value=_interval),
 )

@@ -29,7 +29,8 @@ class Raced:
         n10: of them, right in float and wrong here.
         n01: of them, wrong in float and right here.
         difference: 100 (n01 - n10)/n, points; of a race that ended early it exaggerates.
-        interval: of the true difference, which may be looked at after any block; None where it was not run.
+        interval: 90 %, of the true difference, which may be looked at after any block: each end is a one-sided 95 % bound, so
+            that it agrees with the outcome; None where it was not run.
         p_value: of a loss of the margin or more; valid at any n.
         widths: layer -> width, of `mixed`.
     """
