@@ -25,7 +25,7 @@ from qexp.analysis.layer_policy import POLICY, command_with, policy_text
 from qexp.analysis.race import Race
 from qexp.analysis.scoring import compare_scored, score, scored
 from qexp.analysis.shrink_mixed import Mixed
-from qexp.analysis.shrink_report import summary, write_shrunk
+from qexp.analysis.shrink_report import points, summary, write_shrunk
 from qexp.analysis.shrink_results import Confirmation, Outcome, Raced, Shrunk
 from qexp.base.console import print_main
 from qexp.base.errors import UserError
@@ -88,7 +88,7 @@ def run(config: Config, sweep: Sweep) -> None:
     confirmation = None if smallest is None else _confirm(race, smallest, sweep, preparer)
     used = sum(entry.raced.n for entry in entries) + race.float_images
     result = Shrunk(
-        label=f"less than {config.analyze.max_loss:g} points lost",
+        label=f"less than {points(_margin(config))} lost",
         subject=f"{config.data.name}, {config.model.name}",
         checkpoint=str(config.checkpoint),
         command=sweep.command,

@@ -15,6 +15,15 @@ from qexp.base.text import counted
 from qexp.reporting.tables.render import csv_text
 
 
+def points(margin: float) -> str:
+    """A margin in words.
+
+    >>> points(0.5), points(1.0)
+    ('0.5 points', '1 point')
+    """
+    return f"{margin:g} point{'' if margin == 1 else 's'}"
+
+
 def write_shrunk(result: Shrunk, folder: Path, policy: tuple[str, str] | None, *, figures: bool = True) -> list[Path]:
     """Write all files; returns what was written.
 
@@ -45,7 +54,7 @@ def frame(result: Shrunk) -> pd.DataFrame:
 def markdown(result: Shrunk) -> str:
     """The whole of `shrink.md`."""
     parts = [
-        f"# The smallest network that loses less than {result.max_loss:g} points",
+        f"# The smallest network that loses less than {points(result.max_loss)}",
         f"{result.subject}, `{result.checkpoint}`. Candidates raced against the float network, smallest first, on "
         f"{result.images}.",
     ]
@@ -87,7 +96,7 @@ def findings(result: Shrunk) -> list[str]:
     """Sentences: the verdict, the size beside others, how it passed, what it cost."""
     cost = f"{result.used} image evaluations of {result.full} that the whole grid takes: {100 * result.used / result.full:.1f} %."
     if result.smallest is None or result.confirmation is None:
-        margin = f"{result.max_loss:g} points"
+        margin = points(result.max_loss)
         none = f"NOTHING WAS SHOWN: on {result.images} no candidate was seen to lose less than {margin}; nothing was tested."
         return [none, "More images, a larger margin or wider candidates may show something.", cost]
     sentences = [_verdict(result.smallest, result.confirmation, result.max_loss)]
@@ -115,7 +124,7 @@ def _verdict(chosen: Raced, confirmation: Confirmation, margin: float) -> str:
     )
     bound = f"with 95 % confidence the loss is below {confirmation.loss_bound:.2f} points (p = {confirmation.p_value:.2g})"
     if confirmation.holds:
-        return f"SHOWN: {chosen.label} loses less than {margin:g} points. {counts}; {bound}."
+        return f"SHOWN: {chosen.label} loses less than {points(margin)}. {counts}; {bound}."
     return (
         f"NOTHING WAS SHOWN: {chosen.label} passed on the images that chose it, but not on the others. {counts}; {bound}, which "
         f"is not {margin:g}. No other network was tried on them."
