@@ -8,10 +8,8 @@ these widths are run on the same images, where the sum is compared with the meas
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, replace
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
@@ -20,6 +18,7 @@ from qexp.analysis.budgets import Budget, budget_of
 from qexp.analysis.layer_policy import POLICY, command_with, policy_text, rules
 from qexp.analysis.layers import Layers
 from qexp.analysis.results import Allocated, Allocation, ChoiceComparison, Sensitivity
+from qexp.analysis.scoring import Scored, compare_scored, score, scored
 from qexp.analysis.sensitivity import measure_sensitivity
 from qexp.analysis.sensitivity_report import write_sensitivity
 from qexp.analysis.solvers import Choice, dynamic, exact, greedy
@@ -29,7 +28,6 @@ from qexp.base.text import file_name
 from qexp.config.analyze import MEASURES, AnalyzeSettings
 from qexp.config.policy import PolicySettings
 from qexp.config.root import Config
-from qexp.engine import predictions
 from qexp.engine.device import pick_device
 from qexp.engine.seed import seed_everything
 from qexp.engine.trajectory import TrajectoryStore
@@ -37,13 +35,7 @@ from qexp.experiment import messages
 from qexp.experiment.data_checks import check_allocation_images
 from qexp.experiment.job import Prepared
 from qexp.experiment.prepare import Preparer
-from qexp.stats.paired import compare
-from qexp.sweep.group import Resources
-from qexp.sweep.jobs import JobLog, ask_for
-from qexp.sweep.launchers import run_in_turn
-from qexp.sweep.run import run_sweep
-from qexp.tracking.journal import Journal
-from qexp.tracking.record import MEASURED, Sweep, outcomes_of
+from qexp.tracking.record import Sweep
 
 MAX_BITS = 16
 EQUAL = 1e-9  # relative difference of sums that were added in another order
@@ -95,7 +87,8 @@ def run(config: Config, sweep: Sweep) -> None:
         notes=(*_notes(config), *measured.notes),
     )
     policy = rules(layers.rows, choices[0].bits)
-    files += write_allocation(result, policy_text(policy, result), POLICY, folder, figures=config.draw_figures)
+    about = f"Bits per layer for {result.subject}, {result.label}: {result.budget}, least summed {choices[0].measure}."
+    files += write_allocation(result, policy_text(policy, [about, result.use]), POLICY, folder, figures=config.draw_figures)
     print_main(
         summary(result), "", f"written: {len(files)} files in {folder}/ (allocation.md, policy/{POLICY}.yaml, sensitivity/)"
     )
@@ -206,18 +199,15 @@ def _score_choices(
     tested = [choice for choice in choices if choice.measure in ("", config.analyze.measure)]
     tested.sort(key=lambda choice: choice.method != "uniform")  # equal choices take the first one's name, and this one's is plain
     configs = [_job_of(config, rules(layers.rows, choice.bits), choice) for choice in tested]
-    asked = ask_for([{key: value for key, value in asdict(job).items() if key != "analyze"} for job in configs])
-    with Resources(preparer=preparer) as resources:
-        log = JobLog(asked, replace(sweep, verb="evaluate"))
-        (prepared,) = run_sweep(configs, log, resources, partial(run_in_turn, resources=resources), typed={})
-    records = {choice.method: _record(prepared, job) for choice, job in zip(tested, configs, strict=True)}
-    scored = [
+    prepared = score(configs, sweep, preparer)
+    records = {choice.method: scored(prepared, job) for choice, job in zip(tested, configs, strict=True)}
+    choices_scored = [
         replace(choice, label=records[choice.method].label, test_prec1=records[choice.method].prec1)
         if choice in tested
         else choice
         for choice in choices
     ]
-    return tuple(scored), tuple(_comparisons(prepared, records))
+    return tuple(choices_scored), tuple(_comparisons(prepared, records))
 
 
 def _job_of(config: Config, policy: PolicySettings, allocated: Allocated) -> Config:
@@ -228,24 +218,7 @@ def _job_of(config: Config, policy: PolicySettings, allocated: Allocated) -> Con
     return replace(job, policy=policy)
 
 
-class _Record(NamedTuple):
-    """What is stored of a choice's evaluation; `predictions` is a file in the training's folder, None where none is kept."""
-
-    label: str
-    key: str
-    prec1: float
-    predictions: str | None
-
-
-def _record(prepared: Prepared, config: Config) -> _Record:
-    """What is stored of the variant that a job asks for, by the name that it has here."""
-    key = prepared.variants_of([config])[-1].key
-    row = list(Journal(prepared.folder / "variants" / f"{key}.jsonl", needs=MEASURED).rows())[-1]
-    variant = next(variant for variant in prepared.variants if variant.key == key)
-    return _Record(variant.after(outcomes_of(row)).label, row["variant_key"], row["prec1"], row["predictions"])
-
-
-def _comparisons(prepared: Prepared, records: Mapping[str, _Record]) -> Iterator[ChoiceComparison]:
+def _comparisons(prepared: Prepared, records: Mapping[str, Scored]) -> Iterator[ChoiceComparison]:
     """The exact choice against one width for all, and greedy against exact, where they differ and their predictions are kept."""
     for method, reference in (("exact", "uniform"), ("greedy", "exact")):
         if method not in records or reference not in records:
@@ -253,15 +226,7 @@ def _comparisons(prepared: Prepared, records: Mapping[str, _Record]) -> Iterator
         first, second = records[reference], records[method]
         if first.key == second.key or not first.predictions or not second.predictions:
             continue
-        a, b = (predictions.load(prepared.folder / file) for file in (first.predictions, second.predictions))
-        comparison = compare(
-            a.right.numpy(),
-            b.right.numpy(),
-            index_a=a.index.numpy(),
-            index_b=b.index.numpy(),
-            classes_a=a.top5[:, 0].numpy(),
-            classes_b=b.top5[:, 0].numpy(),
-        )
+        comparison = compare_scored(prepared, first, second)
         ends = (comparison.interval.low, comparison.interval.high, comparison.interval.level)
         counts = (comparison.n10, comparison.n01, comparison.disagreement)
         yield ChoiceComparison(method, reference, comparison.n, comparison.difference, *ends, comparison.p_value, *counts)

@@ -93,10 +93,21 @@ def budget_of(config: Config, rows: Sequence[PlanRow], plan: Plan, prepared: Pre
         per_bit = {row.info.name: row.info.num_elements for row in rows}
         return Budget(name, value, tuple(rows), per_bit, int(np.floor(value * count * (1 + 1e-12))), unit=count)
     if name == "budget_bytes":
-        fixed = plan_size_bytes(plan) - sum(stored_bytes(row.info.shape, spec_of(row)) for row in rows)
-        return Budget(name, value, tuple(rows), None, value - fixed, fixed)
+        return bytes_budget(value, rows, plan)
     per_bit, fixed = _operations(rows, prepared)
     return Budget(name, value, tuple(rows), per_bit, value - fixed, fixed)
+
+
+def bytes_budget(value: int, rows: Sequence[PlanRow], plan: Plan) -> Budget:
+    """So many bytes of the stored state dict.
+
+    Args:
+        value: bytes.
+        rows: the layers whose widths are chosen.
+        plan: that they are part of.
+    """
+    fixed = plan_size_bytes(plan) - sum(stored_bytes(row.info.shape, spec_of(row)) for row in rows)
+    return Budget("budget_bytes", value, tuple(rows), None, value - fixed, fixed)
 
 
 def _operations(rows: Sequence[PlanRow], prepared: Prepared) -> tuple[dict[str, int], int]:

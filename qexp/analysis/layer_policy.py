@@ -7,7 +7,6 @@ import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from qexp.analysis.results import Allocation
 from qexp.base.types import PlanRow
 from qexp.config.policy import PolicySettings, RuleSettings
 
@@ -35,35 +34,38 @@ def rules(layers: Sequence[PlanRow], bits: Mapping[str, int]) -> PolicySettings:
     return PolicySettings(name="rules", rules=[rule_of(row, bits[row.info.name]) for row in layers if row.info.name in bits])
 
 
-def policy_text(policy: PolicySettings, allocation: Allocation) -> str:
+def policy_text(policy: PolicySettings, about: Sequence[str]) -> str:
     """The policy as a file for Hydra's group `policy`.
 
     Args:
-        policy: of the exact choice.
-        allocation: named in the file's comments.
+        policy: rules of single layers.
+        about: lines of the comment that the file begins with.
     """
-    measure = allocation.choices[0].measure
-    lines = [f"# Bits per layer for {allocation.subject}, {allocation.label}: {allocation.budget}, least summed {measure}."]
-    lines += [f"# {allocation.use}", "defaults:", "  - _base", "  - _self_", "name: rules", "rules:"]
+    lines = [*(f"# {line}" for line in about), "defaults:", "  - _base", "  - _self_", "name: rules", "rules:"]
     for rule in policy.rules or ():
         role = "" if rule.role == "weight" else f", role: {rule.role}"
         lines.append(f'  - {{match: "{rule.match}", bits: {rule.bits}{role}}}')
     return "\n".join(lines) + "\n"
 
 
-def command_with(command: str, folder: Path) -> str:
-    """The command that scores the policy of a folder, from the command that wrote it.
+def command_with(command: str, folder: Path | None, settings: Sequence[str] = (), *, verb: str = "evaluate") -> str:
+    """The command that scores what an analysis chose, from the analysis' own.
 
     Args:
-        command: of `task=allocate`, as typed.
-        folder: where the policy was written.
+        command: of the analysis, as typed.
+        folder: where its policy was written; None where it chose none.
+        settings: of what it chose, as they are typed.
+        verb: `evaluate` or `export`.
 
     >>> command_with("python -m qexp.analyze task=allocate checkpoint=a.pt bits=4 analyze.average_bits=4", Path("out"))
     'python -m qexp.evaluate --config-dir=out policy=mixed checkpoint=a.pt'
+    >>> command_with("python -m qexp.analyze task=shrink checkpoint=a.pt analyze.max_loss=1", None, ["bits=3"])
+    'python -m qexp.evaluate bits=3 checkpoint=a.pt'
     """
     words = shlex.split(command)[3:]
     left_out = ("task=", "analyze.", "policy=", "policy.", "bits=")
     arguments = [word for word in words if not word.startswith(left_out)]
     # An experiment's file may name the task.
     arguments += ["task=null"] if any(word.startswith("experiment=") for word in arguments) else []
-    return shlex.join(["python", "-m", "qexp.evaluate", f"--config-dir={folder}", f"policy={POLICY}", *arguments])
+    policy = [] if folder is None else [f"--config-dir={folder}", f"policy={POLICY}"]
+    return shlex.join(["python", "-m", f"qexp.{verb}", *policy, *settings, *arguments])

@@ -88,7 +88,7 @@ class Layers:
             remedy = "That file's quantizers were trained with it and stay as they are."
             raise UserError("checkpoint", config.checkpoint, allowed=f"a plain state dict for task={config.task}", remedy=remedy)
         self.base = self.prepared.variants[-1]
-        self.rows = _layers(self.base)
+        self.rows = layers_of(self.base)
         self.names = tuple(row.info.name for row in self.rows)
         self.journal = Journal(self.prepared.folder / FILE, needs=("kind", "key", "values"))
         self._stored = {(row["kind"], row["key"]): row for row in self.journal.rows()}
@@ -291,8 +291,8 @@ class Layers:
         }
 
 
-def _layers(base: Variant) -> tuple[PlanRow, ...]:
-    """What a plan quantizes, each storage once, in the order of the network."""
+def layers_of(base: Variant) -> tuple[PlanRow, ...]:
+    """What the plan of a variant quantizes, each storage once, in the order of the network."""
     chosen = [row for row in base.plan.rows if row.spec is not None]
     names = {row.info.name for row in chosen}
     return tuple(sorted((row for row in chosen if row.info.tied_to not in names), key=lambda row: row.info.order))

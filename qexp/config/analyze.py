@@ -1,16 +1,20 @@
-"""Settings of `qexp.analyze`, tasks sensitivity and allocate: what is measured, and what a network may cost; torch-free."""
+"""Settings of `qexp.analyze`, all tasks but profile: what is measured, and what a network may cost; torch-free."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Annotated, Literal, get_args
 
-from annotated_types import Ge, Le
+from annotated_types import Ge, Gt, Le
 
+from qexp.base.catalog import CUSTOM, is_own
 from qexp.base.checks import Bits, Count, check_bounds
-from qexp.base.errors import UserError
+from qexp.base.errors import UserError, choose
+from qexp.config.correct import CORRECTIONS
+from qexp.config.later import later
+from qexp.quant.scheme_table import SCHEMES, Granularity
 
-Task = Literal["profile", "sensitivity", "allocate"]  # of qexp.analyze
+Task = Literal["profile", "sensitivity", "allocate", "shrink"]  # of qexp.analyze
 TASKS: tuple[Task, ...] = get_args(Task)
 Proxy = Literal["sqnr", "mse", "weighted_mse", "fisher", "hessian"]
 Measure = Literal["kl", "loss", Proxy]  # that an allocation can add up; Prec@1 moves in steps of whole images
@@ -18,16 +22,32 @@ MEASURED = ("kl", "loss", "prec1")  # by running the network with that layer qua
 PROXIES: tuple[Proxy, ...] = get_args(Proxy)  # without running it
 MEASURES: tuple[Measure, ...] = get_args(Measure)
 BUDGETS = ("budget_bytes", "average_bits", "bops")
-DEFAULT_WIDTHS = (2, 3, 4, 5, 6, 8)  # that task=allocate chooses among
+DEFAULT_WIDTHS = (2, 3, 4, 5, 6, 8)  # that task=allocate and task=shrink choose among
+Tried = Literal[
+    "uniform", "first_last", "mixed"
+]  # policies of task=shrink; `mixed` is bits per layer, around the best of the others
+TRIED: tuple[Tried, ...] = get_args(Tried)
+NO_CORRECTION = "none"
+_CORRECTED = [row.name for row in CORRECTIONS.values() if row.name != "rescale"]  # which does what others undo
+# Lists of task=shrink -> the setting whose values they are; what is searched is not typed a second time.
+SEARCHED = {
+    "widths": ("bits",),
+    "schemes": ("quant", "quant.name", "quant.factory"),
+    "granularities": ("quant.weight.granularity",),
+    "policies": ("policy", "policy.name"),
+    "corrections": tuple(f"correct.{row.switch}" for row in CORRECTIONS.values()),
+}
 # Setting -> the tasks that read it.
 READS: dict[str, tuple[Task, ...]] = {name: ("allocate",) for name in ("measure", *BUDGETS)} | {
-    name: ("sensitivity", "allocate") for name in ("split", "num_images", "widths", "proxy_images", "probes")
+    name: ("sensitivity", "allocate") for name in ("proxy_images", "probes")
 }
+READS |= dict.fromkeys(("split", "num_images", "widths"), ("sensitivity", "allocate", "shrink"))
+READS |= dict.fromkeys(("max_loss", "steps", *(name for name in SEARCHED if name != "widths")), ("shrink",))
 
 
 @dataclass(frozen=True, kw_only=True)
 class AnalyzeSettings:
-    """How layers are compared, and the budget that their widths share.
+    """How layers are compared, the budget that their widths share, and what shrink searches.
 
     Args:
         split: images that a choice may be made on; never those that it is tested on.
@@ -39,6 +59,12 @@ class AnalyzeSettings:
         budget_bytes: of the stored state dict. Allocate takes exactly one of the three budgets.
         average_bits: of the codes of a weight.
         bops: bit operations of an image.
+        max_loss: of shrink, which needs it: the margin, points of Prec@1; the network that is looked for loses less.
+        schemes: of weights, that shrink tries: names of `SCHEMES`, or `file.py:function` of your own.
+        granularities: that shrink tries.
+        corrections: that shrink tries: `none`, or rows of `CORRECTIONS` joined by `+`.
+        policies: that shrink tries.
+        steps: of shrink's search for bits per layer: each halves the range of sizes that the smallest may have.
     """
 
     split: Literal["select", "calib", "train"] = "select"
@@ -50,12 +76,30 @@ class AnalyzeSettings:
     budget_bytes: Count | None = None
     average_bits: Annotated[float, Ge(1), Le(16)] | None = None
     bops: Count | None = None
+    max_loss: Annotated[float, Gt(0.0), Le(50.0)] | None = later(None)
+    schemes: list[str] = later(["symmetric_restricted", "affine"])
+    granularities: list[Granularity] = later(["per_tensor", "per_channel"])
+    corrections: list[str] = later([NO_CORRECTION, "fold_bn+equalize", "bias_analytic"])
+    policies: list[Tried] = later(["uniform", "mixed"])
+    steps: Annotated[int, Ge(1), Le(20)] = later(5)
 
     def __post_init__(self) -> None:
-        """Check the ranges, and that no width is listed twice."""
+        """Check the ranges, and that lists have something, and nothing twice."""
         check_bounds(self, "analyze")
-        if self.widths is not None and (not self.widths or len(set(self.widths)) < len(self.widths)):
-            raise UserError("analyze.widths", self.widths, allowed="a list of different widths, or null")
+        for name in SEARCHED:
+            values: list[object] | None = getattr(self, name)
+            if values is not None and (not values or len(set(values)) < len(values)):
+                what = "widths, or null" if name == "widths" else name
+                raise UserError(f"analyze.{name}", values, allowed=f"a list of different {what}")
+        for name in self.schemes:
+            if not is_own(name):
+                choose("analyze.schemes", name, [row for row in SCHEMES if row != CUSTOM])
+        for name in self.corrections:
+            for part in name.split("+"):
+                choose("analyze.corrections", part, [NO_CORRECTION] if part == name == NO_CORRECTION else _CORRECTED)
+        if self.policies == ["mixed"]:
+            remedy = "Bits per layer are looked for around the smallest network of one width."
+            raise UserError("analyze.policies", self.policies, allowed="uniform or first_last in it", remedy=remedy)
 
     @property
     def budgets(self) -> tuple[str, ...]:
@@ -67,7 +111,7 @@ class AnalyzeSettings:
 
         Args:
             bits: the root setting.
-            task: `sensitivity` or `allocate`.
+            task: `sensitivity`, `allocate` or `shrink`.
         """
         chosen = self.widths or ((bits,) if task == "sensitivity" else DEFAULT_WIDTHS)
         return tuple(sorted(chosen))

@@ -55,11 +55,11 @@ class Config:
         trajectory: which epochs stay on disk.
         tracking: where MLflow's runs go.
         export: of `qexp.export`.
-        analyze: of `qexp.analyze`, tasks `sensitivity` and `allocate`.
+        analyze: of `qexp.analyze`, tasks `sensitivity`, `allocate` and `shrink`.
         checkpoint: state-dict file, for `qexp.evaluate`, `qexp.analyze` and `qexp.export` only.
         float_only: evaluate the float network alone, as a control of other trainings.
         task: of `qexp.analyze`: `profile` measures every quantized tensor, `sensitivity` quantizes one layer at a time,
-            `allocate` chooses bits per layer.
+            `allocate` chooses bits per layer, `shrink` looks for the smallest network that loses little.
         image: a file whose classes `profile` scores too.
         cases: of a sweep: sets of overrides that are run one after the other, where a product of values would not do.
         plan: how much of it is printed: `short`, a line per variant, or `full`, with the table of its tensors; None: `full` where

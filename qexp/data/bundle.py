@@ -17,7 +17,7 @@ from qexp.base.errors import UserError, choose
 from qexp.base.files import hash_json
 from qexp.base.types import Batch
 from qexp.data.augment import Augmentation, epoch_key, epoch_order
-from qexp.data.splits import Part, Split, Splits, representative
+from qexp.data.splits import Part, Split, Splits, permuted, representative
 
 SAMPLED = 200  # files of a streamed split that are looked for in another
 
@@ -180,6 +180,8 @@ class DataBundle:
         draw: int = 0,
         rank: int = 0,
         world_size: int = 1,
+        shuffled: bool = False,
+        start: int = 0,
     ) -> Iterator[Batch]:
         """The images of a split without augmentation, in the split's own order.
 
@@ -194,6 +196,8 @@ class DataBundle:
             draw: seed of the permutation.
             rank: of this process.
             world_size: number of processes.
+            shuffled: in the order of the permutation although all are wanted.
+            start: batches to skip.
 
         Raises:
             UserError: the split is unknown or empty.
@@ -201,7 +205,9 @@ class DataBundle:
         name = Split(choose("split", str(split), [item.value for item in Split]))
         if self.split_sizes[name] == 0:
             raise UserError("split", name.value, allowed="a split that holds images", remedy=f"Set data.num_{name}=N to cut one.")
-        batches = representative(self.split_sizes[name], num_images, draw).split(batch_size)[rank::world_size]
+        size = self.split_sizes[name]
+        order = permuted(size, draw)[:num_images] if shuffled else representative(size, num_images, draw)
+        batches = order.split(batch_size)[start:][rank::world_size]
         return self._batches(name, list(batches), [len(batch) for batch in batches], device, None)
 
     def _batches(

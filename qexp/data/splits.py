@@ -2,7 +2,8 @@
 
 The images of the set's train part are permuted by `split_seed`, interleaved by class, and cut into `test` and `calib` (only where
 the set has no part of its own for them), `select` and `train`. Interleaving makes every one of these stratified to within an
-image or two per class, without a cut per class.
+image or two per class, without a cut per class. Of a set without a train part, one to evaluate on, `select` is cut from its test
+images in the same way, and `test` is the rest.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ class Splits:
 
     Args:
         rows: per split [N] int64, in the order of evaluation.
-        own_parts: splits that index a part of their own; all others index the train part.
+        own_parts: splits that index another part than the train part.
     """
 
     rows: Mapping[Split, Tensor]
@@ -62,7 +63,8 @@ def cut_splits(labels: Mapping[Part, Tensor], settings: DataSettings) -> Splits:
     A split with a part of its own takes all of that, or `num_*` images of it, by class in proportion and in the part's order.
 
     Args:
-        labels: part of the set -> [N] int64, the labels of its images; a set without a train part is one to evaluate on.
+        labels: part of the set -> [N] int64, the labels of its images; a set without a train part is one to evaluate on, whose
+            test images give `select`.
         settings: `num_*` and `split_seed` are used.
 
     Raises:
@@ -75,6 +77,9 @@ def cut_splits(labels: Mapping[Part, Tensor], settings: DataSettings) -> Splits:
         raise UserError("data.num_test", None, allowed="an integer of at least 1", remedy=remedy)
     rows = {split: _own_rows(split, labels[part], asked[split], settings.split_seed) for split, part in own.items()}
     train = labels.get("train", torch.empty(0, dtype=torch.int64))
+    if not len(train) and Split.TEST in own and settings.num_select:
+        rows |= _of_test(labels["test"], settings)
+        own |= {Split.SELECT: "test"}
     cut = {split: count or 0 for split, count in asked.items() if split not in own}
     left = len(train) - sum(cut.values())
     if left < 0 or (settings.num_train is not None and settings.num_train > left):
@@ -92,6 +97,17 @@ def _own_rows(split: Split, labels: Tensor, count: int | None, seed: int) -> Ten
     if count > len(labels):
         raise UserError(f"data.num_{split}", count, allowed=f"at most {len(labels)}, the images there")
     return interleaved_permutation(labels, seed)[:count].sort().values
+
+
+def _of_test(labels: Tensor, settings: DataSettings) -> dict[Split, Tensor]:
+    """`select` of the test images, and the `test` that is left or that is asked for of it."""
+    count, left = settings.num_select, len(labels) - settings.num_select
+    if (settings.num_test or 1) > left:
+        key, most = ("data.num_test", left) if settings.num_test and left > 0 else ("data.num_select", len(labels) - 1)
+        remedy = f"There is no train/ here: both are cut from the {len(labels)} test images."
+        raise UserError(key, settings.num_test if key == "data.num_test" else count, allowed=f"at most {most}", remedy=remedy)
+    select, rest = interleaved_permutation(labels, settings.split_seed).split([count, left])
+    return {Split.SELECT: select, Split.TEST: rest[: settings.num_test].sort().values}
 
 
 def _too_many(cut: Mapping[Split, int], count: int, settings: DataSettings) -> UserError:
@@ -137,4 +153,14 @@ def representative(num_images: int, limit: int | None, draw: int = 0) -> Tensor:
     """
     if limit is None or limit >= num_images:
         return torch.arange(num_images)
-    return torch.randperm(num_images, generator=torch.Generator().manual_seed(draw))[:limit]
+    return permuted(num_images, draw)[:limit]
+
+
+def permuted(num_images: int, draw: int = 0) -> Tensor:
+    """All positions [num_images] in the order of a draw, which knows nothing of the images.
+
+    Args:
+        num_images: of the split.
+        draw: seed of the permutation.
+    """
+    return torch.randperm(num_images, generator=torch.Generator().manual_seed(draw))

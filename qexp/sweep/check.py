@@ -92,7 +92,7 @@ def _check_verb(config: Config, verb: str) -> None:
             "checkpoint", config.checkpoint, allowed="null in qexp.train", remedy="To start from it: model.pretrained=FILE."
         )
     if verb == "export":
-        _check_export(config)
+        check_export(config)
     if config.calibrate.file is not None and not Path(config.calibrate.file).is_file():
         raise UserError("calibrate.file", config.calibrate.file, allowed="a file that exists")
     if config.cases is not None:
@@ -111,7 +111,7 @@ def no_training(method: str, verb: str) -> UserError:
     return UserError("qat", method, allowed=f"none in qexp.{verb}", remedy=remedy)
 
 
-def _check_export(config: Config) -> None:
+def check_export(config: Config) -> None:
     """Refuse what no file of codes holds; a network that was trained with its quantization is looked at when its file is read."""
     weight, activation = config.quant.weight, config.quant.activation
     if config.quant.input != "none":

@@ -7,6 +7,7 @@ from pathlib import Path
 from qexp.base.errors import UserError
 from qexp.config.analyze import BUDGETS, TASKS
 from qexp.config.root import Config
+from qexp.config.search_space import candidates
 
 ONE_LAYER = ("sensitivity", "allocate")  # tasks that quantize one layer at a time
 
@@ -24,28 +25,47 @@ def check_analysis(config: Config) -> None:
         raise UserError("evaluate.metrics", ", ".join(config.evaluate.metrics), allowed="[] in qexp.analyze", remedy=remedy)
     if config.task in ONE_LAYER:
         _check_one_layer(config)
+    if config.task == "shrink":
+        _check_shrink(config)
     if config.task == "allocate" and len(config.analyze.budgets) != 1:
         given = ", ".join(f"{name}={getattr(config.analyze, name)}" for name in config.analyze.budgets) or None
         allowed = f"exactly one of {', '.join(f'analyze.{name}' for name in BUDGETS)} for task=allocate"
         raise UserError("analyze", given, allowed=allowed)
 
 
+def _check_shrink(config: Config) -> None:
+    if config.analyze.max_loss is None:
+        remedy = "The network that is looked for loses less: analyze.max_loss=0.5."
+        raise UserError("analyze.max_loss", None, allowed="points of Prec@1 for task=shrink", remedy=remedy)
+    if config.evaluate.keep == "none":
+        remedy = "What was found is confirmed image by image."
+        raise UserError("evaluate.keep", "none", allowed="last or all with task=shrink", remedy=remedy)
+    _check_widths_alone(config)
+    candidates(config)  # raises where lists do not go together
+
+
 def _check_one_layer(config: Config) -> None:
     assert config.task is not None, "checked before"
-    where = f"with task={config.task}"
-    if config.mode != "int":
-        raise UserError("mode", config.mode, allowed=f"int {where}", remedy="Only rounding to codes has a width to choose.")
-    if config.float_only:
-        raise UserError("float_only", True, allowed=f"false {where}")
+    _check_widths_alone(config)
     if config.task == "sensitivity" and config.quant.activation.bits is not None:
         remedy = "Weights are quantized one at a time, all else float."
-        raise UserError("quant.activation.bits", config.quant.activation.bits, allowed=f"null {where}", remedy=remedy)
-    if any(rule.role == "activation" for rule in config.policy.rules or ()):
-        remedy = "Weights alone are studied; quant.activation.bits=BITS quantizes activations beside an allocation."
-        raise UserError("policy.rules", "role: activation", allowed=f"rules about weights {where}", remedy=remedy)
+        allowed = f"null with task={config.task}"
+        raise UserError("quant.activation.bits", config.quant.activation.bits, allowed=allowed, remedy=remedy)
     for width in config.analyze.tried(config.bits, config.task):
         try:
             config.quant.row.check_width(width)
         except UserError as error:
             key = "analyze.widths" if config.analyze.widths or config.task == "allocate" else "bits"
             raise UserError(key, width, allowed=error.allowed, remedy=error.remedy) from None
+
+
+def _check_widths_alone(config: Config) -> None:
+    """Refuse what leaves no width of weights to choose."""
+    where = f"with task={config.task}"
+    if config.mode != "int":
+        raise UserError("mode", config.mode, allowed=f"int {where}", remedy="Only rounding to codes has a width to choose.")
+    if config.float_only:
+        raise UserError("float_only", True, allowed=f"false {where}")
+    if any(rule.role == "activation" for rule in config.policy.rules or ()):
+        remedy = "Weights alone are studied; quant.activation.bits=BITS quantizes activations beside an allocation."
+        raise UserError("policy.rules", "role: activation", allowed=f"rules about weights {where}", remedy=remedy)

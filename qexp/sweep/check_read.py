@@ -15,7 +15,7 @@ from typing import Any
 
 from qexp.base.catalog import CUSTOM, is_own
 from qexp.base.errors import UserError, UserErrors
-from qexp.config.analyze import READS
+from qexp.config.analyze import READS, SEARCHED
 from qexp.config.correct import CORRECTIONS
 from qexp.config.model import PRETRAINED
 from qexp.config.policy import POLICIES
@@ -34,8 +34,8 @@ _VERBS = {
     "fresh": ("train", "export"),
 }  # fmt: skip
 _TASKS = {f"analyze.{name}": tasks for name, tasks in READS.items()} | {
-    "evaluate.split": ("profile", "allocate"),
-    **dict.fromkeys(("evaluate.keep", "evaluate.memory_mib", "tracking.uri", "tracking.timeout_s"), ("allocate",)),
+    "evaluate.split": ("profile", "allocate", "shrink"),
+    **dict.fromkeys(("evaluate.keep", "evaluate.memory_mib", "tracking.uri", "tracking.timeout_s"), ("allocate", "shrink")),
 }  # of qexp.analyze
 
 
@@ -87,6 +87,10 @@ def _by_verb(key: str, group: str, config: Config, verb: str) -> str:
     verbs = _VERBS.get(key) or _VERBS.get(group)
     if verbs is not None and verb not in verbs:
         return f"it is read by {' and '.join(f'python -m qexp.{name}' for name in verbs)}, not by qexp.{verb}."
+    if verb == "analyze" and config.task == "shrink":
+        searched = next((name for name, keys in SEARCHED.items() if key in keys), None)
+        if searched is not None:
+            return f"task=shrink tries those of analyze.{searched}."
     tasks = _TASKS.get(key)
     if verb == "analyze" and tasks is not None and config.task not in tasks:
         instead = " Layers are compared on analyze.split." if key == "evaluate.split" else ""

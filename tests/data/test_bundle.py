@@ -174,6 +174,24 @@ def test_the_device_does_not_matter(augment):
         torch.testing.assert_close(here.images, there.images.cpu(), rtol=1e-4, atol=1e-4)
 
 
+def test_shuffled_images_are_all_of_them_in_the_order_of_a_draw():
+    data = load_data(DataSettings(name="digits", num_test=300))
+
+    def seen(**options):
+        batches = data.eval_batches("test", batch_size=70, device="cpu", shuffled=True, **options)
+        return [batch.positions.tolist() for batch in batches]
+
+    whole = seen()
+    assert (
+        sorted(sum(whole, [])) == list(range(300)) and whole[0] != sorted(whole[0]) and list(map(len, whole)) == [70] * 4 + [20]
+    )
+    assert seen(start=3) == whole[3:]
+    assert sum(seen(num_images=100), []) == sum(whole, [])[:100]
+    (fewer,) = data.eval_batches("test", batch_size=100, device="cpu", num_images=100)
+    assert fewer.positions.tolist() == sum(whole, [])[:100]
+    assert seen(draw=1) != whole
+
+
 def test_images_that_two_splits_share_are_counted():
     assert bundle(num_calib=5).shared("calib", "test") == (0, 5)
     twins = torch.arange(47, dtype=torch.uint8).view(-1, 1, 1, 1).expand(-1, 1, 4, 4).contiguous()

@@ -78,6 +78,17 @@ def test_parts_of_their_own():
     assert everything.sizes["train"] == 0  # lawful where nothing trains
 
 
+@pytest.mark.parametrize("num_test", [None, 20])
+def test_without_training_images_select_is_cut_from_the_test_images(num_test):
+    cut = cut_splits({"test": LABELS, "calib": LABELS[::2]}, settings(num_select=150, num_test=num_test))
+    select, test = cut.rows[Split.SELECT], cut.rows[Split.TEST]
+    assert cut.sizes == {"train": 0, "calib": 100, "select": 150, "test": num_test or 50}
+    assert cut.part(Split.SELECT) == cut.part(Split.TEST) == "test" and not set(select.tolist()) & set(test.tolist())
+    assert torch.bincount(LABELS[select]).tolist() == [15] * 10 and torch.bincount(LABELS[test]).unique().numel() == 1
+    whole = cut_splits({"train": LABELS, "test": LABELS[:5]}, settings(num_select=150))
+    assert whole.part(Split.SELECT) == "train" and whole.sizes["test"] == 5
+
+
 def test_refusals():
     train, own = {"train": LABELS}, {"train": LABELS, "test": LABELS[:5]}
     cases = [
@@ -86,7 +97,9 @@ def test_refusals():
         ({}, train, r"data.num_test=None.*cut one with data.num_test=N"),
         ({"num_test": 6}, own, r"data.num_test=6: allowed is at most 5"),
         ({"num_train": 191, "num_calib": 10}, own, r"data.num_train=191: allowed is at most 190"),
-        ({"num_select": 1}, {"test": LABELS}, r"data.num_select=1: allowed is at most 0"),
+        ({"num_calib": 1}, {"test": LABELS}, r"data.num_calib=1: allowed is at most 0"),
+        ({"num_select": 200}, {"test": LABELS}, r"data.num_select=200: allowed is at most 199"),
+        ({"num_select": 150, "num_test": 60}, {"test": LABELS}, r"data.num_test=60: allowed is at most 50"),
     ]
     for values, parts, message in cases:
         with pytest.raises(UserError, match=message):

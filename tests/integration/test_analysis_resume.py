@@ -11,8 +11,8 @@ import torch
 from qexp.base.faults import VARIABLE
 
 
-def rows():
-    paths = list(Path("runs/checkpoints").glob("*/sensitivity.jsonl"))
+def rows(file="sensitivity.jsonl"):
+    paths = list(Path("runs/checkpoints").glob(f"*/{file}"))
     text = paths[0].read_text() if paths else ""
     return [json.loads(line) for line in text.splitlines()[: text.count("\n")]]
 
@@ -55,3 +55,23 @@ def test_a_killed_analysis_goes_on(warm, command, monkeypatch, tmp_path, faults)
     whole = {(row["kind"], row["key"]): row for row in rows()}
     assert whole == {(row["kind"], row["key"]): row for row in found}
     assert Path("results/digits/sensitivity/W2-3_int_affine/sensitivity.csv").read_text() == table
+
+
+def test_a_killed_search_goes_on(warm, command, monkeypatch, tmp_path):
+    """`task=shrink`: blocks that were counted stay, and the choice is that of an undisturbed search."""
+    kept = [word for word in command if word.startswith(("checkpoint=", "data", "train=", "model", "device=", "track", "draw"))]
+    command = ("task=shrink", *kept, "evaluate.batch_size=10", "analyze.widths=[2,3]", "analyze.max_loss=20")
+    child = warm.start(*command, verb="analyze", **{VARIABLE: "journal.torn:6"})
+    assert child.wait() == -signal.SIGKILL, child.text
+    seen = rows("shrink.jsonl")
+    assert len(seen) == 5 and {row["kind"] for row in seen} == {"float", "block"} and not Path("results").exists()
+    child = warm.start(*command, verb="analyze")
+    assert child.wait() == 0, child.text
+    ended, table = rows("shrink.jsonl"), Path("results/digits/shrink/max_loss_20/candidates.csv").read_text()
+    assert ended[:5] == seen and len({(row["kind"], row["key"]) for row in ended}) == len(ended)
+    (tmp_path / "whole").mkdir()
+    monkeypatch.chdir(tmp_path / "whole")
+    child = warm.start(*command, verb="analyze")
+    assert child.wait() == 0, child.text
+    assert {(row["kind"], row["key"]): row for row in rows("shrink.jsonl")} == {(row["kind"], row["key"]): row for row in ended}
+    assert Path("results/digits/shrink/max_loss_20/candidates.csv").read_text() == table
