@@ -95,7 +95,8 @@ class Variant:
         Args:
             outcomes: row of each correction -> what it did.
         """
-        idle = [word for name, word in self.corrections.items() if name in outcomes and not outcomes[name].done]
+        words = [words for name, words in self.corrections.items() if name in outcomes and not outcomes[name].done]
+        idle = [word for several in words for word in several.split()]
         return replace(self, named=self.named.without(idle).with_word(self.key[:4])) if idle else self
 
     @property

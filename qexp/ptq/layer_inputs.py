@@ -76,3 +76,20 @@ def run_until(model: nn.Module, images: Tensor, layers: Sequence[str], hook: Hoo
             model(images)
         except _LastLayerReached:
             pass
+
+
+def input_and_output(model: nn.Module, layer: str, images: Tensor) -> tuple[Tensor, Tensor]:
+    """What a layer of a network reads and gives on these images.
+
+    Args:
+        model: in eval mode; it runs no further than the layer.
+        layer: its name; it is called once in a forward.
+        images: [N, C, H, W].
+    """
+    seen: list[tuple[Tensor, Tensor]] = []
+
+    def keep(name: str, module: Layer, x: Tensor, y: Tensor) -> None:
+        seen.append((x, y))
+
+    run_until(model, images, [layer], keep)
+    return seen[0]
