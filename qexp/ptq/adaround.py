@@ -21,7 +21,7 @@ from qexp.nn.channels import Layer, as_layer
 from qexp.nn.graph import evaluating
 from qexp.nn.layer_pairs import activations_after
 from qexp.ptq.adaround_loss import SUPPORTED, Quadratic, Samples, kernel_rows, make_loss
-from qexp.ptq.layer_inputs import input_and_output
+from qexp.ptq.layer_inputs import LayerByLayer
 from qexp.ptq.rounded_layers import Rounded, RoundedLayers, layers_to_round
 from qexp.quant.ranges import ConstantTensorError
 from qexp.quant.scheme_table import SCHEMES, code_range
@@ -71,12 +71,13 @@ def adaround_(
     notes: list[Note] = []
     with evaluating(quantized), evaluating(reference):
         activations = activations_after(reference) if settings.adaround_relu else {}
+        inputs, wanted = LayerByLayer(quantized, images), LayerByLayer(reference, images)
         for layer, module in layers_to_round(quantized, reference, specs, images[0][:1], notes):
             name = f"{layer}.weight"
             grid = _grid(name, module, reference, specs[name], limits.get(name), notes)
             if grid is not None:
                 generator = torch.Generator().manual_seed(seed)
-                loss = _collect(layer, quantized, reference, images, activations.get(layer) == "relu", generator)
+                loss = _collect(layer, inputs, wanted, activations.get(layer) == "relu", generator)
                 if isinstance(loss, Samples):
                     loss.batch_size = settings.adaround_batch_size
                 rows.append(_round_layer(name, module, grid, loss, settings))
@@ -125,15 +126,15 @@ def _grid(
 
 
 def _collect(
-    layer: str, quantized: nn.Module, reference: nn.Module, images: list[Tensor], relu: bool, generator: torch.Generator
+    layer: str, inputs: LayerByLayer, wanted: LayerByLayer, relu: bool, generator: torch.Generator
 ) -> Quadratic | Samples:
     """The loss of a layer: its input in the quantized network against its output in the float one."""
-    weight = reference.get_parameter(f"{layer}.weight")
-    num_images = sum(len(batch_images) for batch_images in images)
-    module = as_layer(quantized.get_submodule(layer))
+    weight = wanted.model.get_parameter(f"{layer}.weight")
+    num_images = sum(len(batch_images) for batch_images in inputs.images)
+    module = as_layer(inputs.model.get_submodule(layer))
     loss = make_loss(module, weight, relu=relu, num_images=num_images, generator=generator)
-    for batch_images in images:
-        loss.add(input_and_output(quantized, layer, batch_images)[0], input_and_output(reference, layer, batch_images)[1])
+    for (x, _), (_, y) in zip(inputs.at(layer), wanted.at(layer), strict=True):
+        loss.add(x, y)
     loss.close()
     return loss
 

@@ -21,7 +21,7 @@ from qexp.nn.graph import evaluating
 from qexp.ptq.adaround_loss import SUPPORTED, images_at_once, input_rows, kernel_rows
 from qexp.ptq.element_grid import ElementGrid, why_no_grid
 from qexp.ptq.feedback_rules import Rule, damp, gpfq, gptq, in_order, qronos, revive, settle
-from qexp.ptq.layer_inputs import input_and_output
+from qexp.ptq.layer_inputs import LayerByLayer
 from qexp.ptq.rounded_layers import Rounded, RoundedLayers, layers_to_round
 from qexp.quant.ranges import ConstantTensorError
 from qexp.quant.schemes import Limits
@@ -65,8 +65,9 @@ def error_feedback_(
     and nearest codes each output channel keeps what gives it the smaller error, so none is worse than nearest on these images.
 
     The result is a function of images and settings: it draws nothing. Second moments are summed in float64, of products in
-    float32: with few images, or inputs that follow from one another, they are all but singular. Memory is that of one batch
-    and, for K inputs of a kernel in G groups, some five times G K^2 float64.
+    float32: with few images, or inputs that follow from one another, they are all but singular. Memory is that of one batch,
+    of `layer_inputs.KEPT_BYTES` for each of the networks that run and, for K inputs of a kernel in G groups, some five times
+    G K^2 float64.
 
     Args:
         quantized: overwritten in place; holds the copy rounded to nearest, and fake-quant modules if activations are quantized.
@@ -86,16 +87,21 @@ def error_feedback_(
     rows: list[Rounded] = []
     notes: list[Note] = []
     with evaluating(quantized), evaluating(reference):
+        given, wanted = LayerByLayer(quantized, images), LayerByLayer(reference, images)
         for layer, module in layers_to_round(quantized, reference, specs, images[0][:1], notes):
             name = f"{layer}.weight"
             weight = reference.get_parameter(name).float()
             grid = _grid(name, module, weight, specs[name], limits.get(name), notes)
-            if grid is not None:
-                moments = _Moments(module, weight, float_inputs=METHODS[method].reads_float_inputs)
-                for batch_images in images:
-                    x = input_and_output(quantized, layer, batch_images)[0]
-                    moments.add(x, *(input_and_output(reference, layer, batch_images) if moments.float_inputs else (x, None)))
-                rows.append(_round_layer(name, module, grid, moments, METHODS[method], settings))
+            if grid is None:
+                continue
+            moments = _Moments(module, weight, float_inputs=METHODS[method].reads_float_inputs)
+            if moments.float_inputs:
+                for (x, y), (float_x, _) in zip(given.at(layer), wanted.at(layer), strict=True):
+                    moments.add(x, float_x, y)
+            else:
+                for x, y in given.at(layer):
+                    moments.add(x, x, y)
+            rows.append(_round_layer(name, module, grid, moments, METHODS[method], settings))
     return RoundedLayers(tuple(rows), tuple(notes))
 
 
@@ -148,9 +154,9 @@ class _Moments:
         self.cross = zeros(groups, size, size) if float_inputs else self.square
         self.wanted = zeros(groups, outputs)
 
-    def add(self, quantized: Tensor, x: Tensor, y: Tensor | None) -> None:
-        """Take in a batch: the layer's input in the quantized network, its input in the float one, and what gives its size."""
-        step = images_at_once(self.layer, self.layer(x[:1]) if y is None else y)
+    def add(self, quantized: Tensor, x: Tensor, y: Tensor) -> None:
+        """Take in a batch: the layer's input in the quantized network, its input in the float one, and any output."""
+        step = images_at_once(self.layer, y)
         for given, part in zip(quantized.split(step), x.split(step), strict=True):
             rows = input_rows(self.layer, given)
             self.square += rows.mT @ rows
