@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
 from typing import Annotated, Literal
 
 from annotated_types import Ge, Le
@@ -11,49 +11,11 @@ from annotated_types import Ge, Le
 from qexp.base.catalog import Catalog, Info
 from qexp.base.checks import Count, NotNegative, Positive, Seed, Share, check_bounds
 from qexp.base.errors import UserError, choose
-from qexp.base.text import Note, by_reason
+from qexp.base.text import by_reason
 from qexp.config.later import later
+from qexp.config.outcome import Outcome
 
 ADVISED_IMAGES = 1000  # fewer leave BN's re-estimated statistics noisy
-
-
-Left = Mapping[str, Sequence[str]]  # why -> the names of those that were left alone
-
-
-@dataclass(frozen=True, kw_only=True)
-class Outcome:
-    """What a correction did to one copy, of all that it is for: batch norms, layers, or pairs of layers.
-
-    Args:
-        done: how many it changed.
-        declined: those that it could not change.
-        unneeded: those that it had nothing to change in.
-    """
-
-    done: int
-    declined: Left = field(default_factory=dict)
-    unneeded: Left = field(default_factory=dict)
-
-    @classmethod
-    def of(cls, done: int, declined: Sequence[Note] = (), unneeded: Sequence[Note] = ()) -> Outcome:
-        """The outcome, of notes on what was left alone."""
-        return cls(done=done, declined=_by_reason(declined), unneeded=_by_reason(unneeded))
-
-    @property
-    def left(self) -> list[Note]:
-        """A note for each that was left alone."""
-        both = [*self.declined.items(), *self.unneeded.items()]
-        return [Note(name, reason) for reason, names in both for name in names]
-
-    @property
-    def count(self) -> int:
-        """How many it is for."""
-        return self.done + len(self.left)
-
-
-def _by_reason(notes: Sequence[Note]) -> dict[str, list[str]]:
-    """Why -> the names."""
-    return {reason: [note.layer for note in notes if note.reason == reason] for reason in dict.fromkeys(n.reason for n in notes)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,40 +90,35 @@ CORRECTIONS: Catalog[CorrectionInfo] = Catalog(
             name="fold_bn", code="qexp.ptq.corrections:fold_bn",
             summary="Folds batch norm into the layer before it.",
             switch="fold_bn", choice=None, step="before",
-            needs_folding=False, needs_images=False, scales_channels=False, draws=False,
-            chooses_codes=False,
+            needs_folding=False, needs_images=False, scales_channels=False, draws=False, chooses_codes=False,
             settings=(), label=None,
             did="folded {} batch norms", selective=False),
         CorrectionInfo(
             name="rescale", code="qexp.ptq.corrections:rescale",
             summary="Scales channels at random and leaves the float function as it is: what equalization undoes.",
             switch="rescale_log10", choice=None, step="before",
-            needs_folding=True, needs_images=False, scales_channels=True, draws=False,
-            chooses_codes=False,
+            needs_folding=True, needs_images=False, scales_channels=True, draws=False, chooses_codes=False,
             settings=("rescale_log10", "rescale_seed"), label=_rescale_label,
             did="scaled the channels between {} pairs of layers", selective=False),
         CorrectionInfo(
             name="equalize", code="qexp.ptq.corrections:equalize_channels",
             summary="Equalizes the channel ranges of neighbouring layers.",
             switch="equalize", choice=None, step="before",
-            needs_folding=True, needs_images=False, scales_channels=True, draws=False,
-            chooses_codes=False,
+            needs_folding=True, needs_images=False, scales_channels=True, draws=False, chooses_codes=False,
             settings=(), label=None,
             did="equalized {} pairs of layers", selective=False),
         CorrectionInfo(
             name="absorb_bias", code="qexp.ptq.corrections:absorb_bias",
             summary="Moves high biases into the next layer.",
             switch="absorb_bias", choice=None, step="before",
-            needs_folding=True, needs_images=False, scales_channels=False, draws=False,
-            chooses_codes=False,
+            needs_folding=True, needs_images=False, scales_channels=False, draws=False, chooses_codes=False,
             settings=(), label=None,
             did="absorbed the biases of {} pairs of layers", selective=True),
         CorrectionInfo(
             name="adaround", code="qexp.ptq.corrections:adaround",
             summary="Rounds weights up or down so that the layer's output changes least.",
             switch="adaround", choice=None, step="after",
-            needs_folding=False, needs_images=True, scales_channels=False, draws=True,
-            chooses_codes=True,
+            needs_folding=False, needs_images=True, scales_channels=False, draws=True, chooses_codes=True,
             settings=("adaround_iterations", "adaround_lr", "adaround_lambda", "adaround_warmup",
                       "adaround_beta_start", "adaround_beta_end", "adaround_relu", "adaround_batch_size"),
             label=None,
@@ -170,48 +127,42 @@ CORRECTIONS: Catalog[CorrectionInfo] = Catalog(
             name="gptq", code="qexp.ptq.corrections:gptq",
             summary="Rounds one input's weights after another; those that follow make up for it (GPTQ).",
             switch="gptq", choice=None, step="after",
-            needs_folding=False, needs_images=True, scales_channels=False, draws=False,
-            chooses_codes=True,
+            needs_folding=False, needs_images=True, scales_channels=False, draws=False, chooses_codes=True,
             settings=("gptq", "feedback_damping", "feedback_act_order"), label=_feedback_label("gptq", damped=True),
             did="chose the codes of {} weights", selective=False),
         CorrectionInfo(
             name="gpfq", code="qexp.ptq.corrections:gpfq",
             summary="The same, each input as the float network's sum so far asks, later ones not foreseen (GPFQ).",
             switch="gpfq", choice=None, step="after",
-            needs_folding=False, needs_images=True, scales_channels=False, draws=False,
-            chooses_codes=True,
+            needs_folding=False, needs_images=True, scales_channels=False, draws=False, chooses_codes=True,
             settings=("gpfq", "feedback_act_order"), label=_feedback_label("gpfq", damped=False),
             did="chose the codes of {} weights", selective=False),
         CorrectionInfo(
             name="qronos", code="qexp.ptq.corrections:qronos",
             summary="GPTQ that first corrects for what quantizing the layers before has done to the inputs (Qronos).",
             switch="qronos", choice=None, step="after",
-            needs_folding=False, needs_images=True, scales_channels=False, draws=False,
-            chooses_codes=True,
+            needs_folding=False, needs_images=True, scales_channels=False, draws=False, chooses_codes=True,
             settings=("qronos", "feedback_damping", "feedback_act_order"), label=_feedback_label("qronos", damped=True),
             did="chose the codes of {} weights", selective=False),
         CorrectionInfo(
             name="bias_empirical", code="qexp.ptq.corrections:bias_empirical",
             summary="Takes from each layer's bias the mean that quantization shifted, as calibration images show it.",
             switch="bias", choice="empirical", step="after",
-            needs_folding=False, needs_images=True, scales_channels=False, draws=False,
-            chooses_codes=False,
+            needs_folding=False, needs_images=True, scales_channels=False, draws=False, chooses_codes=False,
             settings=(), label=None,
             did="corrected {} layers", selective=False),
         CorrectionInfo(
             name="bias_analytic", code="qexp.ptq.corrections:bias_analytic",
             summary="Takes from each layer's bias the mean that quantization shifted, as batch norm tells it.",
             switch="bias", choice="analytic", step="after",
-            needs_folding=False, needs_images=False, scales_channels=False, draws=False,
-            chooses_codes=False,
+            needs_folding=False, needs_images=False, scales_channels=False, draws=False, chooses_codes=False,
             settings=(), label=None,
             did="corrected {} layers", selective=True),
         CorrectionInfo(
             name="reestimate_bn", code="qexp.ptq.corrections:reestimate_bn",
             summary="Re-estimates the batch norms that are left, on calibration images of the quantized network.",
             switch="reestimate_bn", choice=None, step="after",
-            needs_folding=False, needs_images=True, scales_channels=False, draws=False,
-            chooses_codes=False,
+            needs_folding=False, needs_images=True, scales_channels=False, draws=False, chooses_codes=False,
             settings=(), label=None,
             did="re-estimated {} batch norms", selective=False),
     ],

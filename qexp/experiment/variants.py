@@ -10,7 +10,7 @@ from qexp.base.errors import UserError
 from qexp.base.files import hash_json
 from qexp.base.label import Label, draw_word, read_stored_label
 from qexp.base.types import ActivationInfo, Plan, PlanRow, TensorInfo
-from qexp.config.correct import Outcome
+from qexp.config.outcome import Outcome
 from qexp.config.root import Config
 from qexp.engine.evaluate import EVALUATOR_VERSION
 from qexp.experiment.labels import label_of

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from qexp.base.text import Note
 from qexp.base.types import Batch, QuantSpec
-from qexp.config.correct import ADVISED_IMAGES, CorrectSettings, Outcome
+from qexp.config.correct import ADVISED_IMAGES, CorrectSettings
+from qexp.config.outcome import Outcome
 from qexp.nn.fold import Changed, ChannelStatistics, fold_batch_norm
 from qexp.ptq.adaround import adaround_
 from qexp.ptq.bias_absorption import absorb_high_biases
