@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
 from typing import Annotated, Literal
 
 from annotated_types import Ge, Le
@@ -11,48 +11,11 @@ from annotated_types import Ge, Le
 from qexp.base.catalog import Catalog, Info
 from qexp.base.checks import Count, NotNegative, Positive, Seed, Share, check_bounds
 from qexp.base.errors import UserError, choose
-from qexp.base.text import Note, by_reason
+from qexp.base.text import by_reason
+from qexp.config.later import later
+from qexp.config.outcome import Outcome
 
 ADVISED_IMAGES = 1000  # fewer leave BN's re-estimated statistics noisy
-
-
-Left = Mapping[str, Sequence[str]]  # why -> the names of those that were left alone
-
-
-@dataclass(frozen=True, kw_only=True)
-class Outcome:
-    """What a correction did to one copy, of all that it is for: batch norms, layers, or pairs of layers.
-
-    Args:
-        done: how many it changed.
-        declined: those that it could not change.
-        unneeded: those that it had nothing to change in.
-    """
-
-    done: int
-    declined: Left = field(default_factory=dict)
-    unneeded: Left = field(default_factory=dict)
-
-    @classmethod
-    def of(cls, done: int, declined: Sequence[Note] = (), unneeded: Sequence[Note] = ()) -> Outcome:
-        """The outcome, of notes on what was left alone."""
-        return cls(done=done, declined=_by_reason(declined), unneeded=_by_reason(unneeded))
-
-    @property
-    def left(self) -> list[Note]:
-        """A note for each that was left alone."""
-        both = [*self.declined.items(), *self.unneeded.items()]
-        return [Note(name, reason) for reason, names in both for name in names]
-
-    @property
-    def count(self) -> int:
-        """How many it is for."""
-        return self.done + len(self.left)
-
-
-def _by_reason(notes: Sequence[Note]) -> dict[str, list[str]]:
-    """Why -> the names."""
-    return {reason: [note.layer for note in notes if note.reason == reason] for reason in dict.fromkeys(n.reason for n in notes)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +30,7 @@ class CorrectionInfo(Info):
         needs_images: it reads calibration images.
         scales_channels: ranges that batch norm tells no longer hold.
         draws: it reads the job's `seed`.
+        chooses_codes: it says which code each weight gets, so that no other that does can be on.
         settings: of `correct.*`, those that are part of a variant's key only while it is on. A new correction names all of its
             own, the switch too, so that keys of before stay.
         label: what tables call it, of its settings; None for its name.
@@ -81,6 +45,7 @@ class CorrectionInfo(Info):
     needs_images: bool
     scales_channels: bool
     draws: bool
+    chooses_codes: bool
     settings: tuple[str, ...]
     label: Callable[[CorrectSettings], str] | None
     did: str
@@ -106,6 +71,17 @@ def _rescale_label(settings: CorrectSettings) -> str:
     return f"rescale_{settings.rescale_log10:g}" + (f"_seed{settings.rescale_seed}" if settings.rescale_seed else "")
 
 
+def _feedback_label(name: str, *, damped: bool) -> Callable[[CorrectSettings], str]:
+    """`gptq`, `qronos act_order`, `gptq damping_0.1`."""
+
+    def label(settings: CorrectSettings) -> str:
+        damping = settings.feedback_damping
+        words = [f"damping_{damping:g}"] if damped and damping != CorrectSettings.feedback_damping else []
+        return " ".join([name, *words, *(["act_order"] if settings.feedback_act_order else [])])
+
+    return label
+
+
 CORRECTIONS: Catalog[CorrectionInfo] = Catalog(
     "correct",
     CorrectionInfo,
@@ -114,58 +90,79 @@ CORRECTIONS: Catalog[CorrectionInfo] = Catalog(
             name="fold_bn", code="qexp.ptq.corrections:fold_bn",
             summary="Folds batch norm into the layer before it.",
             switch="fold_bn", choice=None, step="before",
-            needs_folding=False, needs_images=False, scales_channels=False, draws=False,
+            needs_folding=False, needs_images=False, scales_channels=False, draws=False, chooses_codes=False,
             settings=(), label=None,
             did="folded {} batch norms", selective=False),
         CorrectionInfo(
             name="rescale", code="qexp.ptq.corrections:rescale",
             summary="Scales channels at random and leaves the float function as it is: what equalization undoes.",
             switch="rescale_log10", choice=None, step="before",
-            needs_folding=True, needs_images=False, scales_channels=True, draws=False,
+            needs_folding=True, needs_images=False, scales_channels=True, draws=False, chooses_codes=False,
             settings=("rescale_log10", "rescale_seed"), label=_rescale_label,
             did="scaled the channels between {} pairs of layers", selective=False),
         CorrectionInfo(
             name="equalize", code="qexp.ptq.corrections:equalize_channels",
             summary="Equalizes the channel ranges of neighbouring layers.",
             switch="equalize", choice=None, step="before",
-            needs_folding=True, needs_images=False, scales_channels=True, draws=False,
+            needs_folding=True, needs_images=False, scales_channels=True, draws=False, chooses_codes=False,
             settings=(), label=None,
             did="equalized {} pairs of layers", selective=False),
         CorrectionInfo(
             name="absorb_bias", code="qexp.ptq.corrections:absorb_bias",
             summary="Moves high biases into the next layer.",
             switch="absorb_bias", choice=None, step="before",
-            needs_folding=True, needs_images=False, scales_channels=False, draws=False,
+            needs_folding=True, needs_images=False, scales_channels=False, draws=False, chooses_codes=False,
             settings=(), label=None,
             did="absorbed the biases of {} pairs of layers", selective=True),
         CorrectionInfo(
             name="adaround", code="qexp.ptq.corrections:adaround",
             summary="Rounds weights up or down so that the layer's output changes least.",
             switch="adaround", choice=None, step="after",
-            needs_folding=False, needs_images=True, scales_channels=False, draws=True,
+            needs_folding=False, needs_images=True, scales_channels=False, draws=True, chooses_codes=True,
             settings=("adaround_iterations", "adaround_lr", "adaround_lambda", "adaround_warmup",
                       "adaround_beta_start", "adaround_beta_end", "adaround_relu", "adaround_batch_size"),
             label=None,
             did="chose the rounding of {} weights", selective=False),
         CorrectionInfo(
+            name="gptq", code="qexp.ptq.corrections:gptq",
+            summary="Rounds one input's weights after another; those that follow make up for it (GPTQ).",
+            switch="gptq", choice=None, step="after",
+            needs_folding=False, needs_images=True, scales_channels=False, draws=False, chooses_codes=True,
+            settings=("gptq", "feedback_damping", "feedback_act_order"), label=_feedback_label("gptq", damped=True),
+            did="chose the codes of {} weights", selective=False),
+        CorrectionInfo(
+            name="gpfq", code="qexp.ptq.corrections:gpfq",
+            summary="The same, each input as the float network's sum so far asks, later ones not foreseen (GPFQ).",
+            switch="gpfq", choice=None, step="after",
+            needs_folding=False, needs_images=True, scales_channels=False, draws=False, chooses_codes=True,
+            settings=("gpfq", "feedback_act_order"), label=_feedback_label("gpfq", damped=False),
+            did="chose the codes of {} weights", selective=False),
+        CorrectionInfo(
+            name="qronos", code="qexp.ptq.corrections:qronos",
+            summary="GPTQ that first corrects for what quantizing the layers before has done to the inputs (Qronos).",
+            switch="qronos", choice=None, step="after",
+            needs_folding=False, needs_images=True, scales_channels=False, draws=False, chooses_codes=True,
+            settings=("qronos", "feedback_damping", "feedback_act_order"), label=_feedback_label("qronos", damped=True),
+            did="chose the codes of {} weights", selective=False),
+        CorrectionInfo(
             name="bias_empirical", code="qexp.ptq.corrections:bias_empirical",
             summary="Takes from each layer's bias the mean that quantization shifted, as calibration images show it.",
             switch="bias", choice="empirical", step="after",
-            needs_folding=False, needs_images=True, scales_channels=False, draws=False,
+            needs_folding=False, needs_images=True, scales_channels=False, draws=False, chooses_codes=False,
             settings=(), label=None,
             did="corrected {} layers", selective=False),
         CorrectionInfo(
             name="bias_analytic", code="qexp.ptq.corrections:bias_analytic",
             summary="Takes from each layer's bias the mean that quantization shifted, as batch norm tells it.",
             switch="bias", choice="analytic", step="after",
-            needs_folding=False, needs_images=False, scales_channels=False, draws=False,
+            needs_folding=False, needs_images=False, scales_channels=False, draws=False, chooses_codes=False,
             settings=(), label=None,
             did="corrected {} layers", selective=True),
         CorrectionInfo(
             name="reestimate_bn", code="qexp.ptq.corrections:reestimate_bn",
             summary="Re-estimates the batch norms that are left, on calibration images of the quantized network.",
             switch="reestimate_bn", choice=None, step="after",
-            needs_folding=False, needs_images=True, scales_channels=False, draws=False,
+            needs_folding=False, needs_images=True, scales_channels=False, draws=False, chooses_codes=False,
             settings=(), label=None,
             did="re-estimated {} batch norms", selective=False),
     ],
@@ -194,6 +191,11 @@ class CorrectSettings:
         adaround_beta_end: exponent of the regularizer at the end.
         adaround_relu: compare behind the ReLU where a layer has one; on samples, which takes longer.
         adaround_batch_size: output positions drawn for an iteration, where samples are drawn.
+        gptq: round one input's weights after another, and have those that follow make up for it.
+        gpfq: the same, greedily, against the float network's inputs.
+        qronos: the same as GPTQ, against the float network's inputs.
+        feedback_damping: of gptq and qronos: what is added to the diagonal of the inputs' second moments, relative to its mean.
+        feedback_act_order: of all three: inputs are taken from the largest to the smallest, and not as they lie.
     """
 
     fold_bn: bool = False
@@ -212,6 +214,11 @@ class CorrectSettings:
     adaround_beta_end: Annotated[float, Ge(1.0)] = 2.0
     adaround_relu: bool = False
     adaround_batch_size: Count = 1024
+    gptq: bool = later(False)
+    gpfq: bool = later(False)
+    qronos: bool = later(False)
+    feedback_damping: NotNegative = later(0.01)
+    feedback_act_order: bool = later(False)
 
     def __post_init__(self) -> None:
         """Check the ranges and what belongs together."""
@@ -220,6 +227,10 @@ class CorrectSettings:
         if self.adaround_beta_start < self.adaround_beta_end:
             allowed = f"at least correct.adaround_beta_end={self.adaround_beta_end:g}"
             raise UserError("correct.adaround_beta_start", self.adaround_beta_start, allowed=allowed)
+        choosing = [f"correct.{row.switch}" for row in self.asked if row.chooses_codes]
+        if len(choosing) > 1:
+            remedy = "Each of them chooses the code of every weight: give a job one of them."
+            raise UserError(choosing[0], True, allowed=f"false with {' and '.join(choosing[1:])}", remedy=remedy)
         for row in self.asked:
             if row.needs_folding and not self.fold_bn:
                 value = getattr(self, row.switch)
@@ -234,7 +245,7 @@ class CorrectSettings:
 
     @property
     def words(self) -> dict[str, str]:
-        """Row of each correction that is on -> what labels call it, in order: `fold_bn`, `rescale_2`, `bias_empirical`, ..."""
+        """Row of each correction that is on -> what labels call it, in order: `fold_bn`, `rescale_2`, `gptq act_order`, ..."""
         return {row.name: row.name if row.label is None else row.label(self) for row in self.asked}
 
     @property
@@ -245,8 +256,9 @@ class CorrectSettings:
     @property
     def identity(self) -> dict[str, object]:
         """What decides the network that it makes; settings of corrections that are off stay out."""
-        unread = {key for row in CORRECTIONS.values() if not row.is_on(self) for key in row.settings}
-        return {key: value for key, value in asdict(self).items() if key not in unread}
+        owned = {key for row in CORRECTIONS.values() for key in row.settings}
+        read = {key for row in self.asked for key in row.settings}
+        return {key: value for key, value in asdict(self).items() if key in read or key not in owned}
 
 
 def sentences(outcomes: Mapping[str, Outcome], *, alarming: bool) -> list[str]:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from qexp.base import dist
 from qexp.base.errors import UserError
 from qexp.base.types import ActivationRow, Batch, QuantSpec
-from qexp.config.correct import Outcome
+from qexp.config.outcome import Outcome
 from qexp.experiment.job import Prepared
 from qexp.experiment.variants import Variant
 from qexp.nn.channels import as_norm, scale_and_shift

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from qexp.base import dist
 from qexp.base.types import Batch
-from qexp.config.correct import Outcome, sentences
+from qexp.config.correct import sentences
+from qexp.config.outcome import Outcome
 from qexp.engine.evaluate import Evaluation, evaluate
 from qexp.engine.probe import check_in_use
 from qexp.experiment import messages

@@ -53,7 +53,7 @@ def _preparation_words(config: Config, plan: Plan, reused: Calibration | None) -
         words += [f"a_{word}" for word in _format_words(activation.row, activation, specs)]
     static = reused is None and any(not spec.dynamic for spec in specs)
     images = calibrate.num_images is not None and (correct.needs_images or static)
-    words += [*correct.words.values(), *([f"n{calibrate.num_images}"] if images else [])]
+    words += [*" ".join(correct.words.values()).split(), *([f"n{calibrate.num_images}"] if images else [])]
     return [*words, *([draw_word(calibrate.draw)] if images and calibrate.draw else [])]
 
 

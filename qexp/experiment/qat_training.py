@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from qexp.base import dist
 from qexp.base.types import Batch
-from qexp.config.correct import CORRECTIONS, Outcome
+from qexp.config.correct import CORRECTIONS
+from qexp.config.outcome import Outcome
 from qexp.engine.hooks import TrainHooks
 from qexp.engine.trajectory import TrajectoryStore
 from qexp.experiment.job import Prepared

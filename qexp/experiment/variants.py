@@ -10,7 +10,7 @@ from qexp.base.errors import UserError
 from qexp.base.files import hash_json
 from qexp.base.label import Label, draw_word, read_stored_label
 from qexp.base.types import ActivationInfo, Plan, PlanRow, TensorInfo
-from qexp.config.correct import Outcome
+from qexp.config.outcome import Outcome
 from qexp.config.root import Config
 from qexp.engine.evaluate import EVALUATOR_VERSION
 from qexp.experiment.labels import label_of
@@ -97,7 +97,8 @@ class Variant:
         Args:
             outcomes: row of each correction -> what it did.
         """
-        idle = [word for name, word in self.corrections.items() if name in outcomes and not outcomes[name].done]
+        words = [words for name, words in self.corrections.items() if name in outcomes and not outcomes[name].done]
+        idle = [word for several in words for word in several.split()]
         return replace(self, named=self.named.without(idle).with_word(self.digits)) if idle else self
 
     @property

@@ -7,8 +7,7 @@ below a weight and the code above is learned. Gradients are written out: the los
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -18,47 +17,17 @@ from qexp.base.errors import UserError
 from qexp.base.text import Note
 from qexp.base.types import Batch, QuantSpec
 from qexp.config.correct import CorrectSettings
-from qexp.nn.channels import LAYERS, Layer, as_layer
+from qexp.nn.channels import Layer, as_layer
 from qexp.nn.graph import evaluating
 from qexp.nn.layer_pairs import activations_after
 from qexp.ptq.adaround_loss import SUPPORTED, Quadratic, Samples, kernel_rows, make_loss
-from qexp.ptq.layer_inputs import layers_in_order, run_until
+from qexp.ptq.layer_inputs import LayerByLayer
+from qexp.ptq.rounded_layers import Rounded, RoundedLayers, layers_to_round
 from qexp.quant.ranges import ConstantTensorError
 from qexp.quant.scheme_table import SCHEMES, code_range
 from qexp.quant.schemes import Fitted, Limits, decode_rows, encode_rows, fit
 
 _ZETA, _GAMMA = 1.1, -0.1  # the sigmoid is stretched to these, so that 0 and 1 are reached
-
-
-@dataclass(frozen=True)
-class Rounded:
-    """What AdaRound made of one weight.
-
-    Args:
-        name: of the weight in the state dict.
-        nearest_mse: mean squared error of the layer's output on the calibration images, over channels and positions, quantized
-            inputs included, rounded to nearest.
-        mse: the same error with the learned rounding.
-        flipped: share of the weights whose code is not the nearest.
-    """
-
-    name: str
-    nearest_mse: float
-    mse: float
-    flipped: float
-
-
-@dataclass(frozen=True)
-class AdaRounded:
-    """What AdaRound made of a network.
-
-    Args:
-        rows: one per rounded weight, in order of execution.
-        notes: weights that stay rounded to nearest, and why.
-    """
-
-    rows: tuple[Rounded, ...]
-    notes: tuple[Note, ...]
 
 
 @torch.no_grad()
@@ -71,7 +40,7 @@ def adaround_(
     *,
     limits: Mapping[str, Limits] | None = None,
     seed: int = 0,
-) -> AdaRounded:
+) -> RoundedLayers:
     """Round the planned weights of convolutions and linear layers so that the layers' outputs stay.
 
     min over V: E|W x + b - (W~ x^ + b^)|^2 + lambda sum (1 - |2 h(V) - 1|^beta),  W~ = s clip(floor(W/s) + h(V), n, p)
@@ -102,34 +71,17 @@ def adaround_(
     notes: list[Note] = []
     with evaluating(quantized), evaluating(reference):
         activations = activations_after(reference) if settings.adaround_relu else {}
-        order, repeated = layers_in_order(quantized, images[0][:1])
-        owners = Counter(id(module.weight) for module in quantized.modules() if isinstance(module, LAYERS))
-        notes += _left_alone(specs, order, repeated, reference)
-        for layer in order:
+        inputs, wanted = LayerByLayer(quantized, images), LayerByLayer(reference, images)
+        for layer, module in layers_to_round(quantized, reference, specs, images[0][:1], notes):
             name = f"{layer}.weight"
-            if name not in specs:
-                continue
-            module = as_layer(quantized.get_submodule(layer))
-            if owners[id(module.weight)] > 1:  # what one layer learns would be written over by the other
-                notes.append(Note(name, "rounded to nearest, another layer has the same weight"))
-                continue
             grid = _grid(name, module, reference, specs[name], limits.get(name), notes)
             if grid is not None:
                 generator = torch.Generator().manual_seed(seed)
-                loss = _collect(layer, quantized, reference, images, activations.get(layer) == "relu", generator)
+                loss = _collect(layer, inputs, wanted, activations.get(layer) == "relu", generator)
                 if isinstance(loss, Samples):
                     loss.batch_size = settings.adaround_batch_size
                 rows.append(_round_layer(name, module, grid, loss, settings))
-    return AdaRounded(tuple(rows), tuple(notes))
-
-
-def _left_alone(specs: Iterable[str], order: Sequence[str], repeated: Sequence[Note], reference: nn.Module) -> list[Note]:
-    """Why planned weights stay rounded to nearest: their layer runs several times, or they are no layer's that runs."""
-    read = {f"{layer}.weight" for layer in (*order, *(note.layer for note in repeated))}
-    kernels = {name for name, tensor in reference.named_parameters() if tensor.dim() > 1}
-    why = "rounded to nearest, it is no weight of a convolution or linear layer that runs"
-    alone = [Note(name, why) for name in specs if name in kernels - read]
-    return [*(note for note in repeated if f"{note.layer}.weight" in specs), *alone]
+    return RoundedLayers(tuple(rows), tuple(notes))
 
 
 @dataclass(frozen=True)
@@ -174,28 +126,17 @@ def _grid(
 
 
 def _collect(
-    layer: str, quantized: nn.Module, reference: nn.Module, images: list[Tensor], relu: bool, generator: torch.Generator
+    layer: str, inputs: LayerByLayer, wanted: LayerByLayer, relu: bool, generator: torch.Generator
 ) -> Quadratic | Samples:
     """The loss of a layer: its input in the quantized network against its output in the float one."""
-    weight = reference.get_parameter(f"{layer}.weight")
-    num_images = sum(len(batch_images) for batch_images in images)
-    module = as_layer(quantized.get_submodule(layer))
+    weight = wanted.model.get_parameter(f"{layer}.weight")
+    num_images = sum(len(batch_images) for batch_images in inputs.images)
+    module = as_layer(inputs.model.get_submodule(layer))
     loss = make_loss(module, weight, relu=relu, num_images=num_images, generator=generator)
-    for batch_images in images:
-        loss.add(_input_and_output(quantized, layer, batch_images)[0], _input_and_output(reference, layer, batch_images)[1])
+    for (x, _), (_, y) in zip(inputs.at(layer), wanted.at(layer), strict=True):
+        loss.add(x, y)
     loss.close()
     return loss
-
-
-def _input_and_output(model: nn.Module, layer: str, images: Tensor) -> tuple[Tensor, Tensor]:
-    """What a layer of a network reads and gives on these images."""
-    seen: list[tuple[Tensor, Tensor]] = []
-
-    def keep(name: str, module: Layer, x: Tensor, y: Tensor) -> None:
-        seen.append((x, y))
-
-    run_until(model, images, [layer], keep)
-    return seen[0]
 
 
 def _round_layer(name: str, layer: Layer, grid: _Grid, loss: Quadratic | Samples, settings: CorrectSettings) -> Rounded:

@@ -68,11 +68,21 @@ def output_rows(layer: Layer, y: Tensor) -> Tensor:
     return y.flatten(2).unflatten(1, (layer.groups, -1)).permute(1, 0, 3, 2).flatten(1, 2)
 
 
-def _parts(layer: Layer, x: Tensor, y: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """Inputs and outputs in parts of so many images that the rows of inputs stay small."""
+def images_at_once(layer: Layer, y: Tensor) -> int:
+    """Of how many images the rows of inputs stay small.
+
+    Args:
+        layer: one of `SUPPORTED`.
+        y: its output.
+    """
     size = layer.weight[0].numel() * (1 if isinstance(layer, nn.Linear) else layer.groups)
     positions = max(y[0].numel() // (y.shape[-1] if isinstance(layer, nn.Linear) else y.shape[1]), 1)
-    step = max(1, _CHUNK_ELEMENTS // (size * positions))
+    return max(1, _CHUNK_ELEMENTS // (size * positions))
+
+
+def _parts(layer: Layer, x: Tensor, y: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Inputs and outputs in parts of so many images that the rows of inputs stay small."""
+    step = images_at_once(layer, y)
     yield from zip(x.split(step), y.split(step), strict=True)
 
 

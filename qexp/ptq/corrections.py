@@ -9,14 +9,17 @@ from torch import Tensor, nn
 
 from qexp.base.text import Note
 from qexp.base.types import Batch, QuantSpec
-from qexp.config.correct import ADVISED_IMAGES, CorrectSettings, Outcome
+from qexp.config.correct import ADVISED_IMAGES, CorrectSettings
+from qexp.config.outcome import Outcome
 from qexp.nn.fold import Changed, ChannelStatistics, fold_batch_norm
 from qexp.ptq.adaround import adaround_
 from qexp.ptq.bias_absorption import absorb_high_biases
 from qexp.ptq.bias_correction import BiasCorrection, correct_bias_, correct_bias_analytic_
 from qexp.ptq.bn_reestimation import reestimate_batch_norm_
 from qexp.ptq.equalization import equalize, rescale_channels
+from qexp.ptq.error_feedback import error_feedback_
 from qexp.ptq.range_methods import Limits
+from qexp.ptq.rounded_layers import RoundedLayers
 
 
 @dataclass
@@ -102,6 +105,32 @@ def adaround(copy: Copy) -> Outcome:
     rounded = adaround_(
         copy.quantized, copy.reference, copy.specs, copy.images(), copy.settings, limits=copy.limits, seed=copy.seed
     )
+    return _rounded(rounded)
+
+
+def gptq(copy: Copy) -> Outcome:
+    """`qexp.ptq.error_feedback`."""
+    return _error_feedback(copy, "gptq")
+
+
+def gpfq(copy: Copy) -> Outcome:
+    """`qexp.ptq.error_feedback`."""
+    return _error_feedback(copy, "gpfq")
+
+
+def qronos(copy: Copy) -> Outcome:
+    """`qexp.ptq.error_feedback`."""
+    return _error_feedback(copy, "qronos")
+
+
+def _error_feedback(copy: Copy, method: str) -> Outcome:
+    return _rounded(
+        error_feedback_(copy.quantized, copy.reference, copy.specs, copy.images(), method, copy.settings, limits=copy.limits)
+    )
+
+
+def _rounded(rounded: RoundedLayers) -> Outcome:
+    """Weights whose nearest codes nothing bettered needed no others."""
     nearest = [Note(row.name, "no rounding was better than the nearest") for row in rounded.rows if not row.flipped]
     return Outcome.of(len(rounded.rows) - len(nearest), rounded.notes, nearest)
 

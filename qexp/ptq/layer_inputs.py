@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from qexp.base.text import Note
 from qexp.nn.channels import Layer, as_layer, is_layer
 
+KEPT_BYTES = 1 << 30  # of outputs, for each network that is gone through layer by layer
 Hook = Callable[[str, Layer, Tensor, Tensor], Tensor | None]  # (name, layer, input, output) -> another output, or None
 
 
@@ -76,3 +77,63 @@ def run_until(model: nn.Module, images: Tensor, layers: Sequence[str], hook: Hoo
             model(images)
         except _LastLayerReached:
             pass
+
+
+class LayerByLayer:
+    """What one layer after another of a network reads and gives on the same images, though the layers before it change.
+
+    A network runs from its images to the layer each time. What a layer gave is kept once the next one is asked for, and not
+    computed again, as far as `KEPT_BYTES` reach: of the last layers, whose products cost most for their size.
+
+    Args:
+        model: in eval mode; a layer may change until the next one is asked for, and not after.
+        images: batches [N, C, H, W].
+    """
+
+    def __init__(self, model: nn.Module, images: Sequence[Tensor]) -> None:
+        self.model, self.images = model, images
+        self.order, _ = layers_in_order(model, images[0][:1])
+        self.kept: dict[str, list[Tensor]] = {}
+
+    def at(self, layer: str) -> Iterator[tuple[Tensor, Tensor]]:
+        """Its input and its output on each batch, all of which are to be taken.
+
+        Args:
+            layer: its name; it is called once in a forward, and after the one that was asked for last.
+        """
+        before = self.order[: self.order.index(layer)][-1:]
+        outputs: list[Tensor] = []
+        for number, batch_images in enumerate(self.images):
+            seen: list[tuple[Tensor, Tensor]] = []
+
+            def hook(name: str, module: Layer, x: Tensor, y: Tensor, seen: list[tuple[Tensor, Tensor]] = seen) -> None:
+                if name == layer:
+                    seen.append((x, y))
+                else:
+                    outputs.append(y.clone())  # what follows may write into it
+
+            with self._kept(number):
+                run_until(self.model, batch_images, [*before, layer], hook)
+            yield seen[0]
+        self._keep(dict.fromkeys(before, outputs))
+
+    @contextmanager
+    def _kept(self, number: int) -> Iterator[None]:
+        """Within, layers whose outputs are kept give those of this batch."""
+        modules = {name: self.model.get_submodule(name) for name in self.kept}
+        for name, module in modules.items():
+            module.__dict__["forward"] = lambda x, name=name: self.kept[name][number].clone()
+        try:
+            yield
+        finally:
+            for module in modules.values():
+                del module.__dict__["forward"]
+
+    def _keep(self, made: Mapping[str, list[Tensor]]) -> None:
+        """Keep what was computed, and no more than there is room for."""
+        self.kept |= made
+        size = {name: sum(y.numel() * y.element_size() for y in outputs) for name, outputs in self.kept.items()}
+        for name in [name for name in self.order if name in self.kept]:
+            if sum(size[other] for other in self.kept) <= KEPT_BYTES:
+                return
+            del self.kept[name]

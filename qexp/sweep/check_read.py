@@ -215,7 +215,8 @@ def _calibrate(name: str, config: Config) -> str:
 def _correct(name: str, config: Config) -> str:
     owners = [row for row in CORRECTIONS.values() if name in row.settings and name != row.switch]
     if owners and not any(row.is_on(config.correct) for row in owners):
-        return f"correct.{owners[0].switch} is off."
+        switches = [f"correct.{row.switch}" for row in owners]
+        return f"{' and '.join(switches)} {'is' if len(switches) == 1 else 'are'} off."
     return ""
 
 

@@ -7,7 +7,7 @@ from dataclasses import MISSING, asdict, dataclass, field, fields
 from typing import Any
 
 from qexp.base.label import Label
-from qexp.config.correct import Outcome
+from qexp.config.outcome import Outcome
 
 FLOAT_VARIANT = "fp32"  # the network as trained, the reference of every delta
 

@@ -19,6 +19,12 @@ from qexp.config.correct import CORRECTIONS, CorrectSettings
         ({"adaround": True, "adaround_iterations": 0}, "correct.adaround_iterations=0: allowed is an integer of at least 1"),
         ({"adaround_warmup": 1.5}, "correct.adaround_warmup"),
         ({"adaround_beta_start": 1.5}, "correct.adaround_beta_end=2"),
+        (
+            {"adaround": True, "gptq": True, "qronos": True},
+            "correct.adaround=true: allowed is false with correct.gptq and correct.qronos. Each of them chooses",
+        ),
+        ({"gptq": True, "gpfq": True}, "correct.gptq=true: allowed is false with correct.gpfq"),
+        ({"gptq": True, "feedback_damping": -0.1}, "correct.feedback_damping"),
         ({"bias": "empiric"}, r"correct.bias=empiric: allowed is one of analytic, empirical, none. Did you mean empirical\?"),
     ],
 )
@@ -57,6 +63,18 @@ def test_settings_of_corrections_that_are_off_name_no_copy():
     assert alone == CorrectSettings(bias="analytic", adaround_iterations=7, rescale_seed=5).identity
     assert {"adaround", "bias", "fold_bn"} < set(alone) and not any(key.startswith(("adaround_", "rescale_")) for key in alone)
     assert CorrectSettings(adaround=True).identity != CorrectSettings(adaround=True, adaround_iterations=7).identity
+
+
+def test_settings_of_several_corrections_name_a_copy_where_one_of_them_is_on():
+    for method in ("gptq", "qronos"):
+        plain, other = CorrectSettings(**{method: True}), CorrectSettings(**{method: True}, feedback_damping=0.1)
+        assert plain.identity != other.identity and other.words == {method: f"{method} damping_0.1"}
+        assert CorrectSettings(**{method: True}, feedback_act_order=True).words == {method: f"{method} act_order"}
+    assert CorrectSettings(gpfq=True).identity == CorrectSettings(gpfq=True, feedback_damping=0.1).identity
+    assert CorrectSettings(gpfq=True, feedback_damping=0.1).words == {"gpfq": "gpfq"}
+    assert CorrectSettings(gptq=True).identity != CorrectSettings(qronos=True).identity
+    old = CorrectSettings(adaround=True).identity
+    assert not {"gptq", "gpfq", "qronos", "feedback_damping", "feedback_act_order"} & set(old)
 
 
 def test_later_settings_belong_to_a_correction():

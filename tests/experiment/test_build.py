@@ -63,6 +63,21 @@ def test_each_correction_is_one_switch(cli, tiny):
     assert loss["fold_bn, bias_empirical"] < loss["fold_bn"]
 
 
+def test_error_feedback_is_a_switch_and_biases_are_corrected_after_it(cli, tiny):
+    grid = ("quant=symmetric_restricted", "bits=3", "quant.weight.granularity=per_channel", "correct.fold_bn=true")
+    methods = ["correct.gptq=true", "correct.gpfq=true", "correct.qronos=true"]
+    cases = [[method, "correct.bias=none,empirical"] for method in methods]
+    cases += [[], ["correct.equalize=true", methods[0], "correct.feedback_act_order=true"]]
+    done = cli(*tiny, *grid, f"cases={json.dumps(cases)}", "-m")
+    assert done.code == 0, done.err
+    found = rows()
+    assert len(found) == 9 and not any(row["alarms"] for row in found.values())
+    kl = {row["corrections"]: float(row["kl"]) for row in found.values() if row["corrections"]}
+    for method in ("gptq", "gpfq", "qronos"):
+        assert kl[f"fold_bn, {method}"] < kl["fold_bn"] and f"fold_bn, {method}, bias_empirical" in kl
+    assert any(name.endswith("fold_bn equalize gptq act_order") for name in found)
+
+
 def test_the_dynamic_range_is_the_batchs_and_needs_no_images(cli, tiny):
     arguments = ("quant=affine", "bits=8", "quant.activation.bits=8", "quant.activation.dynamic=true", "data.num_calib=0")
     done = cli(*tiny, *arguments)
@@ -84,6 +99,8 @@ def test_calibrating_on_the_test_split_is_stamped_on_the_number(cli, tiny):
         (["quant.activation.bits=8", "data.num_calib=0"], "calibrate.split=calib: allowed is a split that holds images"),
         (["correct.adaround=true", "calibrate.num_images=5000"], "calibrate.num_images=5000: allowed is at most 100"),
         (["correct.adaround=true", "calibrate.draw=1"], "calibrate.draw=1: allowed is 0 where all 100 images of the calib split"),
+        (["correct.gptq=true", "correct.gpfq=true"], "correct.gptq=true: allowed is false with correct.gpfq"),
+        (["correct.gpfq=true", "correct.feedback_damping=0.1"], "correct.feedback_damping=0.1. No job reads it"),
         (["correct.equalize=true"], "correct.equalize=true: allowed is true only with correct.fold_bn=true"),
         (["calibrate=bn", "correct.fold_bn=true", "correct.equalize=true"], "calibrate=bn: allowed is another method"),
         (["calibrate=entropy"], "calibrate=entropy: allowed is"),

@@ -24,7 +24,10 @@ def evaluation(tiny, *grid):
 
 
 WHOLE = ("quant.activation.bits=null,8", "correct.bias=none,empirical", "mode=int,half")
-EACH = "cases=[['mode=int,half'],['quant.activation.bits=8','correct.bias=empirical']]"
+EACH = (
+    "cases=[['mode=int,half'],['quant.activation.bits=8','correct.bias=empirical'],"
+    "['correct.gptq=true'],['correct.gpfq=true'],['correct.qronos=true','correct.feedback_act_order=true']]"
+)
 
 
 def digests(folder):
@@ -69,7 +72,7 @@ def test_a_sweep_over_two_trainings_and_the_evaluation_of_one(ranks, cli, tiny):
     both = ranks(2, *evaluation(tiny, EACH), "runs_dir=both", verb="evaluate")
     assert [child.wait() for child in both] == [0, 0], both[0].text
     assert digests("both") == digests("alone")
-    assert len(digests("both")) == 4
+    assert len(digests("both")) == 7
 
 
 NO_GPU = pytest.param(

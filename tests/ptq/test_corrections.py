@@ -8,7 +8,8 @@ from torch import nn
 
 from qexp.base.text import Note
 from qexp.base.types import Batch, QuantSpec
-from qexp.config.correct import CORRECTIONS, CorrectSettings, Outcome, sentences
+from qexp.config.correct import CORRECTIONS, CorrectSettings, sentences
+from qexp.config.outcome import Outcome
 from qexp.experiment.build import _correct
 from qexp.ptq.corrections import Copy
 

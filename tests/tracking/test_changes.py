@@ -2,7 +2,7 @@ import json
 from dataclasses import replace
 
 from qexp.base.text import Note
-from qexp.config.correct import Outcome
+from qexp.config.outcome import Outcome
 from qexp.tracking import rows
 from qexp.tracking.changes import ChangeTracker, Point
 
