@@ -71,11 +71,11 @@ def summary(profile: Profile) -> str:
 
 
 def _total(profile: Profile) -> str:
-    """`20 tensors quantized, 0.27 MB stored, total quantization loss 0.083`."""
+    """`20 tensors quantized, 0.266 MiB stored, total quantization loss 0.083`."""
     count = len(profile.weights)
     parts = [f"{count} weight tensor{'' if count == 1 else 's'} quantized"]
     parts += [f"{len(profile.activations)} activations"] if profile.activations else []
-    parts += [f"{profile.size_bytes / 1e6:.3g} MB stored", f"total quantization loss {profile.total_loss:.4g}"]
+    parts += [f"{profile.size_bytes / 2**20:.3g} MiB stored", f"total quantization loss {profile.total_loss:.4g}"]
     return ", ".join(parts)
 
 

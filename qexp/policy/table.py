@@ -121,7 +121,7 @@ def print_plan(plan: Plan, *, policy: str = "") -> PrintedPlan:
 
 
 def _summary(plan: Plan, policy: str, total: int) -> str:
-    """`W8A32, mode int, scheme linear per_tensor, policy uniform: 20 of 116 tensors, 99.4 % of parameters, 0.28 MB`."""
+    """`W8A32, mode int, scheme linear per_tensor, policy uniform: 20 of 116 tensors, 99.4 % of parameters, 0.266 MiB`."""
     specs = [row.spec for row in plan.rows if row.spec]
     bits = "/".join(str(width) for width in sorted({spec.bits for spec in specs}))
     if plan.mode == "half":
@@ -134,8 +134,8 @@ def _summary(plan: Plan, policy: str, total: int) -> str:
         parts += [f"policy {policy}"] if policy else []
     parts += [f"input {plan.input_quant}"] if plan.input_quant != "none" else []
     share = 100 * sum(row.info.num_elements for row in plan.rows if row.spec and _is_parameter(row)) / max(total, 1)
-    size = plan_size_bytes(plan) / 1e6
-    return f"{', '.join(parts)}: {len(specs)} of {len(plan.rows)} tensors, {share:.1f} % of parameters, {size:.3g} MB stored"
+    size = plan_size_bytes(plan) / 2**20
+    return f"{', '.join(parts)}: {len(specs)} of {len(plan.rows)} tensors, {share:.1f} % of parameters, {size:.3g} MiB stored"
 
 
 def _widths(plan: Plan, bits: str) -> str:
