@@ -19,10 +19,10 @@ def statistics(table: pd.DataFrame, *, wide: bool) -> list[StatisticColumn]:
     """
     if "p_value" not in table:
         return []
-    adjusted = table["p_holm"] if "p_holm" in table else table["p_value"]
+    title, column = ("p (Holm)", "p_holm") if "p_holm" in table else ("p", "p_value")
     columns = [
         ("95 % CI", _intervals(table, "ci_low", "ci_high")),
-        ("p", numbers_text(adjusted, p_text)),
+        (title, numbers_text(table[column], p_text)),
     ]
     if wide:
         flips = [

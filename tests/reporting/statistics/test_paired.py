@@ -153,7 +153,7 @@ def test_the_files_of_a_report(tmp_path, predicted, write):
     table = list(csv.DictReader((written.folder / "table.csv").read_text().splitlines()))
     assert float(table[1]["ci_low"]) < -0.05 < float(table[1]["ci_high"]) and table[1]["vs_best"] == "not separated"
     text = (written.folder / "table.md").read_text()
-    assert "| 95 % CI | p | flips | differ % | no loss | vs best |" in text and "## Which differences are real" in text
+    assert "| 95 % CI | p (Holm) | flips | differ % | no loss | vs best |" in text and "## Which differences are real" in text
     assert "| 1000/0 |" in text and "not separated from fp32" in written.table
     assert len(list(csv.DictReader((written.folder / "pairs.csv").read_text().splitlines()))) == 3
     assert "p_value" in (written.folder / "epochs.csv").read_text().splitlines()[0]
