@@ -10,15 +10,20 @@ Keys: runs_dir=runs.
 import importlib.util
 import os
 import shutil
+import sqlite3
 import sys
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
+from urllib.parse import quote
 
 from qexp.base.console import print_main
+from qexp.base.errors import UserError
 from qexp.base.keyvalue import run_verb
 from qexp.base.memory import memory_limit_bytes
+from qexp.base.places import check_folder
 from qexp.config.export import RUNTIMES
 from qexp.config.model import NETWORKS
 from qexp.tracking.environment import cpu_model, versions
@@ -55,7 +60,7 @@ class Check:
 
 def run(settings: DoctorSettings) -> int:
     """Print the checks; 1 where one is broken."""
-    checks = [*_software(), *_machine(), *_optional(), *_places(Path(settings.runs_dir))]
+    checks = [*_software(), *_machine(), *_optional(), *_places(settings.runs_dir)]
     width = max(len(check.name) for check in checks)
     print_main(*(f"{check.name:<{width}}  {check.state:<7}  {check.text}" for check in checks))
     return int(any(check.state == "broken" for check in checks))
@@ -113,7 +118,7 @@ def _gpu() -> Check:
 def _optional() -> Iterator[Check]:
     """What extras of the package bring."""
     for row in RUNTIMES.values():
-        there = importlib.util.find_spec(row.module) is not None
+        there = importlib.util.find_spec(row.module.partition(".")[0]) is not None
         state = ("ok", row.summary) if there else ("missing", f"pip install {row.install}")
         yield Check(f"export.runtime={row.name}", *state)
     packages = [(f"model={row.name}", *row.distribution) for row in NETWORKS.values() if row.distribution is not None]
@@ -124,13 +129,26 @@ def _optional() -> Iterator[Check]:
             yield Check(name, "missing", f"pip install 'qexp[{extra}]'")
 
 
-def _places(runs_dir: Path) -> Iterator[Check]:
-    """Where results would go."""
-    place = next(path for path in (runs_dir.absolute(), *runs_dir.absolute().parents) if path.exists())
-    free = shutil.disk_usage(place).free / 2**30
-    writable = os.access(place, os.W_OK) and place.is_dir()
-    text = f"{runs_dir}: {free:.1f} GiB free{'' if writable else ', not writable'}"
-    yield Check("runs_dir", "ok" if writable else "broken", text)
+def _places(runs_dir: str) -> Iterator[Check]:
+    """Where results would go, and MLflow's store there."""
+    try:
+        check_folder("runs_dir", runs_dir, "trainings")
+    except UserError as error:
+        yield Check("runs_dir", "broken", str(error))
+        return
+    place = next(path for path in (Path(runs_dir).absolute(), *Path(runs_dir).absolute().parents) if path.exists())
+    yield Check("runs_dir", "ok", f"{runs_dir}: {shutil.disk_usage(place).free / 2**30:.1f} GiB free")
+    store = Path(runs_dir, "mlflow.db")
+    if not store.exists():
+        yield Check("MLflow's store", "ok", f"{store} is made by the first command")
+        return
+    try:
+        with closing(sqlite3.connect(f"file:{quote(str(store.absolute()))}?mode=ro", uri=True)) as connection:
+            (count,) = connection.execute("SELECT COUNT(*) FROM experiments").fetchone()
+        yield Check("MLflow's store", "ok", f"{store}: {count} experiments")
+    except sqlite3.Error as error:
+        remedy = "move it away: python -m qexp.sync makes it anew from the journals"
+        yield Check("MLflow's store", "broken", f"{store}: {error}; {remedy}")
 
 
 if __name__ == "__main__":

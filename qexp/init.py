@@ -14,6 +14,7 @@ from pathlib import Path
 from qexp.base.console import print_main
 from qexp.base.errors import UserError
 from qexp.base.keyvalue import run_verb
+from qexp.base.places import check_folder
 from qexp.sweep.compose import conf_dir
 
 
@@ -30,6 +31,7 @@ class InitSettings:
 
 def run(settings: InitSettings) -> None:
     """Copy `conf/`, and say how it is used."""
+    check_folder("folder", settings.folder, "data")
     folder = Path(settings.folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError("folder", settings.folder, allowed="a folder that is empty or not there yet")

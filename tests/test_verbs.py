@@ -100,8 +100,32 @@ def test_a_copy_of_the_configuration_is_read(tmp_path, taken):
     done = run("qexp.init", f"folder={conf}")
     if taken:
         assert done.returncode == 2 and "empty or not there yet" in done.stderr and [*conf.iterdir()] == [conf / "kept.yaml"]
+        assert run("qexp.init", f"folder={300 * 'a'}", folder=tmp_path).returncode == 2
         return
     recipe = conf / "train" / "smoke.yaml"
     recipe.write_text(recipe.read_text() + "\nlabel_smoothing: 0.25\n")
     shown = run("qexp.train", f"--config-path={conf}", "train=smoke", "--cfg", "job", folder=tmp_path)
     assert "label_smoothing: 0.25" in shown.stdout, shown.stderr
+
+
+def test_the_doctor_reports_what_is_missing(tmp_path, monkeypatch, capsys):
+    """In this process, with a runtime whose package is not there and a store that is none."""
+    from qexp import doctor
+
+    real = doctor.importlib.util.find_spec
+    monkeypatch.setattr(doctor.importlib.util, "find_spec", lambda name: None if name == "ai_edge_litert" else real(name))
+    (tmp_path / "mlflow.db").write_text("no database, but some text that is long enough for a header of one hundred bytes" * 3)
+    assert doctor.run(doctor.DoctorSettings(runs_dir=str(tmp_path))) == 1
+    out = capsys.readouterr().out
+    assert re.search(r"^export.runtime=litert +missing", out, re.MULTILINE)
+    assert re.search(r"^MLflow's store +broken .*qexp.sync", out, re.MULTILINE)
+    assert doctor.run(doctor.DoctorSettings(runs_dir=300 * "a")) == 1 and "bytes each" in capsys.readouterr().out
+
+
+def test_every_key_can_be_asked_for():
+    from qexp.sweep.arguments import quote_places
+    from qexp.sweep.help import explained
+
+    words = quote_places([*key_infos()])
+    assert words == [*key_infos()]
+    assert len([line for line in explained(words, {}, {}) if not line.startswith(" ")]) == len(words)

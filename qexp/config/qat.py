@@ -17,7 +17,8 @@ from qexp.quant.scheme_table import SCHEMES
 
 QAT_VERSION = 3  # part of the hash of every such training; raise it when the same settings come to train otherwise
 # Methods whose activations alone came to train otherwise since -> their version, in its place.
-METHOD_VERSIONS = {"lsq_plus": 4}  # the step's gradient counts how the zero point is rounded
+# A method of the user's may be built on any of them.
+METHOD_VERSIONS = {"lsq_plus": 4, CUSTOM: 4}  # the step's gradient counts how the zero point is rounded
 IN_RECIPE = ("epochs", "lr", "weight_decay", "warmup_epochs")  # settings that act through the recipe alone
 FINE_TUNING = 0.1  # of train.lr, where a network that was trained with it goes on
 

@@ -63,7 +63,7 @@ class Config:
         image: a file whose classes `profile` scores too.
         cases: of a sweep: sets of overrides that are run one after the other, where a product of values would not do.
         plan: how much of it is printed: `short`, a line per variant, or `full`, with the table of its tensors; None: `full` where
-            `plan_only` asks for nothing else. `results/` has it whole.
+            `plan_only` asks for nothing else. `results/<name>/plan.csv` has the tensors in any case.
         plan_only: print plan and estimates, and stop.
         fresh: train again although stored.
         runs_dir: where trainings, journal and MLflow's store lie.

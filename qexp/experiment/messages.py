@@ -41,7 +41,8 @@ def plan(prepared: Sequence[Prepared], *, num_jobs: int) -> None:
             notes = _once(said, (f"  note: {note}; listed once" for note in variant.notes))
             print_main(f"[{variant.label}] {printed.summary}", *(lines if whole else _once(said, printed.remarks)), *notes)
     if not whole and any(len(one.variants) > 1 for one in prepared):
-        print_main("plan=full prints what becomes of each tensor; the results have it")
+        kept = "" if config.plan_only else ", and plan.csv in the results has it"
+        print_main(f"plan=full prints what becomes of each tensor and activation{kept}")
 
 
 def _once(said: set[str], lines: Iterable[str]) -> Iterator[str]:

@@ -33,6 +33,7 @@ from qexp.reporting.statistics.verdict import compare_variants
 from qexp.reporting.tables.asked import asked_for_page, write_asked
 from qexp.reporting.tables.card import load_runs, protocol_card
 from qexp.reporting.tables.exports import exports_for_page, format_exports, load_exports, write_exports
+from qexp.reporting.tables.plans import write_plans
 from qexp.reporting.tables.repeated import means_title, seeds_display
 from qexp.reporting.tables.results import display, format_table, write_tables
 from qexp.tracking.row_types import ExportRow
@@ -151,6 +152,7 @@ def write_report(
     tables = [*write_tables(name, records, folder, verdict, sweeps, jobs).values()]
     tables += [*write_exports(name, exports, folder), *write_asked(folder, made)]
     tables += [folder / FILE] if verdict is not None and verdict.digest else []
+    tables += write_plans(runs, verdict.table, folder) if verdict is not None else []
     screen += [] if jobs.empty else [format_jobs(jobs)]
     screen += [format_exports(exports)] if exports else []
     drawn = _draw(records, exports, made, folder) if figures else {}

@@ -38,7 +38,7 @@ def quote_places(arguments: Sequence[str]) -> list[str]:
     >>> quote_places(["checkpoint=epoch=3-step=1200.ckpt", "runs_dir=runs", "model.factory=my nets (2).py:make"])
     ["checkpoint='epoch=3-step=1200.ckpt'", 'runs_dir=runs', "model.factory='my nets (2).py:make'"]
     """
-    return [_quoted(word) if _is_place(word.partition("=")[0].lstrip("+")) else word for word in arguments]
+    return [_quoted(word) if "=" in word and _is_place(word.partition("=")[0].lstrip("+")) else word for word in arguments]
 
 
 def _is_place(key: str) -> bool:

@@ -54,8 +54,8 @@ class MixedProtocolsError(UserError):
         )
         if protocols.only_prepared:
             remedy += (
-                ". If they are the same files, evaluate.across=preprocessing in each command of qexp.evaluate has them compared "
-                "image by image"
+                ". If they are the same files, evaluate.across=preprocessing in the command of each has them compared image by "
+                f"image; it is not in that of {' and '.join(protocols.unasked)}"
             )
         super().__init__("name", name, allowed="an experiment whose evaluations follow one protocol", remedy=remedy)
 
@@ -70,6 +70,7 @@ class Protocols:
         files: 16 hex digits of the files of all of them, where they differ in preprocessing alone and that is asked about.
         references: training -> that of the first protocol with whose float network its own is compared; none without `files`.
         only_prepared: they differ in nothing but how images are prepared.
+        unasked: the letters of those that `evaluate.across` was not asked for.
     """
 
     marks: pd.Series
@@ -77,6 +78,7 @@ class Protocols:
     files: str = ""
     references: Mapping[str, str] = field(default_factory=dict)
     only_prepared: bool = False
+    unasked: tuple[str, ...] = ()
 
     @property
     def sentences(self) -> tuple[str, ...]:
@@ -120,7 +122,9 @@ def find_protocols(records: pd.DataFrame, params: Mapping[str, Mapping[str, Scal
     letters = pd.Series([marks[_text(facts[row])] for row in rows], index=records.index, dtype=object)
     first = {key[0]: marks[_text(fact)] for key, fact in facts.items()}
     differ = {name for fact in facts.values() for name in fact if len({repr(other.get(name)) for other in facts.values()}) > 1}
-    return Protocols(letters, descriptions, *_across(first, params, measured), only_prepared=differ <= PREPARING)
+    unasked = {mark: None for training, mark in first.items() if params.get(training, {}).get("evaluate.across") is None}
+    across = _across(first, params, measured)
+    return Protocols(letters, descriptions, *across, only_prepared=differ <= PREPARING, unasked=tuple(unasked))
 
 
 def _across(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ from qexp.base.text import MIB
 from qexp.config.model import PRETRAINED
 from qexp.reporting.frames.summary import is_float, widths_of
 from qexp.reporting.frames.training_labels import value_text
+from qexp.reporting.tables.plans import plans_of
 from qexp.tracking.journal import experiment_rows
 from qexp.tracking.row_types import RunRow, SweepRow, is_run
 from qexp.tracking.rows import Scalar
@@ -120,19 +120,9 @@ def _quantization(table: pd.DataFrame) -> str:
     return "; ".join(parts) if len(copies) else ""
 
 
-def _plans(runs: Runs, table: pd.DataFrame) -> Iterable[tuple[str, list[dict[str, Any]]]]:
-    """Label and rows of the plan of each copy."""
-    for training, key, variant in table[["training", "variant_key", "variant"]].itertuples(index=False):
-        run = runs.get(f"{training}/{key}")
-        text = run.get("artifacts", {}).get("plan.json") if run is not None else None
-        rows = json.loads(text) if text else None
-        if isinstance(rows, list):
-            yield variant, rows
-
-
 def _planned(runs: Runs, table: pd.DataFrame) -> Iterable[str]:
     """Which tensors, in numbers."""
-    for _, rows in _plans(runs, table):
+    for _, rows in plans_of(runs, table):
         chosen = [row for row in rows if row.get("bits") is not None and "num_elements" in row]
         total = sum(row.get("num_elements") or 0 for row in rows)
         kinds = Counter(f"{row.get('kind')} {row.get('role')}" for row in chosen)
@@ -149,7 +139,7 @@ def _several(kind: str) -> str:
 
 def _left_alone(runs: Runs, table: pd.DataFrame) -> Iterable[str]:
     """Which tensors are left alone, by reason."""
-    for _, rows in _plans(runs, table):
+    for _, rows in plans_of(runs, table):
         reasons = Counter(row.get("reason") for row in rows if row.get("bits") is None and row.get("reason"))
         yield ", ".join(f"{count} ({reason})" for reason, count in reasons.items())
 

@@ -1,0 +1,61 @@
+"""`plan.csv`: what becomes of each tensor, in every plan of a table; the screen shows a line for each variant."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from qexp.base.files import write_text_atomic
+from qexp.reporting.frames.load import PLAN_FILE
+from qexp.reporting.tables.render import csv_text
+from qexp.tracking.row_types import RunRow
+
+PLAN_TABLE = "plan.csv"
+COLUMNS = (
+    "name", "kind", "role", "shape", "bits", "mode", "scheme", "granularity", "axis", "group_size", "rule", "reason",
+    "num_elements", "size_bytes",
+)  # fmt: skip
+
+
+def plans_of(runs: Mapping[str, RunRow], table: pd.DataFrame) -> Iterable[tuple[str, list[dict[str, Any]]]]:
+    """Label and rows of the plan of each copy in a table.
+
+    Args:
+        runs: of `load_runs`.
+        table: of `summarize`.
+    """
+    for training, key, variant in table[["training", "variant_key", "variant"]].itertuples(index=False):
+        run = runs.get(f"{training}/{key}")
+        text = run.get("artifacts", {}).get(PLAN_FILE) if run is not None else None
+        rows = json.loads(text) if text else None
+        if isinstance(rows, list):
+            yield variant, rows
+
+
+def write_plans(runs: Mapping[str, RunRow], table: pd.DataFrame, folder: Path) -> list[Path]:
+    """Write `plan.csv`, each plan once, under the label of the first variant that has it; nothing where there is none.
+
+    Args:
+        runs: of `load_runs`.
+        table: of `summarize`.
+        folder: of the report.
+    """
+    different = {json.dumps(rows, sort_keys=True): (variant, rows) for variant, rows in reversed([*plans_of(runs, table)])}
+    rows = [
+        {"variant": variant, **{column: _cell(row.get(column)) for column in COLUMNS}}
+        for variant, plan in reversed(different.values())
+        for row in plan
+    ]
+    if not rows:
+        return []
+    write_text_atomic(folder / PLAN_TABLE, csv_text(pd.DataFrame(rows, dtype=object)))
+    return [folder / PLAN_TABLE]
+
+
+def _cell(value: object) -> object:
+    """A shape as `16x3x3x3`."""
+    return "x".join(map(str, value)) if isinstance(value, list) else value
