@@ -44,10 +44,12 @@ def write_plans(runs: Mapping[str, RunRow], table: pd.DataFrame, folder: Path) -
         table: of `summarize`.
         folder: of the report.
     """
-    different = {json.dumps(rows, sort_keys=True): (variant, rows) for variant, rows in reversed([*plans_of(runs, table)])}
+    different: dict[str, tuple[str, list[dict[str, Any]]]] = {}
+    for label, tensors in plans_of(runs, table):
+        different.setdefault(json.dumps(tensors, sort_keys=True), (label, tensors))
     rows = [
         {"variant": variant, **{column: _cell(row.get(column)) for column in COLUMNS}}
-        for variant, plan in reversed(different.values())
+        for variant, plan in different.values()
         for row in plan
     ]
     if not rows:
