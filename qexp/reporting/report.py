@@ -138,8 +138,7 @@ def write_report(
         protocols = find_protocols(records, {key: run["params"] for key, run in runs.items()})
         if protocols.sentences and not mixed and not protocols.files:
             raise MixedProtocolsError(name, protocols)
-        stored = load_predictions(records, runs_dir)
-        records = with_statistics(records, stored)
+        records = with_statistics(records, stored := load_predictions(records, runs_dir))
         table = summarize(records, variant_states(jobs), asked.metrics)
         verdict = compare_variants(table, records, stored, asked.metrics)
         verdict, made = make_asked(verdict, check_asked((*asked.more, *wanted)), stored, asked.class_names)
