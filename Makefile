@@ -70,9 +70,7 @@ format: setup ## mend what ruff can mend
 	$(BIN)/ruff format .
 
 ui: setup ## open the runs in MLflow's UI on 127.0.0.1 (PORT=5000)
-	@test -f runs/mlflow.db || { echo "No runs yet: make sweep" >&2; exit 1; }
-	@echo "http://127.0.0.1:$(PORT)   (Ctrl-C ends it)"
-	MLFLOW_DISABLE_TELEMETRY=true $(BIN)/mlflow ui --host 127.0.0.1 --port $(PORT) --backend-store-uri "sqlite:///$(CURDIR)/runs/mlflow.db"
+	$(BIN)/python -m qexp.ui mlflow=true port=$(PORT)
 
 report: setup ## write the tables and figures of one experiment again from the journal (NAME=mnist5k)
 	$(BIN)/python -m qexp.report name=$(NAME)

@@ -59,7 +59,7 @@ def run(settings: ReportSettings) -> int:
         settings.name, runs_dir=runs_dir, results_dir=results_dir, mixed=settings.mixed, metrics=settings.metrics
     )
     if settings.format == "text":
-        print_main(f"{written.table}\n\ntables and figures: {written.folder}/")
+        print_main(f"{written.table}\n\ntables and figures: {written.folder}/", *written.places)
     else:
         print_main("\n\n".join(RENDERERS[settings.format](table) for table in written.rounded))
     return 0

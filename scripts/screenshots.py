@@ -14,16 +14,14 @@ import contextlib
 import os
 import re
 import shutil
-import signal
 import socket
-import subprocess
 import sys
-import time
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
 from playwright.sync_api import Page, sync_playwright
+
+from qexp.tracking.server import LIMIT_S, ServerFailed, serving
 
 OPTIONS = {"name": "mnist5k", "runs": "runs", "out": "docs/images"}
 COLUMNS = ("params.`bits`", "params.`mode`", "metrics.`prec1`", "metrics.`prec5`", "metrics.`delta_prec1`")
@@ -36,9 +34,6 @@ CHOOSE = """([experiment, columns]) => {
   localStorage.setItem(key, JSON.stringify({...JSON.parse(localStorage.getItem(key)), selectedColumns: columns}))
 }"""
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-# Without the second MLflow starts eight processes that wait for jobs of its own, of which qexp has none.
-ENVIRONMENT = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-LIMIT_S = 240  # MLflow starts within seconds, and within minutes beside other work
 
 
 def find_browser() -> str | None:
@@ -49,36 +44,17 @@ def find_browser() -> str | None:
 
 @contextlib.contextmanager
 def mlflow_ui(database: Path) -> Iterator[str]:
-    """`make ui` over a SQLite store, on a free port; gives its address."""
+    """`qexp.ui mlflow=true` over a SQLite store, on a free port; gives its address."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "mlflow", "ui", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    command += ["--backend-store-uri", f"sqlite:///{database.absolute()}"]
-    # A group of its own: the server's workers are children, which its end must take along.
-    with open(database.with_name("ui.log"), "wb") as log:
-        server = subprocess.Popen(command, env=os.environ | ENVIRONMENT, stdout=log, stderr=log, start_new_session=True)
-    try:
-        url = f"http://127.0.0.1:{port}"
-        _wait(f"{url}/health", server, database.with_name("ui.log"))
-        yield url
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(server.pid, signal.SIGKILL)
-        server.wait()
-
-
-def _wait(url: str, server: subprocess.Popen, log: Path) -> None:
-    """Until the server answers."""
-    end = time.monotonic() + LIMIT_S
-    while True:
+    log = database.with_name("ui.log")
+    with open(log, "wb") as handle:
         try:
-            with urllib.request.urlopen(url, timeout=LIMIT_S):
-                return
-        except OSError:
-            if server.poll() is not None or time.monotonic() > end:
-                raise RuntimeError(f"mlflow ui does not answer:\n{log.read_text(errors='replace')}") from None
-            time.sleep(0.2)
+            with serving(f"sqlite:///{database.absolute()}", port, handle) as (url, _):
+                yield url
+        except ServerFailed as error:
+            raise RuntimeError(f"{error}:\n{log.read_text(errors='replace')}") from None
 
 
 @contextlib.contextmanager

@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # Package -> its layer, as the table of the document has them: 0 is the lowest.
 DOCUMENT = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
 ROWS = re.findall(r"^\| (\d+) \| (.*?) \|", DOCUMENT, re.MULTILINE)
-LAYER = {package: int(layer) for layer, cell in ROWS for package in re.findall(r"(\w+)(?:/`|\.py)", cell)}
+LAYER = {package: int(layer) for layer, cell in ROWS for package in re.findall(r"\b([a-z]\w*)(?:/`|\.py)", cell)}
 TOP = tuple(package for package, layer in LAYER.items() if layer == max(LAYER.values()))
 
 # Who may import a library, lazily or not; a library that is not named here is anybody's.

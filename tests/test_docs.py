@@ -19,7 +19,7 @@ import pytest
 import torch
 from PIL import Image
 
-from qexp import report, study, sync, trainings
+from qexp import report, study, sync, trainings, ui
 from qexp.base.keyvalue import parse, run_verb
 from qexp.models.cifar_resnet import CifarResNet
 from qexp.sweep import run as sweep_run
@@ -38,8 +38,6 @@ NOT_RUN = {
     "flock ": "needs two nodes",
     "time flock ": "needs two nodes",
     "export ": "sets the shell up for a server",
-    "mlflow ": "a server; tests/integration starts one",
-    "MLFLOW_DISABLE_TELEMETRY=": "a server; tests/integration starts one",
     "http://127.0.0.1": "an address",
     "MLFLOW_TRACKING_URI=": "a server; tests/tracking/test_registry.py registers the model",
     "curl ": "a server",
@@ -52,6 +50,7 @@ VERBS = {
     "study": (study.StudySettings, study.run),
     "sync": (sync.SyncSettings, sync.run),
     "trainings": (trainings.TrainingsSettings, trainings.run),
+    "ui": (ui.UiSettings, ui.run),
 }
 HYDRA_VERBS = ("train", "evaluate", "analyze", "export")
 # What makes a command small. A key of these replaces the page's own value.

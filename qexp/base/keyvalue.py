@@ -1,4 +1,4 @@
-"""The small commands, which take KEY=VALUE and need no Hydra: report, study, sync, trainings."""
+"""The small commands, which take KEY=VALUE and need no Hydra: report, ui, study, sync, trainings."""
 
 from __future__ import annotations
 

@@ -26,6 +26,7 @@ from qexp.reporting.frames.load import load_asked, load_records, load_sweeps
 from qexp.reporting.frames.predictions import FILE, load_predictions, write_compact
 from qexp.reporting.frames.protocol import MixedProtocolsError, find_protocols
 from qexp.reporting.frames.summary import summarize
+from qexp.reporting.index import write_index
 from qexp.reporting.page import Drawn, write_page
 from qexp.reporting.statistics.asked import IN_REPORTS, Made, check_asked, make_asked
 from qexp.reporting.statistics.paired import with_statistics
@@ -91,6 +92,7 @@ class Report:
         figures: files of figures.
         rounded: the table of results and, where seeds were repeated, that of their means, as people read them.
         table: the table and the states of the jobs as fixed-width text, for the screen.
+        places: lines that name the page, where anything was evaluated, and the index of all experiments.
     """
 
     name: str
@@ -99,6 +101,7 @@ class Report:
     tables: tuple[Path, ...]
     figures: tuple[Path, ...]
     rounded: tuple[Table, ...] = ()
+    places: tuple[str, ...] = ()
 
 
 def write_report(
@@ -124,8 +127,7 @@ def write_report(
         UserError: no such experiment, another metric, or neither job nor evaluation in it.
         MixedProtocolsError: its evaluations follow several protocols, and `mixed` does not ask for that; nothing is written.
     """
-    wanted, asked = check_asked(metrics), load_asked(name, runs_dir)
-    folder = Path(results_dir) / name
+    wanted, asked, folder = check_asked(metrics), load_asked(name, runs_dir), Path(results_dir) / name
     records, jobs = with_choices(load_records(name, runs_dir), folder), load_jobs(name, runs_dir)
     if records.empty and jobs.empty:
         allowed = "an experiment with at least one evaluation"
@@ -136,8 +138,7 @@ def write_report(
         protocols = find_protocols(records, {key: run["params"] for key, run in runs.items()})
         if protocols.sentences and not mixed and not protocols.files:
             raise MixedProtocolsError(name, protocols)
-        stored = load_predictions(records, runs_dir)
-        records = with_statistics(records, stored)
+        records = with_statistics(records, stored := load_predictions(records, runs_dir))
         table = summarize(records, variant_states(jobs), asked.metrics)
         verdict = compare_variants(table, records, stored, asked.metrics)
         verdict, made = make_asked(verdict, check_asked((*asked.more, *wanted)), stored, asked.class_names)
@@ -161,7 +162,17 @@ def write_report(
         card, on_page = protocol_card(verdict.table, runs, sweeps), _on_page(drawn, made, folder)
         more, shown = asked_for_page(made.tables), exports_for_page(exports)
         tables.append(write_page(name, folder, verdict, card=card, figures=on_page, more=more, exports=shown, sweeps=sweeps))
-    return Report(name, folder, "\n\n".join(screen), tuple(tables), tuple(chain(*drawn.values())), tuple(rounded))
+    places = _places(tables[-1] if verdict is not None else None, Path(results_dir))
+    return Report(name, folder, "\n\n".join(screen), tuple(tables), tuple(chain(*drawn.values())), tuple(rounded), places)
+
+
+def _places(page: Path | None, results_dir: Path) -> tuple[str, ...]:
+    """Write the index; lines that name it and the page, or why there is no index: the report is there all the same."""
+    try:
+        index = f"index: {write_index(results_dir)}"
+    except OSError as error:
+        index = f"no index: {error}"
+    return (index,) if page is None else (f"page: {page}", index)
 
 
 def _remove_others(folder: Path, drawn: Mapping[str, object]) -> None:

@@ -15,6 +15,7 @@ VERBS = {
     "analyze": "what quantizing costs each tensor and layer, and which bits to give them",
     "export": "integer files for runtimes, held against their simulation",
     "report": "tables, figures and page of an experiment",
+    "ui": "the results in a browser: an index of all, a page, MLflow",
     "study": "the documents that this grew from, studied",
     "sync": "send to MLflow what it missed",
     "trainings": "list or remove stored trainings",

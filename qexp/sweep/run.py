@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shlex
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -162,6 +163,14 @@ def report(config: Config) -> list[Path]:
     what = "tables and figures" if config.draw_figures else "tables"
     print_main("", written.table, "", f"{what}: {written.folder}/")
     if config.tracking.enabled:
-        uri = config.tracking.uri or f"sqlite:///{(Path(config.runs_dir) / 'mlflow.db').resolve()}"
-        print_main(f"MLflow UI: make ui   (or: mlflow ui --host 127.0.0.1 --backend-store-uri {uri})")
+        print_main(f"MLflow UI: make ui   (or: {_ui_command(config)})")
+    print_main(*written.places)
     return [*written.figures, *written.tables]
+
+
+def _ui_command(config: Config) -> str:
+    """What serves MLflow's UI on the runs of a job; `qexp.ui` knows the store in `runs_dir` alone."""
+    if config.tracking.uri is not None:
+        return f"mlflow ui --host 127.0.0.1 --backend-store-uri {config.tracking.uri}"
+    elsewhere = "" if str(config.runs_dir) == "runs" else f" runs_dir={shlex.quote(str(config.runs_dir))}"
+    return f"python -m qexp.ui mlflow=true{elsewhere}"

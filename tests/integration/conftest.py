@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 LIMIT_S = 900  # on whatever is waited for; reached only where something is wrong
+SCREENSHOTS = Path(__file__).parents[2] / "scripts" / "screenshots.py"
 
 
 def pytest_collection_modifyitems(items):
@@ -83,3 +84,15 @@ def tracked_here(empty_store):
     """The default store of the working directory, empty and ready."""
     Path("runs").mkdir()
     shutil.copy(empty_store, "runs/mlflow.db")
+
+
+@pytest.fixture(scope="session")
+def shots():
+    """scripts/screenshots.py, which opens the same pages."""
+    pytest.importorskip("playwright", reason="needs playwright: make setup")
+    spec = importlib.util.spec_from_file_location("screenshots", SCREENSHOTS)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    if module.find_browser() is None:
+        pytest.skip("needs Chromium: apt install chromium, or CHROMIUM=FILE")
+    return module

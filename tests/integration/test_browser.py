@@ -1,14 +1,11 @@
 """MLflow's UI in a real browser over the store of a sweep: what a user sees after `make ui`."""
 
-import importlib.util
 import json
 import os
-from pathlib import Path
 
 import pytest
 
 EPOCHS = 3
-SCRIPT = Path(__file__).parents[2] / "scripts" / "screenshots.py"
 # What MLflow 3.17 itself writes to the console, whatever is in the store.
 KNOWN = (
     "/ajax-api/2.0/mlflow/users/current",  # asked also of a server without accounts, which answers 404
@@ -19,18 +16,6 @@ CURVES = """() => [...document.querySelectorAll('[data-testid=experiment-view-co
   card.innerText.split('\\n')[0],
   [...card.querySelectorAll('.js-plotly-plot')].flatMap(plot => plot.data.map(one => [one.name, [...one.x], [...one.y]])),
 ])"""
-
-
-@pytest.fixture(scope="module")
-def shots():
-    """scripts/screenshots.py, which opens the same pages."""
-    pytest.importorskip("playwright", reason="needs playwright: make setup")
-    spec = importlib.util.spec_from_file_location("screenshots", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    if module.find_browser() is None:
-        pytest.skip("needs Chromium: apt install chromium, or CHROMIUM=FILE")
-    return module
 
 
 @pytest.fixture(scope="module")
