@@ -31,6 +31,7 @@ def store_choices() -> None:
     from hydra.core.config_store import ConfigStore
 
     OmegaConf.register_new_resolver("width_of", _width_of, replace=True)
+    OmegaConf.register_new_resolver("at_most", _at_most, replace=True)
     store = ConfigStore.instance()
     store.store(group="hydra/launcher", name="qexp", node=dict(DEFAULTS), provider="qexp")
     for group, name, values in _choices():
@@ -46,6 +47,11 @@ def _width_of(scheme: object, format_name: object) -> int:
         return SCHEMES[scheme].fixed_bits(format_name) or Config.bits
     except UserError:
         return Config.bits
+
+
+def _at_most(value: int, bound: object) -> int:
+    """The smaller of two counts; a bound that is no count is left to validation."""
+    return min(value, bound) if isinstance(bound, int) and bound >= 1 else value
 
 
 def _choices() -> Iterator[tuple[str, str, Mapping[str, object]]]:
