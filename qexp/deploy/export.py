@@ -38,7 +38,7 @@ from qexp.nn.macs import macs_per_layer
 from qexp.tracking import environment, rows
 from qexp.tracking.journal import Journal
 
-EXPORT_VERSION = 3  # raise it when the same file comes to be measured otherwise
+EXPORT_VERSION = 4  # raise it when the same file comes to be measured otherwise
 EXAMPLE = "example.npz"
 _NOT_MEASURED = ("folder", "register", "torch_export")
 _STAGE_METRICS = ("prec1", "prec5", "agreement", "logit_sqnr_db", "max_steps", "layer_steps", "differ_pct", "integer_macs_pct")

@@ -248,6 +248,17 @@ class TfliteNode(GraphCall):
         """Append an operator with the node's name and shape."""
         return self.context.emit(self.name, kind, inputs, self.shape, grid=grid, last=last, **options)
 
+    def each_alone(self, kind: str, x: Value, *others: int, **options: Any) -> Value:
+        """Append an operator that takes each value of x by itself; the result lies as x does, also where that was flattened.
+
+        Args:
+            kind: TFLite's name.
+            x: its first operand.
+            *others: numbers of further operands, one for all values.
+            **options: of the operator.
+        """
+        return replace(self.emit(kind, x.tensor, *others, last=x.last, **options), pixels=x.pixels)
+
     def finished(self, value: Value) -> Value:
         """A result on the target's grid, after an operator that fused the clamp where it can: the rest of the clamp, and ends."""
         assert self.target is not None and value.grid is not None
