@@ -89,3 +89,19 @@ class Twice(nn.Module):
 
     def forward(self, x):
         return (x + x) * 0.5 + 0.25
+
+
+class Versions(nn.Module):
+    """Operators that only later versions of TFLite read: grouped, dilated, and of three and five dimensions."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.grouped = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3, groups=2)
+        self.dilated, self.shuffle = nn.Conv2d(8, 8, 3, groups=8, dilation=2), nn.ChannelShuffle(2)
+        self.rows, self.head = nn.Linear(8, 8), nn.Linear(8, 5)
+
+    def forward(self, x):
+        x = self.shuffle(self.grouped(F.relu(self.stem(x))))
+        x = self.dilated(x)
+        x = self.rows(x.flatten(2).transpose(1, 2)).mean(1)
+        return self.head(x)
