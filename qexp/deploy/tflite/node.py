@@ -62,7 +62,9 @@ class Target:
 
     @property
     def fused(self) -> int | None:
-        """The clamp as an operator does it to its own result; None where none can."""
+        """The clamp as an operator does it to its own result; None where none can, or where an end's code may be another."""
+        if any(end is not None and self.grid.ties(end) for end in self.clamp or ()):
+            return None
         return _FUSED.get(self.clamp)
 
 
@@ -265,7 +267,7 @@ class TfliteNode(GraphCall):
         low, high = self.target.clamp or (None, None)
         if self.target.fused is None:
             value, low, high = self.context.clamped(value, low, high), None, None
-        kept = [end is not None for end in (low, high)]
+        kept = value.grid.within(low, high)
         return replace(self.context.limited(value, low=not kept[0], high=not kept[1]), final=True)
 
     def constant(self, value: Constant | float, *, last: bool = False) -> int:

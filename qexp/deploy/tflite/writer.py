@@ -25,6 +25,7 @@ from qexp.deploy.tflite.versions import OPTIONS, version_of
 FLOAT32, INT32, INT64, INT16, INT8 = "FLOAT32", "INT32", "INT64", "INT16", "INT8"
 ABOUT, POINTS = "qexp.about", "qexp.points"  # metadata: what the file is, and where the codes of its activation points are
 _SCHEMA_VERSION = 3
+_TIE = 1e-3  # of a step: what float32 leaves of it, and more
 _DTYPES = {"float32": FLOAT32, "int32": INT32, "int64": INT64, "int16": INT16, "int8": INT8}
 
 
@@ -76,6 +77,23 @@ class CodeGrid:
         if other is None:
             return False
         return (self.scale, self.zero_point, self.dtype) == (other.scale, other.zero_point, other.dtype)
+
+    def within(self, low: float | None, high: float | None) -> tuple[bool, bool]:
+        """Whether values clamped from low to high keep within the grid's lower and its upper end, inside those of the type.
+
+        Args:
+            low: lower end of the clamp; None for none.
+            high: upper end; None for none.
+        """
+        qparams = self.qparams
+        above = low is not None and low / self.scale + self.zero_point > qparams.quant_min - 0.5
+        return above, high is not None and high / self.scale + self.zero_point < qparams.quant_max + 0.5
+
+    def ties(self, end: float) -> bool:
+        """True for a value halfway between two codes of the grid, which a runtime that clamps there may round otherwise."""
+        steps, qparams = end / self.scale, self.qparams
+        inside = qparams.quant_min - 0.5 < steps + self.zero_point < qparams.quant_max + 0.5
+        return inside and abs(abs(steps) % 1 - 0.5) < _TIE
 
 
 def activation_grid(name: str, qparams: QParams) -> CodeGrid:
