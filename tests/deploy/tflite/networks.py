@@ -105,3 +105,15 @@ class Versions(nn.Module):
         x = self.dilated(x)
         x = self.rows(x.flatten(2).transpose(1, 2)).mean(1)
         return self.head(x)
+
+
+class Joined(nn.Module):
+    """Joined channels of two grids, one of them with a ReLU of its own, and a ReLU behind."""
+
+    def __init__(self):
+        super().__init__()
+        self.left, self.right, self.head = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(3, 4, 1), nn.Linear(8, 5)
+
+    def forward(self, x):
+        x = F.relu(torch.cat([self.left(x), F.relu(self.right(x))], 1))
+        return self.head(x.mean((2, 3)))
