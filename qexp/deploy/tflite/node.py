@@ -273,7 +273,7 @@ class TfliteNode(GraphCall):
         low, high = self.target.clamp or (None, None)
         if self.target.fused is None:
             value, low, high = self.context.clamped(value, low, high), None, None
-        kept = value.grid.within(low, high)
+        kept = self.target.grid.within(low, high)
         return replace(self.context.limited(value, low=not kept[0], high=not kept[1]), final=True)
 
     def constant(self, value: Constant | float, *, last: bool = False) -> int:

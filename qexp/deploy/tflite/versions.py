@@ -49,7 +49,7 @@ _OPERATORS: dict[str, tuple[str, int, int, int]] = {
     "TANH": ("", 1, 2, 3),
     "TRANSPOSE": ("TransposeOptions", 1, 2, 5),
 }
-OPTIONS = {kind: row[0] for kind, row in _OPERATORS.items()}
+OPTIONS: dict[str, str] = {kind: row[0] for kind, row in _OPERATORS.items()}
 
 
 def version_of(kind: str, types: Any, tensors: Sequence[Any], options: Mapping[str, Any]) -> int:
@@ -63,7 +63,8 @@ def version_of(kind: str, types: Any, tensors: Sequence[Any], options: Mapping[s
     """
     first, result = tensors[0], tensors[-1]
     held = {first.type, result.type}
-    version = _OPERATORS[kind][3 if types.INT16 in held else 2 if types.INT8 in held else 1]
+    _, of_floats, of_8_bits, of_16_bits = _OPERATORS[kind]
+    version = of_16_bits if types.INT16 in held else of_8_bits if types.INT8 in held else of_floats
     if kind == "CONV_2D" and first.shape[3] != tensors[1].shape[3]:  # grouped
         return max(version, 6)
     if kind == "DEPTHWISE_CONV_2D" and (options.get("dilationHFactor", 1), options.get("dilationWFactor", 1)) != (1, 1):
