@@ -26,7 +26,7 @@ from qexp.config.later import stored_values
 from qexp.deploy.alarms import failures
 from qexp.deploy.cost import bops, latency, layer_bits, peak_memory_bytes
 from qexp.deploy.fidelity import EVALUATED, Fidelity, FidelityRun, images_of, simulation_of
-from qexp.deploy.files import FILE, TFLITE, files_of, write_files
+from qexp.deploy.files import FILE, PROGRAM, TFLITE, files_of, write_files
 from qexp.deploy.lower import Lowered, example_of, lower, lower_float, lower_untried
 from qexp.deploy.onnx.qdq import Exported
 from qexp.deploy.runtimes import open_runtime, runtime_version
@@ -38,8 +38,9 @@ from qexp.nn.macs import macs_per_layer
 from qexp.tracking import environment, rows
 from qexp.tracking.journal import Journal
 
-EXPORT_VERSION = 3  # raise it when the same file comes to be measured otherwise
+EXPORT_VERSION = 4  # raise it when the same file comes to be measured otherwise
 EXAMPLE = "example.npz"
+_IN_OTHER_BYTES = (EXAMPLE, PROGRAM)  # what is not written twice in the same bytes, of the same network
 _NOT_MEASURED = ("folder", "register", "torch_export")
 _STAGE_METRICS = ("prec1", "prec5", "agreement", "logit_sqnr_db", "max_steps", "layer_steps", "differ_pct", "integer_macs_pct")
 _MEASURES_COST = ("cost", "batch_sizes", "repeats", "warmup")
@@ -94,7 +95,7 @@ class _ExportJob:
         self.prepared, self.variant, self.recorder = prepared, recorder.named(variant), recorder
         self.config, self.settings = variant.config, variant.config.export
         words = [variant.label, *["int4"] * self.settings.pack_int4, *["signed"] * (not self.settings.unsigned)]
-        words += ["int8 io"] * self.settings.integer_io
+        words += ["int8 io"] * (self.settings.integer_io and not variant.is_float)
         self.folder = self.settings.folder_of(self.config.runs_dir, self.config.name) / file_name(" ".join(words))
         self.path = self.folder / FILE
         self.measurements = Journal(prepared.folder / "exports" / f"{variant.key}.jsonl", needs=("asked", "digest"))
@@ -105,18 +106,31 @@ class _ExportJob:
         self.asked = hash_json({"export": decide, "version": EXPORT_VERSION, "cpu": environment.cpu_model(), **versions})
 
     def stored(self) -> dict[str, Any] | None:
-        """The row of an earlier measurement of the same file in the same way; None where there is none, or with fresh=true.
+        """The row of an earlier measurement of the same files in the same way; None where there is none, or with fresh=true.
 
-        Files that are gone, as under another name of the experiment, are written again.
+        Files that are gone, as under another name of the experiment, cut short or of another network are written again.
         """
-        by_digest = {row["digest"]: row for row in self.measurements.rows() if row["asked"] == self.asked}
-        if not by_digest or self.config.fresh:
+        rows = [] if self.config.fresh else [row for row in self.measurements.rows() if row["asked"] == self.asked]
+        if not rows:
             return None
-        needed = [EXAMPLE, *files_of(self.variant)]
-        if not all((self.folder / name).is_file() for name in needed) or hash_file(self.path) not in by_digest:
+        row = self._row_of(rows)
+        if row is None:
             self._write()
-        row = by_digest.get(hash_file(self.path))
+            row = self._row_of(rows, but=_IN_OTHER_BYTES)
+            if row is not None:
+                row |= {"digests": self._digests()}
+                self.measurements.append([row])
         return None if row is None else row | {"file": str(self.path)}
+
+    def _row_of(self, rows: Sequence[dict[str, Any]], but: Sequence[str] = ()) -> dict[str, Any] | None:
+        """The last row that was measured of the files in the folder, but for some that are not compared."""
+        digests = {name: digest for name, digest in self._digests().items() if name not in but}
+        return next((row for row in reversed(rows) if digests.items() <= row.get("digests", {}).items()), None)
+
+    def _digests(self) -> dict[str, str]:
+        """Name of each file -> its hash; empty where it is gone."""
+        paths = [self.folder / name for name in (EXAMPLE, *files_of(self.variant))]
+        return {path.name: hash_file(path) if path.is_file() else "" for path in paths}
 
     def measure(self) -> dict[str, Any]:
         """Write the file and measure it; the row is stored before it is returned."""
@@ -133,6 +147,7 @@ class _ExportJob:
             "run": self._run,
             "file": str(self.path),
             "digest": hash_file(self.path),
+            "digests": self._digests(),
             "split": self.config.evaluate.split,
             "n": fidelity.stages[0].n,
             "simulate": self.settings.simulate,

@@ -239,6 +239,10 @@ def _evaluate(name: str, config: Config) -> str:
     return f"data={config.data.name} is not streamed." if unread else ""
 
 
+def _export(name: str, config: Config) -> str:
+    return "a float network has no codes of images and logits." if name == "integer_io" and config.float_only else ""
+
+
 def as_read(config: Config) -> Config:
     """The job with every setting that nothing in it reads at its default, so that equal trainings have one name.
 
@@ -272,5 +276,5 @@ def _with_defaults(owner: Any, path: str, config: Config) -> Any:
 _NAMING = ("train", "qat")  # groups that name a training, whatever they hold
 _RULES: dict[str, Callable[[str, Config], str]] = {
     "bits": _bits, "data": _data, "model": _model, "train": _train, "policy": _policy, "quant": _quant, "calibrate": _calibrate,
-    "correct": _correct, "qat": _qat, "evaluate": _evaluate,
+    "correct": _correct, "qat": _qat, "evaluate": _evaluate, "export": _export,
 }  # fmt: skip

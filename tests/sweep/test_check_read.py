@@ -119,6 +119,8 @@ def test_one_job_of_a_sweep_is_enough(asked):
     asked("train.gamma=0.5", *jobs)
     with pytest.raises(UserErrors, match=r"train.gamma=0.1,0.5. No job reads it"):
         asked("train.gamma=0.1,0.5", jobs[0], jobs[0])
+    copies = [("checkpoint=x", A8, "export.runtime=litert", f"float_only={value}") for value in ("true", "false")]
+    asked("export.integer_io=true", *copies, verb="export")
     asked("experiment=qat_cifar", jobs[0])  # what a file sets is not meant
 
 
@@ -134,6 +136,12 @@ EVALUATED = ("checkpoint=x",)
         ("evaluate", EVALUATED, "data.augment=crop", "it is read by python -m qexp.train"),
         ("evaluate", EVALUATED, "fresh=true", "it is read by python -m qexp.train and python -m qexp.export"),
         ("export", (*EVALUATED, "export.cost=false"), "export.repeats=3", "it is read with export.cost=true"),
+        (
+            "export",
+            (*EVALUATED, "float_only=true", "export.runtime=litert"),
+            "export.integer_io=true",
+            "a float network has no codes of images",
+        ),
         ("analyze", (*EVALUATED, "task=profile"), "analyze.probes=3", "task=sensitivity and allocate would, not task=profile"),
         ("analyze", (*EVALUATED, "task=sensitivity"), "evaluate.split=calib", "Layers are compared on analyze.split"),
         ("analyze", (*EVALUATED, "task=allocate"), "bits=3", "widths are those of analyze.widths"),

@@ -7,6 +7,7 @@ computed in float, as the simulation does: TFLite's kernels of codes take tables
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from qexp.deploy.graph_call import Constant
@@ -63,7 +64,7 @@ def unary(kind: str, **options: Any) -> Handler:
 
     def handler(node: TfliteNode) -> Value:
         x = node.context.floats(node.activation())
-        return node.emit(kind, x.tensor, last=x.last, **options)
+        return node.each_alone(kind, x, **options)
 
     return handler
 
@@ -83,7 +84,7 @@ def _clamp(node: TfliteNode, low: float, high: float | None) -> Value:
     if x.final:
         return x
     if x.grid is None and low == 0 and high in (None, 6.0):
-        return node.emit("RELU" if high is None else "RELU6", x.tensor, last=x.last)
+        return node.each_alone("RELU" if high is None else "RELU6", x)
     return node.context.clamped(x, low, high)
 
 
@@ -91,7 +92,7 @@ def silu(node: TfliteNode) -> Value:
     """SiLU: x * sigmoid(x)."""
     x = node.context.floats(node.activation())
     sigmoid = node.context.emit(f"{node.name}.sigmoid", "LOGISTIC", [x.tensor], x.shape, last=x.last)
-    return node.emit("MUL", x.tensor, sigmoid.tensor, last=x.last)
+    return node.each_alone("MUL", x, sigmoid.tensor)
 
 
 def hardsigmoid(node: TfliteNode) -> Value:
@@ -99,19 +100,19 @@ def hardsigmoid(node: TfliteNode) -> Value:
     x = node.context.floats(node.activation())
     options: dict[str, Any] = {"fusedActivationFunction": 3, "potScaleInt16": False}
     moved = node.context.emit(f"{node.name}.moved", "ADD", [x.tensor, node.constant(3.0)], x.shape, last=x.last, **options)
-    return node.emit("MUL", moved.tensor, node.constant(1 / 6), last=x.last)
+    return node.each_alone("MUL", replace(moved, pixels=x.pixels), node.constant(1 / 6))
 
 
 def gelu(node: TfliteNode) -> Value:
     """GELU, exact or with tanh."""
     x = node.context.floats(node.activation())
-    return node.emit("GELU", x.tensor, last=x.last, approximate=node.argument(1, "approximate", "none") == "tanh")
+    return node.each_alone("GELU", x, approximate=node.argument(1, "approximate", "none") == "tanh")
 
 
 def leaky_relu(node: TfliteNode) -> Value:
     """LEAKY_RELU."""
     x = node.context.floats(node.activation())
-    return node.emit("LEAKY_RELU", x.tensor, last=x.last, alpha=float(node.argument(1, "negative_slope", 0.01)))
+    return node.each_alone("LEAKY_RELU", x, alpha=float(node.argument(1, "negative_slope", 0.01)))
 
 
 def elu(node: TfliteNode) -> Value:
@@ -119,7 +120,7 @@ def elu(node: TfliteNode) -> Value:
     if node.argument(1, "alpha", 1.0) != 1:
         node.refuse("its alpha is not 1")
     x = node.context.floats(node.activation())
-    return node.emit("ELU", x.tensor, last=x.last)
+    return node.each_alone("ELU", x)
 
 
 def prelu(node: TfliteNode) -> Value:

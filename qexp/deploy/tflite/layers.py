@@ -244,7 +244,8 @@ def batch_norm(node: TfliteNode) -> Value:
     gamma, beta = scale_and_shift(norm)
     gain = (gamma / torch.sqrt(norm.running_var + norm.eps)).detach()
     shift = (beta - norm.running_mean * gain).detach()
-    x, shape = node.context.floats(x), (-1, *[1] * (len(x.shape) - 2))
+    x = node.context.floats(x if len(x.shape) == 4 else node.context.plain(x))
+    shape = (-1, *[1] * (len(x.shape) - 2))
     numbers = [
         node.constant(Constant(values.reshape(shape), f"{node.path}.{name}"), last=x.last)
         for name, values in (("gain", gain), ("shift", shift))

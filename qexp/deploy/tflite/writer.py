@@ -20,51 +20,13 @@ from torch import Tensor
 from qexp.base.errors import UserError
 from qexp.base.types import QParams
 from qexp.deploy.onnx.writer import INPUT, OUTPUT, code_type
+from qexp.deploy.tflite.versions import OPTIONS, version_of
 
 FLOAT32, INT32, INT64, INT16, INT8 = "FLOAT32", "INT32", "INT64", "INT16", "INT8"
 ABOUT, POINTS = "qexp.about", "qexp.points"  # metadata: what the file is, and where the codes of its activation points are
 _SCHEMA_VERSION = 3
+_TIE = 1e-3  # of a step: what float32 leaves of it, and more
 _DTYPES = {"float32": FLOAT32, "int32": INT32, "int64": INT64, "int16": INT16, "int8": INT8}
-# Operator -> the table of its options, and the version that a runtime must have to read it with float32, int8 and int16.
-_OPERATORS: dict[str, tuple[str, int, int, int]] = {
-    "ADD": ("AddOptions", 1, 2, 3),
-    "AVERAGE_POOL_2D": ("Pool2DOptions", 1, 2, 3),
-    "CONCATENATION": ("ConcatenationOptions", 1, 2, 3),
-    "CONV_2D": ("Conv2DOptions", 1, 3, 4),
-    "DEPTHWISE_CONV_2D": ("DepthwiseConv2DOptions", 1, 3, 5),
-    "DEQUANTIZE": ("DequantizeOptions", 1, 2, 3),
-    "DIV": ("DivOptions", 1, 2, 2),
-    "ELU": ("", 1, 1, 1),
-    "EXP": ("ExpOptions", 1, 2, 2),
-    "ABS": ("AbsOptions", 1, 2, 3),
-    "FULLY_CONNECTED": ("FullyConnectedOptions", 1, 4, 7),
-    "GELU": ("GeluOptions", 1, 2, 2),
-    "HARD_SWISH": ("HardSwishOptions", 1, 1, 1),
-    "LEAKY_RELU": ("LeakyReluOptions", 1, 2, 2),
-    "LOGISTIC": ("", 1, 2, 3),
-    "MAXIMUM": ("MaximumMinimumOptions", 1, 2, 4),
-    "MAX_POOL_2D": ("Pool2DOptions", 1, 2, 3),
-    "MEAN": ("ReducerOptions", 1, 2, 3),
-    "MINIMUM": ("MaximumMinimumOptions", 1, 2, 4),
-    "MUL": ("MulOptions", 1, 2, 4),
-    "PAD": ("PadOptions", 1, 2, 3),
-    "PADV2": ("PadV2Options", 1, 2, 2),
-    "PRELU": ("", 1, 1, 1),
-    "QUANTIZE": ("QuantizeOptions", 1, 2, 2),
-    "REDUCE_MAX": ("ReducerOptions", 1, 2, 3),
-    "RELU": ("", 1, 2, 2),
-    "RELU6": ("", 1, 2, 2),
-    "RESHAPE": ("ReshapeOptions", 1, 1, 1),
-    "RESIZE_BILINEAR": ("ResizeBilinearOptions", 3, 3, 4),
-    "RESIZE_NEAREST_NEIGHBOR": ("ResizeNearestNeighborOptions", 3, 3, 4),
-    "RSQRT": ("", 1, 2, 3),
-    "SOFTMAX": ("SoftmaxOptions", 1, 2, 3),
-    "STRIDED_SLICE": ("StridedSliceOptions", 1, 2, 4),
-    "SUB": ("SubOptions", 1, 2, 5),
-    "SUM": ("ReducerOptions", 1, 2, 2),
-    "TANH": ("", 1, 2, 3),
-    "TRANSPOSE": ("TransposeOptions", 1, 2, 4),
-}
 
 
 def schema_library() -> ModuleType:
@@ -115,6 +77,23 @@ class CodeGrid:
         if other is None:
             return False
         return (self.scale, self.zero_point, self.dtype) == (other.scale, other.zero_point, other.dtype)
+
+    def within(self, low: float | None, high: float | None) -> tuple[bool, bool]:
+        """Whether values clamped from low to high keep within the grid's lower and its upper end, inside those of the type.
+
+        Args:
+            low: lower end of the clamp; None for none.
+            high: upper end; None for none.
+        """
+        qparams = self.qparams
+        above = low is not None and low / self.scale + self.zero_point > qparams.quant_min - 0.5
+        return above, high is not None and high / self.scale + self.zero_point < qparams.quant_max + 0.5
+
+    def ties(self, end: float) -> bool:
+        """True for a value halfway between two codes of the grid, which a runtime that clamps there may round otherwise."""
+        steps, qparams = end / self.scale, self.qparams
+        inside = qparams.quant_min - 0.5 < steps + self.zero_point < qparams.quant_max + 0.5
+        return inside and abs(abs(steps) % 1 - 0.5) < _TIE
 
 
 def activation_grid(name: str, qparams: QParams) -> CodeGrid:
@@ -218,15 +197,13 @@ class TfliteWriter:
         """Append an operator with one result; the number of that.
 
         Args:
-            kind: TFLite's name, of `_OPERATORS`.
+            kind: TFLite's name, of `versions.OPTIONS`.
             inputs: numbers of tensors; -1 for one that is left out.
             output: number of the tensor.
             **options: as the schema's table has them.
         """
-        table, *versions = _OPERATORS[kind]
-        types = {self.tensors[number].type for number in (inputs[0], output)}
-        kinds = self.schema.TensorType
-        version = versions[2] if kinds.INT16 in types else versions[1] if kinds.INT8 in types else versions[0]
+        table, tensors = OPTIONS[kind], [None if number < 0 else self.tensors[number] for number in (*inputs, output)]
+        version = version_of(kind, self.schema.TensorType, tensors, options)
         operator = self.schema.OperatorT()
         operator.opcodeIndex, operator.inputs, operator.outputs = self._op_code(kind, version), list(inputs), [output]
         if table:

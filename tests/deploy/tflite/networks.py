@@ -59,3 +59,61 @@ class Functions(nn.Module):
         x = self.slopes(self.conv(x)).permute(0, 2, 3, 1)
         x = F.hardtanh(self.mixed(self.norm(x)), -0.5, 0.75).permute(0, 3, 1, 2)
         return F.softmax(self.head(x.mean((2, 3)) / 2), -1)
+
+
+class Flattened(nn.Module):
+    """Something between a flattening of pixels and the linear layer that reads it.
+
+    Args:
+        layer: that something, [N, 60] -> [N, 60].
+    """
+
+    def __init__(self, layer):
+        super().__init__()
+        self.stem, self.layer, self.head = nn.Conv2d(3, 3, 3, stride=2), layer, nn.Linear(60, 5)
+
+    def forward(self, x):
+        return self.head(self.layer(torch.flatten(self.stem(x), 1)))
+
+
+def scaled_norm():
+    """A batch norm of flattened pixels whose channels differ."""
+    norm = nn.BatchNorm1d(60)
+    nn.init.normal_(norm.weight)
+    nn.init.normal_(norm.bias)
+    return norm
+
+
+class Twice(nn.Module):
+    """A flattened value added to itself and moved by a number."""
+
+    def forward(self, x):
+        return (x + x) * 0.5 + 0.25
+
+
+class Versions(nn.Module):
+    """Operators that only later versions of TFLite read: grouped, dilated, and of three and five dimensions."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.grouped = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3, groups=2)
+        self.dilated, self.shuffle = nn.Conv2d(8, 8, 3, groups=8, dilation=2), nn.ChannelShuffle(2)
+        self.rows, self.head = nn.Linear(8, 8), nn.Linear(8, 5)
+
+    def forward(self, x):
+        x = self.shuffle(self.grouped(F.relu(self.stem(x))))
+        x = self.dilated(x)
+        x = self.rows(x.flatten(2).transpose(1, 2)).mean(1)
+        return self.head(x)
+
+
+class Joined(nn.Module):
+    """Joined channels of two grids, one of them with a ReLU of its own, and a ReLU behind."""
+
+    def __init__(self):
+        super().__init__()
+        self.left, self.right, self.head = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(3, 4, 1), nn.Linear(8, 5)
+
+    def forward(self, x):
+        x = F.relu(torch.cat([self.left(x), F.relu(self.right(x))], 1))
+        return self.head(x.mean((2, 3)))

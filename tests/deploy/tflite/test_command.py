@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from qexp.deploy import runtimes
+from qexp.deploy import export, files, runtimes
 
 for library in ("onnx", "ai_edge_litert"):
     pytest.importorskip(library, reason=f"needs {library}: pip install 'qexp[deploy]'")
@@ -55,3 +55,36 @@ def test_what_it_cannot_hold_starts_nothing(run, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "ai_edge_litert", None)
     done = run()
     assert done.code == 2 and "pip install 'qexp[deploy]'" in done.err
+
+
+@pytest.mark.slow
+@pytest.mark.alone
+def test_a_file_of_another_network_is_not_taken_for_the_one_that_was_measured(run, monkeypatch):
+    """Each file by its hash: one cut short is written again, and nothing is measured."""
+    few = ("evaluate.num_images=20", "export.cost=false", "export.torch_export=true")
+    assert run(*few).code == 0
+    paths = {name: FOLDER / name for name in ("network.tflite", "network.pt2", "network.onnx", "example.npz")}
+    content = {name: path.read_bytes() for name, path in paths.items()}
+    with monkeypatch.context() as patch:
+        patch.setattr(export._ExportJob, "measure", lambda self: pytest.fail("measured again"))
+        for name, path in paths.items():
+            path.write_bytes(content[name][:-100])
+            assert run(*few).code == 0
+            assert name == "network.pt2" or path.read_bytes() == content[name]
+            assert path.stat().st_size == pytest.approx(len(content[name]), abs=50)
+        written = [path.stat().st_mtime_ns for path in paths.values()]
+        assert run(*few).code == 0 and [path.stat().st_mtime_ns for path in paths.values()] == written
+
+
+@pytest.mark.alone
+def test_a_file_that_comes_to_be_written_otherwise_is_measured_anew(run, monkeypatch):
+    """Here with another largest logit, and so another step of the logits; the ONNX file stays as it was."""
+    few = ("evaluate.num_images=20", "export.cost=false")
+    assert run(*few).code == 0
+    before = [(FOLDER / name).read_bytes() for name in ("network.onnx", "network.tflite")]
+    monkeypatch.setattr(files, "largest_logit", lambda *_: 1000.0)
+    (FOLDER / "network.tflite").unlink()
+    again = run(*few)
+    assert again.code == 0 and "measured before" not in again.out
+    after = [(FOLDER / name).read_bytes() for name in ("network.onnx", "network.tflite")]
+    assert after[0] == before[0] and after[1] != before[1]

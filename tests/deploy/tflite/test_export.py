@@ -70,6 +70,8 @@ def compared(case, exported, *, delegate=True):
         ("Plain", {"scheme": "symmetric"}, set()),
         ("Pools", {}, {"gate"}),
         ("Pools", {"act_bits": 5}, {"gate"}),
+        ("Joined", {}, set()),
+        ("Joined", {"act_bits": 4}, set()),
         ("Functions", {}, {"stem", "conv", "head"}),
     ],
 )
