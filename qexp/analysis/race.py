@@ -25,6 +25,7 @@ from qexp.experiment.data_checks import check_allocation_images, check_analysis_
 from qexp.experiment.prepare import Preparer
 from qexp.experiment.stored_numbers import UNCHANGED, as_stored, changed, circumstances
 from qexp.experiment.variants import Variant
+from qexp.ptq.calibration import hash_tensors
 from qexp.qat.convert import load_converted
 from qexp.stats.sequential import Sequential, SequentialTest
 from qexp.tracking.journal import Journal
@@ -72,6 +73,11 @@ class Race:
         """What is scored, in words."""
         return f"{self.num_images} {self.config.analyze.split} images"
 
+    @property
+    def digest(self) -> str:
+        """Of the checkpoint's tensors: what tells it wherever it lies and whatever else a job asks for."""
+        return hash_tensors(self._network.state_dict())
+
     def variant(self, job: Config, *, activations: bool = True) -> Variant:
         """What a job asks for, scored on these images.
 
@@ -111,22 +117,6 @@ class Race:
                 self._append("block", key, self._counted(module, batch, start), variant)
             values = self._stored["block", key]
             yield values["n10"], values["n01"], values["n"]
-
-    def confirmed(self, key: str, values: dict[str, Any]) -> int:
-        """Note what a network was on the images of the test; returns how many others were noted for the same images.
-
-        Args:
-            key: of the network and the images.
-            values: `images`, what tells those images, and whatever else a reader may want.
-        """
-        others = [
-            one
-            for (kind, name), one in self._stored.items()
-            if kind == "confirmed" and name != key and one["images"] == values["images"]
-        ]
-        if ("confirmed", key) not in self._stored:
-            self._append("confirmed", key, values)
-        return len(others)
 
     def _key(self, variant: Variant, start: int) -> str:
         stop = min(start + self.block, self.num_images)

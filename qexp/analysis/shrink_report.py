@@ -9,7 +9,7 @@ import pandas as pd
 
 from qexp.analysis.files import write_analysis
 from qexp.analysis.shrink_figures import draw
-from qexp.analysis.shrink_results import Confirmation, Raced, Shrunk
+from qexp.analysis.shrink_results import Confirmation, Earlier, Raced, Shrunk
 from qexp.base.table import Column, Table, lines, markdown_table, markdown_text
 from qexp.base.text import counted
 from qexp.reporting.tables.render import csv_text
@@ -108,12 +108,28 @@ def findings(result: Shrunk) -> list[str]:
             f"Without bits per layer the smallest that passed is {result.uniform.label}, {result.uniform.size_bytes} bytes; "
             f"the choice takes {less:.1f} % less."
         )
-    if result.confirmation.earlier:
-        sentences.append(
-            f"The same images tested {counted(result.confirmation.earlier, 'other choice')} of this checkpoint before: each "
-            f"claim may be wrong in 5 % of cases, all of them together in more."
-        )
+    if result.confirmation.earlier != Earlier():
+        sentences.append(_earlier(result.confirmation.earlier))
     return [*sentences, cost]
+
+
+def _earlier(earlier: Earlier) -> str:
+    """What else of the checkpoint the images tested, networks and margins apart."""
+    told = []
+    if earlier.networks:
+        told.append(f"{counted(len(earlier.networks), 'other network')} ({'; '.join(earlier.networks)})")
+    if earlier.margins:
+        margins = ", ".join(points(margin) for margin in earlier.margins)
+        told.append(f"this network at {counted(len(earlier.margins), 'other margin')} ({margins})")
+    if earlier.counts:
+        numbers = ", ".join(f"n = {count}" for count in earlier.counts)
+        told.append(
+            f"this network at this margin on {counted(len(earlier.counts), 'other selection')} that shares images ({numbers})"
+        )
+    return (
+        f"The same images, or some of them, also tested of this checkpoint: {'; '.join(told)}. Each claim may be wrong in 5 % of "
+        f"cases, all of them together in more."
+    )
 
 
 def _verdict(chosen: Raced, confirmation: Confirmation, margin: float) -> str:

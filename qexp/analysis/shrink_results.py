@@ -53,6 +53,21 @@ class Raced:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Earlier:
+    """What else of a checkpoint the images of a test tested, all or some of them.
+
+    Args:
+        networks: labels of other networks.
+        margins: others that this network was tested at, points.
+        counts: images of other tests of this network at this margin.
+    """
+
+    networks: tuple[str, ...] = ()
+    margins: tuple[float, ...] = ()
+    counts: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
 class Confirmation:
     """The one look at the images that the claim is about.
 
@@ -68,7 +83,7 @@ class Confirmation:
         loss_bound: the largest loss that the images allow at 95 %, points.
         p_value: of a loss of the margin or more.
         holds: the loss is below the margin.
-        earlier: networks of this checkpoint that the same images confirmed or refused before.
+        earlier: what else of this checkpoint the same images tested.
     """
 
     images: str
@@ -82,7 +97,7 @@ class Confirmation:
     loss_bound: float
     p_value: float
     holds: bool
-    earlier: int
+    earlier: Earlier
 
 
 @dataclass(frozen=True, kw_only=True)

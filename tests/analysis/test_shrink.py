@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 import torch
 
+from qexp.analysis.confirm import note
+from qexp.analysis.shrink_results import Earlier
 from qexp.config.search_space import candidates
 from qexp.config.validate import validate
 from qexp.engine import predictions
@@ -141,13 +143,38 @@ def test_a_second_command_counts_nothing_again_and_a_second_look_at_the_test_ima
     before, numbers = journal.read_text(), table(first)
     done = shrink("analyze.max_loss=5", "analyze.policies=[uniform]")
     assert table(folder_of(done)) == numbers and journal.read_text() == before
-    assert "other choice" not in done.out
+    assert "also tested" not in done.out
     done = shrink("analyze.max_loss=30", "analyze.policies=[uniform]")
-    assert "The same images tested 1 other choice of this checkpoint before" in done.out
+    assert "or some of them, also tested of this checkpoint: 1 other network (W" in done.out
     rows = [json.loads(line) for line in journal.read_text().splitlines()]
-    assert {row["kind"] for row in rows} == {"float", "block", "confirmed"}
+    assert {row["kind"] for row in rows} == {"float", "block"}
     assert len({(row["kind"], row["key"]) for row in rows}) == len(rows)
     assert list(Journal(journal, needs=("kind", "key", "values")).rows())
+
+
+def test_a_look_at_the_test_images_is_counted_whatever_else_the_command_says(shrink):
+    few = ("analyze.policies=[uniform]", "analyze.widths=[8]", "analyze.schemes=[affine]", "analyze.granularities=[per_tensor]")
+    assert "also tested" not in shrink("analyze.max_loss=20", *few).out
+    done = shrink("analyze.max_loss=20", *few, "data.num_select=700", "seed=3")
+    assert done.code == 0 and "also tested" not in done.out, done.err  # the same network at the same margin: the same look
+    done = shrink("analyze.max_loss=25", *few, "data.num_select=700")
+    assert "also tested of this checkpoint: this network at 1 other margin (20 points). " in done.out
+    done = shrink("analyze.max_loss=20", *few, "data.split_seed=5", "evaluate.num_images=300", "analyze.num_images=700")
+    told = "1 other margin (25 points); this network at this margin on 1 other selection that shares images (n = 360)"
+    assert told in done.out
+    done = shrink("analyze.max_loss=20", *few[:2], "analyze.schemes=[symmetric_restricted]", few[3], "data.num_calib=20")
+    assert "also tested of this checkpoint: 1 other network (W8 " in done.out
+    assert len(list(Path("runs/confirmations").glob("*.jsonl"))) == 1
+
+
+def test_images_that_two_tests_share_are_found(tmp_path):
+    journal = Journal(tmp_path / "one.jsonl", needs=("kind", "key", "values"))
+    images = [str(number) for number in range(1000)]
+    values = {"network": "a", "label": "A", "margin": 1.0, "holds": True}
+    assert note(journal, images[:500], values) == Earlier() == note(journal, images[:500], values)
+    assert note(journal, images[500:], values | {"network": "b", "label": "B"}) == Earlier()
+    assert note(journal, images[499:], values | {"network": "c", "label": "C"}) == Earlier(networks=("B",))  # one copy is no look
+    assert note(journal, images[:800], values | {"margin": 2.0}) == Earlier(networks=("B", "C"), margins=(1.0,))
 
 
 def test_where_no_candidate_passes_nothing_is_shown_and_nothing_is_tested(shrink):
