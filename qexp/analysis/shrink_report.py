@@ -123,9 +123,8 @@ def _earlier(earlier: Earlier) -> str:
         told.append(f"this network at {counted(len(earlier.margins), 'other margin')} ({margins})")
     if earlier.counts:
         numbers = ", ".join(f"n = {count}" for count in earlier.counts)
-        told.append(
-            f"this network at this margin on {counted(len(earlier.counts), 'other selection')} that shares images ({numbers})"
-        )
+        selections = counted(len(earlier.counts), "other selection")
+        told.append(f"this network at this margin on {selections} of images ({numbers})")
     return (
         f"The same images, or some of them, also tested of this checkpoint: {'; '.join(told)}. Each claim may be wrong in 5 % of "
         f"cases, all of them together in more."
