@@ -19,6 +19,7 @@ from qexp.engine import predictions
 from qexp.tracking.journal import Journal
 
 SELECT, BLOCK = 800, 50
+BIAS = "analyze.corrections=[bias_empirical]"
 SMALL = (
     "data.num_select=800", "evaluate.batch_size=50", "analyze.widths=[2,3,4,8]", "analyze.corrections=[none]",
 )  # fmt: skip
@@ -160,11 +161,27 @@ def test_a_look_at_the_test_images_is_counted_whatever_else_the_command_says(shr
     done = shrink("analyze.max_loss=25", *few, "data.num_select=700")
     assert "also tested of this checkpoint: this network at 1 other margin (20 points). " in done.out
     done = shrink("analyze.max_loss=20", *few, "data.split_seed=5", "evaluate.num_images=300", "analyze.num_images=700")
-    told = "1 other margin (25 points); this network at this margin on 1 other selection that shares images (n = 360)"
+    told = "1 other margin (25 points); this network at this margin on 1 other selection of images (n = 360)"
     assert told in done.out
     done = shrink("analyze.max_loss=20", *few[:2], "analyze.schemes=[symmetric_restricted]", few[3], "data.num_calib=20")
     assert "also tested of this checkpoint: 1 other network (W8 " in done.out
     assert len(list(Path("runs/confirmations").glob("*.jsonl"))) == 1
+
+
+@pytest.mark.parametrize("margin", [5, 25])
+def test_counts_of_two_float_networks_do_not_mix(shrink, margin):
+    """Whether a race goes on behind what is stored, or all is stored and only the test is left."""
+    few = ("analyze.policies=[uniform]", "analyze.widths=[8]", "analyze.schemes=[affine]")
+    assert shrink("analyze.max_loss=25", *few).code == 0
+    (journal,) = Path("runs/checkpoints").glob("*/shrink.jsonl")
+    rows = [json.loads(line) for line in journal.read_text().splitlines()]
+    for row in rows:
+        if row["kind"] == "float":
+            row["values"] |= {"digest": "another", "loss": 9.0}
+    journal.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    done = shrink(f"analyze.max_loss={margin}", *few)
+    assert done.code == 2 and "one whose float network scores as it did when its numbers were stored" in done.err, done.out
+    assert [json.loads(line) for line in journal.read_text().splitlines()] == rows
 
 
 def test_images_that_two_tests_share_are_found(tmp_path):
@@ -242,6 +259,10 @@ def test_the_lists_make_a_grid(listed):
         (["analyze.max_loss=1", "analyze.schemes=[log2]", "analyze.widths=[12]"], "allowed is some width from 2 to 8"),
         (["analyze.max_loss=1", "analyze.schemes=[]"], "analyze.schemes=[]: allowed is a list of different schemes"),
         (["analyze.max_loss=1", "evaluate.split=select"], "evaluate.split=select: allowed is another split"),
+        (["analyze.max_loss=1", "evaluate.split=train"], "evaluate.split=train: allowed is test, select or calib"),
+        (["analyze.max_loss=1", BIAS, "calibrate.split=test"], "calibrate.split=test: allowed is calib or train"),
+        (["analyze.max_loss=1", BIAS, "calibrate.split=select"], "calibrate.split=select: allowed is calib or train"),
+        (["analyze.max_loss=1", BIAS, "analyze.split=train", "calibrate.split=train"], "allowed is calib or select for"),
         (["analyze.max_loss=1", "evaluate.keep=none"], "evaluate.keep=none"),
         (["analyze.max_loss=1", "mode=half"], "mode=half"),
     ],
