@@ -2,8 +2,9 @@
 
 1. Every way to quantize that the lists make together is a candidate. In the order of their bytes they race against the float
    network on `analyze.split`, block by block, until a sequential test (`qexp.stats.sequential`) says that the loss is below the
-   margin, or that it is not. The first that passes is the smallest, and larger ones need no image. So the choice is the one that
-   all images and all candidates would lead to, of this test, at a share of the cost.
+   margin, or that it is not. The first that passes is the smallest, and larger ones need no image. So the choice is the one
+   that all images and all candidates lead to by this rule, giving up included, at a share of the cost. A candidate that is given
+   up might still have passed by gains.
 2. Around it bits per layer are searched for: under a budget of bytes `solvers.exact` gives each layer the width so that the
    noise-to-signal ratios of the weights add up to least, which needs no image; budgets are halved between the narrowest widths
    and the smallest network that passed.

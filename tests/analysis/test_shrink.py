@@ -13,11 +13,13 @@ import torch
 
 from qexp.analysis.confirm import note
 from qexp.analysis.shrink_results import Earlier
+from qexp.config.correct import CORRECTIONS
 from qexp.config.search_space import candidates
 from qexp.config.validate import validate
 from qexp.engine import predictions
 from qexp.tracking.journal import Journal
 
+ROOT = Path(__file__).resolve().parents[2]
 SELECT, BLOCK = 800, 50
 BIAS = "analyze.corrections=[bias_empirical]"
 SMALL = (
@@ -271,6 +273,13 @@ def test_what_cannot_be_is_refused(shrink, arguments, message):
     done = shrink(*arguments)
     assert done.code == 2 and message in done.err, done.err
     assert not Path("results/digits").exists() and not list(Path("runs").glob("checkpoints/*/shrink.jsonl"))
+
+
+def test_the_document_names_every_correction():
+    (row,) = re.findall(
+        r"^ *\| `analyze\.corrections` \|.*joined by `\+`: (.*) \(\[ptq", (ROOT / "docs/analyze.md").read_text(), re.MULTILINE
+    )
+    assert sorted(re.findall(r"`(\w+)`", row)) == sorted(CORRECTIONS)
 
 
 def test_the_brute_force_of_these_tests_is_a_fair_game():
