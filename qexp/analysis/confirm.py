@@ -50,6 +50,8 @@ def confirm(race: Race, job: Config, sweep: Sweep, preparer: Preparer, *, margin
     images = prepared.bundle.images(config.evaluate.split, config.evaluate.num_images)
     values = {"network": _network(prepared, config), "label": chosen.label, "margin": margin, "holds": claim.holds}
     return Confirmation(
+        label=chosen.label,
+        alarms=chosen.alarms,
         images=f"{paired.n} {config.evaluate.split} images",
         n=paired.n,
         n10=paired.n10,

@@ -99,7 +99,8 @@ def findings(result: Shrunk) -> list[str]:
         margin = points(result.max_loss)
         none = f"NOTHING WAS SHOWN: on {result.images} no candidate was seen to lose less than {margin}; nothing was tested."
         return [none, "More images, a larger margin or wider candidates may show something.", cost]
-    sentences = [_verdict(result.smallest, result.confirmation, result.max_loss)]
+    sentences = [_verdict(result.confirmation, result.max_loss)]
+    sentences += [f"ALARM: {alarm}." for alarm in result.confirmation.alarms]
     share = 100 * result.smallest.size_bytes / result.float_bytes
     sentences.append(f"It takes {result.smallest.size_bytes} bytes, {share:.1f} % of the float network's {result.float_bytes}.")
     if result.uniform is not None and result.uniform != result.smallest:
@@ -131,7 +132,7 @@ def _earlier(earlier: Earlier) -> str:
     )
 
 
-def _verdict(chosen: Raced, confirmation: Confirmation, margin: float) -> str:
+def _verdict(confirmation: Confirmation, margin: float) -> str:
     """The claim, or that there is none."""
     counts = (
         f"Prec@1 {confirmation.float_prec1:.2f} to {confirmation.prec1:.2f} ({confirmation.difference:+.2f} points; lost/won "
@@ -139,10 +140,10 @@ def _verdict(chosen: Raced, confirmation: Confirmation, margin: float) -> str:
     )
     bound = f"with 95 % confidence the loss is below {confirmation.loss_bound:.2f} points (p = {confirmation.p_value:.2g})"
     if confirmation.holds:
-        return f"SHOWN: {chosen.label} loses less than {points(margin)}. {counts}; {bound}."
+        return f"SHOWN: {confirmation.label} loses less than {points(margin)}. {counts}; {bound}."
     return (
-        f"NOTHING WAS SHOWN: {chosen.label} passed on the images that chose it, but not on the others. {counts}; {bound}, which "
-        f"is not {margin:g}. No other network was tried on them."
+        f"NOTHING WAS SHOWN: {confirmation.label} passed on the images that chose it, but not on the others. {counts}; {bound}, "
+        f"which is not {margin:g}. No other network was tried on them."
     )
 
 

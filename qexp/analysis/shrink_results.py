@@ -72,6 +72,8 @@ class Confirmation:
     """The one look at the images that the claim is about.
 
     Args:
+        label: of the network that was chosen, by what its corrections did.
+        alarms: what is suspicious of it.
         images: in words.
         n: images.
         n10: right in float and wrong in the network that was chosen.
@@ -86,6 +88,8 @@ class Confirmation:
         earlier: what else of this checkpoint the same images tested.
     """
 
+    label: str
+    alarms: tuple[str, ...]
     images: str
     n: int
     n10: int

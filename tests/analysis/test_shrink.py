@@ -11,8 +11,6 @@ import numpy as np
 import pytest
 import torch
 
-from qexp.analysis.confirm import note
-from qexp.analysis.shrink_results import Earlier
 from qexp.config.correct import CORRECTIONS
 from qexp.config.search_space import candidates
 from qexp.config.validate import validate
@@ -186,14 +184,23 @@ def test_counts_of_two_float_networks_do_not_mix(shrink, margin):
     assert [json.loads(line) for line in journal.read_text().splitlines()] == rows
 
 
-def test_images_that_two_tests_share_are_found(tmp_path):
-    journal = Journal(tmp_path / "one.jsonl", needs=("kind", "key", "values"))
-    images = [str(number) for number in range(1000)]
-    values = {"network": "a", "label": "A", "margin": 1.0, "holds": True}
-    assert note(journal, images[:500], values) == Earlier() == note(journal, images[:500], values)
-    assert note(journal, images[500:], values | {"network": "b", "label": "B"}) == Earlier()
-    assert note(journal, images[499:], values | {"network": "c", "label": "C"}) == Earlier(networks=("B",))  # one copy is no look
-    assert note(journal, images[:800], values | {"margin": 2.0}) == Earlier(networks=("B", "C"), margins=(1.0,))
+def test_the_claim_has_the_name_and_the_alarms_of_what_was_scored(shrink):
+    few = (
+        "analyze.policies=[uniform]",
+        "analyze.widths=[8]",
+        "analyze.schemes=[affine]",
+        "analyze.corrections=[fold_bn+equalize]",
+    )
+    assert shrink("analyze.max_loss=25", *few).code == 0
+    for path in Path("runs/checkpoints").glob("*/variants/[!.]*.jsonl"):
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        path.write_text("".join(json.dumps(row | {"alarms": ["weights not in use: a"]}) + "\n" for row in rows))
+    done = shrink("analyze.max_loss=25", *few)
+    text = (folder_of(done) / "shrink.md").read_text()
+    with open("results/digits/table.csv") as handle:
+        (row,) = (row for row in csv.DictReader(handle) if row["variant"] != "fp32")
+    for told in (done.out, text):
+        assert f"SHOWN: {row['variant']} loses less" in told and "ALARM: weights not in use: a." in told
 
 
 def test_where_no_candidate_passes_nothing_is_shown_and_nothing_is_tested(shrink):
