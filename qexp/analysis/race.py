@@ -25,6 +25,7 @@ from qexp.experiment.data_checks import check_allocation_images, check_analysis_
 from qexp.experiment.prepare import Preparer
 from qexp.experiment.stored_numbers import UNCHANGED, as_stored, changed, circumstances
 from qexp.experiment.variants import Variant
+from qexp.ptq.calibration import hash_tensors
 from qexp.qat.convert import load_converted
 from qexp.stats.sequential import Sequential, SequentialTest
 from qexp.tracking.journal import Journal
@@ -72,6 +73,11 @@ class Race:
         """What is scored, in words."""
         return f"{self.num_images} {self.config.analyze.split} images"
 
+    @property
+    def digest(self) -> str:
+        """Of the checkpoint's tensors: what tells it wherever it lies and whatever else a job asks for."""
+        return hash_tensors(self._network.state_dict())
+
     def variant(self, job: Config, *, activations: bool = True) -> Variant:
         """What a job asks for, scored on these images.
 
@@ -112,22 +118,6 @@ class Race:
             values = self._stored["block", key]
             yield values["n10"], values["n01"], values["n"]
 
-    def confirmed(self, key: str, values: dict[str, Any]) -> int:
-        """Note what a network was on the images of the test; returns how many others were noted for the same images.
-
-        Args:
-            key: of the network and the images.
-            values: `images`, what tells those images, and whatever else a reader may want.
-        """
-        others = [
-            one
-            for (kind, name), one in self._stored.items()
-            if kind == "confirmed" and name != key and one["images"] == values["images"]
-        ]
-        if ("confirmed", key) not in self._stored:
-            self._append("confirmed", key, values)
-        return len(others)
-
     def _key(self, variant: Variant, start: int) -> str:
         stop = min(start + self.block, self.num_images)
         return hash_json({"variant": variant.key, "draw": _DRAW, "start": start, "stop": stop})
@@ -139,26 +129,43 @@ class Race:
         n10, n01 = int((before & ~after).sum()), int((~before & after).sum())
         return {"start": start, "n": len(after), "n10": n10, "n01": n01}
 
+    def check_float(self) -> None:
+        """Compare the float network with what is stored of it, once; where nothing is stored there is nothing to compare.
+
+        Raises:
+            UserError: it is another network than the one that stored counts are of.
+        """
+        starts = range(0, self.num_images, self.block)
+        stored = (number for number, start in enumerate(starts) if ("float", self._float_key(start)) in self._stored)
+        number = None if self._checked else next(stored, None)
+        if number is not None:
+            self._float_row(next(self._blocks.begin(number)), starts[number])
+
     def _float_right(self, batch: Batch, start: int) -> np.ndarray:
-        """[n] bool, which images of a block the float network has right; a process computes its first block, and compares."""
-        one = self.prepared.variants[0]
-        key = self._key(one, start)
-        known = self._stored.get(("float", key))
-        if known is None or not self._checked:
-            evaluation = self._evaluate(self._network, batch)
-            now = circumstances(self.device, self.config.evaluate.batch_size)
-            if difference := changed(known, evaluation, now):
-                remedy = f"{difference} To count all anew, remove {self.journal.path}."
-                raise UserError("checkpoint", self.config.checkpoint, allowed=UNCHANGED, remedy=remedy)
-            self._checked = True
-            if known is None:
-                right = evaluation.predictions.right.numpy()
-                metrics = {"prec1": evaluation.metrics.prec1, "loss": evaluation.metrics.loss}
-                packed = np.packbits(right).tobytes().hex()
-                known = {"n": len(right), "right": packed, **metrics, **as_stored(evaluation, now)}
-                self._append("float", key, known)
+        """[n] bool, which images of a block the float network has right; before the first answer it is compared."""
+        self.check_float()  # also where this block is not stored: counts of two networks must not mix
+        known = self._stored.get(("float", self._float_key(start))) or self._float_row(batch, start)
         bits = np.unpackbits(np.frombuffer(bytes.fromhex(known["right"]), dtype=np.uint8), count=known["n"])
         return bits.astype(bool)
+
+    def _float_key(self, start: int) -> str:
+        return self._key(self.prepared.variants[0], start)
+
+    def _float_row(self, batch: Batch, start: int) -> dict[str, Any]:
+        """Evaluate a block of the float network: compared with what is stored of it, else stored."""
+        known: dict[str, Any] | None = self._stored.get(("float", self._float_key(start)))
+        evaluation = self._evaluate(self._network, batch)
+        now = circumstances(self.device, self.config.evaluate.batch_size)
+        if difference := changed(known, evaluation, now):
+            remedy = f"{difference} To count all anew, remove {self.journal.path}."
+            raise UserError("checkpoint", self.config.checkpoint, allowed=UNCHANGED, remedy=remedy)
+        self._checked = True  # or nothing was stored, and all that follows is of this process
+        if known is None:
+            right = evaluation.predictions.right.numpy()
+            metrics = {"prec1": evaluation.metrics.prec1, "loss": evaluation.metrics.loss}
+            known = {"n": len(right), "right": np.packbits(right).tobytes().hex(), **metrics, **as_stored(evaluation, now)}
+            self._append("float", self._float_key(start), known)
+        return known
 
     def _append(self, kind: str, key: str, values: dict[str, Any], variant: Variant | None = None) -> None:
         self.journal.append([{"kind": kind, "key": key, "variant": variant.label if variant else "", "values": values}])

@@ -27,6 +27,7 @@ class Scored(NamedTuple):
     key: str
     prec1: float
     predictions: str | None
+    alarms: tuple[str, ...] = ()
 
 
 def score(configs: Sequence[Config], sweep: Sweep, preparer: Preparer) -> Prepared:
@@ -57,7 +58,9 @@ def scored(prepared: Prepared, config: Config | None = None) -> Scored:
     key = prepared.variants[0].key if config is None else prepared.variants_of([config])[-1].key
     row = list(Journal(prepared.folder / "variants" / f"{key}.jsonl", needs=MEASURED).rows())[-1]
     variant = next(variant for variant in prepared.variants if variant.key == key)
-    return Scored(variant.after(outcomes_of(row)).label, row["variant_key"], row["prec1"], row["predictions"])
+    return Scored(
+        variant.after(outcomes_of(row)).label, row["variant_key"], row["prec1"], row["predictions"], tuple(row["alarms"])
+    )
 
 
 def compare_scored(prepared: Prepared, reference: Scored, other: Scored) -> Paired:

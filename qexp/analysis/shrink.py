@@ -2,8 +2,9 @@
 
 1. Every way to quantize that the lists make together is a candidate. In the order of their bytes they race against the float
    network on `analyze.split`, block by block, until a sequential test (`qexp.stats.sequential`) says that the loss is below the
-   margin, or that it is not. The first that passes is the smallest, and larger ones need no image. So the choice is the one that
-   all images and all candidates would lead to, of this test, at a share of the cost.
+   margin, or that it is not. The first that passes is the smallest, and larger ones need no image. So the choice is the one
+   that all images and all candidates lead to by this rule, giving up included, at a share of the cost. A candidate that is given
+   up might still have passed by gains.
 2. Around it bits per layer are searched for: under a budget of bytes `solvers.exact` gives each layer the width so that the
    noise-to-signal ratios of the weights add up to least, which needs no image; budgets are halved between the narrowest widths
    and the smallest network that passed.
@@ -21,12 +22,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from qexp.analysis.confirm import confirm
 from qexp.analysis.layer_policy import POLICY, command_with, policy_text
 from qexp.analysis.race import Race
-from qexp.analysis.scoring import compare_scored, score, scored
 from qexp.analysis.shrink_mixed import Mixed
 from qexp.analysis.shrink_report import points, summary, write_shrunk
-from qexp.analysis.shrink_results import Confirmation, Outcome, Raced, Shrunk
+from qexp.analysis.shrink_results import Outcome, Raced, Shrunk
 from qexp.base.console import print_main
 from qexp.base.errors import UserError
 from qexp.base.text import counted, file_name
@@ -40,7 +41,6 @@ from qexp.engine.trajectory import TrajectoryStore
 from qexp.experiment.prepare import Preparer
 from qexp.experiment.variants import Variant
 from qexp.quant.scheme_info import PER_BLOCK
-from qexp.stats.noninferiority import non_inferiority
 from qexp.stats.sequential import Sequential, confidence_sequence, non_inferior
 from qexp.sweep.check import check_export
 from qexp.tracking.record import Sweep
@@ -85,7 +85,9 @@ def run(config: Config, sweep: Sweep) -> None:
             steps = list(_refine(race, smallest))
             entries += steps
             smallest = min([smallest, *(one for one in steps if one.raced.outcome == "passed")], key=_size)
-    confirmation = None if smallest is None else _confirm(race, smallest, sweep, preparer)
+    confirmation = None
+    if smallest is not None:
+        confirmation = confirm(race, smallest.candidate.config, sweep, preparer, margin=_margin(config), alpha=ALPHA)
     used = sum(entry.raced.n for entry in entries) + race.float_images
     result = Shrunk(
         label=f"less than {points(_margin(config))} lost",
@@ -195,32 +197,6 @@ def _refine(race: Race, smallest: _Entry) -> Iterator[_Entry]:
                 high = entry.raced.size_bytes
                 continue
         low = middle  # it was tried before, for a smaller size, and did not pass
-
-
-def _confirm(race: Race, smallest: _Entry, sweep: Sweep, preparer: Preparer) -> Confirmation:
-    """Test the network that was chosen on `evaluate.split`, recorded and reported as `qexp.evaluate` does."""
-    config = race.config
-    job = replace(smallest.candidate.config, analyze=AnalyzeSettings(), task=None)
-    prepared = score([job], sweep, preparer)
-    reference, chosen = scored(prepared), scored(prepared, job)
-    paired = compare_scored(prepared, reference, chosen)
-    claim = non_inferiority(paired, margin=_margin(config), alpha=ALPHA)
-    where = f"{config.evaluate.split} {paired.n} {prepared.bundle.fingerprint}"
-    earlier = race.confirmed(f"{chosen.key} {claim.margin:g}", {"images": where, "label": chosen.label, "holds": claim.holds})
-    return Confirmation(
-        images=f"{paired.n} {config.evaluate.split} images",
-        n=paired.n,
-        n10=paired.n10,
-        n01=paired.n01,
-        float_prec1=reference.prec1,
-        prec1=chosen.prec1,
-        difference=paired.difference,
-        interval=claim.interval,
-        loss_bound=claim.loss_bound,
-        p_value=claim.p_value,
-        holds=claim.holds,
-        earlier=earlier,
-    )
 
 
 def _notes(config: Config, race: Race) -> list[str]:

@@ -9,7 +9,7 @@ import pandas as pd
 
 from qexp.analysis.files import write_analysis
 from qexp.analysis.shrink_figures import draw
-from qexp.analysis.shrink_results import Confirmation, Raced, Shrunk
+from qexp.analysis.shrink_results import Confirmation, Earlier, Raced, Shrunk
 from qexp.base.table import Column, Table, lines, markdown_table, markdown_text
 from qexp.base.text import counted
 from qexp.reporting.tables.render import csv_text
@@ -99,7 +99,8 @@ def findings(result: Shrunk) -> list[str]:
         margin = points(result.max_loss)
         none = f"NOTHING WAS SHOWN: on {result.images} no candidate was seen to lose less than {margin}; nothing was tested."
         return [none, "More images, a larger margin or wider candidates may show something.", cost]
-    sentences = [_verdict(result.smallest, result.confirmation, result.max_loss)]
+    sentences = [_verdict(result.confirmation, result.max_loss)]
+    sentences += [f"ALARM: {alarm}." for alarm in result.confirmation.alarms]
     share = 100 * result.smallest.size_bytes / result.float_bytes
     sentences.append(f"It takes {result.smallest.size_bytes} bytes, {share:.1f} % of the float network's {result.float_bytes}.")
     if result.uniform is not None and result.uniform != result.smallest:
@@ -108,15 +109,30 @@ def findings(result: Shrunk) -> list[str]:
             f"Without bits per layer the smallest that passed is {result.uniform.label}, {result.uniform.size_bytes} bytes; "
             f"the choice takes {less:.1f} % less."
         )
-    if result.confirmation.earlier:
-        sentences.append(
-            f"The same images tested {counted(result.confirmation.earlier, 'other choice')} of this checkpoint before: each "
-            f"claim may be wrong in 5 % of cases, all of them together in more."
-        )
+    if result.confirmation.earlier != Earlier():
+        sentences.append(_earlier(result.confirmation.earlier))
     return [*sentences, cost]
 
 
-def _verdict(chosen: Raced, confirmation: Confirmation, margin: float) -> str:
+def _earlier(earlier: Earlier) -> str:
+    """What else of the checkpoint the images tested, networks and margins apart."""
+    told = []
+    if earlier.networks:
+        told.append(f"{counted(len(earlier.networks), 'other network')} ({'; '.join(earlier.networks)})")
+    if earlier.margins:
+        margins = ", ".join(points(margin) for margin in earlier.margins)
+        told.append(f"this network at {counted(len(earlier.margins), 'other margin')} ({margins})")
+    if earlier.counts:
+        numbers = ", ".join(f"n = {count}" for count in earlier.counts)
+        selections = counted(len(earlier.counts), "other selection")
+        told.append(f"this network at this margin on {selections} of images ({numbers})")
+    return (
+        f"The same images, or some of them, also tested of this checkpoint: {'; '.join(told)}. Each claim may be wrong in 5 % of "
+        f"cases, all of them together in more."
+    )
+
+
+def _verdict(confirmation: Confirmation, margin: float) -> str:
     """The claim, or that there is none."""
     counts = (
         f"Prec@1 {confirmation.float_prec1:.2f} to {confirmation.prec1:.2f} ({confirmation.difference:+.2f} points; lost/won "
@@ -124,10 +140,10 @@ def _verdict(chosen: Raced, confirmation: Confirmation, margin: float) -> str:
     )
     bound = f"with 95 % confidence the loss is below {confirmation.loss_bound:.2f} points (p = {confirmation.p_value:.2g})"
     if confirmation.holds:
-        return f"SHOWN: {chosen.label} loses less than {points(margin)}. {counts}; {bound}."
+        return f"SHOWN: {confirmation.label} loses less than {points(margin)}. {counts}; {bound}."
     return (
-        f"NOTHING WAS SHOWN: {chosen.label} passed on the images that chose it, but not on the others. {counts}; {bound}, which "
-        f"is not {margin:g}. No other network was tried on them."
+        f"NOTHING WAS SHOWN: {confirmation.label} passed on the images that chose it, but not on the others. {counts}; {bound}, "
+        f"which is not {margin:g}. No other network was tried on them."
     )
 
 

@@ -53,10 +53,27 @@ class Raced:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Earlier:
+    """What else of a checkpoint the images of a test tested, all or some of them.
+
+    Args:
+        networks: labels of other networks.
+        margins: others that this network was tested at, points.
+        counts: images of other tests of this network at this margin.
+    """
+
+    networks: tuple[str, ...] = ()
+    margins: tuple[float, ...] = ()
+    counts: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
 class Confirmation:
     """The one look at the images that the claim is about.
 
     Args:
+        label: of the network that was chosen, by what its corrections did.
+        alarms: what is suspicious of it.
         images: in words.
         n: images.
         n10: right in float and wrong in the network that was chosen.
@@ -68,9 +85,11 @@ class Confirmation:
         loss_bound: the largest loss that the images allow at 95 %, points.
         p_value: of a loss of the margin or more.
         holds: the loss is below the margin.
-        earlier: networks of this checkpoint that the same images confirmed or refused before.
+        earlier: what else of this checkpoint the same images tested.
     """
 
+    label: str
+    alarms: tuple[str, ...]
     images: str
     n: int
     n10: int
@@ -82,7 +101,7 @@ class Confirmation:
     loss_bound: float
     p_value: float
     holds: bool
-    earlier: int
+    earlier: Earlier
 
 
 @dataclass(frozen=True, kw_only=True)

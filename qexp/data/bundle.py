@@ -20,6 +20,7 @@ from qexp.data.augment import Augmentation, epoch_key, epoch_order
 from qexp.data.splits import Part, Split, Splits, permuted, representative
 
 SAMPLED = 200  # files of a streamed split that are looked for in another
+_IMAGE_DIGITS = 12
 
 
 class ImageStore(Protocol):
@@ -108,6 +109,22 @@ class DataBundle:
         assert hashes_of is not None, "checked with the settings"
         hashes = list(hashes_of(self._splits.part(name)))
         return hash_json([hashes[row] for row in self._splits.rows[name].tolist()])
+
+    def images(self, split: Split | str, num_images: int | None = None) -> list[str]:
+        """12 hex digits that know the content of each image that `eval_batches` gives, in that order.
+
+        Content is the file, where images are files, else the pixels; the split that holds an image has no say.
+
+        Args:
+            split: which images.
+            num_images: only so many.
+        """
+        part, rows = self._splits.part(Split(split)), self._splits.rows[Split(split)]
+        wanted = rows[representative(len(rows), num_images)].tolist()
+        if self._store.file_hashes is not None:
+            files = list(self._store.file_hashes(part))
+            return [files[row][:_IMAGE_DIGITS] for row in wanted]
+        return [hashlib.sha256(self._store.content(part, row)).hexdigest()[:_IMAGE_DIGITS] for row in wanted]
 
     def labels(self, split: Split | str) -> Tensor:
         """[N] int64, of the images of a split in its own order."""

@@ -41,7 +41,21 @@ def _check_shrink(config: Config) -> None:
         remedy = "What was found is confirmed image by image."
         raise UserError("evaluate.keep", "none", allowed="last or all with task=shrink", remedy=remedy)
     _check_widths_alone(config)
-    candidates(config)  # raises where lists do not go together
+    _check_shrink_images(config)
+
+
+def _check_shrink_images(config: Config) -> None:
+    """Refuse splits whose images a network learned from, or was chosen on, before they say something of it."""
+    chosen, tested, calibrates = config.analyze.split, config.evaluate.split, config.calibrate.split
+    if tested == "train":
+        remedy = "The network was trained on them; evaluate.split=test says something of new images."
+        raise UserError("evaluate.split", tested, allowed="test, select or calib for task=shrink", remedy=remedy)
+    jobs = [one.config for one in candidates(config)]  # raises where lists do not go together
+    if calibrates in (chosen, tested) and any(job.correct.needs_images or job.quantizes_activations for job in jobs):
+        what = "analyze.split chooses" if calibrates == chosen else "evaluate.split tests"
+        allowed = [split for split in ("calib", "train", "select", "test") if split not in (chosen, tested)]
+        remedy = f"{what} the network on them, and a network looks better on images that it learned from."
+        raise UserError("calibrate.split", calibrates, allowed=f"{' or '.join(allowed)} for task=shrink", remedy=remedy)
 
 
 def _check_one_layer(config: Config) -> None:

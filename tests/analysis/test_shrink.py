@@ -11,12 +11,15 @@ import numpy as np
 import pytest
 import torch
 
+from qexp.config.correct import CORRECTIONS
 from qexp.config.search_space import candidates
 from qexp.config.validate import validate
 from qexp.engine import predictions
 from qexp.tracking.journal import Journal
 
+ROOT = Path(__file__).resolve().parents[2]
 SELECT, BLOCK = 800, 50
+BIAS = "analyze.corrections=[bias_empirical]"
 SMALL = (
     "data.num_select=800", "evaluate.batch_size=50", "analyze.widths=[2,3,4,8]", "analyze.corrections=[none]",
 )  # fmt: skip
@@ -141,13 +144,63 @@ def test_a_second_command_counts_nothing_again_and_a_second_look_at_the_test_ima
     before, numbers = journal.read_text(), table(first)
     done = shrink("analyze.max_loss=5", "analyze.policies=[uniform]")
     assert table(folder_of(done)) == numbers and journal.read_text() == before
-    assert "other choice" not in done.out
+    assert "also tested" not in done.out
     done = shrink("analyze.max_loss=30", "analyze.policies=[uniform]")
-    assert "The same images tested 1 other choice of this checkpoint before" in done.out
+    assert "or some of them, also tested of this checkpoint: 1 other network (W" in done.out
     rows = [json.loads(line) for line in journal.read_text().splitlines()]
-    assert {row["kind"] for row in rows} == {"float", "block", "confirmed"}
+    assert {row["kind"] for row in rows} == {"float", "block"}
     assert len({(row["kind"], row["key"]) for row in rows}) == len(rows)
     assert list(Journal(journal, needs=("kind", "key", "values")).rows())
+
+
+def test_a_look_at_the_test_images_is_counted_whatever_else_the_command_says(shrink):
+    few = ("analyze.policies=[uniform]", "analyze.widths=[8]", "analyze.schemes=[affine]", "analyze.granularities=[per_tensor]")
+    assert "also tested" not in shrink("analyze.max_loss=20", *few).out
+    done = shrink("analyze.max_loss=20", *few, "data.num_select=700", "seed=3")
+    assert done.code == 0 and "also tested" not in done.out, done.err  # the same network at the same margin: the same look
+    done = shrink("analyze.max_loss=25", *few, "data.num_select=700")
+    assert "also tested of this checkpoint: this network at 1 other margin (20 points). " in done.out
+    done = shrink("analyze.max_loss=20", *few, "data.split_seed=5", "evaluate.num_images=300", "analyze.num_images=700")
+    told = "1 other margin (25 points); this network at this margin on 1 other selection of images (n = 360)"
+    assert told in done.out
+    done = shrink("analyze.max_loss=20", *few[:2], "analyze.schemes=[symmetric_restricted]", few[3], "data.num_calib=20")
+    assert "also tested of this checkpoint: 1 other network (W8 " in done.out
+    assert len(list(Path("runs/confirmations").glob("*.jsonl"))) == 1
+
+
+@pytest.mark.parametrize("margin", [5, 25])
+def test_counts_of_two_float_networks_do_not_mix(shrink, margin):
+    """Whether a race goes on behind what is stored, or all is stored and only the test is left."""
+    few = ("analyze.policies=[uniform]", "analyze.widths=[8]", "analyze.schemes=[affine]")
+    assert shrink("analyze.max_loss=25", *few).code == 0
+    (journal,) = Path("runs/checkpoints").glob("*/shrink.jsonl")
+    rows = [json.loads(line) for line in journal.read_text().splitlines()]
+    for row in rows:
+        if row["kind"] == "float":
+            row["values"] |= {"digest": "another", "loss": 9.0}
+    journal.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    done = shrink(f"analyze.max_loss={margin}", *few)
+    assert done.code == 2 and "one whose float network scores as it did when its numbers were stored" in done.err, done.out
+    assert [json.loads(line) for line in journal.read_text().splitlines()] == rows
+
+
+def test_the_claim_has_the_name_and_the_alarms_of_what_was_scored(shrink):
+    few = (
+        "analyze.policies=[uniform]",
+        "analyze.widths=[8]",
+        "analyze.schemes=[affine]",
+        "analyze.corrections=[fold_bn+equalize]",
+    )
+    assert shrink("analyze.max_loss=25", *few).code == 0
+    for path in Path("runs/checkpoints").glob("*/variants/[!.]*.jsonl"):
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        path.write_text("".join(json.dumps(row | {"alarms": ["weights not in use: a"]}) + "\n" for row in rows))
+    done = shrink("analyze.max_loss=25", *few)
+    text = (folder_of(done) / "shrink.md").read_text()
+    with open("results/digits/table.csv") as handle:
+        (row,) = (row for row in csv.DictReader(handle) if row["variant"] != "fp32")
+    for told in (done.out, text):
+        assert f"SHOWN: {row['variant']} loses less" in told and "ALARM: weights not in use: a." in told
 
 
 def test_where_no_candidate_passes_nothing_is_shown_and_nothing_is_tested(shrink):
@@ -215,6 +268,10 @@ def test_the_lists_make_a_grid(listed):
         (["analyze.max_loss=1", "analyze.schemes=[log2]", "analyze.widths=[12]"], "allowed is some width from 2 to 8"),
         (["analyze.max_loss=1", "analyze.schemes=[]"], "analyze.schemes=[]: allowed is a list of different schemes"),
         (["analyze.max_loss=1", "evaluate.split=select"], "evaluate.split=select: allowed is another split"),
+        (["analyze.max_loss=1", "evaluate.split=train"], "evaluate.split=train: allowed is test, select or calib"),
+        (["analyze.max_loss=1", BIAS, "calibrate.split=test"], "calibrate.split=test: allowed is calib or train"),
+        (["analyze.max_loss=1", BIAS, "calibrate.split=select"], "calibrate.split=select: allowed is calib or train"),
+        (["analyze.max_loss=1", BIAS, "analyze.split=train", "calibrate.split=train"], "allowed is calib or select for"),
         (["analyze.max_loss=1", "evaluate.keep=none"], "evaluate.keep=none"),
         (["analyze.max_loss=1", "mode=half"], "mode=half"),
     ],
@@ -223,6 +280,13 @@ def test_what_cannot_be_is_refused(shrink, arguments, message):
     done = shrink(*arguments)
     assert done.code == 2 and message in done.err, done.err
     assert not Path("results/digits").exists() and not list(Path("runs").glob("checkpoints/*/shrink.jsonl"))
+
+
+def test_the_document_names_every_correction():
+    (row,) = re.findall(
+        r"^ *\| `analyze\.corrections` \|.*joined by `\+`: (.*) \(\[ptq", (ROOT / "docs/analyze.md").read_text(), re.MULTILINE
+    )
+    assert sorted(re.findall(r"`(\w+)`", row)) == sorted(CORRECTIONS)
 
 
 def test_the_brute_force_of_these_tests_is_a_fair_game():
