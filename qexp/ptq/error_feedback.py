@@ -101,6 +101,10 @@ def error_feedback_(
             else:
                 for x, y in given.at(layer):
                     moments.add(x, x, y)
+            moments.close()
+            if not moments.are_finite:
+                notes.append(Note(name, "rounded to nearest, second moments of its inputs are not finite"))
+                continue
             rows.append(_round_layer(name, module, grid, moments, METHODS[method], settings))
     return RoundedLayers(tuple(rows), tuple(notes))
 
@@ -175,6 +179,11 @@ class _Moments:
         else:
             self.wanted = ((self.weight @ self.square) * self.weight).sum(-1)
 
+    @property
+    def are_finite(self) -> bool:
+        """False where inputs or outputs overflow: no code follows from such moments."""
+        return all(bool(moment.isfinite().all()) for moment in (self.square, self.cross, self.wanted))
+
     def error(self, weight: Tensor) -> Tensor:
         """Mean squared error E|W x - q x~|^2 of each output channel, [G, O] float64, of a quantized weight [G, O, K]."""
         product = weight @ self.square - 2 * self.weight @ self.cross.mT
@@ -185,7 +194,6 @@ def _round_layer(
     name: str, layer: Layer, grid: ElementGrid, moments: _Moments, method: _Method, settings: CorrectSettings
 ) -> Rounded:
     """Choose the codes of a layer and write its weight."""
-    moments.close()
     codes = _codes(grid, moments, method, settings)
     nearest = grid.nearest()
     errors = [moments.error(kernel_rows(layer, grid.values(chosen)).double()) for chosen in (nearest, codes)]

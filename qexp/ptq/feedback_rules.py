@@ -25,6 +25,7 @@ from torch import Tensor
 
 _BLOCK = 128  # columns; what those before a block have left over is one product
 _MIN_DAMPING = 1e-6  # relative to the mean diagonal, where H cannot be factored with less
+_RAISES = 12  # from 1e-6 to 1e5; with l = K times the mean diagonal every finite H is far from singular
 _MIN_OWN = 1e-7  # of an input's E[x~^2]: below it is the error of products in float32
 
 RoundColumn = Callable[[Tensor, int], Tensor]  # values [G, O] of column t -> the nearest of the grid
@@ -113,22 +114,26 @@ def damp(square: Tensor, cross: Tensor, damping: float) -> tuple[Tensor, Tensor,
     """H + l I and C + l I, which adds l |w - q|^2 to the output's error; l is `damping` times each group's mean diagonal.
 
     Args:
-        square: H, [G, K, K] float64, with a positive diagonal.
+        square: H, [G, K, K] float64, finite, with a positive diagonal.
         cross: C, likewise.
         damping: at least 0.
 
     Returns:
         Both, and the damping that was used: it is raised tenfold, from 1e-6 on, until no input follows from the others.
+
+    Raises:
+        ArithmeticError: no damping helps, which finite second moments do not come to.
     """
     mean = square.diagonal(dim1=1, dim2=2).mean(1)[:, None, None]
     eye = torch.eye(square.shape[1], dtype=square.dtype, device=square.device)
-    while True:
+    for _ in range(1 + _RAISES):
         damped = square + damping * mean * eye
         factor, info = torch.linalg.cholesky_ex(damped.flip(1, 2))
         own = factor.diagonal(dim1=1, dim2=2).square()  # what of each input does not follow from those before it
         if not (info.any() or (own < _MIN_OWN * damped.flip(1, 2).diagonal(dim1=1, dim2=2)).any()):
             return damped, cross + damping * mean * eye, damping
         damping = max(10 * damping, _MIN_DAMPING)
+    raise ArithmeticError(f"second moments cannot be factored with any damping up to {damping:g}")
 
 
 def settle(rule: Rule, round_column: RoundColumn) -> None:

@@ -218,6 +218,20 @@ def test_what_has_no_form_stays_and_is_named(monkeypatch):
         error_feedback_(copied, model, specs, [], "qronos")
 
 
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("value", [1e30, float("nan")], ids=["overflows", "nan"])
+def test_a_layer_whose_inputs_overflow_stays_and_is_named(value, method):
+    """The layer before it gives finite values, whose squares float32 cannot hold, or none at all."""
+    model = seeded(network)
+    specs = {"2.weight": specs_of(model)["2.weight"]}
+    model[0].bias.data.fill_(value)
+    copied = rounded(model, specs)
+    before = copied[2].weight.clone()
+    done = error_feedback_(copied, model, specs, batches(), method)
+    assert not done.rows and torch.equal(copied[2].weight, before)
+    assert [(note.layer, "not finite" in note.reason) for note in done.notes] == [("2.weight", True)]
+
+
 def test_a_linear_layer_of_2048_inputs_fits():
     layer = seeded(lambda: nn.Linear(2048, 10))
     assert error_feedback._why_not(layer, QuantSpec(scheme="affine", bits=4)) == ""

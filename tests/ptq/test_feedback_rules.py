@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from itertools import product
 
+import pytest
 import torch
 
 from qexp.ptq.feedback_rules import damp, gpfq, gptq, in_order, qronos, revive, settle
@@ -98,6 +99,12 @@ def test_damping_is_a_penalty_on_the_weights_change():
     assert damped[2] == 0.1
     assert torch.allclose(damped[0][0], augmented[0].T @ augmented[0])
     assert torch.allclose(damped[1][0], augmented[0].T @ augmented[1])
+
+
+def test_damping_ends_where_nothing_can_be_factored():
+    square = torch.full((1, 3, 3), float("nan"), dtype=torch.float64)
+    with pytest.raises(ArithmeticError, match="cannot be factored with any damping"):
+        damp(square, square, 0.01)
 
 
 def test_what_cannot_be_factored_is_damped_more_and_dead_inputs_are_rounded_to_nearest():
