@@ -13,7 +13,7 @@ from torch import nn
 from qexp.base.errors import UserError
 from qexp.base.types import Batch, QuantSpec
 from qexp.config.correct import CorrectSettings
-from qexp.ptq import error_feedback, layer_inputs
+from qexp.ptq import error_feedback
 from qexp.ptq.adaround_loss import input_rows, kernel_rows
 from qexp.ptq.error_feedback import METHODS, error_feedback_
 from qexp.quant.scheme_table import SCHEMES
@@ -236,40 +236,3 @@ def test_a_linear_layer_of_2048_inputs_fits():
     layer = seeded(lambda: nn.Linear(2048, 10))
     assert error_feedback._why_not(layer, QuantSpec(scheme="affine", bits=4)) == ""
     assert "GiB" in error_feedback._why_not(nn.Linear(25088, 1), QuantSpec(scheme="affine", bits=4))
-
-
-class InPlace(nn.Module):
-    """Writes into what its layers give, as torchvision's networks do."""
-
-    def __init__(self):
-        super().__init__()
-        self.first, self.second, self.third = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 2, 3)
-
-    def forward(self, x):
-        x = nn.functional.relu(self.first(x), inplace=True)
-        y = self.second(x)
-        y += x
-        y *= 2
-        return self.third(y)
-
-
-@pytest.mark.parametrize("room", [0, 30_000, 1 << 30])
-@torch.no_grad()
-def test_what_is_kept_of_the_layers_before_changes_nothing(room, monkeypatch):
-    monkeypatch.setattr(layer_inputs, "KEPT_BYTES", room)
-    model, images = seeded(InPlace).eval(), [batch.images for batch in batches()]
-    through = layer_inputs.LayerByLayer(model, images)
-    for number, name in enumerate(("first", "second", "third")):
-        expected: list[tuple[torch.Tensor, torch.Tensor]] = []
-
-        def keep(name, layer, x, y, expected=expected):
-            expected.append((x.clone(), y.clone()))
-
-        with layer_inputs.hooked({name: model.get_submodule(name)}, keep):
-            for part in images:
-                model(part)
-        for pair, wanted in zip(through.at(name), expected, strict=True):
-            assert all(torch.equal(one, other) for one, other in zip(pair, wanted, strict=True))
-        model.get_submodule(name).weight.mul_(0.5)  # a layer changes once it has been seen
-        assert len(through.kept) == (number if room > 30_000 else 0 if room == 0 else min(number, 1))
-    assert not any("forward" in vars(module) for module in model.modules())
