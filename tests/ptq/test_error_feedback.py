@@ -236,3 +236,21 @@ def test_a_linear_layer_of_2048_inputs_fits():
     layer = seeded(lambda: nn.Linear(2048, 10))
     assert error_feedback._why_not(layer, QuantSpec(scheme="affine", bits=4)) == ""
     assert "GiB" in error_feedback._why_not(nn.Linear(25088, 1), QuantSpec(scheme="affine", bits=4))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_damping_that_was_used_is_told(method):
+    """Of a layer with two equal inputs, and of a depthwise one, each of whose channels has one."""
+    model = seeded(lambda: nn.Sequential(nn.Conv2d(3, 3, 1, groups=3), nn.Conv2d(3, 2, 1))).eval()
+    model[0].weight.data[:2], model[0].bias.data[:2] = 0.5, 0.25
+    twins = [batch._replace(images=batch.images[:, [0, 0, 1]]) for batch in batches()]
+    told = {}
+    for damping in (0.0, 0.01):
+        specs, settings = specs_of(model, bits=8), settings_of(method, feedback_damping=damping)
+        done = error_feedback_(rounded(model, specs), model, specs, twins, method, settings)
+        told[damping] = [row.damping for row in done.rows]
+    if method == "gpfq":
+        assert told == {0.0: [None, None], 0.01: [None, None]}
+    else:
+        assert told[0.01] == [0.01, 0.01]
+        assert told[0.0][0] == 0 and 1e-6 <= told[0.0][1] < 0.01
