@@ -66,8 +66,7 @@ def error_feedback_(
 
     The result is a function of images and settings: it draws nothing. Second moments are summed in float64, of products in
     float32: with few images, or inputs that follow from one another, they are all but singular. Memory is that of one batch,
-    of `layer_inputs.KEPT_BYTES` for each of the networks that run and, for K inputs of a kernel in G groups, some seven
-    times G K^2 float64: that of a layer with MOMENT_ELEMENTS is 1.8 GiB.
+    of `layer_inputs.KEPT_BYTES` for each network that runs and, for K inputs in G groups, up to seven G K^2 float64 (1.8 GiB).
 
     Args:
         quantized: overwritten in place; holds the copy rounded to nearest, and fake-quant modules if activations are quantized.
@@ -102,10 +101,10 @@ def error_feedback_(
                 for x, y in given.at(layer):
                     moments.add(x, x, y)
             moments.close()
-            if not moments.are_finite:
+            if moments.are_finite:
+                rows.append(_round_layer(name, module, grid, moments, METHODS[method], settings))
+            else:
                 notes.append(Note(name, "rounded to nearest, second moments of its inputs are not finite"))
-                continue
-            rows.append(_round_layer(name, module, grid, moments, METHODS[method], settings))
     return RoundedLayers(tuple(rows), tuple(notes))
 
 
