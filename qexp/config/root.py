@@ -121,6 +121,7 @@ class Config:
             remedy = "Scaled channels have other ranges than batch norm tells."
             name = self.calibrate.method.name
             raise UserError("calibrate", name, allowed=f"another method with {' and '.join(scaled)}", remedy=remedy)
+        self._check_chosen_codes()
         if self.model.weights_key is not None and {self.checkpoint, self.model.weights} <= {None, PRETRAINED}:
             remedy = "It names an entry of the file of checkpoint or model.weights."
             raise UserError("model.weights_key", self.model.weights_key, allowed="null without a file", remedy=remedy)
@@ -135,6 +136,14 @@ class Config:
                 self.calibrate.method.check_grid(activation.row)
         if self.calibrate.clips_weights and self.mode != "half" and not self.float_only:
             self._check_clipped(self.grids.row)
+
+    def _check_chosen_codes(self) -> None:
+        """Refuse a rounding where a correction chooses the codes: variants with equal weights would be counted as several."""
+        choosing = [f"correct.{row.switch}=true" for row in self.correct.asked if row.chooses_codes]
+        weight, default = self.quant.weight, QuantSettings().weight.rounding
+        if choosing and weight.rounding != default:
+            remedy = "It chooses the code of every weight itself, beginning from the nearest: give a job one of the two."
+            raise UserError("quant.weight.rounding", weight.rounding, allowed=f"{default} with {choosing[0]}", remedy=remedy)
 
     def _check_clipped(self, scheme: SchemeInfo) -> None:
         """Refuse ranges of weights that their scheme cannot have."""

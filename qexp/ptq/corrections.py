@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
-from qexp.base.text import Note
+from qexp.base.text import Note, by_reason
 from qexp.base.types import Batch, QuantSpec
 from qexp.config.correct import ADVISED_IMAGES, CorrectSettings
 from qexp.config.outcome import Outcome
@@ -124,9 +124,14 @@ def qronos(copy: Copy) -> Outcome:
 
 
 def _error_feedback(copy: Copy, method: str) -> Outcome:
-    return _rounded(
-        error_feedback_(copy.quantized, copy.reference, copy.specs, copy.images(), method, copy.settings, limits=copy.limits)
+    asked = copy.settings.feedback_damping
+    rounded = error_feedback_(
+        copy.quantized, copy.reference, copy.specs, copy.images(), method, copy.settings, limits=copy.limits
     )
+    raised = [row for row in rounded.rows if row.damping is not None and row.damping > asked]
+    why = f"inputs follow from others, correct.feedback_damping={asked:g} was raised, to as much as"
+    copy.notes += by_reason([Note(row.name, f"{method}: {why} {row.damping:g}") for row in raised], most=3)
+    return _rounded(rounded)
 
 
 def _rounded(rounded: RoundedLayers) -> Outcome:

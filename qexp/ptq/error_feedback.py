@@ -20,13 +20,13 @@ from qexp.nn.channels import Layer
 from qexp.nn.graph import evaluating
 from qexp.ptq.adaround_loss import SUPPORTED, images_at_once, input_rows, kernel_rows
 from qexp.ptq.element_grid import ElementGrid, why_no_grid
-from qexp.ptq.feedback_rules import Rule, damp, gpfq, gptq, in_order, qronos, revive, settle
+from qexp.ptq.feedback_rules import Rule, damp_, gpfq, gptq, in_order, qronos, revive_, settle
 from qexp.ptq.layer_inputs import LayerByLayer
 from qexp.ptq.rounded_layers import Rounded, RoundedLayers, layers_to_round
 from qexp.quant.ranges import ConstantTensorError
 from qexp.quant.schemes import Limits
 
-MOMENT_ELEMENTS = 1 << 25  # of E[x x'] at most: 256 MiB of float64, of which a layer needs four or five
+MOMENT_ELEMENTS = 1 << 25  # of E[x x'] at most: 256 MiB of float64, of which a layer needs up to seven
 
 
 @dataclass(frozen=True)
@@ -66,8 +66,7 @@ def error_feedback_(
 
     The result is a function of images and settings: it draws nothing. Second moments are summed in float64, of products in
     float32: with few images, or inputs that follow from one another, they are all but singular. Memory is that of one batch,
-    of `layer_inputs.KEPT_BYTES` for each of the networks that run and, for K inputs of a kernel in G groups, some five times
-    G K^2 float64.
+    of `layer_inputs.KEPT_BYTES` for each network that runs and, for K inputs in G groups, up to seven G K^2 float64 (1.8 GiB).
 
     Args:
         quantized: overwritten in place; holds the copy rounded to nearest, and fake-quant modules if activations are quantized.
@@ -101,7 +100,11 @@ def error_feedback_(
             else:
                 for x, y in given.at(layer):
                     moments.add(x, x, y)
-            rows.append(_round_layer(name, module, grid, moments, METHODS[method], settings))
+            moments.close()
+            if moments.are_finite:
+                rows.append(_round_layer(name, module, grid, moments, METHODS[method], settings))
+            else:
+                notes.append(Note(name, "rounded to nearest, second moments of its inputs are not finite"))
     return RoundedLayers(tuple(rows), tuple(notes))
 
 
@@ -175,6 +178,11 @@ class _Moments:
         else:
             self.wanted = ((self.weight @ self.square) * self.weight).sum(-1)
 
+    @property
+    def are_finite(self) -> bool:
+        """False where inputs or outputs overflow: no code follows from such moments."""
+        return all(bool(moment.isfinite().all()) for moment in (self.square, self.cross, self.wanted))
+
     def error(self, weight: Tensor) -> Tensor:
         """Mean squared error E|W x - q x~|^2 of each output channel, [G, O] float64, of a quantized weight [G, O, K]."""
         product = weight @ self.square - 2 * self.weight @ self.cross.mT
@@ -185,28 +193,32 @@ def _round_layer(
     name: str, layer: Layer, grid: ElementGrid, moments: _Moments, method: _Method, settings: CorrectSettings
 ) -> Rounded:
     """Choose the codes of a layer and write its weight."""
-    moments.close()
-    codes = _codes(grid, moments, method, settings)
+    codes, damping = _codes(grid, moments, method, settings)
     nearest = grid.nearest()
     errors = [moments.error(kernel_rows(layer, grid.values(chosen)).double()) for chosen in (nearest, codes)]
     better = errors[1] < errors[0]
     codes = torch.where(better.unsqueeze(-1), codes, nearest)
     layer.weight.copy_(grid.values(codes))
     kept = torch.where(better, errors[1], errors[0])
-    return Rounded(name, float(errors[0].mean()), float(kept.mean()), float((codes != nearest).float().mean()))
+    flipped = float((codes != nearest).float().mean())
+    return Rounded(name, float(errors[0].mean()), float(kept.mean()), flipped, damping)
 
 
-def _codes(grid: ElementGrid, moments: _Moments, method: _Method, settings: CorrectSettings) -> Tensor:
-    """The codes that a method chooses, [G, O, K]."""
-    weight, square, cross, group = moments.weight, moments.square, moments.cross, grid.group
-    order = None
+def _codes(grid: ElementGrid, moments: _Moments, method: _Method, settings: CorrectSettings) -> tuple[Tensor, float | None]:
+    """The codes that a method chooses, [G, O, K], and the largest damping of a group, if it damps."""
+    weight, group, order, damping = moments.weight, grid.group, None, None
+    matrices = [moments.square, moments.cross] if moments.float_inputs else [moments.square]
     if settings.feedback_act_order:
-        order = square.diagonal(dim1=1, dim2=2).argsort(dim=1, descending=True, stable=True)
+        order = moments.square.diagonal(dim1=1, dim2=2).argsort(dim=1, descending=True, stable=True)
         weight, group = in_order(weight, order, 2), in_order(group, order, 2)
-        square, cross = in_order(square, order, 1, 2), in_order(cross, order, 1, 2)
-    square, cross = revive(square, cross)
+        matrices = [in_order(matrix, order, 1, 2) for matrix in matrices]
+    else:
+        matrices = [matrix.clone() for matrix in matrices]
+    revive_(*matrices)
     if method.damped:
-        square, cross, _ = damp(square, cross, settings.feedback_damping)
+        damping = float(damp_(*matrices, damping=settings.feedback_damping).max())
+    rule = method.rule(weight, matrices[0], matrices[-1])
+    del matrices
     columns = group.permute(2, 0, 1).contiguous()
     codes = torch.empty(columns.shape, device=weight.device)
 
@@ -214,6 +226,6 @@ def _codes(grid: ElementGrid, moments: _Moments, method: _Method, settings: Corr
         codes[column], rounded = grid.encode(values, columns[column])
         return rounded
 
-    settle(method.rule(weight, square, cross), round_column)
+    settle(rule, round_column)
     chosen = codes.permute(1, 2, 0).contiguous()
-    return chosen if order is None else in_order(chosen, order.argsort(dim=1), 2)
+    return (chosen if order is None else in_order(chosen, order.argsort(dim=1), 2)), damping

@@ -25,6 +25,7 @@ from torch import Tensor
 
 _BLOCK = 128  # columns; what those before a block have left over is one product
 _MIN_DAMPING = 1e-6  # relative to the mean diagonal, where H cannot be factored with less
+_RAISES = 12  # from 1e-6 to 1e5; with l = K times the mean diagonal every finite H is far from singular
 _MIN_OWN = 1e-7  # of an input's E[x~^2]: below it is the error of products in float32
 
 RoundColumn = Callable[[Tensor, int], Tensor]  # values [G, O] of column t -> the nearest of the grid
@@ -98,37 +99,58 @@ def qronos(weight: Tensor, square: Tensor, cross: Tensor) -> Rule:
     return _rule(base, unit)
 
 
-def revive(square: Tensor, cross: Tensor) -> tuple[Tensor, Tensor]:
-    """H and C with a 1 on the diagonal for inputs that are never other than 0, so that their weights are rounded to nearest.
+def revive_(square: Tensor, *others: Tensor) -> None:
+    """Put a 1 on the diagonal for inputs that are never other than 0, so that their weights are rounded to nearest.
 
     Args:
-        square: H, [G, K, K] float64.
-        cross: C, likewise.
+        square: H, [G, K, K] float64, overwritten.
+        others: C, likewise.
     """
-    dead = torch.diag_embed((square.diagonal(dim1=1, dim2=2) == 0).to(square))
-    return square + dead, cross + dead
+    dead = (square.diagonal(dim1=1, dim2=2) == 0).to(square)
+    for matrix in (square, *others):
+        matrix.diagonal(dim1=1, dim2=2).add_(dead)
 
 
-def damp(square: Tensor, cross: Tensor, damping: float) -> tuple[Tensor, Tensor, float]:
+def damp_(square: Tensor, *others: Tensor, damping: float) -> Tensor:
     """H + l I and C + l I, which adds l |w - q|^2 to the output's error; l is `damping` times each group's mean diagonal.
 
     Args:
-        square: H, [G, K, K] float64, with a positive diagonal.
-        cross: C, likewise.
+        square: H, [G, K, K] float64, finite, with a positive diagonal; overwritten.
+        others: C, likewise.
         damping: at least 0.
 
     Returns:
-        Both, and the damping that was used: it is raised tenfold, from 1e-6 on, until no input follows from the others.
+        The damping that was used, [G] float64: a group's is raised tenfold, from 1e-6 on, until none of its inputs follows from
+        the others.
+
+    Raises:
+        ArithmeticError: no damping helps, which finite second moments do not come to.
     """
-    mean = square.diagonal(dim1=1, dim2=2).mean(1)[:, None, None]
-    eye = torch.eye(square.shape[1], dtype=square.dtype, device=square.device)
-    while True:
-        damped = square + damping * mean * eye
-        factor, info = torch.linalg.cholesky_ex(damped.flip(1, 2))
-        own = factor.diagonal(dim1=1, dim2=2).square()  # what of each input does not follow from those before it
-        if not (info.any() or (own < _MIN_OWN * damped.flip(1, 2).diagonal(dim1=1, dim2=2)).any()):
-            return damped, cross + damping * mean * eye, damping
-        damping = max(10 * damping, _MIN_DAMPING)
+    diagonal = square.diagonal(dim1=1, dim2=2)
+    own, mean = diagonal.clone(), diagonal.mean(1)
+    used = torch.full_like(mean, damping)
+    diagonal.add_((used * mean).unsqueeze(1))
+    left = _singular(square).nonzero().squeeze(1)
+    for _ in range(_RAISES):
+        if not len(left):
+            break
+        used[left] = (10 * used[left]).clamp(min=_MIN_DAMPING)
+        diagonal[left] = own[left] + (used * mean)[left].unsqueeze(1)
+        left = left[_singular(square[left])]
+    if len(left):
+        raise ArithmeticError(f"second moments cannot be factored with any damping up to {float(used.max()):g}")
+    for matrix in others:
+        matrix.diagonal(dim1=1, dim2=2).add_((used * mean).unsqueeze(1))
+    return used
+
+
+def _singular(square: Tensor) -> Tensor:
+    """Groups in which an input follows from others, [G] bool."""
+    flipped = square.flip(1, 2)
+    factor, info = torch.linalg.cholesky_ex(flipped)
+    own = factor.diagonal(dim1=1, dim2=2).square()  # what of each input does not follow from those before it
+    enough = own >= _MIN_OWN * flipped.diagonal(dim1=1, dim2=2)  # False for nan
+    return (info != 0) | ~enough.all(1)
 
 
 def settle(rule: Rule, round_column: RoundColumn) -> None:

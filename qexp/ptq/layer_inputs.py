@@ -83,7 +83,8 @@ class LayerByLayer:
     """What one layer after another of a network reads and gives on the same images, though the layers before it change.
 
     A network runs from its images to the layer each time. What a layer gave is kept once the next one is asked for, and not
-    computed again, as far as `KEPT_BYTES` reach: of the last layers, whose products cost most for their size.
+    computed again, as far as `KEPT_BYTES` reach: of the last layers, whose products cost most for their size. A layer whose
+    outputs exceed that alone is computed from the images again. At no time is more held, but for a batch.
 
     Args:
         model: in eval mode; a layer may change until the next one is asked for, and not after.
@@ -102,20 +103,30 @@ class LayerByLayer:
             layer: its name; it is called once in a forward, and after the one that was asked for last.
         """
         before = self.order[: self.order.index(layer)][-1:]
-        outputs: list[Tensor] = []
+        outputs: list[Tensor] | None = []
         for number, batch_images in enumerate(self.images):
             seen: list[tuple[Tensor, Tensor]] = []
+            made: list[Tensor] = []
 
-            def hook(name: str, module: Layer, x: Tensor, y: Tensor, seen: list[tuple[Tensor, Tensor]] = seen) -> None:
+            def hook(
+                name: str,
+                module: Layer,
+                x: Tensor,
+                y: Tensor,
+                seen: list[tuple[Tensor, Tensor]] = seen,
+                made: list[Tensor] = made,
+            ) -> None:
                 if name == layer:
                     seen.append((x, y))
                 else:
-                    outputs.append(y.clone())  # what follows may write into it
+                    made.append(y.clone())  # what follows may write into it
 
             with self._kept(number):
                 run_until(self.model, batch_images, [*before, layer], hook)
+            outputs = None if outputs is None or not self._has_room([*outputs, *made]) else [*outputs, *made]
             yield seen[0]
-        self._keep(dict.fromkeys(before, outputs))
+        if outputs is not None:
+            self.kept |= dict.fromkeys(before, outputs)
 
     @contextmanager
     def _kept(self, number: int) -> Iterator[None]:
@@ -129,11 +140,14 @@ class LayerByLayer:
             for module in modules.values():
                 del module.__dict__["forward"]
 
-    def _keep(self, made: Mapping[str, list[Tensor]]) -> None:
-        """Keep what was computed, and no more than there is room for."""
-        self.kept |= made
-        size = {name: sum(y.numel() * y.element_size() for y in outputs) for name, outputs in self.kept.items()}
+    def _has_room(self, outputs: Sequence[Tensor]) -> bool:
+        """Drop what is kept of the first layers until these outputs fit beside the rest; False where they do not fit alone."""
         for name in [name for name in self.order if name in self.kept]:
-            if sum(size[other] for other in self.kept) <= KEPT_BYTES:
-                return
+            if _num_bytes(outputs) + sum(map(_num_bytes, self.kept.values())) <= KEPT_BYTES:
+                break
             del self.kept[name]
+        return _num_bytes(outputs) <= KEPT_BYTES
+
+
+def _num_bytes(tensors: Sequence[Tensor]) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)

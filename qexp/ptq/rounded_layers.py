@@ -23,12 +23,14 @@ class Rounded:
             inputs included, rounded to nearest.
         mse: the same error with the chosen codes.
         flipped: share of the weights whose code is not the nearest.
+        damping: of the second moments, relative to their mean diagonal, the largest of a group; None where none is added.
     """
 
     name: str
     nearest_mse: float
     mse: float
     flipped: float
+    damping: float | None = None
 
 
 @dataclass(frozen=True)

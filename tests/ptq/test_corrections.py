@@ -11,7 +11,7 @@ from qexp.base.types import Batch, QuantSpec
 from qexp.config.correct import CORRECTIONS, CorrectSettings, sentences
 from qexp.config.outcome import Outcome
 from qexp.experiment.build import _correct
-from qexp.ptq.corrections import Copy
+from qexp.ptq.corrections import Copy, _error_feedback
 
 
 def asked(row) -> CorrectSettings:
@@ -125,3 +125,12 @@ def test_alarms_are_of_what_could_not_be_done_where_it_was_to_be_done_everywhere
     assert none == "reestimate_bn re-estimated 0 of 0 batch norms: there are none"
     (only,) = sentences({"adaround": Outcome.of(1, [], [Note("a", "nearest")])}, alarming=False)
     assert only == "adaround chose the rounding of 1 of 2 weights: nearest (a)"
+
+
+def test_a_damping_that_was_raised_is_a_note(work):
+    """Of eight images, the linear layer has fewer than inputs, so that these follow from one another."""
+    for damping, told in ((0.0, True), (0.5, False)):
+        made = rounded(work(CorrectSettings(gptq=True, feedback_damping=damping)))
+        made.reads_images = True
+        _error_feedback(made, "gptq")
+        assert any("correct.feedback_damping=0 was raised" in note for note in made.notes) == told

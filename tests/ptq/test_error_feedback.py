@@ -13,7 +13,7 @@ from torch import nn
 from qexp.base.errors import UserError
 from qexp.base.types import Batch, QuantSpec
 from qexp.config.correct import CorrectSettings
-from qexp.ptq import error_feedback, layer_inputs
+from qexp.ptq import error_feedback
 from qexp.ptq.adaround_loss import input_rows, kernel_rows
 from qexp.ptq.error_feedback import METHODS, error_feedback_
 from qexp.quant.scheme_table import SCHEMES
@@ -218,44 +218,39 @@ def test_what_has_no_form_stays_and_is_named(monkeypatch):
         error_feedback_(copied, model, specs, [], "qronos")
 
 
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("value", [1e30, float("nan")], ids=["overflows", "nan"])
+def test_a_layer_whose_inputs_overflow_stays_and_is_named(value, method):
+    """The layer before it gives finite values, whose squares float32 cannot hold, or none at all."""
+    model = seeded(network)
+    specs = {"2.weight": specs_of(model)["2.weight"]}
+    model[0].bias.data.fill_(value)
+    copied = rounded(model, specs)
+    before = copied[2].weight.clone()
+    done = error_feedback_(copied, model, specs, batches(), method)
+    assert not done.rows and torch.equal(copied[2].weight, before)
+    assert [(note.layer, "not finite" in note.reason) for note in done.notes] == [("2.weight", True)]
+
+
 def test_a_linear_layer_of_2048_inputs_fits():
     layer = seeded(lambda: nn.Linear(2048, 10))
     assert error_feedback._why_not(layer, QuantSpec(scheme="affine", bits=4)) == ""
     assert "GiB" in error_feedback._why_not(nn.Linear(25088, 1), QuantSpec(scheme="affine", bits=4))
 
 
-class InPlace(nn.Module):
-    """Writes into what its layers give, as torchvision's networks do."""
-
-    def __init__(self):
-        super().__init__()
-        self.first, self.second, self.third = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 2, 3)
-
-    def forward(self, x):
-        x = nn.functional.relu(self.first(x), inplace=True)
-        y = self.second(x)
-        y += x
-        y *= 2
-        return self.third(y)
-
-
-@pytest.mark.parametrize("room", [0, 30_000, 1 << 30])
-@torch.no_grad()
-def test_what_is_kept_of_the_layers_before_changes_nothing(room, monkeypatch):
-    monkeypatch.setattr(layer_inputs, "KEPT_BYTES", room)
-    model, images = seeded(InPlace).eval(), [batch.images for batch in batches()]
-    through = layer_inputs.LayerByLayer(model, images)
-    for number, name in enumerate(("first", "second", "third")):
-        expected: list[tuple[torch.Tensor, torch.Tensor]] = []
-
-        def keep(name, layer, x, y, expected=expected):
-            expected.append((x.clone(), y.clone()))
-
-        with layer_inputs.hooked({name: model.get_submodule(name)}, keep):
-            for part in images:
-                model(part)
-        for pair, wanted in zip(through.at(name), expected, strict=True):
-            assert all(torch.equal(one, other) for one, other in zip(pair, wanted, strict=True))
-        model.get_submodule(name).weight.mul_(0.5)  # a layer changes once it has been seen
-        assert len(through.kept) == (number if room > 30_000 else 0 if room == 0 else min(number, 1))
-    assert not any("forward" in vars(module) for module in model.modules())
+@pytest.mark.parametrize("method", METHODS)
+def test_the_damping_that_was_used_is_told(method):
+    """Of a layer with two equal inputs, and of a depthwise one, each of whose channels has one."""
+    model = seeded(lambda: nn.Sequential(nn.Conv2d(3, 3, 1, groups=3), nn.Conv2d(3, 2, 1))).eval()
+    model[0].weight.data[:2], model[0].bias.data[:2] = 0.5, 0.25
+    twins = [batch._replace(images=batch.images[:, [0, 0, 1]]) for batch in batches()]
+    told = {}
+    for damping in (0.0, 0.01):
+        specs, settings = specs_of(model, bits=8), settings_of(method, feedback_damping=damping)
+        done = error_feedback_(rounded(model, specs), model, specs, twins, method, settings)
+        told[damping] = [row.damping for row in done.rows]
+    if method == "gpfq":
+        assert told == {0.0: [None, None], 0.01: [None, None]}
+    else:
+        assert told[0.01] == [0.01, 0.01]
+        assert told[0.0][0] == 0 and 1e-6 <= told[0.0][1] < 0.01

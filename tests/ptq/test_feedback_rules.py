@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from itertools import product
 
+import pytest
 import torch
 
-from qexp.ptq.feedback_rules import damp, gpfq, gptq, in_order, qronos, revive, settle
+from qexp.ptq.feedback_rules import damp_, gpfq, gptq, in_order, qronos, revive_, settle
 
 GRID = torch.arange(-4, 5, dtype=torch.float64) * 0.5
 
@@ -87,29 +88,50 @@ def test_without_a_difference_between_the_inputs_qronos_is_gptq():
     assert torch.equal(settled(qronos, weight, moved, moved), settled(gptq, weight, moved, moved))
 
 
+def moments(x, moved):
+    return (moved.T @ moved)[None], (moved.T @ x)[None]
+
+
 def test_damping_is_a_penalty_on_the_weights_change():
     """As if each input had a sample of its own, of size sqrt(l) in both networks."""
     weight, x, moved = samples()
-    square, cross = moved.T @ moved, moved.T @ x
-    level = 0.1 * square.diagonal().mean()
-    own = level.sqrt() * torch.eye(8, dtype=torch.float64)
-    damped = damp(square[None], cross[None], 0.1)
+    square, cross = moments(x, moved)
+    own = (0.1 * square[0].diagonal().mean()).sqrt() * torch.eye(8, dtype=torch.float64)
+    assert damp_(square, cross, damping=0.1).tolist() == [0.1]
     augmented = [torch.cat([part, own]) for part in (moved, x)]
-    assert damped[2] == 0.1
-    assert torch.allclose(damped[0][0], augmented[0].T @ augmented[0])
-    assert torch.allclose(damped[1][0], augmented[0].T @ augmented[1])
+    assert torch.allclose(square[0], augmented[0].T @ augmented[0])
+    assert torch.allclose(cross[0], augmented[0].T @ augmented[1])
+
+
+def test_damping_ends_where_nothing_can_be_factored():
+    with pytest.raises(ArithmeticError, match="cannot be factored with any damping"):
+        damp_(torch.full((1, 3, 3), float("nan"), dtype=torch.float64), damping=0.01)
 
 
 def test_what_cannot_be_factored_is_damped_more_and_dead_inputs_are_rounded_to_nearest():
     weight, x, moved = samples()
     twins = moved[:, [0, 0, 1, 2, 3, 4, 5, 6]].clone()
-    assert damp((twins.T @ twins)[None], (twins.T @ x)[None], 0.0)[2] >= 1e-6
+    assert damp_(*moments(x, twins), damping=0.0) >= 1e-6
     twins[:, 3] = 0
-    square, cross, _ = damp(*revive((twins.T @ twins)[None], (twins.T @ x)[None]), 0.0)
+    square, cross = moments(x, twins)
+    revive_(square, cross)
+    damp_(square, cross, damping=0.0)
     for rule in (gptq, gpfq, qronos):
         made = rule(weight[None], square, cross)
         assert torch.allclose(made.base[0, :, 3], weight[:, 3].float(), atol=1e-4), rule
         assert made.feedback[0, :3, 3].abs().max() < 1e-5, rule
+
+
+def test_a_singular_group_is_damped_alone():
+    _, x, moved = samples()
+    alone = [moments(x, moved), moments(x, moved[:, [0, 0, 1, 2, 3, 4, 5, 6]])]
+    square, cross = (torch.cat(parts) for parts in zip(*alone, strict=True))
+    used = damp_(square, cross, damping=0.0)
+    assert used[0] == 0 and used[1] >= 1e-6
+    for group, (own_square, own_cross) in enumerate(alone):
+        assert group == 1 or (torch.equal(square[0], own_square[0]) and torch.equal(cross[0], own_cross[0]))
+        assert damp_(own_square, own_cross, damping=0.0) == used[group]
+        assert torch.equal(square[group], own_square[0]) and torch.equal(cross[group], own_cross[0])
 
 
 def test_each_group_is_put_in_its_own_order_and_back():

@@ -6,6 +6,7 @@ import pytest
 import yaml
 
 from qexp.base.errors import UserErrors
+from qexp.config.correct import CORRECTIONS
 from qexp.config.later import _groups
 from qexp.config.qat_methods import QAT_METHODS
 from qexp.config.read_where import marks_of
@@ -89,6 +90,18 @@ def test_what_nobody_reads_is_refused(asked, typed, why):
         asked(typed)
     (error,) = raised.value.errors
     assert str(error).startswith(f"{typed.split()[-1].lstrip('+')}. No job reads it: {why}")
+
+
+@pytest.mark.parametrize("switch", [row.switch for row in CORRECTIONS.values() if row.chooses_codes])
+def test_a_rounding_is_refused_where_a_correction_chooses_the_codes(asked, switch):
+    """In each job, not only where no job reads it: equal weights under three names would be three comparisons."""
+    for rounding in ("floor", "stochastic"):
+        with pytest.raises(UserErrors) as raised:
+            asked(f"correct.{switch}=true quant.weight.rounding={rounding}")
+        message = f"quant.weight.rounding={rounding}: allowed is half_even with correct.{switch}=true. It chooses the code"
+        assert str(raised.value.errors[0]).startswith(message)
+    asked(f"correct.{switch}=true quant.weight.rounding=half_even")
+    asked("correct.bias=empirical quant.weight.rounding=floor")
 
 
 READ = [
