@@ -35,7 +35,7 @@ class QatSettings:
         epochs: of the recipe; None takes `train.epochs`.
         lr: None takes a tenth of `train.lr` behind a float training, else `train.lr`.
         weight_decay: of the recipe; None takes `train.weight_decay`.
-        warmup_epochs: None takes 0 behind a float training, else `train.warmup_epochs`.
+        warmup_epochs: None takes 0 behind a float training, else `train.warmup_epochs`, at most its epochs.
         activations: quantize them too, at `quant.activation.bits` or else at `bits`.
         mask: which values pass their gradient: `paper` those inside the limits, `rounded` those that round to codes, as torch,
             which `qat=ste` needs: its limits are the range's own ends, where `paper` would hold each tensor's largest weight.
@@ -121,12 +121,13 @@ class QatSettings:
             return train
         behind = self.init == "training"
         lr, warmup_epochs = (train.lr * FINE_TUNING, 0) if behind else (train.lr, train.warmup_epochs)
+        epochs = train.epochs if self.epochs is None else self.epochs
         return replace(
             train,
-            epochs=train.epochs if self.epochs is None else self.epochs,
+            epochs=epochs,
             lr=lr if self.lr is None else self.lr,
             weight_decay=train.weight_decay if self.weight_decay is None else self.weight_decay,
-            warmup_epochs=warmup_epochs if self.warmup_epochs is None else self.warmup_epochs,
+            warmup_epochs=min(warmup_epochs, epochs) if self.warmup_epochs is None else self.warmup_epochs,
         )
 
     def quantizers(self, quant: QuantSettings, bits: int) -> QuantSettings:
