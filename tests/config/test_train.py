@@ -7,6 +7,7 @@ from omegaconf import OmegaConf
 
 from qexp.base.errors import UserError
 from qexp.config.train import TrainSettings, check_precision
+from qexp.sweep.config_store import store_choices
 
 CONF = Path(__file__).parents[2] / "conf"
 NAMES = sorted(path.stem for path in (CONF / "train").glob("*.yaml") if not path.stem.startswith("_"))
@@ -14,8 +15,9 @@ NAMES = sorted(path.stem for path in (CONF / "train").glob("*.yaml") if not path
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_choice_of_train_sets_every_key(name):
+    store_choices()
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        values = OmegaConf.to_container(compose(overrides=[f"+train={name}"]), throw_on_missing=True)["train"]
+        values = OmegaConf.to_container(compose(overrides=[f"+train={name}"]), throw_on_missing=True, resolve=True)["train"]
     assert list(values) == [item.name for item in fields(TrainSettings)]
     TrainSettings(**values)
 

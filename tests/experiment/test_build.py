@@ -16,7 +16,7 @@ def rows(name="digits"):
 
 
 def test_activations_have_a_width_of_their_own(cli, tiny):
-    command = (*tiny, "quant=affine", "bits=8", "quant.activation.bits=null,8,3", "-m")
+    command = (*tiny, "quant=affine", "bits=8", "quant.activation.bits=null,8,3", "plan=full", "-m")
     done = cli(*command)
     assert done.code == 0, done.err
     found = rows()

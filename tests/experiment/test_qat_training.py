@@ -25,7 +25,7 @@ def swept(cli, tiny, tmp_path_factory):
     """A folder where `qat=lsq bits=2,4 -m` has run, and what it said."""
     folder, before = tmp_path_factory.mktemp("swept"), os.getcwd()
     os.chdir(folder)
-    done = cli(*tiny, "qat=lsq", "bits=2,4", "-m")
+    done = cli(*tiny, "qat=lsq", "bits=2,4", "plan=full", "-m")
     os.chdir(before)
     assert done.code == 0, done.err
     return folder, done
