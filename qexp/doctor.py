@@ -19,6 +19,7 @@ from importlib import metadata
 from pathlib import Path
 from urllib.parse import quote
 
+from qexp.base.compiler import cxx_compiler
 from qexp.base.console import print_main
 from qexp.base.errors import UserError
 from qexp.base.keyvalue import run_verb
@@ -90,9 +91,9 @@ def _machine() -> Iterator[Check]:
     yield Check("instructions", "ok" if "VNNI" in known else "missing", f"{' '.join(known) or 'none of AVX2 and above'}{advice}")
     yield Check("memory", "ok", f"{memory_limit_bytes() / 2**30:.1f} GiB for this machine or container")
     yield _gpu()
-    compilers = [name for name in (os.environ.get("CXX", ""), "g++", "clang++") if name and shutil.which(name)]
+    compiler = cxx_compiler()
     remedy = "train.compile=true and export.runtime=torch need one: apt install g++"
-    yield Check("compiler", "ok" if compilers else "missing", compilers[0] if compilers else remedy)
+    yield Check("compiler", "ok" if compiler else "missing", compiler or remedy)
 
 
 def _cpu_flags() -> set[str]:

@@ -17,8 +17,6 @@ from __future__ import annotations
 import copy
 import io
 import json
-import os
-import shutil
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -27,6 +25,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, fx, nn
 
+from qexp.base.compiler import cxx_compiler
 from qexp.base.errors import UserError
 from qexp.base.files import write_atomic
 from qexp.base.types import QParams
@@ -251,4 +250,4 @@ def _unwarned() -> Iterator[None]:
 
 def has_compiler() -> bool:
     """True where Inductor finds a C++ compiler."""
-    return any(shutil.which(name) for name in (os.environ.get("CXX", ""), "g++", "clang++") if name)
+    return cxx_compiler() is not None
