@@ -63,7 +63,9 @@ class Race:
         self.block = config.evaluate.batch_size
         self.float_images = 0  # that the float network was needed for
         self.journal = Journal(self.prepared.folder / FILE, needs=("kind", "key", "values"))
-        self._stored = {(row["kind"], row["key"]): row["values"] for row in self.journal.rows()}
+        rows = list(self.journal.rows())
+        self._stored = {(row["kind"], row["key"]): row["values"] for row in rows}
+        self._labels = {row["values"]["network"]: row["variant"] for row in rows if "network" in row["values"]}
         self._network = self.prepared.network().to(device).eval()
         self._blocks = _Blocks(self._batches)
         self._checked = False
@@ -89,7 +91,13 @@ class Race:
 
     def built(self, variant: Variant) -> Built:
         """The copy of the network that a variant asks for."""
-        return quantized_copy(variant, self._network, self.prepared)
+        built = quantized_copy(variant, self._network, self.prepared)
+        self._labels[variant.key] = variant.after(built.outcomes).label
+        return built
+
+    def label(self, variant: Variant) -> str:
+        """Of a variant by what its corrections did; as planned where nothing of it was counted."""
+        return self._labels.get(variant.key, variant.label)
 
     def run(self, variant: Variant, test: SequentialTest) -> Sequential:
         """Count block by block until the test decides, or until it no longer can say `above`.
@@ -114,7 +122,8 @@ class Race:
                 if at != number:
                     batches, at = self._blocks.begin(number), number
                 batch, at = next(batches), at + 1
-                self._append("block", key, self._counted(module, batch, start), variant)
+                counted = {**self._counted(module, batch, start), "network": variant.key}
+                self._append("block", key, counted, self.label(variant))
             values = self._stored["block", key]
             yield values["n10"], values["n01"], values["n"]
 
@@ -167,8 +176,8 @@ class Race:
             self._append("float", self._float_key(start), known)
         return known
 
-    def _append(self, kind: str, key: str, values: dict[str, Any], variant: Variant | None = None) -> None:
-        self.journal.append([{"kind": kind, "key": key, "variant": variant.label if variant else "", "values": values}])
+    def _append(self, kind: str, key: str, values: dict[str, Any], label: str = "") -> None:
+        self.journal.append([{"kind": kind, "key": key, "variant": label, "values": values}])
         self._stored[kind, key] = values
 
     def _evaluate(self, network: nn.Module, batch: Batch) -> Evaluation:

@@ -163,7 +163,7 @@ def _raced(one: Candidate, variant: Variant, seen: Sequential | None = None, num
 def _run(race: Race, one: Candidate, variant: Variant) -> _Entry:
     """Race one candidate, and say how it did."""
     seen = race.run(variant, non_inferior(_margin(race.config), alpha=ALPHA))
-    raced = _raced(one, variant, seen, race.num_images)
+    raced = replace(_raced(one, variant, seen, race.num_images), label=race.label(variant))
     print_main(f"  {raced.size_bytes} bytes  {raced.label}: {raced.outcome}, {raced.difference:+.2f} points, n = {raced.n}")
     return _Entry(one, variant, raced)
 

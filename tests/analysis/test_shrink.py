@@ -11,13 +11,9 @@ import numpy as np
 import pytest
 import torch
 
-from qexp.config.correct import CORRECTIONS
-from qexp.config.search_space import candidates
-from qexp.config.validate import validate
 from qexp.engine import predictions
 from qexp.tracking.journal import Journal
 
-ROOT = Path(__file__).resolve().parents[2]
 SELECT, BLOCK = 800, 50
 BIAS = "analyze.corrections=[bias_empirical]"
 SMALL = (
@@ -203,6 +199,21 @@ def test_the_claim_has_the_name_and_the_alarms_of_what_was_scored(shrink):
         assert f"SHOWN: {row['variant']} loses less" in told and "ALARM: weights not in use: a." in told
 
 
+def test_a_candidate_has_the_name_of_what_its_corrections_did(cli, tiny, tmp_path):
+    """In a network without batch norm `fold_bn` changes nothing; counts that are stored know it too."""
+    make = "def plain(num_classes, in_channels):\n    return nn.Sequential(nn.Flatten(), nn.Linear(64, num_classes))\n"
+    source = f"from torch import nn\n\n\n{make}"
+    (tmp_path / "plain.py").write_text(source)
+    torch.save({"1.weight": torch.randn(10, 64), "1.bias": torch.zeros(10)}, tmp_path / "plain.pt")
+    network = (*tiny, f"model.factory={tmp_path}/plain.py:plain", f"checkpoint={tmp_path}/plain.pt")
+    grid = ("analyze.widths=[8]", "analyze.schemes=[affine]", "analyze.granularities=[per_tensor]", "analyze.policies=[uniform]")
+    command = ("task=shrink", *network, *SMALL, *grid, "analyze.corrections=[fold_bn]", "analyze.max_loss=25")
+    for _ in range(2):
+        done = cli(*command, verb="analyze")
+        (row,) = table(folder_of(done))
+        assert (row["outcome"], row["corrections"]) == ("passed", "fold_bn") and "fold_bn" not in row["label"], done.out
+
+
 def test_where_no_candidate_passes_nothing_is_shown_and_nothing_is_tested(shrink):
     done = shrink("analyze.max_loss=0.1", "analyze.num_images=100")
     folder = folder_of(done)
@@ -229,25 +240,6 @@ def test_activations_are_quantized_where_that_is_asked(shrink):
     assert folder.name.endswith("A8") and all("A8" in row["label"] for row in table(folder))
     assert "activations at 8 bits in every candidate" in done.out
     assert "quant.activation.bits=8" in re.search(r"^  (python -m qexp\.evaluate .*)$", done.out, re.MULTILINE)[1]
-
-
-@pytest.fixture(scope="module")
-def listed(compose, job):
-    def listed(**changes):
-        values = job({"checkpoint": "x", "task": "shrink", **changes}, compose("data=digits", verb="analyze"))
-        return candidates(validate(values))
-
-    return listed
-
-
-def test_the_lists_make_a_grid(listed):
-    assert len(listed()) == 6 * 2 * 2 * 3
-    one = listed(**{"analyze.policies": ["first_last"], "analyze.corrections": ["fold_bn+equalize+bias_empirical"],
-                    "analyze.schemes": ["mxfp4", "log2"], "analyze.widths": [4, 8, 12]})  # fmt: skip
-    assert [(c.config.quant.name, c.config.bits) for c in one] == [("mxfp4", 4)] + [("log2", 4), ("log2", 8)] * 2
-    correct = one[0].config.correct
-    assert (correct.fold_bn, correct.equalize, correct.bias, correct.adaround) == (True, True, "empirical", False)
-    assert {c.config.policy.name for c in one} == {"first_last"}
 
 
 @pytest.mark.parametrize(
@@ -280,13 +272,6 @@ def test_what_cannot_be_is_refused(shrink, arguments, message):
     done = shrink(*arguments)
     assert done.code == 2 and message in done.err, done.err
     assert not Path("results/digits").exists() and not list(Path("runs").glob("checkpoints/*/shrink.jsonl"))
-
-
-def test_the_document_names_every_correction():
-    (row,) = re.findall(
-        r"^ *\| `analyze\.corrections` \|.*joined by `\+`: (.*) \(\[ptq", (ROOT / "docs/analyze.md").read_text(), re.MULTILINE
-    )
-    assert sorted(re.findall(r"`(\w+)`", row)) == sorted(CORRECTIONS)
 
 
 def test_the_brute_force_of_these_tests_is_a_fair_game():
