@@ -7,8 +7,6 @@ holds.
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import os
 import textwrap
 from collections.abc import Sequence
@@ -21,10 +19,11 @@ from qexp.base.files import write_text_atomic
 from qexp.base.table import Column
 from qexp.base.text import counted
 from qexp.reporting.indexed import PAGE, TABLE, Listed, Row, folders, read_experiment
+from qexp.reporting.script import read_script
 from qexp.reporting.tables.statistic_cells import interval_text
 
 FILE = "index.html"
-TEMPLATE, SCRIPT = Path(__file__).with_name("index.html.jinja"), Path(__file__).with_name("index.js")
+TEMPLATE = Path(__file__).with_name("index.html.jinja")
 LARGEST_BYTES = 300_000  # of the page, as long as the experiments alone leave room for rows
 LEAST_BYTES = 20_000  # for rows where they do not
 LONGEST = 220  # characters of a text
@@ -97,8 +96,7 @@ def page_text(experiments: Sequence[Listed]) -> str:
 
 def _render(experiments: Sequence[Listed], rows: Sequence[Markup], total: int) -> str:
     """The page with these rows of a total."""
-    script = SCRIPT.read_text(encoding="utf-8")
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    script = read_script("index.js")
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
         experiments=[_shown(experiment) for experiment in experiments],
@@ -107,8 +105,8 @@ def _render(experiments: Sequence[Listed], rows: Sequence[Markup], total: int) -
         rows=Markup("\n").join(rows),
         num_rows=len(rows),
         total=total,
-        script=Markup(script),
-        digest=digest,
+        script=script.text,
+        script_digest=script.digest,
     )
 
 

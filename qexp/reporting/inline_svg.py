@@ -15,11 +15,11 @@ from markupsafe import Markup
 LEAST, MOST = 0.62, 1.2  # of a figure's own width
 _SVG, _XLINK = "{http://www.w3.org/2000/svg}", "{http://www.w3.org/1999/xlink}"
 _SHAPES = "path use rect circle ellipse line polyline polygon text tspan image"
-_DRAWS = {f"{_SVG}{name}" for name in f"svg g defs style clipPath mask pattern {_SHAPES}".split()}
+_DRAWS = {f"{_SVG}{name}" for name in f"svg g defs style clipPath mask pattern title {_SHAPES}".split()}
 _FETCHES = re.compile(r"@|\\|url\((?!#)|expression", re.IGNORECASE)  # in CSS
 
 
-def inline(path: Path, prefix: str) -> Markup:
+def inline(path: Path, prefix: str, label: str) -> Markup:
     """An SVG file as an element of the page: no prologue, no white ground, and names of its own, as two figures use the same.
 
     Its letters stay near the size of the text: a wide one scrolls on a phone rather than shrinking to nothing.
@@ -27,6 +27,7 @@ def inline(path: Path, prefix: str) -> Markup:
     Args:
         path: the file.
         prefix: put before each name.
+        label: what it shows, for who does not see it.
 
     Returns:
         The element, or a sentence where the file is no SVG.
@@ -45,7 +46,8 @@ def inline(path: Path, prefix: str) -> Markup:
     text = re.sub(r'(href="#|url\(#)', rf"\g<1>{prefix}", text)
     width = re.search(r'<svg [^>]*?width="([\d.]+)pt"', text)
     limits = f' style="min-width: {LEAST * float(width[1]):.0f}pt; max-width: {MOST * float(width[1]):.0f}pt"' if width else ""
-    return Markup(re.sub(r"<svg ", f'<svg role="img"{limits} ', text, count=1))
+    start = Markup('<svg role="img" aria-label="{}"').format(label)
+    return Markup(re.sub(r"<svg ", lambda _: f"{start}{limits} ", text, count=1))
 
 
 def _clean(element: ElementTree.Element) -> None:

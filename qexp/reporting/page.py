@@ -6,6 +6,7 @@ import re
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import pandas as pd
 from jinja2 import Environment
@@ -16,6 +17,7 @@ from qexp.reporting.frames.comparison import has_qat
 from qexp.reporting.frames.repeats import REPEATED, Repeat, learned_from_images, variants
 from qexp.reporting.frames.summary import is_control, is_float
 from qexp.reporting.inline_svg import inline
+from qexp.reporting.script import read_script
 from qexp.reporting.statistics.draws import EXPLAINED as DRAWS_EXPLAINED
 from qexp.reporting.statistics.verdict import EXPLAINED, Verdict
 from qexp.reporting.tables.exports import EXPLAINED as EXPORTS_EXPLAINED
@@ -28,6 +30,7 @@ from qexp.tracking.row_types import SweepRow
 
 FILE = "report.html"
 TEMPLATE = Path(__file__).with_name("page.html.jinja")
+Section = Literal["results", "layers", "deployment"]
 
 
 @dataclass(frozen=True)
@@ -38,12 +41,14 @@ class Drawn:
         path: its SVG file.
         title: a line above it.
         caption: sentences for the reader.
+        section: where it stands.
         folded: shown when asked for, as it is large.
     """
 
     path: Path
     title: str
     caption: str
+    section: Section = "results"
     folded: bool = False
 
 
@@ -74,7 +79,7 @@ def write_page(
     rounded = display(table, wide=True, metrics=verdict.metrics)
     about_draws = [DRAWS_EXPLAINED] if "num_draws" in verdict.seeds else []
     subjects = "; ".join(f"{row.model} on {row.data}" for row in table[["data", "model"]].drop_duplicates().itertuples())
-    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    environment, script = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True), read_script("page.js")
     text = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
         name=name,
         question=_question(table, subjects),
@@ -99,7 +104,10 @@ def write_page(
         exports=exports,
         exports_explained=_emphasized(EXPORTS_EXPLAINED),
         figures=[_figure(number, figure) for number, figure in enumerate(figures)],
+        sections=_sections(verdict, figures, more, exports),
         commands=list(dict.fromkeys(sweep["command"] for sweep in sweeps)),
+        script=script.text,
+        script_digest=script.digest,
     )
     path = folder / FILE
     write_text_atomic(path, text)
@@ -115,8 +123,35 @@ def _question(table: pd.DataFrame, subjects: str) -> str:
 
 def _figure(number: int, figure: Drawn) -> dict[str, object]:
     """What the template shows of a figure."""
-    svg = inline(figure.path, f"f{number}-")
-    return {"title": figure.title, "caption": _emphasized(figure.caption), "svg": svg, "folded": figure.folded}
+    svg = inline(figure.path, f"f{number}-", figure.title)
+    shown = {"title": figure.title, "section": figure.section, "folded": figure.folded, "anchor": _anchor(number)}
+    return {**shown, "caption": _emphasized(figure.caption), "svg": svg}
+
+
+def _anchor(number: int) -> str:
+    """The id of a figure's title."""
+    return f"figure-{number + 1}"
+
+
+def _sections(
+    verdict: Verdict, figures: Sequence[Drawn], more: Sequence[Mapping[str, object]], exports: Sequence[Mapping[str, object]]
+) -> list[dict[str, object]]:
+    """The tabs of the page, each with the anchors and titles of what it holds."""
+
+    def drawn(section: Section) -> list[tuple[str, object]]:
+        return [(_anchor(number), figure.title) for number, figure in enumerate(figures) if figure.section == section]
+
+    results: list[tuple[str, object]] = [("repeats", repeats_title(verdict.seeds))] if len(verdict.seeds) else []
+    results += [("differences", "Which differences are real"), ("table", "Table")]
+    results += [(f"more-{number + 1}", table["title"]) for number, table in enumerate(more)]
+    files = [(f"export-{number + 1}", export["title"]) for number, export in enumerate(exports)]
+    sections = {
+        "results": ("Results", results + drawn("results")),
+        "layers": ("Layers", drawn("layers")),
+        "deployment": ("Deployment", files + drawn("deployment") if exports else []),
+        "protocol": ("Protocol", [("protocol", "Protocol")]),
+    }
+    return [{"id": name, "title": title, "contents": held} for name, (title, held) in sections.items() if held]
 
 
 def _headline(table: pd.DataFrame, seeds: pd.DataFrame) -> list[dict[str, str]]:

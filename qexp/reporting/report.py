@@ -27,7 +27,7 @@ from qexp.reporting.frames.predictions import FILE, load_predictions, write_comp
 from qexp.reporting.frames.protocol import MixedProtocolsError, find_protocols
 from qexp.reporting.frames.summary import summarize
 from qexp.reporting.index import write_index
-from qexp.reporting.page import Drawn, write_page
+from qexp.reporting.page import Drawn, Section, write_page
 from qexp.reporting.statistics.asked import IN_REPORTS, Made, check_asked, make_asked
 from qexp.reporting.statistics.paired import with_statistics
 from qexp.reporting.statistics.verdict import compare_variants
@@ -77,6 +77,12 @@ CAPTIONS = {
         "Each layer quantized alone, as `qexp.analyze task=sensitivity` measured it: the divergence of the network's predictions "
         "from the float network's.",
     ),
+}
+SECTIONS: dict[str, Section] = {  # where a figure stands, if not with the results
+    "prec1_by_cost": "deployment",
+    "prec1_by_bops": "deployment",
+    "weight_sqnr": "layers",
+    "layer_sensitivity": "layers",
 }
 HISTOGRAMS = "Values of each tensor, the levels of its grid and what lies beyond, as `qexp.analyze task=profile` found them."
 
@@ -185,8 +191,9 @@ def _remove_others(folder: Path, drawn: Mapping[str, object]) -> None:
 def _on_page(drawn: Mapping[str, Sequence[Path]], made: Made, folder: Path) -> list[Drawn]:
     """What the page shows of figures and of histograms that profiles left in the folder."""
     captions = CAPTIONS | {row.name: (row.title, row.summary) for row in made.matrices}
-    figures = [Drawn(paths[-1], *captions[stem]) for stem, paths in drawn.items()]
-    return figures + [Drawn(path, f"Histograms: {label}", HISTOGRAMS, folded=True) for label, path in histogram_sheets(folder)]
+    figures = [Drawn(paths[-1], *captions[stem], SECTIONS.get(stem, "results")) for stem, paths in drawn.items()]
+    sheets = histogram_sheets(folder)
+    return figures + [Drawn(path, f"Histograms: {label}", HISTOGRAMS, "layers", folded=True) for label, path in sheets]
 
 
 def _draw(records: pd.DataFrame, exports: Sequence[ExportRow], made: Made, folder: Path) -> dict[str, list[Path]]:

@@ -33,7 +33,7 @@ BAD = {
 def test_a_figure_only_draws(tmp_path, kind):
     path = tmp_path / "a.svg"
     path.write_text("<?xml version='1.0'?>\n" + SVG.format('onload="alert(1)"', BAD[kind]))
-    text = inline(path, "f0-")
+    text = inline(path, "f0-", "a figure")
     assert "alert" not in text and "<script" not in text and "http://host" not in text
     for kept in (
         'id="f0-a"',
@@ -51,7 +51,7 @@ def test_a_figure_only_draws(tmp_path, kind):
 def test_a_broken_figure_is_named(tmp_path, content):
     path = tmp_path / "<b>.svg"
     path.write_bytes(content)
-    assert inline(path, "f0-") == '<p class="soft">&lt;b&gt;.svg is no SVG file.</p>'
+    assert inline(path, "f0-", "a figure") == '<p class="soft">&lt;b&gt;.svg is no SVG file.</p>'
 
 
 @pytest.mark.parametrize("name", ["<script>alert(1)</script>", "</td>", "<!-- ", "\\<img src=x onerror=alert(1)>", "`<b>`"])

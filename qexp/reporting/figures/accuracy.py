@@ -24,6 +24,7 @@ from qexp.reporting.figures.curves import (
     curve_looks,
     deviations,
     draw_band,
+    draw_curve,
     epoch_curves,
     is_reference,
     is_start,
@@ -31,6 +32,7 @@ from qexp.reporting.figures.curves import (
     line_keys,
 )
 from qexp.reporting.figures.layout import Limits, lay_out, panels_of
+from qexp.reporting.figures.marks import percent_text, points, tell
 from qexp.reporting.figures.style import (
     LINES,
     MARKERS,
@@ -69,14 +71,10 @@ def prec1_by_epoch(records: pd.DataFrame) -> Figure:
         for name, curve in curves.items():
             look = styles[name]
             draw_band(axes, bands, name, look.color)
-            axes.plot(
-                curve.index, curve, color=look.color, linestyle=look.line, marker=look.marker, markersize=3.2, linewidth=1.5,
-                markevery=max(1, len(curve) // 10),
-            )  # fmt: skip
+            draw_curve(axes, name, curve, look, 1.5)
         for name, reference in float_curves.items():
-            look = references[name]
             draw_band(axes, bands, name, BLACK)
-            axes.plot(reference.index, reference, color=BLACK, linestyle=look.line, linewidth=_width(look), zorder=1.9)
+            draw_curve(axes, name, reference, references[name], _width(references[name]))
         axes.set_xlabel("epoch")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=10, steps=[1, 2, 5, 10]))
         axes.margins(x=0.03)
@@ -126,6 +124,8 @@ def prec1_by_bits(records: pd.DataFrame) -> Figure | None:
         key: Look(colors[numbers[slot]], LINES.get(key[0], "-"), MARKERS[numbers[slot] % len(MARKERS)])
         for key, slot in slots.items()
     }
+    behind = " after training" if any(mode == OWN for mode, _ in styles) else ""
+    labels = {(mode, family): _line_label(mode, family, families) + behind * (mode != OWN) for mode, family in styles}
     references = _reference_looks(table)
     panels = panels_of(table, "group")
     zooms = [last_zoom(part) for _, part in panels]
@@ -133,25 +133,23 @@ def prec1_by_bits(records: pd.DataFrame) -> Figure | None:
     def draw(axes: Axes, part: pd.DataFrame, limits: Limits | None) -> None:
         for name, rows in part[is_reference(part)].groupby("variant", sort=False):
             prec1, width = rows["prec1"].mean(), min(_width(references[name]), 2.0)
-            axes.axhline(prec1, color=BLACK, zorder=1.9, linestyle=references[name].line, linewidth=width)
+            level = axes.axhline(prec1, color=BLACK, zorder=1.9, linestyle=references[name].line, linewidth=width)
+            tell(level, str(name))
         quantized = part[~is_reference(part)]
         keys = line_keys(quantized)
         shifts = _shifts(keys, quantized["bits"], list(styles))
         for key, look in styles.items():
             places = np.interp(widths, ticks, range(len(ticks)))
             positions = {width: place + shifts.get((key, width), 0.0) for width, place in zip(widths, places, strict=True)}
-            _bits_line(axes, quantized.loc[[line == key for line in keys]], look, positions)
+            _bits_line(axes, quantized.loc[[line == key for line in keys]], look, positions, labels[key])
         axes.set_xticks(range(len(ticks)), [str(tick) for tick in ticks])
         axes.set_xlim(-0.35, len(ticks) - 0.65)
         axes.set_xlabel("weight bits" + (", mean" if "widths" in part else ""))
         ends = deviations(part) if has_qat(part) else part["prec1"]
         percent_axis(axes, limits or padded(ends.min(), ends.max(), least=2.0))
 
-    trained = any(mode == OWN for mode, _ in styles)
     handles = [legend_entry(name, BLACK, look.line, width=min(_width(look), 2.0)) for name, look in references.items()]
-    for (mode, family), look in styles.items():
-        label = _line_label(mode, family, families) + (" after training" if trained and mode != OWN else "")
-        handles.append(legend_entry(label, look.color, look.line, look.marker, 5))
+    handles += [legend_entry(labels[key], look.color, look.line, look.marker, 5) for key, look in styles.items()]
     heading = "Prec@1 against weight bits, last epoch" + _over_what(table)
     return lay_out(panels, zooms, draw, handles, title(table, heading))
 
@@ -177,7 +175,7 @@ def _shifts(keys: Sequence[LineKey], bits: pd.Series, order: Sequence[LineKey]) 
     return shifts
 
 
-def _bits_line(axes: Axes, variants: pd.DataFrame, look: Look, positions: Mapping[int, float]) -> None:
+def _bits_line(axes: Axes, variants: pd.DataFrame, look: Look, positions: Mapping[int, float], name: str) -> None:
     """One family's line, means over seeds; points without a line where several of its variants have the same bits.
 
     Args:
@@ -185,20 +183,24 @@ def _bits_line(axes: Axes, variants: pd.DataFrame, look: Look, positions: Mappin
         variants: rows of the family.
         look: of the line.
         positions: width -> abscissa.
+        name: of the line.
     """
     means = variants.groupby(["bits", "variant"])["prec1"].agg(["mean", "std"])
     bits = means.index.get_level_values("bits")
-    axes.errorbar(
+    drawn = axes.errorbar(
         [positions[width] for width in bits],
         means["mean"],
         yerr=means["std"].fillna(0.0) if means["std"].notna().any() else None,
         color=look.color,
         linestyle=look.line if bits.is_unique else "none",
-        marker=look.marker,
-        markersize=5,
         linewidth=1.5,
         capsize=3,
     )
+    tell(drawn.lines[0], name)
+    texts = [f"{variant}: {percent_text(prec1)}" for (_, variant), prec1 in means["mean"].items()]
+    texts = [text if np.isnan(sd) else f"{text}, sd {sd:.2f}" for text, sd in zip(texts, means["std"], strict=True)]
+    told = [(name, text) for text in texts]
+    points(axes, [positions[width] for width in bits], list(means["mean"]), look.color, look.marker, 5, told)
 
 
 def _merged(records: pd.DataFrame) -> pd.DataFrame:

@@ -12,6 +12,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 from qexp.base.text import MIB
 from qexp.reporting.figures.accuracy import last_zoom
 from qexp.reporting.figures.layout import Limits, lay_out, panels_of
+from qexp.reporting.figures.marks import percent_text, points, tell
 from qexp.reporting.figures.style import MARKERS, drawing, legend_entry, mean_words, padded, percent_axis, spread_colors, title
 from qexp.reporting.frames.comparison import has_qat
 from qexp.reporting.frames.repeats import over_draws
@@ -52,8 +53,10 @@ def prec1_by_size(records: pd.DataFrame) -> Figure | None:
         axes.plot(part.loc[front, "size_bytes"] / MIB, part.loc[front, "prec1"], color=FRONT, linewidth=1.2, zorder=1.5)
         for row, ends, of_float in zip(part.itertuples(), wilson_ends(part).itertuples(), is_float(part), strict=True):
             color, marker = (BLACK, "o") if of_float else (colors[row.bits], markers[row.bits])
-            axes.vlines(row.size_bytes / MIB, ends.low, ends.high, color=color, linewidth=1.0)
-            axes.plot([row.size_bytes / MIB], [row.prec1], color=color, marker=marker, markersize=5, linestyle="none")
+            size = row.size_bytes / MIB
+            tell(axes.vlines(size, ends.low, ends.high, color=color, linewidth=1.0), row.variant)
+            text = f"{row.variant}: {percent_text(row.prec1, ends.low, ends.high)}, {size:.3f} MiB"
+            points(axes, [size], [row.prec1], color, marker, 5, [(row.variant, text)])
         axes.set_xscale("log", base=2)
         axes.xaxis.set_major_locator(LogLocator(base=2, numticks=12))
         axes.xaxis.set_minor_locator(NullLocator())
@@ -107,8 +110,12 @@ def prec1_by_cost(exports: Sequence[ExportRow]) -> Figure | None:
     """
     timed = [export for export in exports if export["cost"]]
     cpus = "; ".join(dict.fromkeys(f"{export['cpu']}, threads: {export['threads']}" for export in timed))
-    label = "milliseconds an image, median at the largest batch"
-    return _draw(latency_points(exports), label, f"Prec@1 against time\n{_sizes(timed)}; {cpus}")
+    return _draw(
+        latency_points(exports),
+        "milliseconds",
+        "an image, median at the largest batch",
+        f"Prec@1 against time\n{_sizes(timed)}; {cpus}",
+    )
 
 
 def prec1_by_bops(exports: Sequence[ExportRow]) -> Figure | None:
@@ -119,11 +126,11 @@ def prec1_by_bops(exports: Sequence[ExportRow]) -> Figure | None:
     Args:
         exports: of `qexp.reporting.tables.exports.load_exports`.
     """
-    points = bops_points(exports)
-    if points["cost"].nunique() < 2:
+    table = bops_points(exports)
+    if table["cost"].nunique() < 2:
         return None
     scored = [export for export in exports if export["layers"]]
-    return _draw(points, "billion bit operations an image", f"Prec@1 against bit operations\n{_sizes(scored)}")
+    return _draw(table, "billion bit operations", "an image", f"Prec@1 against bit operations\n{_sizes(scored)}")
 
 
 def latency_points(exports: Sequence[ExportRow]) -> pd.DataFrame:
@@ -157,30 +164,32 @@ def bops_points(exports: Sequence[ExportRow]) -> pd.DataFrame:
     return pd.DataFrame(list(dict.fromkeys(points)), columns=COLUMNS)
 
 
-def _draw(points: pd.DataFrame, label: str, heading: str) -> Figure | None:
+def _draw(table: pd.DataFrame, unit: str, of_what: str, heading: str) -> Figure | None:
     """One panel: points with intervals, the front, and a legend of networks and runtimes beside it."""
-    if points.empty:
+    if table.empty:
         return None
-    networks = [name for name in points["network"].unique() if name != FLOAT_VARIANT]
-    runtimes = list(points["runtime"].unique())
+    networks = [name for name in table["network"].unique() if name != FLOAT_VARIANT]
+    runtimes = list(table["runtime"].unique())
     colors = dict(zip(networks, spread_colors(max(1, len(networks))), strict=False)) | {FLOAT_VARIANT: BLACK}
     markers = {name: MARKERS[number % len(MARKERS)] for number, name in enumerate(runtimes)}
-    points = points.join(wilson_ends(points))
+    table = table.join(wilson_ends(table))
     with drawing(5.6, 4.0 + 0.17 * (len(networks) + len(runtimes)), heading, 10) as figure:
         axes = figure.subplots()
-        front = points.loc[pareto(points, "cost")]
+        front = table.loc[pareto(table, "cost")]
         axes.plot(front["cost"], front["prec1"], color=FRONT, linewidth=1.2, zorder=1.5)
-        for row in points.itertuples():
+        for row in table.itertuples():
             color, marker = colors[row.network], markers[row.runtime]
-            axes.vlines(row.cost, row.low, row.high, color=color, linewidth=1.0)
-            axes.plot([row.cost], [row.prec1], color=color, marker=marker, linestyle="none", markersize=6)
+            tell(axes.vlines(row.cost, row.low, row.high, color=color, linewidth=1.0), row.network)
+            where = f" in {row.runtime}" if row.runtime else ""
+            text = f"{row.network}{where}: {percent_text(row.prec1, row.low, row.high)}, {row.cost:.4g} {unit}"
+            points(axes, [row.cost], [row.prec1], color, marker, 6, [(row.network, text)])
         axes.set_xscale("log")
         axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda cost, _: f"{cost:g}"))
         axes.xaxis.set_minor_locator(NullLocator())
-        axes.set_xlabel(label)
-        percent_axis(axes, padded(points["low"].min(), points["high"].max(), least=2.0))
-        known = set(points["network"])
+        axes.set_xlabel(f"{unit} {of_what}")
+        percent_axis(axes, padded(table["low"].min(), table["high"].max(), least=2.0))
+        known = set(table["network"])
         handles = [legend_entry(name, colors[name], marker="o") for name in (FLOAT_VARIANT, *networks) if name in known]
         handles += [legend_entry(name, FRONT, marker=markers[name]) for name in runtimes if name]
         figure.legend(handles=[*handles, PARETO], loc="outside lower left")

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import pandas as pd
 from matplotlib.axes import Axes
 
+from qexp.reporting.figures.marks import percent_text, points, tell
 from qexp.reporting.figures.style import LINES, MARKERS, Look, looks, spread_colors
 from qexp.reporting.frames.comparison import LINEAGE, shared_words
 from qexp.reporting.frames.summary import MEASUREMENT, Family, family_keys
@@ -197,4 +198,23 @@ def draw_band(axes: Axes, bands: Mapping[str, pd.DataFrame], name: str, color: s
     """The band of a curve, if it has one."""
     if name in bands:
         band = bands[name].astype(float)
-        axes.fill_between(band.index, band["low"], band["high"], color=color, alpha=0.13, linewidth=0)
+        tell(axes.fill_between(band.index, band["low"], band["high"], color=color, alpha=0.13, linewidth=0), name)
+
+
+def draw_curve(axes: Axes, name: str, curve: pd.Series, look: Look, width: float) -> None:
+    """Prec@1 by epoch with some ten markers, each of which says its number.
+
+    Args:
+        axes: to draw on.
+        name: of the curve.
+        curve: epoch -> Prec@1.
+        look: of the curve; that of a float network has no marker, and its points are dots within the line.
+        width: of the line, points.
+    """
+    order = 2.0 if look.marker else 1.9
+    (line,) = axes.plot(curve.index, curve, color=look.color, linestyle=look.line, linewidth=width, zorder=order)
+    tell(line, name)
+    marked = curve[:: max(1, len(curve) // 10)]
+    told = [(name, f"{name}, epoch {epoch}: {percent_text(value)}") for epoch, value in marked.items()]
+    size = 3.2 if look.marker else max(width - 1.0, 0.5)  # an edge of one point is around it
+    points(axes, list(marked.index), list(marked), look.color, look.marker or "o", size, told)

@@ -18,6 +18,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from qexp.base.files import write_bytes_atomic
+from qexp.reporting.figures.marks import with_titles
 from qexp.reporting.frames.summary import family_keys
 
 Value = TypeVar("Value")
@@ -183,6 +184,6 @@ def save(figure: Figure, stem: Path, kinds: Sequence[str] = ("png", "svg")) -> l
             FigureCanvasAgg(figure)
             figure.savefig(buffer, format=kind, bbox_inches="tight", pad_inches=0.12, facecolor="white", **formats[kind])
             path = stem.with_suffix(f".{kind}")
-            write_bytes_atomic(path, buffer.getvalue())
+            write_bytes_atomic(path, with_titles(buffer.getvalue()) if kind == "svg" else buffer.getvalue())
             paths.append(path)
     return paths

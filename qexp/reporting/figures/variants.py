@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from qexp.reporting.figures.marks import percent_text, tell
 from qexp.reporting.figures.style import (
     CLOSE_POINTS,
     drawing,
@@ -59,6 +60,7 @@ def prec1_by_variant(records: pd.DataFrame) -> Figure | None:
     heading = title(table, f"Prec@1 of every variant, with 95 % intervals{drawn}") + shared
     with drawing(8.6 if magnify else 6.6, 1.4 + ROW_HEIGHT * len(variants), heading, 11) as figure:
         whole, *magnified = figure.subplots(1, 2 if magnify else 1, sharey=True, squeeze=False)[0]
+        variants = variants.assign(label=labels)
         _draw(whole, variants, colors, float_prec1)
         if magnified:
             near = variants[(variants["prec1"] - float_prec1).abs() <= CLOSE_POINTS]
@@ -78,11 +80,14 @@ def _draw(axes: Axes, variants: pd.DataFrame, colors: dict[int, str], float_prec
     ends = wilson_ends(variants)
     shades = [colors[bits] for bits in variants["bits"]]
     axes.axvline(float_prec1, color="#000000", linewidth=1.5, zorder=1.9)
-    axes.hlines(variants.index, ends["low"], ends["high"], colors=shades, linewidth=1.2)
+    names = list(variants["label"])
+    tell(axes.hlines(variants.index, ends["low"], ends["high"], colors=shades, linewidth=1.2), names)
     if "draws_sd" in variants:
         sd = variants["draws_sd"].fillna(0.0)
         axes.hlines(variants.index, variants["prec1"] - sd, variants["prec1"] + sd, colors=shades, linewidth=5.0, alpha=0.45)
-    axes.scatter(variants["prec1"], variants.index, c=shades, s=14, zorder=2.5)
+    numbers = zip(names, variants["prec1"], ends["low"], ends["high"], strict=True)
+    texts = [f"{name}: {percent_text(prec1, low, high)}" for name, prec1, low, high in numbers]
+    tell(axes.scatter(variants["prec1"], variants.index, c=shades, s=14, zorder=2.5), names, texts)
     axes.set_xlim(*padded(min(*ends["low"], float_prec1), max(*ends["high"], float_prec1), least=2.0))
     axes.xaxis.set_major_locator(MaxNLocator(nbins=7, steps=[1, 2, 2.5, 5, 10]))
     axes.set_xlabel("Prec@1 (percent)")
