@@ -19,7 +19,7 @@ import pytest
 import torch
 from PIL import Image
 
-from qexp import report, study, sync, trainings, ui
+from qexp import merge, report, study, sync, trainings, ui
 from qexp.base.keyvalue import parse, run_verb
 from qexp.models.cifar_resnet import CifarResNet
 from qexp.sweep import run as sweep_run
@@ -46,6 +46,7 @@ NOT_RUN = {
     "qexp/            the package": "a picture",
 }
 VERBS = {
+    "merge": (merge.MergeSettings, merge.run),
     "report": (report.ReportSettings, report.run),
     "study": (study.StudySettings, study.run),
     "sync": (sync.SyncSettings, sync.run),
