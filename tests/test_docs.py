@@ -19,7 +19,7 @@ import pytest
 import torch
 from PIL import Image
 
-from qexp import report, study, sync, trainings, ui
+from qexp import merge, report, study, sync, trainings, ui
 from qexp.base.keyvalue import parse, run_verb
 from qexp.models.cifar_resnet import CifarResNet
 from qexp.sweep import run as sweep_run
@@ -34,6 +34,7 @@ NOT_RUN = {
     "python3 -m venv": "installs",
     "docker ": "needs Docker and NVIDIA's registry",
     "trtexec ": "needs TensorRT",
+    "python -m qexp.export checkpoint=FILE ... export.compare": "files of other tools; tests/deploy/test_compared.py runs them",
     "#!/bin/bash": "needs Slurm",
     "flock ": "needs two nodes",
     "time flock ": "needs two nodes",
@@ -46,6 +47,7 @@ NOT_RUN = {
     "qexp/            the package": "a picture",
 }
 VERBS = {
+    "merge": (merge.MergeSettings, merge.run),
     "report": (report.ReportSettings, report.run),
     "study": (study.StudySettings, study.run),
     "sync": (sync.SyncSettings, sync.run),
@@ -177,8 +179,7 @@ def small(verb, arguments, kit, *, run):
     if verb == "train":
         fixed |= {"train": "smoke"} | ({"train.batch_size": "16"} if "data.root" in fixed else {})
     fixed |= WHEN_RUN.get(verb, {}) if run else {"plan_only": "true"}
-    if given.get("model") != "custom":
-        fixed |= {"model": "resnet8"}
+    fixed |= {"model": "resnet8"} if given.get("model") != "custom" else {}
     fixed |= {key: value for key, value in WHERE_GIVEN.items() if key in given and key not in fixed}
     names = {*fixed, *(DROPPED if data != "custom" else ())}
     kept = [f"{key}={filled(value, kit, data=data, run=run)}" for key, value in pairs if key not in names]

@@ -61,7 +61,8 @@ def as_user_errors(
     """
     errors = []
     for details in error.errors():
-        key, cause = prefix + ".".join(str(part) for part in details["loc"]), details.get("ctx", {}).get("error")
+        key = prefix + ".".join(str(part).removesuffix("_") for part in details["loc"])  # the field of the key `from` is `from_`
+        cause = details.get("ctx", {}).get("error")
         if isinstance(cause, UserError):
             errors.append(cause)
         elif explain is not None and (explained := explain(key, details)) is not None:

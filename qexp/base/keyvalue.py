@@ -1,4 +1,4 @@
-"""The small commands, which take KEY=VALUE and need no Hydra: report, ui, study, sync, trainings."""
+"""The small commands, which take KEY=VALUE and need no Hydra: report, ui, study, sync, trainings, merge."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Settings = TypeVar("Settings")
 def parse(kind: type[Settings], arguments: Sequence[str]) -> Settings:
     """Read KEY=VALUE into the settings dataclass `kind`; texts are taken as typed, other values are YAML; types are checked.
 
-    Fields of a dataclass within it are dotted keys.
+    Fields of a dataclass within it are dotted keys; `from_` is the key `from`, which is no name of a field in Python.
 
     Raises:
         UserErrors: unknown keys, missing keys and wrong types, all together.
@@ -33,13 +33,15 @@ def parse(kind: type[Settings], arguments: Sequence[str]) -> Settings:
     errors: list[Exception] = []
     for argument in arguments:
         key, equals, text = argument.partition("=")
-        if not equals or key not in names:
-            remedy = nearest(key, names) or "Write KEY=VALUE."
-            errors.append(UserError(key, "(unknown key)", allowed=f"one of {', '.join(names)}", remedy=remedy))
-        elif hints[key] in (str, str | None):  # as YAML the hash 12345678 would be an integer, and 1e234567 infinite
-            _put(values, key, None if text in ("", "null") else os.path.expanduser(text))
+        field = next((name for name in names if name.removesuffix("_") == key), "")
+        if not equals or not field:
+            typed = [name.removesuffix("_") for name in names]
+            remedy = nearest(key, typed) or "Write KEY=VALUE."
+            errors.append(UserError(key, "(unknown key)", allowed=f"one of {', '.join(typed)}", remedy=remedy))
+        elif hints[field] in (str, str | None):  # as YAML the hash 12345678 would be an integer, and 1e234567 infinite
+            _put(values, field, None if text in ("", "null") else os.path.expanduser(text))
         else:
-            _put(values, key, _from_yaml(text))
+            _put(values, field, _from_yaml(text))
     if errors:
         raise UserErrors(errors)
     try:

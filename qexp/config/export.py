@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal, get_args
@@ -84,6 +85,9 @@ class ExportSettings:
         torch_export: write the simulated network as a program of `torch.export` too.
         integer_io: the TFLite file takes INT8 images and gives INT8 logits, as hardware without floats wants; else float32.
         register: name of a registered model in MLflow that gets the file as a new version; None registers nothing.
+        compare: file or files of other writers, .onnx or .tflite, of the same network: each runs in its runtime (onnxruntime or
+            litert, which is then among `runtime`) on the images of the evaluation, and gets a row beside fp32, the simulation and
+            qexp's file.
         folder: where files go, as `<folder>/<name>/<variant>/network.onnx`; None is `<runs_dir>/exports`.
     """
 
@@ -102,6 +106,7 @@ class ExportSettings:
     integer_io: bool = later(False)
     register: str | None = None
     folder: str | None = None
+    compare: str | list[str] | None = later(None)
 
     def __post_init__(self) -> None:
         """Check the names and the ranges."""
@@ -117,6 +122,11 @@ class ExportSettings:
         if self.integer_io and "litert" not in self.runtimes:
             allowed = "litert among the runtimes, whose file it is about"
             raise UserError("export.integer_io", True, allowed=allowed, remedy="Add export.runtime=litert.")
+        for path in self.compared:
+            if (runtime := runtime_of(path)) not in self.runtimes:
+                allowed = f"files of the runtimes that are asked for, {', '.join(self.runtimes) or 'none'}"
+                both = ",".join([*self.runtimes, runtime])
+                raise UserError("export.compare", path, allowed=allowed, remedy=f"export.runtime=[{both}] runs it.")
         if self.register is not None and not _is_name(self.register):
             allowed = "letters, digits, spaces, '-', '_' and '.', as MLflow names a model"
             raise UserError("export.register", self.register, allowed=allowed)
@@ -126,9 +136,28 @@ class ExportSettings:
         """The runtimes, as a tuple of names."""
         return (self.runtime,) if isinstance(self.runtime, str) else tuple(self.runtime)
 
+    @property
+    def compared(self) -> tuple[str, ...]:
+        """The files of other writers, as a tuple; `~` is the user's folder."""
+        paths = [self.compare] if isinstance(self.compare, str) else self.compare or []
+        return tuple(os.path.expanduser(path) for path in paths)
+
     def folder_of(self, runs_dir: str, name: str) -> Path:
         """Where the files of an experiment go."""
         return (Path(self.folder) if self.folder is not None else Path(runs_dir) / "exports") / name
+
+
+def runtime_of(path: str) -> str:
+    """The runtime that runs a file of another writer, by its name.
+
+    Raises:
+        UserError: neither .onnx nor .tflite.
+    """
+    known = {".onnx": "onnxruntime", ".tflite": "litert"}
+    suffix = Path(path).suffix.lower()
+    if suffix not in known:
+        raise UserError("export.compare", path, allowed="files that end with .onnx or .tflite")
+    return known[suffix]
 
 
 def _is_name(text: str) -> bool:

@@ -20,17 +20,21 @@ import torch
 from qexp.base.console import print_main
 from qexp.base.errors import UserError, UserErrors
 from qexp.base.files import discard_partials, hash_file, hash_json, write_atomic
+from qexp.base.outputs import main_output
 from qexp.base.text import by_reason, file_name
 from qexp.config.export import ExportSettings
 from qexp.config.later import stored_values
 from qexp.deploy.alarms import failures
+from qexp.deploy.compared import Files, Run, compare_files, digests_of
 from qexp.deploy.cost import bops, latency, layer_bits, peak_memory_bytes
 from qexp.deploy.fidelity import EVALUATED, Fidelity, FidelityRun, images_of, simulation_of
 from qexp.deploy.files import FILE, PROGRAM, TFLITE, files_of, write_files
+from qexp.deploy.foreign import open_foreign
 from qexp.deploy.lower import Lowered, example_of, lower, lower_float, lower_untried
+from qexp.deploy.measured import metrics_of, stage_row
 from qexp.deploy.onnx.qdq import Exported
 from qexp.deploy.runtimes import open_runtime, runtime_version
-from qexp.deploy.stages import FLOAT, SIMULATED, Stage
+from qexp.deploy.stages import FLOAT, SIMULATED
 from qexp.experiment.job import Prepared
 from qexp.experiment.recorder import Recorder
 from qexp.experiment.variants import Variant
@@ -41,8 +45,7 @@ from qexp.tracking.journal import Journal
 EXPORT_VERSION = 4  # raise it when the same file comes to be measured otherwise
 EXAMPLE = "example.npz"
 _IN_OTHER_BYTES = (EXAMPLE, PROGRAM)  # what is not written twice in the same bytes, of the same network
-_NOT_MEASURED = ("folder", "register", "torch_export")
-_STAGE_METRICS = ("prec1", "prec5", "agreement", "logit_sqnr_db", "max_steps", "layer_steps", "differ_pct", "integer_macs_pct")
+_NOT_MEASURED = ("folder", "register", "torch_export", "compare")
 _MEASURES_COST = ("cost", "batch_sizes", "repeats", "warmup")
 
 
@@ -75,7 +78,7 @@ def run(prepared: Prepared, recorder: Recorder) -> None:
         else:
             label = export_job.variant.label
             print_main(f"  {label}: exported and measured before (fresh=true measures again): {measured['file']}")
-        export_job.record(measured)
+        export_job.record(export_job.with_compared(measured))
 
 
 def _check_variant(prepared: Prepared, variant: Variant) -> None:
@@ -86,6 +89,9 @@ def _check_variant(prepared: Prepared, variant: Variant) -> None:
         write_files(prepared, variant, lower_untried(prepared, variant), path, is_trial=True)
         for name in settings.runtimes:
             open_runtime(name, path, threads=settings.threads)
+    for name in settings.compared:
+        file = open_foreign(Path(name), image_shape=prepared.bundle.image_shape, num_classes=prepared.num_classes)
+        file.run(example_of(prepared))
 
 
 class _ExportJob:
@@ -98,6 +104,7 @@ class _ExportJob:
         words += ["int8 io"] * (self.settings.integer_io and not variant.is_float)
         self.folder = self.settings.folder_of(self.config.runs_dir, self.config.name) / file_name(" ".join(words))
         self.path = self.folder / FILE
+        self._written: tuple[Lowered, Exported] | None = None  # by this process
         self.measurements = Journal(prepared.folder / "exports" / f"{variant.key}.jsonl", needs=("asked", "digest"))
         settings = stored_values(asdict(self.settings), ExportSettings)
         decide = {key: value for key, value in settings.items() if key not in _NOT_MEASURED}
@@ -155,7 +162,7 @@ class _ExportJob:
             "threads": self.settings.threads,
             "cpu": environment.cpu_model(),
             "sizes": self._sizes(plain.path),
-            "rungs": [_stage_row(stage, fidelity) for stage in fidelity.stages],
+            "rungs": [stage_row(stage, fidelity) for stage in fidelity.stages],
             "cost": list(self._cost(plain.path)) if self.settings.cost else [],
             "layers": self._layers(lowered),
             "alarms": self._alarms(fidelity),
@@ -163,6 +170,27 @@ class _ExportJob:
             "versions": self.recorder.versions,
             "time_ms": environment.now_ms(),
         }
+        self.measurements.append([row])
+        return row
+
+    def with_compared(self, measured: dict[str, Any]) -> dict[str, Any]:
+        """The row with those of the files of other writers, run where one of them was not yet beside these very files."""
+        others = [Path(name) for name in self.settings.compared]
+        known = {row["digest"] for row in measured.get("compared", ())}
+        if {*digests_of(others)} <= known:
+            return measured
+        lowered, written = self._written or self._write()
+        network = self.prepared.network().eval()
+        networks: dict[str, Run] = {
+            FLOAT: lambda images: main_output(network(images)).float(),
+            SIMULATED: simulation_of(self.config, lowered, written),
+        }
+        rows = compare_files(
+            Files(self.path, self._plain().path, others), networks, images_of(self.prepared),
+            image_shape=self.prepared.bundle.image_shape, num_classes=self.prepared.num_classes, settings=self.settings,
+        )  # fmt: skip
+        self.recorder.num_measured += 1
+        row = measured | {"compared": [asdict(one) for one in rows], "digests": self._digests(), "time_ms": environment.now_ms()}
         self.measurements.append([row])
         return row
 
@@ -177,7 +205,7 @@ class _ExportJob:
         if not any((row["kind"], row["key"], row["time_ms"]) == ("export", self.key, measured["time_ms"]) for row in known_rows):
             values = {key: value for key, value in measured.items() if key not in ("run", "key", "time_ms")}
             new.append(rows.export_row(self._run, key=self.key, values=values, time_ms=measured["time_ms"]))
-            new.append(rows.metrics_row(self._run, step=0, values=dict(_metrics(measured))))
+            new.append(rows.metrics_row(self._run, step=0, values=dict(metrics_of(measured))))
         name = self.settings.register
         if name is not None:
             model = ("model", name, measured["digest"])
@@ -266,28 +294,5 @@ class _ExportJob:
                 np.savez(handle, **arrays)
 
         write_atomic(self.folder / EXAMPLE, save)
+        self._written = lowered, written
         return lowered, written
-
-
-def _stage_row(stage: Stage, fidelity: Fidelity) -> dict[str, Any]:
-    return {**asdict(stage), "float_layers": ", ".join(stage.float_layers), "version": fidelity.versions.get(stage.name, "")}
-
-
-def _metrics(measured: dict[str, Any]) -> Iterator[tuple[str, float]]:
-    """What MLflow gets of a variant: fidelity stages, sizes, costs."""
-    prefix = "" if measured["split"] == "test" else f"{measured['split']}/"
-    for stage in measured["rungs"]:
-        if stage["name"] != FLOAT:
-            for key in _STAGE_METRICS:
-                if stage[key] is not None:
-                    yield f"{prefix}{stage['name']}/{key}", stage[key]
-    for name, size in measured["sizes"].items():
-        yield f"{name}_bytes", size
-    for line in measured["cost"]:
-        cost_prefix = f"{line['runtime']}/{line['network']}_b{line['batch']}"
-        yield f"{cost_prefix}_median_ms", line["median_ms"]
-        yield f"{cost_prefix}_images_per_s", line["images_per_s"]
-        if line["peak_bytes"] is not None:
-            yield f"{cost_prefix}_peak_bytes", line["peak_bytes"]
-    for key in ("macs", "bops"):
-        yield key, sum(layer[key] for layer in measured["layers"])

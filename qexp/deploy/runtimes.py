@@ -33,7 +33,7 @@ from qexp.deploy.tflite.run import TFLITE_SUFFIX, open_tflite
 from qexp.deploy.torch_export import PROGRAM_SUFFIX, open_program
 
 RunBatch = Callable[[Tensor, bool], Sequence[Tensor]]
-_INTEGER_OPERATORS = ("QLinearConv", "ConvInteger", "QGemm", "QLinearMatMul", "MatMulInteger", "DynamicQuantizeMatMul")
+INTEGER_OPERATORS = ("QLinearConv", "ConvInteger", "QGemm", "QLinearMatMul", "MatMulInteger", "DynamicQuantizeMatMul")
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,6 +95,13 @@ def runtime_version(name: str) -> str:
     return importlib.metadata.version(RUNTIMES[name].distribution)
 
 
+def check_installed(name: str) -> None:
+    """Raise UserError for a runtime whose package is not installed."""
+    if name not in installed_runtimes():
+        remedy = f"Install it with: pip install '{RUNTIMES[name].install}'"
+        raise UserError("export.runtime", name, allowed=installed_runtimes(), remedy=remedy)
+
+
 def open_runtime(name: str, path: Path, *, threads: int = 1, outputs: Mapping[str, CodeTensor] | None = None) -> Session:
     """Load an exported network.
 
@@ -109,9 +116,7 @@ def open_runtime(name: str, path: Path, *, threads: int = 1, outputs: Mapping[st
         UserError: an unknown runtime, one whose package is not installed, or one that cannot load the network.
     """
     choose("export.runtime", name, RUNTIMES)
-    if name not in installed_runtimes():
-        remedy = f"Install it with: pip install '{RUNTIMES[name].install}'"
-        raise UserError("export.runtime", name, allowed=installed_runtimes(), remedy=remedy)
+    check_installed(name)
     codes = dict(outputs or {})
     try:
         load = cast("Callable[[Path, int, Mapping[str, CodeTensor]], Loaded]", RUNTIMES.load(name))
@@ -181,7 +186,7 @@ def load_onnxruntime(path: Path, threads: int, codes: Mapping[str, CodeTensor]) 
     """The file in ONNX Runtime; without codes as it is."""
     import onnxruntime
 
-    options = _onnxruntime_options(threads)
+    options = onnxruntime_options(threads)
     model = show_codes(path, codes.values()) if codes else str(path)
     session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
@@ -192,7 +197,7 @@ def load_onnxruntime(path: Path, threads: int, codes: Mapping[str, CodeTensor]) 
     return Loaded(call, lambda: _onnxruntime_integers(path))
 
 
-def _onnxruntime_options(threads: int) -> Any:
+def onnxruntime_options(threads: int) -> Any:
     """Options of a session: exact kernels where the fast ones saturate."""
     import onnxruntime
 
@@ -203,16 +208,20 @@ def _onnxruntime_options(threads: int) -> Any:
     return options
 
 
-def _onnxruntime_integers(path: Path) -> frozenset[str]:
-    """The layers whose weights integer operators read in the graph that ONNX Runtime makes of a file, and products by name."""
+def graph_of_onnxruntime(path: Path) -> Any:
+    """The graph that ONNX Runtime makes of a file, which is what runs."""
     import onnxruntime
 
-    options = _onnxruntime_options(1)
+    options = onnxruntime_options(1)
     with tempfile.TemporaryDirectory() as folder:
         options.optimized_model_filepath = str(Path(folder) / "lowered.onnx")
         onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        nodes = onnx_library().load(options.optimized_model_filepath).graph.node
-    integers = [node for node in nodes if node.op_type.startswith(_INTEGER_OPERATORS)]
+        return onnx_library().load(options.optimized_model_filepath).graph
+
+
+def _onnxruntime_integers(path: Path) -> frozenset[str]:
+    """The layers whose weights integer operators read in the graph that ONNX Runtime makes of a file, and products by name."""
+    integers = [node for node in graph_of_onnxruntime(path).node if node.op_type.startswith(INTEGER_OPERATORS)]
     inputs = {name for node in integers for name in node.input}
     return frozenset(name.partition(".weight.")[0] for name in inputs if ".weight." in name) | {node.name for node in integers}
 

@@ -21,7 +21,7 @@ from qexp.base.files import check_readable, write_atomic
 from qexp.engine.state import FitState
 
 # What torch.load says to a truncated, foreign or unreadable file.
-_UNREADABLE = (OSError, RuntimeError, EOFError, pickle.UnpicklingError, KeyError, TypeError, ValueError)
+_UNREADABLE = (OSError, RuntimeError, EOFError, pickle.UnpicklingError, LookupError, TypeError, ValueError)
 
 
 class ResumeFiles:

@@ -9,7 +9,6 @@ bits everywhere, which would stop a sweep that goes on in a cluster's other part
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,9 +16,8 @@ import torch
 
 from qexp.engine.evaluate import Evaluation
 from qexp.tracking import environment
+from qexp.tracking.rounding import same_circumstances, within_rounding
 
-_LOSS_SHARE, _LOSS_NATS = 0.01, 0.001  # what rounding may change of a loss
-_PREC1_POINTS, _IMAGES = 0.5, 2  # and of Prec@1, whichever is more: images that lie on the edge between two classes
 UNCHANGED = "one whose float network scores as it did when its numbers were stored"
 
 
@@ -57,26 +55,13 @@ def changed(stored: Mapping[str, Any] | None, evaluation: Evaluation, now: Mappi
     if stored is None or stored["digest"] == evaluation.digest:
         return ""
     then = stored.get("computed")
-    same = then == now and now["device"] == "cpu"
-    if not same and _agree(stored, evaluation):
+    metrics = {"prec1": evaluation.metrics.prec1, "loss": evaluation.metrics.loss}
+    if not same_circumstances(then, now) and within_rounding(stored, metrics, evaluation.metrics.n):
         return ""
-    before, after = (f"Prec@1 {prec1:.2f}, loss {loss:.4f}" for prec1, loss in _both(stored, evaluation))
+    before, after = (f"Prec@1 {scores['prec1']:.2f}, loss {scores['loss']:.4f}" for scores in (stored, metrics))
     others = [f"{name} {then.get(name)}, now {value}" for name, value in now.items() if then and then.get(name) != value]
     since = f"Since then changed: {'; '.join(others)}. " if others else ""
     why = (
         "Settings, data, source and weights have their hashes; what else the network reads (a file, a variable) may have changed."
     )
     return f"Stored is {before}, now it has {after}. {since}{why} New numbers would stand beside those of another network."
-
-
-def _both(stored: Mapping[str, Any], evaluation: Evaluation) -> tuple[tuple[float, float], tuple[float, float]]:
-    """(Prec@1, loss) as stored and as scored now."""
-    return (stored["prec1"], stored["loss"]), (evaluation.metrics.prec1, evaluation.metrics.loss)
-
-
-def _agree(stored: Mapping[str, Any], evaluation: Evaluation) -> bool:
-    """True where the metrics differ by no more than rounding may make of the same network."""
-    (prec1, loss), (prec1_now, loss_now) = _both(stored, evaluation)
-    points = max(_PREC1_POINTS, 100 * _IMAGES / evaluation.metrics.n)
-    same_loss = math.isclose(loss, loss_now, rel_tol=_LOSS_SHARE, abs_tol=_LOSS_NATS) or str(loss) == str(loss_now)  # nan too
-    return same_loss and abs(prec1 - prec1_now) <= points

@@ -19,6 +19,7 @@ VERBS = {
     "study": "the documents that this grew from, studied",
     "sync": "send to MLflow what it missed",
     "trainings": "list or remove stored trainings",
+    "merge": "stores of several machines become one",
     "doctor": "what this machine can do of all this",
     "init": "a copy of the configuration to edit",
 }
@@ -49,9 +50,8 @@ def overview(verb: str, options: Mapping[str, Sequence[str]], values: Mapping[st
     yield "Keys to begin with (--help KEY says what it means, what it may be and where it is read)"
     for name in FIRST_KEYS:
         yield textwrap.shorten(f"{name}={shown(values.get(name))}", WIDTH).join(("  ", ""))
-    yield "More"
-    yield "  --cfg job      every key with the value that this command gives it"
-    yield "  docs/README.md lists a page for each task; docs/keys.md every key"
+    yield "More: --cfg job prints every key with the value that this command gives it; docs/README.md lists a page for each task,"
+    yield "docs/keys.md every key"
 
 
 def explained(words: Sequence[str], options: Mapping[str, Sequence[str]], values: Mapping[str, object]) -> Iterator[str]:

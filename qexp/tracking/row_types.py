@@ -79,6 +79,38 @@ class LayerRow(TypedDict):
     bops: int
 
 
+class ComparedRow(TypedDict):
+    """A network held against files of other writers, or such a file; the arguments of `qexp.deploy.compared.Compared`."""
+
+    name: str
+    runtime: str
+    version: str
+    digest: str
+    takes: str
+    size_bytes: int | None
+    n: int
+    prec1: float
+    prec1_low: float
+    prec1_high: float
+    prec5: float
+    vs_fp32: float | None
+    vs_fp32_low: float | None
+    vs_fp32_high: float | None
+    p_fp32: float | None
+    vs_simulated: float | None
+    vs_simulated_low: float | None
+    vs_simulated_high: float | None
+    p_simulated: float | None
+    equal_fp32: float
+    equal_simulated: float
+    num_layers: int | None
+    num_integer: int | None
+    batch: int | None
+    median_ms: float | None
+    times_fp32: float | None
+    note: str
+
+
 class ExportRow(TypedDict):
     """An exported network and what was measured of it; `sizes` in bytes, `rungs` are its fidelity stages."""
 
@@ -98,6 +130,7 @@ class ExportRow(TypedDict):
     rungs: list[StageRow]
     cost: list[TimingRow]
     layers: list[LayerRow]
+    compared: NotRequired[list[ComparedRow]]
     alarms: list[str]
     notes: list[str]
     time_ms: int

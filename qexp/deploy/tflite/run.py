@@ -7,7 +7,7 @@ otherwise, and differ by a code at ties. What XNNPACK takes can be looked at onl
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -88,19 +88,22 @@ class TfliteSession:
 
     def integer_layers(self) -> frozenset[str]:
         """The layers whose operands, weights and results are all codes, which TFLite's operators compute in integers."""
-        schema, model = schema_library(), unpack(self.path.read_bytes())
-        graph = model.subgraphs[0]
-        kinds = {getattr(schema.BuiltinOperator, name) for name in _LAYERS}
-        integers = (schema.TensorType.INT8, schema.TensorType.INT16)
-        layers = set()
-        for operator in graph.operators:
-            if model.operatorCodes[operator.opcodeIndex].builtinCode not in kinds:
-                continue
+        layers = layer_operators(unpack(self.path.read_bytes()))
+        return frozenset(name.partition(_WEIGHT)[0] for name, is_integer in layers if is_integer and _WEIGHT in name)
+
+
+def layer_operators(model: Any) -> Iterator[tuple[str, bool]]:
+    """The name of what each layer of a file multiplies by, and whether its operands and its result are codes."""
+    schema, graph = schema_library(), model.subgraphs[0]
+    kinds = {getattr(schema.BuiltinOperator, name) for name in _LAYERS}
+    integers = (schema.TensorType.INT8, schema.TensorType.INT16, schema.TensorType.UINT8)
+    for operator in graph.operators:
+        code = model.operatorCodes[operator.opcodeIndex]
+        # Files of old writers have the operator in the field that held all of them, when they were fewer than 128.
+        if max(code.builtinCode, code.deprecatedBuiltinCode) in kinds:
             ends = (operator.inputs[0], operator.inputs[1], operator.outputs[0])
-            name = text(graph.tensors[operator.inputs[1]].name)
-            if _WEIGHT in name and all(graph.tensors[number].type in integers for number in ends):
-                layers.add(name.partition(_WEIGHT)[0])
-        return frozenset(layers)
+            is_integer = all(graph.tensors[number].type in integers for number in ends)
+            yield text(graph.tensors[operator.inputs[1]].name), is_integer
 
 
 def _coded(images: Any, details: Any) -> Any:

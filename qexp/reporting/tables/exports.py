@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, get_args
 
 import pandas as pd
 
@@ -15,10 +15,12 @@ from qexp.base.text import MIB, size_text
 from qexp.reporting.tables.render import csv_text, html_table
 from qexp.tracking.journal import experiment_rows
 from qexp.tracking.record import FLOAT_VARIANT
-from qexp.tracking.row_types import ExportRow, StageRow, TimingRow, is_export
+from qexp.tracking.row_types import ComparedRow, ExportRow, StageRow, TimingRow, is_export
 
 _SHARED = ("variant", "training", "run", "split", "simulate", "requantization", "threads", "cpu")
-FILES = ("stages.csv", "cost.csv", "layers.csv", "stages.md")
+FILES = ("stages.csv", "cost.csv", "layers.csv", "compared.csv", "stages.md")
+Part = Literal["rungs", "cost", "layers", "compared"]
+_PARTS: tuple[Part, ...] = get_args(Part)
 _BEFORE = ("ladder.csv", "ladder.md")  # names of the first and the last in earlier versions
 EXPLAINED = (
     "Each stage is compared with the simulation: *equal* is the share of images whose first prediction is the simulation's, "
@@ -35,6 +37,14 @@ _COST_EXPLAINED = (
     "with the 10th and the 90th percentile; *memory* is what a process needs above one that only imported the runtime."
 )
 
+_COMPARED_EXPLAINED = (
+    "Files of other writers on the same images, beside fp32, the simulation and qexp's file in the same runtime. *vs fp32* and "
+    "*vs simulated* are differences of Prec@1 in points with their 95 % intervals and the p of an exact McNemar test, each on "
+    "its own; *equal* is the share of images with the same first prediction. *in integers* counts convolutions and matrix "
+    "products that integer operators compute, in the graph that ONNX Runtime makes of the file or in the TFLite file. "
+    "*times fp32* is the speed of a call over qexp's fp32 file in that runtime at the same batch."
+)
+
 
 def load_exports(name: str, runs_dir: str | Path) -> list[ExportRow]:
     """The exported networks of an experiment, as last measured, in the order of their first measurement."""
@@ -43,7 +53,7 @@ def load_exports(name: str, runs_dir: str | Path) -> list[ExportRow]:
 
 
 def write_exports(name: str, exports: Sequence[ExportRow], folder: Path) -> list[Path]:
-    """Write `stages.csv`, `cost.csv`, `layers.csv` and `stages.md`; removes those that would be empty. Returns the files.
+    """Write the tables of `FILES`; removes those that would be empty. Returns the files.
 
     Args:
         name: experiment.
@@ -52,7 +62,7 @@ def write_exports(name: str, exports: Sequence[ExportRow], folder: Path) -> list
     """
     for former in _BEFORE:
         (folder / former).unlink(missing_ok=True)
-    tables = (_flat_csv(exports, "rungs"), _flat_csv(exports, "cost"), _flat_csv(exports, "layers"))
+    tables = [_flat_csv(exports, part) for part in _PARTS]
     return write_texts(folder, dict(zip(FILES, (*tables, markdown(name, exports) if exports else ""), strict=True)))
 
 
@@ -69,7 +79,7 @@ def exports_for_page(exports: Sequence[ExportRow]) -> list[dict[str, object]]:
             "caption": _caption(export),
             "alarms": export["alarms"],
             "notes": export["notes"],
-            "tables": [html_table(table) for table in (_stages(export), _cost(export)) if table.rows],
+            "tables": [html_table(table) for table in (_stages(export), _cost(export), _compared(export)) if table.rows],
         }
         for export in exports
     ]
@@ -88,9 +98,13 @@ def markdown(name: str, exports: Sequence[ExportRow]) -> str:
             parts.append("  \n".join(notes))
         if export["cost"]:
             parts.append(markdown_table(_cost(export)))
+        if export.get("compared"):
+            parts.append(markdown_table(_compared(export)))
     parts.append(EXPLAINED)
     if any(export["cost"] for export in exports):
         parts.append(_COST_EXPLAINED)
+    if any(export.get("compared") for export in exports):
+        parts.append(_COMPARED_EXPLAINED)
     return markdown_text(parts)
 
 
@@ -99,6 +113,7 @@ def _screen(export: ExportRow) -> str:
     texts += [f"ALARM: {text}" for text in export["alarms"]]
     texts += [f"note: {text}" for text in export["notes"]]
     texts += ["", *lines(_cost(export), rule=True)] if export["cost"] else []
+    texts += ["", *lines(_compared(export), rule=True)] if export.get("compared") else []
     return "\n".join([*texts, f"file: {export['file']}"])
 
 
@@ -163,6 +178,50 @@ _COST_COLUMNS = (
 )
 
 
+def _with_interval(name: Literal["fp32", "simulated"]) -> Callable[[ComparedRow], str | None]:
+    """A row -> `-0.12 (-0.40 to +0.16), p 0.44`; None of the network that is the reference."""
+
+    def shown(row: ComparedRow) -> str | None:
+        values: Mapping[str, Any] = row
+        if values[f"vs_{name}"] is None:
+            return None
+        low, high, p_value = values[f"vs_{name}_low"], values[f"vs_{name}_high"], values[f"p_{name}"]
+        return f"{values[f'vs_{name}']:+.2f} ({low:+.2f} to {high:+.2f}), p {p_value:.2g}"
+
+    return shown
+
+
+_COMPARED_COLUMNS = (
+    Column(name="name", title="network", kind="text"),
+    Column(name="runtime", title="runtime", kind="text", optional=True),
+    Column(name="takes", title="takes", kind="text", optional=True),
+    Column(name="prec1", title="Prec@1", kind="percent"),
+    Column(
+        name="prec1_ci", title="95 % CI", kind="text",
+        value=lambda row: f"{row['prec1_low']:.2f} to {row['prec1_high']:.2f}",
+    ),
+    Column(name="prec5", title="Prec@5", kind="percent"),
+    Column(name="vs_fp32", title="vs fp32", kind="text", value=_with_interval("fp32")),
+    Column(name="vs_simulated", title="vs simulated", kind="text", value=_with_interval("simulated")),
+    Column(name="equal_fp32", title="equal fp32 %", kind="percent"),
+    Column(name="equal_simulated", title="equal simulated %", kind="percent"),
+    Column(
+        name="num_integer", title="in integers", kind="text", optional=True,
+        value=lambda row: None if row["num_layers"] is None else f"{row['num_integer']} of {row['num_layers']}",
+    ),
+    Column(name="size_bytes", title="size", kind="size", optional=True),
+    Column(name="batch", title="batch", kind="count", optional=True),
+    Column(name="median_ms", title="median ms", kind="time", optional=True),
+    Column(name="times_fp32", title="times fp32", kind="number", form=".2f", optional=True),
+    Column(name="note", title="note", kind="text", optional=True, value=lambda row: row["note"] or None),
+)  # fmt: skip
+
+
+def _compared(export: ExportRow) -> Table:
+    """The files of other writers, and what they are held against."""
+    return Table.of(_COMPARED_COLUMNS, export.get("compared", []))
+
+
 def _stages(export: ExportRow) -> Table:
     """The fidelity stages."""
     return Table.of(_STAGE_COLUMNS, export["rungs"])
@@ -183,7 +242,7 @@ def _with_speedup(cost: Sequence[TimingRow]) -> list[dict[str, object]]:
     return timings
 
 
-def _flat_csv(exports: Sequence[ExportRow], part: Literal["rungs", "cost", "layers"]) -> str:
+def _flat_csv(exports: Sequence[ExportRow], part: Part) -> str:
     """One line per fidelity stage, timing or layer of all networks; nothing where there are no lines."""
     rows = []
     for export in exports:
@@ -193,5 +252,5 @@ def _flat_csv(exports: Sequence[ExportRow], part: Literal["rungs", "cost", "laye
             sizes = {f"{name}_bytes": size for name, size in export["sizes"].items()}
             rows += [{**shared, **timing, **sizes} for timing in _with_speedup(export["cost"])]
         else:
-            rows += [{**shared, **line} for line in export[part]]
+            rows += [{**shared, **line} for line in export.get(part, [])]
     return csv_text(pd.DataFrame(rows)) if rows else ""

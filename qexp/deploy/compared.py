@@ -1,0 +1,272 @@
+"""Files of other writers held against the simulation, the float network and qexp's own files, on the images of an evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from qexp.base.files import hash_file
+from qexp.base.types import Batch
+from qexp.config.export import RUNTIMES, ExportSettings
+from qexp.deploy.cost import latency
+from qexp.deploy.foreign import ForeignFile, open_foreign
+from qexp.deploy.runtimes import open_runtime, runtime_version
+from qexp.deploy.stages import FLOAT, SIMULATED
+from qexp.stats.interval import wilson
+from qexp.stats.paired import compare
+
+Run = Callable[[Tensor], Tensor]  # images [N, C, H, W] -> logits [N, classes]
+_FEW_EQUAL = 50.0  # percent of predictions: below, a file was most likely given other images than it was made for
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compared:
+    """One network on the images of an evaluation.
+
+    Args:
+        name: `fp32`, `simulated`, a runtime's for qexp's own file, or that of the file.
+        runtime: that ran it; empty for torch.
+        version: of the runtime.
+        digest: of the bytes of a file of somebody else's, else empty.
+        takes: what such a file takes, in words.
+        size_bytes: of the file; None where there is none.
+        n: images.
+        prec1: percent.
+        prec1_low: lower end of its 95 % Wilson interval.
+        prec1_high: upper end.
+        prec5: percent.
+        vs_fp32: Prec@1 minus that of fp32 on the same images, points; None for fp32.
+        vs_fp32_low: lower end of its 95 % interval.
+        vs_fp32_high: upper end.
+        p_fp32: of the exact McNemar test of equal accuracy.
+        vs_simulated: Prec@1 minus that of the simulation; None for the simulation.
+        vs_simulated_low: lower end of its 95 % interval.
+        vs_simulated_high: upper end.
+        p_simulated: of the same test.
+        equal_fp32: predictions equal to those of fp32, percent.
+        equal_simulated: to those of the simulation.
+        num_layers: convolutions and matrix products of the file; None where the file was not looked into.
+        num_integer: how many of these run in integers.
+        batch: images of a timed call.
+        median_ms: of a call; None where nothing was timed.
+        times_fp32: how many times as fast as qexp's fp32 file in the same runtime.
+        note: for the reader.
+    """
+
+    name: str
+    runtime: str
+    version: str
+    digest: str
+    takes: str
+    size_bytes: int | None
+    n: int
+    prec1: float
+    prec1_low: float
+    prec1_high: float
+    prec5: float
+    vs_fp32: float | None
+    vs_fp32_low: float | None
+    vs_fp32_high: float | None
+    p_fp32: float | None
+    vs_simulated: float | None
+    vs_simulated_low: float | None
+    vs_simulated_high: float | None
+    p_simulated: float | None
+    equal_fp32: float
+    equal_simulated: float
+    num_layers: int | None
+    num_integer: int | None
+    batch: int | None
+    median_ms: float | None
+    times_fp32: float | None
+    note: str
+
+
+@dataclass(frozen=True)
+class Files:
+    """What is compared.
+
+    Args:
+        own: qexp's file of the quantized network, `network.onnx`.
+        plain: that of the float network.
+        others: of other writers.
+    """
+
+    own: Path
+    plain: Path
+    others: Sequence[Path]
+
+
+@dataclass(frozen=True, eq=False)
+class _Answers:
+    """What a network predicted: [n, 5] classes, likeliest first, and [n] labels."""
+
+    classes: Tensor
+    labels: Tensor
+
+    @property
+    def right(self) -> Tensor:
+        return self.classes[:, 0] == self.labels
+
+    @property
+    def right5(self) -> Tensor:
+        return (self.classes == self.labels[:, None]).any(1)
+
+    def equal_pct(self, other: _Answers) -> float:
+        return 100 * float((self.classes[:, 0] == other.classes[:, 0]).double().mean())
+
+
+class _Difference(NamedTuple):
+    """Of two Prec@1 on the same images, points; None of a network to itself."""
+
+    points: float | None
+    low: float | None
+    high: float | None
+    p_value: float | None
+
+
+def digests_of(paths: Iterable[Path]) -> list[str]:
+    """What tells files from others: the hashes of their bytes."""
+    return [hash_file(path) for path in paths]
+
+
+@torch.no_grad()
+def compare_files(
+    files: Files,
+    networks: Mapping[str, Run],
+    batches: Iterable[Batch],
+    *,
+    image_shape: Sequence[int],
+    num_classes: int,
+    settings: ExportSettings,
+) -> list[Compared]:
+    """Run every network on every image; one row each, in the order of `networks`, qexp's files, and the others.
+
+    Args:
+        files: to run.
+        networks: `fp32` and `simulated`, in torch.
+        batches: images and labels.
+        image_shape: (C, H, W).
+        num_classes: of the data.
+        settings: runtimes, threads, and whether calls are timed.
+
+    Raises:
+        UserError: a file that does not fit, as `open_foreign` says.
+    """
+    opened = [
+        open_foreign(path, image_shape=image_shape, num_classes=num_classes, threads=settings.threads) for path in files.others
+    ]
+    names = _names(files.others)
+    own = {name: open_runtime(name, files.own, threads=settings.threads) for name in sorted({file.runtime for file in opened})}
+    runs = {**networks, **{name: session.run for name, session in own.items()}}
+    runs |= {name: file.run for name, file in zip(names, opened, strict=True)}
+    answers = _answers(runs, batches)
+    times = _Times(files.plain, image_shape, settings)
+    rows = [_row(name, answers) for name in networks]
+    for name, session in own.items():
+        path = files.own.with_suffix(".tflite") if RUNTIMES[name].reads == "tflite" else files.own
+        looked = open_foreign(path, image_shape=image_shape, num_classes=num_classes, threads=settings.threads)
+        rows.append(_row(name, answers, looked, times.of(name, session.run, settings.batch_sizes[0])))
+    for name, file in zip(names, opened, strict=True):
+        timed = times.of(file.runtime, file.run, file.batch or settings.batch_sizes[0])
+        rows.append(_row(name, answers, file, timed, digest=hash_file(file.path)))
+    return rows
+
+
+def _names(paths: Sequence[Path]) -> list[str]:
+    """Names of files that tell them apart: the file's own, or the whole path where two have one name."""
+    short = [path.name for path in paths]
+    return [name if short.count(name) == 1 else str(path) for name, path in zip(short, paths, strict=True)]
+
+
+def _answers(runs: Mapping[str, Run], batches: Iterable[Batch]) -> dict[str, _Answers]:
+    """Name -> what it predicted; -1 where logits are NaN, which is no class."""
+    classes: dict[str, list[Tensor]] = {name: [] for name in runs}
+    labels = []
+    for batch in batches:
+        labels.append(batch.labels)
+        for name, run in runs.items():
+            logits = run(batch.images)
+            top = logits.topk(min(5, logits.shape[1]), dim=1).indices
+            classes[name].append(top.masked_fill(logits.isnan().any(1, keepdim=True), -1))
+    return {name: _Answers(torch.cat(parts), torch.cat(labels)) for name, parts in classes.items()}
+
+
+class _Times:
+    """Times of calls, beside those of qexp's float file in the same runtime at the same batch, each measured once."""
+
+    def __init__(self, plain: Path, image_shape: Sequence[int], settings: ExportSettings) -> None:
+        self._plain, self._shape, self._settings = plain, tuple(image_shape), settings
+        self._of_float: dict[tuple[str, int], float] = {}
+
+    def of(self, runtime: str, run: Run, batch: int) -> tuple[int, float, float] | None:
+        """(batch, milliseconds, times as fast as fp32); None where nothing is to be timed."""
+        if not self._settings.cost:
+            return None
+        if (runtime, batch) not in self._of_float:
+            session = open_runtime(runtime, self._plain, threads=self._settings.threads)
+            self._of_float[runtime, batch] = self._median_ms(session.run, batch)
+        median_ms = self._median_ms(run, batch)
+        return batch, median_ms, self._of_float[runtime, batch] / median_ms
+
+    def _median_ms(self, run: Run, batch: int) -> float:
+        images = torch.randn(batch, *self._shape, generator=torch.Generator().manual_seed(0))
+        return latency(lambda: run(images), repeats=self._settings.repeats, warmup=self._settings.warmup).median_ms
+
+
+def _row(
+    name: str,
+    answers: Mapping[str, _Answers],
+    file: ForeignFile | None = None,
+    timed: tuple[int, float, float] | None = None,
+    *,
+    digest: str = "",
+) -> Compared:
+    """What one network came to."""
+    own, n = answers[name], len(answers[name].labels)
+    num_right = int(own.right.sum())
+    interval = wilson(num_right, n)
+    none = _Difference(None, None, None, None)
+    of_float, of_simulated = (none if other == name else _difference(answers[other], own) for other in (FLOAT, SIMULATED))
+    equal = own.equal_pct(answers[FLOAT])
+    note = "predicts what fp32 does for few images: was it made for images prepared in another way?"
+    return Compared(
+        name=name,
+        runtime=file.runtime if file is not None else "",
+        version=runtime_version(file.runtime) if file is not None else "",
+        digest=digest,
+        takes=file.takes if file is not None else "",
+        size_bytes=file.path.stat().st_size if file is not None else None,
+        n=n,
+        prec1=100 * num_right / n,
+        prec1_low=interval.low,
+        prec1_high=interval.high,
+        prec5=100 * int(own.right5.sum()) / n,
+        vs_fp32=of_float.points,
+        vs_fp32_low=of_float.low,
+        vs_fp32_high=of_float.high,
+        p_fp32=of_float.p_value,
+        vs_simulated=of_simulated.points,
+        vs_simulated_low=of_simulated.low,
+        vs_simulated_high=of_simulated.high,
+        p_simulated=of_simulated.p_value,
+        equal_fp32=equal,
+        equal_simulated=own.equal_pct(answers[SIMULATED]),
+        num_layers=file.num_layers if file is not None else None,
+        num_integer=file.num_integer if file is not None else None,
+        batch=timed[0] if timed else None,
+        median_ms=timed[1] if timed else None,
+        times_fp32=timed[2] if timed else None,
+        note=note if digest and equal < _FEW_EQUAL else "",
+    )
+
+
+def _difference(reference: _Answers, other: _Answers) -> _Difference:
+    """One network against another, image by image."""
+    paired = compare(reference.right.numpy(), other.right.numpy())
+    return _Difference(paired.difference, paired.interval.low, paired.interval.high, paired.p_value)
