@@ -17,9 +17,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from qexp.base.console import print_main
+from qexp.base.console import emit, print_main
 from qexp.base.errors import UserError, UserErrors
 from qexp.base.files import discard_partials, hash_file, hash_json, write_atomic
+from qexp.base.progress import phase, track
 from qexp.base.text import by_reason, file_name
 from qexp.config.export import ExportSettings
 from qexp.config.later import stored_values
@@ -31,6 +32,7 @@ from qexp.deploy.lower import Lowered, example_of, lower, lower_float, lower_unt
 from qexp.deploy.onnx.qdq import Exported
 from qexp.deploy.runtimes import open_runtime, runtime_version
 from qexp.deploy.stages import FLOAT, SIMULATED, Stage
+from qexp.experiment import messages
 from qexp.experiment.job import Prepared
 from qexp.experiment.recorder import Recorder
 from qexp.experiment.variants import Variant
@@ -41,6 +43,7 @@ from qexp.tracking.journal import Journal
 EXPORT_VERSION = 4  # raise it when the same file comes to be measured otherwise
 EXAMPLE = "example.npz"
 _IN_OTHER_BYTES = (EXAMPLE, PROGRAM)  # what is not written twice in the same bytes, of the same network
+_TOLD = ("training", "variant", "file", "digest", "split", "n", "sizes", "rungs", "cost", "alarms", "notes")  # in its event
 _NOT_MEASURED = ("folder", "register", "torch_export")
 _STAGE_METRICS = ("prec1", "prec5", "agreement", "logit_sqnr_db", "max_steps", "layer_steps", "differ_pct", "integer_macs_pct")
 _MEASURES_COST = ("cost", "batch_sizes", "repeats", "warmup")
@@ -49,7 +52,7 @@ _MEASURES_COST = ("cost", "batch_sizes", "repeats", "warmup")
 def check(prepared: Sequence[Prepared]) -> None:
     """Raise one `UserErrors` for all that cannot be written to a file or run, of all jobs."""
     errors: dict[str, UserError] = {}
-    for job in prepared:
+    for job in track(prepared, "export to try"):
         for variant in exported(job):
             try:
                 _check_variant(job, variant)
@@ -66,7 +69,7 @@ def exported(prepared: Prepared) -> tuple[Variant, ...]:
 
 def run(prepared: Prepared, recorder: Recorder) -> None:
     """Write, run and measure every variant of a merged job that has been evaluated."""
-    for variant in exported(prepared):
+    for variant in track(exported(prepared), "export", note=lambda variant: variant.label):
         export_job = _ExportJob(prepared, variant, recorder)
         measured = export_job.stored()
         if measured is None:
@@ -76,6 +79,7 @@ def run(prepared: Prepared, recorder: Recorder) -> None:
             label = export_job.variant.label
             print_main(f"  {label}: exported and measured before (fresh=true measures again): {measured['file']}")
         export_job.record(measured)
+        emit("record", kind="export", **{name: measured[name] for name in _TOLD})
 
 
 def _check_variant(prepared: Prepared, variant: Variant) -> None:
@@ -134,11 +138,14 @@ class _ExportJob:
 
     def measure(self) -> dict[str, Any]:
         """Write the file and measure it; the row is stored before it is returned."""
-        lowered, written = self._write()
+        with phase("writing files"):
+            lowered, written = self._write()
         print_main(f"  {self.variant.label}: {self.path} written, {written.size_bytes / 1024:.1f} KiB")
         plain = self._plain() if not self.variant.is_float else written
         network, example = self.prepared.network().eval(), example_of(self.prepared)
-        fidelity = FidelityRun(self.config, network, lowered, written, self.variant.plan.quantized, example).run(self.prepared)
+        stages = FidelityRun(self.config, network, lowered, written, self.variant.plan.quantized, example)
+        with phase("fidelity"):
+            fidelity = stages.run(self.prepared)
         row = {
             "asked": self.asked,
             "key": self.key,
@@ -170,7 +177,7 @@ class _ExportJob:
         """Write a measured row into the experiment's journal, unless it is there, and its alarms into the record."""
         self.recorder.add_alarms(self.variant, 0, [f"export: {alarm}" for alarm in measured["alarms"]])
         for alarm in measured["alarms"]:
-            print_main(f"  ! {self.variant.label}: {alarm}")
+            messages.alarm(self.variant.label, alarm, training=self.prepared.training, epoch=0)
         journal = self.recorder.journal
         known_rows = [row for row in journal.rows() if row["kind"] in ("export", "model") and row["run"] == self._run]
         new = []
@@ -204,7 +211,7 @@ class _ExportJob:
         shape = self.prepared.bundle.image_shape
         images = torch.randn(largest, *shape, generator=torch.Generator().manual_seed(0))
         networks = {FLOAT: plain} | ({} if self.variant.is_float else {"quantized": self.path})
-        for name in settings.runtimes:
+        for name in track(settings.runtimes, "runtime to time", note=str):
             for network, path in networks.items():
                 session = open_runtime(name, path, threads=settings.threads)
                 peak = peak_memory_bytes(name, path, (largest, *shape), threads=settings.threads)

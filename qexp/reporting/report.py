@@ -12,6 +12,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from qexp.base.errors import UserError
+from qexp.base.progress import phase, track
 from qexp.base.table import Table, lines
 from qexp.config.metrics import prec5_of_few
 from qexp.reporting.figures.accuracy import prec1_by_bits, prec1_by_epoch
@@ -27,6 +28,7 @@ from qexp.reporting.frames.predictions import FILE, load_predictions, write_comp
 from qexp.reporting.frames.protocol import MixedProtocolsError, find_protocols
 from qexp.reporting.frames.summary import summarize
 from qexp.reporting.index import write_index
+from qexp.reporting.indexed import PAGE
 from qexp.reporting.page import Drawn, write_page
 from qexp.reporting.statistics.asked import IN_REPORTS, Made, check_asked, make_asked
 from qexp.reporting.statistics.paired import with_statistics
@@ -78,6 +80,10 @@ CAPTIONS = {
         "from the float network's.",
     ),
 }
+TOLD = (  # columns of the table that the `result` event has
+    *("training", "variant", "variant_key", "bits", "mode", "seed", "epoch", "split", "n", "prec1", "prec5", "loss", "kl"),
+    *("delta_prec1", "ci_low", "ci_high", "p_value", "p_holm", "size_bytes", "state"),
+)
 HISTOGRAMS = "Values of each tensor, the levels of its grid and what lies beyond, as `qexp.analyze task=profile` found them."
 
 
@@ -93,6 +99,7 @@ class Report:
         rounded: the table of results and, where seeds were repeated, that of their means, as people read them.
         table: the table and the states of the jobs as fixed-width text, for the screen.
         places: lines that name the page, where anything was evaluated, and the index of all experiments.
+        rows: of the table of results, with every digit.
     """
 
     name: str
@@ -102,6 +109,13 @@ class Report:
     figures: tuple[Path, ...]
     rounded: tuple[Table, ...] = ()
     places: tuple[str, ...] = ()
+    rows: tuple[Mapping[str, object], ...] = ()
+
+    def as_event(self) -> dict[str, object]:
+        """What the `result` event of a command says of it."""
+        page = next((path for path in self.tables if path.name == PAGE), None)
+        files = {"folder": self.folder, "page": page, "tables": self.tables, "figures": self.figures}
+        return {"name": self.name, **files, "rows": self.rows}
 
 
 def write_report(
@@ -138,9 +152,11 @@ def write_report(
         protocols = find_protocols(records, {key: run["params"] for key, run in runs.items()})
         if protocols.sentences and not mixed and not protocols.files:
             raise MixedProtocolsError(name, protocols)
-        records = with_statistics(records, stored := load_predictions(records, runs_dir))
+        with phase("reading predictions"):
+            records = with_statistics(records, stored := load_predictions(records, runs_dir))
         table = summarize(records, variant_states(jobs), asked.metrics)
-        verdict = compare_variants(table, records, stored, asked.metrics)
+        with phase("comparing variants"):
+            verdict = compare_variants(table, records, stored, asked.metrics)
         verdict, made = make_asked(verdict, check_asked((*asked.more, *wanted)), stored, asked.class_names)
         compact = write_compact(folder, (verdict.table, verdict.early), stored)
         gaps, digest = (*verdict.gaps, *prec5_of_few(len(asked.class_names))), compact[1] if compact else ""
@@ -163,7 +179,9 @@ def write_report(
         more, shown = asked_for_page(made.tables), exports_for_page(exports)
         tables.append(write_page(name, folder, verdict, card=card, figures=on_page, more=more, exports=shown, sweeps=sweeps))
     places = _places(tables[-1] if verdict is not None else None, Path(results_dir))
-    return Report(name, folder, "\n\n".join(screen), tuple(tables), tuple(chain(*drawn.values())), tuple(rounded), places)
+    rows = verdict.table[[column for column in TOLD if column in verdict.table]].to_dict("records") if verdict is not None else []
+    paths = tuple(chain(*drawn.values()))
+    return Report(name, folder, "\n\n".join(screen), tuple(tables), paths, tuple(rounded), places, tuple(rows))
 
 
 def _places(page: Path | None, results_dir: Path) -> tuple[str, ...]:
@@ -214,4 +232,5 @@ def _draw(records: pd.DataFrame, exports: Sequence[ExportRow], made: Made, folde
         "layer_sensitivity": sensitivity_map(layers),
     }
     drawn |= {row.name: draw_matrix(matrix) for row, matrix in made.matrices.items()}
-    return {stem: save(figure, folder / "figures" / stem) for stem, figure in drawn.items() if figure is not None}
+    wanted = {stem: figure for stem, figure in drawn.items() if figure is not None}
+    return {stem: save(figure, folder / "figures" / stem) for stem, figure in track(wanted.items(), "figure")}

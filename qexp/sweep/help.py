@@ -51,7 +51,7 @@ def overview(verb: str, options: Mapping[str, Sequence[str]], values: Mapping[st
         yield textwrap.shorten(f"{name}={shown(values.get(name))}", WIDTH).join(("  ", ""))
     yield "More"
     yield "  --cfg job      every key with the value that this command gives it"
-    yield "  docs/README.md lists a page for each task; docs/keys.md every key"
+    yield "  docs/README.md lists a page for each task, docs/keys.md every key, docs/agents.md what --json and quiet=true print"
 
 
 def explained(words: Sequence[str], options: Mapping[str, Sequence[str]], values: Mapping[str, object]) -> Iterator[str]:
