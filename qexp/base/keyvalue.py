@@ -13,7 +13,7 @@ from qexp.base.checks import beyond_bounds
 from qexp.base.console import print_result, report_error, speaking, without_json_flag
 from qexp.base.errors import UserError, UserErrors, as_user_errors, nearest
 from qexp.base.files import SaveError
-from qexp.base.progress import shown
+from qexp.base.progress_shown import shown
 
 Settings = TypeVar("Settings")
 OF_ALL = "Of every command: quiet=true prints results and errors alone, --json an object a line (docs/agents.md)."

@@ -12,7 +12,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from qexp.base.errors import UserError
-from qexp.base.progress import phase, track
+from qexp.base.progress import track
 from qexp.base.table import Table, lines
 from qexp.config.metrics import prec5_of_few
 from qexp.reporting.figures.accuracy import prec1_by_bits, prec1_by_epoch
@@ -32,7 +32,7 @@ from qexp.reporting.indexed import PAGE
 from qexp.reporting.page import Drawn, write_page
 from qexp.reporting.statistics.asked import IN_REPORTS, Made, check_asked, make_asked
 from qexp.reporting.statistics.paired import with_statistics
-from qexp.reporting.statistics.verdict import compare_variants
+from qexp.reporting.statistics.verdict import Verdict, compare_variants
 from qexp.reporting.tables.asked import asked_for_page, write_asked
 from qexp.reporting.tables.card import load_runs, protocol_card
 from qexp.reporting.tables.exports import exports_for_page, format_exports, load_exports, write_exports
@@ -152,11 +152,9 @@ def write_report(
         protocols = find_protocols(records, {key: run["params"] for key, run in runs.items()})
         if protocols.sentences and not mixed and not protocols.files:
             raise MixedProtocolsError(name, protocols)
-        with phase("reading predictions"):
-            records = with_statistics(records, stored := load_predictions(records, runs_dir))
+        records = with_statistics(records, stored := load_predictions(records, runs_dir))
         table = summarize(records, variant_states(jobs), asked.metrics)
-        with phase("comparing variants"):
-            verdict = compare_variants(table, records, stored, asked.metrics)
+        verdict = compare_variants(table, records, stored, asked.metrics)
         verdict, made = make_asked(verdict, check_asked((*asked.more, *wanted)), stored, asked.class_names)
         compact = write_compact(folder, (verdict.table, verdict.early), stored)
         gaps, digest = (*verdict.gaps, *prec5_of_few(len(asked.class_names))), compact[1] if compact else ""
@@ -179,9 +177,15 @@ def write_report(
         more, shown = asked_for_page(made.tables), exports_for_page(exports)
         tables.append(write_page(name, folder, verdict, card=card, figures=on_page, more=more, exports=shown, sweeps=sweeps))
     places = _places(tables[-1] if verdict is not None else None, Path(results_dir))
-    rows = verdict.table[[column for column in TOLD if column in verdict.table]].to_dict("records") if verdict is not None else []
-    paths = tuple(chain(*drawn.values()))
-    return Report(name, folder, "\n\n".join(screen), tuple(tables), paths, tuple(rounded), places, tuple(rows))
+    text, paths, rows = "\n\n".join(screen), tuple(chain(*drawn.values())), _rows(verdict)
+    return Report(name, folder, text, tuple(tables), paths, tuple(rounded), places, rows)
+
+
+def _rows(verdict: Verdict | None) -> tuple[dict[str, object], ...]:
+    """What the `result` event has of the table."""
+    if verdict is None:
+        return ()
+    return tuple(verdict.table[[column for column in TOLD if column in verdict.table]].to_dict("records"))
 
 
 def _places(page: Path | None, results_dir: Path) -> tuple[str, ...]:

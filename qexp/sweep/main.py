@@ -27,7 +27,8 @@ from qexp.base.errors import JobsFailed, RankFailed, UserError, UserErrors
 from qexp.base.files import SaveError
 from qexp.base.orphans import end_with
 from qexp.base.preemption import Preempted, listening
-from qexp.base.progress import phase, shown
+from qexp.base.progress import phase
+from qexp.base.progress_shown import shown
 from qexp.base.text import without_passwords
 from qexp.base.user_code import exits_are_errors
 from qexp.sweep.arguments import check_arguments, clean_arguments, quote_places, typed_settings
@@ -118,10 +119,9 @@ def _run(config_name: str, arguments: Sequence[str], sweep: Sweep, run: Run | No
 
 
 def _run_composed(composed: Composed, sweep: Sweep, typed: Mapping[str, str], run: Run | None, ranks: Ranks | None) -> None:
-    with phase("loading"):
-        from qexp.sweep.ranks import Alone
-        from qexp.sweep.run import run_command
-
     quiet = any(values.get("quiet") is True for values in composed.jobs)
     with speaking(quiet=quiet), exits_are_errors():
+        with phase("loading"):
+            from qexp.sweep.ranks import Alone
+            from qexp.sweep.run import run_command
         (run or run_command)(composed, sweep, typed, ranks or Alone())

@@ -21,7 +21,7 @@ from qexp.base.console import warn_main
 from qexp.base.errors import is_mistake
 from qexp.base.orphans import end_with, is_orphan
 from qexp.base.preemption import Preempted, listening
-from qexp.base.progress import shown
+from qexp.base.progress_shown import shown
 from qexp.sweep.ranks import Alone, Leader, Ranks, serve
 from qexp.sweep.types import MergedJob
 

@@ -11,16 +11,17 @@ import time
 
 import pytest
 
-from qexp.base import progress
+from qexp.base import progress, progress_shown
 from qexp.base.console import print_main, speaking
-from qexp.base.progress import Level, describe, phase, shown, track
+from qexp.base.progress import Level, describe, phase, track
+from qexp.base.progress_shown import shown
 
 
 @pytest.fixture
 def at_once(monkeypatch):
     """Every look shows something; returns what waits until a text was shown."""
     for name, value in {"SILENT_S": 0.0, "LOOK_S": 0.001, "FIRST_LINE_S": 0.0, "GROWTH": 0.0}.items():
-        monkeypatch.setattr(progress, name, value)
+        monkeypatch.setattr(progress_shown, name, value)
     looked = threading.Event()
     describe_once = progress.describe
 
@@ -30,15 +31,16 @@ def at_once(monkeypatch):
         looked.set()
         return told
 
-    monkeypatch.setattr(progress, "describe", described)
+    monkeypatch.setattr(progress_shown, "describe", described)
     texts = []
 
     def wait_for(text):
-        for _ in range(2000):  # looks
+        for _ in range(5000):  # looks
+            looked.clear()
             if any(text in shown_text for shown_text in texts):
                 return
-            looked.clear()
-            looked.wait(60)
+            if not looked.wait(60):
+                break
         raise AssertionError(f"{text!r} was not shown: {texts[-1:]}")
 
     return wait_for
@@ -133,11 +135,11 @@ def test_a_loop_that_an_error_left_is_gone(at_once, capsys):
 
 def test_a_loop_of_another_thread_is_not_of_the_command(at_once):
     with shown():
-        with phase("training"):
-            thread = threading.Thread(target=lambda: [at_once("training") for _ in track(range(3), "row of a feed")])
+        for _ in track(range(1), "training"):
+            thread = threading.Thread(target=lambda: [at_once("training 1/1") for _ in track(range(3), "row of a feed")])
             thread.start()
             thread.join()
-        assert not progress._levels
+            assert [level.label for level in progress.open_levels()] == ["training"]
 
 
 @pytest.mark.parametrize("silent", ["quiet", "rank 1", "not shown", "paused"])
@@ -167,7 +169,7 @@ def test_events_instead_of_lines(at_once, capsys):
 
 def test_lines_come_ever_more_seldom(monkeypatch, capsys):
     now = clocked(monkeypatch)
-    lines, levels = progress._Lines(), [Level("epoch", 9)]
+    lines, levels = progress_shown._Lines(), [Level("epoch", 9)]
     times = []
     for _ in range(20 * 60 * 4):
         now[0] += 0.25
@@ -175,7 +177,12 @@ def test_lines_come_ever_more_seldom(monkeypatch, capsys):
         if capsys.readouterr().out:
             times.append(now[0] - 100.0)
     gaps = [later - before for before, later in zip(times, times[1:], strict=False)]
-    assert times[0] == progress.FIRST_LINE_S and gaps == sorted(gaps) and min(gaps) >= 10 and max(gaps) <= progress.LONGEST_S + 1
+    assert (
+        times[0] == progress_shown.FIRST_LINE_S
+        and gaps == sorted(gaps)
+        and min(gaps) >= 10
+        and max(gaps) <= progress_shown.LONGEST_S + 1
+    )
 
 
 def on_a_terminal(*command, width=120, until=None, env=None):
@@ -205,7 +212,8 @@ def on_a_terminal(*command, width=120, until=None, env=None):
 SLOW = """
 import sys, time, warnings
 from qexp.base.console import print_main, warn_main
-from qexp.base.progress import shown, track
+from qexp.base.progress import track
+from qexp.base.progress_shown import shown
 with shown():
     for number in track(range(2), "training"):
         for step in track(range(8), "epoch"):
