@@ -49,9 +49,10 @@ def run(settings: TrainingsSettings) -> None:
     store = TrajectoryStore(Path(settings.runs_dir))
     rows = store.summaries()
     if settings.remove is not None:
-        removed = []
+        removed: list[Mapping[str, Any]] = []
+        wanted = _choose(settings.remove, rows)
         try:
-            for chosen in _choose(settings.remove, rows):
+            for chosen in wanted:
                 store.remove(chosen["hash"])
                 removed.append(chosen)
         finally:  # what was removed before another could not be

@@ -133,12 +133,8 @@ def report_error(error: BaseException | str, *lines: str, exit_code: int | None)
         exit_code: what the command ends with; None where it goes on with other jobs.
     """
     warn_main(*lines)
-    parts = list(error.errors) if isinstance(error, UserErrors) else [error]
-    wrong = [
-        {"key": one.key, "value": str(one.value), "allowed": one.allowed, "remedy": one.remedy}
-        for one in parts
-        if isinstance(one, UserError)
-    ]
+    mistakes = error.mistakes if isinstance(error, UserErrors) else [error] if isinstance(error, UserError) else []
+    wrong = [{"key": one.key, "value": str(one.value), "allowed": one.allowed, "remedy": one.remedy} for one in mistakes]
     kind = "" if isinstance(error, str) else type(error).__name__
     emit("error", kind=kind, message=str(error), exit_code=exit_code, wrong=wrong)
 

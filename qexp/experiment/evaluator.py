@@ -71,7 +71,6 @@ class Evaluator:
         wanted: Sequence[Variant],
         known: Mapping[str, str],
         float_network: Evaluation | None = None,
-        *,
         done: int = 0,
         total: int | None = None,
     ) -> list[Scored]:

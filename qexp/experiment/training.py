@@ -164,7 +164,7 @@ def _evaluate(
     for first in range(0, len(wanted), WRITE_EVERY):
         digests = recorder.digests(epoch) if recorder is not None else {}
         part, total = wanted[first : first + WRITE_EVERY], len({evaluator.prepared.variants[0].key, *keys})
-        scored = evaluator.score(state, part, digests, float_network, done=len(records), total=total)
+        scored = evaluator.score(state, part, digests, float_network, len(records), total)
         if float_network is None:
             _check_unchanged(evaluator.prepared, recorder, epoch, scored[0])
         float_network = scored[0].evaluation
