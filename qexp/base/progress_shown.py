@@ -100,7 +100,7 @@ class _Bar:
         self._out, self._err = out, err
         self._bar: Any = None  # of tqdm, while there is something to show
         self.lock = threading.RLock()
-        sys.stdout, sys.stderr = (_Above(stream, self) for stream in (out, err))  # type: ignore[assignment]
+        sys.stdout, sys.stderr = (_Above(stream, self) for stream in (out, err))
 
     def show(self, levels: Sequence[Level], now: float) -> None:
         """Draw the line anew."""
