@@ -4,6 +4,7 @@ import json
 import os
 import pty
 import re
+import signal
 import subprocess
 import sys
 import threading
@@ -188,7 +189,6 @@ def test_lines_come_ever_more_seldom(monkeypatch, capsys):
 def on_a_terminal(*command, width=120, until=None, env=None):
     """What a command writes on a pseudo-terminal, and its exit code; with `until` it gets Ctrl-C once that was written."""
     import fcntl
-    import signal
     import struct
     import termios
 
@@ -258,3 +258,33 @@ def test_no_bar_in_a_pipe():
     done = subprocess.run([sys.executable, "-c", SLOW], capture_output=True, text=True, check=True)
     assert "\r" not in done.stdout + done.stderr and "ETA" not in done.stderr
     assert [line for line in done.stdout.splitlines() if line.startswith("line")][:2] == ["line 0 0", "line 0 3"]
+
+
+LONG = ("-m", "qexp.train", "data=digits", "model=resnet8", "train=smoke", "train.epochs=10000", "bits=4", "device=cpu")
+LONG += ("tracking.enabled=false", "trajectory.keep=last")
+
+
+@pytest.mark.slow
+def test_a_training_on_a_terminal():
+    text, code = on_a_terminal(sys.executable, *LONG, until=r"epoch \d+/10000 · (batch \d+/\d+|variant [12]/2)")
+    assert code == 130, text
+    lines = screen(text)
+    assert any(line.startswith("epoch 1/10000  loss") for line in lines), "a line of an epoch is whole"
+    assert "qexp: stopped by SIGINT. The same command goes on where this one stopped." in lines
+
+
+@pytest.mark.slow
+def test_a_training_in_a_pipe_says_events():
+    process = subprocess.Popen([sys.executable, *LONG, "--json"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    events = []
+    for line in process.stdout:
+        events.append(json.loads(line))
+        if events[-1]["event"] == "progress" and events[-1]["levels"][0]["label"] == "training":
+            process.send_signal(signal.SIGINT)
+            break
+    out, _ = process.communicate(timeout=600)
+    events += map(json.loads, out.splitlines())
+    assert process.returncode == 130
+    assert events[-1]["event"] == "error" and events[-1]["exit_code"] == 130
+    told = next(event for event in events if event["event"] == "progress" and event["levels"][0]["label"] == "training")
+    assert [level["label"] for level in told["levels"]][:2] == ["training", "epoch"] and told["levels"][1]["total"] == 10000
