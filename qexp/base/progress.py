@@ -209,6 +209,6 @@ def counted() -> Iterator[bool]:
         _levels.clear()
 
 
-def open_levels() -> tuple[Level, ...]:
-    """The levels that are open, the outermost first; none while nothing may be drawn."""
-    return () if _is_paused else tuple(_levels)
+def open_levels() -> tuple[Level, ...] | None:
+    """The levels that are open, the outermost first; None while nothing may be drawn."""
+    return None if _is_paused else tuple(_levels)

@@ -52,10 +52,15 @@ def _look(view: _Bar | _Lines, over: threading.Event) -> None:
     """The thread: show what there is to show until the command is over."""
     while not over.wait(LOOK_S):
         levels, now = open_levels(), time.monotonic()
-        if levels and now - levels[0].began >= SILENT_S and not is_quiet():
-            view.show(levels, now)
-        else:
-            view.hide()
+        if levels is None:
+            continue
+        try:
+            if levels and now - levels[0].began >= SILENT_S and not is_quiet():
+                view.show(levels, now)
+            else:
+                view.hide()
+        except OSError:  # the terminal is gone; the command goes on
+            return
 
 
 class _Lines:
@@ -149,24 +154,36 @@ class _Above:
     """A stream of the terminal that a bar is on: whole lines go above the bar, and the rest waits for its end."""
 
     def __init__(self, stream: TextIO, bar: _Bar) -> None:
-        self._stream, self._bar, self._rest = stream, bar, ""
+        self.stream, self._bar, self._rest = stream, bar, ""
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._stream, name)
+        return getattr(self.stream, name)
 
     def write(self, text: str) -> int:
         """Write what makes whole lines."""
         lines, end, rest = (self._rest + text).rpartition("\n")
         self._rest = rest
         if end:
-            self._bar.write(self._stream, lines + end)
+            self._bar.write(self.stream, lines + end)
         return len(text)
 
     def flush_rest(self) -> None:
         """Write what waits for the end of its line."""
-        self._stream.write(self._rest)
-        self._stream.flush()
-        self._rest = ""
+        if self._rest:
+            self.stream.write(self._rest)
+            self.stream.flush()
+            self._rest = ""
+
+
+def _as_before() -> None:
+    """In a forked process, such as a DataLoader's worker: no thread draws there, and the lock may be held for ever."""
+    for name in ("stdout", "stderr"):
+        if isinstance(stream := getattr(sys, name), _Above):
+            setattr(sys, name, stream.stream)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_as_before)
 
 
 def _encodable(text: str, stream: TextIO) -> str:

@@ -176,9 +176,8 @@ def write_report(
         card, on_page = protocol_card(verdict.table, runs, sweeps), _on_page(drawn, made, folder)
         more, shown = asked_for_page(made.tables), exports_for_page(exports)
         tables.append(write_page(name, folder, verdict, card=card, figures=on_page, more=more, exports=shown, sweeps=sweeps))
-    places = _places(tables[-1] if verdict is not None else None, Path(results_dir))
-    text, paths, rows = "\n\n".join(screen), tuple(chain(*drawn.values())), _rows(verdict)
-    return Report(name, folder, text, tuple(tables), paths, tuple(rounded), places, rows)
+    page, files = tables[-1] if verdict is not None else None, (tuple(tables), tuple(chain(*drawn.values())))
+    return Report(name, folder, "\n\n".join(screen), *files, tuple(rounded), _places(page, Path(results_dir)), _rows(verdict))
 
 
 def _rows(verdict: Verdict | None) -> tuple[dict[str, object], ...]:
