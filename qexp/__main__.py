@@ -4,27 +4,30 @@ import runpy
 import sys
 
 import qexp
-from qexp.base.console import print_main, warn_main
+from qexp.base.console import print_result, report_error, speaking, without_json_flag
 from qexp.base.errors import nearest
 from qexp.sweep.help import VERBS
 
 
 def main() -> int:
     """Run one command line; returns the exit code."""
-    verb, *arguments = sys.argv[1:] or ["--help"]
-    if verb == "--version":
-        print_main(f"qexp {qexp.__version__}")
-    elif verb in ("-h", "--help", "help"):
-        print_main("usage: qexp VERB [KEY=VALUE ...] [-m]      (or python -m qexp.VERB)", "")
-        print_main(*(f"  {name:<11}{meaning}" for name, meaning in VERBS.items()))
-        print_main("", "qexp VERB --help says more of each; qexp train --help KEY of a key; qexp --version")
-    elif verb not in VERBS:
-        warn_main("qexp: nothing was started.", f"  {verb}: there is no such verb. {nearest(verb, VERBS)}")
-        warn_main(f"  Known: {', '.join(VERBS)}.")
-        return 2
-    else:
-        sys.argv[1:] = arguments
-        runpy.run_module(f"qexp.{verb}", run_name="__main__", alter_sys=True)
+    given, as_json = without_json_flag(sys.argv[1:])
+    verb, *arguments = given or ["--help"]
+    with speaking(as_json=as_json):
+        if verb == "--version":
+            print_result(f"qexp {qexp.__version__}", version=qexp.__version__)
+        elif verb in ("-h", "--help", "help"):
+            lines = ["usage: qexp VERB [KEY=VALUE ...] [-m]      (or python -m qexp.VERB)", ""]
+            lines += [f"  {name:<11}{meaning}" for name, meaning in VERBS.items()]
+            lines += ["", "qexp VERB --help says more of each; qexp train --help KEY of a key; qexp --version"]
+            print_result(*lines, text="\n".join(lines), verbs=VERBS)
+        elif verb not in VERBS:
+            error = f"{verb}: there is no such verb. {nearest(verb, VERBS)}"
+            report_error(error, "qexp: nothing was started.", f"  {error}", f"  Known: {', '.join(VERBS)}.", exit_code=2)
+            return 2
+        else:
+            sys.argv[1:] = arguments
+            runpy.run_module(f"qexp.{verb}", run_name="__main__", alter_sys=True)
     return 0
 
 

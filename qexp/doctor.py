@@ -14,13 +14,13 @@ import sqlite3
 import sys
 from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
 from urllib.parse import quote
 
 from qexp.base.compiler import cxx_compiler
-from qexp.base.console import print_main
+from qexp.base.console import print_result
 from qexp.base.errors import UserError
 from qexp.base.keyvalue import run_verb
 from qexp.base.memory import memory_limit_bytes
@@ -63,8 +63,10 @@ def run(settings: DoctorSettings) -> int:
     """Print the checks; 1 where one is broken."""
     checks = [*_software(), *_machine(), *_optional(), *_places(settings.runs_dir)]
     width = max(len(check.name) for check in checks)
-    print_main(*(f"{check.name:<{width}}  {check.state:<7}  {check.text}" for check in checks))
-    return int(any(check.state == "broken" for check in checks))
+    is_broken = any(check.state == "broken" for check in checks)
+    lines = [f"{check.name:<{width}}  {check.state:<7}  {check.text}" for check in checks]
+    print_result(*lines, checks=[asdict(check) for check in checks], broken=is_broken)
+    return int(is_broken)
 
 
 def _software() -> Iterator[Check]:

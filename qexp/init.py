@@ -11,7 +11,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from qexp.base.console import print_main
+from qexp.base.console import print_result
 from qexp.base.errors import UserError
 from qexp.base.keyvalue import run_verb
 from qexp.base.places import check_folder
@@ -40,7 +40,8 @@ def run(settings: InitSettings) -> None:
     except OSError as error:
         raise UserError("folder", settings.folder, allowed="a folder that can be written", remedy=str(error.strerror)) from error
     count = sum(1 for path in folder.rglob("*.yaml"))
-    print_main(f"{count} files in {folder}/; python -m qexp.train --config-path={folder} bits=4,8 -m reads them")
+    line = f"{count} files in {folder}/; python -m qexp.train --config-path={folder} bits=4,8 -m reads them"
+    print_result(line, folder=folder, files=count)
 
 
 if __name__ == "__main__":

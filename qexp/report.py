@@ -12,7 +12,7 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from qexp.base.console import print_main
+from qexp.base.console import print_main, print_result
 from qexp.base.errors import choose
 from qexp.base.keyvalue import run_verb
 from qexp.base.places import check_folder
@@ -47,7 +47,8 @@ def run(settings: ReportSettings) -> int:
         from qexp.reporting.statistics.verify import verify_tables
 
         result = verify_tables(settings.name, runs_dir=Path(settings.runs_dir), results_dir=Path(settings.results_dir))
-        print_main("\n".join(result.lines))
+        recomputed = sum(result.equal.values())
+        print_result(*result.lines, name=settings.name, equal=recomputed, wrong=result.wrong, left=result.left)
         return 1 if result.wrong else 0
     from qexp.reporting.report import write_report
     from qexp.reporting.tables.render import RENDERERS
@@ -59,9 +60,11 @@ def run(settings: ReportSettings) -> int:
         settings.name, runs_dir=runs_dir, results_dir=results_dir, mixed=settings.mixed, metrics=settings.metrics
     )
     if settings.format == "text":
-        print_main(f"{written.table}\n\ntables and figures: {written.folder}/", *written.places)
+        print_main(written.table, "")
+        print_result(f"tables and figures: {written.folder}/", *written.places, **written.as_event())
     else:
-        print_main("\n\n".join(RENDERERS[settings.format](table) for table in written.rounded))
+        text = "\n\n".join(RENDERERS[settings.format](table) for table in written.rounded)
+        print_result(text, **written.as_event(), text=text)
     return 0
 
 

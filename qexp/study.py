@@ -14,10 +14,11 @@ import sys
 from importlib import import_module
 from pathlib import Path
 
-from qexp.base.console import print_main
+from qexp.base.console import print_main, print_result
 from qexp.base.errors import choose
 from qexp.base.keyvalue import run_verb
 from qexp.base.places import check_folder
+from qexp.base.progress import phase
 from qexp.config.study import StudySettings
 
 STUDIES = ("seed_puzzle", "scalar", "fixed_point")
@@ -29,13 +30,14 @@ def run(settings: StudySettings) -> int:
     check_folder("results_dir", settings.results_dir, settings.name)
     from qexp.studies.report import format_checks, write_study
 
-    outcome = study.run(settings)
+    with phase("study", settings.name):
+        outcome = study.run(settings)
     command = shlex.join(["python", "-m", "qexp.study", *(_without_folders(text) for text in sys.argv[1:])])
     folder = write_study(settings.name, outcome, command=command, results_dir=Path(settings.results_dir))
     passed = f"{len(outcome.checks) - len(outcome.failed)} of {len(outcome.checks)} checks pass"
-    print_main(
-        f"{format_checks(outcome.checks)}\n\n{outcome.headline}\n{outcome.subject}\n{passed}; tables and figures: {folder}/"
-    )
+    print_main(f"{format_checks(outcome.checks)}\n\n{outcome.headline}\n{outcome.subject}")
+    failed = [check.name for check in outcome.failed]
+    print_result(f"{passed}; tables and figures: {folder}/", folder=folder, checks=len(outcome.checks), failed=failed)
     return 1 if outcome.failed else 0
 
 

@@ -7,7 +7,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from qexp.base.console import print_main
+from qexp.base.console import print_result
 from qexp.base.keyvalue import run_verb
 
 
@@ -31,8 +31,8 @@ def run(settings: SyncSettings) -> None:
     from qexp.config.tracking import TrackingSettings
     from qexp.tracking.sync import sync
 
-    for line in sync(settings.name, runs_dir=Path(settings.runs_dir), settings=TrackingSettings(uri=settings.uri)):
-        print_main(line)
+    lines = sync(settings.name, runs_dir=Path(settings.runs_dir), settings=TrackingSettings(uri=settings.uri))
+    print_result(*lines, text="\n".join(lines))
 
 
 if __name__ == "__main__":

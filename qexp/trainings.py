@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qexp.base.console import print_main
+from qexp.base.console import print_result
 from qexp.base.errors import UserError, nearest
 from qexp.base.keyvalue import run_verb
 from qexp.base.table import Column, Table, lines
@@ -49,12 +49,18 @@ def run(settings: TrainingsSettings) -> None:
     store = TrajectoryStore(Path(settings.runs_dir))
     rows = store.summaries()
     if settings.remove is not None:
-        for chosen in _choose(settings.remove, rows):
-            store.remove(chosen["hash"])
-            print_main(f"removed {chosen['hash']}  {chosen['size_mib']:.1f} MiB")
+        removed: list[Mapping[str, Any]] = []
+        wanted = _choose(settings.remove, rows)
+        try:
+            for chosen in wanted:
+                store.remove(chosen["hash"])
+                removed.append(chosen)
+        finally:  # what was removed before another could not be
+            texts = [f"removed {chosen['hash']}  {chosen['size_mib']:.1f} MiB" for chosen in removed]
+            print_result(*texts, removed=[chosen["hash"] for chosen in removed], folder=store.root)
         return
-    print_main("\n".join(lines(Table.of(COLUMNS, rows))))
-    print_main(f"{len(rows)} stored in {store.root}")
+    texts = [*lines(Table.of(COLUMNS, rows)), f"{len(rows)} stored in {store.root}"]
+    print_result(*texts, trainings=rows, folder=store.root)
 
 
 def _choose(wanted: str, rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:

@@ -17,7 +17,7 @@ from typing import Annotated
 
 from annotated_types import Ge, Le
 
-from qexp.base.console import print_main, warn_main
+from qexp.base.console import print_result, report_error
 from qexp.base.errors import UserError, nearest
 from qexp.base.keyvalue import run_verb
 from qexp.base.preemption import Preempted, listening
@@ -51,7 +51,7 @@ def run(settings: UiSettings) -> int:
     if settings.mlflow:
         return _serve(settings)
     page = _page(Path(settings.results_dir), settings.name)
-    print_main(str(page))
+    print_result(str(page), page=page)
     _open(page.absolute().as_uri(), settings)
     return 0
 
@@ -90,15 +90,16 @@ def _serve(settings: UiSettings) -> int:
         with listening():
             page = experiment_page(uri, settings.name) if settings.name is not None else ""
             with serving(uri, settings.port) as (address, server):
-                print_main(f"{address}{page}   (Ctrl-C ends it)")
+                print_result(f"{address}{page}   (Ctrl-C ends it)", address=f"{address}{page}")
                 _open(f"{address}{page}", settings)
                 code = server.wait()
     except Preempted as stop:
         return 0 if stop.signum == signal.SIGINT else stop.exit_code  # Ctrl-C is the way to end it
     except ServerFailed as error:
-        warn_main(f"qexp: {error}.")
+        report_error(error, f"qexp: {error}.", exit_code=1)
         return 1
-    warn_main(f"qexp: mlflow ui ended by itself with exit code {code}.")
+    text = f"mlflow ui ended by itself with exit code {code}"
+    report_error(text, f"qexp: {text}.", exit_code=1)
     return 1
 
 

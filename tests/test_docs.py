@@ -27,7 +27,7 @@ from qexp.sweep.arguments import check_arguments, typed_settings
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-RUN = ("tutorial.md", "own-network-and-data.md", "own-quantizer.md", "own-range-method.md", "metrics.md")
+RUN = ("tutorial.md", "own-network-and-data.md", "own-quantizer.md", "own-range-method.md", "metrics.md", "agents.md")
 NOT_RUN = {
     "pip install": "installs",
     "python -m qexp.evaluate model=efficientnet_lite0": "needs images of ImageNet's classes",
@@ -278,7 +278,7 @@ def test_what_is_refused_is_said_so(block, kit, cli):
     done = cli(*(word.replace("FILE", str(kit / "resnet8_1.pth")) for word in arguments), *own, verb=verb)
     assert done.code == 2
     for line in block.text.splitlines()[1:]:
-        assert line in done.err.splitlines(), done.err
+        assert line in (done.out + done.err).splitlines(), done.out + done.err
 
 
 @pytest.mark.parametrize("name", [pytest.param(RUN[0], marks=pytest.mark.slow), *RUN[1:]])

@@ -22,8 +22,9 @@ from qexp.analysis.scoring import Scored, compare_scored, score, scored
 from qexp.analysis.sensitivity import measure_sensitivity
 from qexp.analysis.sensitivity_report import write_sensitivity
 from qexp.analysis.solvers import Choice, dynamic, exact, greedy
-from qexp.base.console import print_main
+from qexp.base.console import emit, print_main, print_result
 from qexp.base.errors import UserError
+from qexp.base.progress import phase, track
 from qexp.base.text import file_name
 from qexp.config.analyze import MEASURES, AnalyzeSettings
 from qexp.config.policy import PolicySettings
@@ -61,6 +62,7 @@ def run(config: Config, sweep: Sweep) -> None:
     budget.costs(widths)  # raises where nothing fits
     messages.plan([layers.prepared], num_jobs=1)
     if config.plan_only:
+        print_result(started=False)
         return
     seed_everything(config.seed, config.deterministic)
     with TrajectoryStore(config.runs_dir).open(layers.prepared.training).lock():
@@ -89,9 +91,9 @@ def run(config: Config, sweep: Sweep) -> None:
     policy = rules(layers.rows, choices[0].bits)
     about = f"Bits per layer for {result.subject}, {result.label}: {result.budget}, least summed {choices[0].measure}."
     files += write_allocation(result, policy_text(policy, [about, result.use]), POLICY, folder, figures=config.draw_figures)
-    print_main(
-        summary(result), "", f"written: {len(files)} files in {folder}/ (allocation.md, policy/{POLICY}.yaml, sensitivity/)"
-    )
+    print_main(summary(result), "")
+    line = f"written: {len(files)} files in {folder}/ (allocation.md, policy/{POLICY}.yaml, sensitivity/)"
+    print_result(line, folder=folder, files=files, use=result.use, bits=choices[0].bits)
     print_main("the allocation again, with other settings as you like:", f"  {result.use}")
 
 
@@ -112,9 +114,10 @@ def _choose(
     if losses is None:
         raise UserError("analyze.measure", measure, allowed="a measure that every layer has", remedy="See sensitivity.md.")
     costs, names = budget.costs(widths), layers.names
-    best, quick = exact(losses, costs, budget.limit), greedy(losses, costs, budget.limit)
-    gap = 100 * (quick.loss - best.loss) / best.loss if best.loss > 0 else None
-    dynamic_check = _dynamic_check(best, dynamic(losses, costs, budget.limit))
+    with phase("choosing bits per layer"):
+        best, quick = exact(losses, costs, budget.limit), greedy(losses, costs, budget.limit)
+        gap = 100 * (quick.loss - best.loss) / best.loss if best.loss > 0 else None
+        dynamic_check = _dynamic_check(best, dynamic(losses, costs, budget.limit))
     solutions: list[tuple[str, str, Choice]] = [("exact", measure, best), ("greedy", measure, quick)]
     solutions += [
         ("exact", name, exact(matrix, costs, budget.limit))
@@ -122,7 +125,7 @@ def _choose(
         if name != measure and matrix is not None
     ]
     choices = []
-    for method, by, solution in solutions:
+    for method, by, solution in track(solutions, "choice", note=lambda one: f"{one[0]} {one[1]}"):
         bits = dict(zip(names, (widths[index] for index in solution.widths), strict=True))
         choices.append(_run_choice(layers, measured, budget, method, by, bits, solution))
     width = _uniform_width(layers.config, budget)
@@ -177,6 +180,7 @@ def _run_choice(
     parts = [kl[layer_bits] for layer_bits in bits.items() if layer_bits in kl]
     count = sum(row.info.num_elements for row in layers.rows)
     print_main(f"  {method} {measure}: Prec@1 {scores['prec1']:.2f}, KL {scores['kl']:.4g}".replace(" :", ":"))
+    emit("record", kind="choice", method=method, measure=measure, prec1=scores["prec1"], kl=scores["kl"], bits=bits)
     return Allocated(
         method=method,
         measure=measure,

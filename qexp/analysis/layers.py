@@ -20,6 +20,7 @@ from qexp.analysis.results import LayerLoss
 from qexp.base.errors import UserError
 from qexp.base.files import hash_json
 from qexp.base.label import Label
+from qexp.base.progress import phase
 from qexp.base.types import Batch, PlanRow
 from qexp.config.correct import CorrectSettings, sentences
 from qexp.config.later import stored_values
@@ -147,9 +148,9 @@ class Layers:
         keys = {name: hash_json({**self._estimate_settings, "trace": name}) for name in self._learned}
         if any(("trace", key) not in self._stored for key in keys.values()):
             settings = self.config.analyze
-            traces = proxies.hessian_traces(
-                self._reference, self._learned, self._batches(self._proxy_images), probes=settings.probes, seed=self.config.seed
-            )
+            batches, probes = self._batches(self._proxy_images), settings.probes
+            with phase("traces of the Hessian"):
+                traces = proxies.hessian_traces(self._reference, self._learned, batches, probes=probes, seed=self.config.seed)
             for name, (trace, error) in traces.items():
                 self._known("trace", keys[name], partial(dict, trace=trace, error=error), layer=name)
         rows = {name: self._stored["trace", key]["values"] for name, key in keys.items()}
@@ -199,11 +200,9 @@ class Layers:
         owners = [row.info.module for row in self.rows]
         evaluation = self._evaluate(self._network, reference=None)
         self._check_unchanged(evaluation)
-        return _FloatNetwork(
-            evaluation,
-            proxies.fisher_diagonal(self._reference, self._learned, self._batches(self._proxy_images)),
-            proxies.input_power(self._reference, owners, self._batches(self._proxy_images)),
-        )
+        with phase("Fisher information"):
+            fisher = proxies.fisher_diagonal(self._reference, self._learned, self._batches(self._proxy_images))
+        return _FloatNetwork(evaluation, fisher, proxies.input_power(self._reference, owners, self._batches(self._proxy_images)))
 
     def _check_unchanged(self, evaluation: Evaluation) -> None:
         """Raise UserError where stored rows are of another network than this; keep what the next command compares with."""

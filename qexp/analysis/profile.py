@@ -16,7 +16,7 @@ from qexp.analysis.profile_report import summary, write_profile
 from qexp.analysis.profile_results import ClassScore, Profile, TensorProfile
 from qexp.analysis.scores import class_scores
 from qexp.analysis.weights import profile_weights
-from qexp.base.console import print_main
+from qexp.base.console import print_main, print_result
 from qexp.base.errors import UserError
 from qexp.base.outputs import main_output
 from qexp.base.text import by_reason, file_name
@@ -53,6 +53,7 @@ def run(config: Config, sweep: Sweep) -> None:
         image = read_image(Path(config.image), prepared.bundle, prepared.config.data.preprocessing).to(device)
     messages.plan([prepared], num_jobs=1)
     if config.plan_only:
+        print_result(started=False)
         return
     seed_everything(config.seed, config.deterministic)
     profile = measure(prepared, prepared.variants[-1], device, image)
@@ -60,7 +61,8 @@ def run(config: Config, sweep: Sweep) -> None:
     folder = Path(config.results_dir) / config.name / "profile" / file_name(profile.label)
     drawn = ", figures/" if config.draw_figures else ""
     files = write_profile(profile, folder, figures=config.draw_figures)
-    print_main(summary(profile), "", f"written: {len(files)} files in {folder}/ (tensors.md, tensors.csv{drawn})")
+    print_main(summary(profile), "")
+    print_result(f"written: {len(files)} files in {folder}/ (tensors.md, tensors.csv{drawn})", folder=folder, files=files)
 
 
 def measure(prepared: Prepared, variant: Variant, device: torch.device, image: Tensor | None = None) -> Profile:

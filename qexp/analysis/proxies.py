@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from qexp.analysis.measures import sqnr_db
 from qexp.base.outputs import main_output
+from qexp.base.progress import track
 from qexp.base.types import Batch
 from qexp.nn.graph import evaluating
 
@@ -175,7 +176,7 @@ def hessian_traces(
             curved = [number for number, gradient in enumerate(gradients) if gradient.requires_grad]
             if not curved:
                 continue
-            for probe in range(probes):
+            for probe in track(range(probes), "probe"):
                 signs = [torch.randint(0, 2, value.shape, generator=generator).to(value).mul_(2).sub_(1) for value in values]
                 products = torch.autograd.grad(
                     [gradients[number] for number in curved],

@@ -16,6 +16,7 @@ from torch import nn
 from qexp.analysis.layers import selecting
 from qexp.base.errors import UserError
 from qexp.base.files import hash_json
+from qexp.base.progress import track
 from qexp.base.types import Batch
 from qexp.config.model import PRETRAINED
 from qexp.config.root import Config
@@ -115,7 +116,8 @@ class Race:
         module: nn.Module | None = None
         batches: Iterator[Batch] = iter(())
         at = -1  # number of the block that comes next of them
-        for number, start in enumerate(range(0, self.num_images, self.block)):
+        starts = range(0, self.num_images, self.block)
+        for number, start in enumerate(track(starts, "block")):
             key = self._key(variant, start)
             if ("block", key) not in self._stored:
                 module = self.built(variant).module if module is None else module

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from qexp.analysis.layers import Layers
 from qexp.analysis.ranking import trust
 from qexp.analysis.results import LayerLoss, Sensitivity
 from qexp.analysis.sensitivity_report import summary, write_sensitivity
-from qexp.base.console import print_main
+from qexp.base.console import emit, print_main, print_result
+from qexp.base.progress import track
 from qexp.base.text import file_name
 from qexp.config.root import Config
 from qexp.engine.device import pick_device
@@ -30,6 +31,7 @@ def run(config: Config, sweep: Sweep) -> None:
     layers = Layers(config, device, Preparer())
     messages.plan([layers.prepared], num_jobs=1)
     if config.plan_only:
+        print_result(started=False)
         return
     seed_everything(config.seed, config.deterministic)
     with TrajectoryStore(config.runs_dir).open(layers.prepared.training).lock():
@@ -37,11 +39,9 @@ def run(config: Config, sweep: Sweep) -> None:
     folder = Path(config.results_dir) / config.name / "sensitivity" / file_name(sensitivity.label)
     drawn = ", figures/" if config.draw_figures else ""
     files = write_sensitivity(sensitivity, folder, figures=config.draw_figures)
-    print_main(
-        summary(sensitivity),
-        "",
-        f"written: {len(files)} files in {folder}/ (sensitivity.md, sensitivity.csv, trust.csv{drawn})",
-    )
+    print_main(summary(sensitivity), "")
+    line = f"written: {len(files)} files in {folder}/ (sensitivity.md, sensitivity.csv, trust.csv{drawn})"
+    print_result(line, folder=folder, files=files)
 
 
 def measure_sensitivity(layers: Layers, widths: tuple[int, ...], *, command: str) -> Sensitivity:
@@ -58,9 +58,11 @@ def measure_sensitivity(layers: Layers, widths: tuple[int, ...], *, command: str
     tried = ", ".join(map(str, widths))
     print_main(f"float: Prec@1 {prec1:.2f} on {layers.images}; KL of {len(layers.rows)} layers, one at a time, at {tried} bits:")
     losses: list[LayerLoss] = []
-    for row in layers.rows:
-        row_losses = [layers.loss(row, bits) for bits in widths]
+    for row in track(layers.rows, "layer", note=lambda row: row.info.name):
+        row_losses = [layers.loss(row, bits) for bits in track(widths, "width")]
         print_main(f"  {row.info.name}: " + ", ".join(f"{loss.bits} bits {loss.kl:.4g}" for loss in row_losses))
+        for loss in row_losses:
+            emit("record", kind="layer", **asdict(loss))
         losses += row_losses
     missing = [
         row.info.name for row in layers.rows if any(loss.layer == row.info.name and loss.fisher is None for loss in losses)

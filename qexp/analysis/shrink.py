@@ -28,8 +28,9 @@ from qexp.analysis.race import Race
 from qexp.analysis.shrink_mixed import Mixed
 from qexp.analysis.shrink_report import points, summary, write_shrunk
 from qexp.analysis.shrink_results import Outcome, Raced, Shrunk
-from qexp.base.console import print_main
+from qexp.base.console import emit, print_main, print_result
 from qexp.base.errors import UserError
+from qexp.base.progress import track
 from qexp.base.text import counted, file_name
 from qexp.config.analyze import AnalyzeSettings
 from qexp.config.correct import CorrectSettings
@@ -73,9 +74,12 @@ def run(config: Config, sweep: Sweep) -> None:
     entries = _entries(race, listed)
     sizes = f"{entries[0].raced.size_bytes} to {entries[-1].raced.size_bytes} bytes"
     print_main(f"{counted(len(entries), 'candidate')}, {sizes}, smallest first on {race.images}:")
+    listing = [{"label": entry.raced.label, "size_bytes": entry.raced.size_bytes} for entry in entries]
+    emit("plan", jobs=1, training=race.prepared.training, candidates=listing, notes=race.prepared.notes)
     print_main(*(f"note: {note}" for note in race.prepared.notes))
     if config.plan_only:
         print_main(*(f"  {entry.raced.size_bytes} bytes  {entry.raced.label}" for entry in entries))
+        print_result(started=False)
         return
     seed_everything(config.seed, config.deterministic)
     with TrajectoryStore(config.runs_dir).open(race.prepared.training).lock():
@@ -165,13 +169,15 @@ def _run(race: Race, one: Candidate, variant: Variant) -> _Entry:
     seen = race.run(variant, non_inferior(_margin(race.config), alpha=ALPHA))
     raced = replace(_raced(one, variant, seen, race.num_images), label=race.label(variant))
     print_main(f"  {raced.size_bytes} bytes  {raced.label}: {raced.outcome}, {raced.difference:+.2f} points, n = {raced.n}")
+    told = {name: getattr(raced, name) for name in ("label", "size_bytes", "outcome", "difference", "n", "interval", "p_value")}
+    emit("record", kind="candidate", **told)
     return _Entry(one, variant, raced)
 
 
 def _race(race: Race, entries: Sequence[_Entry]) -> tuple[list[_Entry], _Entry | None]:
     """The candidates in their order, raced until one passes, which is the second."""
     done: list[_Entry] = []
-    for entry in entries:
+    for entry in track(entries, "candidate"):
         done.append(_run(race, entry.candidate, entry.variant))
         if done[-1].raced.outcome == "passed":
             return [*done, *entries[len(done) :]], done[-1]
@@ -234,7 +240,10 @@ def _write(config: Config, result: Shrunk, smallest: _Entry | None) -> None:
             about = f"Bits per layer for {result.subject}: {result.label}, {smallest.raced.size_bytes} bytes."
             policy = policy_text(one.policy, [about, result.evaluate])
     files = write_shrunk(result, folder, None if policy is None else (POLICY, policy), figures=config.draw_figures)
-    print_main(summary(result), "", f"written: {len(files)} files in {folder}/ (shrink.md, candidates.csv)")
+    print_main(summary(result), "")
+    line, best = f"written: {len(files)} files in {folder}/ (shrink.md, candidates.csv)", result.smallest
+    network = None if best is None else {"label": best.label, "size_bytes": best.size_bytes}
+    print_result(line, folder=folder, files=files, smallest=network, evaluate=result.evaluate, export=result.export)
 
 
 def _typed(config: Config, one: Config, *, every: bool = False) -> list[str]:

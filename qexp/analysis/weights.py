@@ -9,6 +9,7 @@ from torch import Tensor
 
 from qexp.analysis.measures import Errors, histogram, shared_fields, spec_of, weight_grid
 from qexp.analysis.profile_results import TensorProfile
+from qexp.base.progress import track
 from qexp.base.types import Plan, PlanRow
 from qexp.quant.ranges import ConstantTensorError
 from qexp.quant.schemes import Limits
@@ -47,7 +48,7 @@ def profile_weights(
             size_bytes=sizes[row.info.name],
             size_share=sizes[row.info.name] / size_bytes,
         )
-        for row in rows
+        for row in track(rows, "weight", note=lambda row: row.info.name)
     )
 
 

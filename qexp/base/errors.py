@@ -48,6 +48,16 @@ class UserErrors(ValueError):
         self.errors = list(errors)
         super().__init__("\n".join(str(error) for error in self.errors))
 
+    @property
+    def mistakes(self) -> list[UserError]:
+        """All of them by key, value and remedy, each once; without those that are a text alone."""
+        return once(error for error in self.errors if isinstance(error, UserError))
+
+
+def once(mistakes: Iterable[UserError]) -> list[UserError]:
+    """Mistakes without those that say what another says."""
+    return list({str(mistake): mistake for mistake in mistakes}.values())
+
 
 def as_user_errors(
     error: ValidationError, *, prefix: str = "", explain: Callable[[str, ErrorDetails], UserError | None] | None = None

@@ -5,16 +5,18 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import is_dataclass
+from dataclasses import dataclass, is_dataclass
 from functools import partial
 from typing import TypeVar, get_type_hints
 
 from qexp.base.checks import beyond_bounds
-from qexp.base.console import print_main, warn_main
+from qexp.base.console import print_result, report_error, speaking, without_json_flag
 from qexp.base.errors import UserError, UserErrors, as_user_errors, nearest
 from qexp.base.files import SaveError
+from qexp.base.progress_shown import shown
 
 Settings = TypeVar("Settings")
+OF_ALL = "Of every command: quiet=true prints results and errors alone, --json an object a line (docs/agents.md)."
 
 
 def parse(kind: type[Settings], arguments: Sequence[str]) -> Settings:
@@ -79,17 +81,40 @@ def _put(values: dict[str, object], key: str, value: object) -> None:
     group[last] = value
 
 
+@dataclass(frozen=True, kw_only=True)
+class _OfAll:
+    """What every small command takes.
+
+    Args:
+        quiet: print results and errors alone.
+    """
+
+    quiet: bool = False
+
+
 def run_verb(kind: type[Settings], run: Callable[[Settings], int | None], description: str) -> int:
-    """Parse the command line into `kind` and run; returns the exit code (0 done, 2 bad input)."""
-    arguments = sys.argv[1:]
-    if any(argument in ("-h", "--help") for argument in arguments):
-        print_main(description.strip())
-        return 0
-    try:
-        return run(parse(kind, arguments)) or 0
-    except (UserError, UserErrors) as error:
-        warn_main(*(f"qexp: {line}" for line in str(error).splitlines()))
-        return 2
-    except SaveError as error:
-        warn_main(f"qexp: {error}")
-        return 1
+    """Parse the command line into `kind` and run; returns the exit code (0 done, 2 bad input).
+
+    `quiet=true` and `--json` are of every command (`qexp.base.console`).
+    """
+    sys.argv[1:], as_json = without_json_flag(sys.argv[1:])
+    with speaking(as_json=as_json):
+        if any(argument in ("-h", "--help") for argument in sys.argv[1:]):
+            text = f"{description.strip()}\n\n{OF_ALL}"
+            print_result(text, text=text)
+            return 0
+        try:
+            own = [argument for argument in sys.argv[1:] if argument.partition("=")[0] != "quiet"]
+            manner = parse(_OfAll, [argument for argument in sys.argv[1:] if argument not in own])
+            settings = parse(kind, own)
+            with speaking(quiet=manner.quiet), shown():
+                return run(settings) or 0
+        except (UserError, UserErrors) as error:
+            report_error(error, *(f"qexp: {line}" for line in str(error).splitlines()), exit_code=2)
+            return 2
+        except SaveError as error:
+            report_error(error, f"qexp: {error}", exit_code=1)
+            return 1
+        except Exception as error:  # whose traceback is the interpreter's to print
+            report_error(error, exit_code=1)
+            raise

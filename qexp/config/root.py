@@ -65,6 +65,7 @@ class Config:
         plan: how much of it is printed: `short`, a line per variant, or `full`, with the table of its tensors; None: `full` where
             `plan_only` asks for nothing else. `results/<name>/plan.csv` has the tensors in any case.
         plan_only: print plan and estimates, and stop.
+        quiet: print results (paths) and errors alone; `--json` prints an object a line instead.
         fresh: train again although stored.
         runs_dir: where trainings, journal and MLflow's store lie.
         results_dir: where reports go.
@@ -99,6 +100,7 @@ class Config:
     cases: list[list[str]] | None = None
     plan: Literal["short", "full"] | None = later(None)
     plan_only: bool = False
+    quiet: bool = later(False)
     fresh: bool = False
     runs_dir: str = "runs"
     results_dir: str = "results"

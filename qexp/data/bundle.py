@@ -15,6 +15,7 @@ from torch import Tensor
 
 from qexp.base.errors import UserError, choose
 from qexp.base.files import hash_json
+from qexp.base.progress import track
 from qexp.base.types import Batch
 from qexp.data.augment import Augmentation, epoch_key, epoch_order
 from qexp.data.splits import Part, Split, Splits, permuted, representative
@@ -148,7 +149,8 @@ class DataBundle:
             for one, partner in ((0, 1), (1, 0)):
                 possible = set(sizes[partner])  # files of other sizes are not read
                 candidates = [row for row, size in zip(rows[one].tolist(), sizes[one], strict=True) if size in possible]
-                digests.append([hashlib.sha1(self._store.content(parts[one], row)).digest() for row in candidates])
+                looked = track(candidates, "image to look for in both splits")
+                digests.append([hashlib.sha1(self._store.content(parts[one], row)).digest() for row in looked])
             others = set(digests[1])
             self._shared[pair] = sum(digest in others for digest in digests[0]), len(rows[0])
         return self._shared[pair]
@@ -225,7 +227,9 @@ class DataBundle:
         size = self.split_sizes[name]
         order = permuted(size, draw)[:num_images] if shuffled else representative(size, num_images, draw)
         batches = order.split(batch_size)[start:][rank::world_size]
-        return self._batches(name, list(batches), [len(batch) for batch in batches], device, None)
+        sizes = [len(batch) for batch in batches]
+        made = self._batches(name, list(batches), sizes, device, None)
+        return track(made, "image", total=sum(sizes), size=lambda batch: len(batch.labels))
 
     def _batches(
         self,

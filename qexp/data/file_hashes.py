@@ -17,6 +17,7 @@ from pathlib import Path
 
 from qexp.base.console import print_main
 from qexp.base.files import hash_file
+from qexp.base.progress import track
 
 _LENGTH = 32  # hex digits
 _FRESH_S = 2.0  # clocks of file systems tick slowly
@@ -39,7 +40,7 @@ def content_hashes(root: Path, paths: Sequence[Path], workers: int) -> Iterator[
     if len(missing) >= _WORTH_A_LINE:
         print_main(f"data: reading {len(missing)} files below {root} once, to know them by content")
     with ThreadPoolExecutor(max(1, workers)) as pool:
-        for start in range(0, len(missing), _CHUNK):
+        for start in track(range(0, len(missing), _CHUNK), "file to read", total=len(missing), size=lambda _: _CHUNK):
             chunk = missing[start : start + _CHUNK]
             hashes = pool.map(lambda number: hash_file(paths[number], _LENGTH), chunk)
             new = {keys[number]: content for number, content in zip(chunk, hashes, strict=True)}

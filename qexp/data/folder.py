@@ -24,6 +24,7 @@ from torch import Tensor
 
 from qexp.base.console import print_main
 from qexp.base.errors import UserError, nearest
+from qexp.base.progress import track
 from qexp.config.data import DataSettings
 from qexp.config.preprocessing import Preprocessing
 from qexp.data.file_hashes import content_hashes
@@ -248,7 +249,8 @@ def decode_tree(tree: Tree, settings: DataSettings) -> RamImages:
 
         with ThreadPoolExecutor(max(1, settings.workers)) as pool:
             try:
-                for _ in pool.map(fill, range(0, len(part.paths), _CHUNK)):
+                chunks = pool.map(fill, range(0, len(part.paths), _CHUNK))
+                for _ in track(chunks, "image to decode", total=len(part.paths), size=lambda _: _CHUNK):
                     pass
             except BaseException:
                 pool.shutdown(cancel_futures=True)

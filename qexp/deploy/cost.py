@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from qexp.base.memory import process_bytes
+from qexp.base.progress import paused
 from qexp.deploy.graph_nodes import called_module
 from qexp.deploy.onnx.operators import KEEPS_VALUES, handler_of
 from qexp.deploy.onnx.shapes import dropout, identity
@@ -54,13 +55,14 @@ def latency(run: Callable[[], object], *, repeats: int, warmup: int) -> Latency:
         repeats: at least 1.
         warmup: calls before, which do not count.
     """
-    for _ in range(warmup):
-        run()
     times_ms = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        run()
-        times_ms.append(1e3 * (time.perf_counter() - start))
+    with paused():
+        for _ in range(warmup):
+            run()
+        for _ in range(repeats):
+            start = time.perf_counter()
+            run()
+            times_ms.append(1e3 * (time.perf_counter() - start))
     ends = statistics.quantiles(times_ms, n=10, method="inclusive") if repeats > 1 else times_ms * 9
     return Latency(statistics.median(times_ms), ends[0], ends[-1], repeats)
 

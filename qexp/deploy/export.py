@@ -17,34 +17,36 @@ from typing import Any
 import numpy as np
 import torch
 
-from qexp.base.console import print_main
+from qexp.base.console import emit, print_main
 from qexp.base.errors import UserError, UserErrors
 from qexp.base.files import discard_partials, hash_file, hash_json, write_atomic
 from qexp.base.outputs import main_output
+from qexp.base.progress import phase, track
 from qexp.base.text import by_reason, file_name
 from qexp.config.export import ExportSettings
 from qexp.config.later import stored_values
 from qexp.deploy.alarms import failures
 from qexp.deploy.compared import Files, Run, compare_files, digests_of
-from qexp.deploy.cost import bops, latency, layer_bits, peak_memory_bytes
+from qexp.deploy.cost import latency, peak_memory_bytes
 from qexp.deploy.fidelity import EVALUATED, Fidelity, FidelityRun, images_of, simulation_of
 from qexp.deploy.files import FILE, PROGRAM, TFLITE, files_of, write_files
 from qexp.deploy.foreign import open_foreign
 from qexp.deploy.lower import Lowered, example_of, lower, lower_float, lower_untried
-from qexp.deploy.measured import metrics_of, stage_row
+from qexp.deploy.measured import layer_rows, metrics_of, stage_row
 from qexp.deploy.onnx.qdq import Exported
 from qexp.deploy.runtimes import open_runtime, runtime_version
 from qexp.deploy.stages import FLOAT, SIMULATED
+from qexp.experiment import messages
 from qexp.experiment.job import Prepared
 from qexp.experiment.recorder import Recorder
 from qexp.experiment.variants import Variant
-from qexp.nn.macs import macs_per_layer
 from qexp.tracking import environment, rows
 from qexp.tracking.journal import Journal
 
 EXPORT_VERSION = 4  # raise it when the same file comes to be measured otherwise
 EXAMPLE = "example.npz"
 _IN_OTHER_BYTES = (EXAMPLE, PROGRAM)  # what is not written twice in the same bytes, of the same network
+_TOLD = ("training", "variant", "file", "digest", "split", "n", "sizes", "rungs", "cost", "alarms", "notes")  # in its event
 _NOT_MEASURED = ("folder", "register", "torch_export", "compare")
 _MEASURES_COST = ("cost", "batch_sizes", "repeats", "warmup")
 
@@ -52,7 +54,7 @@ _MEASURES_COST = ("cost", "batch_sizes", "repeats", "warmup")
 def check(prepared: Sequence[Prepared]) -> None:
     """Raise one `UserErrors` for all that cannot be written to a file or run, of all jobs."""
     errors: dict[str, UserError] = {}
-    for job in prepared:
+    for job in track(prepared, "export to try"):
         for variant in exported(job):
             try:
                 _check_variant(job, variant)
@@ -69,7 +71,7 @@ def exported(prepared: Prepared) -> tuple[Variant, ...]:
 
 def run(prepared: Prepared, recorder: Recorder) -> None:
     """Write, run and measure every variant of a merged job that has been evaluated."""
-    for variant in exported(prepared):
+    for variant in track(exported(prepared), "export", note=lambda variant: variant.label):
         export_job = _ExportJob(prepared, variant, recorder)
         measured = export_job.stored()
         if measured is None:
@@ -78,7 +80,9 @@ def run(prepared: Prepared, recorder: Recorder) -> None:
         else:
             label = export_job.variant.label
             print_main(f"  {label}: exported and measured before (fresh=true measures again): {measured['file']}")
-        export_job.record(export_job.with_compared(measured))
+        row = export_job.with_compared(measured)
+        export_job.record(row)
+        emit("record", kind="export", **{name: row[name] for name in _TOLD})
 
 
 def _check_variant(prepared: Prepared, variant: Variant) -> None:
@@ -141,11 +145,14 @@ class _ExportJob:
 
     def measure(self) -> dict[str, Any]:
         """Write the file and measure it; the row is stored before it is returned."""
-        lowered, written = self._write()
+        with phase("writing files"):
+            lowered, written = self._write()
         print_main(f"  {self.variant.label}: {self.path} written, {written.size_bytes / 1024:.1f} KiB")
         plain = self._plain() if not self.variant.is_float else written
         network, example = self.prepared.network().eval(), example_of(self.prepared)
-        fidelity = FidelityRun(self.config, network, lowered, written, self.variant.plan.quantized, example).run(self.prepared)
+        stages = FidelityRun(self.config, network, lowered, written, self.variant.plan.quantized, example)
+        with phase("fidelity"):
+            fidelity = stages.run(self.prepared)
         row = {
             "asked": self.asked,
             "key": self.key,
@@ -164,7 +171,7 @@ class _ExportJob:
             "sizes": self._sizes(plain.path),
             "rungs": [stage_row(stage, fidelity) for stage in fidelity.stages],
             "cost": list(self._cost(plain.path)) if self.settings.cost else [],
-            "layers": self._layers(lowered),
+            "layers": layer_rows(self.prepared, lowered),
             "alarms": self._alarms(fidelity),
             "notes": [*by_reason([*lowered.notes, *written.notes], most=3), *fidelity.notes],
             "versions": self.recorder.versions,
@@ -198,7 +205,7 @@ class _ExportJob:
         """Write a measured row into the experiment's journal, unless it is there, and its alarms into the record."""
         self.recorder.add_alarms(self.variant, 0, [f"export: {alarm}" for alarm in measured["alarms"]])
         for alarm in measured["alarms"]:
-            print_main(f"  ! {self.variant.label}: {alarm}")
+            messages.alarm(self.variant.label, alarm, training=self.prepared.training, epoch=0)
         journal = self.recorder.journal
         known_rows = [row for row in journal.rows() if row["kind"] in ("export", "model") and row["run"] == self._run]
         new = []
@@ -232,7 +239,7 @@ class _ExportJob:
         shape = self.prepared.bundle.image_shape
         images = torch.randn(largest, *shape, generator=torch.Generator().manual_seed(0))
         networks = {FLOAT: plain} | ({} if self.variant.is_float else {"quantized": self.path})
-        for name in settings.runtimes:
+        for name in track(settings.runtimes, "runtime to time", note=str):
             for network, path in networks.items():
                 session = open_runtime(name, path, threads=settings.threads)
                 peak = peak_memory_bytes(name, path, (largest, *shape), threads=settings.threads)
@@ -255,17 +262,6 @@ class _ExportJob:
         if TFLITE in files_of(self.variant):
             sizes |= {"fp32_tflite": plain.with_name(TFLITE).stat().st_size, "tflite": self.path.with_name(TFLITE).stat().st_size}
         return sizes
-
-    def _layers(self, lowered: Lowered) -> list[dict[str, Any]]:
-        """MACs and bit operations of each layer, of one image."""
-        macs = macs_per_layer(lowered.network, example_of(self.prepared))
-        bits = layer_bits(lowered.network, lowered.weights)
-        work = bops(macs, bits)
-        widths = {name: bits.get(name, (32, 32)) for name in macs}
-        return [
-            {"layer": name, "macs": macs[name], "weight_bits": widths[name][0], "act_bits": widths[name][1], "bops": work[name]}
-            for name in macs
-        ]
 
     def _alarms(self, fidelity: Fidelity) -> list[str]:
         """Layers that failed, and a copy that does not score as the evaluated one did."""

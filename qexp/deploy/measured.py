@@ -6,8 +6,12 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
 
+from qexp.deploy.cost import bops, layer_bits
 from qexp.deploy.fidelity import Fidelity
+from qexp.deploy.lower import Lowered, example_of
 from qexp.deploy.stages import FLOAT, Stage
+from qexp.experiment.job import Prepared
+from qexp.nn.macs import macs_per_layer
 
 _STAGE_METRICS = ("prec1", "prec5", "agreement", "logit_sqnr_db", "max_steps", "layer_steps", "differ_pct", "integer_macs_pct")
 
@@ -15,6 +19,23 @@ _STAGE_METRICS = ("prec1", "prec5", "agreement", "logit_sqnr_db", "max_steps", "
 def stage_row(stage: Stage, fidelity: Fidelity) -> dict[str, Any]:
     """A fidelity stage as a row of a measurement."""
     return {**asdict(stage), "float_layers": ", ".join(stage.float_layers), "version": fidelity.versions.get(stage.name, "")}
+
+
+def layer_rows(prepared: Prepared, lowered: Lowered) -> list[dict[str, Any]]:
+    """MACs and bit operations of each layer, of one image.
+
+    Args:
+        prepared: job.
+        lowered: its network.
+    """
+    macs = macs_per_layer(lowered.network, example_of(prepared))
+    bits = layer_bits(lowered.network, lowered.weights)
+    work = bops(macs, bits)
+    widths = {name: bits.get(name, (32, 32)) for name in macs}
+    return [
+        {"layer": name, "macs": macs[name], "weight_bits": widths[name][0], "act_bits": widths[name][1], "bops": work[name]}
+        for name in macs
+    ]
 
 
 def metrics_of(measured: dict[str, Any]) -> Iterator[tuple[str, float]]:

@@ -16,11 +16,11 @@ from torch import Tensor, nn
 
 from qexp.base import dist, preemption
 from qexp.base.console import print_main
+from qexp.base.progress import track
 from qexp.base.types import Batch
 from qexp.config.train import TrainSettings
 from qexp.engine.hooks import NO_HOOKS, TrainHooks
 from qexp.engine.optim import lr_at
-from qexp.engine.progress import track
 from qexp.engine.seed import restore_rank_rng
 from qexp.engine.state import FitState
 from qexp.engine.trainer import Trainer, move_
@@ -85,7 +85,7 @@ def fit(
             with None, at the end of an epoch with its `EpochEnd`. Signals wait until it returns.
         on_epoch_end: called on every rank after that. It may evaluate `model`, but not change it.
         hooks: what this training does besides; a resume needs the same.
-        progress: show where it is, and a line per epoch.
+        progress: print a line per epoch.
 
     Raises:
         DivergenceError: the loss is not finite.
@@ -95,18 +95,17 @@ def fit(
     move_(model, settings, device)
     loop = _Loop(Trainer(model, settings, device, start, hooks), steps_per_epoch, on_checkpoint)
     state = start or loop.trainer.state(0)
-    for epoch in range(state.epoch + 1, settings.epochs + 1):
-        label = f"epoch {epoch}/{settings.epochs}"
-        left = steps_per_epoch - state.step
-        batches = track(train_batches(epoch, state.step), label=label, total=left, enabled=progress)
+    epochs = range(state.epoch + 1, settings.epochs + 1)
+    for epoch in track(epochs, "epoch", total=settings.epochs, done=state.epoch):
+        batches = track(train_batches(epoch, state.step), "batch", total=steps_per_epoch, done=state.step)
         with preemption.deferred():
             end = loop.epoch(epoch, batches, state)
             on_checkpoint(end.state, end)
         state = end.state
         if progress:
             print_main(
-                f"{label}  loss {end.train_loss:.4f}  Prec@1 {end.train_prec1:.2f} (train)  lr {end.lr:.4g}  "
-                f"{end.seconds:.1f} s  {end.images_per_s:.0f} images/s"
+                f"epoch {epoch}/{settings.epochs}  loss {end.train_loss:.4f}  Prec@1 {end.train_prec1:.2f} (train)  "
+                f"lr {end.lr:.4g}  {end.seconds:.1f} s  {end.images_per_s:.0f} images/s"
             )
         if int(dist.all_reduce(torch.tensor(int(preemption.requested())), "MAX")):
             raise preemption.stop()

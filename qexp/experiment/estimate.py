@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 import torch
 
-from qexp.base.console import print_main
+from qexp.base.console import print_main, print_result
+from qexp.base.progress import track
 from qexp.base.text import counted
 from qexp.experiment.job import Prepared
 from qexp.experiment.memory import evaluation_bytes
@@ -17,17 +18,19 @@ from qexp.experiment.qat_training import QatTraining
 
 def estimate(prepared: Sequence[Prepared]) -> None:
     """Print time and disk that the sweep would take, from a few measured steps."""
-    total_s, total_mib, starts = 0.0, 0.0, float_starts(prepared)
-    for one in [*starts, *prepared]:
+    total_s, total_mib, starts, estimates = 0.0, 0.0, float_starts(prepared), []
+    for one in track([*starts, *prepared], "estimate"):
         seconds, mib = cost_of(one)
         total_s, total_mib = total_s + seconds, total_mib + mib
         what = " for the float training to begin from" if one in starts else ""
         memory = evaluation_bytes(one.config, one.network(), one.bundle) / 2**30
+        estimates.append({"training": one.training, "seconds": seconds, "mib": mib, "memory_gib": memory})
         here = f"about {seconds / 60:.1f} min and {mib:.1f} MiB here{what}"
         print_main(f"{one.training}: {here}; an evaluation takes about {memory:.1f} GiB of memory")
     begun = f" and {counted(len(starts), 'float training')} to begin from" if starts else ""
     whole = f"about {total_s / 60:.1f} min and {total_mib:.1f} MiB"
-    print_main(f"in all: {counted(len(prepared), 'training')}{begun}, {whole}; nothing was started (plan_only)")
+    line = f"in all: {counted(len(prepared), 'training')}{begun}, {whole}; nothing was started (plan_only)"
+    print_result(line, started=False, seconds=total_s, mib=total_mib, trainings=estimates)
 
 
 def cost_of(one: Prepared) -> tuple[float, float]:

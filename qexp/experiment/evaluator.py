@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from qexp.base import dist
+from qexp.base.progress import track
 from qexp.base.types import Batch
 from qexp.config.correct import sentences
 from qexp.config.outcome import Outcome
@@ -70,6 +71,8 @@ class Evaluator:
         wanted: Sequence[Variant],
         known: Mapping[str, str],
         float_network: Evaluation | None = None,
+        done: int = 0,
+        total: int | None = None,
     ) -> list[Scored]:
         """Evaluate the float network and the wanted variants of one state dict; the float network comes first.
 
@@ -78,6 +81,8 @@ class Evaluator:
             wanted: variants to score.
             known: variant key -> digest of its logits for this state, of variants that were evaluated before.
             float_network: its evaluation by an earlier call with this state, which is not done again.
+            done: networks that earlier calls with this state evaluated, for whoever waits.
+            total: networks of all calls with this state; None where this is the only one.
         """
         if self._qat is None:
             state = self.prepared.baked(state)
@@ -88,7 +93,8 @@ class Evaluator:
         float_network = float_network or self._start
         if float_network is not None:
             evaluations[float_variant.key], reference = float_network, float_network.logits
-        for chunk in self._chunks([variant for variant in variants if variant.key not in evaluations]):
+        waiting = [variant for variant in variants if variant.key not in evaluations]
+        for chunk in track(self._chunks(waiting), "variant", total=total or len(waiting), done=done, size=len):
             models = self._load(state, chunk)
             with_float = float_variant in chunk
             scores = evaluate(

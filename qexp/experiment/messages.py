@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from qexp.base.console import print_main
+from qexp.base.console import emit, print_main
 from qexp.base.files import canonical_json
 from qexp.base.text import by_reason, counted
 from qexp.config.metrics import METRICS
@@ -17,9 +17,15 @@ from qexp.experiment.job import Prepared
 from qexp.policy.table import print_plan
 from qexp.tracking.record import Record
 
+TOLD = (  # fields of a record that its event has
+    *("training", "variant", "variant_key", "epoch", "seed", "bits", "mode", "split", "n", "prec1", "prec5", "loss"),
+    *("delta_prec1", "kl", "logit_sqnr_db", "size_bytes", "extra", "alarms"),
+)
+
 
 def plan(prepared: Sequence[Prepared], *, num_jobs: int) -> None:
     """Print what will run: jobs, trainings, variants, and which tensor is quantized how."""
+    emit("plan", jobs=num_jobs, trainings=[_planned(one) for one in prepared])
     trainings = [one for one in prepared if one.config.checkpoint is None]
     parts = [f"{counted(len(trainings), 'training')} ({sum(map(is_stored, trainings))} stored)"] if trainings else []
     if starts := float_starts(prepared):
@@ -43,6 +49,32 @@ def plan(prepared: Sequence[Prepared], *, num_jobs: int) -> None:
     if not whole and any(len(one.variants) > 1 for one in prepared):
         kept = "" if config.plan_only else ", and plan.csv in the results has it"
         print_main(f"plan=full prints what becomes of each tensor and activation{kept}")
+
+
+def _planned(one: Prepared) -> dict[str, object]:
+    """What a `plan` event says of a merged job."""
+    of_checkpoint = one.config.checkpoint is not None
+    return {
+        "training": one.training,
+        "checkpoint": one.config.checkpoint,
+        "stored": None if of_checkpoint else is_stored(one),
+        "epochs": None if of_checkpoint else one.config.recipe.epochs,
+        "data": one.config.data.name,
+        "model": one.config.model.name,
+        "seed": one.config.seed,
+        "notes": one.notes,
+        "variants": [
+            {
+                "variant": variant.label,
+                "variant_key": variant.key,
+                "bits": variant.bits,
+                "size_bytes": variant.size_bytes,
+                "summary": print_plan(variant.plan, policy=variant.config.policy.name).summary,
+                "notes": variant.notes,
+            }
+            for variant in one.variants[1:]
+        ],
+    }
 
 
 def _once(said: set[str], lines: Iterable[str]) -> Iterator[str]:
@@ -91,13 +123,26 @@ def going_on(training: str, start: FitState | None) -> None:
         print_main(f"  {training}: going on from {place}")
 
 
+def trained(training: str, number: int, values: Mapping[str, float]) -> None:
+    """The event of an epoch that was trained; `fit` prints its line."""
+    emit("record", kind="epoch", training=training, epoch=number, **values)
+
+
 def epoch(records: Sequence[Record]) -> None:
     """One line per epoch: Prec@1 of the float network and of every copy."""
+    for record in records:
+        emit("record", kind="evaluation", **{name: getattr(record, name) for name in TOLD})
     parts = [f"{record.variant} {record.prec1:.2f}{' !' if record.alarms else ''}" for record in records]
     print_main(f"  epoch {records[0].epoch}  {METRICS['prec1'].title}  " + "  ".join(parts))
     for record in records:
-        for alarm in record.alarms:
-            print_main(f"  ! {record.variant}: {alarm}")
+        for text in record.alarms:
+            alarm(record.variant, text, training=record.training, epoch=record.epoch)
+
+
+def alarm(variant: str, text: str, *, training: str, epoch: int) -> None:
+    """What is suspicious of a number."""
+    print_main(f"  ! {variant}: {text}")
+    emit("alarm", training=training, variant=variant, epoch=epoch, text=text)
 
 
 def left_alone(label: str, notes: Sequence[str]) -> None:

@@ -17,6 +17,7 @@ from torch import nn
 
 from qexp.base.errors import UserError, UserErrors
 from qexp.base.files import hash_file, hash_json
+from qexp.base.progress import track
 from qexp.base.types import ActivationInfo
 from qexp.base.user_source import source_hash
 from qexp.config.later import stored_values
@@ -147,7 +148,7 @@ class Preparer:
         """
         prepared: list[Prepared] = []
         causes: dict[tuple[int, int], UserError | UserErrors] = {}
-        for number, configs in enumerate(groups):
+        for number, configs in enumerate(track(groups, "plan")):
             try:
                 prepared.append(self.prepare(configs))
             except (UserErrors, UserError) as error:

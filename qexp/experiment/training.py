@@ -13,6 +13,7 @@ from torch import Tensor
 
 from qexp.base import dist
 from qexp.base.errors import UserError
+from qexp.base.progress import track
 from qexp.base.types import Batch
 from qexp.config.later import stored_values
 from qexp.config.root import Config
@@ -64,7 +65,7 @@ def _train(
     start = None if stored["start"] is None else FitState(**stored["start"])
     if recorder is not None and not stored["complete"]:
         recorder.forget_after(0 if start is None else start.epoch)
-    for epoch in stored["epochs"]:
+    for epoch in track(stored["epochs"], "stored epoch"):
         if dist.from_main(partial(_missing, recorder, epoch)):
             state = dist.from_main(partial(training.load_epoch, epoch))
             _evaluate(evaluator, recorder, state, epoch=epoch, last=epoch == recipe.epochs)
@@ -87,6 +88,7 @@ def _train(
         # Before the state is stored: an epoch that counts as done has its line.
         recorder.training_metrics(end.epoch, curve)
         training.save_epoch(state, curve | speed, keep=config.trajectory.keeps(end.epoch, recipe.epochs))
+        messages.trained(training.hash, end.epoch, curve | speed)
 
     def on_epoch_end(end: EpochEnd) -> None:
         _evaluate(evaluator, recorder, end.model_state, epoch=end.epoch, last=end.epoch == recipe.epochs)
@@ -161,7 +163,8 @@ def _evaluate(
     float_network = None
     for first in range(0, len(wanted), WRITE_EVERY):
         digests = recorder.digests(epoch) if recorder is not None else {}
-        scored = evaluator.score(state, wanted[first : first + WRITE_EVERY], digests, float_network)
+        part, total = wanted[first : first + WRITE_EVERY], len({evaluator.prepared.variants[0].key, *keys})
+        scored = evaluator.score(state, part, digests, float_network, len(records), total)
         if float_network is None:
             _check_unchanged(evaluator.prepared, recorder, epoch, scored[0])
         float_network = scored[0].evaluation

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from qexp.base.errors import UserError
+from qexp.base.progress import track
 from qexp.base.text import Note
 from qexp.base.types import Batch, QuantSpec
 from qexp.config.correct import CorrectSettings
@@ -170,7 +171,7 @@ def _learn(layer: Layer, grid: _Grid, loss: Quadratic | Samples, settings: Corre
     optimizer = torch.optim.Adam([variable], lr=settings.adaround_lr, fused=True)
     iterations = settings.adaround_iterations
     warm = int(settings.adaround_warmup * iterations)
-    for iteration in range(iterations):
+    for iteration in track(range(iterations), "iteration"):
         sigmoid = torch.sigmoid(variable)
         h = sigmoid * (_ZETA - _GAMMA) + _GAMMA
         inside = (h > 0) & (h < 1)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from qexp.base.errors import UserError
+from qexp.base.progress import track
 from qexp.base.text import Note
 from qexp.base.types import Batch
 from qexp.nn.channels import LAYERS, Layer, add_to_bias_, as_layer, mean_response, output_dim, scale_and_shift
@@ -64,12 +65,12 @@ def correct_bias_(quantized: nn.Module, reference: nn.Module, batches: Iterable[
         layers, notes = layers_in_order(quantized, images[0][:1])
         _check_names(layers, reference)
         wanted = {name: _Mean() for name in layers}
-        for batch_images in images:
+        for batch_images in track(images, "batch"):
             run_until(reference, batch_images, layers, lambda name, layer, x, y: wanted[name].add(layer, y))
         # With one batch the corrected output goes on to the next layer at once.
         groups = [layers] if len(images) == 1 else [[name] for name in layers]
         shifts: dict[str, Tensor] = {}
-        for group in groups:
+        for group in track(groups, "layer"):
             shifts |= _correct_group(quantized, group, images, wanted)
     return BiasCorrection(shifts, notes)
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from qexp.base.errors import UserError
+from qexp.base.progress import track
 from qexp.base.text import Note
 from qexp.base.types import Batch
 from qexp.nn.channels import running_statistics
@@ -65,7 +66,7 @@ def reestimate_batch_norm_(model: nn.Module, batches: Iterable[Batch]) -> Reesti
                 norm.train()
                 norm.momentum = None
                 norm.reset_running_stats()
-            for batch in batches:
+            for batch in track(batches, "batch"):
                 model(batch.images)
                 num_images += len(batch.images)
         finally:

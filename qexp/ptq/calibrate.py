@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from qexp.base.dist import all_gather_object
 from qexp.base.errors import UserError
 from qexp.base.files import hash_json
+from qexp.base.progress import phase, track
 from qexp.base.types import Batch, QuantSpec
 from qexp.config.calibrate import CALIB, CalibrateSettings
 from qexp.nn.graph import evaluating
@@ -168,7 +169,7 @@ def _by_images(
         again = run("histograms", observers)
         if again != num_images:
             raise UserError("batches", f"{num_images} images, then {again}", allowed="the same images at each call")
-    return {name: _at(name, observers[name].result, spec) for name, spec in specs.items()}, num_images
+    return {name: _at(name, observers[name].result, specs[name]) for name in track(specs, "range", note=str)}, num_images
 
 
 def _run(
@@ -187,7 +188,7 @@ def _run(
             observer.merge([states[name]])
         return num_images
     num_images = 0
-    with evaluating(model), observing(model, observers, side=side):
+    with phase("calibration", what), evaluating(model), observing(model, observers, side=side):
         for batch in batches():
             model(batch.images)
             num_images += len(batch.images)

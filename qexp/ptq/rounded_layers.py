@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from qexp.base.progress import track
 from qexp.base.text import Note
 from qexp.nn.channels import LAYERS, Layer, as_layer
 from qexp.ptq.layer_inputs import layers_in_order
@@ -63,9 +64,7 @@ def layers_to_round(
     order, repeated = layers_in_order(quantized, images)
     owners = Counter(id(module.weight) for module in quantized.modules() if isinstance(module, LAYERS))
     notes += _left_alone(specs, order, repeated, reference)
-    for layer in order:
-        if f"{layer}.weight" not in specs:
-            continue
+    for layer in track([layer for layer in order if f"{layer}.weight" in specs], "layer", note=str):
         module = as_layer(quantized.get_submodule(layer))
         if owners[id(module.weight)] > 1:  # what one layer is given would be written over by the other
             notes.append(Note(f"{layer}.weight", "rounded to nearest, another layer has the same weight"))

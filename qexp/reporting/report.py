@@ -12,6 +12,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from qexp.base.errors import UserError
+from qexp.base.progress import track
 from qexp.base.table import Table, lines
 from qexp.config.metrics import prec5_of_few
 from qexp.reporting.figures.accuracy import prec1_by_bits, prec1_by_epoch
@@ -27,10 +28,11 @@ from qexp.reporting.frames.predictions import FILE, load_predictions, write_comp
 from qexp.reporting.frames.protocol import MixedProtocolsError, find_protocols
 from qexp.reporting.frames.summary import summarize
 from qexp.reporting.index import write_index
+from qexp.reporting.indexed import PAGE
 from qexp.reporting.page import Drawn, Section, write_page
 from qexp.reporting.statistics.asked import IN_REPORTS, Made, check_asked, make_asked
 from qexp.reporting.statistics.paired import with_statistics
-from qexp.reporting.statistics.verdict import compare_variants
+from qexp.reporting.statistics.verdict import Verdict, compare_variants
 from qexp.reporting.tables.asked import asked_for_page, write_asked
 from qexp.reporting.tables.card import load_runs, protocol_card
 from qexp.reporting.tables.exports import exports_for_page, format_exports, load_exports, write_exports
@@ -84,6 +86,10 @@ SECTIONS: dict[str, Section] = {  # where a figure stands, if not with the resul
     "weight_sqnr": "layers",
     "layer_sensitivity": "layers",
 }
+TOLD = (  # columns of the table that the `result` event has
+    *("training", "variant", "variant_key", "bits", "mode", "seed", "epoch", "split", "n", "prec1", "prec5", "loss", "kl"),
+    *("delta_prec1", "ci_low", "ci_high", "p_value", "p_holm", "size_bytes", "state"),
+)
 HISTOGRAMS = "Values of each tensor, the levels of its grid and what lies beyond, as `qexp.analyze task=profile` found them."
 
 
@@ -99,6 +105,7 @@ class Report:
         rounded: the table of results and, where seeds were repeated, that of their means, as people read them.
         table: the table and the states of the jobs as fixed-width text, for the screen.
         places: lines that name the page, where anything was evaluated, and the index of all experiments.
+        rows: of the table of results, with every digit.
     """
 
     name: str
@@ -108,6 +115,13 @@ class Report:
     figures: tuple[Path, ...]
     rounded: tuple[Table, ...] = ()
     places: tuple[str, ...] = ()
+    rows: tuple[Mapping[str, object], ...] = ()
+
+    def as_event(self) -> dict[str, object]:
+        """What the `result` event of a command says of it."""
+        page = next((path for path in self.tables if path.name == PAGE), None)
+        files = {"folder": self.folder, "page": page, "tables": self.tables, "figures": self.figures}
+        return {"name": self.name, **files, "rows": self.rows}
 
 
 def write_report(
@@ -168,8 +182,15 @@ def write_report(
         card, on_page = protocol_card(verdict.table, runs, sweeps), _on_page(drawn, made, folder)
         more, shown = asked_for_page(made.tables), exports_for_page(exports)
         tables.append(write_page(name, folder, verdict, card=card, figures=on_page, more=more, exports=shown, sweeps=sweeps))
-    places = _places(tables[-1] if verdict is not None else None, Path(results_dir))
-    return Report(name, folder, "\n\n".join(screen), tuple(tables), tuple(chain(*drawn.values())), tuple(rounded), places)
+    page, files = tables[-1] if verdict is not None else None, (tuple(tables), tuple(chain(*drawn.values())))
+    return Report(name, folder, "\n\n".join(screen), *files, tuple(rounded), _places(page, Path(results_dir)), _rows(verdict))
+
+
+def _rows(verdict: Verdict | None) -> tuple[dict[str, object], ...]:
+    """What the `result` event has of the table."""
+    if verdict is None:
+        return ()
+    return tuple(verdict.table[[column for column in TOLD if column in verdict.table]].to_dict("records"))
 
 
 def _places(page: Path | None, results_dir: Path) -> tuple[str, ...]:
@@ -221,4 +242,5 @@ def _draw(records: pd.DataFrame, exports: Sequence[ExportRow], made: Made, folde
         "layer_sensitivity": sensitivity_map(layers),
     }
     drawn |= {row.name: draw_matrix(matrix) for row, matrix in made.matrices.items()}
-    return {stem: save(figure, folder / "figures" / stem) for stem, figure in drawn.items() if figure is not None}
+    wanted = {stem: figure for stem, figure in drawn.items() if figure is not None}
+    return {stem: save(figure, folder / "figures" / stem) for stem, figure in track(wanted.items(), "figure")}

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from qexp.base.errors import UserError, UserErrors
+from qexp.base.errors import UserError, UserErrors, once
 from qexp.config.export import FILE_GRANULARITIES
 from qexp.config.model import PRETRAINED
 from qexp.config.root import Config
@@ -35,6 +35,11 @@ class InvalidJobs(UserErrors):
         self.causes = dict(causes)
         errors = [(number, str(error)) for number, cause in self.causes.items() for error in cause.errors]
         super().__init__([ValueError(text) for text in _merge(errors, num_jobs)])
+
+    @property
+    def mistakes(self) -> list[UserError]:
+        """All of them, whichever jobs they are of."""
+        return once(mistake for cause in self.causes.values() for mistake in cause.mistakes)
 
 
 def check(jobs: Sequence[Mapping[str, object]], verb: str) -> list[Config]:

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from qexp.base.console import print_main
+from qexp.base.console import print_result
 from qexp.base.errors import UserError
 from qexp.sweep.arguments import GROUP_KEYS, hydra_error
 from qexp.sweep.config_store import store_choices
@@ -232,7 +232,8 @@ def _answer(config_name: str, asked: argparse.Namespace) -> None:
     import hydra
 
     if asked.help:
-        print_main(*_help(config_name, asked.overrides))
+        lines = list(_help(config_name, asked.overrides))
+        print_result(*lines, text="\n".join(lines))
         return
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises instead of printing and leaving with 1
     answer = hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=config_name)(lambda config: None)
@@ -241,7 +242,8 @@ def _answer(config_name: str, asked: argparse.Namespace) -> None:
         with contextlib.redirect_stdout(text):
             answer()
     finally:
-        print_main(text.getvalue().removesuffix("\n"))
+        answered = text.getvalue().removesuffix("\n")
+        print_result(answered, text=answered)
 
 
 def _help(config_name: str, words: Sequence[str]) -> Iterator[str]:

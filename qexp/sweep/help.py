@@ -51,7 +51,7 @@ def overview(verb: str, options: Mapping[str, Sequence[str]], values: Mapping[st
     for name in FIRST_KEYS:
         yield textwrap.shorten(f"{name}={shown(values.get(name))}", WIDTH).join(("  ", ""))
     yield "More: --cfg job prints every key with the value that this command gives it; docs/README.md lists a page for each task,"
-    yield "docs/keys.md every key"
+    yield "docs/keys.md every key, docs/agents.md what --json and quiet=true print"
 
 
 def explained(words: Sequence[str], options: Mapping[str, Sequence[str]], values: Mapping[str, object]) -> Iterator[str]:

@@ -25,7 +25,7 @@ from qexp.tracking.journal import Journal, journal_path
 from qexp.tracking.record import Sweep
 
 # What does not change which numbers are asked for.
-NOT_ASKED = ("name", "fresh", "plan", "plan_only", "device", "tracking", "runs_dir", "results_dir", "draw_figures")
+NOT_ASKED = ("name", "fresh", "plan", "plan_only", "quiet", "device", "tracking", "runs_dir", "results_dir", "draw_figures")
 REASON_LENGTH = 500
 
 

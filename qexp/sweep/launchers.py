@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from qexp.base.console import print_main
+from qexp.base.progress import track
 from qexp.config.launcher import LauncherSettings
 from qexp.experiment.job import Prepared
 from qexp.sweep.group import Resources, run_group
@@ -27,7 +28,9 @@ from qexp.sweep.workers import POLL_S, JobWorker, ProcessWorker, Worker, make_ex
 
 def run_in_turn(jobs: Sequence[MergedJob], prepared: Sequence[Prepared], *, resources: Resources) -> Outcomes:
     """`basic`: run each merged job here, whatever becomes of the others."""
-    for number, (job, one) in enumerate(zip(jobs, prepared, strict=True)):
+    pairs = list(zip(jobs, prepared, strict=True))
+    note = (lambda pair: pair[0].told_apart) if len(jobs) > 1 else None
+    for number, (job, one) in enumerate(track(pairs, "training", note=note)):
         try:
             run_group(job, one, resources)
         except Exception as error:
@@ -44,6 +47,11 @@ def run_side_by_side(jobs: Sequence[MergedJob], settings: LauncherSettings, fold
         settings: of the launcher.
         folder: for output and submitit's files.
     """
+    yield from track(_ended(jobs, settings, folder), "training", total=len(jobs))
+
+
+def _ended(jobs: Sequence[MergedJob], settings: LauncherSettings, folder: Path) -> Outcomes:
+    """Each job as its worker ends."""
     limit = _limit(settings, len(jobs))
     if settings.inner == "joblib":
         start: Callable[[int], Worker] = lambda number: ProcessWorker(jobs[number], folder / f"{number}.log", limit)  # noqa: E731

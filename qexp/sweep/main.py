@@ -22,11 +22,13 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
-from qexp.base.console import warn_main
+from qexp.base.console import report_error, speaking, without_json_flag
 from qexp.base.errors import JobsFailed, RankFailed, UserError, UserErrors
 from qexp.base.files import SaveError
 from qexp.base.orphans import end_with
 from qexp.base.preemption import Preempted, listening
+from qexp.base.progress import phase
+from qexp.base.progress_shown import shown
 from qexp.base.text import without_passwords
 from qexp.base.user_code import exits_are_errors
 from qexp.sweep.arguments import check_arguments, clean_arguments, quote_places, typed_settings
@@ -51,8 +53,15 @@ def run_command_line(verb: str, config_name: str, run: Run | None = None) -> int
     Returns:
         The exit code.
     """
-    arguments = quote_places(clean_arguments(sys.argv[1:]))
-    sys.argv[1:] = arguments
+    given, as_json = without_json_flag(sys.argv[1:])
+    with speaking(as_json=as_json):
+        sys.argv[1:] = quote_places(clean_arguments(given))
+        return _run_anywhere(verb, config_name, run)
+
+
+def _run_anywhere(verb: str, config_name: str, run: Run | None) -> int:
+    """Run a command line in this process, or with the other ranks; returns the exit code."""
+    arguments = sys.argv[1:]
     stamp = f"{time.strftime('%Y-%m-%d_%H-%M-%S')}_{secrets.token_hex(3)}"  # two machines may share a second and a process number
     command = shlex.join(["python", "-m", f"qexp.{verb}", *map(without_passwords, arguments)])
     sweep = Sweep(sweep=stamp, command=command, verb=verb)
@@ -61,7 +70,8 @@ def run_command_line(verb: str, config_name: str, run: Run | None = None) -> int
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return _run(config_name, arguments, sweep, run, None)
     if verb in ("analyze", "export"):
-        warn_main("qexp: nothing was started.", f"  qexp.{verb} runs in one process: leave torchrun away.")
+        text = f"qexp.{verb} runs in one process: leave torchrun away."
+        report_error(text, "qexp: nothing was started.", f"  {text}", exit_code=2)
         return 2
     from qexp.sweep import ranks
 
@@ -85,29 +95,33 @@ def _run(config_name: str, arguments: Sequence[str], sweep: Sweep, run: Run | No
     try:
         typed = typed_settings(arguments)
         check_arguments(typed, sweep.verb)
-        with listening():
-            composed = compose(config_name)
+        with listening(), shown():
+            with phase("reading the configuration"):
+                composed = compose(config_name)
             if composed is not None:
                 _run_composed(composed, sweep, typed, run, ranks)
     except (UserErrors, UserError) as error:
-        warn_main("qexp: nothing was started.", *(f"  {line}" for line in str(error).splitlines()))
-        return 2
+        lines, code = ["qexp: nothing was started.", *(f"  {line}" for line in str(error).splitlines())], 2
+        report_error(error, *lines, exit_code=code)
     except (JobsFailed, RankFailed, SaveError) as error:
-        warn_main(f"qexp: {error}")
-        return 1 if isinstance(error, SaveError) else error.exit_code
+        code = 1 if isinstance(error, SaveError) else error.exit_code
+        report_error(error, f"qexp: {error}", exit_code=code)
     except (KeyboardInterrupt, Preempted) as stop:
         asked = stop if isinstance(stop, Preempted) else Preempted(signal.SIGINT)
-        warn_main(f"qexp: {asked}. The same command goes on where this one stopped.")
-        return asked.exit_code
+        code = asked.exit_code
+        report_error(asked, f"qexp: {asked}. The same command goes on where this one stopped.", exit_code=code)
     except Exception as error:
-        warn_main("".join(traceback.format_exception(error)))
-        return 1
-    return 0
+        code = 1
+        report_error(error, "".join(traceback.format_exception(error)), exit_code=code)
+    else:
+        code = 0
+    return code
 
 
 def _run_composed(composed: Composed, sweep: Sweep, typed: Mapping[str, str], run: Run | None, ranks: Ranks | None) -> None:
-    from qexp.sweep.ranks import Alone
-    from qexp.sweep.run import run_command
-
-    with exits_are_errors():
+    quiet = any(values.get("quiet") is True for values in composed.jobs)
+    with speaking(quiet=quiet), exits_are_errors():
+        with phase("loading"):
+            from qexp.sweep.ranks import Alone
+            from qexp.sweep.run import run_command
         (run or run_command)(composed, sweep, typed, ranks or Alone())

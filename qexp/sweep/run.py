@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
-from qexp.base.console import print_main, warn_main
+from qexp.base.console import print_main, print_result, report_error, warn_main
 from qexp.base.errors import JobsFailed, RankFailed, is_mistake
 from qexp.base.files import SaveError, write_text_atomic
 from qexp.config.launcher import check_single, launcher_settings
@@ -139,7 +139,8 @@ def failure(one: Prepared, error: Exception) -> Path | None:
     A mistake of the user's that shows only while a job runs has none.
     """
     mistake = is_mistake(error)
-    warn_main(f"qexp: training {one.training} failed: {'' if mistake else f'{type(error).__name__}: '}{error}")
+    line = f"qexp: training {one.training} failed: {'' if mistake else f'{type(error).__name__}: '}{error}"
+    report_error(error, line, exit_code=None)
     if mistake:
         return None
     text, path = "".join(traceback.format_exception(error)), one.folder / "traceback.txt"
@@ -158,13 +159,13 @@ def report(config: Config) -> list[Path]:
     try:
         written = write_report(config.name, runs_dir=config.runs_dir, results_dir=config.results_dir, figures=config.draw_figures)
     except MixedProtocolsError as error:  # every number is stored: the sweep is done, its table has to be asked for
-        print_main("", f"no report: {error}")
+        print_result(f"no report: {error}", name=config.name, folder=None, why=str(error))
         return []
     what = "tables and figures" if config.draw_figures else "tables"
-    print_main("", written.table, "", f"{what}: {written.folder}/")
+    print_main("", written.table, "")
     if config.tracking.enabled:
         print_main(f"MLflow UI: make ui   (or: {_ui_command(config)})")
-    print_main(*written.places)
+    print_result(f"{what}: {written.folder}/", *written.places, **written.as_event())
     return [*written.figures, *written.tables]
 
 

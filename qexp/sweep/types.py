@@ -72,6 +72,12 @@ class MergedJob:
     sweep: Sweep
     data_hash: str = ""
 
+    @property
+    def told_apart(self) -> str:
+        """What tells its jobs from those of the sweep's other trainings, as typed: `seed=1`."""
+        words = [job.asked.split() for job in self.asked]
+        return " ".join(word for word in words[0] if all(word in other for other in words)) if words else ""
+
     def to_json(self) -> str:
         """As text, for the ranks of another process."""
         return json.dumps(asdict(self))

@@ -21,6 +21,7 @@ from qexp.base.console import warn_main
 from qexp.base.errors import is_mistake
 from qexp.base.orphans import end_with, is_orphan
 from qexp.base.preemption import Preempted, listening
+from qexp.base.progress_shown import shown
 from qexp.sweep.ranks import Alone, Leader, Ranks, serve
 from qexp.sweep.types import MergedJob
 
@@ -53,7 +54,7 @@ def _run(job: MergedJob, ranks: Ranks) -> Failure | None:
     from qexp.sweep.group import Resources, run_group
 
     try:
-        with Resources(ranks=ranks) as resources:
+        with shown(), Resources(ranks=ranks) as resources:
             run_group(job, resources.preparer.prepare(job.configs), resources)
     except Exception as error:
         failure = Failure.of(error)

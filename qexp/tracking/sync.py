@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from qexp.base.console import emit
 from qexp.base.errors import UserError, UserErrors
+from qexp.base.progress import track
 from qexp.config.tracking import TrackingSettings
 from qexp.tracking.journal import Journal, find_journal, journal_names
 from qexp.tracking.mlflow_store import why
@@ -30,9 +32,10 @@ def sync(name: str | None, runs_dir: str | Path, settings: TrackingSettings) -> 
     names = journal_names(runs_dir) if name is None else [name]
     has_rows = _have_rows(names, runs_dir)
     lines = []
-    for known in names:
+    for known in track(names, "experiment", note=str):
         if not has_rows[known]:
             lines.append(f"{known}: its journal is empty, nothing to send")
+            emit("record", kind="sync", name=known, rows=0, uri=None)
             continue
         sender = Sender(Journal.of(runs_dir, known), experiment=known, settings=settings, runs_dir=runs_dir)
         try:
@@ -44,6 +47,7 @@ def sync(name: str | None, runs_dir: str | Path, settings: TrackingSettings) -> 
             raise UserError("tracking.uri", sender.shown_uri, allowed="a store that answers", remedy=remedy) from error
         rows = {0: "nothing was missing", 1: "1 row sent"}.get(count, f"{count} rows sent")
         lines.append(f"{known}: {rows} ({sender.shown_uri})")
+        emit("record", kind="sync", name=known, rows=count, uri=sender.shown_uri)
     return lines or [f"There is no journal in {Path(runs_dir) / 'journal'}: nothing to send."]
 
 

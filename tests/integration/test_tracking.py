@@ -53,6 +53,24 @@ def store(tracked):
     return tracked[1]
 
 
+def times():
+    """Status, start and end of every run, by name."""
+    with sqlite3.connect("runs/mlflow.db") as connection:
+        rows = connection.execute("select name, status, start_time, end_time from runs where lifecycle_stage = 'active'")
+        return {name: about for name, *about in rows}
+
+
+def test_a_finished_command_again_leaves_the_times_of_runs_alone(cli, store):
+    """MLflow would count the pause between the two as work."""
+    before = times()
+    assert len(before) == 3 and all(status == "FINISHED" and end > start for status, start, end in before.values())
+    assert cli(*store[1:], "bits=4,8", "-m").code == 0
+    assert times() == before
+    assert cli(*store[1:], "bits=2,4,8", "-m").code == 0
+    after = times()
+    assert len(after) == 4 and {name: after[name] for name in before} == before, "nor does another variant change the others"
+
+
 def test_one_run_per_training_and_one_nested_per_variant(store):
     runs = Runs()
     (training,) = [path.name for path in Path("runs/trainings").iterdir()]

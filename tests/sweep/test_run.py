@@ -28,9 +28,9 @@ def test_a_sweep_that_dies_keeps_what_it_measured(cli, tiny, monkeypatch):
 
     calls = []
 
-    def notes(self, state, wanted, known, float_network=None):
+    def notes(self, state, wanted, known, float_network=None, *more):
         calls.append((len(wanted), float_network is None))
-        return whole(self, state, wanted, known, float_network)
+        return whole(self, state, wanted, known, float_network, *more)
 
     monkeypatch.setattr(Evaluator, "score", notes)
     done = cli(*command)
@@ -45,9 +45,9 @@ def test_the_float_network_is_evaluated_once_for_all(cli, tiny, monkeypatch):
     monkeypatch.setattr(training, "WRITE_EVERY", 2)
     whole, calls = Evaluator.score, []
 
-    def notes(self, state, wanted, known, float_network=None):
+    def notes(self, state, wanted, known, float_network=None, *more):
         calls.append(float_network is None)
-        return whole(self, state, wanted, known, float_network)
+        return whole(self, state, wanted, known, float_network, *more)
 
     monkeypatch.setattr(Evaluator, "score", notes)
     assert cli(*tiny, "bits=2,4,8", "-m").code == 0

@@ -18,6 +18,7 @@ from safetensors.numpy import load_file, save
 
 from qexp.base.errors import UserError
 from qexp.base.files import canonical_json, write_bytes_atomic
+from qexp.base.progress import track
 from qexp.tracking.record import FLOAT_VARIANT
 
 Key = tuple[str, str, int, str, int]  # training, variant_key, epoch, split, n
@@ -124,7 +125,8 @@ def load_predictions(records: pd.DataFrame, runs_dir: str | Path, *, log_prob: b
     """
     stored = StoredPredictions(floats=float_keys(records))
     shared: dict[Hashable, np.ndarray] = {}
-    for key, path, prec1 in zip(keys_of(records), _paths(records, Path(runs_dir)), records["prec1"], strict=True):
+    rows = zip(keys_of(records), _paths(records, Path(runs_dir)), records["prec1"], strict=True)
+    for key, path, prec1 in track(rows, "row", total=len(records)):
         if path is None:
             stored.missing[key] = NOT_KEPT
             continue

@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from qexp.base.progress import track
 from qexp.reporting.frames.predictions import Predictions, StoredPredictions
 from qexp.reporting.frames.repeats import is_further_draw
 from qexp.reporting.frames.summary import is_control, is_float
@@ -89,7 +90,7 @@ def compare_rows(table: pd.DataFrame, stored: StoredPredictions) -> Comparisons:
     p_holm = pd.concat([own, pd.Series(adjusted[len(family) :], index=alone)]).astype(float).reindex(whole)
     vs_best, shown = pd.Series("", index=whole), [pd.DataFrame(columns=list(PAIR_COLUMNS))]
     names = dict(zip(table.index, row_names(table), strict=True))
-    for number, (part, predictions) in enumerate(groups):
+    for number, (part, predictions) in enumerate(track(groups, "group of pairs")):
         vs_best.update(_against_best(part, predictions, frame.loc[number]))
         shown.append(_shown(part, predictions, frame.loc[number], [names[index] for index in part.index]))
     pairs = pd.concat(shown[1:], ignore_index=True) if groups else shown[0]

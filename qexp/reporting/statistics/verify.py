@@ -16,6 +16,7 @@ import pandas as pd
 
 from qexp.base.errors import UserError
 from qexp.base.files import check_readable
+from qexp.base.progress import track
 from qexp.base.text import counted
 from qexp.config.metrics import ALWAYS, METRICS
 from qexp.engine.measures import against as compared_with
@@ -151,7 +152,8 @@ def _check_rows(
         result.left[f"{file}, {few}"] = "no predictions are stored"
     no_loss = 0
     references, compared = stored.references_of(table), is_compared(table)
-    for index, key, reference, stands in zip(table.index, keys_of(table), references, compared, strict=True):
+    lines = list(zip(table.index, keys_of(table), references, compared, strict=True))
+    for index, key, reference, stands in track(lines, "row"):
         predictions = stored.by_key.get(key)
         if predictions is None:
             continue
