@@ -45,11 +45,11 @@ def ranges(pairs: Sequence[tuple[int, int]]) -> list[Range]:
     >>> ranges([(0, 5), (1, 6), (3, 7)])
     [(0, 5, 2), (3, 7, 1)]
     """
-    found: list[Range] = []
+    parts: list[Range] = []
     for number, earlier in pairs:
-        first, start, count = found[-1] if found else (number, earlier, 0)
+        first, start, count = parts[-1] if parts else (number, earlier, 0)
         if (number, earlier) == (first + count, start + count):
-            found[-1:] = [(first, start, count + 1)]
+            parts[-1:] = [(first, start, count + 1)]
         else:
-            found.append((number, earlier, 1))
-    return found
+            parts.append((number, earlier, 1))
+    return parts
