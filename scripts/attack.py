@@ -77,7 +77,8 @@ def _composed(verb: str) -> dict[str, object]:
     """The values of the right command of a verb."""
     import hydra
 
-    from qexp.sweep.compose import conf_dir, resolved
+    from qexp.sweep.compose import conf_dir
+    from qexp.sweep.composition import resolved
     from qexp.sweep.config_store import store_choices
 
     store_choices()

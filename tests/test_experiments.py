@@ -65,7 +65,8 @@ def tree(tmp_path_factory):
 
 def thinned(cases, *, trains):
     """Of each case the first job and, where it trains nothing, the last, as one override."""
-    jobs = [job for case in cases for every in [expand(PARSER, case)] for job in (every[:1] if trains else (every[0], every[-1]))]
+    of_cases = [expand(PARSER.parse_overrides(case)) for case in cases]
+    jobs = [job for every in of_cases for job in (every[:1] if trains else (every[0], every[-1]))]
     return f"cases={json.dumps(jobs)}"
 
 

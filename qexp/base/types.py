@@ -6,7 +6,8 @@ Shapes: N images, C classes (logits) or channels (images), H W pixels.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
+from functools import cached_property
 from math import prod
 from pathlib import PurePath
 from typing import TYPE_CHECKING, NamedTuple
@@ -91,7 +92,7 @@ class QuantSpec:
         So a field that is added leaves the hashes of the specs that do not use it, and with them stored evaluations, as they are.
         Of a user's own scheme file and function are named, not where the file lies.
         """
-        values = asdict(self) | {"scheme": PurePath(self.scheme).name}
+        values = {field.name: getattr(self, field.name) for field in fields(self)} | {"scheme": PurePath(self.scheme).name}
         return {
             field.name: values[field.name]
             for field in fields(self)
@@ -245,7 +246,7 @@ class Plan:
     notes: tuple[str, ...] = ()
     activations: tuple[ActivationRow, ...] = ()
 
-    @property
+    @cached_property
     def quantized(self) -> dict[str, QuantSpec]:
         """Name -> spec of the tensors that are quantized."""
         return {row.info.name: row.spec for row in self.rows if row.spec is not None}
@@ -255,7 +256,7 @@ class Plan:
         """Name -> spec of the activations that are quantized."""
         return {row.info.name: row.spec for row in self.activations if row.spec is not None}
 
-    @property
+    @cached_property
     def hash(self) -> str:
         """Names everything that decides the numbers: specs, mode, input, activations; not rule names nor notes."""
         specs = {name: spec.identity for name, spec in self.quantized.items()}

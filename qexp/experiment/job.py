@@ -46,6 +46,7 @@ class Prepared:
         data: the sets that this process holds.
         rests_on: hashes that the training's is made of, beside its settings and data.
         layers: version of how its layers became modules; None where they were.
+        asked: key of the variant that each of the merged jobs asks for, in their order.
     """
 
     config: Config
@@ -59,6 +60,7 @@ class Prepared:
     converted: Converted | None = None
     rests_on: Mapping[str, str] = field(default_factory=dict)
     layers: int | None = None
+    asked: tuple[str, ...] = ()
 
     @property
     def bundle(self) -> DataBundle:

@@ -35,17 +35,18 @@ def plan(prepared: Sequence[Prepared], *, num_jobs: int) -> None:
     print_main(*trained_anew([*starts, *trainings]))
     config = prepared[0].config
     whole = (config.plan or ("full" if config.plan_only else "short")) == "full"
-    shown: list[tuple[object, str]] = []  # what tells plans apart, and the first variant that has it
+    shown: dict[object, str] = {}  # what tells plans apart -> the first variant that has it
     said: set[str] = set()
     for one in prepared:
         print_main(*_once(said, (f"note: {note}" for note in one.notes)))
         for variant in one.variants[1:]:
             printed = print_plan(variant.plan, policy=variant.config.policy.name)
-            same = next((label for gist, label in shown if gist == printed.gist), variant.label)
-            shown.append((printed.gist, same))
-            lines = printed.body if same == variant.label else [f"  the tensors of [{same}]"]
+            lines: Iterable[str] = _once(said, printed.remarks)
+            if whole:
+                same = shown.setdefault(printed.gist, variant.label)
+                lines = printed.body if same == variant.label else [f"  the tensors of [{same}]"]
             notes = _once(said, (f"  note: {note}; listed once" for note in variant.notes))
-            print_main(f"[{variant.label}] {printed.summary}", *(lines if whole else _once(said, printed.remarks)), *notes)
+            print_main(f"[{variant.label}] {printed.summary}", *lines, *notes)
     if not whole and any(len(one.variants) > 1 for one in prepared):
         kept = "" if config.plan_only else ", and plan.csv in the results has it"
         print_main(f"plan=full prints what becomes of each tensor and activation{kept}")
@@ -114,6 +115,12 @@ def float_starts(prepared: Sequence[Prepared]) -> list[Prepared]:
 def is_stored(one: Prepared) -> bool:
     """True where the training of a job is complete and not asked for afresh."""
     return not one.config.fresh and TrajectoryStore(Path(one.config.runs_dir)).open(one.training).is_complete
+
+
+def nothing_to_do(one: Prepared) -> None:
+    """Say that a job is done as it stands."""
+    again = " (fresh=true trains again)" if one.config.checkpoint is None else ""
+    print_main(f"  {one.training}: nothing to do, every number is stored{again}")
 
 
 def going_on(training: str, start: FitState | None) -> None:

@@ -39,7 +39,7 @@ from qexp.experiment.identity import training_hash
 from qexp.experiment.job import Prepared, evaluated_network, load_network, untrained_network
 from qexp.experiment.memory import check_memory
 from qexp.experiment.trial import Trial
-from qexp.experiment.variants import Variant, converted_variants, make_variants
+from qexp.experiment.variants import Variant, converted_variants, plan_jobs
 from qexp.models.pretrained import library_preprocessing
 from qexp.nn.activation_points import activations
 from qexp.nn.graph import trace
@@ -111,14 +111,16 @@ class Preparer:
         places = cache(lambda layers_only: _places(traced, bundle, layers_only))
         if converted is not None:
             variants = converted_variants(configs, converted, tensors, places)
+            asked = tuple(variant.key for variant in variants[-1:])
         else:
-            variants = make_variants(configs, tensors, places, layers=layers)
+            variants, asked = plan_jobs(configs, tensors, places, layers=layers)
             for variant in variants:
                 check_calibration(variant, bundle)
         check_batch_norm(config, model)
         start = self._start(config)
         training, rests_on = _identity(config, bundle, variants, start, source, loaded)
-        return Prepared(config, variants, tensors, training, self.data, tuple(notes), places, start, converted, rests_on, layers)
+        told, made = tuple(notes), (converted, rests_on, layers, asked)
+        return Prepared(config, variants, tensors, training, self.data, told, places, start, *made)
 
     def _try(
         self, config: Config, bundle: DataBundle, source: str | None, model: nn.Module, build: Callable[[], nn.Module]

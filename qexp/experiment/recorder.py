@@ -9,13 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from qexp.engine import predictions
 from qexp.experiment.evaluator import Scored
 from qexp.experiment.job import Prepared
-from qexp.experiment.rows import record_of, run_key, run_row, sources
+from qexp.experiment.recorded import Recorded
+from qexp.experiment.rows import described, record_of, run_key, run_row, sources
 from qexp.experiment.stored_numbers import as_stored, changed, circumstances
 from qexp.experiment.variants import Variant
 from qexp.tracking import environment, rows
@@ -59,13 +61,13 @@ class Recorder:
         self.prepared, self.sweep, self.device, self._notify, self._note_jobs = prepared, sweep, device, notify, note_jobs
         self.journal = Journal.of(prepared.config.runs_dir, prepared.config.name)
         self.versions = environment.versions()
-        self._git = environment.git_revision()
         self._folder = prepared.folder / "variants"
         self._sources = sources(prepared.measured)
         config = prepared.config
         self._circumstances = circumstances(device, config.evaluate.batch_size, channels_last=config.train.channels_last)
         self.num_measured = 0  # evaluations made by this job; the others were stored
         self._opened: dict[str, Variant] = {}  # by key, as their runs are called
+        self._running: list[Variant] = []  # whose runs this job opened
         self._stored: dict[str, dict[int, dict[str, Any]]] = {}
         for variant in prepared.variants:
             self._stored[variant.key] = {row["epoch"]: row for row in self._measured(variant).rows()}
@@ -74,20 +76,50 @@ class Recorder:
         """What was measured of a variant, whatever the experiment."""
         return Journal(self._folder / f"{variant.key}.jsonl", needs=MEASURED)
 
-    def begin(self) -> None:
-        """Open the runs in the journal, and bring in what is already known of them."""
+    @cached_property
+    def _git(self) -> str | None:
+        return environment.git_revision()
+
+    def is_done(self, epochs: Sequence[int], recorded: Recorded) -> bool:
+        """True where nothing is left to measure, nor to write down.
+
+        Args:
+            epochs: whose numbers are all that is asked for.
+            recorded: what the experiment's journal has.
+        """
+        return not self._open(epochs, recorded)
+
+    def _open(self, epochs: Sequence[int], recorded: Recorded) -> list[Variant]:
+        """The variants without a number, or whose numbers or description the journal lacks, and the training with them."""
+        missing = {variant.key for epoch in epochs for variant in self.missing(epoch)}
+        idle = set()
+        for variant in self.prepared.variants:
+            run, named = run_key(self.prepared, variant), self.named(variant)
+            if variant.key not in missing and recorded.has_records(run, variant, self._stored[variant.key]):
+                if recorded.has_run(run, described(self.prepared, named)):
+                    idle.add(variant.key)
+        of_float = self.prepared.variants[0]
+        if len(idle) < len(self.prepared.variants):
+            idle.discard(of_float.key)
+        return [variant for variant in self.prepared.variants if variant.key not in idle]
+
+    def begin(self, epochs: Sequence[int] | None = None) -> None:
+        """Open the runs in the journal that this job has work with, and bring in what is already known of them.
+
+        Args:
+            epochs: whose numbers are all that is asked for; None opens all runs.
+        """
         self._note_jobs("running")
         began = rows.sweep_row(self.sweep.sweep, command=self.sweep.command, versions=self.versions, host=host(), git=self._git)
+        recorded = Recorded.of(self.journal.rows())
         self._opened = {variant.key: self.named(variant) for variant in self.prepared.variants}
-        self.journal.append([began, *map(self._run_row, self._opened.values())])
-        # The time tells a training that was done afresh, maybe under another name, from the one that is written down here.
-        names = ("run", "variant_key", "epoch", "time_ms")
-        written = {tuple(row[name] for name in names) for row in self.journal.rows() if row["kind"] == "record"}
+        self._running = list(self.prepared.variants) if epochs is None else self._open(epochs, recorded)
+        self.journal.append([began, *(self._run_row(self._opened[variant.key]) for variant in self._running)])
         known = [
             rows.record_row(self._known(variant, row))
             for variant in self.prepared.variants
             for epoch, row in self._stored[variant.key].items()
-            if (run_key(self.prepared, variant), variant.key, epoch, row["time_ms"]) not in written
+            if (run_key(self.prepared, variant), variant.key, epoch, row["time_ms"]) not in recorded.records
         ]
         self.journal.append(known)
 
@@ -181,14 +213,14 @@ class Recorder:
         self.journal.append([rows.metrics_row(run_key(self.prepared, self.prepared.variants[0]), step=epoch, values=values)])
 
     def end(self, status: Status, error: BaseException | None = None) -> None:
-        """Close the runs and note how the jobs ended.
+        """Close the runs that were opened and note how the jobs ended.
 
         Args:
             status: MLflow has no word for preempted: such a run is KILLED there until it goes on.
             error: why it failed; the leader, which keeps the traceback, notes its file, but may be gone by then.
         """
         known: Literal["FINISHED", "FAILED", "KILLED"] = "KILLED" if status == "PREEMPTED" else status
-        self.journal.append([rows.end_row(run_key(self.prepared, variant), known) for variant in self.prepared.variants])
+        self.journal.append([rows.end_row(run_key(self.prepared, variant), known) for variant in self._running])
         self._note_jobs(JOB_STATES[status], error=error if status == "FAILED" else None)
 
     def _keep_predictions(self, record: Record, item: Scored, *, last: bool) -> Record:

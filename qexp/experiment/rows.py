@@ -5,12 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import Any, TypedDict
 
 from qexp.base import dist
 from qexp.base.files import canonical_json
 from qexp.config.later import stored_values
-from qexp.config.metrics import FEW, asked, described
+from qexp.config.metrics import FEW, asked
+from qexp.config.metrics import described as metrics_text
 from qexp.config.root import Config
 from qexp.engine.evaluate import Evaluation
 from qexp.engine.measures import Measure, against
@@ -24,6 +25,16 @@ from qexp.quant.scheme_table import PER_BLOCK, grid_name
 from qexp.tracking import environment, rows
 from qexp.tracking.process import host
 from qexp.tracking.record import CLASSES_FILE, COLUMNS, METRICS_FILE, Record, Sweep
+
+
+class Described(TypedDict):
+    """Of a run row, the arguments of `qexp.tracking.rows.run_row` that say what the run is."""
+
+    parent: str | None
+    name: str
+    params: dict[str, rows.Scalar]
+    artifacts: dict[str, str]
+    planned_epochs: int | None
 
 
 def run_key(prepared: Prepared, variant: Variant) -> str:
@@ -91,19 +102,7 @@ def run_row(
         versions: of the libraries.
         git: revision of the checkout, None where there is none.
     """
-    config = variant.config
-    parent = None if variant.is_float else prepared.training
-    name = f"{config.model.name} {prepared.training[:6]}" if variant.is_float else variant.label
-    params = rows.flatten(training_identity(config))
-    settings = stored_values(asdict(config), Config)
-    if not variant.is_float:
-        dials = {"bits": variant.bits, "mode": config.mode, "policy": settings["policy"], "quant": settings["quant"]}
-        params |= rows.flatten(dials)
-    params |= rows.flatten({"evaluate": settings["evaluate"]})
-    if config.evaluate.across is not None:
-        params["evaluate.files"] = prepared.bundle.files(config.evaluate.split)
-    if config.checkpoint is not None:
-        params["checkpoint"] = config.checkpoint
+    about = described(prepared, variant)
     tags = {
         "qexp.sweep": sweep.sweep,
         "qexp.command": sweep.command,
@@ -117,23 +116,42 @@ def run_row(
         "qexp.git": git or "none",
         **{f"qexp.version.{name}": text for name, text in versions.items()},
     }
-    artifacts = {"config.json": canonical_json(settings)}
+    about["artifacts"] |= {"config.json": canonical_json(stored_values(asdict(variant.config), Config))}
+    if not variant.is_float:
+        about["artifacts"] |= {"plan.json": canonical_json(plan_rows(variant.plan))}
+    return rows.run_row(run_key(prepared, variant), tags=tags, **about)
+
+
+def described(prepared: Prepared, variant: Variant) -> Described:
+    """What names and describes the run of a variant, whenever it is opened: all but where and how, its plan and all settings.
+
+    Args:
+        prepared: the merged job.
+        variant: of it.
+    """
+    config = variant.config
+    params = rows.flatten(training_identity(config))
+    settings = stored_values({name: asdict(getattr(config, name)) for name in ("policy", "quant", "evaluate")}, Config)
+    if not variant.is_float:
+        dials = {"bits": variant.bits, "mode": config.mode, "policy": settings["policy"], "quant": settings["quant"]}
+        params |= rows.flatten(dials)
+    params |= rows.flatten({"evaluate": settings["evaluate"]})
+    if config.evaluate.across is not None:
+        params["evaluate.files"] = prepared.bundle.files(config.evaluate.split)
+    if config.checkpoint is not None:
+        params["checkpoint"] = config.checkpoint
+    artifacts = {}
     if config.evaluate.metrics:
-        artifacts[METRICS_FILE] = described(asked(config.evaluate.metrics))
+        artifacts[METRICS_FILE] = metrics_text(asked(config.evaluate.metrics))
     if config.evaluate.metrics or prepared.num_classes <= FEW:  # of which a report says what Prec@5 is worth
         artifacts[CLASSES_FILE] = canonical_json(prepared.bundle.class_names)
-    if not variant.is_float:
-        artifacts["plan.json"] = canonical_json(plan_rows(variant.plan))
-    epochs = config.recipe.epochs if config.checkpoint is None else None
-    return rows.run_row(
-        run_key(prepared, variant),
-        parent=parent,
-        name=name,
-        params=params,
-        tags=tags,
-        artifacts=artifacts,
-        planned_epochs=epochs,
-    )
+    return {
+        "parent": None if variant.is_float else prepared.training,
+        "name": f"{config.model.name} {prepared.training[:6]}" if variant.is_float else variant.label,
+        "params": params,
+        "artifacts": artifacts,
+        "planned_epochs": config.recipe.epochs if config.checkpoint is None else None,
+    }
 
 
 def _measured(prepared: Prepared, item: Scored, float_network: Evaluation) -> dict[str, Any]:

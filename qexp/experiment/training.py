@@ -39,6 +39,20 @@ def open_training(prepared: Prepared) -> Training:
     return TrajectoryStore(Path(prepared.config.runs_dir)).open(prepared.training)
 
 
+def final_epochs(prepared: Prepared) -> list[int] | None:
+    """The epochs whose numbers are all that a job asks for; None where there is something to train, or to convert.
+
+    Args:
+        prepared: the merged job.
+    """
+    config = prepared.config
+    if config.checkpoint is not None:
+        return [0]
+    training = open_training(prepared)
+    converted = not config.qat.is_on or (training.folder / CONVERTED).exists()
+    return training.epochs() if not config.fresh and converted and training.is_complete else None
+
+
 def run_job(prepared: Prepared, device: torch.device, recorder: Recorder | None) -> None:
     """Train what is not stored and evaluate every variant after every epoch, or evaluate a checkpoint.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -128,23 +129,33 @@ def make_variants(
     Raises:
         UserError: a policy that does not fit, or a `calibrate.file` that is damaged or was not made for the plan.
     """
+    return plan_jobs(configs, tensors, activations, layers=layers)[0]
+
+
+def plan_jobs(
+    configs: Sequence[Config],
+    tensors: Sequence[TensorInfo],
+    activations: Callable[[bool], Sequence[ActivationInfo]] = lambda layers_only: (),
+    *,
+    layers: int | None = None,
+) -> tuple[tuple[Variant, ...], tuple[str, ...]]:
+    """The same, and the key of the variant that each job asks for, in their order; arguments and errors are those above."""
     untouched = Plan(rows=tuple(PlanRow(info, None, "", "float network") for info in tensors), mode="float32")
-    variants = [_variant(FLOAT, configs[0], untouched)]
+    of_float = _variant(FLOAT, configs[0], untouched)
+    variants, asked = {of_float.key: of_float}, []
     for config in configs:
         if config.float_only:
+            asked.append(of_float.key)
             continue
         plan = _plan(config, tensors, activations)
         reused = _reused(config, plan)
         variant = _variant(label_of(config, plan, reused), config, plan, reused, layers)
-        twin = next((number for number, other in enumerate(variants) if other.key == variant.key), None)
-        if twin is None:
-            variants.append(variant)
-        elif variants[twin].label == variant.label and variant.bits == config.bits:
-            continue
-        else:
+        asked.append(variant.key)
+        twin = variants.setdefault(variant.key, variant)
+        if twin is not variant and not (twin.label == variant.label and variant.bits == config.bits):
             note = f"bits={config.bits} policy={config.policy.name} quant={config.quant.row.name} asks for the same numbers"
-            variants[twin] = replace(variants[twin], notes=(*variants[twin].notes, note))
-    return tuple(_distinct(variants))
+            variants[variant.key] = replace(twin, notes=(*twin.notes, note))
+    return tuple(_distinct([*variants.values()])), tuple(asked)
 
 
 def _plan(config: Config, tensors: Sequence[TensorInfo], activations: Callable[[bool], Sequence[ActivationInfo]]) -> Plan:
@@ -248,10 +259,12 @@ def _preparation(config: Config, plan: Plan, reused: Calibration | None) -> dict
 def _distinct(variants: Sequence[Variant]) -> list[Variant]:
     """Labels made unique: variants that read alike but for their draw get their digits, which all draws of one share."""
     bare = [variant.named.without([draw_word(variant.draw)]) for variant in variants]
-    told = {label: {v.digits for v, other in zip(variants, bare, strict=True) if other == label} for label in bare}
+    told: dict[Label, set[str]] = {}
+    for variant, label in zip(variants, bare, strict=True):
+        told.setdefault(label, set()).add(variant.digits)
     named = [
         replace(v, named=v.named.with_word(v.digits)) if len(told[label]) > 1 else v
         for v, label in zip(variants, bare, strict=True)
     ]
-    labels = [variant.label for variant in named]  # still alike where a draw only orders the images, and no label tells it
-    return [replace(v, named=v.named.with_word(v.key[:4])) if labels.count(v.label) > 1 else v for v in named]
+    times = Counter(variant.label for variant in named)  # still alike where a draw only orders the images, and no label tells it
+    return [replace(v, named=v.named.with_word(v.key[:4])) if times[v.label] > 1 else v for v in named]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from dataclasses import dataclass, replace
 from typing import TypedDict
 
@@ -58,11 +59,10 @@ class PrintedPlan:
         return [*(line for table in self.tables for line in lines(table, indent="  ")), *self.kept, *self.remarks]
 
     @property
-    def gist(self) -> object:
+    def gist(self) -> Hashable:
         """What tells two printed plans apart: all of it, or all but widths where one serves all tensors."""
-        if self.num_widths != 1:
-            return [table.cells for table in self.tables], self.kept, self.remarks
-        return [table.without("bits").cells for table in self.tables], self.kept, self.remarks
+        tables = self.tables if self.num_widths != 1 else tuple(table.without("bits") for table in self.tables)
+        return tuple(tuple(map(tuple, table.cells)) for table in tables), self.kept, self.remarks
 
 
 def plan_rows(plan: Plan) -> list[PlannedTensor]:

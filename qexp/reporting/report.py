@@ -21,9 +21,9 @@ from qexp.reporting.figures.cost import prec1_by_bops, prec1_by_cost, prec1_by_s
 from qexp.reporting.figures.layers import sensitivity_map, sqnr_map
 from qexp.reporting.figures.style import save
 from qexp.reporting.figures.variants import prec1_by_variant
-from qexp.reporting.frames.jobs import format_jobs, load_jobs, variant_states
+from qexp.reporting.frames.jobs import format_jobs, jobs_of, variant_states
 from qexp.reporting.frames.layers import histogram_sheets, load_layers, with_choices
-from qexp.reporting.frames.load import load_asked, load_records, load_sweeps
+from qexp.reporting.frames.load import asked_of, records_of, sweeps_of
 from qexp.reporting.frames.predictions import FILE, load_predictions, write_compact
 from qexp.reporting.frames.protocol import MixedProtocolsError, find_protocols
 from qexp.reporting.frames.summary import summarize
@@ -34,12 +34,14 @@ from qexp.reporting.statistics.asked import IN_REPORTS, Made, check_asked, make_
 from qexp.reporting.statistics.paired import with_statistics
 from qexp.reporting.statistics.verdict import Verdict, compare_variants
 from qexp.reporting.tables.asked import asked_for_page, write_asked
-from qexp.reporting.tables.card import load_runs, protocol_card
-from qexp.reporting.tables.exports import exports_for_page, format_exports, load_exports, write_exports
-from qexp.reporting.tables.plans import write_plans
+from qexp.reporting.tables.card import protocol_card, runs_of
+from qexp.reporting.tables.exports import exports_for_page, exports_of, format_exports, write_exports
+from qexp.reporting.tables.plans import plans_of, write_plans
 from qexp.reporting.tables.repeated import means_title, seeds_display
 from qexp.reporting.tables.results import display, format_table, write_tables
+from qexp.tracking.journal import experiment_rows
 from qexp.tracking.row_types import ExportRow
+from qexp.tracking.rows import Row
 
 CAPTIONS = {
     "prec1_by_epoch": (
@@ -132,6 +134,7 @@ def write_report(
     mixed: bool = False,
     metrics: Sequence[str] = (),
     figures: bool = True,
+    rows: Sequence[Row] | None = None,
 ) -> Report:
     """Write an experiment's tables and figures, as far as it has got.
 
@@ -142,17 +145,19 @@ def write_report(
         mixed: put rows of different protocols into one table, marked; where `evaluate.across` asked, they are anyway.
         metrics: tables and matrices of stored predictions, beside those that the experiment asked for.
         figures: draw them.
+        rows: of its journal, where the caller has read it; None reads them.
 
     Raises:
         UserError: no such experiment, another metric, or neither job nor evaluation in it.
         MixedProtocolsError: its evaluations follow several protocols, and `mixed` does not ask for that; nothing is written.
     """
-    wanted, asked, folder = check_asked(metrics), load_asked(name, runs_dir), Path(results_dir) / name
-    records, jobs = with_choices(load_records(name, runs_dir), folder), load_jobs(name, runs_dir)
+    wanted, folder = check_asked(metrics), Path(results_dir) / name
+    rows = experiment_rows(name, runs_dir) if rows is None else rows
+    asked, records, jobs = asked_of(rows), with_choices(records_of(rows), folder), jobs_of(rows)
     if records.empty and jobs.empty:
         allowed = "an experiment with at least one evaluation"
         raise UserError("name", name, allowed=allowed, remedy="Run python -m qexp.train first.")
-    runs, exports, sweeps = load_runs(name, runs_dir), load_exports(name, runs_dir), load_sweeps(name, runs_dir)
+    runs, exports, sweeps = runs_of(rows), exports_of(rows), sweeps_of(rows)
     verdict, made, screen, rounded = None, Made(), [], []  # screen: texts below each other
     if not records.empty:
         protocols = find_protocols(records, {key: run["params"] for key, run in runs.items()})
@@ -165,21 +170,17 @@ def write_report(
         compact = write_compact(folder, (verdict.table, verdict.early), stored)
         gaps, digest = (*verdict.gaps, *prec5_of_few(len(asked.class_names))), compact[1] if compact else ""
         verdict = replace(verdict, digest=digest, protocols=protocols.sentences, gaps=gaps)
-        words = [textwrap.fill(text, 130) for text in (*verdict.protocols, *verdict.sentences, *verdict.gaps)]
         rounded = [display(verdict.table, wide=True, metrics=verdict.metrics).table]
         rounded += [seeds_display(verdict.seeds, verdict.table, verdict.metrics)] if len(verdict.seeds) else []
-        screen = ["\n".join([means_title(verdict.seeds), "", *lines(table, rule=True)]) for table in rounded[1:]]
-        screen += [format_table(verdict.table, verdict.metrics), *(["\n".join(words)] if words else [])]
+        screen = _screen(verdict, rounded)
     tables = [*write_tables(name, records, folder, verdict, sweeps, jobs).values()]
     tables += [*write_exports(name, exports, folder), *write_asked(folder, made)]
-    tables += [folder / FILE] if verdict is not None and verdict.digest else []
-    tables += write_plans(runs, verdict.table, folder) if verdict is not None else []
-    screen += [] if jobs.empty else [format_jobs(jobs)]
-    screen += [format_exports(exports)] if exports else []
+    screen += [*([] if jobs.empty else [format_jobs(jobs)]), *([format_exports(exports)] if exports else [])]
     drawn = _draw(records, exports, made, folder) if figures else {}
     _remove_others(folder, drawn)
     if verdict is not None:
-        card, on_page = protocol_card(verdict.table, runs, sweeps), _on_page(drawn, made, folder)
+        tables += [*([folder / FILE] if verdict.digest else []), *write_plans(plans := plans_of(runs, verdict.table), folder)]
+        card, on_page = protocol_card(verdict.table, runs, plans, sweeps), _on_page(drawn, made, folder)
         more, shown = asked_for_page(made.tables), exports_for_page(exports)
         tables.append(write_page(name, folder, verdict, card=card, figures=on_page, more=more, exports=shown, sweeps=sweeps))
     page, files = tables[-1] if verdict is not None else None, (tuple(tables), tuple(chain(*drawn.values())))
@@ -191,6 +192,13 @@ def _rows(verdict: Verdict | None) -> tuple[dict[str, object], ...]:
     if verdict is None:
         return ()
     return tuple(verdict.table[[column for column in TOLD if column in verdict.table]].to_dict("records"))
+
+
+def _screen(verdict: Verdict, rounded: Sequence[Table]) -> list[str]:
+    """The table of means, that of results and the sentences, as texts for the screen."""
+    words = [textwrap.fill(text, 130) for text in (*verdict.protocols, *verdict.sentences, *verdict.gaps)]
+    means = ["\n".join([means_title(verdict.seeds), "", *lines(table, rule=True)]) for table in rounded[1:]]
+    return [*means, format_table(verdict.table, verdict.metrics), *(["\n".join(words)] if words else [])]
 
 
 def _places(page: Path | None, results_dir: Path) -> tuple[str, ...]:

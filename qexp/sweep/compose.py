@@ -1,16 +1,16 @@
 """Hydra composes the jobs of a command. It runs none of them.
 
-Composing takes a fifth of a second, so it is done once for all jobs that choose the same files of `conf/`; each is a copy with
-its values put in. Hydra's own way, `hydra.main` with a launcher and a sweeper, was tried and left: it composes a command once to
-learn its mode, once to run it and each job of a sweep twice, leads from the entry to the launcher and back for each training, and
-leaves folders of notes behind commands that were refused. It still answers `--help`, `--cfg`, `--info` and shells' completion.
+Composing takes a fifth of a second, so it is done once for all jobs that choose the same files of `conf/`, and each puts its
+values into that (`composition.py`). Hydra's own way, `hydra.main` with a launcher and a sweeper, was tried and left: it composes
+a command once to learn its mode, once to run it and each job of a sweep twice, leads from the entry to the launcher and back for
+each training, and leaves folders of notes behind commands that were refused. It still answers `--help`, `--cfg`, `--info` and
+shells' completion.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import copy
 import io
 import itertools
 import os
@@ -19,18 +19,18 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, OmegaConf
 
 from qexp.base.console import print_result
 from qexp.base.errors import UserError
 from qexp.sweep.arguments import GROUP_KEYS, hydra_error
+from qexp.sweep.composition import Composition, resolved, with_values, without_hydra
 from qexp.sweep.config_store import store_choices
 from qexp.sweep.help import dotted, explained, overview
 from qexp.sweep.places import expand_places
 from qexp.sweep.types import Composed
 
 if TYPE_CHECKING:
-    from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.core.override_parser.types import Override
 
 _ANSWERS = ("help", "hydra_help", "cfg", "info", "shell_completion", "experimental_rerun")  # options that ask and run nothing
@@ -80,7 +80,7 @@ def compose(config_name: str) -> Composed | None:
                 raise UserError("hydra.job.chdir", own.job.chdir, allowed="false", remedy="Paths mean the folder of the command.")
             configure_log(own.job_logging, own.verbose)
             is_sweep = asked.multirun or own.mode == RunMode.MULTIRUN
-            values = tuple(expand_places(resolved(job)) for job in (jobs.sweep() if is_sweep else jobs.single()))
+            values = tuple(map(expand_places, jobs.sweep() if is_sweep else jobs.single()))
             place = Path(str(own.sweep.dir if is_sweep else own.run.dir)).expanduser()
             if not values:
                 raise UserError("-m", "0 jobs", allowed="at least one job", remedy="Some range or list of values is empty.")
@@ -108,9 +108,10 @@ class _Jobs:
         loader: Any = GlobalHydra.instance().config_loader()
         self._parser = OverridesParser.create(config_loader=loader)
         self._config_name, self._typed = config_name, list(overrides)
-        self._composed: dict[tuple[str, ...], tuple[DictConfig, DictConfig]] = {}  # by the files chosen; without and with hydra
+        self._composed: dict[tuple[str, ...], Composition] = {}  # by the files chosen
+        self._parsed: dict[str, Override] = {}  # by text
         self._is_group: dict[str, bool] = {}
-        parsed = self._parser.parse_overrides(self._typed)
+        parsed = self._parse(self._typed)
         self._swept = [str(override.input_line) for override in parsed if override.is_sweep_override()]
         plain = [override for override in parsed if not override.is_sweep_override()]
         own = [override for override in plain if str(override.input_line).lstrip("+~").startswith("hydra")]
@@ -128,19 +129,20 @@ class _Jobs:
                 options = self._files.get_group_options(override.key_or_group)
                 raise UserError(override.key_or_group, value, allowed=[name for name in options if name[0] != "_"])
         task = [override for override in plain if override not in own]
-        self.base = self._with_values(task, with_hydra=True)
+        files, settings = self._composition(task)
+        self.base = with_values(files.with_hydra, settings)
         told = self.base.hydra  # the values too, as Hydra would have noted them
         told.overrides.task = [str(override.input_line) for override in task]
         told.job.override_dirname = get_overrides_dirname(task, **told.job.config.override_dirname)
 
-    def single(self) -> Iterator[DictConfig]:
+    def single(self) -> Iterator[dict[str, object]]:
         """The one job of a command without `-m`."""
         if self._swept:
             key, _, value = self._swept[0].partition("=")
             raise UserError(key, value, allowed="one value", remedy="Several values are a sweep: add -m.")
-        yield _without_hydra(self.base)
+        yield resolved(without_hydra(self.base))
 
-    def sweep(self) -> Iterator[DictConfig]:
+    def sweep(self) -> Iterator[dict[str, object]]:
         """Every combination of the swept values, for each of the `cases`; what was typed comes after a case and wins."""
         sweeper = self.base.hydra.sweeper
         if not str(sweeper.get("_target_", "")).endswith(".BasicSweeper"):
@@ -155,35 +157,32 @@ class _Jobs:
         params = [f"{key}={value}" for key, value in (sweeper.params or {}).items()]
         own = set(self._hydra)
         typed = [text for text in self._typed if text not in own]
-        for overrides in expand(self._parser, [*params, *typed]):
+        for overrides in expand(self._parse([*params, *typed])):
             for case in cases:
-                for job in expand(self._parser, case):
-                    yield self._one([*job, *overrides])
+                for job in expand(self._parse(case)):
+                    files, settings = self._composition(self._parse([*job, *overrides]))
+                    yield files.values(settings)
 
-    def _one(self, overrides: list[str]) -> DictConfig:
-        """The values of one job of a sweep."""
-        config = self._with_values(self._parser.parse_overrides(overrides))
-        config.cases = None
-        return config
+    def _parse(self, texts: Sequence[str]) -> list[Override]:
+        """Overrides as Hydra reads them, each text once: its grammar takes milliseconds for a word."""
+        for text in texts:
+            if text not in self._parsed:
+                (self._parsed[text],) = self._parser.parse_overrides([text])
+        return [self._parsed[text] for text in texts]
 
-    def _with_values(self, overrides: Sequence[Override], *, with_hydra: bool = False) -> DictConfig:
-        """The files that the overrides choose, composed, and their values put in.
+    def _composition(self, overrides: Sequence[Override]) -> tuple[Composition, list[Override]]:
+        """The files that the overrides choose, composed, and those overrides that set values.
 
         Args:
             overrides: none of Hydra's own settings.
-            with_hydra: keep those.
         """
         import hydra
-        from hydra._internal.config_loader_impl import ConfigLoaderImpl
 
         files = tuple(str(override.input_line) for override in overrides if self._chooses(override))
-        values = [override for override in overrides if not self._chooses(override)]
         if files not in self._composed:
-            whole = hydra.compose(self._config_name, [*self._hydra, *files], return_hydra_config=True)
-            self._composed[files] = _without_hydra(whole), whole
-        config = copy.deepcopy(self._composed[files][with_hydra])
-        ConfigLoaderImpl._apply_overrides_to_config(values, config)  # as Hydra does behind a composition; it has no public name
-        return config
+            config = hydra.compose(self._config_name, [*self._hydra, *files], return_hydra_config=True)
+            self._composed[files] = Composition(config)
+        return self._composed[files], [override for override in overrides if not self._chooses(override)]
 
     def _chooses(self, override: Override) -> bool:
         """True where it chooses a file of a group (`quant=affine`) and sets no value."""
@@ -193,38 +192,16 @@ class _Jobs:
         return override.package is not None or (self._is_group[key] and not isinstance(override.value(), dict))
 
 
-def expand(parser: OverridesParser, overrides: list[str]) -> list[list[str]]:
+def expand(overrides: Sequence[Override]) -> list[list[str]]:
     """Every combination of the values of some overrides; of a key that comes twice, the last, in the place of the first."""
     choices: dict[str, list[str]] = {}
-    for override in parser.parse_overrides(overrides):
+    for override in overrides:
         key = override.get_key_element()
         if override.is_sweep_override():
             choices[key] = [f"{key}={value}" for value in override.sweep_string_iterator()]
         else:
             choices[key] = [str(override.input_line)]
     return [list(job) for job in itertools.product(*choices.values())]
-
-
-def _without_hydra(config: DictConfig) -> DictConfig:
-    """The same values without Hydra's own."""
-    config = copy.copy(config)
-    with open_dict(config):
-        del config["hydra"]
-    return config
-
-
-def resolved(config: DictConfig) -> dict[str, object]:
-    """The values of a job with all interpolations resolved."""
-    values = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
-    assert isinstance(values, dict), "a job is a mapping"
-    return {str(key): _with_text_keys(value) for key, value in values.items()}
-
-
-def _with_text_keys(value: object) -> object:
-    """The same, with keys as text: YAML takes numbers for keys, `bits={4: 5}`, and no setting does."""
-    if isinstance(value, dict):
-        return {str(key): _with_text_keys(inner) for key, inner in value.items()}
-    return [_with_text_keys(inner) for inner in value] if isinstance(value, list) else value
 
 
 def _answer(config_name: str, asked: argparse.Namespace) -> None:

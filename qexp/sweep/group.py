@@ -7,7 +7,7 @@ import sys
 from dataclasses import dataclass, field, replace
 from types import TracebackType
 
-from qexp.base.console import is_main_process, print_main
+from qexp.base.console import is_main_process
 from qexp.base.errors import UserError
 from qexp.base.files import SaveError, discard_partials
 from qexp.base.preemption import Preempted
@@ -15,10 +15,11 @@ from qexp.base.user_code import exits_are_errors
 from qexp.deploy import export
 from qexp.engine.device import pick_device
 from qexp.engine.seed import seed_everything
+from qexp.experiment import messages
 from qexp.experiment.job import Prepared
 from qexp.experiment.prepare import Preparer
 from qexp.experiment.recorder import Recorder, Status
-from qexp.experiment.training import open_training, run_job
+from qexp.experiment.training import final_epochs, open_training, run_job
 from qexp.sweep.jobs import JobLog
 from qexp.sweep.ranks import Alone, Ranks
 from qexp.sweep.types import MergedJob
@@ -116,7 +117,7 @@ def run_on_this_rank(job: MergedJob, prepared: Prepared, resources: Resources) -
         return
     feed = resources.feeds.of(config)
     recorder = Recorder(prepared, sweep, str(device), notify=feed.notify, note_jobs=JobLog(job.asked, sweep).note)
-    recorder.begin()
+    recorder.begin(None if sweep.verb == "export" else final_epochs(prepared))
     status: Status = "FAILED"
     try:
         with exits_are_errors():
@@ -125,8 +126,7 @@ def run_on_this_rank(job: MergedJob, prepared: Prepared, resources: Resources) -
                 export.run(prepared, recorder)
         status = "FINISHED"
         if recorder.num_measured == 0 and sweep.verb != START:
-            again = " (fresh=true trains again)" if config.checkpoint is None else ""
-            print_main(f"  {prepared.training}: nothing to do, every number is stored{again}")
+            messages.nothing_to_do(prepared)
     except (KeyboardInterrupt, Preempted) as stop:
         status = "KILLED" if isinstance(stop, KeyboardInterrupt) else "PREEMPTED"
         if isinstance(stop, Preempted) and config.checkpoint is None and open_training(prepared).info:

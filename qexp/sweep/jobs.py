@@ -20,13 +20,16 @@ from qexp.experiment.job import Prepared
 from qexp.experiment.prepare import Unprepared
 from qexp.sweep.check import InvalidJobs
 from qexp.sweep.types import AskedJob
-from qexp.tracking import rows
-from qexp.tracking.journal import Journal, journal_path
+from qexp.tracking import environment, rows
+from qexp.tracking.journal import Followed, Journal, journal_path
+from qexp.tracking.process import host
 from qexp.tracking.record import Sweep
+from qexp.tracking.repeats import ranges, rows_of_jobs
 
 # What does not change which numbers are asked for.
 NOT_ASKED = ("name", "fresh", "plan", "plan_only", "quiet", "device", "tracking", "runs_dir", "results_dir", "draw_figures")
 REASON_LENGTH = 500
+Place = tuple[str, str]  # runs_dir and name of an experiment
 
 
 class JobLog:
@@ -40,18 +43,20 @@ class JobLog:
     def __init__(self, jobs: Sequence[AskedJob], sweep: Sweep) -> None:
         self.jobs, self.sweep = tuple(jobs), sweep
 
-    def planned(self, configs: Sequence[Config], groups: Sequence[Sequence[int]], prepared: Sequence[Prepared]) -> None:
-        """Note all jobs of a sweep that was found right, before the first of them starts."""
-        planned: dict[int, rows.Row] = {}
+    def planned(self, groups: Sequence[Sequence[int]], prepared: Sequence[Prepared]) -> None:
+        """Note the jobs of groups that were found right, before the first of them starts."""
+        self._append(self._begun("planned", groups, prepared))
+
+    def _begun(self, state: rows.JobState, groups: Sequence[Sequence[int]], prepared: Sequence[Prepared]) -> dict[int, rows.Row]:
+        """The row that says all of a job, by its number."""
+        begun: dict[int, rows.Row] = {}
         for positions, one in zip(groups, prepared, strict=True):
             labels = {variant.key: variant.label for variant in one.variants}
-            for position in positions:
-                variants = one.variants if one.converted else one.variants_of([configs[position]])
-                key = variants[-1].key
-                planned[position] = rows.job_row(
+            for position, key in zip(positions, one.asked, strict=True):
+                begun[position] = rows.job_row(
                     self.sweep.sweep,
                     self.jobs[position].key,
-                    "planned",
+                    state,
                     job=position,
                     asked=self.jobs[position].asked,
                     training=one.training,
@@ -59,7 +64,32 @@ class JobLog:
                     variant=labels[key],
                     fresh=self.jobs[position].fresh,
                 )
-        self._append(planned)
+        return begun
+
+    def repeated(self, groups: Sequence[Sequence[int]], prepared: Sequence[Prepared], journals: Mapping[Place, Followed]) -> None:
+        """Note the command, and its jobs that are done: as those of an earlier sweep where that asked for the same.
+
+        Args:
+            groups: positions of the jobs of each group that is done.
+            prepared: the same groups.
+            journals: of their experiments.
+        """
+        begun = self._begun("done", groups, prepared)
+        known = {place: {_same(row): row for row in rows_of_jobs(journal.rows()) if row["job"] is not None}
+                 for place, journal in journals.items()}  # fmt: skip
+        pairs: dict[tuple[Place, str], list[tuple[int, int]]] = {}
+        for number, row in sorted(begun.items()):
+            place = self._place(number)
+            earlier = known[place].get(_same(row))
+            if earlier is not None:
+                del begun[number]
+                pairs.setdefault((place, earlier["sweep"]), []).append((number, earlier["job"]))
+        git, versions = environment.git_revision(), environment.versions()
+        for place in journals:
+            typed = rows.sweep_row(self.sweep.sweep, command=self.sweep.command, versions=versions, host=host(), git=git)
+            again = [rows.repeat_row(self.sweep.sweep, of, ranges(part)) for (own, of), part in pairs.items() if own == place]
+            Journal.of(*place).append([typed, *again])
+        self._append(begun)
 
     @contextlib.contextmanager
     def refusals(self, groups: Sequence[Sequence[int]] = ()) -> Iterator[None]:
@@ -138,11 +168,20 @@ class JobLog:
         """Append rows by number of the job to the journals of their experiments, each in one go."""
         places: dict[tuple[str, str], list[rows.Row]] = {}
         for number, row in sorted(numbered.items()):
-            place = self.jobs[number].place
-            assert place is not None, "such a job is invalid, and not written down"
-            places.setdefault(place, []).append(row)
+            places.setdefault(self._place(number), []).append(row)
         for place, chosen in places.items():
             Journal.of(*place).append(chosen)
+
+    def _place(self, number: int) -> Place:
+        """The experiment of a job that is written down."""
+        place = self.jobs[number].place
+        assert place is not None, "such a job is invalid, and not written down"
+        return place
+
+
+def _same(row: rows.Row) -> tuple[object, ...]:
+    """What two rows say alike that begin the same job."""
+    return row["state"] == "invalid", *(row[name] for name in ("key", "asked", "training", "variant_key", "variant"))
 
 
 def _reasons(error: UserErrors, groups: Sequence[Sequence[int]]) -> dict[int, str]:

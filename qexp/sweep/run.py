@@ -27,8 +27,10 @@ from qexp.sweep.group import Resources
 from qexp.sweep.jobs import JobLog, ask_for
 from qexp.sweep.launchers import run_in_turn, run_side_by_side
 from qexp.sweep.ranks import Ranks
+from qexp.sweep.repeat import Journals, done_already, in_mlflow, numbers_in
 from qexp.sweep.types import Composed, MergedJob, Outcomes
 from qexp.tracking.record import Sweep
+from qexp.tracking.rows import Row
 
 Launch = Callable[[Sequence[MergedJob], Sequence[Prepared]], Outcomes]  # runs merged jobs, here or elsewhere
 
@@ -90,16 +92,38 @@ def run_sweep(
     if any(config.plan_only for config in configs):
         estimate(prepared)
         return prepared
-    log.planned(configs, groups, prepared)
-    failed = _launch_all(groups, prepared, configs, launch, log)
+    journals = Journals()
+    left = _set_aside_done(groups, prepared, log, journals)
+    failed = _launch_all([groups[number] for number in left], [prepared[number] for number in left], configs, launch, log)
     for config in {(config.runs_dir, config.name): config for config in configs}.values():
-        files = report(config)
-        resources.feeds.of(config).log_files(None, files)  # where workers ran the groups, this process has sent nothing yet
+        folder = Path(config.results_dir, config.name)
+        before = numbers_in(folder)
+        files = report(config, journals.of(config).rows())
+        # Where workers ran the groups, this process has sent nothing yet. MLflow is not even loaded where it has all.
+        if left or numbers_in(folder) != before or not in_mlflow(config):
+            resources.feeds.of(config).log_files(None, files)
     if failed:
         mistakes = all(is_mistake(error) for error in failed)
         remedy = "mend what is said above, then the same command goes on" if mistakes else "the same command tries them again"
         raise JobsFailed(f"{len(failed)} of {len(groups)} trainings failed; {remedy}", exit_code=2 if mistakes else 1)
     return prepared
+
+
+def _set_aside_done(groups: Sequence[Sequence[int]], prepared: Sequence[Prepared], log: JobLog, journals: Journals) -> list[int]:
+    """Note all jobs, those of groups with nothing to do as done; returns the numbers of the other groups."""
+    done = done_already(prepared, log.sweep, journals)
+    over = [number for number, is_done in enumerate(done) if is_done]
+    left = [number for number, is_done in enumerate(done) if not is_done]
+    if over:
+        known = {(prepared[number].config.runs_dir, prepared[number].config.name): prepared[number].config for number in over}
+        places = {place: journals.of(config) for place, config in known.items()}
+        log.repeated([groups[number] for number in over], [prepared[number] for number in over], places)
+    if left:
+        log.planned([groups[number] for number in left], [prepared[number] for number in left])
+    for number in over:
+        (prepared[number].folder / "traceback.txt").unlink(missing_ok=True)  # of an earlier try
+        messages.nothing_to_do(prepared[number])
+    return left
 
 
 def _launch_all(
@@ -154,10 +178,17 @@ def failure(one: Prepared, error: Exception) -> Path | None:
     return path
 
 
-def report(config: Config) -> list[Path]:
-    """Write tables and figures, print the table, say where everything is; returns the files, none where a table is refused."""
+def report(config: Config, rows: Sequence[Row] | None = None) -> list[Path]:
+    """Write tables and figures, print the table, say where everything is; returns the files, none where a table is refused.
+
+    Args:
+        config: of a job of the experiment.
+        rows: of its journal; None reads them.
+    """
     try:
-        written = write_report(config.name, runs_dir=config.runs_dir, results_dir=config.results_dir, figures=config.draw_figures)
+        written = write_report(
+            config.name, runs_dir=config.runs_dir, results_dir=config.results_dir, figures=config.draw_figures, rows=rows
+        )
     except MixedProtocolsError as error:  # every number is stored: the sweep is done, its table has to be asked for
         print_result(f"no report: {error}", name=config.name, folder=None, why=str(error))
         return []

@@ -70,6 +70,24 @@ class Journal:
         return read_rows(self.path, offset, limit=limit, end=end, needs=self._needs)
 
 
+class Followed:
+    """The rows of a journal, each read once: a later look reads what was appended since.
+
+    Args:
+        journal: to read.
+    """
+
+    def __init__(self, journal: Journal) -> None:
+        self._journal, self._offset = journal, 0
+        self._rows: list[Row] = []
+
+    def rows(self) -> list[Row]:
+        """All complete rows so far, oldest first; not to be changed."""
+        new, self._offset = self._journal.rows_from(self._offset)
+        self._rows += new
+        return self._rows
+
+
 def _append(handle: FileIO, data: bytes) -> None:
     """Write `data` at the end and through to the disk. Where it does not fit, whole rows stay: a reader may have seen them."""
     _mend(handle)

@@ -10,6 +10,7 @@ import contextlib
 import logging
 import os
 import re
+import sqlite3
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -100,6 +101,28 @@ def open_store(uri: str, *, runs_dir: str | Path, experiment: str) -> Store:
         if entity.lifecycle_stage == "deleted":
             client.restore_experiment(entity.experiment_id)
     return Store(client, entity.experiment_id, f"{entity.experiment_id} made {entity.creation_time}")
+
+
+def idle_identity(uri: str, experiment: str) -> str | None:
+    """The `Store.identity` of an experiment in a SQLite file where no run is RUNNING, which may be a dead process's; else None.
+
+    Asked of the file itself: MLflow takes seconds to open it. What is not there as MLflow 3 has it gives None.
+
+    Args:
+        uri: the tracking URI.
+        experiment: its name.
+    """
+    path = uri.removeprefix("sqlite:///").partition("?")[0]
+    if not uri.startswith("sqlite:///") or not Path(path).is_file():
+        return None
+    question = "SELECT experiment_id, creation_time FROM experiments WHERE name = ? AND lifecycle_stage = 'active'"
+    try:
+        with contextlib.closing(sqlite3.connect(f"{Path(path).absolute().as_uri()}?mode=ro", uri=True)) as database:
+            made = database.execute(question, (experiment,)).fetchone()
+            running = database.execute("SELECT 1 FROM runs WHERE status = 'RUNNING' LIMIT 1").fetchone()
+    except sqlite3.Error:
+        return None
+    return f"{made[0]} made {made[1]}" if made is not None and running is None else None
 
 
 @contextlib.contextmanager

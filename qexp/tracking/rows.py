@@ -33,9 +33,10 @@ KEYS: Mapping[str, tuple[str, ...]] = {
     "files": ("run", "paths", "time_ms"),
     "export": ("run", "key", "time_ms"),
     "model": ("run", "name", "path", "digest", "time_ms"),
+    "repeat": ("sweep", "of", "jobs", "process", "time_ms"),
     "job": ("sweep", "key", "job", "training", "variant_key", "state", "process", "time_ms"),
 }
-NOT_SENT = ("sweep", "job", "export")  # kinds of rows that change nothing in MLflow
+NOT_SENT = ("sweep", "job", "repeat", "export")  # kinds of rows that change nothing in MLflow
 
 
 def run_key(training: str, variant_key: str | None = None) -> str:
@@ -123,6 +124,18 @@ def sweep_row(
 ) -> Row:
     """What was typed, and where it ran; for the report."""
     return _row("sweep", time_ms, sweep=sweep, command=command, versions=dict(versions), host=host, git=git)
+
+
+def repeat_row(sweep: str, of: str, jobs: Iterable[tuple[int, int, int]], *, time_ms: int | None = None) -> Row:
+    """Jobs that were done when they were asked for again.
+
+    Args:
+        sweep: id.
+        of: id of the sweep that began the same jobs.
+        jobs: ranges: number of the first job here, its number there, how many follow each other.
+        time_ms: as in `run_row`.
+    """
+    return _row("repeat", time_ms, sweep=sweep, of=of, jobs=[list(part) for part in jobs], process=asdict(Process.current()))
 
 
 def files_row(run: str | None, paths: Iterable[str | Path], *, time_ms: int | None = None) -> Row:

@@ -20,7 +20,7 @@ from qexp.config.tracking import TrackingSettings
 from qexp.tracking.changes import Changes, ChangeTracker
 from qexp.tracking.journal import Journal, journal_names
 from qexp.tracking.mlflow_runs import MlflowRuns
-from qexp.tracking.mlflow_store import Store, open_store, store_uri
+from qexp.tracking.mlflow_store import Store, idle_identity, open_store, store_uri
 from qexp.tracking.rows import NOT_SENT
 
 CHUNK_ROWS = 500
@@ -49,6 +49,11 @@ class Sender:
         """How many rows MLflow has not been sent."""
         rows, _ = self._journal.rows_from(self._progress().get("offset", 0))
         return sum(row["kind"] not in NOT_SENT for row in rows)
+
+    def has_all(self) -> bool:
+        """True where a store in a file surely has every row, and none of its runs is open."""
+        known = self._progress().get("experiment")
+        return known is not None and idle_identity(self._uri, self._experiment) == known and not self.behind()
 
     def catch_up(self, stop: Callable[[], bool] = lambda: False, *, close_dead: bool = False) -> int:
         """Send what MLflow has not been sent; returns the number of rows.

@@ -71,7 +71,7 @@ def test_planned_jobs_know_training_and_variant(job, sweep, preparer):
     configs = check(jobs, "train")
     groups = group(configs)
     prepared = preparer.prepare_all([[configs[position] for position in positions] for positions in groups])
-    JobLog(ask_for(jobs), sweep).planned(configs, groups, prepared)
+    JobLog(ask_for(jobs), sweep).planned(groups, prepared)
     rows = written()
     assert facts(rows, "job", "state", "sweep") == [(number, "planned", "s1") for number in range(4)]
     assert [row["variant"] for row in rows] == ["W4 int", "W8 int", "half", "half"]  # two jobs, one variant

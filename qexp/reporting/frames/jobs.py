@@ -13,6 +13,8 @@ import pandas as pd
 
 from qexp.tracking.journal import experiment_rows
 from qexp.tracking.process import Process
+from qexp.tracking.repeats import rows_of_jobs
+from qexp.tracking.rows import Row
 
 JOB_COLUMNS = (
     "sweep", "job", "asked", "training", "variant", "state", "reason", "traceback", "host", "pid", "time_ms", "key",
@@ -36,9 +38,14 @@ def load_jobs(name: str, runs_dir: str | Path) -> pd.DataFrame:
     Raises:
         UserError: no such experiment.
     """
-    rows = experiment_rows(name, runs_dir)
+    return jobs_of(experiment_rows(name, runs_dir))
+
+
+def jobs_of(rows: Sequence[Row]) -> pd.DataFrame:
+    """The same from the rows of the experiment's journal."""
     history = _History(rows)
-    latest = [entry for entry in history.entries if entry["sweep"] == history.latest]
+    # Those that were done and those that were to do are noted apart.
+    latest = sorted((entry for entry in history.entries if entry["sweep"] == history.latest), key=lambda entry: entry["job"])
     if history.latest in history.refused:  # which did nothing: what was there before it is still what there is
         before = [entry["sweep"] for entry in history.entries if entry["sweep"] not in history.refused][-1:]
         latest += [entry for entry in history.entries if entry["sweep"] in before]
@@ -59,14 +66,14 @@ class _History:
     the ones of them that were followed.
     """
 
-    def __init__(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        job_rows = [row for row in rows if row["kind"] == "job"]
-        self.entries = [row for row in job_rows if row["job"] is not None]
+    def __init__(self, rows: Sequence[Row]) -> None:
+        about_jobs = list(rows_of_jobs(rows))
+        self.entries = [row for row in about_jobs if row["job"] is not None]
         self.latest = self.entries[-1]["sweep"] if self.entries else None
-        self.refused = {row["sweep"] for row in job_rows if row["state"] == "invalid"}
+        self.refused = {row["sweep"] for row in about_jobs if row["state"] == "invalid"}
         self.ignored = self.refused - {self.latest}
-        self._rows_of_job: dict[str, list[Mapping[str, Any]]] = {}
-        for row in job_rows:
+        self._rows_of_job: dict[str, list[Row]] = {}
+        for row in about_jobs:
             if row["sweep"] not in self.ignored:
                 self._rows_of_job.setdefault(row["key"], []).append(row)
         self._planned_epochs = {row["run"]: row["planned_epochs"] for row in rows if row["kind"] == "run"}

@@ -7,7 +7,7 @@ only reused. Rows of other splits or of other numbers of images are other measur
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from qexp.reporting.frames.training_labels import training_labels, value_text
 from qexp.tracking.journal import experiment_rows
 from qexp.tracking.record import CLASSES_FILE, COLUMNS, FLOAT_VARIANT, METRICS_FILE
 from qexp.tracking.row_types import RunRow, SweepRow, is_run, is_sweep
-from qexp.tracking.rows import Scalar
+from qexp.tracking.rows import Row, Scalar
 
 ADDED_SINCE = tuple(row.name for row in ALWAYS if row.name not in COLUMNS)  # metrics that older records lack
 IDENTITY = ["run", "variant_key", "epoch", "split", "n"]
@@ -54,7 +54,11 @@ def load_records(name: str, runs_dir: str | Path) -> pd.DataFrame:
     Raises:
         UserError: no such experiment.
     """
-    rows = experiment_rows(name, runs_dir)
+    return records_of(experiment_rows(name, runs_dir))
+
+
+def records_of(rows: Sequence[Row]) -> pd.DataFrame:
+    """The same from the rows of the experiment's journal."""
     runs = {row["run"]: row for row in rows if is_run(row)}
     records = _latest(row for row in rows if row["kind"] == "record")
     if not records:
@@ -83,7 +87,11 @@ def load_records(name: str, runs_dir: str | Path) -> pd.DataFrame:
 
 def load_sweeps(name: str, runs_dir: str | Path) -> list[SweepRow]:
     """What was typed for this experiment and where it ran, oldest first; each sweep once."""
-    rows = experiment_rows(name, runs_dir)
+    return sweeps_of(experiment_rows(name, runs_dir))
+
+
+def sweeps_of(rows: Sequence[Row]) -> list[SweepRow]:
+    """The same from the rows of the experiment's journal."""
     return list({row["sweep"]: row for row in rows if is_sweep(row)}.values())
 
 
@@ -104,14 +112,19 @@ class AskedFor:
 
 def load_asked(name: str, runs_dir: str | Path) -> AskedFor:
     """What the runs of an experiment asked for, as they were last opened; numbers that are in records stay."""
-    runs = [row for row in experiment_rows(name, runs_dir) if is_run(row)]
+    return asked_of(experiment_rows(name, runs_dir))
+
+
+def asked_of(rows: Sequence[Row]) -> AskedFor:
+    """The same from the rows of the experiment's journal."""
+    runs = [row for row in rows if is_run(row)]
     described = [row["artifacts"].get(METRICS_FILE, "[]") for row in runs]
-    rows = {metric.name: metric for text in dict.fromkeys(described) for metric in restored(text)}
+    known = {metric.name: metric for text in dict.fromkeys(described) for metric in restored(text)}
     last = {row["run"]: text for row, text in zip(runs, described, strict=True)}
     now = {metric.name: metric for text in dict.fromkeys(last.values()) for metric in restored(text)}
     names = [text for row in runs for text in [row["artifacts"].get(CLASSES_FILE)] if text]
     return AskedFor(
-        (*ALWAYS, *(metric for metric in rows.values() if metric.in_record)),
+        (*ALWAYS, *(metric for metric in known.values() if metric.in_record)),
         tuple(name for name, metric in now.items() if not metric.in_record),
         tuple(json.loads(names[-1])) if len(set(names)) == 1 else (),
     )

@@ -78,6 +78,8 @@ def repeats(table: pd.DataFrame) -> Iterator[Repeat]:
     Args:
         table: of `summarize`.
     """
+    if not has_draws(table) and table["seed"].nunique() < 2:  # so none; groups are slow to take apart
+        return iter(())
     return (variant for variant in variants(table) if variant.count > 1)
 
 
@@ -101,10 +103,10 @@ def variants(table: pd.DataFrame) -> Iterator[Repeat]:
                 place = table.index.get_loc(part.index[0])
                 drawn.append((place, Repeat(values, ordered, "draws", part["draw"].nunique())))
         rest = table.drop(index=[index for _, repeat in drawn for index in repeat.part.index])
+    groups = rest.groupby(REPEATED, sort=False, dropna=False)
     seeded = [
         (table.index.get_loc(part.index[0]), Repeat(dict(zip(REPEATED, values, strict=True)), part, "seeds", count))
-        for values, part in rest.groupby(REPEATED, sort=False, dropna=False)
-        for count in [part["seed"].nunique()]
+        for (values, part), count in zip(groups, groups["seed"].nunique().to_list(), strict=True)
     ]
     both = sorted([*drawn, *seeded], key=lambda pair: pair[0]) if drawn else seeded
     return (repeat for _, repeat in both)

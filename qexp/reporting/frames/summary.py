@@ -99,8 +99,7 @@ def summarize(
         states: (training, variant_key) -> state of the jobs that are not done.
         metrics: of the records; those that not every evaluation has stand behind the others.
     """
-    rows = [_last_row(part) for _, part in records.groupby(MEASUREMENT, sort=False)]
-    table = pd.DataFrame(rows).reset_index(drop=True)
+    table = _last_rows(records)
     reached = records[is_float(records)].groupby("training")["epoch"].max()
     planned = table["planned_epochs"].astype("Float64").fillna(table["training"].map(reached).astype("Float64"))
     table.loc[(table["epoch"] < planned).fillna(False), "state"] = "partial"
@@ -136,11 +135,13 @@ def _set_states(table: pd.DataFrame, states: Mapping[tuple[str, str], str]) -> N
     of_training: dict[str, list[str]] = {}
     for (training, _), state in states.items():
         of_training.setdefault(training, []).append(state)
-    for index, row in table.iterrows():
-        state = states.get((row["training"], row["variant_key"]), row["state"])
-        if row["variant"] == FLOAT_VARIANT and state == "partial" and row["training"] in of_training:
-            state = min(of_training[row["training"]], key=STATES.index)
-        table.loc[index, "state"] = state
+    now = []
+    for training, key, variant, own in table[["training", "variant_key", "variant", "state"]].itertuples(index=False):
+        state = states.get((training, key), own)
+        if variant == FLOAT_VARIANT and state == "partial" and training in of_training:
+            state = min(of_training[training], key=STATES.index)
+        now.append(state)
+    table["state"] = now
 
 
 def seed_table(table: pd.DataFrame, metrics: Sequence[MetricInfo] = ALWAYS) -> pd.DataFrame:
@@ -174,20 +175,25 @@ def seed_table(table: pd.DataFrame, metrics: Sequence[MetricInfo] = ALWAYS) -> p
     return frame.astype({"num_draws": "Int64"}) if has_draws(table) else frame  # none where seeds were repeated
 
 
-def _last_row(part: pd.DataFrame) -> pd.Series:
-    """A variant's row at its last epoch, with the alarms of all."""
-    last = part.loc[part["epoch"].idxmax()].copy()
-    epochs: dict[str, list[int]] = {}
-    for epoch, alarms in zip(part["epoch"], part["alarms"], strict=True):
+def _last_rows(records: pd.DataFrame) -> pd.DataFrame:
+    """Each variant's row at its last epoch, in the order of the first ones, with the alarms of all."""
+    measurements = records.groupby(MEASUREMENT, sort=False)
+    last = records.loc[measurements["epoch"].idxmax()]
+    counts = measurements.size().to_list()
+    epochs: list[dict[str, list[int]]] = [{} for _ in counts]
+    for number, epoch, alarms in zip(measurements.ngroup(), records["epoch"], records["alarms"], strict=True):
         for alarm in alarms:
-            epochs.setdefault(alarm, []).append(epoch)
-    count = len(part)
-    last["alarms"] = tuple(
-        alarm if len(seen) == count else f"{alarm} (in {len(seen)} of {count} epochs, last in {max(seen)})"
-        for alarm, seen in epochs.items()
-    )
-    last["num_epochs"] = count
-    return last
+            epochs[number].setdefault(alarm, []).append(epoch)
+    told = [
+        tuple(
+            alarm if len(seen) == count else f"{alarm} (in {len(seen)} of {count} epochs, last in {max(seen)})"
+            for alarm, seen in of_variant.items()
+        )
+        for of_variant, count in zip(epochs, counts, strict=True)
+    ]
+    # What all variants have at the end decides the type of a column.
+    table = pd.DataFrame({name: pd.Series(last[name].to_list()) for name in last})
+    return table.assign(alarms=told, num_epochs=counts)
 
 
 def _in_order(table: pd.DataFrame) -> pd.DataFrame:
@@ -222,14 +228,13 @@ def _merge_equal(table: pd.DataFrame) -> pd.DataFrame:
     kept: dict[tuple[Hashable, ...], Hashable] = {}
     others: dict[Hashable, list[str]] = {}
     free = is_float(table) | is_control(table)
-    for index, row in table.iterrows():
-        numbers = repr((row["prec1"], row["prec5"], row["loss"]))
-        same = (row["training"], row["split"], row["n"], row["epoch"], row["plan_hash"], numbers, row["alarms"])
-        # A draw that happens to give another variant's numbers is one of its variant's draws all the same.
-        drawn = row["without_draw"] if has_draws(table) else None
-        key = (*same, row.get("draw"), drawn, index if free[index] else None)
+    # A draw that happens to give another variant's numbers is one of its variant's draws all the same.
+    drawn = [name for name in ("draw", "without_draw") if name in table]
+    parts = table[["training", "split", "n", "epoch", "plan_hash", "prec1", "prec5", "loss", "alarms", *drawn]]
+    for index, variant, row in zip(table.index, table["variant"], parts.itertuples(index=False, name=None), strict=True):
+        key = (*map(repr, row), index if free[index] else None)  # as texts, since a loss that is no number is unlike itself
         if key in kept:
-            others.setdefault(kept[key], []).append(row["variant"])
+            others.setdefault(kept[key], []).append(variant)
         else:
             kept[key] = index
     for index, variants in others.items():

@@ -6,6 +6,7 @@ The formulas are `qexp.stats`'s. What needs predictions that were not kept stays
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Hashable, Iterator
 from functools import lru_cache
 
@@ -107,8 +108,8 @@ def row_names(table: pd.DataFrame) -> list[str]:
     for label, variant, role in zip(table["label"], table["variant"], roles, strict=True):
         label_says_it = role == "qat" if variant != FLOAT_VARIANT else role in ("start", "control")
         names.append(variant if not several else label if label_says_it else f"{label}: {variant}")
-    keys = table["variant_key"]
-    return [f"{name} #{key[:6]}" if names.count(name) > 1 else name for name, key in zip(names, keys, strict=True)]
+    times = Counter(names)
+    return [f"{name} #{key[:6]}" if times[name] > 1 else name for name, key in zip(names, table["variant_key"], strict=True)]
 
 
 def comparable(table: pd.DataFrame, stored: StoredPredictions) -> Iterator[tuple[pd.DataFrame, list[Predictions]]]:

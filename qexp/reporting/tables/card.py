@@ -13,10 +13,10 @@ from qexp.base.text import MIB
 from qexp.config.model import PRETRAINED
 from qexp.reporting.frames.summary import is_float, widths_of
 from qexp.reporting.frames.training_labels import value_text
-from qexp.reporting.tables.plans import plans_of
+from qexp.reporting.tables.plans import LabelledPlan
 from qexp.tracking.journal import experiment_rows
 from qexp.tracking.row_types import RunRow, SweepRow, is_run
-from qexp.tracking.rows import Scalar
+from qexp.tracking.rows import Row, Scalar
 
 Runs = Mapping[str, RunRow]
 MAX_TEXTS = 4
@@ -31,15 +31,23 @@ VARIANT_COLUMNS = (
 
 def load_runs(name: str, runs_dir: str | Path) -> dict[str, RunRow]:
     """The runs of an experiment by their key, as last opened."""
-    return {row["run"]: row for row in experiment_rows(name, runs_dir) if is_run(row)}
+    return runs_of(experiment_rows(name, runs_dir))
 
 
-def protocol_card(table: pd.DataFrame, runs: Runs, sweeps: Sequence[SweepRow]) -> list[tuple[str, str]]:
+def runs_of(rows: Sequence[Row]) -> dict[str, RunRow]:
+    """The same from the rows of the experiment's journal."""
+    return {row["run"]: row for row in rows if is_run(row)}
+
+
+def protocol_card(
+    table: pd.DataFrame, runs: Runs, plans: Sequence[LabelledPlan], sweeps: Sequence[SweepRow]
+) -> list[tuple[str, str]]:
     """Titles and texts, in the order in which they are asked for.
 
     Args:
         table: of `summarize`.
         runs: of `load_runs`.
+        plans: of `plans_of`.
         sweeps: of `load_sweeps`.
     """
     trainings = [runs[key] for key in dict.fromkeys(table["training"]) if key in runs]
@@ -55,8 +63,8 @@ def protocol_card(table: pd.DataFrame, runs: Runs, sweeps: Sequence[SweepRow]) -
         ("Seeds", _some(str(seed) for seed in table["seed"])),
         ("Quantized copies", _quantization(table)),
         ("Widths", "; ".join(dict.fromkeys(widths_of(copies.sort_values("bits", ascending=False, kind="stable"))))),
-        ("Quantized", _some(_planned(runs, table))),
-        ("Left as it is", _some(_left_alone(runs, table))),
+        ("Quantized", _some(_planned(plans))),
+        ("Left as it is", _some(_left_alone(plans))),
         ("Device", _some(_device(row, trainings) for row in table.itertuples())),
         ("Versions", _some(", ".join(f"{key} {text}" for key, text in sweep["versions"].items()) for sweep in sweeps)),
         ("Revision", _some(str(sweep["git"]) for sweep in sweeps if sweep.get("git"))),
@@ -120,9 +128,9 @@ def _quantization(table: pd.DataFrame) -> str:
     return "; ".join(parts) if len(copies) else ""
 
 
-def _planned(runs: Runs, table: pd.DataFrame) -> Iterable[str]:
+def _planned(plans: Iterable[LabelledPlan]) -> Iterable[str]:
     """Which tensors, in numbers."""
-    for _, rows in plans_of(runs, table):
+    for _, rows in plans:
         chosen = [row for row in rows if row.get("bits") is not None and "num_elements" in row]
         total = sum(row.get("num_elements") or 0 for row in rows)
         kinds = Counter(f"{row.get('kind')} {row.get('role')}" for row in chosen)
@@ -137,9 +145,9 @@ def _several(kind: str) -> str:
     return f"{kind}es" if kind.endswith("s") else f"{kind}s"
 
 
-def _left_alone(runs: Runs, table: pd.DataFrame) -> Iterable[str]:
+def _left_alone(plans: Iterable[LabelledPlan]) -> Iterable[str]:
     """Which tensors are left alone, by reason."""
-    for _, rows in plans_of(runs, table):
+    for _, rows in plans:
         reasons = Counter(row.get("reason") for row in rows if row.get("bits") is None and row.get("reason"))
         yield ", ".join(f"{count} ({reason})" for reason, count in reasons.items())
 

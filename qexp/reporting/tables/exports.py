@@ -16,6 +16,7 @@ from qexp.reporting.tables.render import csv_text, html_table
 from qexp.tracking.journal import experiment_rows
 from qexp.tracking.record import FLOAT_VARIANT
 from qexp.tracking.row_types import ComparedRow, ExportRow, StageRow, TimingRow, is_export
+from qexp.tracking.rows import Row
 
 _SHARED = ("variant", "training", "run", "split", "simulate", "requantization", "threads", "cpu")
 FILES = ("stages.csv", "cost.csv", "layers.csv", "compared.csv", "stages.md")
@@ -48,8 +49,12 @@ _COMPARED_EXPLAINED = (
 
 def load_exports(name: str, runs_dir: str | Path) -> list[ExportRow]:
     """The exported networks of an experiment, as last measured, in the order of their first measurement."""
-    rows = [row for row in experiment_rows(name, runs_dir) if is_export(row)]
-    return list({(row["run"], row["key"]): row for row in rows}.values())
+    return exports_of(experiment_rows(name, runs_dir))
+
+
+def exports_of(rows: Sequence[Row]) -> list[ExportRow]:
+    """The same from the rows of the experiment's journal."""
+    return list({(row["run"], row["key"]): row for row in rows if is_export(row)}.values())
 
 
 def write_exports(name: str, exports: Sequence[ExportRow], folder: Path) -> list[Path]:

@@ -19,34 +19,41 @@ COLUMNS = (
     "name", "kind", "role", "shape", "bits", "mode", "scheme", "granularity", "axis", "group_size", "rule", "reason",
     "num_elements", "size_bytes",
 )  # fmt: skip
+LabelledPlan = tuple[str, list[dict[str, Any]]]
 
 
-def plans_of(runs: Mapping[str, RunRow], table: pd.DataFrame) -> Iterable[tuple[str, list[dict[str, Any]]]]:
-    """Label and rows of the plan of each copy in a table.
+def plans_of(runs: Mapping[str, RunRow], table: pd.DataFrame) -> list[LabelledPlan]:
+    """Label and rows of the plan of each copy in a table; of equal texts the rows are the same objects.
 
     Args:
         runs: of `load_runs`.
         table: of `summarize`.
     """
+    plans: list[LabelledPlan] = []
+    read: dict[str, Any] = {}  # by text: the trainings of a sweep have the same plans
     for training, key, variant in table[["training", "variant_key", "variant"]].itertuples(index=False):
         run = runs.get(f"{training}/{key}")
         text = run.get("artifacts", {}).get(PLAN_FILE) if run is not None else None
-        rows = json.loads(text) if text else None
-        if isinstance(rows, list):
-            yield variant, rows
+        if text and text not in read:
+            read[text] = json.loads(text)
+        if text and isinstance(read[text], list):
+            plans.append((variant, read[text]))
+    return plans
 
 
-def write_plans(runs: Mapping[str, RunRow], table: pd.DataFrame, folder: Path) -> list[Path]:
+def write_plans(plans: Iterable[LabelledPlan], folder: Path) -> list[Path]:
     """Write `plan.csv`, each plan once, under the label of the first variant that has it; nothing where there is none.
 
     Args:
-        runs: of `load_runs`.
-        table: of `summarize`.
+        plans: of `plans_of`.
         folder: of the report.
     """
-    different: dict[str, tuple[str, list[dict[str, Any]]]] = {}
-    for label, tensors in plans_of(runs, table):
-        different.setdefault(json.dumps(tensors, sort_keys=True), (label, tensors))
+    different: dict[str, LabelledPlan] = {}
+    seen: set[int] = set()  # objects
+    for label, tensors in plans:
+        if id(tensors) not in seen:
+            seen.add(id(tensors))
+            different.setdefault(json.dumps(tensors, sort_keys=True), (label, tensors))
     rows = [
         {"variant": variant, **{column: _cell(row.get(column)) for column in COLUMNS}}
         for variant, plan in different.values()

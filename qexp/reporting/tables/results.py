@@ -24,6 +24,7 @@ from qexp.reporting.tables.repeated import MEANS, repeats_title, seeds_display
 from qexp.reporting.tables.statistic_cells import seeds_explained, statistics
 from qexp.tracking.row_types import SweepRow
 
+JOBS_TABLE = "jobs.csv"
 VS_CONTROL = (
     "vs control in points against the float control: trained in float from the same weights with the same recipe and seed, "
     "after the same epoch"
@@ -52,7 +53,7 @@ def write_tables(
         jobs: of `load_jobs`.
     """
     texts = {"seeds.csv": "", "pairs.csv": "", DRAWS_FILE: ""} | (
-        {} if jobs is None or jobs.empty else {"jobs.csv": csv_text(jobs)}
+        {} if jobs is None or jobs.empty else {JOBS_TABLE: csv_text(jobs)}
     )
     texts |= {} if verdict is None else _texts(name, records, sweeps, verdict)
     return {path.name: path for path in write_texts(folder, texts)}

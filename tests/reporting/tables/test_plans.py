@@ -5,7 +5,7 @@ import json
 
 import pandas as pd
 
-from qexp.reporting.tables.plans import write_plans
+from qexp.reporting.tables.plans import plans_of, write_plans
 
 
 def tensor(name, bits):
@@ -29,9 +29,9 @@ def test_each_plan_stands_once_with_all_its_tensors(tmp_path):
     }
     runs = {f"t/{key}": {"artifacts": {"plan.json": json.dumps(rows)}} for key, rows in plans.items()}
     table = pd.DataFrame([{"training": "t", "variant_key": key, "variant": f"W {key}"} for key in ("fp32", "a", "b", "c")])
-    (path,) = write_plans(runs, table, tmp_path)
+    (path,) = write_plans(plans_of(runs, table), tmp_path)
     with path.open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [(row["variant"], row["bits"]) for row in rows] == [("W a", "4"), ("W a", ""), ("W b", "8")]
     assert rows[0]["shape"] == "4x3x3x3" and not rows[1]["name"].startswith("="), "no spreadsheet computes a name"
-    assert write_plans({}, table, tmp_path) == []
+    assert write_plans(plans_of({}, table), tmp_path) == []
