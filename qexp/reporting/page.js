@@ -2,7 +2,7 @@
 
 // Every table sorts; a long one has a filter, a broad one a choice of columns.
 for (const table of document.querySelectorAll(".scroll > table")) {
-  const heads = [...table.tHead.rows[0].cells], tools = element("div", { className: "tools" });
+  const heads = [...table.tHead.rows[0].cells], rows = [...table.rows], tools = element("div", { className: "tools" });
   const long = table.tBodies[0].rows.length >= LEAST_ROWS, status = element("span", { className: "soft" });
   const filter = long ? element("input", { type: "search", autocomplete: "off", placeholder: "filter: all of these words" }) : null;
   status.setAttribute("role", "status");
@@ -14,7 +14,7 @@ for (const table of document.querySelectorAll(".scroll > table")) {
     const boxes = heads.slice(1).map((head, number) => {
       const box = element("input", { type: "checkbox", checked: true });
       box.addEventListener("change", () => {
-        for (const row of [table.tHead.rows[0], ...table.querySelectorAll("tbody tr")]) row.cells[number + 1].hidden = !box.checked;
+        for (const row of rows) row.cells[number + 1].hidden = !box.checked; // those too that a filter keeps away
       });
       return element("label", {}, box, head.textContent);
     });
@@ -34,7 +34,7 @@ for (const table of document.querySelectorAll(".scroll > table")) {
     tabs.forEach(tab => tab.setAttribute("aria-selected", shown ? tab.getAttribute("href") === "#" + shown.id : tab === all));
   };
   const follow = () => {
-    const target = location.hash.length > 1 ? document.getElementById(decodeURIComponent(location.hash.slice(1))) : null;
+    const target = document.querySelector(":target");
     if (target === all) open(null);
     else if (target) open(target.closest("section"));
     if (target && target !== all && !sections.includes(target)) target.scrollIntoView();
@@ -76,7 +76,7 @@ for (const table of document.querySelectorAll(".scroll > table")) {
       const point = title.parentElement, text = title.textContent;
       title.remove(); // or the browser would show it as well
       return { point, text };
-    });
+    }).filter(({ point }) => within(point));
     const nearest = event => {
       let best = null, least = NEAR;
       for (const one of points) {
@@ -105,6 +105,16 @@ for (const table of document.querySelectorAll(".scroll > table")) {
     zoomable(svg);
   }
   addEventListener("keydown", event => { if (event.key === "Escape" && picked !== null) pick(picked); });
+}
+
+// A magnified axis has points beyond its edges, which are not drawn.
+function within(point) {
+  const name = point.closest("[clip-path]")?.getAttribute("clip-path").match(/#([^)"']+)/)?.[1];
+  const frame = name && document.getElementById(name)?.querySelector("rect");
+  if (!frame || !point.hasAttribute("x")) return true;
+  const [x, y] = ["x", "y"].map(key => Number(point.getAttribute(key)));
+  const [left, top, width, height] = ["x", "y", "width", "height"].map(key => Number(frame.getAttribute(key)));
+  return x >= left - 1 && x <= left + width + 1 && y >= top - 1 && y <= top + height + 1;
 }
 
 // Buttons enlarge a figure around its middle, and a drag moves what is enlarged.

@@ -66,6 +66,11 @@ def test_the_table_sorts_filters_and_hides_columns(page, report):
     page.get_by_label("Prec@5").uncheck()
     assert not page.locator("#table ~ .scroll thead th", has_text="Prec@5").is_visible()
     assert page.locator("#table ~ .scroll tbody td:visible").count() == page.locator("#table ~ .scroll thead th:visible").count()
+    page.locator("#table ~ .tools input[type=search]").fill("")
+    assert (
+        page.locator("#table ~ .scroll tbody td:visible").count()
+        == 13 * page.locator("#table ~ .scroll thead th:visible").count()
+    )
 
 
 def test_a_point_tells_its_number_and_a_click_brings_out_its_curve_everywhere(page, report):

@@ -40,7 +40,8 @@ def tell(artist: Artist, series: str | Sequence[str], texts: Sequence[str] = ())
 def points(axes: Axes, x: Sequence[float], y: Sequence[float], color: str, marker: str, size: float, told: Told) -> None:
     """Draw points that say what they are, those without a number left out.
 
-    A scatter, as matplotlib leaves out markers of a line that lie beyond the paper.
+    A scatter with more than one width: of markers that are alike in all, and of those of a line, matplotlib leaves out what lies
+    beyond the paper.
 
     Args:
         axes: to draw on.
@@ -53,7 +54,13 @@ def points(axes: Axes, x: Sequence[float], y: Sequence[float], color: str, marke
     """
     known = [number for number, values in enumerate(zip(x, y, strict=True)) if all(map(isfinite, values))]
     drawn = axes.scatter(
-        [x[one] for one in known], [y[one] for one in known], s=size**2, c=color, marker=marker, linewidths=1.0, zorder=2.1
+        [x[one] for one in known],
+        [y[one] for one in known],
+        s=size**2,
+        c=color,
+        marker=marker,
+        linewidths=[1.0, 1.0],
+        zorder=2.1,
     )
     tell(drawn, [told[one][0] for one in known], [told[one][1] for one in known])
 

@@ -80,14 +80,14 @@ def _draw(axes: Axes, variants: pd.DataFrame, colors: dict[int, str], float_prec
     ends = wilson_ends(variants)
     shades = [colors[bits] for bits in variants["bits"]]
     axes.axvline(float_prec1, color="#000000", linewidth=1.5, zorder=1.9)
-    names = list(variants["label"])
-    tell(axes.hlines(variants.index, ends["low"], ends["high"], colors=shades, linewidth=1.2), names)
+    series = list(variants["variant"])  # as the other figures call them
+    tell(axes.hlines(variants.index, ends["low"], ends["high"], colors=shades, linewidth=1.2), series)
     if "draws_sd" in variants:
         sd = variants["draws_sd"].fillna(0.0)
         axes.hlines(variants.index, variants["prec1"] - sd, variants["prec1"] + sd, colors=shades, linewidth=5.0, alpha=0.45)
-    numbers = zip(names, variants["prec1"], ends["low"], ends["high"], strict=True)
+    numbers = zip(variants["label"], variants["prec1"], ends["low"], ends["high"], strict=True)
     texts = [f"{name}: {percent_text(prec1, low, high)}" for name, prec1, low, high in numbers]
-    tell(axes.scatter(variants["prec1"], variants.index, c=shades, s=14, zorder=2.5), names, texts)
+    tell(axes.scatter(variants["prec1"], variants.index, c=shades, s=14, zorder=2.5), series, texts)
     axes.set_xlim(*padded(min(*ends["low"], float_prec1), max(*ends["high"], float_prec1), least=2.0))
     axes.xaxis.set_major_locator(MaxNLocator(nbins=7, steps=[1, 2, 2.5, 5, 10]))
     axes.set_xlabel("Prec@1 (percent)")
