@@ -31,7 +31,7 @@ class Net(nn.Module):
 @pytest.fixture(autouse=True)
 def _no_reports(monkeypatch):
     """Without tables and figures, which take most of a small command's time and are not looked at."""
-    monkeypatch.setattr("qexp.sweep.run.report", lambda config: [])
+    monkeypatch.setattr("qexp.sweep.run.report", lambda *arguments: [])
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ import csv
 
 import pandas as pd
 import pytest
+from matplotlib.collections import LineCollection
 
 from qexp.reporting.figures.accuracy import prec1_by_bits, prec1_by_epoch
 from qexp.reporting.frames.load import load_records
@@ -223,7 +224,13 @@ def test_a_line_per_method_over_bits(write, comparison):
     for _, part in last[(last["role"] == "qat") & (last["variant"] != FLOAT_VARIANT)].groupby("method"):
         assert any(y == pytest.approx(tuple(part.groupby("bits")["prec1"].mean())) for y in _lines(axes))
     low, high = axes.get_ylim()
-    assert all(low < end < high for bar in axes.collections for path in bar.get_paths() for _, end in path.vertices)
+    assert all(
+        low < end < high
+        for bar in axes.collections
+        if isinstance(bar, LineCollection)
+        for path in bar.get_paths()
+        for _, end in path.vertices
+    )
 
 
 def test_copies_of_the_control_stand_beside_the_methods(write, comparison, float_training):

@@ -4,6 +4,7 @@ import csv
 import math
 
 import pytest
+from matplotlib.collections import LineCollection, PathCollection
 
 from qexp.reporting.figures.cost import bops_points, latency_points, prec1_by_bops, prec1_by_cost
 from qexp.reporting.tables.exports import format_exports, load_exports, write_exports
@@ -87,11 +88,14 @@ def test_a_point_for_each_network_in_each_runtime(exports):
     points = latency_points(exports)
     assert points.to_numpy().tolist() == [["fp32", "ort", 3.0, 90.0, 100], ["W8A8 int", "ort", 1.0, 90.0, 100]]
     figure = prec1_by_cost(exports)
-    front, *markers = figure.axes[0].lines
-    assert list(front.get_xdata()) == [1.0] and [list(line.get_xdata()) for line in markers] == [[3.0], [1.0]]
+    (front,) = figure.axes[0].lines
+    markers = [drawn for drawn in figure.axes[0].collections if isinstance(drawn, PathCollection)]
+    assert list(front.get_xdata()) == [1.0] and [drawn.get_offsets()[:, 0].tolist() for drawn in markers] == [[3.0], [1.0]]
     assert [text.get_text() for text in figure.legends[0].texts] == ["fp32", "W8A8 int", "ort", "Pareto front"]
     # The interval of 90 right among 100.
-    for bar in figure.axes[0].collections:
+    bars = [drawn for drawn in figure.axes[0].collections if isinstance(drawn, LineCollection)]
+    assert len(bars) == 2
+    for bar in bars:
         assert bar.get_segments()[0][:, 1] == pytest.approx([82.56, 94.48], abs=0.01)
     assert prec1_by_cost(exports[1:]) is None
 
@@ -104,5 +108,6 @@ def test_bit_operations_stand_for_a_network_whatever_runs_it(exports):
     assert points[["network", "cost", "prec1"]].to_numpy().tolist() == [
         ["fp32", 1.024, 90.0], ["W8A8 int", 0.064, 90.0], ["fp32", 1.024, 91.0], ["W4A4 int", 0.064, 85.0],
     ]  # fmt: skip
-    assert len(prec1_by_bops(exports).axes[0].lines) == 1 + 3
+    drawn = prec1_by_bops(exports).axes[0]
+    assert len(drawn.lines) == 1 and sum(isinstance(one, PathCollection) for one in drawn.collections) == 3
     assert prec1_by_bops([]) is None and prec1_by_bops([{**exports[0], "layers": []}]) is None
