@@ -215,8 +215,45 @@ def test_exported_files(store, content, capsys, tmp_path):
     assert content(tmp_path / "0") == content(tmp_path / "1")
     folder = tmp_path / "0/runs/exports/exp/W8"
     assert (folder / "example.npz").read_text() == (folder / "network.pt2").read_text(), "both of one store"
-    (sources[1] / "runs/exports/exp/W8/network.onnx").write_text("other")
-    assert "exports/exp/W8/network.onnx" in refused(capsys, sources, tmp_path / "all")
+
+
+def test_exported_files_of_two_seeds_are_those_of_one(store, content, capsys, tmp_path):
+    sources = [store("a", "one"), store("b", "two")]
+    for source, names in zip(sources, (("network.onnx", "example.npz"), ("network.onnx", "network.tflite")), strict=True):
+        for name in names:
+            path = source / "runs/exports/exp/W8" / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(f"{name} of {source.name}")
+    for number, order in enumerate(permutations(sources)):
+        assert "exports/exp/W8" in merged(capsys, order, tmp_path / str(number))
+        assert "nothing to do" in merged(capsys, order, tmp_path / str(number))
+    assert content(tmp_path / "0") == content(tmp_path / "1")
+    one = content(tmp_path / "0/runs/exports")
+    assert one in [content(source / "runs/exports") for source in sources]
+    for source in sources:  # whichever it is, a store that has the other gets all of it, and nothing else
+        into = shutil.copytree(source, tmp_path / f"into {source.name}")
+        merged(capsys, [other for other in sources if other != source], into)
+        assert content(into / "runs/exports") == one
+
+
+@pytest.mark.parametrize("fault", ["merge.renamed", "merge.renamed:2"])
+def test_exported_files_of_a_killed_merge_are_of_one_network(fault, store, content, capsys, tmp_path):
+    sources = [store("a"), store("b")]
+    for source in sources:
+        folder = source / "runs/exports/exp/W8"
+        folder.mkdir(parents=True)
+        for name in ("example.npz", "network.onnx", "network.tflite"):
+            (folder / name).write_text(f"{name} of {source.name}")
+        (source / "runs/journal").mkdir()
+    merged(capsys, sources, tmp_path / "whole")
+    other = next(path for path in sources if content(path / "runs/exports") != content(tmp_path / "whole/runs/exports"))
+    into = shutil.copytree(other, tmp_path / "all")
+    words = [sys.executable, "-m", "qexp.merge", f"from=[{sources[0]},{sources[1]}]", f"into={into}", "report=false"]
+    killed = subprocess.run(words, env=os.environ | {VARIABLE: fault}, capture_output=True, text=True, timeout=900)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert content(into) not in (content(other), content(tmp_path / "whole"))
+    merged(capsys, sources, into)
+    assert content(into / "runs/exports") == content(tmp_path / "whole/runs/exports")
 
 
 def rows_of(path):
