@@ -12,7 +12,7 @@ from qexp.base.files import canonical_json, check_readable, hash_file
 from qexp.merging.conflicts import Circumstances, Conflict, RowFile, keyed_conflicts, measured_conflicts
 from qexp.merging.plan import Copies, Plan, Write, files_below, same_bytes, take_equal
 from qexp.merging.stores import Store
-from qexp.merging.units import Key, Unit, journal_key, keyed_key, merge_keyed, merge_rows, units_of
+from qexp.merging.units import Key, Unit, journal_key, keyed_key, line_of, merge_keyed, merge_rows, units_of
 from qexp.tracking.journal import read_rows
 from qexp.tracking.record import MEASURED
 from qexp.tracking.rounding import same_circumstances
@@ -183,18 +183,20 @@ def _take_rows(plan: Plan, where: Path, path: Path, files: Copies, evaluations: 
 
 
 def merge_analyses(plan: Plan, files: Copies, what: str) -> list[str]:
-    """The lines of the union of the numbers of an analysis.
+    """The lines of the union of the numbers of an analysis; of files that differ by rounding one is taken wherever it has a number.
 
     Args:
         plan: gets the conflicts.
         files: where the numbers are.
         what: their name in a conflict.
     """
-    row_files = []
+    row_files, texts = [], []
     for store, file in files:
         rows = read_rows(file, needs=_KEYED_NEEDS)[0]
         of_float = (row["values"] for row in rows if isinstance(row["values"], dict))
         computed = next((values["computed"] for values in of_float if "computed" in values), None)
         row_files.append(RowFile(store.name, units_of(rows, keyed_key), lambda row, known=computed: known))  # type: ignore[misc]
+        texts.append((canonical_json(computed), sorted(map(line_of, rows))))
     plan.conflicts += keyed_conflicts(row_files, what)
-    return merge_keyed([file.units for file in row_files])
+    order = sorted(range(len(files)), key=texts.__getitem__, reverse=True)  # by content: in whichever order files are given
+    return merge_keyed([row_files[number].units for number in order])

@@ -125,6 +125,34 @@ def test_what_another_processor_rounds_otherwise_is_no_conflict(store, change, c
     assert (tmp_path / "0/runs/trainings/one/predictions/key01/0002.safetensors").read_bytes() == b"rounded"
 
 
+def write_analysis(folder, cpu, scores, bench):
+    """`sensitivity.jsonl` of a checkpoint: what it was computed on, and a number for each key."""
+    reference = {"prec1": 50.0, "loss": 1.0, "digest": cpu, "computed": {**bench.HERE, "cpu": cpu}}
+    rows = [{"kind": "reference", "key": "float", "values": reference}]
+    rows += [{"kind": "loss", "key": key, "values": value} for key, value in scores.items()]
+    path = folder / "runs/checkpoints/abc/sensitivity.jsonl"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+def test_analyses_of_two_processors_are_those_of_one_within_rounding(content, capsys, tmp_path, bench):
+    here = write_analysis(tmp_path / "a", "AMD", {"k1": 0.0123456, "k2": 0.02, "k3": {"n": 1000, "n10": 7}}, bench)
+    scores = {"k1": 0.0123455, "k2": 0.0200001, "k3": {"n": 1000, "n10": 9}, "k4": 1.0}
+    for wrong in ({"k2": 7.5}, {"k3": {"n": 1000, "n10": 13}}):
+        there = write_analysis(tmp_path / "b", "Intel", scores | wrong, bench)
+        said = refused(capsys, [here, there], tmp_path / "all")
+        assert f"loss {next(iter(wrong))}" in said and "checkpoint abc" in said
+    write_analysis(there, "Intel", scores, bench)
+    for number, order in enumerate(permutations([here, there])):
+        merged(capsys, order, tmp_path / str(number))
+        assert "nothing to do" in merged(capsys, order, tmp_path / str(number))
+    assert content(tmp_path / "0") == content(tmp_path / "1")
+    kept = (tmp_path / "0/runs/checkpoints/abc/sensitivity.jsonl").read_text().splitlines()
+    values = {row["key"]: row["values"] for row in map(json.loads, kept)}
+    assert values["float"]["computed"]["cpu"] == "Intel" and values == {**scores, "float": values["float"]}
+
+
 def test_the_training_that_got_furthest_says_where_it_goes_on(store, content, capsys, tmp_path):
     sources = [store("a", "one"), store("b", "one")]
     folder = sources[1] / "runs/trainings/one"
