@@ -186,14 +186,19 @@ class _Computed:
 
 
 def _plan_results(plan: Plan, stores: Sequence[Store], *, results: bool) -> None:
-    """Plan the folders of results: copied, as nothing makes them again, but for those of experiments with a journal."""
+    """Plan the folders of results: copied where they agree.
+
+    Where they differ they are left out if a command makes them again: of the journal, or, of an analysis, which has none, of the
+    numbers in `runs/` of every store that has them.
+    """
     made_again = {journal.name for journal in plan.journals}
     there = [(store, store.results) for store in stores if store.results is not None]
     for name in sorted({name for _, folder in there for name in names_in(folder) if (folder / name).is_dir()}):
         if name.startswith(".") or (name in made_again and not results):
             continue
         for path, files in files_below([(store, folder / name) for store, folder in there if (folder / name).is_dir()]).items():
-            if name in made_again and not same_bytes(files):
+            has_numbers = name in made_again or all(store.runs is not None for store, _ in files)
+            if has_numbers and not same_bytes(files):
                 plan.left_out.append(f"{Path(name, path)}")
             else:
                 take_equal(plan, plan.results, Path(name, path), files, f"results of {name}, {path}")

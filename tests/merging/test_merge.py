@@ -125,6 +125,20 @@ def test_what_another_processor_rounds_otherwise_is_no_conflict(store, change, c
     assert (tmp_path / "0/runs/trainings/one/predictions/key01/0002.safetensors").read_bytes() == b"rounded"
 
 
+def test_what_another_processor_rounds_otherwise_is_none_in_two_merges_either(store, change, content, capsys, tmp_path, bench):
+    sources = [store("a", "one"), store("b", "one", start_ms=500), store("c", "one", start_ms=900)]
+    (sources[1] / "runs/journal/exp.jsonl").rename(sources[1] / "runs/journal/other.jsonl")  # `exp` has the time of a, not of b
+    rounded = {"epoch": 2, "loss": bench.record_of("one", 1, 2, 0).loss * (1 + 1e-6)}
+    change(sources[2] / "runs/journal/exp.jsonl", **rounded)
+    computed = {**bench.HERE, "cpu": "another"}
+    change(sources[2] / "runs/trainings/one/variants/key01.jsonl", **rounded, digest="rounded", computed=computed)
+    (sources[2] / "runs/trainings/one/predictions/key01/0002.safetensors").write_bytes(b"rounded")
+    merged(capsys, sources, tmp_path / "at once")
+    merged(capsys, sources[:2], tmp_path / "all")
+    merged(capsys, sources[2:], tmp_path / "all")
+    assert content(tmp_path / "all") == content(tmp_path / "at once")
+
+
 def write_analysis(folder, cpu, scores, bench):
     """`sensitivity.jsonl` of a checkpoint: what it was computed on, and a number for each key."""
     reference = {"prec1": 50.0, "loss": 1.0, "digest": cpu, "computed": {**bench.HERE, "cpu": cpu}}
@@ -229,6 +243,19 @@ def test_results_that_nothing_makes_again(capsys, tmp_path):
     (tmp_path / "b" / "both" / "table.csv").write_text("1")
     merged(capsys, sources, tmp_path / "all")
     assert sorted(path.parent.name for path in (tmp_path / "all/results").glob("*/table.csv")) == ["a", "b", "both"]
+
+
+def test_results_of_analyses_that_differ_are_left_out(store, capsys, tmp_path):
+    sources = [store("a", "one"), store("b", "two")]
+    for source in sources:
+        (source / "results/abc").mkdir(parents=True)
+        (source / "results/abc/sensitivity.csv").write_text(source.name)
+        (source / "results/abc/same.csv").write_text("same")
+    for number, order in enumerate(permutations(sources)):
+        said = merged(capsys, order, tmp_path / str(number))
+        assert "left out" in said and "abc/sensitivity.csv" in said
+        assert [path.name for path in (tmp_path / str(number) / "results/abc").iterdir()] == ["same.csv"]
+    assert "results of abc, sensitivity.csv" in refused(capsys, [sources[0], sources[1] / "results"], tmp_path / "all")
 
 
 def test_exported_files(store, content, capsys, tmp_path):
