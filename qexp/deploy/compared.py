@@ -10,11 +10,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from qexp.base.files import hash_file
+from qexp.base.files import hash_file, hash_json
 from qexp.base.types import Batch
 from qexp.config.export import RUNTIMES, ExportSettings
 from qexp.deploy.cost import latency
-from qexp.deploy.foreign import ForeignFile, open_foreign
+from qexp.deploy.foreign import ForeignFile, files_with, open_foreign
 from qexp.deploy.runtimes import open_runtime, runtime_version
 from qexp.deploy.stages import FLOAT, SIMULATED
 from qexp.stats.interval import wilson
@@ -32,9 +32,9 @@ class Compared:
         name: `fp32`, `simulated`, a runtime's for qexp's own file, or that of the file.
         runtime: that ran it; empty for torch.
         version: of the runtime.
-        digest: of the bytes of a file of somebody else's, else empty.
+        digest: of the bytes of a file of somebody else's, with its weights where they are in files beside it, else empty.
         takes: what such a file takes, in words.
-        size_bytes: of the file; None where there is none.
+        size_bytes: of the file and of those that hold its weights; None where there is none.
         n: images.
         prec1: percent.
         prec1_low: lower end of its 95 % Wilson interval.
@@ -131,8 +131,9 @@ class _Difference(NamedTuple):
 
 
 def digests_of(paths: Iterable[Path]) -> list[str]:
-    """What tells files from others: the hashes of their bytes."""
-    return [hash_file(path) for path in paths]
+    """What tells files from others: the hashes of their bytes, and of those of the files that hold their weights."""
+    hashes = [[hash_file(part) for part in files_with(path)] for path in paths]
+    return [own[0] if len(own) == 1 else hash_json(own) for own in hashes]
 
 
 @torch.no_grad()
@@ -174,7 +175,7 @@ def compare_files(
         rows.append(_row(name, answers, looked, times.of(name, session.run, settings.batch_sizes[0])))
     for name, file in zip(names, opened, strict=True):
         timed = times.of(file.runtime, file.run, file.batch or settings.batch_sizes[0])
-        rows.append(_row(name, answers, file, timed, digest=hash_file(file.path)))
+        rows.append(_row(name, answers, file, timed, digest=digests_of([file.path])[0]))
     return rows
 
 
@@ -241,7 +242,7 @@ def _row(
         version=runtime_version(file.runtime) if file is not None else "",
         digest=digest,
         takes=file.takes if file is not None else "",
-        size_bytes=file.path.stat().st_size if file is not None else None,
+        size_bytes=sum(part.stat().st_size for part in files_with(file.path)) if file is not None else None,
         n=n,
         prec1=100 * num_right / n,
         prec1_low=interval.low,

@@ -101,6 +101,17 @@ class ForeignFile:
         return f"{self.source.dtype} {layout}{at_once}"
 
 
+def files_with(path: Path) -> list[Path]:
+    """A file, and behind it the files in which an ONNX file has weights, sorted."""
+    if path.suffix != ".onnx":
+        return [path]
+    onnx = onnx_library()
+    external = onnx.external_data_helper
+    tensors = onnx.load(path, load_external_data=False).graph.initializer
+    names = {external.ExternalDataInfo(one).location for one in tensors if external.uses_external_data(one)}
+    return [path, *(path.parent / name for name in sorted(names))]
+
+
 def open_foreign(path: Path, *, image_shape: Sequence[int], num_classes: int, threads: int = 1) -> ForeignFile:
     """Load a file that takes the images of an evaluation and gives its classes.
 

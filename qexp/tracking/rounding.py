@@ -12,7 +12,10 @@ from typing import Any
 
 _LOSS_SHARE, _LOSS_NATS = 0.01, 0.001  # what rounding may change of a loss
 _PREC1_POINTS, _IMAGES = 0.5, 2  # and of Prec@1, whichever is more: images that lie on the edge between two classes
-_POINTS, _COUNTS = ("prec1", "delta_prec1", "disagreement"), ("n10", "n01")  # of an analysis: shares of images, and numbers of them
+_POINTS, _COUNTS = (
+    ("prec1", "delta_prec1", "disagreement"),
+    ("n10", "n01"),
+)  # of an analysis: shares of images, and numbers of them
 _OF_ONE_MACHINE = ("computed", "digest")
 
 

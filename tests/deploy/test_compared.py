@@ -12,7 +12,9 @@ import pytest
 import torch
 
 from qexp.base.errors import UserError
-from qexp.deploy.foreign import open_foreign
+from qexp.base.files import hash_file
+from qexp.deploy.compared import digests_of
+from qexp.deploy.foreign import files_with, open_foreign
 from qexp.deploy.tflite.run import TfliteSession
 
 pytest.importorskip("onnxruntime", reason="needs onnxruntime: pip install 'qexp[deploy]'")
@@ -116,6 +118,22 @@ def test_logits_as_codes_and_maps_of_one_pixel(images, tmp_path):
     logits = open_foreign(path, image_shape=SHAPE, num_classes=CLASSES).run(images)
     expected = ((images.flatten(1) @ weight / 0.5).round() + 3).clamp(-128, 127).sub(3) * 0.5
     assert (logits - expected).abs().max() <= 0.5 and (logits == expected).float().mean() > 0.95
+
+
+def test_weights_in_a_file_beside_are_part_of_it(images, tmp_path):
+    source, target = end("images", TensorProto.FLOAT, "N", *SHAPE), end("scores", TensorProto.FLOAT, "N", CLASSES)
+    reshape = helper.make_node("Reshape", ["images", "flat"], ["pixels"])
+    path, weight = network(tmp_path, reshape, source=source, target=target, constants=[FLAT])
+    assert digests_of([path]) == [hash_file(path)] and files_with(path) == [path]
+    options = {"location": "weights.bin", "size_threshold": 1024}
+    onnx.save(onnx.load(path), path, save_as_external_data=True, **options)
+    file = open_foreign(path, image_shape=SHAPE, num_classes=CLASSES)
+    torch.testing.assert_close(file.run(images), images.flatten(1) @ weight, rtol=1e-5, atol=1e-4)
+    assert (file.num_layers, file.num_integer) == (1, 0)
+    assert files_with(path) == [path, tmp_path / "weights.bin"]
+    before = digests_of([path])
+    (tmp_path / "weights.bin").write_bytes(weight.neg().numpy().tobytes())
+    assert digests_of([path]) != before
 
 
 @pytest.mark.parametrize(
