@@ -186,7 +186,7 @@ def _take_rows(plan: Plan, where: Path, path: Path, files: Copies, evaluations: 
 
 
 def merge_analyses(plan: Plan, files: Copies, what: str) -> list[str]:
-    """The lines of the union of the numbers of an analysis; of files that differ by rounding one is taken wherever it has a number.
+    """The lines of the union of the numbers of an analysis; of files that differ by rounding one is taken wherever it can be.
 
     Args:
         plan: gets the conflicts.

@@ -118,7 +118,7 @@ def merge_rows(files: Sequence[Mapping[Key, Unit]]) -> list[str]:
 
 
 def merge_keyed(files: Sequence[Mapping[Key, Unit]]) -> list[str]:
-    """The lines of the union of files whose rows have no time, by kind and key; where several have one, that of the first file."""
+    """The lines of the union of files whose rows have no time, by kind and key; of several the first file's."""
     merged = {key: unit for units in reversed(files) for key, unit in units.items()}
     return [line for _, unit in sorted(merged.items(), key=lambda item: repr(item[0])) for line in unit.lines]
 

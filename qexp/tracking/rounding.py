@@ -15,7 +15,7 @@ _PREC1_POINTS, _IMAGES = 0.5, 2  # and of Prec@1, whichever is more: images that
 _POINTS, _COUNTS = (
     ("prec1", "delta_prec1", "disagreement"),
     ("n10", "n01"),
-)  # of an analysis: shares of images, and numbers of them
+)  # of images, in an analysis
 _OF_ONE_MACHINE = ("computed", "digest")
 
 
