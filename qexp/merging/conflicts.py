@@ -93,10 +93,8 @@ def keyed_conflicts(files: Iterable[RowFile], where: str) -> list[Conflict]:
             last_of.setdefault(key, []).append((file, unit.rows[-1]))
     for (here, one), (there, other) in _pairs(last_of):
         shown = [repr(row["values"]) for row in (one, other)]
-        is_rounding = _unlike(here.circumstances(one), there.circumstances(other)) and values_within_rounding(
-            one["values"], other["values"]
-        )
-        if shown[0] != shown[1] and not is_rounding:
+        is_elsewhere = _unlike(here.circumstances(one), there.circumstances(other))
+        if shown[0] != shown[1] and not (is_elsewhere and values_within_rounding(one["values"], other["values"])):
             what = f"{where}, {one['kind']} {one['key']}"
             conflicts.append(Conflict(what, (here.store, shown[0][:_SHOWN]), (there.store, shown[1][:_SHOWN])))
     return conflicts

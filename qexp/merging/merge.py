@@ -129,19 +129,19 @@ def _plan_exports(plan: Plan, files: Mapping[Path, Copies]) -> None:
     Of several stores it is the one whose names and hashes come first as text, in which more files come before fewer. The file
     that decides is written last, so a folder that a merge was killed in is not taken for one of a store.
     """
-    folders: dict[Path, dict[int, tuple[Store, dict[str, Path]]]] = {}
+    folders: dict[Path, dict[Store, dict[str, Path]]] = {}
     for path, copies in files.items():
         for store, file in copies:
-            folders.setdefault(path.parent, {}).setdefault(id(store), (store, {}))[1][path.name] = file
-    for folder, copies_of in folders.items():
-        exported = [_Exported(own) for _, own in copies_of.values()]
+            folders.setdefault(path.parent, {}).setdefault(store, {})[path.name] = file
+    for folder, files_of in folders.items():
+        exported = [_Exported(own) for own in files_of.values()]
         chosen = min(exported, key=lambda one: one.rank)
         names = sorted({name for one in exported for name in one.files} - chosen.files.keys())
         plan.removed += [Write(EXPORTS / folder / name, None) for name in names]
         order = sorted(chosen.files, key=lambda name: (name in _IN_OTHER_BYTES, name), reverse=True)
         plan.runs += [Write(EXPORTS / folder / name, chosen.files[name]) for name in order]
         if any(not one.network.items() <= chosen.network.items() for one in exported):
-            plan.left_out.append(f"{EXPORTS / folder} of another network")
+            plan.left_out.append(f"{EXPORTS / folder}")
 
 
 class _Exported:

@@ -88,7 +88,7 @@ def test_exported_files_of_two_seeds_are_those_of_one(store, content, tmp_path):
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(f"{name} of {source.name}")
     for number, order in enumerate(permutations(sources)):
-        assert merged(order, tmp_path / str(number)).left_out == ("exports/exp/W8 of another network",)
+        assert merged(order, tmp_path / str(number)).left_out == ("exports/exp/W8",)
         assert merged(order, tmp_path / str(number)).num_written == 0
     assert content(tmp_path / "0") == content(tmp_path / "1")
     one = content(tmp_path / "0/runs/exports")
