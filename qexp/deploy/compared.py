@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
 
-from qexp.base.files import hash_file
+from qexp.base.files import hash_file, hash_json
 from qexp.base.types import Batch
 from qexp.config.export import RUNTIMES, ExportSettings
+from qexp.deploy.answers import Answers, Run, answers_of
 from qexp.deploy.cost import latency
 from qexp.deploy.foreign import ForeignFile, open_foreign
+from qexp.deploy.foreign_runs import Counted, files_with
 from qexp.deploy.runtimes import open_runtime, runtime_version
 from qexp.deploy.stages import FLOAT, SIMULATED
 from qexp.stats.interval import wilson
 from qexp.stats.paired import compare
 
-Run = Callable[[Tensor], Tensor]  # images [N, C, H, W] -> logits [N, classes]
 _FEW_EQUAL = 50.0  # percent of predictions: below, a file was most likely given other images than it was made for
+_MANY_BEYOND = 1.0  # percent of the inputs: so much of them the ranges of a calibration cut off at most
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,9 +33,9 @@ class Compared:
         name: `fp32`, `simulated`, a runtime's for qexp's own file, or that of the file.
         runtime: that ran it; empty for torch.
         version: of the runtime.
-        digest: of the bytes of a file of somebody else's, else empty.
+        digest: of the bytes of a file of somebody else's, with its weights where they are in files beside it, else empty.
         takes: what such a file takes, in words.
-        size_bytes: of the file; None where there is none.
+        size_bytes: of the file and of those that hold its weights; None where there is none.
         n: images.
         prec1: percent.
         prec1_low: lower end of its 95 % Wilson interval.
@@ -102,25 +103,6 @@ class Files:
     others: Sequence[Path]
 
 
-@dataclass(frozen=True, eq=False)
-class _Answers:
-    """What a network predicted: [n, 5] classes, likeliest first, and [n] labels."""
-
-    classes: Tensor
-    labels: Tensor
-
-    @property
-    def right(self) -> Tensor:
-        return self.classes[:, 0] == self.labels
-
-    @property
-    def right5(self) -> Tensor:
-        return (self.classes == self.labels[:, None]).any(1)
-
-    def equal_pct(self, other: _Answers) -> float:
-        return 100 * float((self.classes[:, 0] == other.classes[:, 0]).double().mean())
-
-
 class _Difference(NamedTuple):
     """Of two Prec@1 on the same images, points; None of a network to itself."""
 
@@ -131,8 +113,9 @@ class _Difference(NamedTuple):
 
 
 def digests_of(paths: Iterable[Path]) -> list[str]:
-    """What tells files from others: the hashes of their bytes."""
-    return [hash_file(path) for path in paths]
+    """What tells files from others: the hashes of their bytes, and of those of the files that hold their weights."""
+    hashes = [[hash_file(part) for part in files_with(path)] for path in paths]
+    return [own[0] if len(own) == 1 else hash_json(own) for own in hashes]
 
 
 @torch.no_grad()
@@ -164,8 +147,10 @@ def compare_files(
     names = _names(files.others)
     own = {name: open_runtime(name, files.own, threads=settings.threads) for name in sorted({file.runtime for file in opened})}
     runs = {**networks, **{name: session.run for name, session in own.items()}}
-    runs |= {name: file.run for name, file in zip(names, opened, strict=True)}
-    answers = _answers(runs, batches)
+    counted = {name: Counted(file) for name, file in zip(names, opened, strict=True)}
+    runs |= counted
+    answers = answers_of(runs, batches)
+    beyond = {name: run.beyond_pct for name, run in counted.items()}
     times = _Times(files.plain, image_shape, settings)
     rows = [_row(name, answers) for name in networks]
     for name, session in own.items():
@@ -174,7 +159,8 @@ def compare_files(
         rows.append(_row(name, answers, looked, times.of(name, session.run, settings.batch_sizes[0])))
     for name, file in zip(names, opened, strict=True):
         timed = times.of(file.runtime, file.run, file.batch or settings.batch_sizes[0])
-        rows.append(_row(name, answers, file, timed, digest=hash_file(file.path)))
+        row = _row(name, answers, file, timed, digest=digests_of([file.path])[0], beyond_pct=beyond[name])
+        rows.append(row)
     return rows
 
 
@@ -182,19 +168,6 @@ def _names(paths: Sequence[Path]) -> list[str]:
     """Names of files that tell them apart: the file's own, or the whole path where two have one name."""
     short = [path.name for path in paths]
     return [name if short.count(name) == 1 else str(path) for name, path in zip(short, paths, strict=True)]
-
-
-def _answers(runs: Mapping[str, Run], batches: Iterable[Batch]) -> dict[str, _Answers]:
-    """Name -> what it predicted; -1 where logits are NaN, which is no class."""
-    classes: dict[str, list[Tensor]] = {name: [] for name in runs}
-    labels = []
-    for batch in batches:
-        labels.append(batch.labels)
-        for name, run in runs.items():
-            logits = run(batch.images)
-            top = logits.topk(min(5, logits.shape[1]), dim=1).indices
-            classes[name].append(top.masked_fill(logits.isnan().any(1, keepdim=True), -1))
-    return {name: _Answers(torch.cat(parts), torch.cat(labels)) for name, parts in classes.items()}
 
 
 class _Times:
@@ -221,11 +194,12 @@ class _Times:
 
 def _row(
     name: str,
-    answers: Mapping[str, _Answers],
+    answers: Mapping[str, Answers],
     file: ForeignFile | None = None,
     timed: tuple[int, float, float] | None = None,
     *,
     digest: str = "",
+    beyond_pct: float = 0.0,
 ) -> Compared:
     """What one network came to."""
     own, n = answers[name], len(answers[name].labels)
@@ -234,14 +208,13 @@ def _row(
     none = _Difference(None, None, None, None)
     of_float, of_simulated = (none if other == name else _difference(answers[other], own) for other in (FLOAT, SIMULATED))
     equal = own.equal_pct(answers[FLOAT])
-    note = "predicts what fp32 does for few images: was it made for images prepared in another way?"
     return Compared(
         name=name,
         runtime=file.runtime if file is not None else "",
         version=runtime_version(file.runtime) if file is not None else "",
         digest=digest,
         takes=file.takes if file is not None else "",
-        size_bytes=file.path.stat().st_size if file is not None else None,
+        size_bytes=sum(part.stat().st_size for part in files_with(file.path)) if file is not None else None,
         n=n,
         prec1=100 * num_right / n,
         prec1_low=interval.low,
@@ -262,11 +235,22 @@ def _row(
         batch=timed[0] if timed else None,
         median_ms=timed[1] if timed else None,
         times_fp32=timed[2] if timed else None,
-        note=note if digest and equal < _FEW_EQUAL else "",
+        note=_note(own, is_like_fp32=not digest or equal >= _FEW_EQUAL, beyond_pct=beyond_pct),
     )
 
 
-def _difference(reference: _Answers, other: _Answers) -> _Difference:
+def _note(own: Answers, *, is_like_fp32: bool, beyond_pct: float) -> str:
+    """What a reader should know of a network's numbers; empty where there is nothing."""
+    tied_pct = 100 * float(own.ties.double().mean())
+    notes = {
+        "predicts what fp32 does for few images: was it made for images prepared in another way?": not is_like_fp32,
+        f"{beyond_pct:.3g} % of the inputs are beyond what the file's codes hold": beyond_pct > _MANY_BEYOND,
+        f"Prec@5 is arbitrary for {tied_pct:.3g} % of the images: their label ties for the fifth place": tied_pct > 0,
+    }
+    return "; ".join(text for text, holds in notes.items() if holds)
+
+
+def _difference(reference: Answers, other: Answers) -> _Difference:
     """One network against another, image by image."""
     paired = compare(reference.right.numpy(), other.right.numpy())
     return _Difference(paired.difference, paired.interval.low, paired.interval.high, paired.p_value)

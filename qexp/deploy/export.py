@@ -26,11 +26,13 @@ from qexp.base.text import by_reason, file_name
 from qexp.config.export import ExportSettings
 from qexp.config.later import stored_values
 from qexp.deploy.alarms import failures
-from qexp.deploy.compared import Files, Run, compare_files, digests_of
+from qexp.deploy.answers import Run
+from qexp.deploy.compared import Files, compare_files, digests_of
 from qexp.deploy.cost import latency, peak_memory_bytes
 from qexp.deploy.fidelity import EVALUATED, Fidelity, FidelityRun, images_of, simulation_of
 from qexp.deploy.files import FILE, PROGRAM, TFLITE, files_of, write_files
 from qexp.deploy.foreign import open_foreign
+from qexp.deploy.foreign_runs import check_runs
 from qexp.deploy.lower import Lowered, example_of, lower, lower_float, lower_untried
 from qexp.deploy.measured import layer_rows, metrics_of, stage_row
 from qexp.deploy.onnx.qdq import Exported
@@ -95,7 +97,7 @@ def _check_variant(prepared: Prepared, variant: Variant) -> None:
             open_runtime(name, path, threads=settings.threads)
     for name in settings.compared:
         file = open_foreign(Path(name), image_shape=prepared.bundle.image_shape, num_classes=prepared.num_classes)
-        file.run(example_of(prepared))
+        check_runs(file, example_of(prepared), prepared.num_classes)
 
 
 class _ExportJob:

@@ -94,6 +94,13 @@ class ForeignFile:
         logits = [_values(self.call(_filled(part, size)), self.target).reshape(size, -1)[: len(part)] for part in parts]
         return torch.from_numpy(np.concatenate(logits))
 
+    def num_beyond(self, images: Tensor) -> int:
+        """How many inputs the codes do not hold, so that they are clipped; 0 of floats."""
+        if not self.source.dtype.endswith("int8"):
+            return 0
+        bounds, codes = np.iinfo(self.source.dtype), _unclipped(images.numpy(), self.source)
+        return int(((codes < bounds.min) | (codes > bounds.max)).sum())
+
     @property
     def takes(self) -> str:
         """What its input is, in words: `uint8 NHWC, 1 at a time`."""
@@ -255,8 +262,12 @@ def _codes(images: Array, source: End) -> Array:
     if not source.dtype.endswith("int8"):
         return images.astype(source.dtype)
     bounds = np.iinfo(source.dtype)
-    codes = np.rint(images / np.float32(source.grid.scale)) + source.grid.zero_point
-    return np.asarray(np.clip(codes, bounds.min, bounds.max).astype(source.dtype))
+    return np.asarray(np.clip(_unclipped(images, source), bounds.min, bounds.max).astype(source.dtype))
+
+
+def _unclipped(images: Array, source: End) -> Array:
+    """Codes of images, as floats of any size."""
+    return np.asarray(np.rint(images / np.float32(source.grid.scale)) + source.grid.zero_point)
 
 
 def _values(logits: Array, target: End) -> Array:

@@ -216,7 +216,8 @@ def graph_of_onnxruntime(path: Path) -> Any:
     with tempfile.TemporaryDirectory() as folder:
         options.optimized_model_filepath = str(Path(folder) / "lowered.onnx")
         onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        return onnx_library().load(options.optimized_model_filepath).graph
+        # Weights in files of their own are still those beside `path`: they are not looked for here.
+        return onnx_library().load(options.optimized_model_filepath, load_external_data=False).graph
 
 
 def _onnxruntime_integers(path: Path) -> frozenset[str]:

@@ -13,7 +13,7 @@ from itertools import combinations
 from typing import Any
 
 from qexp.merging.units import METRICS, NUMBERS, Key, Unit, identity_of, is_measured
-from qexp.tracking.rounding import same_circumstances, within_rounding
+from qexp.tracking.rounding import same_circumstances, values_within_rounding, within_rounding
 from qexp.tracking.rows import Row
 
 Circumstances = Mapping[str, Any]
@@ -80,7 +80,7 @@ def measured_conflicts(files: Iterable[RowFile], where: str) -> list[Conflict]:
 
 
 def keyed_conflicts(files: Iterable[RowFile], where: str) -> list[Conflict]:
-    """Numbers of an analysis that are others in another store.
+    """Numbers of an analysis that are others in another store, by more than another processor or library explains.
 
     Args:
         files: of one checkpoint, by `units.keyed_key`.
@@ -93,7 +93,8 @@ def keyed_conflicts(files: Iterable[RowFile], where: str) -> list[Conflict]:
             last_of.setdefault(key, []).append((file, unit.rows[-1]))
     for (here, one), (there, other) in _pairs(last_of):
         shown = [repr(row["values"]) for row in (one, other)]
-        if shown[0] != shown[1] and not _unlike(here.circumstances(one), there.circumstances(other)):
+        is_elsewhere = _unlike(here.circumstances(one), there.circumstances(other))
+        if shown[0] != shown[1] and not (is_elsewhere and values_within_rounding(one["values"], other["values"])):
             what = f"{where}, {one['kind']} {one['key']}"
             conflicts.append(Conflict(what, (here.store, shown[0][:_SHOWN]), (there.store, shown[1][:_SHOWN])))
     return conflicts

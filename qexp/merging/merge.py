@@ -14,7 +14,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from qexp.base.errors import UserError, UserErrors
-from qexp.base.files import discard_partials, hash_file, names_in, write_bytes_atomic
+from qexp.base.files import canonical_json, discard_partials, hash_file, names_in, write_bytes_atomic
 from qexp.merging.conflicts import Circumstances, RowFile, measured_conflicts
 from qexp.merging.plan import Copies, Plan, PlannedJournal, Write, files_below, same_bytes, stores_with, take_equal
 from qexp.merging.stores import Store, check_apart, reading, source_of, target_of, writing
@@ -39,7 +39,7 @@ class Merged:
         num_trainings: trainings and checkpoints.
         num_evaluations: of their variants.
         num_written: files; 0 where nothing was missing.
-        left_out: files of results that differ between stores and are made again from the journal.
+        left_out: what differs between stores and is made again: files of results, folders of exported files.
     """
 
     into: Store
@@ -78,7 +78,7 @@ def merge(sources: Sequence[str], into: str, *, results: bool) -> Merged:
             stack.enter_context(writing(target, _hashes(stores)))
         for folder in (*(target.runs / kind for kind in (TRAININGS, CHECKPOINTS, CONFIRMATIONS, EXPORTS)), target.results):
             discard_partials(folder)
-        written = write_files(target.runs, plan.runs)
+        written = write_files(target.runs, plan.removed) + write_files(target.runs, plan.runs)
         written += sum(_write_journal(target, journal) for journal in plan.journals)
         written += write_files(target.results, plan.results)
     num_records = {journal.name: journal.num_records for journal in plan.journals}
@@ -124,13 +124,34 @@ def _plan(stores: Sequence[Store], *, results: bool) -> Plan:
 
 
 def _plan_exports(plan: Plan, files: Mapping[Path, Copies]) -> None:
-    """Plan exported files: those of a network are the same wherever they were written, but for two that hold a time."""
+    """Plan exported files. A folder's are of one network, and its path says neither seed nor training: all are of one store.
+
+    Of several stores it is the one whose names and hashes come first as text, in which more files come before fewer. The file
+    that decides is written last, so a folder that a merge was killed in is not taken for one of a store.
+    """
+    folders: dict[Path, dict[Store, dict[str, Path]]] = {}
     for path, copies in files.items():
-        if path.name in _IN_OTHER_BYTES and not same_bytes(copies):
-            pairs = {store.name: [folder.parent / name for name in _IN_OTHER_BYTES] for store, folder in copies}
-            hashes = {store: [hash_file(file) for file in pair if file.is_file()] for store, pair in pairs.items()}
-            copies = [min(copies, key=lambda copy: hashes[copy[0].name])]  # noqa: B023
-        take_equal(plan, plan.runs, EXPORTS / path, copies, f"{EXPORTS / path}")
+        for store, file in copies:
+            folders.setdefault(path.parent, {}).setdefault(store, {})[path.name] = file
+    for folder, files_of in folders.items():
+        exported = [_Exported(own) for own in files_of.values()]
+        chosen = min(exported, key=lambda one: one.rank)
+        names = sorted({name for one in exported for name in one.files} - chosen.files.keys())
+        plan.removed += [Write(EXPORTS / folder / name, None) for name in names]
+        order = sorted(chosen.files, key=lambda name: (name in _IN_OTHER_BYTES, name), reverse=True)
+        plan.runs += [Write(EXPORTS / folder / name, chosen.files[name]) for name in order]
+        if any(not one.network.items() <= chosen.network.items() for one in exported):
+            plan.left_out.append(f"{EXPORTS / folder}")
+
+
+class _Exported:
+    """A folder of exported files in one store."""
+
+    def __init__(self, files: Mapping[str, Path]) -> None:
+        self.files = files
+        hashes = {name: hash_file(path) for name, path in files.items()}
+        self.network = {name: text for name, text in hashes.items() if name not in _IN_OTHER_BYTES}
+        self.rank = (canonical_json(self.network), -len(hashes), canonical_json(hashes))
 
 
 def _plan_journal(plan: Plan, name: str, stores: Sequence[Store]) -> PlannedJournal:
@@ -165,14 +186,19 @@ class _Computed:
 
 
 def _plan_results(plan: Plan, stores: Sequence[Store], *, results: bool) -> None:
-    """Plan the folders of results: copied, as nothing makes them again, but for those of experiments with a journal."""
+    """Plan the folders of results: copied where they agree.
+
+    Where they differ they are left out if a command makes them again: of the journal, or, of an analysis, which has none, of the
+    numbers in `runs/` of every store that has them.
+    """
     made_again = {journal.name for journal in plan.journals}
     there = [(store, store.results) for store in stores if store.results is not None]
     for name in sorted({name for _, folder in there for name in names_in(folder) if (folder / name).is_dir()}):
         if name.startswith(".") or (name in made_again and not results):
             continue
         for path, files in files_below([(store, folder / name) for store, folder in there if (folder / name).is_dir()]).items():
-            if name in made_again and not same_bytes(files):
+            has_numbers = name in made_again or all(store.runs is not None for store, _ in files)
+            if has_numbers and not same_bytes(files):
                 plan.left_out.append(f"{Path(name, path)}")
             else:
                 take_equal(plan, plan.results, Path(name, path), files, f"results of {name}, {path}")

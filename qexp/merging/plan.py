@@ -49,15 +49,17 @@ class Plan:
     """All that is written, and why nothing is.
 
     Args:
+        removed: exported files of another network than those that are written, which go before anything is written.
         runs: files of `runs/`, in the order in which they are written: a training is complete once its last one is.
         results: files of `results/`.
         conflicts: what stores disagree on; with any, nothing is written.
         hashes: of the trainings and checkpoints among them.
         journals: of the experiments, written behind the other files of runs.
-        left_out: files of results that differ and are made again from the journal.
+        left_out: what differs and is made again: files of results, folders of exported files.
         num_evaluations: different rows of evaluations.
     """
 
+    removed: list[Write] = field(default_factory=list)
     runs: list[Write] = field(default_factory=list)
     results: list[Write] = field(default_factory=list)
     conflicts: list[Conflict] = field(default_factory=list)

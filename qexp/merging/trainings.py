@@ -12,7 +12,7 @@ from qexp.base.files import canonical_json, check_readable, hash_file
 from qexp.merging.conflicts import Circumstances, Conflict, RowFile, keyed_conflicts, measured_conflicts
 from qexp.merging.plan import Copies, Plan, Write, files_below, same_bytes, take_equal
 from qexp.merging.stores import Store
-from qexp.merging.units import Key, Unit, journal_key, keyed_key, merge_keyed, merge_rows, units_of
+from qexp.merging.units import METRICS, Key, Unit, journal_key, keyed_key, line_of, merge_keyed, merge_rows, units_of
 from qexp.tracking.journal import read_rows
 from qexp.tracking.record import MEASURED
 from qexp.tracking.rounding import same_circumstances
@@ -30,7 +30,7 @@ _KEYED_NEEDS = ("kind", "key", "values")
 
 
 class Evaluations:
-    """`variants/<key>.jsonl` of one training in one store, read once; `circumstances` of a row are found by its time."""
+    """`variants/<key>.jsonl` of one training in one store, read once."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -44,11 +44,14 @@ class Evaluations:
         return self._units[variant_key]
 
     def circumstances(self, row: Row) -> Circumstances | None:
-        """What an evaluation of this training was computed on, by what is stored beside it; None where that is not known."""
-        wanted = (row["epoch"], row["time_ms"])
-        units = self.of(row["variant_key"]).values()
-        same = (unit.rows[0] for unit in units if (unit.rows[0]["epoch"], unit.rows[0]["time_ms"]) == wanted)
-        computed: Circumstances | None = next(same, {}).get("computed")
+        """What an evaluation of this training was computed on, by what is stored beside it; None where that is not known.
+
+        Of evaluations that were made twice alike a merge keeps the time of one: another time is found by its metrics.
+        """
+        of_epoch = [unit.rows[0] for unit in self.of(row["variant_key"]).values() if unit.rows[0]["epoch"] == row["epoch"]]
+        same = [stored for stored in of_epoch if stored["time_ms"] == row["time_ms"]]
+        same += [stored for stored in of_epoch if all(repr(stored.get(name)) == repr(row.get(name)) for name in METRICS)]
+        computed: Circumstances | None = next(iter(same), {}).get("computed")
         return computed
 
     def last(self, variant_key: str, epoch: int) -> Row | None:
@@ -183,18 +186,20 @@ def _take_rows(plan: Plan, where: Path, path: Path, files: Copies, evaluations: 
 
 
 def merge_analyses(plan: Plan, files: Copies, what: str) -> list[str]:
-    """The lines of the union of the numbers of an analysis.
+    """The lines of the union of the numbers of an analysis; of files that differ by rounding one is taken wherever it can be.
 
     Args:
         plan: gets the conflicts.
         files: where the numbers are.
         what: their name in a conflict.
     """
-    row_files = []
+    row_files, texts = [], []
     for store, file in files:
         rows = read_rows(file, needs=_KEYED_NEEDS)[0]
         of_float = (row["values"] for row in rows if isinstance(row["values"], dict))
         computed = next((values["computed"] for values in of_float if "computed" in values), None)
         row_files.append(RowFile(store.name, units_of(rows, keyed_key), lambda row, known=computed: known))  # type: ignore[misc]
+        texts.append((canonical_json(computed), sorted(map(line_of, rows))))
     plan.conflicts += keyed_conflicts(row_files, what)
-    return merge_keyed([file.units for file in row_files])
+    order = sorted(range(len(files)), key=texts.__getitem__, reverse=True)  # by content: in whichever order files are given
+    return merge_keyed([row_files[number].units for number in order])

@@ -118,8 +118,9 @@ def merge_rows(files: Sequence[Mapping[Key, Unit]]) -> list[str]:
 
 
 def merge_keyed(files: Sequence[Mapping[Key, Unit]]) -> list[str]:
-    """The lines of the union of files whose rows have no time, by kind and key."""
-    return [line for _, unit in sorted(union(files).items(), key=lambda item: repr(item[0])) for line in unit.lines]
+    """The lines of the union of files whose rows have no time, by kind and key; of several the first file's."""
+    merged = {key: unit for units in reversed(files) for key, unit in units.items()}
+    return [line for _, unit in sorted(merged.items(), key=lambda item: repr(item[0])) for line in unit.lines]
 
 
 def _repeated(units: Iterable[Unit]) -> list[Key]:

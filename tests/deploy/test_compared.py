@@ -12,7 +12,10 @@ import pytest
 import torch
 
 from qexp.base.errors import UserError
+from qexp.base.files import hash_file
+from qexp.deploy.compared import digests_of
 from qexp.deploy.foreign import open_foreign
+from qexp.deploy.foreign_runs import Counted, check_runs, files_with
 from qexp.deploy.tflite.run import TfliteSession
 
 pytest.importorskip("onnxruntime", reason="needs onnxruntime: pip install 'qexp[deploy]'")
@@ -118,6 +121,44 @@ def test_logits_as_codes_and_maps_of_one_pixel(images, tmp_path):
     assert (logits - expected).abs().max() <= 0.5 and (logits == expected).float().mean() > 0.95
 
 
+def test_weights_in_a_file_beside_are_part_of_it(images, tmp_path):
+    source, target = end("images", TensorProto.FLOAT, "N", *SHAPE), end("scores", TensorProto.FLOAT, "N", CLASSES)
+    reshape = helper.make_node("Reshape", ["images", "flat"], ["pixels"])
+    path, weight = network(tmp_path, reshape, source=source, target=target, constants=[FLAT])
+    assert digests_of([path]) == [hash_file(path)] and files_with(path) == [path]
+    options = {"location": "weights.bin", "size_threshold": 1024}
+    onnx.save(onnx.load(path), path, save_as_external_data=True, **options)
+    file = open_foreign(path, image_shape=SHAPE, num_classes=CLASSES)
+    torch.testing.assert_close(file.run(images), images.flatten(1) @ weight, rtol=1e-5, atol=1e-4)
+    assert (file.num_layers, file.num_integer) == (1, 0)
+    assert files_with(path) == [path, tmp_path / "weights.bin"]
+    before = digests_of([path])
+    (tmp_path / "weights.bin").write_bytes(weight.neg().numpy().tobytes())
+    assert digests_of([path]) != before
+
+
+@pytest.mark.parametrize(
+    ("sizes", "batch", "classes", "expected"),
+    [
+        ([-1, 64], "N", CLASSES, None),
+        ([1, 64], 1, CLASSES, None),  # of one image at a time, and says so
+        ([1, 64], "N", CLASSES, "It says: "),  # does not say so
+        ([7, 64], "N", CLASSES, "It says: "),  # loads, and runs on neither
+    ],
+)
+def test_what_loads_but_does_not_run_is_refused(sizes, batch, classes, expected, tmp_path):
+    source, target = end("images", TensorProto.FLOAT, batch, *SHAPE), end("scores", TensorProto.FLOAT, batch, CLASSES)
+    reshape = helper.make_node("Reshape", ["images", "sizes"], ["pixels"])
+    path, _ = network(tmp_path, reshape, source=source, target=target, constants=[("sizes", np.array(sizes, np.int64))])
+    file = open_foreign(path, image_shape=SHAPE, num_classes=CLASSES)
+    if expected is None:
+        check_runs(file, torch.zeros(1, *SHAPE), classes)
+        return
+    with pytest.raises(UserError, match="allowed is a file that runs on these images, several at a time") as refusal:
+        check_runs(file, torch.zeros(1, *SHAPE), classes)
+    assert expected in str(refusal.value) and str(path) in str(refusal.value)
+
+
 @pytest.mark.parametrize(
     ("shape", "kind", "classes", "expected"),
     [
@@ -205,6 +246,32 @@ def test_refused_before_anything_starts(words, expected, run):
     Path("torn.onnx").write_bytes(b"torn")
     done = run(*words)
     assert done.code == 2 and expected in done.err and not Path("runs").exists(), done.err
+
+
+def test_inputs_beyond_codes_and_ties_for_the_fifth_place_are_noted(run, images, tmp_path):
+    assert run("evaluate.num_images=20").code == 0
+    path, _ = network(
+        tmp_path,
+        helper.make_node("DequantizeLinear", ["codes", "scale", "zero"], ["values"]),
+        helper.make_node("Reshape", ["values", "flat"], ["pixels"]),
+        helper.make_node("Mul", ["scores", "nothing"], ["equal"]),
+        source=end("codes", TensorProto.INT8, "N", *SHAPE),
+        target=end("equal", TensorProto.FLOAT, "N", CLASSES),
+        constants=[
+            FLAT, ("scale", np.array(1e-3, np.float32)), ("zero", np.array(0, np.int8)), ("nothing", np.array(0, np.float32)),
+        ],
+    )  # fmt: skip
+    counted = Counted(open_foreign(path, image_shape=SHAPE, num_classes=CLASSES))
+    for part in images.split(3):
+        counted(part)
+    codes = images.mul(1e3).round()
+    assert counted.beyond_pct == pytest.approx(100 * ((codes < -128) | (codes > 127)).double().mean().item(), abs=0.3)
+    done = run(f"export.compare={path}", "evaluate.num_images=20")
+    assert done.code == 0, done.err
+    note = rows()["other.onnx"]["note"]
+    assert "% of the inputs are beyond what the file's codes hold" in note
+    assert "Prec@5 is arbitrary for 100 % of the images: their label ties for the fifth place" in note
+    assert rows()["fp32"]["note"] == ""
 
 
 def test_a_file_that_predicts_something_else_has_a_note(run):
