@@ -94,7 +94,7 @@ class _OfAll:
 
 
 def run_verb(kind: type[Settings], run: Callable[[Settings], int | None], description: str) -> int:
-    """Parse the command line into `kind` and run; returns the exit code (0 done, 2 bad input, 143 stopped by SIGTERM, 130 by Ctrl-C).
+    """Parse the command line into `kind` and run; returns the exit code (0 done, 2 bad input, 130 or 143 stopped by a signal).
 
     `quiet=true` and `--json` are of every command (`qexp.base.console`).
     """

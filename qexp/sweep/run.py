@@ -101,7 +101,7 @@ def run_sweep(
         rows = journals.of(config).rows()
         files = report(config, rows)
         # Where workers ran the groups, this process has sent nothing yet. MLflow is not even loaded where it has all.
-        if left or numbers_in(folder) != before or not noted(rows, files) or not in_mlflow(config):
+        if left or numbers_in(folder) != before or not in_mlflow(config) or not noted(rows, files):
             resources.feeds.of(config).log_files(None, files)
     if failed:
         mistakes = all(is_mistake(error) for error in failed)
