@@ -11,7 +11,7 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from qexp.base.console import print_main
+from qexp.base.console import print_main, print_result
 from qexp.base.errors import UserError
 from qexp.base.keyvalue import run_verb
 from qexp.base.places import check_folder
@@ -42,13 +42,21 @@ def run(settings: MergeSettings) -> None:
     assert merged.into.runs is not None and merged.into.results is not None
     what = [counted(merged.num_trainings, "training"), counted(merged.num_evaluations, "evaluation")]
     done = f"{counted(merged.num_written, 'file')} written" if merged.num_written else "nothing to do, all of it was there"
-    print_main(f"{settings.into}: {', '.join(what)}; {done}")
-    for name, count in merged.num_records.items():
-        print_main(f"  {name}: {counted(count, 'record')}")
+    lines = [f"{settings.into}: {', '.join(what)}; {done}"]
+    lines += [f"  {name}: {counted(count, 'record')}" for name, count in merged.num_records.items()]
     made = _write_reports(list(merged.num_records), merged.into.runs, merged.into.results) if settings.report else set()
     others = [path for path in merged.left_out if merged.into.results / path not in made]
     if others:
-        print_main(f"left out, as they differ and are made again by qexp.analyze and qexp.export: {', '.join(others)}")
+        lines.append(f"left out, as they differ and are made again by qexp.analyze and qexp.export: {', '.join(others)}")
+    print_result(
+        *lines,
+        folder=settings.into,
+        trainings=merged.num_trainings,
+        evaluations=merged.num_evaluations,
+        written=merged.num_written,
+        records=merged.num_records,
+        left_out=others,
+    )
     if merged.num_records:
         print_main(f"MLflow: python -m qexp.sync runs_dir={merged.into.runs}")
 

@@ -17,12 +17,13 @@ from typing import Annotated
 
 from annotated_types import Ge, Le
 
-from qexp.base.console import print_result, report_error
+from qexp.base.console import print_result, report_error, speaks_json
 from qexp.base.errors import UserError, nearest
 from qexp.base.keyvalue import run_verb
 from qexp.base.preemption import Preempted, listening
 
 DISPLAYS = ("DISPLAY", "WAYLAND_DISPLAY", "BROWSER")  # without any, Linux' browsers are those that fill the terminal
+STANDARD_ERROR = 2  # the descriptor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,12 +90,14 @@ def _serve(settings: UiSettings) -> int:
     try:
         with listening():
             page = experiment_page(uri, settings.name) if settings.name is not None else ""
-            with serving(uri, settings.port) as (address, server):
+            with serving(uri, settings.port, log=STANDARD_ERROR if speaks_json() else None) as (address, server):
                 print_result(f"{address}{page}   (Ctrl-C ends it)", address=f"{address}{page}")
                 _open(f"{address}{page}", settings)
                 code = server.wait()
     except Preempted as stop:
-        return 0 if stop.signum == signal.SIGINT else stop.exit_code  # Ctrl-C is the way to end it
+        if stop.signum == signal.SIGINT:  # the way to end it
+            return 0
+        raise
     except ServerFailed as error:
         report_error(error, f"qexp: {error}.", exit_code=1)
         return 1

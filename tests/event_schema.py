@@ -207,6 +207,16 @@ class Removed(Said):
     folder: str
 
 
+class Merged(Said):
+    event: Literal["result"]
+    folder: str
+    trainings: int
+    evaluations: int
+    written: int
+    records: dict[str, int]
+    left_out: list[str]
+
+
 class Verified(Said):
     event: Literal["result"]
     name: str

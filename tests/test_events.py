@@ -20,6 +20,7 @@ from event_schema import (
     Checked,
     Copied,
     Estimated,
+    Merged,
     PageNamed,
     Removed,
     Stored,
@@ -100,6 +101,27 @@ def test_the_same_again(here, there):
     assert of(lines, "result")[0]["rows"] == of(there[1], "result")[0]["rows"]
 
 
+TALKS = """
+import logging
+import torch
+def network(num_classes, in_channels):
+    print("printed by a user")
+    logging.getLogger("library").warning("warned by a library")
+    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, num_classes))
+"""
+
+
+def test_what_others_print_is_no_event(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("talks.py").write_text(TALKS)
+    words = ("data=digits", "model=custom", "model.factory=talks.py:network", "device=cpu", "tracking.enabled=false")
+    code, out, err = say("train", *words, "bits=4", "plan_only=true", "--json")
+    assert code == 0, err
+    said = [json.loads(line)["event"] for line in out.splitlines()]
+    assert [event for event in said if event != "progress"] == ["plan", "result"]
+    assert "printed by a user" in err and "warned by a library" in err
+
+
 def test_a_plan_alone(here):
     before = sorted(Path().rglob("*"))
     (plan, result) = events("train", *TRAIN, "seed=7", "plan_only=true", result=Estimated)
@@ -146,8 +168,12 @@ def test_the_small_commands(here, tmp_path):
     checked = events("doctor", result=Checked)[0]
     assert not checked["broken"] and {"name", "state", "text"} == set(checked["checks"][0])
     assert events("init", f"folder={tmp_path / 'conf'}", result=Copied)[0]["files"] > 10
+    (merged,) = events("merge", "from=[runs]", f"into={tmp_path / 'all'}", "report=false", result=Merged)
+    assert merged["trainings"] >= 1 and merged["evaluations"] >= 3 and merged["written"] > 3 and merged["left_out"] == []
+    assert merged["records"]["digits"] > 0
     assert Path(events("ui", "open=false", result=PageNamed)[0]["page"]).is_file()
     assert "name=NAME" in events("report", "--help", result=Text)[0]["text"]
+    assert events("train", "--version", result=Text)[0]["text"].startswith("Hydra ")
     assert "bits=" in events("train", "--help", "bits", result=Text)[0]["text"]
 
 
@@ -166,6 +192,8 @@ def test_the_small_commands(here, tmp_path):
         ("doctor", ("quiet=maybe",), "quiet"),
         ("init", ("folder=.",), "folder"),
         ("study", ("name=none",), "name"),
+        ("merge", ("into=here",), "from"),
+        ("train", ("--nonsense",), "command line"),
     ],
 )
 def test_mistakes_are_events_too(verb, arguments, key):
@@ -189,13 +217,10 @@ def test_quiet_prints_results_alone(here):
 def test_quiet_and_json_leave_keys_as_they_are(here):
     """A job that is told to be quiet is the job that is not."""
 
-    def keys():
-        rows = map(json.loads, Path("runs/journal/digits.jsonl").read_text().splitlines())
-        return [row["key"] for row in rows if row["kind"] == "job"]
-
-    before = keys()
+    assert say("train", *TRAIN)[0] == 0
     assert say("train", *TRAIN, "quiet=true", "--json")[0] == 0
-    assert len(keys()) > len(before) and set(keys()) == set(before)
+    rows = [json.loads(line) for line in Path("runs/journal/digits.jsonl").read_text().splitlines()]
+    assert [row["kind"] for row in rows[-2:]] == ["sweep", "repeat"], "jobs of the same keys"
 
 
 def test_the_page_lists_what_there_is():

@@ -12,14 +12,16 @@ from __future__ import annotations
 import json
 import math
 import os
+import signal
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from dataclasses import dataclass
 from os import PathLike
 from typing import Any, Literal, TextIO
 
 from qexp.base.errors import UserError, UserErrors
+from qexp.base.preemption import Preempted
 from qexp.base.text import without_passwords
 
 Event = Literal["plan", "progress", "record", "alarm", "result", "error"]
@@ -33,10 +35,12 @@ class _Manner:
     Args:
         as_json: events in place of lines.
         quiet: results and errors alone.
+        out: where events go; None is standard output as it is at the time.
     """
 
     as_json: bool = False
     quiet: bool = False
+    out: TextIO | None = None
 
 
 _manner = _Manner()
@@ -46,15 +50,20 @@ _manner = _Manner()
 def speaking(*, as_json: bool = False, quiet: bool = False) -> Iterator[None]:
     """Within, this process speaks in a manner of its own; what the caller chose already stays.
 
+    With events `sys.stdout` is standard error meanwhile: what a user's code prints is no event, nor what a handler of Python's
+    `logging` writes that is made within.
+
     Args:
         as_json: events in place of lines.
         quiet: results and errors alone.
     """
     global _manner
     before = _manner
-    _manner = _Manner(before.as_json or as_json, before.quiet or quiet)
+    begins = as_json and not before.as_json
+    _manner = _Manner(before.as_json or as_json, before.quiet or quiet, sys.stdout if begins else before.out)
     try:
-        yield
+        with redirect_stdout(sys.stderr) if begins else nullcontext():
+            yield
     finally:
         _manner = before
 
@@ -139,6 +148,14 @@ def report_error(error: BaseException | str, *lines: str, exit_code: int | None)
     emit("error", kind=kind, message=str(error), exit_code=exit_code, wrong=wrong)
 
 
+def report_stop(stop: KeyboardInterrupt | Preempted) -> int:
+    """Say that a signal stopped the command; returns the exit code, as shells report it."""
+    asked = stop if isinstance(stop, Preempted) else Preempted(signal.SIGINT)
+    line = f"qexp: {asked}. The same command goes on where this one stopped."
+    report_error(asked, line, exit_code=asked.exit_code)
+    return asked.exit_code
+
+
 def _plain(value: object) -> object:
     """A value as JSON has it."""
     if isinstance(value, Mapping):
@@ -155,7 +172,7 @@ def _plain(value: object) -> object:
 
 
 def _print(lines: Sequence[str]) -> None:
-    if is_main_process() and not _say(sys.stdout, lines):
+    if is_main_process() and not _say(_manner.out or sys.stdout, lines):
         warn_main("qexp: standard output takes no more (its reader has left, say); the command goes on without it.")
 
 

@@ -10,9 +10,10 @@ from functools import partial
 from typing import TypeVar, get_type_hints
 
 from qexp.base.checks import beyond_bounds
-from qexp.base.console import print_result, report_error, speaking, without_json_flag
+from qexp.base.console import print_result, report_error, report_stop, speaking, without_json_flag
 from qexp.base.errors import UserError, UserErrors, as_user_errors, nearest
 from qexp.base.files import SaveError
+from qexp.base.preemption import Preempted, listening
 from qexp.base.progress_shown import shown
 
 Settings = TypeVar("Settings")
@@ -93,7 +94,7 @@ class _OfAll:
 
 
 def run_verb(kind: type[Settings], run: Callable[[Settings], int | None], description: str) -> int:
-    """Parse the command line into `kind` and run; returns the exit code (0 done, 2 bad input).
+    """Parse the command line into `kind` and run; returns the exit code (0 done, 2 bad input, 130 or 143 stopped by a signal).
 
     `quiet=true` and `--json` are of every command (`qexp.base.console`).
     """
@@ -107,7 +108,7 @@ def run_verb(kind: type[Settings], run: Callable[[Settings], int | None], descri
             own = [argument for argument in sys.argv[1:] if argument.partition("=")[0] != "quiet"]
             manner = parse(_OfAll, [argument for argument in sys.argv[1:] if argument not in own])
             settings = parse(kind, own)
-            with speaking(quiet=manner.quiet), shown():
+            with listening(), speaking(quiet=manner.quiet), shown():
                 return run(settings) or 0
         except (UserError, UserErrors) as error:
             report_error(error, *(f"qexp: {line}" for line in str(error).splitlines()), exit_code=2)
@@ -115,6 +116,8 @@ def run_verb(kind: type[Settings], run: Callable[[Settings], int | None], descri
         except SaveError as error:
             report_error(error, f"qexp: {error}", exit_code=1)
             return 1
+        except (KeyboardInterrupt, Preempted) as stop:
+            return report_stop(stop)
         except Exception as error:  # whose traceback is the interpreter's to print
             report_error(error, exit_code=1)
             raise

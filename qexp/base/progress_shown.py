@@ -13,6 +13,7 @@ import os
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any, TextIO
@@ -93,6 +94,9 @@ class _Lines:
         """The command is over."""
 
 
+_bars: weakref.WeakSet[_Bar] = weakref.WeakSet()  # of this process
+
+
 class _Bar:
     """The last line of a terminal, drawn by tqdm; whatever is printed meanwhile goes above it.
 
@@ -105,6 +109,7 @@ class _Bar:
         self._out, self._err = out, err
         self._bar: Any = None  # of tqdm, while there is something to show
         self.lock = threading.RLock()
+        _bars.add(self)
         sys.stdout, sys.stderr = (_Above(stream, self) for stream in (out, err))
 
     def show(self, levels: Sequence[Level], now: float) -> None:
@@ -139,6 +144,13 @@ class _Bar:
                 stream.flush_rest()
         sys.stdout, sys.stderr = self._out, self._err
 
+    def forget(self) -> None:
+        """In a forked process: leave the line to the parent, and the lock, which one of its threads may have held."""
+        self.lock = threading.RLock()
+        if self._bar is not None:
+            self._bar.disable = True  # else it is closed as it goes, under a lock of tqdm's
+            self._bar = None
+
     def write(self, stream: TextIO, text: str) -> None:
         """Write whole lines above the bar."""
         with self.lock:
@@ -167,6 +179,12 @@ class _Above:
             self._bar.write(self.stream, lines + end)
         return len(text)
 
+    def flush(self) -> None:
+        """Of a line that is written over and over, such as another progress bar, keep what it says now."""
+        states = [state for state in self._rest.split("\r") if state]
+        self._rest = states[-1] if states else ""
+        self.stream.flush()
+
     def flush_rest(self) -> None:
         """Write what waits for the end of its line."""
         if self._rest:
@@ -176,7 +194,12 @@ class _Above:
 
 
 def _as_before() -> None:
-    """In a forked process, such as a DataLoader's worker: no thread draws there, and the lock may be held for ever."""
+    """In a forked process, such as a DataLoader's worker: no thread draws there.
+
+    Handlers of Python's `logging` keep the streams that they were made with.
+    """
+    for bar in _bars:
+        bar.forget()
     for name in ("stdout", "stderr"):
         if isinstance(stream := getattr(sys, name), _Above):
             setattr(sys, name, stream.stream)

@@ -14,6 +14,7 @@ import contextlib
 import io
 import itertools
 import os
+import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -63,7 +64,9 @@ def compose(config_name: str) -> Composed | None:
 
     store_choices()
     bound_yaml()
-    asked = get_args_parser().parse_args(sys.argv[1:])
+    asked = _parsed(get_args_parser(), sys.argv[1:])
+    if asked is None:
+        return None
     if any(getattr(asked, name) for name in _ANSWERS):
         _answer(config_name, asked)
         return None
@@ -89,6 +92,25 @@ def compose(config_name: str) -> Composed | None:
         raise
     except Exception as error:  # Hydra, OmegaConf and PyYAML raise what they please at a value or a file of the user's
         raise hydra_error(error) from error
+
+
+def _parsed(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> argparse.Namespace | None:
+    """What a command line asks for; None where the parser has answered itself (`--version`).
+
+    Raises:
+        UserError: it does not know an option.
+    """
+    said, why = io.StringIO(), io.StringIO()
+    try:
+        with contextlib.redirect_stdout(said), contextlib.redirect_stderr(why):
+            return parser.parse_args(arguments)
+    except SystemExit as end:
+        if end.code:
+            reason = why.getvalue().strip().rpartition(": error: ")[2]
+            raise UserError("command line", shlex.join(arguments), allowed="KEY=VALUE and -m", remedy=f"{reason}.") from None
+    text = said.getvalue().removesuffix("\n")
+    print_result(text, text=text)
+    return None
 
 
 class _Jobs:

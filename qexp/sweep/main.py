@@ -14,7 +14,6 @@ from __future__ import annotations
 import os
 import secrets
 import shlex
-import signal
 import sys
 import time
 import traceback
@@ -22,7 +21,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
-from qexp.base.console import report_error, speaking, without_json_flag
+from qexp.base.console import report_error, report_stop, speaking, without_json_flag
 from qexp.base.errors import JobsFailed, RankFailed, UserError, UserErrors
 from qexp.base.files import SaveError
 from qexp.base.orphans import end_with
@@ -107,9 +106,7 @@ def _run(config_name: str, arguments: Sequence[str], sweep: Sweep, run: Run | No
         code = 1 if isinstance(error, SaveError) else error.exit_code
         report_error(error, f"qexp: {error}", exit_code=code)
     except (KeyboardInterrupt, Preempted) as stop:
-        asked = stop if isinstance(stop, Preempted) else Preempted(signal.SIGINT)
-        code = asked.exit_code
-        report_error(asked, f"qexp: {asked}. The same command goes on where this one stopped.", exit_code=code)
+        code = report_stop(stop)
     except Exception as error:
         code = 1
         report_error(error, "".join(traceback.format_exception(error)), exit_code=code)

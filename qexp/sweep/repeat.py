@@ -5,7 +5,7 @@ They are not launched, and the journal notes their jobs in a few bytes. Whatever
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from qexp.base.files import hash_file
@@ -17,6 +17,7 @@ from qexp.experiment.training import final_epochs
 from qexp.reporting.tables.results import JOBS_TABLE
 from qexp.tracking.journal import Followed, Journal
 from qexp.tracking.record import Sweep
+from qexp.tracking.rows import Row
 from qexp.tracking.sender import Sender
 
 
@@ -61,6 +62,24 @@ def in_mlflow(config: Config) -> bool:
     journal = Journal.of(config.runs_dir, config.name)
     sender = Sender(journal, experiment=config.name, settings=config.tracking, runs_dir=config.runs_dir)
     return not config.tracking.enabled or sender.has_all()
+
+
+def noted(rows: Sequence[Row], files: Iterable[Path]) -> bool:
+    """True where a journal names these files of a report behind the last number it has: they are those of all its numbers.
+
+    A command that ended while it drew, or that was asked for no figures, has named none, or others.
+
+    Args:
+        rows: of the journal.
+        files: of the report.
+    """
+    wanted = {str(path.absolute()) for path in files}
+    for row in reversed(rows):
+        if row["kind"] == "files" and row["run"] is None:
+            return wanted <= set(row["paths"])
+        if row["kind"] in ("record", "end", "export"):
+            return False
+    return False
 
 
 def numbers_in(folder: Path) -> dict[Path, str]:

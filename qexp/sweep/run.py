@@ -27,7 +27,7 @@ from qexp.sweep.group import Resources
 from qexp.sweep.jobs import JobLog, ask_for
 from qexp.sweep.launchers import run_in_turn, run_side_by_side
 from qexp.sweep.ranks import Ranks
-from qexp.sweep.repeat import Journals, done_already, in_mlflow, numbers_in
+from qexp.sweep.repeat import Journals, done_already, in_mlflow, noted, numbers_in
 from qexp.sweep.types import Composed, MergedJob, Outcomes
 from qexp.tracking.record import Sweep
 from qexp.tracking.rows import Row
@@ -98,9 +98,10 @@ def run_sweep(
     for config in {(config.runs_dir, config.name): config for config in configs}.values():
         folder = Path(config.results_dir, config.name)
         before = numbers_in(folder)
-        files = report(config, journals.of(config).rows())
+        rows = journals.of(config).rows()
+        files = report(config, rows)
         # Where workers ran the groups, this process has sent nothing yet. MLflow is not even loaded where it has all.
-        if left or numbers_in(folder) != before or not in_mlflow(config):
+        if left or numbers_in(folder) != before or not in_mlflow(config) or not noted(rows, files):
             resources.feeds.of(config).log_files(None, files)
     if failed:
         mistakes = all(is_mistake(error) for error in failed)

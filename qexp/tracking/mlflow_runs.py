@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from qexp.tracking.changes import Point
 from qexp.tracking.environment import now_ms
-from qexp.tracking.mlflow_store import Store, import_mlflow
+from qexp.tracking.mlflow_store import RUN_TAG, Store, import_mlflow
 from qexp.tracking.process import Process
 from qexp.tracking.registry import register
 from qexp.tracking.rows import Row, Scalar
@@ -19,7 +19,6 @@ from qexp.tracking.run_tags import color, description, source_tags
 if TYPE_CHECKING:
     from mlflow.entities import Run
 
-RUN_TAG = "qexp.run"
 PROCESS_TAGS = ("qexp.host", "qexp.pid", "qexp.process_start")
 # What all of MLflow's own stores take, by its documentation.
 METRICS_PER_BATCH, PARAMS_PER_BATCH, TAGS_PER_BATCH = 1000, 100, 100

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock
 
@@ -24,6 +24,7 @@ from qexp.base.files import create_exclusive
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
+RUN_TAG = "qexp.run"  # has the key of a run of ours
 ENVIRONMENT_DEFAULTS = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "DO_NOT_TRACK": "true",
@@ -112,17 +113,38 @@ def idle_identity(uri: str, experiment: str) -> str | None:
         uri: the tracking URI.
         experiment: its name.
     """
+    question = "SELECT experiment_id, creation_time FROM experiments WHERE name = ? AND lifecycle_stage = 'active'"
+    made = _first(uri, question, experiment)
+    running = _first(uri, "SELECT 1 FROM runs WHERE status = 'RUNNING' LIMIT 1")
+    return f"{made[0]} made {made[1]}" if made is not None and running is None else None
+
+
+def lacks_runs(uri: str, experiment: str) -> bool:
+    """True where somebody deleted a run of ours from an experiment in a SQLite file, and none of the same key stands there.
+
+    Args:
+        uri: the tracking URI.
+        experiment: its name.
+    """
+    keys = (
+        "SELECT tags.value FROM tags JOIN runs USING (run_uuid) JOIN experiments USING (experiment_id) "
+        "WHERE tags.key = ? AND experiments.name = ? AND runs.lifecycle_stage = ?"
+    )
+    question = f"{keys} EXCEPT {keys} LIMIT 1"
+    return _first(uri, question, RUN_TAG, experiment, "deleted", RUN_TAG, experiment, "active") is not None
+
+
+def _first(uri: str, question: str, *values: str) -> tuple[Any, ...] | None:
+    """The first row that a SQLite file answers with; None where there is none, or no such file."""
     path = uri.removeprefix("sqlite:///").partition("?")[0]
     if not uri.startswith("sqlite:///") or not Path(path).is_file():
         return None
-    question = "SELECT experiment_id, creation_time FROM experiments WHERE name = ? AND lifecycle_stage = 'active'"
     try:
         with contextlib.closing(sqlite3.connect(f"{Path(path).absolute().as_uri()}?mode=ro", uri=True)) as database:
-            made = database.execute(question, (experiment,)).fetchone()
-            running = database.execute("SELECT 1 FROM runs WHERE status = 'RUNNING' LIMIT 1").fetchone()
+            row: tuple[Any, ...] | None = database.execute(question, values).fetchone()
     except sqlite3.Error:
         return None
-    return f"{made[0]} made {made[1]}" if made is not None and running is None else None
+    return row
 
 
 @contextlib.contextmanager

@@ -7,6 +7,7 @@ share it under a lock: whichever runs sends the rows of all.
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +21,7 @@ from qexp.config.tracking import TrackingSettings
 from qexp.tracking.changes import Changes, ChangeTracker
 from qexp.tracking.journal import Journal, journal_names
 from qexp.tracking.mlflow_runs import MlflowRuns
-from qexp.tracking.mlflow_store import Store, idle_identity, open_store, store_uri
+from qexp.tracking.mlflow_store import Store, idle_identity, lacks_runs, open_store, store_uri
 from qexp.tracking.rows import NOT_SENT
 
 CHUNK_ROWS = 500
@@ -51,7 +52,13 @@ class Sender:
         return sum(row["kind"] not in NOT_SENT for row in rows)
 
     def has_all(self) -> bool:
-        """True where a store in a file surely has every row, and none of its runs is open."""
+        """True where a store in a file surely has every row, and none of its runs is open.
+
+        Where somebody deleted a run, how far it got is forgotten: all is sent anew, by which the run comes back.
+        """
+        if lacks_runs(self._uri, self._experiment):
+            self._forget_progress()
+            return False
         known = self._progress().get("experiment")
         return known is not None and idle_identity(self._uri, self._experiment) == known and not self.behind()
 
@@ -131,8 +138,15 @@ class Sender:
     def _save_progress(self, store: Store) -> None:
         """Note how far this store got."""
         entry = {"offset": self._offset, "experiment": store.identity, "journal": self._head()}
-        text = json.dumps(self._all_progress() | {self.shown_uri: entry}, indent=1)
-        write_text_atomic(self._progress_path, text + "\n")
+        self._write_progress(self._all_progress() | {self.shown_uri: entry})
+
+    def _forget_progress(self) -> None:
+        """Note that this store is to get all anew; a process that is sending goes on as it is."""
+        with contextlib.suppress(Timeout), self._lock.acquire(timeout=LOCK_TIMEOUT_S):
+            self._write_progress({uri: entry for uri, entry in self._all_progress().items() if uri != self.shown_uri})
+
+    def _write_progress(self, progress: dict[str, dict[str, Any]]) -> None:
+        write_text_atomic(self._progress_path, json.dumps(progress, indent=1) + "\n")
 
 
 def _apply(changes: Changes, runs: MlflowRuns) -> None:

@@ -73,13 +73,13 @@ class ServerFailed(RuntimeError):
 
 
 @contextlib.contextmanager
-def serving(uri: str, port: int, log: IO[bytes] | None = None) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+def serving(uri: str, port: int, log: IO[bytes] | int | None = None) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
     """Start the server; within, its address, where it answers, and its process. It is ended behind.
 
     Args:
         uri: of the store.
         port: that it takes on 127.0.0.1; no other machine reaches it.
-        log: where it writes; None is where this process writes.
+        log: where it writes, a file or its descriptor; None is where this process writes.
 
     Raises:
         ServerFailed: it ended or does not answer.

@@ -1,3 +1,6 @@
+import json
+import os
+import signal
 import sys
 from dataclasses import dataclass
 
@@ -69,3 +72,13 @@ def test_exit_codes(monkeypatch, capsys):
 def test_the_users_folder(monkeypatch):
     monkeypatch.setenv("HOME", "/home/ann")
     assert parse(Settings, ["name=a", "uri=~/runs"]).uri == "/home/ann/runs"
+
+
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_is_an_event_and_no_traceback(signum, code, monkeypatch, capsys):
+    before = signal.getsignal(signum)
+    monkeypatch.setattr("sys.argv", ["qexp.verb", "name=x", "--json"])
+    assert run_verb(Settings, lambda settings: os.kill(os.getpid(), signum), "") == code
+    out, err = capsys.readouterr()
+    assert json.loads(out)["exit_code"] == code and err.count("\n") == 1 and f"stopped by {signum.name}" in err
+    assert signal.getsignal(signum) == before

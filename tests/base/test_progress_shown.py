@@ -98,6 +98,58 @@ def test_a_forked_process_writes_as_before():
     assert code == 0 and screen(text)[:2] == ["parent _Above", "child TextIOWrapper"]
 
 
+LOGS = """
+import logging, os, signal, sys, threading
+from qexp.base import progress_shown
+from qexp.base.progress import track
+progress_shown.SILENT_S = 0.0
+with progress_shown.shown():
+    logging.basicConfig(stream=sys.stdout, format="%(message)s")
+    bar, held = sys.stdout._bar, threading.Event()
+    for _ in track(range(2), "step"):
+        while bar._bar is None:
+            pass
+    def hold():
+        with bar.lock:
+            held.set()
+            threading.Event().wait()
+    threading.Thread(target=hold, daemon=True).start()
+    held.wait()
+    child = os.fork()
+    if not child:
+        signal.alarm(60)
+        logging.warning("logged by the child")
+        os._exit(0)
+    print("status", os.waitpid(child, 0)[1], file=bar._out, flush=True)
+    os._exit(0)
+"""
+
+
+def test_a_forked_process_logs_although_the_lock_is_held():
+    """A handler of logging holds the stream that the parent's bar is on."""
+    text, code = on_a_terminal(sys.executable, "-c", LOGS)
+    assert code == 0 and "logged by the child" in text and "status 0" in text
+
+
+DOWNLOAD = """
+import sys
+from qexp.base.progress_shown import shown
+with shown():
+    longest = 0
+    for number in range(1000):
+        sys.stderr.write(f"\\rdownload {number}")
+        sys.stderr.flush()
+        longest = max(longest, len(sys.stderr._rest))
+    sys.stderr.write("\\n")
+    print("kept", longest)
+"""
+
+
+def test_the_bar_of_others_is_kept_as_it_is_now():
+    text, code = on_a_terminal(sys.executable, "-c", DOWNLOAD)
+    assert code == 0 and screen(text)[:2] == ["download 999", "kept 12"] and "download 998" not in text
+
+
 def test_no_bar_in_a_pipe():
     done = subprocess.run([sys.executable, "-c", SLOW], capture_output=True, text=True, check=True)
     assert "\r" not in done.stdout + done.stderr and "ETA" not in done.stderr

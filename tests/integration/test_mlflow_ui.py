@@ -1,5 +1,6 @@
 """`qexp.ui mlflow=true` over a real store: its address answers, Ctrl-C ends it, and nothing of it is left."""
 
+import json
 import signal
 import socket
 import subprocess
@@ -13,22 +14,27 @@ from qexp.tracking.mlflow_store import open_store, store_uri
 pytestmark = pytest.mark.slow
 
 
-@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
-def test_it_serves_until_it_is_ended(tracked_here, port, signum):
+@pytest.mark.parametrize(("signum", "manner"), [(signal.SIGINT, []), (signal.SIGTERM, ["--json"])])
+def test_it_serves_until_it_is_ended(tracked_here, port, signum, manner):
     store = open_store(store_uri(None, "runs"), runs_dir="runs", experiment="mine")
-    command = [sys.executable, "-m", "qexp.ui", "mlflow=true", "name=mine", f"port={port}", "open=false"]
+    command = [sys.executable, "-m", "qexp.ui", "mlflow=true", "name=mine", f"port={port}", "open=false", *manner]
     with open("log", "wb") as log:
         shell = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True)
     lines = iter(shell.stdout.readline, "")
-    address = next((line for line in lines if line.startswith("http://")), "").split("   ")[0]
+    if manner:
+        address = json.loads(next(lines))["address"]
+    else:
+        address = next((line for line in lines if line.startswith("http://")), "").split("   ")[0]
     assert address == f"http://127.0.0.1:{port}/#/experiments/{store.experiment_id}/runs"
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/health") as answer:
         assert answer.status == 200
     shell.send_signal(signum)
-    shell.communicate()
+    rest, _ = shell.communicate()
     assert shell.returncode == (0 if signum == signal.SIGINT else 128 + signum)
     with open("log", encoding="utf-8") as log:
         assert "Traceback" not in log.read()
+    if manner:
+        assert [json.loads(line)["event"] for line in rest.splitlines()] == ["error"], "the server's own log is elsewhere"
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         probe.bind(("127.0.0.1", port))

@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 
 from qexp.reporting.frames.jobs import load_jobs
+from qexp.sweep.repeat import noted
 from qexp.tracking.journal import Journal
+from qexp.tracking.rows import files_row
 
 JOURNAL = Path("runs/journal/digits.jsonl")
 NOTHING = "nothing to do, every number is stored"
@@ -90,6 +92,28 @@ def test_what_is_lost_is_done_again(train, lost):
     assert lost != "record" or kinds(rows).count("record") == 1
     out, rows = train("bits=2,4")
     assert NOTHING in out and kinds(rows) == ["sweep", "repeat"]
+
+
+def test_a_report_that_was_not_noted_is_noted_by_a_repetition(train):
+    """A command that ended while it drew."""
+    train("bits=2,4")
+    lines = JOURNAL.read_text().splitlines(keepends=True)
+    kept = [line for line in lines if json.loads(line)["kind"] != "files"]
+    assert len(kept) == len(lines) - 1
+    JOURNAL.write_text("".join(kept))
+    _, rows = train("bits=2,4")
+    assert kinds(rows) == ["sweep", "repeat", "files"] and rows[2] == json.loads(lines[-1]) | {"time_ms": rows[2]["time_ms"]}
+    _, rows = train("bits=2,4")
+    assert kinds(rows) == ["sweep", "repeat"]
+
+
+def test_a_report_is_noted_behind_its_numbers():
+    files, number = files_row(None, ["a.csv", "b.png"]), {"kind": "record"}
+    assert noted([number, files, {"kind": "repeat"}], [Path("a.csv")])
+    assert not noted([number, files], [Path("a.csv"), Path("c.png")]), "figures are asked for later"
+    assert not noted([files, number], [Path("a.csv")])
+    assert not noted([number, files_row("run", ["a.csv"])], [Path("a.csv")]), "of one run"
+    assert not noted([], [Path("a.csv")])
 
 
 def test_a_fresh_training_and_another_description_are_no_repetition(train):

@@ -116,6 +116,24 @@ def test_what_was_deleted_in_mlflow_comes_back_when_run_again(journal, store, sw
     assert {stage for (stage,) in store.query("select lifecycle_stage from runs")} == {"active"}
 
 
+def test_what_was_deleted_in_mlflow_is_sent_anew_although_all_was_sent(journal, store, sweep):
+    journal.append(sweep())
+    sync("exp", store.runs_dir, store.settings)
+    sender = Sender(journal, experiment="exp", settings=store.settings, runs_dir=store.runs_dir)
+    counts = [store.count(table) for table in ("metrics", "runs", "params", "tags")]
+    client = import_mlflow().MlflowClient(tracking_uri=f"sqlite:///{store.path}")
+    assert sender.has_all()
+    client.delete_run(store.runs()[W8][2])
+    assert not sender.has_all() and sender.behind() == 14
+    sync("exp", store.runs_dir, store.settings)
+    assert {stage for (stage,) in store.query("select lifecycle_stage from runs")} == {"active"}
+    assert [store.count(table) for table in ("metrics", "runs", "params", "tags")] == counts and sender.has_all()
+    double = client.create_run(client.get_experiment_by_name("exp").experiment_id, tags={"qexp.run": W8}).info.run_id
+    client.set_terminated(double)
+    client.delete_run(double)
+    assert sender.has_all(), "another of its key is there"
+
+
 def test_long_and_changed_params_are_noted(journal, store):
     long = "x" * 9000
     many = {f"key{n}": n for n in range(250)}
