@@ -111,11 +111,11 @@ def test_it_runs_a_step(path, cli, checkpoint, tree):
         assert num_trainings == 1 + sum(any(key.startswith("qat=lsq") for key in case) for case in cases or ())
 
 
-STUDIES = [  # those of copies; two compare few
+STUDIES = [  # those of copies; three compare few
     path
     for path in EXPERIMENTS
     if re.search(r"qexp\.evaluate .*\n(.*\n)*cases:", path.read_text(encoding="utf-8"))
-    and path.stem not in ("system_noise", "gptq_lite0")
+    and path.stem not in ("system_noise", "gptq_lite0", "schemes_lite")
 ]
 
 
