@@ -26,12 +26,16 @@ class Batch(NamedTuple):
         labels: [N] int64.
         positions: [N] int64, of each image in its split (stable over epochs, ranks and batch sizes).
         num_global: images in this step over all ranks; N where there is one rank.
+        mixed_with: [N] int64, the label of what each image was mixed with; None where nothing was.
+        share: of `labels` in a mixed image, 0 to 1; the rest is that of `mixed_with`.
     """
 
     images: Tensor
     labels: Tensor
     positions: Tensor
     num_global: int
+    mixed_with: Tensor | None = None
+    share: float = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -128,6 +128,7 @@ class QatSettings:
             lr=lr if self.lr is None else self.lr,
             weight_decay=train.weight_decay if self.weight_decay is None else self.weight_decay,
             warmup_epochs=min(warmup_epochs, epochs) if self.warmup_epochs is None else self.warmup_epochs,
+            ema_decay=None,  # an average of scales and codes is no quantizer that was trained
         )
 
     def quantizers(self, quant: QuantSettings, bits: int) -> QuantSettings:

@@ -13,7 +13,7 @@ class ReadWhere:
 
     Args:
         sibling: another field of the same settings.
-        value: that it must have; None for any but 0.
+        value: that it must have, or one of a tuple; None for any but 0.
     """
 
     sibling: str
@@ -22,11 +22,13 @@ class ReadWhere:
     def holds(self, settings: object) -> bool:
         """True for settings that read the field."""
         given: object = getattr(settings, self.sibling)
+        if isinstance(self.value, tuple):
+            return given in self.value
         return bool(given) if self.value is None else given == self.value
 
     def __str__(self) -> str:
         """As it is typed, without its group."""
-        value = "NUMBER" if self.value is None else self.value
+        value = "NUMBER" if self.value is None else "|".join(self.value) if isinstance(self.value, tuple) else self.value
         return f"{self.sibling}={str(value).lower() if isinstance(value, bool) else value}"
 
 

@@ -7,11 +7,15 @@ import re
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
+from annotated_types import Ge, Le
+
 from qexp.base.checks import Count, Epochs, Natural, NotNegative, Positive, Share, check_bounds, check_range
 from qexp.base.errors import UserError
 from qexp.config.later import later
 from qexp.config.metrics import asked
 from qexp.config.read_where import ReadWhere
+
+SGD = ("sgd", "apex_fused_sgd")  # optimizers with a momentum
 
 # apex's opt levels, which its users still type; apex.amp itself was removed upstream in May 2025.
 PRECISION_ALIASES = {"O0": "fp32", "O1": "fp16", "O2": "fp16", "O3": "fp16"}
@@ -45,10 +49,12 @@ class TrainSettings:
         epochs: passes over the train split.
         lr: peak learning rate.
         batch_size: images per optimizer step, over all ranks and accumulation steps.
-        optimizer: `sgd`, or `apex_fused_sgd`, the same update in apex's kernel where apex is installed.
+        optimizer: `sgd`; `apex_fused_sgd`, the same update in apex's kernel where apex is installed; `adamw`, Adam with decoupled
+            weight decay (Loshchilov and Hutter 2019, arXiv:1711.05101).
         momentum: of SGD.
         nesterov: Nesterov's form of the momentum.
-        weight_decay: of SGD.
+        weight_decay: of all parameters.
+        betas: of AdamW, decay of the running means of gradients and of their squares.
         schedule: how lr falls.
         warmup_epochs: linear rise of lr from 0 at the start.
         milestones: epochs at which `step` multiplies lr by gamma.
@@ -60,14 +66,21 @@ class TrainSettings:
         compile: wrap the network in `torch.compile`.
         sync_bn: batch statistics over the images of all ranks (GPUs only).
         checkpoint_every_steps: store what a resume needs within an epoch too; None only at its end.
+        ema_decay: d of the exponential moving average a <- d_t a + (1 - d_t) w of weights and of batch norm's statistics after
+            each step t = 1, 2, ..., d_t = min(d, (1 + t) / (10 + t)); every epoch's average is what is stored, evaluated and
+            quantized. None: the weights themselves. A quantization-aware training has none, but the float one it begins from.
+        mixup: alpha of mixup: each step's images become l x + (1 - l) x' of pairs, labels likewise, with l ~ Beta(alpha, alpha)
+            drawn for the step (Zhang et al. 2018, arXiv:1710.09412); partners are of one rank's share. 0 mixes nothing.
+        randaugment: magnitude, 0 to 30, of torchvision's RandAugment with two operations for each image, behind the crop of
+            `data.augment` and before its mirroring (Cubuk et al. 2020, arXiv:1909.13719); None is without it.
     """
 
     epochs: Epochs
     lr: Positive
     batch_size: Count
-    optimizer: Literal["sgd", "apex_fused_sgd"] = "sgd"
-    momentum: Share = 0.9
-    nesterov: bool = True
+    optimizer: Literal["sgd", "apex_fused_sgd", "adamw"] = "sgd"
+    momentum: Annotated[Share, ReadWhere("optimizer", SGD)] = 0.9
+    nesterov: Annotated[bool, ReadWhere("optimizer", SGD)] = True
     weight_decay: NotNegative = 1e-4
     schedule: Literal["cosine", "step", "constant"] = "cosine"
     warmup_epochs: Natural = 0
@@ -80,12 +93,20 @@ class TrainSettings:
     compile: bool = False
     sync_bn: bool = False
     checkpoint_every_steps: Count | None = None
+    betas: Annotated[list[Share], ReadWhere("optimizer", "adamw")] = later([0.9, 0.999])
+    ema_decay: Share | None = later(None)
+    mixup: NotNegative = later(0.0)
+    randaugment: Annotated[int, Ge(0), Le(30)] | None = later(None)
 
     def __post_init__(self) -> None:
         """Check the ranges and what belongs together."""
         check_bounds(self, "train")
         check_range("train.accumulate", self.accumulate, 1, self.batch_size)
-        if self.nesterov and self.momentum == 0:
+        if len(self.betas) != 2 or max(self.betas) >= 1:
+            raise UserError("train.betas", self.betas, allowed="two numbers, each at least 0 and below 1")
+        if self.ema_decay == 1:
+            raise UserError("train.ema_decay", 1.0, allowed="below 1", remedy="The average would stay where it began.")
+        if self.optimizer in SGD and self.nesterov and self.momentum == 0:
             raise UserError("train.nesterov", True, allowed="false where train.momentum=0")
         if self.warmup_epochs > self.epochs:
             raise UserError("train.warmup_epochs", self.warmup_epochs, allowed=f"at most train.epochs={self.epochs}")

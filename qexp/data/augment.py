@@ -9,18 +9,22 @@ Shapes: N images, C channels, H W pixels.
 
 from __future__ import annotations
 
+import importlib
 import math
+import random
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from qexp.base.torchvision_compat import torchvision
+
 PAD = 4  # pixels on each side, the CIFAR recipe (He et al. 2016, section 4.2)
 _AREA, _LOG_RATIO = (0.08, 1.0), (math.log(3 / 4), math.log(4 / 3))  # Inception-style crops, torchvision's defaults
 _TRIES = 10
 _GAMMA, _MUL1, _MUL2 = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
-_FLIP, _COLUMN, _ROW, _BOX = 0, 1, 2, 8  # numbers of the draws
+_FLIP, _COLUMN, _ROW, _OPERATIONS, _MIX, _BOX = 0, 1, 2, 3, 4, 8  # numbers of the draws
 
 
 def _signed(value: int) -> int:
@@ -76,10 +80,17 @@ class Augmentation:
             `crop_flip`: the same, then mirror every second image; `resized_crop_flip`: a random box of 8 to 100 % of the area,
             resized to the image, then mirrored likewise.
         key: of the epoch.
+        randaugment: magnitude of RandAugment between the crop and the mirroring; None is without it.
     """
 
     name: str
     key: int
+    randaugment: int | None = None
+
+    @property
+    def in_worker(self) -> bool:
+        """True where all but the mirroring is done image by image, where a streamed set is decoded; a shift comes first else."""
+        return self.name in ("none", "resized_crop_flip")
 
     def apply(self, images: Tensor, index: Tensor, *, cropped: bool = False) -> Tensor:
         """Augment a batch.
@@ -87,20 +98,32 @@ class Augmentation:
         Args:
             images: [N, C, H, W] uint8.
             index: [N] int64, same device.
-            cropped: the images were already cut by `resized_crop_box`, as DataLoader workers do.
+            cropped: what can be done in a DataLoader's worker (`in_worker`) has been.
 
-        Returns: same shape; float32 on the 0-255 scale after a resized crop here, else uint8.
+        Returns: same shape; float32 on the 0-255 scale after a resized crop here without RandAugment behind it, else uint8.
         """
-        if self.name == "none" or len(images) == 0:
+        if len(images) == 0:
             return images
+        done = cropped and self.in_worker
         if self.name in ("crop", "crop_flip"):
             images = shifted(images, draw(self.key, index, _ROW), draw(self.key, index, _COLUMN))
-        elif not cropped:
+        elif self.name == "resized_crop_flip" and not done:
             images = resized_crop(images, resized_crop_box(self.key, index, images.shape[-2], images.shape[-1]))
+        if not done:
+            images = self._varied(images, index)
         if self.name.endswith("flip"):
             mirror = (draw(self.key, index, _FLIP) & 1).bool()
             images = torch.where(mirror.view(-1, 1, 1, 1), images.flip(-1), images)
         return images
+
+    def varied(self, image: Tensor, index: int) -> Tensor:
+        """RandAugment of one image [C, H, W], where it is on."""
+        return self._varied(image[None], torch.tensor([index]))[0]
+
+    def _varied(self, images: Tensor, index: Tensor) -> Tensor:
+        if self.randaugment is None:
+            return images
+        return rand_augmented(images, draw(self.key, index, _OPERATIONS), self.randaugment)
 
 
 def shifted(images: Tensor, row: Tensor, column: Tensor) -> Tensor:
@@ -110,6 +133,44 @@ def shifted(images: Tensor, row: Tensor, column: Tensor) -> Tensor:
     windows = padded.unfold(2, height, 1).unfold(3, width, 1)  # a view [N, C, 2 PAD + 1, 2 PAD + 1, H, W]
     positions = 2 * PAD + 1
     return windows[torch.arange(len(images), device=images.device), :, row % positions, column % positions]
+
+
+def rand_augmented(images: Tensor, seeds: Tensor, magnitude: int) -> Tensor:
+    """RandAugment: two operations drawn from torchvision's fourteen for each image, uint8.
+
+    torchvision draws from torch's generator on the CPU, which is seeded for each image and put back.
+
+    Args:
+        images: [N, C, H, W] with 1 or 3 channels, uint8, or float on the 0-255 scale, which is rounded.
+        seeds: [N] int64.
+        magnitude: 0 to 30.
+
+    Source: Cubuk et al. 2020 (arXiv:1909.13719), in the form of `torchvision.transforms.v2.RandAugment`.
+    """
+    change = importlib.import_module(f"{torchvision().__name__}.transforms.v2").RandAugment(num_ops=2, magnitude=magnitude)
+    if images.is_floating_point():
+        images = images.round().clamp(0, 255).to(torch.uint8)
+    changed = []
+    with torch.random.fork_rng(devices=[]):
+        for image, seed in zip(images, seeds.tolist(), strict=True):
+            torch.default_generator.manual_seed(seed)
+            changed.append(change(image))
+    return torch.stack(changed)
+
+
+def mixed(images: Tensor, key: int, step: int, alpha: float) -> tuple[Tensor, float]:
+    """Mixup: l x_i + (1 - l) x_(N - 1 - i), and l, one draw of Beta(alpha, alpha) for the step.
+
+    Args:
+        images: [N, C, H, W] float32, which are overwritten.
+        key: of the epoch.
+        step: of the epoch; all ranks draw the same l.
+        alpha: more than 0.
+
+    Source: Zhang et al. 2018, mixup (arXiv:1710.09412), section 2; pairs by reversal as in timm.
+    """
+    share = random.Random(int(draw(key, torch.tensor([step]), _MIX))).betavariate(alpha, alpha)
+    return images.lerp_(images.flip(0), 1 - share), share
 
 
 def resized_crop_box(key: int, index: Tensor, height: int, width: int) -> Tensor:

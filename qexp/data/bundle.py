@@ -17,7 +17,7 @@ from qexp.base.errors import UserError, choose
 from qexp.base.files import hash_json
 from qexp.base.progress import track
 from qexp.base.types import Batch
-from qexp.data.augment import Augmentation, epoch_key, epoch_order
+from qexp.data.augment import Augmentation, epoch_key, epoch_order, mixed
 from qexp.data.splits import Part, Split, Splits, permuted, representative
 
 SAMPLED = 200  # files of a streamed split that are looked for in another
@@ -169,6 +169,8 @@ class DataBundle:
         rank: int = 0,
         world_size: int = 1,
         start_step: int = 0,
+        mixup: float = 0.0,
+        randaugment: int | None = None,
     ) -> Iterator[Batch]:
         """One epoch of augmented batches, or the rest of it from `start_step` on.
 
@@ -183,11 +185,15 @@ class DataBundle:
             rank: of this process.
             world_size: number of processes.
             start_step: global batches to skip.
+            mixup: alpha of `qexp.data.augment.mixed`, within a rank's share; 0 mixes nothing.
+            randaugment: magnitude; None is without it.
         """
         key = epoch_key(seed, epoch)
         steps = epoch_order(self.split_sizes[Split.TRAIN], key).split(batch_size)[start_step:]
         shares = [step[len(step) * rank // world_size : len(step) * (rank + 1) // world_size] for step in steps]
-        return self._batches(Split.TRAIN, shares, [len(step) for step in steps], device, Augmentation(self._augment, key))
+        augmentation = Augmentation(self._augment, key, randaugment)
+        batches = self._batches(Split.TRAIN, shares, [len(step) for step in steps], device, augmentation)
+        return batches if mixup == 0 else _mixed(batches, key, start_step, mixup)
 
     def eval_batches(
         self,
@@ -248,3 +254,10 @@ class DataBundle:
         fetched = self._store.fetch(self._splits.part(split), self._splits.rows[split], batches, device, augmentation)
         for count, (images, labels, index) in zip(num_global, fetched, strict=True):
             yield Batch(images.to(torch.float32).sub_(offset).mul_(factor), labels, index, count)
+
+
+def _mixed(batches: Iterator[Batch], key: int, start_step: int, alpha: float) -> Iterator[Batch]:
+    """The batches with their images in pairs."""
+    for step, batch in enumerate(batches, start_step):
+        images, share = mixed(batch.images, key, step, alpha)
+        yield batch._replace(images=images, mixed_with=batch.labels.flip(0), share=share)

@@ -70,7 +70,7 @@ class FileImages(Dataset[tuple[Tensor, int, int]]):
         part: the files and their labels.
         shape: (3, H, W) that every image has in the end.
         how: resize and crop of evaluation.
-        augmentation: of training; only its resized crop is done here.
+        augmentation: of training; its resized crop is done here, and RandAugment unless a shift comes before it.
     """
 
     part: FilePart
@@ -97,11 +97,14 @@ class FileImages(Dataset[tuple[Tensor, int, int]]):
     def _decode(self, row: int, index: int) -> Tensor:
         """The image, cut and resized."""
         path = self.part.paths[row]
-        if self.augmentation is None or self.augmentation.name != "resized_crop_flip":
+        if self.augmentation is None or not self.augmentation.in_worker:
             return decode(path, self.how)
+        if self.augmentation.name == "none":
+            return self.augmentation.varied(decode(path, self.how), index)
         image = open_rgb(path)
         box = resized_crop_box(self.augmentation.key, torch.tensor([index]), image.height, image.width)[0].tolist()
-        return transforms().pil_to_tensor(transforms().resized_crop(image, *box, size=list(self.shape[1:]), antialias=True))
+        cut = transforms().pil_to_tensor(transforms().resized_crop(image, *box, size=list(self.shape[1:]), antialias=True))
+        return self.augmentation.varied(cut, index)
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,8 @@ class EpochEnd:
 
     Args:
         epoch: 1 to `settings.epochs`.
-        model_state: state dict of the bare network, references to live tensors, rank 0's on every rank.
+        model_state: state dict of the network that is evaluated, the bare one or the average of its weights; references to live
+            tensors, rank 0's on every rank.
         train_loss: mean training loss over the epoch's images, smoothing, auxiliary heads and distillation included, nats.
         train_prec1: Prec@1 on the images as trained on, percent.
         seconds: of training.
@@ -144,11 +145,11 @@ class _Loop:
         trainer.check_finite(epoch)
         loss, prec1 = trainer.pop_totals(images)
         seconds = time.perf_counter() - began
-        dist.broadcast_state(trainer.model)
+        trainer.agree()
         state = trainer.state(epoch)
         return EpochEnd(
             epoch=epoch,
-            model_state=state.model,
+            model_state=state.evaluated,
             train_loss=loss,
             train_prec1=prec1,
             seconds=seconds,

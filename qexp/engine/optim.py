@@ -18,7 +18,7 @@ _FUSED_DEVICES = ("cpu", "cuda")
 def make_optimizer(
     model: nn.Module, settings: TrainSettings, own_decay: Mapping[str, float] | None = None
 ) -> torch.optim.Optimizer:
-    """SGD with momentum over the parameters that want gradients, in one fused kernel where the device has one.
+    """SGD with momentum, or AdamW, over the parameters that want gradients, in one fused kernel where the device has one.
 
     Weight decay applies to all of them, biases and BN's scale and shift included: the recipe of the ResNet paper and of
     torchvision's reference trainings, whose numbers are compared with.
@@ -28,16 +28,19 @@ def make_optimizer(
         settings: the recipe.
         own_decay: parameter name -> its own weight decay. With any, there is one group per decay, in the order of the network.
 
-    Source: He et al. 2016, Deep Residual Learning for Image Recognition, section 3.4.
+    Source: He et al. 2016, Deep Residual Learning for Image Recognition, section 3.4; Loshchilov and Hutter 2019, algorithm 2.
     """
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     assert parameters, "a network without trainable parameters"
     groups = _by_decay(model, settings.weight_decay, own_decay) if own_decay else parameters
+    fused = all(parameter.device.type in _FUSED_DEVICES and parameter.is_floating_point() for parameter in parameters)
+    if settings.optimizer == "adamw":
+        first, second = settings.betas
+        return torch.optim.AdamW(groups, lr=settings.lr, betas=(first, second), weight_decay=settings.weight_decay, fused=fused)
     build: Callable[..., torch.optim.Optimizer]
     if settings.optimizer == "apex_fused_sgd":
         build = importlib.import_module("apex.optimizers").FusedSGD  # only NVIDIA's container has it
     else:
-        fused = all(parameter.device.type in _FUSED_DEVICES and parameter.is_floating_point() for parameter in parameters)
         build = partial(torch.optim.SGD, fused=fused)
     return build(
         groups,

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+_AVERAGED = "module."  # what `torch.optim.swa_utils.AveragedModel` puts before the network's own names
+
 
 @dataclass(frozen=True, kw_only=True)
 class FitState:
@@ -24,6 +26,7 @@ class FitState:
         totals: one entry per rank, the unfinished epoch's summed loss and correct predictions.
         images: of that epoch so far, over all ranks.
         seconds: spent on it.
+        averaged: state dict of the `AveragedModel` where `train.ema_decay` asks for one; else empty.
     """
 
     epoch: int
@@ -35,6 +38,14 @@ class FitState:
     totals: list[list[float]] = field(default_factory=list)
     images: int = 0
     seconds: float = 0.0
+    averaged: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def evaluated(self) -> dict[str, Any]:
+        """State dict of the network that is evaluated and kept: the average of the weights where there is one."""
+        if not self.averaged:
+            return self.model
+        return {name.removeprefix(_AVERAGED): value for name, value in self.averaged.items() if name.startswith(_AVERAGED)}
 
     def as_dict(self) -> dict[str, Any]:
         """The fields by name, not copied."""

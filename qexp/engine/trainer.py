@@ -16,6 +16,7 @@ from qexp.base import dist
 from qexp.base.outputs import main_output
 from qexp.base.types import Batch
 from qexp.config.train import TrainSettings, check_device
+from qexp.engine.average import moving_average
 from qexp.engine.buffers import buffers_kept
 from qexp.engine.hooks import NO_HOOKS, TrainHooks
 from qexp.engine.loss import distillation_loss, total_loss
@@ -65,6 +66,7 @@ class Trainer:
         if settings.sync_bn and dist.world_size() > 1:
             self.model = model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
         self.optimizer = make_optimizer(model, settings, hooks.weight_decay)
+        self.average = None if settings.ema_decay is None else moving_average(model, settings.ema_decay)
         self.reset()
         if start is not None:
             self._restore(start)
@@ -90,6 +92,8 @@ class Trainer:
         self.model.load_state_dict(start.model)
         self.optimizer.load_state_dict(start.optimizer)
         self.scaler.load_state_dict(start.scaler)
+        if self.average is not None:
+            self.average.load_state_dict(start.averaged)
         restore_rank_rng(start.rng, self.device)
         totals = torch.tensor(start.totals or [[0.0, 0.0]], dtype=torch.float64)
         if len(totals) == dist.world_size():
@@ -108,32 +112,44 @@ class Trainer:
         set_lr(self.optimizer, lr)
         self.optimizer.zero_grad(set_to_none=True)
         if len(batch.labels) > 0:
-            self._forward_backward(batch.images, batch.labels, batch.num_global, number)
+            self._forward_backward(batch, number)
         else:
             self._join_without_images(batch, number)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.hooks.after_step()
+        if self.average is not None:
+            self.average.update_parameters(self.model)
 
-    def _forward_backward(self, images: Tensor, labels: Tensor, num_global: int, number: int, weight: float = 1.0) -> None:
+    def agree(self) -> None:
+        """Leave rank 0's network, and its average, on every rank: the statistics of batch norm differ until then."""
+        dist.broadcast_state(self.model)
+        if self.average is not None:
+            dist.broadcast_state(self.average)
+
+    def _forward_backward(self, batch: Batch, number: int, weight: float = 1.0) -> None:
         """Add this slice's share of the gradient, one micro-batch at a time; the ranks sum theirs during the last."""
-        parts = min(self.settings.accumulate, len(labels))
+        images, parts = batch.images, min(self.settings.accumulate, len(batch.labels))
         # DistributedDataParallel divides the sum over ranks by their number.
-        scale = weight * dist.world_size() / num_global
+        scale = weight * dist.world_size() / batch.num_global
         if self.settings.channels_last:
             images = images.contiguous(memory_format=torch.channels_last)
-        for part, (x, y) in enumerate(zip(images.tensor_split(parts), labels.tensor_split(parts), strict=True), 1):
+        others = batch.labels if batch.mixed_with is None else batch.mixed_with
+        micro = zip(*(tensor.tensor_split(parts) for tensor in (images, batch.labels, others)), strict=True)
+        for part, (x, y, other) in enumerate(micro, 1):
             with self.ddp.no_sync() if self.ddp is not None and part < parts else nullcontext():
                 with self.autocast():
                     output = self.net(x)
-                    loss = self._loss(output, x, y)
+                    loss = self._loss(output, x, y, other, batch.share)
                 self.scaler.scale(loss * scale).backward()
             if weight > 0:
-                self._count(loss.detach(), main_output(output).detach(), y, number)
+                self._count(loss.detach(), main_output(output).detach(), y if batch.share >= 0.5 else other, number)
 
-    def _loss(self, output: Any, images: Tensor, labels: Tensor) -> Tensor:
+    def _loss(self, output: Any, images: Tensor, labels: Tensor, others: Tensor, share: float) -> Tensor:
         """Summed over the images, nats: cross-entropy of all heads, mixed with the main head's distance to a teacher."""
         loss = total_loss(output, lambda logits: self._cross_entropy(logits, labels))
+        if share < 1:
+            loss = share * loss + (1 - share) * total_loss(output, lambda logits: self._cross_entropy(logits, others))
         if self.teacher is None:
             return loss
         with torch.no_grad():
@@ -165,7 +181,8 @@ class Trainer:
         """Take part in the ranks' exchange with a gradient of zero; blank images run, and leave no trace in the buffers."""
         with buffers_kept(self.model):
             blank = batch.images.new_zeros(2, *batch.images.shape[1:])
-            self._forward_backward(blank, batch.labels.new_zeros(2), batch.num_global, number, weight=0.0)
+            zeros = batch.labels.new_zeros(2)
+            self._forward_backward(Batch(blank, zeros, zeros, batch.num_global), number, weight=0.0)
 
     def check_finite(self, epoch: int) -> None:
         """Raise on all ranks if the loss was not finite on any."""
@@ -197,4 +214,5 @@ class Trainer:
             totals=[state["totals"] for state in of_ranks],
             images=images,
             seconds=seconds,
+            averaged={} if self.average is None else dict(self.average.state_dict()),
         )

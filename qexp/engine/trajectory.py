@@ -118,7 +118,7 @@ class Training:
         """
         if keep:
             path = self._epoch_file(state.epoch)
-            epoch_file.save(path, state.model)
+            epoch_file.save(path, state.evaluated)
             fault_point("epoch.weights")
             log = {**log, _HASH: hash_file(path)}
         lines = [line for line in self.log() if line["epoch"] < state.epoch] + [{"epoch": state.epoch, **log}]
@@ -169,7 +169,7 @@ class Training:
             return load_file(path)
         state = self._resume.find(epoch)
         if state is not None:
-            return state.model
+            return state.evaluated
         stored = ", ".join(map(str, self.epochs())) or "none"
         raise UserError("epoch", epoch, allowed=f"a stored epoch of training {self.hash}: {stored}")
 

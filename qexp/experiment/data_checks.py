@@ -50,6 +50,9 @@ def check_training(config: Config, bundle: DataBundle) -> None:
     """Raise UserError where a training sees no image, one class alone, not all that are scored, or most images that are."""
     if config.checkpoint is not None:
         return
+    if config.recipe.randaugment is not None and bundle.image_shape[0] not in (1, 3):
+        remedy = f"Images of {bundle.image_shape[0]} channels are neither grey nor RGB."
+        raise UserError("train.randaugment", config.recipe.randaugment, allowed="null here", remedy=remedy)
     (key, value), scored = config.data.source, config.evaluate.split
     if bundle.split_sizes["train"] == 0:
         remedy = "The other splits take all, or there is no train/: nothing is left to train on."

@@ -136,6 +136,8 @@ def _train_batches(prepared: Prepared, device: torch.device) -> Callable[[int, i
         rank=dist.rank(),
         world_size=dist.world_size(),
         start_step=first,
+        mixup=config.recipe.mixup,
+        randaugment=config.recipe.randaugment,
     )
 
 

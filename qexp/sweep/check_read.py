@@ -142,6 +142,8 @@ def _model(name: str, config: Config) -> str:
 
 
 def _train(name: str, config: Config) -> str:
+    if name == "ema_decay" and config.qat.is_on and config.float_start is None:
+        return "a quantization-aware training has no average of its weights."
     replaced = config.qat.is_on and name in IN_RECIPE and getattr(config.qat, name) is not None
     return f"qat.{name} stands in its place." if replaced and config.float_start is None else ""
 

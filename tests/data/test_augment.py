@@ -1,8 +1,11 @@
 """Augmentation is a function of (seed, epoch, index), and does what its name says."""
 
+import importlib
+
 import pytest
 import torch
 
+from qexp.base.torchvision_compat import torchvision
 from qexp.data.augment import (
     PAD,
     Augmentation,
@@ -123,3 +126,23 @@ def test_resized_crop_resizes_the_box():
     already_cut = Augmentation("resized_crop_flip", 3).apply(batch, torch.arange(4), cropped=True)
     assert already_cut.dtype == torch.uint8
     assert all(torch.equal(new, old) or torch.equal(new, old.flip(-1)) for new, old in zip(already_cut, batch, strict=True))
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("name", NAMES)
+def test_randaugment_is_torchvisions_by_image(name, channels):
+    batch, index = images(channels=channels), torch.arange(40, 56)
+    augmentation = Augmentation(name, epoch_key(0, 1), randaugment=9)
+    state = torch.get_rng_state()
+    varied = augmentation.apply(batch, index)
+    assert torch.equal(torch.get_rng_state(), state), "torch's generator is put back"
+    assert varied.shape == batch.shape and varied.dtype == torch.uint8
+    parts = [augmentation.apply(batch[rows], index[rows]) for rows in torch.randperm(16).split(5)]
+    assert sum(int((part[:, None] == varied[None]).flatten(2).all(2).any(1).sum()) for part in parts) == 16, "by image alone"
+    assert not torch.equal(varied, Augmentation(name, epoch_key(0, 2), randaugment=9).apply(batch, index))
+    if name == "none":
+        torchvision()
+        change = importlib.import_module("torchvision.transforms.v2").RandAugment(num_ops=2, magnitude=9)
+        for number, seed in enumerate(draw(epoch_key(0, 1), index, 3).tolist()):
+            torch.manual_seed(seed)
+            assert torch.equal(change(batch[number]), varied[number])

@@ -7,6 +7,7 @@ import torch
 
 from qexp.base.errors import UserError
 from qexp.config.data import DataSettings
+from qexp.data.augment import epoch_key, mixed
 from qexp.data.bundle import DataBundle
 from qexp.data.load import load_data
 from qexp.data.ram import RamImages, RamPart
@@ -78,6 +79,28 @@ def test_training_leaves_the_global_random_state_alone():
     before = torch.get_rng_state()
     train(bundle(augment="crop_flip"))
     assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("world_size", [1, 3])
+def test_mixup_pairs_the_images_of_a_step(world_size):
+    data = bundle()
+    shares = []
+    for rank in range(world_size):
+        share = {"rank": rank, "world_size": world_size}
+        for step, (one, plain) in enumerate(zip(train(data, mixup=0.4, **share), train(data, **share), strict=True)):
+            expected = one.share * plain.images + (1 - one.share) * plain.images.flip(0)
+            assert torch.allclose(one.images, expected, atol=1e-5) and torch.equal(one.labels, plain.labels)
+            assert torch.equal(one.mixed_with, plain.labels.flip(0)) and torch.equal(one.positions, plain.positions)
+            shares.append((step, one.share))
+    assert len(set(shares)) == 5 and all(0 <= share <= 1 for _, share in shares), "one draw a step, the same on all ranks"
+    rest = train(data, mixup=0.4, start_step=3)
+    assert [one.share for one in rest] == [share for _, share in sorted(set(shares))[3:]]
+    assert [one.share for one in train(data, mixup=0.4, epoch=2)] != [share for _, share in sorted(set(shares))]
+
+
+def test_shares_of_mixup_are_beta():
+    draws = torch.tensor([mixed(torch.zeros(0, 1, 1, 1), epoch_key(0, 1), step, 0.2)[1] for step in range(2000)])
+    assert abs(float(draws.mean()) - 0.5) < 0.03 and abs(float(draws.var()) - 0.25 / 1.4) < 0.01
 
 
 def test_normalization():

@@ -39,15 +39,16 @@ def photos(tmp_path, write):
     return root
 
 
+@pytest.mark.parametrize("randaugment", [None, 20])
 @pytest.mark.parametrize("augment", ["none", "crop_flip"])
 @pytest.mark.parametrize("image_size", [None, 6])
-def test_streamed_equals_decoded(tree, augment, image_size):
+def test_streamed_equals_decoded(tree, augment, image_size, randaugment):
     shared = {"augment": augment, "image_size": image_size, "num_calib": 2, "mean": [0.4], "std": [0.3]}
     streamed, decoded = (load_data(settings(tree, storage=storage, **shared)) for storage in ("stream", "ram"))
     assert streamed.streamed and not decoded.streamed and streamed.image_shape == decoded.image_shape
     for data in (streamed, decoded):
         assert data.split_sizes == {"train": 10, "calib": 2, "select": 0, "test": 4}
-    pairs = [*zip(train(streamed), train(decoded), strict=True)]
+    pairs = [*zip(train(streamed, randaugment=randaugment), train(decoded, randaugment=randaugment), strict=True)]
     for split in ("calib", "test"):
         batches = [list(data.eval_batches(split, batch_size=3, device="cpu")) for data in (streamed, decoded)]
         pairs += zip(*batches, strict=True)

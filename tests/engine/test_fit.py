@@ -31,18 +31,26 @@ def test_the_same_seed_gives_the_same_weights_and_another_order_does_not(train, 
     assert not problem.equal(first, train(batches=lambda epoch, first: problem.train_batches(epoch + 1))[0])
 
 
-@pytest.mark.parametrize("changes", [{}, {"channels_last": True}, {"precision": "bf16"}, {"schedule": "step", "milestones": [3]}])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {}, {"channels_last": True}, {"precision": "bf16"}, {"schedule": "step", "milestones": [3]},
+        {"optimizer": "adamw", "lr": 0.01}, {"ema_decay": 0.9},
+    ],
+)  # fmt: skip
 def test_a_resume_is_bit_exact(train, problem, changes):
-    whole, _ = train(problem.network(dropout=0.5), **changes)
+    whole, uninterrupted = train(problem.network(dropout=0.5), **changes)
     saved = []
     train(problem.network(dropout=0.5), until=2, on_epoch_end=lambda end: saved.append(problem.stored(end.state)), **changes)
     assert saved[-1].epoch == 2
     resumed, ends = train(problem.network(dropout=0.5, seed=9), start=saved[-1], **changes)
     assert [end.epoch for end in ends] == [3, 4]
     assert problem.equal(whole, resumed)
+    for name, value in uninterrupted[-1].model_state.items():
+        assert torch.equal(value, ends[-1].model_state[name]), name
 
 
-@pytest.mark.parametrize("changes", [{}, {"accumulate": 3}, {"precision": "bf16"}])
+@pytest.mark.parametrize("changes", [{}, {"accumulate": 3}, {"precision": "bf16"}, {"ema_decay": 0.9, "optimizer": "adamw"}])
 def test_a_resume_within_an_epoch_is_bit_exact(train, problem, changes):
     states = []
 

@@ -11,6 +11,7 @@ import pandas as pd
 
 from qexp.base.text import MIB
 from qexp.config.model import PRETRAINED
+from qexp.config.train import SGD
 from qexp.reporting.frames.summary import is_float, widths_of
 from qexp.reporting.frames.training_labels import value_text
 from qexp.reporting.tables.plans import LabelledPlan
@@ -22,6 +23,7 @@ Runs = Mapping[str, RunRow]
 MAX_TEXTS = 4
 RECIPE = (
     "epochs", "optimizer", "lr", "momentum", "weight_decay", "schedule", "batch_size", "label_smoothing", "precision",
+    "ema_decay", "mixup", "randaugment",
 )  # fmt: skip
 VARIANT_COLUMNS = (
     ("policy", "policy"), ("quant", "quantizer"), ("granularity", "granularity"), ("activation_scheme", "activations"),
@@ -106,7 +108,8 @@ def _training(params: Mapping[str, Scalar]) -> str:
     if "checkpoint" in params:
         evaluated = params["checkpoint"]
         return f"none here: {'the pretrained network' if evaluated == PRETRAINED else value_text(evaluated)} as it is"
-    recipe = [f"{name} {value_text(params[f'train.{name}'])}" for name in RECIPE if params.get(f"train.{name}") is not None]
+    read = [name for name in RECIPE if name != "momentum" or params.get("train.optimizer") in SGD]
+    recipe = [f"{name} {value_text(params[f'train.{name}'])}" for name in read if params.get(f"train.{name}") is not None]
     qat = f"quantization-aware, {params['qat.name']}: " if "qat.name" in params else ""
     return qat + ", ".join(recipe)
 
