@@ -19,12 +19,13 @@ from qexp.tracking.rows import Row
 
 
 class Point(NamedTuple):
-    """One value of a metric."""
+    """One value of a metric; `copy` is the `record` row of a copy that is kept, which it is a metric of too."""
 
     name: str
     value: float
     step: int
     time_ms: int
+    copy: Row | None = None
 
 
 @dataclass
@@ -119,7 +120,8 @@ class ChangeTracker:
                 continue
             self._points[key] = repr(float(value))
             self._ended_ms.pop(run, None)
-            changes.points.setdefault(run, []).append(Point(name, float(value), step, row["time_ms"]))
+            kept = row if row["kind"] == "record" and row.get("predictions") else None
+            changes.points.setdefault(run, []).append(Point(name, float(value), step, row["time_ms"], kept))
 
     def _is_new(self, run: str, name: str, text: str) -> bool:
         """Note a text; True if it was another one, or none."""

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from qexp.tracking.changes import Point
+from qexp.tracking.copies import KeptCopies, data_inputs, scored_set
 from qexp.tracking.environment import now_ms
 from qexp.tracking.mlflow_store import RUN_TAG, Store, import_mlflow
 from qexp.tracking.process import Process
@@ -17,7 +18,7 @@ from qexp.tracking.rows import Row, Scalar
 from qexp.tracking.run_tags import color, description, source_tags
 
 if TYPE_CHECKING:
-    from mlflow.entities import Run
+    from mlflow.entities import Metric, Run
 
 PROCESS_TAGS = ("qexp.host", "qexp.pid", "qexp.process_start")
 # What all of MLflow's own stores take, by its documentation.
@@ -42,6 +43,7 @@ class MlflowRuns:
         self._mlflow = import_mlflow()
         self._ids: dict[str, str] = {}
         self._nested: dict[str, int] = {}
+        self._copies = KeptCopies(store)
 
     def open(self, row: Row) -> None:
         """Make the run of a `run` row, or set the run there is to RUNNING again; then its tags and parameters."""
@@ -60,6 +62,9 @@ class MlflowRuns:
             known = self._client.get_run(run_id).data.params
         self._log_params(run_id, row["params"], known, tags)
         self._log_tags(run_id, tags)
+        is_training = row["parent"] is None and row.get("planned_epochs") is not None
+        if inputs := data_inputs(row["params"], row["tags"], is_training=is_training):
+            self._client.log_inputs(run_id, inputs)
 
     def log_texts(self, run: str, texts: Mapping[str, str]) -> None:
         """Store texts as artifacts of a run, by file name."""
@@ -77,10 +82,20 @@ class MlflowRuns:
         register(self._client, self._id(row["run"]), row)
 
     def log_points(self, run: str, points: Iterable[Point]) -> None:
-        """Log metrics at their own times, in as few requests as MLflow allows."""
-        entities = [self._mlflow.entities.Metric(point.name, point.value, point.time_ms, point.step) for point in points]
+        """Log metrics at their own times, in as few requests as MLflow allows; those of a kept copy are its model's too."""
+        entities = [self._metric(run, point) for point in points]
         for part in _batches(entities, METRICS_PER_BATCH):
             self._client.log_batch(self._id(run), metrics=part, synchronous=True)
+
+    def _metric(self, run: str, point: Point) -> Metric:
+        metric: type[Metric] = self._mlflow.entities.Metric
+        if point.copy is None:
+            return metric(point.name, point.value, point.time_ms, point.step)
+        name, digest = scored_set(point.copy)
+        model = self._copies.id_of(self._id(run), point.copy)
+        return metric(
+            point.name, point.value, point.time_ms, point.step, model_id=model, dataset_name=name, dataset_digest=digest
+        )
 
     def set_tags(self, run: str, tags: Mapping[str, str]) -> None:
         """Set tags of a run."""
