@@ -1,4 +1,4 @@
-"""Kept copies are logged models that MLflow ranks by their metrics; data sets are inputs of runs; sent twice, they are there once."""
+"""Kept copies are logged models that MLflow ranks; data sets are inputs of runs; what is sent twice is there once."""
 
 import json
 
