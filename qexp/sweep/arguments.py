@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 
 from qexp.base.errors import UserError, UserErrors, nearest
 from qexp.config.launcher import unknown_setting
+from qexp.config.sweeper import unknown_search_setting
 from qexp.config.validate import UnknownKey, all_keys
 from qexp.sweep.check import no_training
 from qexp.sweep.places import PLACES
@@ -110,6 +111,7 @@ def check_arguments(typed: Mapping[str, str], verb: str = "train") -> None:
     known = [*all_keys(), *GROUP_KEYS]
     groups = {name.rpartition(".")[0] for name in known if "." in name}
     errors: list[UserError] = []
+    searches = typed.get("hydra/sweeper") == "optuna"
     for key, value in typed.items():
         owner = key.split(".")[0]
         if owner in ("export", "analyze") and verb != owner:
@@ -123,7 +125,7 @@ def check_arguments(typed: Mapping[str, str], verb: str = "train") -> None:
             errors.append(UserError(key, value, allowed="a choice that --help lists", remedy="_base is what all of them share."))
         elif key in groups and value == "null":  # of which Hydra says "Got NoneType"
             errors.append(UserError(key, value, allowed="a name, or settings", remedy="Left out, it is at its default."))
-        elif (unknown := unknown_setting(key, value)) is not None:
+        elif (unknown := unknown_setting(key, value) or (unknown_search_setting(key, value) if searches else None)) is not None:
             errors.append(unknown)
         elif owner.split("/")[0] != "hydra" and key not in known and not _inside_list(key):
             errors.append(UnknownKey(key, value))

@@ -121,4 +121,8 @@ def _run_composed(composed: Composed, sweep: Sweep, typed: Mapping[str, str], ru
         with phase("loading"):
             from qexp.sweep.ranks import Alone
             from qexp.sweep.run import run_command
-        (run or run_command)(composed, sweep, typed, ranks or Alone())
+            from qexp.sweep.search import run_search
+        if composed.search is not None and run is not None:
+            allowed = "basic in qexp.analyze and qexp.export"
+            raise UserError("hydra/sweeper", "optuna", allowed=allowed, remedy="It chooses among evaluated copies.")
+        (run or (run_command if composed.search is None else run_search))(composed, sweep, typed, ranks or Alone())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import shlex
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -48,23 +48,43 @@ def run_command(composed: Composed, sweep: Sweep, typed: Mapping[str, str], rank
         UserErrors, UserError: something is wrong with some job or with the launcher; nothing was started.
         JobsFailed: some group failed; the others are done and reported.
     """
-    settings = launcher_settings(composed.launcher)
-    if not composed.is_sweep:
-        check_single(settings)
-    preparer = Preparer(check_device=settings.inner != "submitit_slurm")
-    with Resources(preparer=preparer, ranks=ranks) as resources:
-        if settings.inner == "basic":
-            launch: Launch = partial(run_in_turn, resources=resources)
-        else:
-            launch = lambda jobs, prepared: run_side_by_side(jobs, settings, composed.folder)  # noqa: E731
+    with launching(composed, ranks) as (resources, launch):
         log = JobLog(ask_for(composed.jobs), sweep)
         with log.refusals():
             configs = [with_preprocessing(config) for config in check(composed.jobs, sweep.verb)]
         run_sweep(configs, log, resources, launch, typed=typed)
 
 
+@contextlib.contextmanager
+def launching(composed: Composed, ranks: Ranks) -> Iterator[tuple[Resources, Launch]]:
+    """What the jobs of a command share, and how its launcher runs them.
+
+    Args:
+        composed: as Hydra left it.
+        ranks: that run a job together.
+
+    Raises:
+        UserErrors, UserError: something is wrong with the launcher.
+    """
+    settings = launcher_settings(composed.launcher)
+    if not composed.is_sweep:
+        check_single(settings)
+    preparer = Preparer(check_device=settings.inner != "submitit_slurm")
+    with Resources(preparer=preparer, ranks=ranks) as resources:
+        if settings.inner == "basic":
+            yield resources, partial(run_in_turn, resources=resources)
+        else:
+            yield resources, lambda jobs, prepared: run_side_by_side(jobs, settings, composed.folder)
+
+
 def run_sweep(
-    configs: Sequence[Config], log: JobLog, resources: Resources, launch: Launch, *, typed: Mapping[str, str]
+    configs: Sequence[Config],
+    log: JobLog,
+    resources: Resources,
+    launch: Launch,
+    *,
+    typed: Mapping[str, str],
+    reports: bool = True,
 ) -> list[Prepared]:
     """Prepare checked jobs, run them group by group, and report.
 
@@ -74,6 +94,7 @@ def run_sweep(
         resources: of this process.
         launch: runs the groups.
         typed: settings that were typed, as typed.
+        reports: write tables and page in the end.
 
     Returns:
         What was run: the jobs that share a training as one.
@@ -95,7 +116,7 @@ def run_sweep(
     journals = Journals()
     left = _set_aside_done(groups, prepared, log, journals)
     failed = _launch_all([groups[number] for number in left], [prepared[number] for number in left], configs, launch, log)
-    for config in {(config.runs_dir, config.name): config for config in configs}.values():
+    for config in () if not reports else {(config.runs_dir, config.name): config for config in configs}.values():
         folder = Path(config.results_dir, config.name)
         before = numbers_in(folder)
         rows = journals.of(config).rows()

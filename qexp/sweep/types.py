@@ -3,15 +3,35 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from qexp.config.root import Config
+from qexp.config.sweeper import SearchSettings
 from qexp.config.validate import validate
 from qexp.tracking.record import Sweep
 
 Outcomes = Generator[tuple[int, Exception | None]]  # number of each merged job and why it failed, in the order in which they end
+
+
+Choices = tuple[str, ...] | tuple[float, float]  # of a swept key: its values as typed, or the ends of an interval
+Pick = Mapping[str, str]  # swept key -> its value as typed
+
+
+@dataclass(frozen=True)
+class Search:
+    """What `hydra/sweeper=optuna` chooses from.
+
+    Args:
+        settings: how.
+        space: swept key -> what it may be.
+        compose: the jobs of some picks, as `Composed.jobs`.
+    """
+
+    settings: SearchSettings
+    space: Mapping[str, Choices]
+    compose: Callable[[Sequence[Pick]], tuple[Mapping[str, object], ...]]
 
 
 @dataclass(frozen=True)
@@ -23,12 +43,14 @@ class Composed:
         launcher: values of `hydra.launcher`.
         folder: for the files of the sweep itself, such as the output of its workers.
         is_sweep: true with `-m`, where the launcher's settings are read.
+        search: where jobs are chosen as they go; `jobs` then has each value of each key once, to be checked before any is run.
     """
 
     jobs: tuple[Mapping[str, object], ...]
     launcher: Mapping[str, object]
     folder: Path
     is_sweep: bool
+    search: Search | None = None
 
 
 @dataclass(frozen=True)
