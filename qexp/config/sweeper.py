@@ -12,7 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 from qexp.base.checks import check_range
 from qexp.base.errors import UserError, UserErrors, as_user_errors, choose, nearest
 
-OPTUNA = "qexp.optuna"  # `_target_` of the choice; Hydra's own sweeper has another
+OPTUNA = "optuna"  # `name` of the choice; Hydra's own sweeper has none
 _PREFIX = "hydra.sweeper."
 # Numbers of a stored evaluation -> how a better copy has them.
 OBJECTIVES: dict[str, Literal["maximize", "minimize"]] = {
@@ -56,7 +56,7 @@ class SearchSettings:
         return [OBJECTIVES[name] for name in self.objectives]
 
 
-_HYDRAS = ("_target_", "params", "max_batch_size")  # which Hydra's own sweeper has too
+_HYDRAS = ("name", "_target_", "params", "max_batch_size")  # which Hydra's own sweeper has too
 
 
 def unknown_search_setting(key: str, value: object) -> UserError | None:

@@ -80,4 +80,4 @@ def test_other_commands_have_no_trials(cli, tiny):
 
 
 def test_directions_are_of_the_objectives():
-    assert search_settings({"_target_": "qexp.optuna", "objectives": ["kl", "prec5"]}).directions == ["minimize", "maximize"]
+    assert search_settings({"name": "optuna", "objectives": ["kl", "prec5"]}).directions == ["minimize", "maximize"]
