@@ -13,7 +13,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from PIL import Image
 
 from qexp.models.cifar_resnet import CifarResNet
-from qexp.sweep.compose import expand
+from qexp.sweep.combinations import expand
 
 EXPERIMENTS = sorted((Path(__file__).parents[1] / "conf" / "experiment").glob("*.yaml"))
 PARSER = OverridesParser.create()
