@@ -79,9 +79,7 @@ def compose(config_name: str) -> Composed | None:
                 raise UserError("hydra.job.chdir", own.job.chdir, allowed="false", remedy="Paths mean the folder of the command.")
             configure_log(own.job_logging, own.verbose)
             is_sweep = asked.multirun or own.mode == RunMode.MULTIRUN
-            search = (
-                jobs.search(partial(_picked, config_name, asked)) if is_sweep and own.sweeper.get("name") == OPTUNA else None
-            )
+            search = jobs.search(partial(_picked, config_name, asked)) if is_sweep and own.sweeper.get("name") == OPTUNA else None
             composed = jobs.picked(corners(search.space)) if search else jobs.sweep() if is_sweep else jobs.single()
             values = tuple(map(expand_places, composed))
             place = Path(str(own.sweep.dir if is_sweep else own.run.dir)).expanduser()

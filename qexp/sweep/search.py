@@ -26,7 +26,7 @@ from qexp.sweep.check_read import check_read
 from qexp.sweep.group import Resources
 from qexp.sweep.jobs import JobLog, ask_for
 from qexp.sweep.ranks import Ranks
-from qexp.sweep.run import Launch, launching, report, run_sweep
+from qexp.sweep.run import Launch, launching, report, run_command, run_sweep
 from qexp.sweep.types import Composed, Pick, Search
 from qexp.tracking.journal import Journal
 from qexp.tracking.record import Sweep
@@ -60,6 +60,9 @@ def run_search(composed: Composed, sweep: Sweep, typed: Mapping[str, str], ranks
         configs = check(composed.jobs, sweep.verb)
         check_read(configs, typed, sweep.verb)
         _check(configs)
+    if any(config.plan_only for config in configs):  # each value once: which of their combinations, nobody knows yet
+        run_command(composed, sweep, typed, ranks)
+        return
     study = _study(search, composed.jobs[0], configs[0])
     failed = 0
     with launching(composed, ranks) as (resources, launch):
@@ -84,9 +87,8 @@ def _check(configs: Sequence[Config]) -> None:
         raise UserError("evaluate.split", "test", allowed="another split with hydra/sweeper=optuna", remedy=remedy)
     if len({(one.name, one.runs_dir, one.results_dir) for one in configs}) > 1:
         raise UserError("name", "several", allowed="one experiment with hydra/sweeper=optuna")
-    for key in ("plan_only", "fresh"):
-        if any(getattr(one, key) for one in configs):
-            raise UserError(key, True, allowed="false with hydra/sweeper=optuna", remedy="Jobs are chosen as numbers come in.")
+    if any(one.fresh for one in configs):
+        raise UserError("fresh", True, allowed="false with hydra/sweeper=optuna", remedy="Each batch of trials would train anew.")
 
 
 def _study(search: Search, first: Mapping[str, object], config: Config) -> Study:
