@@ -152,6 +152,9 @@ class ExportSettings:
 def float8_type(element: FloatFormat) -> str | None:
     """ONNX's name of the type that has the numbers of a format; None where a file has none.
 
+    Args:
+        element: the format; its overflow does not matter.
+
     >>> float8_type(parse_format("e4m3fn_nan")), float8_type(parse_format("e3m4"))
     ('FLOAT8E4M3FN', None)
     """

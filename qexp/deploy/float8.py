@@ -47,14 +47,22 @@ class Float8Weight:
 
 
 def has_float8(spec: QuantSpec) -> bool:
-    """True where ONNX has a floating-point type of 8 bits for a weight: `e4m3fn` or `e5m2`, per tensor or per channel."""
+    """True where ONNX has a floating-point type of 8 bits for a weight: `e4m3fn` or `e5m2`, per tensor or per channel.
+
+    Args:
+        spec: of the weight.
+    """
     if spec.scheme != "minifloat" or spec.mode != "int" or spec.granularity not in FILE_GRANULARITIES:
         return False
     return float8_type(Minifloat.element(spec)) is not None
 
 
 def overflow_of(spec: QuantSpec) -> str:
-    """The overflow rule of a spec, `sat`, `inf` or `nan`; QuantizeLinear's `saturate` is 1 for the first alone."""
+    """The overflow rule of a spec, `sat`, `inf` or `nan`; QuantizeLinear's `saturate` is 1 for the first alone.
+
+    Args:
+        spec: of scheme `minifloat`.
+    """
     return Minifloat.overflow(spec) or Minifloat.element(spec).overflow
 
 

@@ -66,11 +66,10 @@ def quantize_to_float8(node: OnnxNode, module: FloatFakeQuantize, name: str, rea
     scale = module.scale.float() if spec.scaled else torch.tensor(1.0)
     grid = [writer.tensor(f"{name}.scale", scale), writer.float8(f"{name}.zero_point", torch.zeros_like(scale), dtype)]
     axis = {} if scale.dim() == 0 else {"axis": spec.axis}
-    saturate = {"saturate": int(overflow_of(spec) == "sat")}
-    # The maximum with the grid's lower end changes no number of it.
     saturates = overflow_of(spec) == "sat"
+    # The maximum with the grid's lower end changes no number of it.
     low = node.number(-element.max_value * float(scale.max()) if saturates else -torch.inf)
     operand = node.emit("Max", x.name, low)
-    codes = writer.node("QuantizeLinear", [operand, *grid], f"{name}.codes", **axis, **saturate)[0]
+    codes = writer.node("QuantizeLinear", [operand, *grid], f"{name}.codes", saturate=int(saturates), **axis)[0]
     values = writer.node("DequantizeLinear", [codes, *grid], f"{name}.codes.values", **axis)[0]
     return Value(values if set(readers) <= _LAYERS else node.emit("Max", values, low), x.shape)
