@@ -1,7 +1,7 @@
 """A training step with 4-bit weights and activations over a float step, beside other libraries; peers alternate in one run.
 
     python scripts/bench_qat.py [networks=resnet18,resnet20,mobilenet_v2] [device=auto] [compile=auto] [rounds=11] [steps=1]
-                                [threads=N] [out=results/bench]
+                                [threads=N] [peers=NAME;NAME] [clock=wall] [out=results/bench]
 
 `device` is cpu, cuda or auto (cpu, and cuda where there is one); `compile` is no, yes, both or auto (both on a GPU, else no).
 A step is forward, cross-entropy, backward and fused SGD on one batch of random images, in float32; weights are random, batch norm
@@ -25,7 +25,8 @@ First every peer must quantize as many tensors as qexp does and give all of the 
 must have the logits, in eval mode, of the methods that they stand in for. Then each round runs every peer once, the first one in
 turn. A ratio is to the same round's float step, compiled if the peer is. Printed: the median ratio, its quartiles, the median
 time of a step. The aim is on resnet18: lsq at most 1.5 on a CPU and, compiled, 1.3 on a GPU, ahead of torchao and brevitas. The
-CSV names the environment.
+CSV names the environment. `peers` are those to run beside float and `qexp lsq`, all by default. `clock=cpu` counts the time of
+the process's processors, for a machine that others use: what they take is not counted, what they evict from its caches is.
 """
 
 from __future__ import annotations
@@ -63,6 +64,8 @@ DEFAULTS = {
     "rounds": "11",
     "steps": "1",
     "threads": str(torch.get_num_threads()),
+    "peers": "",
+    "clock": "wall",
     "out": "results/bench",
 }
 SHAPES = {"resnet20": (64, 3, 32, 32)}  # of a batch on the CPU; the others:
@@ -102,12 +105,19 @@ def peer(module: nn.Module, num_quantizations: int, compiled: bool) -> Peer:
     return Peer(module, num_quantizations, run, torch.optim.SGD(module.parameters(), **rates, fused=True))
 
 
-def peers(network: nn.Module, batch: Tensor, labels: Tensor, compiled: bool) -> tuple[dict[str, Peer], dict[str, float]]:
-    """Every peer that trains, and the dB of its first logits to those of float; says why another does not."""
+def peers(
+    network: nn.Module, batch: Tensor, labels: Tensor, compiled: bool, chosen: str
+) -> tuple[dict[str, Peer], dict[str, float]]:
+    """Every chosen peer that trains, and the dB of its first logits to those of float; says why another does not."""
     table: dict[str, Peer] = {}
     logits: dict[str, Tensor] = {}
     stand_ins: dict[str, Tensor] = {}
-    for name, make in builders(network, batch).items():
+    makers = builders(network, batch)
+    names = list(makers) if not chosen else ["float", "qexp lsq", *(name.strip() for name in chosen.split(";"))]
+    if unknown := [name for name in names if name not in makers]:
+        raise SystemExit(f"peers={chosen}: {', '.join(unknown)} unknown; known are {'; '.join(makers)}")
+    for name in dict.fromkeys(names):
+        make = makers[name]
         try:
             table[name] = peer(*make(), compiled)
             if name in {*STANDS_FOR, *STANDS_FOR.values()}:
@@ -122,7 +132,7 @@ def peers(network: nn.Module, batch: Tensor, labels: Tensor, compiled: bool) -> 
     for name, each in table.items():
         check(name, each, table, logits[name])
     for name, method in STANDS_FOR.items():
-        if name in stand_ins and (off := sqnr_db(stand_ins[method], stand_ins[name])) < SAME_LOGITS_DB:
+        if {name, method} <= stand_ins.keys() and (off := sqnr_db(stand_ins[method], stand_ins[name])) < SAME_LOGITS_DB:
             raise SystemExit(f"{name} computes otherwise than {method}: {off:.1f} dB")
     return table, {name: sqnr_db(logits["float"], each) for name, each in logits.items()}
 
@@ -138,27 +148,27 @@ def check(name: str, each: Peer, table: dict[str, Peer], logits: Tensor) -> None
         raise SystemExit(f"{name} does not train: {trained} of {expected} weights have a gradient")
 
 
-def measure(table: dict[str, Peer], batch: Tensor, labels: Tensor, rounds: int, steps: int) -> dict[str, list[float]]:
+def measure(table: dict[str, Peer], batch: Tensor, labels: Tensor, rounds: int, steps: int, clock: str) -> dict[str, list[float]]:
     """Seconds of one step of every peer in every round, after one round that does not count."""
     seconds: dict[str, list[float]] = {name: [] for name in table}
     gc.collect()
     for number, name in alternating(list(table), rounds):
-        start = now(batch.device)
+        start = now(batch.device, clock)
         for _ in range(steps):
             table[name].step(batch, labels)
         if number >= 0:
-            seconds[name].append((now(batch.device) - start) / steps)
+            seconds[name].append((now(batch.device, clock) - start) / steps)
     return seconds
 
 
-def now(device: torch.device) -> float:
+def now(device: torch.device, clock: str) -> float:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-    return time.perf_counter()
+    return time.process_time() if clock == "cpu" else time.perf_counter()
 
 
 def compare(
-    name: str, device: str, compiled: bool, rounds: int, steps: int, environment: dict[str, object]
+    name: str, device: str, compiled: bool, rounds: int, steps: int, environment: dict[str, object], chosen: str = ""
 ) -> list[dict[str, object]]:
     """Measure and print one network; one CSV row per peer."""
     shape = SHAPES.get(name, SMALL_IMAGES) if device == "cpu" else GPU_SHAPES.get(name, IMAGENET)
@@ -166,12 +176,12 @@ def compare(
     batch = images(shape, 0).to(device)
     labels = (torch.arange(len(batch)) % 10).to(device)
     reestimate_batch_norm_(network, [Batch(batch, labels, torch.arange(len(batch)), len(batch))])
-    table, to_float = peers(network, batch, labels, compiled)
+    table, to_float = peers(network, batch, labels, compiled, chosen)
     environment = {"device": device, "processor": processor(device)} | environment
     load = os.getloadavg()[0]
     how = "compiled" if compiled else "not compiled"
     print(f"{name}, {list(shape)}, {how}, {environment}, load {load:.1f}, n={rounds} rounds of {steps} steps")
-    seconds = measure(table, batch, labels, rounds, steps)
+    seconds = measure(table, batch, labels, rounds, steps, str(environment["clock"]))
     rows: list[dict[str, object]] = []
     for each, times in seconds.items():
         low, middle, high = quartiles([one / base for one, base in zip(times, seconds["float"], strict=True)])
@@ -224,7 +234,9 @@ def main() -> None:
     chosen = options(DEFAULTS)
     torch.set_num_threads(int(chosen["threads"]))
     warnings.filterwarnings("ignore", module="torch|torchao|brevitas")
-    environment: dict[str, object] = {"threads": torch.get_num_threads(), "torch": torch.__version__}
+    if chosen["clock"] not in ("wall", "cpu"):
+        raise SystemExit(f"clock={chosen['clock']}: one of wall, cpu")
+    environment: dict[str, object] = {"threads": torch.get_num_threads(), "clock": chosen["clock"], "torch": torch.__version__}
     for library, names in LIBRARIES.items():
         if not installed(library):
             print(f"{library} is left out, not installed: pip install -c constraints.txt {' '.join(names)}")
@@ -233,7 +245,8 @@ def main() -> None:
     for device in devices(chosen["device"]):
         for name in chosen["networks"].split(","):
             for compiled in compilations(chosen["compile"], device):
-                rows += compare(name, device, compiled, int(chosen["rounds"]), int(chosen["steps"]), environment)
+                counts = int(chosen["rounds"]), int(chosen["steps"])
+                rows += compare(name, device, compiled, *counts, environment, chosen["peers"])
                 torch.compiler.reset()
     write_csv(Path(chosen["out"]) / f"qat-{slug(rows)}.csv", rows)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Literal, get_args
 
@@ -12,10 +12,12 @@ from qexp.base.checks import Count, Natural, check_bounds
 from qexp.base.errors import UserError, choose
 from qexp.config.later import later
 from qexp.config.read_where import ReadWhere
+from qexp.quant.float_format import FloatFormat, parse_format
 
 Requantization = Literal["float32", "fixed_point"]
 REQUANTIZATIONS: tuple[Requantization, ...] = get_args(Requantization)
 FILE_GRANULARITIES = ("per_tensor", "per_channel")  # of weights whose codes a file can hold
+FILE_FLOATS = {"e4m3fn": "FLOAT8E4M3FN", "e5m2": "FLOAT8E5M2"}  # format -> its type in ONNX, whatever its overflow
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,6 +147,19 @@ class ExportSettings:
     def folder_of(self, runs_dir: str, name: str) -> Path:
         """Where the files of an experiment go."""
         return (Path(self.folder) if self.folder is not None else Path(runs_dir) / "exports") / name
+
+
+def float8_type(element: FloatFormat) -> str | None:
+    """ONNX's name of the type that has the numbers of a format; None where a file has none.
+
+    Args:
+        element: the format; its overflow does not matter.
+
+    >>> float8_type(parse_format("e4m3fn_nan")), float8_type(parse_format("e3m4"))
+    ('FLOAT8E4M3FN', None)
+    """
+    types = {replace(parse_format(name), overflow="sat"): dtype for name, dtype in FILE_FLOATS.items()}
+    return types.get(replace(element, overflow="sat"))
 
 
 def runtime_of(path: str) -> str:

@@ -8,7 +8,7 @@ that is not on its grid is refused: the file would not say what was simulated.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from qexp.base.errors import UserError
 from qexp.base.modules import named_tensors
 from qexp.base.types import QParams, QuantSpec
 from qexp.config.export import FILE_GRANULARITIES
+from qexp.deploy.float8 import Float8Weight, float8_weight, has_float8
 from qexp.deploy.weight_codes import WeightCodes, codes_of, has_codes, weight_codes
 from qexp.nn.graph import GraphNetwork, trace
 from qexp.nn.plain_layers import layers_as_modules
@@ -35,11 +36,13 @@ class CodedNetwork:
         weights: state-dict name -> codes, of all that the graph reads and a file can hold.
         kept_float: quantized tensors that a file cannot hold as codes, and why; they are written as float32, at the simulated
             values.
+        float8: state-dict name -> numbers, of those in a floating-point format of 8 bits.
     """
 
     network: GraphNetwork
     weights: Mapping[str, WeightCodes]
     kept_float: Mapping[str, str]
+    float8: Mapping[str, Float8Weight] = field(default_factory=dict)
 
 
 @torch.no_grad()
@@ -71,9 +74,14 @@ def code_network(
     floats = {} if reference is None else reference.state_dict()
     weights: dict[str, WeightCodes] = {}
     kept_float: dict[str, str] = {}
+    float8: dict[str, Float8Weight] = {}
     for name, (spec, qparams) in grids.items():
         if name in constant:
             kept_float[name] = "constant, it has no range and was left alone"
+        elif has_float8(spec):
+            source, clipped = floats.get(name, values[name]).cpu(), (limits or {}).get(name)
+            weight = float8_weight(name, values[name].cpu(), source, spec, _on_cpu(clipped))
+            float8 |= dict.fromkeys(names_read(network, name, values), weight)
         elif not has_codes(spec):
             kept_float[name] = f"a file has no codes for {_describe(spec)}"
         else:
@@ -83,7 +91,11 @@ def code_network(
                 kept_float[name] = f"its {scheme_name(spec.scheme)} grid was not kept"
             else:
                 weights |= dict.fromkeys(names_read(network, name, values), codes)
-    return CodedNetwork(network.eval(), weights, kept_float)
+    return CodedNetwork(network.eval(), weights, kept_float, float8)
+
+
+def _on_cpu(limits: Limits | None) -> Limits | None:
+    return None if limits is None else (limits[0].cpu(), limits[1].cpu())
 
 
 def _codes(
@@ -92,7 +104,7 @@ def _codes(
     """The codes of values; None where a grid that was not kept does not follow from them."""
     if qparams is not None:
         return codes_of(name, values.cpu(), qparams)
-    nearest = weight_codes(source.cpu(), spec, None if limits is None else (limits[0].cpu(), limits[1].cpu()))
+    nearest = weight_codes(source.cpu(), spec, _on_cpu(limits))
     try:
         return codes_of(name, values.cpu(), nearest.qparams)
     except UserError:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,7 @@ from qexp.deploy.stages import FLOAT, INTEGER, SIMULATED, Outcome, Stage, StageC
 from qexp.deploy.value_grids import value_quantizers
 from qexp.experiment.job import Prepared
 from qexp.nn.fake_quant import fake_quants
+from qexp.nn.fake_quantize import FloatFakeQuantize
 from qexp.nn.graph import GraphNetwork
 from qexp.nn.layer_calls import layer_calls, products
 from qexp.nn.macs import macs_per_layer
@@ -30,6 +31,7 @@ from qexp.nn.macs import macs_per_layer
 _MAX_BYTES = 2**29
 _BYTES_PER_CODE = 20  # int32 of the simulation, the integers, a runtime and the reference, and the runtime's own
 _BYTES_PER_VALUE = 64  # float64 operands and results of the largest layer, and what a convolution lays out for itself
+FLOAT8_NOTE = "floats of 8 bits: predictions and logits are compared; there is no integer reference"
 EVALUATED = "evaluated"  # the copy as `qexp.evaluate` scores it, where the simulation is another
 
 
@@ -130,8 +132,9 @@ class FidelityRun:
         settings = config.export
         self.config, self.network, self.lowered, self.settings = config, network, lowered, settings
         quantizers = fake_quants(lowered.network)
-        self.is_float = not lowered.weights and not quantizers
-        self.has_integers = bool(quantizers)
+        self.is_float = not (lowered.weights or lowered.float8 or quantizers)
+        self.has_float8 = bool(lowered.float8) or any(isinstance(one, FloatFakeQuantize) for one in quantizers.values())
+        self.has_integers = bool(quantizers) and not self.has_float8
         self.simulation = simulation_of(config, lowered, exported)
         self.is_exact = self.simulation is not lowered.network
         self.runtimes = {name: Runtime.open(name, exported, settings.threads) for name in settings.runtimes}
@@ -163,6 +166,8 @@ class FidelityRun:
                 left = None if left is None else left - len(part)
         versions = {name: runtime.plain.version for name, runtime in self.runtimes.items()}
         stages = [stage for stage in comparison.stages() if not (self.is_float and stage.name == SIMULATED)]
+        if self.has_float8:
+            stages = [replace(stage, note=FLOAT8_NOTE) if stage.name in self.runtimes else stage for stage in stages]
         return Fidelity(tuple(map(self._with_integers, stages)), versions, tuple(self._notes()))
 
     def _outcomes(self, images: Tensor, scored: Mapping[str, Tensor], with_codes: bool) -> dict[str, Outcome]:
@@ -189,7 +194,9 @@ class FidelityRun:
         return stage if integer_layers is None else stage.with_integers(self.planned, integer_layers())
 
     def _notes(self) -> Iterator[str]:
-        if not self.has_integers and not self.is_float:
+        if self.has_float8:
+            yield FLOAT8_NOTE
+        elif not self.has_integers and not self.is_float:
             yield "no integers to compare, since activations are float"
         if self.has_integers and not self.planned:
             yield "no layer is planned in integers: nothing could show that integers were multiplied"

@@ -52,6 +52,7 @@ def write_files(prepared: Prepared, variant: Variant, lowered: Lowered, path: Pa
         path,
         pack_int4=settings.pack_int4,
         unsigned=settings.unsigned,
+        float8=lowered.float8,
         about=about,
     )
     if PROGRAM in names:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from qexp.base.types import QParams, QuantSpec
 from qexp.nn.fake_quantize import range_qparams
 from qexp.qat.moments import Moments
+from qexp.quant.gradient_blocks import eager_cpu
 from qexp.quant.gradients import (
     fake_quantize_learned,
     fake_quantize_ste,
@@ -197,6 +198,8 @@ class LearnedStep(Quantizer):
     @property
     def step(self) -> Tensor:
         """The step size as used: an update that carries it across zero does not turn the grid around."""
+        if eager_cpu(self.scale) and float(self.scale.detach().amin()) >= MIN_SCALE:
+            return self.scale  # as it is: two functions less in the gradient of each tensor
         return self.scale.abs().clamp_min(MIN_SCALE)
 
     @property

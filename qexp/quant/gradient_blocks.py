@@ -17,9 +17,16 @@ from qexp.quant.affine import clamp_steps, expand, fake_quantize_steps
 from qexp.quant.blocks import in_blocks, memory_order
 from qexp.quant.rounding import half_even
 
-# Elements per block and thread on the CPU: value, gradient, result and two buffers take 1.25 MiB of float32, about what a second
-# level cache holds. A quarter of it takes a third longer, for its operator calls; twice as much about the same.
+# Elements of a partial sum for each thread on the CPU. What a scale learns depends on it in the last bits: raise
+# `TRAINING_FORMAT` with it.
 BLOCK = 1 << 16
+# As many of them go through the steps at once: value, gradient, result and two buffers take 5 MiB of float32 for each thread.
+# On an AMD EPYC with 512 KiB of second level cache, whose other cores were busy, LSQ's backward pass of 64 x 16 x 32 x 32 takes
+# 0.70 of its time with one at once (0.86 with 2): a third level cache serves them, and operator calls are fewer.
+AT_ONCE = 4
+
+# Looked up once: the lookup takes as long as a step on a small block.
+_GATE, _GATE_INTO = torch.ops.aten.hardtanh_backward.default, torch.ops.aten.hardtanh_backward.grad_input
 
 MASKS = ("rounded", "paper")  # where the gradient passes; see `qexp.quant.gradients`
 
@@ -46,13 +53,18 @@ def blocked(x: Tensor) -> bool:
 
 
 def block_size() -> int:
-    """Elements per block for all threads together."""
+    """Elements of a partial sum for all threads together."""
     return BLOCK * torch.get_num_threads()
 
 
 def compute_dtype(x: Tensor) -> torch.dtype:
     """float32, and float64 for float64."""
     return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+def as_dtype(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """`x.to(dtype)` without the call where there is nothing to do: of a small weight all calls count."""
+    return x if x.dtype == dtype else x.to(dtype)
 
 
 def as_number(value: Limit, x: Tensor) -> Limit:
@@ -70,13 +82,14 @@ def quantize_in_blocks(x: Tensor, scale: Tensor, low: Limit, high: Limit, axis: 
     if not blocked(x):
         inverse, scale = expand(inverse, axis, x), expand(scale, axis, x)
         low, high = expand(low, axis, x), expand(high, axis, x)
-        return fake_quantize_steps(x.to(compute_dtype(x)), torch.mul, inverse, half_even, low, high, scale).to(x.dtype)
+        wide = as_dtype(x, compute_dtype(x))
+        return as_dtype(fake_quantize_steps(wide, torch.mul, inverse, half_even, low, high, scale), x.dtype)
 
     def kernel(x: Tensor, out: Tensor, inverse: Tensor, low: Limit, high: Limit, scale: Tensor) -> None:
         fake_quantize_steps(x, torch.mul, inverse, half_even, low, high, scale, out=out)
 
     target = torch.empty_like(x)
-    in_blocks(kernel, x, target, (inverse, low, high, scale), axis, block_size())
+    in_blocks(kernel, x, target, (inverse, low, high, scale), axis, AT_ONCE * block_size())
     return target
 
 
@@ -99,17 +112,18 @@ def backward_in_blocks(
         dtype = compute_dtype(x)
         if grad.stride() != x.stride():  # else the result would have the layout of grad
             grad = torch.empty_like(x, dtype=dtype).copy_(grad)
-        grad_x, sums = kernel(x.to(dtype), grad.to(dtype), *columns, axis=axis, out=None, buffers=(None, None))
-        return (grad_x.to(x.dtype) if wants_x and grad_x is not None else None), sums
-    order = memory_order(x)
+        grad_x, sums = kernel(as_dtype(x, dtype), as_dtype(grad, dtype), *columns, axis=axis, out=None, buffers=(None, None))
+        return (as_dtype(grad_x, x.dtype) if wants_x and grad_x is not None else None), sums
+    order = tuple(range(x.dim())) if x.is_contiguous() else memory_order(x)
     if order is None:
         x, order = x.contiguous(), tuple(range(x.dim()))
     target = torch.empty_like(x) if wants_x else None
-    axis = None if axis is None else order.index(axis % x.dim())
-    x, grad = x.permute(order), grad.permute(order).contiguous()
-    shape = _shape(x, axis)
-    whole = target.permute(order).view(shape) if target is not None else None
-    return target, _run(kernel, x.view(shape), grad.view(shape), whole, params)
+    whole = target
+    if not (x.is_contiguous() and grad.is_contiguous()):
+        x, grad = x.permute(order), grad.permute(order).contiguous()
+        whole = None if target is None else target.permute(order)
+    shape = _shape(x, None if axis is None else order.index(axis % x.dim()))
+    return target, _run(kernel, x.view(shape), grad.view(shape), None if whole is None else whole.view(shape), params)
 
 
 def _shape(x: Tensor, axis: int | None) -> tuple[int, ...]:
@@ -122,27 +136,38 @@ def _shape(x: Tensor, axis: int | None) -> tuple[int, ...]:
 
 def _run(kernel: Kernel, x: Tensor, grad: Tensor, target: Tensor | None, params: Sequence[Limit | None]) -> tuple[Tensor, ...]:
     """`backward_in_blocks` for contiguous tensors, cut along their first dimension."""
-    rows = max(1, block_size() // (1 if x.dim() == 1 else x[0].numel()))
+    # Of channels each block is summed at once, so that it is a partial sum.
+    rows = min(AT_ONCE * block_size() if x.dim() == 1 else max(1, block_size() // x[0].numel()), len(x))
     axis = x.dim() - 2 if x.dim() > 1 else None
-    buffers = [torch.empty((min(rows, len(x)), *x.shape[1:]), dtype=torch.float32) for _ in range(3)]
+    direct = target if target is not None and target.dtype == torch.float32 else None
+    buffers = [torch.empty((rows, *x.shape[1:]), dtype=torch.float32) for _ in range(2 if direct is not None else 3)]
     # A block along C takes its channels' rows of the columns; one along A all of them.
     columns = [param.reshape(-1, 1) if isinstance(param, Tensor) and param.dim() else param for param in params]
-    direct = target if target is not None and target.dtype == torch.float32 else None
-    parts = []
-    for start in range(0, len(x), rows):
-        block = slice(start, start + rows)
-        values, size = x[block].float(), min(rows, len(x) - start)
-        first, second, third = (buffer[:size] for buffer in buffers)
-        out = third if direct is None else direct[block]
-        chosen = [column[block] if axis == 0 and isinstance(column, Tensor) and column.dim() else column for column in columns]
-        parts.append(kernel(values, grad[block].float(), *chosen, axis=axis, out=out, buffers=(first, second))[1])
+    cut = axis == 0 and any(isinstance(column, Tensor) and column.dim() for column in columns)
+    outs = None if direct is None else direct.split(rows)
+    chosen, parts = columns, []
+    # Cut by `split`, and buffers whole: on small blocks, views by index take as long as the steps themselves.
+    for number, (values, slopes) in enumerate(zip(x.split(rows), grad.split(rows), strict=True)):
+        sized = buffers if len(values) == rows else [buffer[: len(values)] for buffer in buffers]
+        out = sized[2] if outs is None else outs[number]
+        block = slice(number * rows, number * rows + len(values))
+        if cut:
+            chosen = [column[block] if isinstance(column, Tensor) and column.dim() else column for column in columns]
+        parts.append(kernel(values.float(), slopes.float(), *chosen, axis=axis, out=out, buffers=(sized[0], sized[1]))[1])
         if target is not None and direct is None:
             target[block].copy_(out)
-    join = torch.cat if axis == 0 else _add
+    join = torch.cat if axis == 0 else _add if axis is None else _add_channels
     return tuple(join(part) for part in zip(*parts, strict=True))
 
 
 def _add(parts: Sequence[Tensor]) -> Tensor:
+    """The sum of all blocks' partial sums, 0-d or [parts] of a block."""
+    if len(parts) == 1 and not parts[0].dim():
+        return parts[0]
+    return torch.cat([part.reshape(-1) for part in parts]).sum(0)
+
+
+def _add_channels(parts: Sequence[Tensor]) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.stack(list(parts)).sum(0)
 
 
@@ -167,7 +192,8 @@ def learned_kernel(
     passed = gate(grad, steps, below, above, out=out) if wants_x or wants_outside else None
     sums = []
     if wants_scale:
-        rounded = clamp_steps(torch.round(steps, out=buffers[1]), low, high)
+        rounded = torch.round(steps, out=buffers[1])
+        rounded = clamp_steps(rounded, low, high, out=rounded)
         # What is subtracted is v inside and 0 outside. Two dot products, grad R(v) and grad_x v, would be faster and cancel.
         rounded = rounded.sub_(gate(steps, steps, below, above, out=buffers[0]))
         sums.append(inner_product(grad, rounded, axis))
@@ -208,22 +234,31 @@ def gate(grad: Tensor, values: Tensor, low: Limit, high: Limit, out: Tensor | No
         passed = torch.where((values > low) & (values < high), grad, 0.0)
         return passed if out is None else out.copy_(passed)
     if out is None:
-        return torch.ops.aten.hardtanh_backward(grad, values, low, high)
-    return torch.ops.aten.hardtanh_backward.grad_input(grad, values, low, high, grad_input=out)
+        return _GATE(grad, values, low, high)
+    return _GATE_INTO(grad, values, low, high, grad_input=out)
 
 
 def inner_product(a: Tensor, b: Tensor, axis: int | None) -> Tensor:
-    """Sum of a * b over all elements, or over all but the axis; b may be overwritten."""
+    """Sum of a * b over all elements, or over all but the axis; b may be overwritten. Of a large block [parts], partial sums."""
     if axis is None:
-        return torch.dot(a, b) if a.dim() == 1 and eager_cpu(a) else (a * b).sum()
+        if a.dim() != 1 or not eager_cpu(a):
+            return (a * b).sum()
+        parts = [torch.dot(*pair) for pair in zip(_partial(a), _partial(b), strict=True)]
+        return parts[0] if len(parts) == 1 else torch.stack(parts)
     return total(b.mul_(a), axis)
 
 
 def total(a: Tensor, axis: int | None) -> Tensor:
-    """Sum over all elements, or over all but the axis."""
+    """Sum over all elements, or over all but the axis. Of a large block [parts], partial sums."""
     if axis is None:
-        return a.sum()
+        parts = [part.sum() for part in _partial(a)] if a.dim() == 1 and eager_cpu(a) else [a.sum()]
+        return parts[0] if len(parts) == 1 else torch.stack(parts)
     return a.sum([dim for dim in range(a.dim()) if dim != axis % a.dim()])
+
+
+def _partial(a: Tensor) -> Sequence[Tensor]:
+    """What partial sums are of: the tensor itself where it is no large block."""
+    return a.split(block_size()) if a.dtype != torch.float64 and a.numel() > block_size() else (a,)
 
 
 def rounded_limits(low: Limit, high: Limit, dtype: torch.dtype) -> tuple[Limit, Limit]:

@@ -26,6 +26,7 @@ from qexp.base.errors import choose
 from qexp.quant.gradient_blocks import (
     MASKS,
     GradientContext,
+    as_dtype,
     as_number,
     backward_in_blocks,
     compute_dtype,
@@ -69,7 +70,9 @@ def fake_quantize_ste(
     >>> x.grad
     tensor([0., 1., 0.])
     """
-    return _FakeQuantize.apply(x, scale.detach(), None, zero_point, quant_min, quant_max, axis, choose("mask", mask, MASKS), 1.0)
+    return _FakeQuantize.apply(
+        x, scale.detach(), None, zero_point, quant_min, quant_max, axis, choose("mask", mask, MASKS), 1.0, None
+    )
 
 
 def fake_quantize_learned(
@@ -119,22 +122,26 @@ def fake_quantize_learned(
     >>> scale.grad  # -2 + (1 - 0.6) + 1
     tensor(-0.6000)
     """
-    zero_point = 0.0 if offset is None else offset_zero_point(offset, scale, quant_min, quant_max)
+    zero_point: Tensor | float = 0.0
+    unrounded = None
+    if offset is not None:
+        zero_point, unrounded = _zero_point(offset, scale, quant_min, quant_max)
     return _FakeQuantize.apply(
-        x, scale, offset, zero_point, quant_min, quant_max, axis, choose("mask", mask, MASKS), gradient_factor
+        x, scale, offset, zero_point, quant_min, quant_max, axis, choose("mask", mask, MASKS), gradient_factor, unrounded
     )
 
 
 def offset_zero_point(offset: Tensor, scale: Tensor, quant_min: int, quant_max: int) -> Tensor:
     """The zero point of LSQ+: clamp(R(-offset * (1/scale)), quant_min, quant_max), float32 of the shape of scale."""
-    offset, scale = offset.detach(), scale.detach()
-    return torch.clamp(torch.round(-offset * scale.reciprocal()), quant_min, quant_max)
+    return _zero_point(offset, scale, quant_min, quant_max)[0]
 
 
-def _unrounded(offset: Tensor, scale: Tensor, zero_point: Tensor | float) -> Tensor:
-    """-offset / scale, whose rounding is the zero point; 0 where it rounds beyond the codes and the scale does not move it."""
-    steps = -offset * scale.reciprocal()
-    return torch.where(torch.round(steps) == zero_point, steps, 0.0)
+def _zero_point(offset: Tensor, scale: Tensor, quant_min: int, quant_max: int) -> tuple[Tensor, Tensor]:
+    """The zero point and -offset / scale, whose rounding it is; 0 where that is beyond the codes: the scale does not move it."""
+    steps = -offset.detach() * scale.detach().reciprocal()
+    rounded = torch.round(steps)
+    zero_point = torch.clamp(rounded, quant_min, quant_max)
+    return zero_point, torch.where(rounded == zero_point, steps, 0.0)
 
 
 def gradient_factor(num_elements: int, quant_max: int) -> float:
@@ -201,19 +208,21 @@ class _FakeQuantize(Function):
         axis: int | None,
         mask: str,
         factor: float,
+        unrounded: Tensor | None,
     ) -> Tensor:
         ctx.dtypes = scale.dtype, None if offset is None else offset.dtype
         ctx.shapes = scale.shape, None if offset is None else offset.shape
         axis = None if scale.dim() == 0 else axis
         dtype = compute_dtype(x)
-        scale = scale.to(dtype) if axis is not None else scale.to(dtype).reshape(())
+        scale = as_dtype(scale, dtype)
+        scale = scale if axis is not None or not scale.dim() else scale.reshape(())
         zero_point = as_number(zero_point, x)
         if isinstance(zero_point, Tensor):
             zero_point = zero_point.to(dtype) if axis is not None else zero_point.to(dtype).reshape(())
         low, high = quant_min - zero_point, quant_max - zero_point
         tensors = [x, scale, *([zero_point] if isinstance(zero_point, Tensor) else [])]
-        if offset is not None:
-            tensors.append(_unrounded(offset.to(dtype).reshape(scale.shape), scale, zero_point))
+        if unrounded is not None:
+            tensors.append(as_dtype(unrounded, dtype).reshape(scale.shape))
         ctx.save_for_backward(*tensors)
         ctx.settings = quant_min, quant_max, axis, mask, factor, None if isinstance(zero_point, Tensor) else zero_point
         return quantize_in_blocks(x, scale, low, high, axis)
@@ -235,9 +244,10 @@ class _FakeQuantize(Function):
         grad_scale = grad_offset = None
         if wants_scale:
             steps = sums[0] if unrounded is None else sums[0] + unrounded * sums[1]
-            grad_scale = (steps * factor).to(ctx.dtypes[0]).reshape(ctx.shapes[0])
+            grad_scale = as_dtype(steps * factor, ctx.dtypes[0])
+            grad_scale = grad_scale if grad_scale.shape == ctx.shapes[0] else grad_scale.reshape(ctx.shapes[0])
         if wants_offset:
             dtype, shape = ctx.dtypes[1], ctx.shapes[1]
             assert dtype is not None and shape is not None
             grad_offset = (sums[-1] * factor).to(dtype).reshape(shape)
-        return grad_x, grad_scale, grad_offset, None, None, None, None, None, None
+        return grad_x, grad_scale, grad_offset, None, None, None, None, None, None, None

@@ -12,15 +12,19 @@ from dataclasses import replace
 from pathlib import Path
 
 from qexp.base.errors import UserError, UserErrors, once
-from qexp.config.export import FILE_GRANULARITIES
+from qexp.config.export import FILE_FLOATS, FILE_GRANULARITIES, RUNTIMES, float8_type
 from qexp.config.model import PRETRAINED
+from qexp.config.quant import ActivationQuantSettings, WeightQuantSettings
 from qexp.config.root import Config
 from qexp.config.validate import validate
 from qexp.experiment.identity import group_key
+from qexp.quant.float_format import format_at
 from qexp.quant.scheme_table import SCHEMES
 from qexp.sweep.check_analysis import check_analysis
 from qexp.sweep.check_read import as_read
 from qexp.sweep.places import check_folders
+
+FLOATS = "minifloat"  # the scheme whose formats of 8 bits a file may hold
 
 
 class InvalidJobs(UserErrors):
@@ -127,11 +131,16 @@ def check_export(config: Config) -> None:
     if config.mode != "int":
         remedy = "A file holds codes; the float network is exported with float_only=true."
         raise UserError("mode", config.mode, allowed="int in qexp.export", remedy=remedy)
-    if not config.quant.row.onnx:
-        remedy = "QuantizeLinear has a uniform grid that holds zero."
-        allowed = f"{', '.join(SCHEMES.names_where(lambda row: row.onnx))} in qexp.export"
+    if config.quant.row.name == FLOATS:
+        check_export_of_floats(config)
+    elif not config.quant.row.onnx:
+        remedy = f"QuantizeLinear has a uniform grid that holds zero, or floats of 8 bits ({', '.join(FILE_FLOATS)})."
+        allowed = f"{', '.join(SCHEMES.names_where(lambda row: row.onnx))}, {FLOATS} in qexp.export"
         raise UserError("quant", config.quant.row.name, allowed=allowed, remedy=remedy)
-    if config.quantizes_activations and not activation.row.onnx:
+    elif config.quantizes_activations and activation.scheme == FLOATS:
+        remedy = "Codes and floats are not multiplied by any runtime's kernel."
+        raise UserError("quant", config.quant.row.name, allowed=f"{FLOATS} with quant.activation.scheme={FLOATS}", remedy=remedy)
+    elif config.quantizes_activations and not activation.row.onnx:
         remedy = "No runtime computes convolutions in it."
         allowed = f"{', '.join(SCHEMES.names_where(lambda row: row.activations and row.onnx))} in qexp.export"
         raise UserError("quant.activation.scheme", activation.scheme, allowed=allowed, remedy=remedy)
@@ -141,6 +150,31 @@ def check_export(config: Config) -> None:
     if activation.rounding != "half_even":
         remedy = "QuantizeLinear rounds so."
         raise UserError("quant.activation.rounding", activation.rounding, allowed="half_even in qexp.export", remedy=remedy)
+
+
+def check_export_of_floats(config: Config) -> None:
+    """Refuse what no file of floats of 8 bits holds, with quant=minifloat."""
+    weight, activation, export = config.quant.weight, config.quant.activation, config.export
+    if config.quantizes_activations and activation.scheme != FLOATS:
+        allowed = f"{FLOATS} with quant={FLOATS} in qexp.export"
+        remedy = "quant.activation.bits=null leaves activations float."
+        raise UserError("quant.activation.scheme", activation.scheme, allowed=allowed, remedy=remedy)
+    grids: list[tuple[str, WeightQuantSettings | ActivationQuantSettings, int | None]] = [("weight", weight, config.bits)]
+    grids += [("activation", activation, activation.bits)] if config.quantizes_activations else []
+    for key, grid, bits in grids:
+        element = format_at(grid.format, bits, f"quant.{key}.format") if bits is not None else None
+        lost = element is not None and not grid.scaled and element.overflow == "nan"
+        if element is not None and (float8_type(element) is None or lost):
+            why = "ONNX Runtime makes 448 of some numbers that overflow."
+            remedy = why if lost else "No other format has a type that runtimes read."
+            allowed = f"{' or '.join(FILE_FLOATS)} in qexp.export"
+            raise UserError(f"quant.{key}.format", element.name, allowed=allowed, remedy=remedy)
+    readers = RUNTIMES.names_where(lambda row: row.reads == "onnx")
+    others = [name for name in export.runtimes if name not in readers]
+    if others:
+        raise UserError("export.runtime", others[0], allowed=f"{', '.join(readers)} with quant={FLOATS}")
+    if export.torch_export:
+        raise UserError("export.torch_export", True, allowed=f"false with quant={FLOATS}")
 
 
 def _merge(errors: Sequence[tuple[int, str]], num_jobs: int) -> list[str]:

@@ -6,10 +6,12 @@ import torch
 from torch import nn
 
 from qexp.base.types import QuantSpec
+from qexp.qat import folded_weight
 from qexp.qat.folded_weight import FoldedWeight
 from qexp.qat.moments import Moments, weight_moments
 from qexp.qat.quantizers import ClippedRange, DorefaWeight, LearnedStep, ObservedRange, WeightRange
 from qexp.quant.affine import fake_quantize_affine
+from qexp.quant.qparams import MIN_SCALE
 
 
 def values(*shape, seed=0):
@@ -257,6 +259,22 @@ def test_the_gradient_of_a_folded_weight_reaches_gamma_and_is_finite_where_gamma
     torch.testing.assert_close(norm.weight.grad[[0, 1, 3]], expected[[0, 1, 3]], rtol=1e-4, atol=1e-5)
 
 
+def test_a_folded_weight_without_zeros_is_as_with_them(monkeypatch):
+    """Where no factor is zero nothing is chosen between: the same bits and gradients, of weight, step and gamma."""
+    layer, norm = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
+    norm.weight.data.copy_(torch.tensor([1.0, 0.5, -0.3, 2.0]))
+    quantizer = LearnedStep(spec("symmetric"), "paper", layer.weight.numel())
+    folded, grad = FoldedWeight(quantizer, layer, norm), values(4, 3, 3, 3)
+    quantizer.initialise(weight_moments(folded.folded(layer.weight), None, three_sigma=False))
+    learned = layer.weight, quantizer.scale, norm.weight
+    results = []
+    for eager in (True, False):
+        monkeypatch.setattr(folded_weight, "eager_cpu", lambda x, eager=eager: eager)
+        output = folded(layer.weight)
+        results.append((output.detach(), *torch.autograd.grad(output, learned, grad)))
+    assert all(torch.equal(one, other) for one, other in zip(*results, strict=True))
+
+
 @pytest.mark.parametrize("bits", [5, 8])
 def test_above_four_bits_lsq_begins_no_further_than_the_largest_value(bits):
     x = values(64, 64)
@@ -266,3 +284,17 @@ def test_above_four_bits_lsq_begins_no_further_than_the_largest_value(bits):
     few = torch.cat([torch.zeros(4000), torch.tensor([1.0])])  # one value far from the others
     quantizer.initialise(weight_moments(few, None, three_sigma=False))
     assert quantizer.scale.item() == pytest.approx(2 * few.abs().mean().item() / (2 ** (bits - 1) - 1) ** 0.5)
+
+
+@pytest.mark.parametrize("scale", [0.3, -0.3, 0.0, 1e-30, [0.3, 0.2], [0.3, -0.2], [0.3, 1e-30]])
+def test_a_step_as_it_is_learns_as_by_the_rule(scale):
+    """A positive step is used as it is: the same bits and gradient as max(|s|, smallest), of which it is the ordinary case."""
+    channels = len(scale) if isinstance(scale, list) else None
+    quantizer = LearnedStep(spec("symmetric", axis=None if channels is None else 0), "paper", 9, channels)
+    with torch.no_grad():
+        quantizer.scale.copy_(torch.tensor(scale))
+    expected = quantizer.scale.abs().clamp_min(MIN_SCALE)
+    assert torch.equal(quantizer.step, expected)
+    grad = torch.full_like(expected, -0.7)
+    computed, wanted = (torch.autograd.grad(step, quantizer.scale, grad)[0] for step in (quantizer.step * 1, expected))
+    assert torch.equal(computed, wanted)

@@ -7,6 +7,9 @@ import torch
 
 from qexp.quant import gradient_blocks
 from qexp.quant.gradient_blocks import backward_in_blocks, gate, inner_product
+from qexp.quant.gradients import fake_quantize_learned
+from qexp.quant.gradients_dorefa import quantize_dorefa_weight
+from qexp.quant.gradients_pact import quantize_clipped
 
 LAYOUTS = {
     "contiguous": lambda: torch.randn(6, 5, 3, 2),
@@ -56,3 +59,44 @@ def test_gate_is_open_at_both_ends(out):
         passed = gate(torch.arange(1.0, 8.0), values, low, high, out=torch.empty(7) if out else None)
         assert passed.tolist() == [0, 0, 3, 4, 5, 0, 0]
     assert gate(values, values, -1.0, 2.0, out=values) is values and values[0] == 0
+
+
+@pytest.mark.parametrize("shape", [(3, 5, 7, 11), (64, 18)])
+@pytest.mark.parametrize("name", ["lsq", "lsq_plus", "pact", "dorefa"])
+def test_how_much_goes_through_at_once_changes_no_bit(name, shape, monkeypatch):
+    """Partial sums are of `BLOCK` elements whatever goes through the steps at once, so that a training stays what it was."""
+    generator = torch.Generator().manual_seed(0)
+    x, grad = (torch.randn(shape, generator=generator) for _ in range(2))
+    monkeypatch.setattr(gradient_blocks, "BLOCK", 100)
+    results = []
+    for at_once in (1, 2, 4, 100):
+        monkeypatch.setattr(gradient_blocks, "AT_ONCE", at_once)
+        value, scale, offset = (
+            x.clone().requires_grad_(),
+            torch.tensor(0.4, requires_grad=True),
+            torch.tensor(-0.3, requires_grad=True),
+        )
+        if name == "dorefa":
+            output, wanted = quantize_dorefa_weight(value, 4), (value,)
+        elif name == "pact":
+            output, wanted = quantize_clipped(value, scale, 4, signed=True), (value, scale)
+        else:
+            more = {"offset": offset} if name == "lsq_plus" else {}
+            output = fake_quantize_learned(value, scale, quant_min=-8, quant_max=7, gradient_factor=0.1, **more)
+            wanted = (value, scale, *more.values())
+        results.append((output.detach(), *torch.autograd.grad(output, wanted, grad)))
+    for result in results[1:]:
+        assert all(torch.equal(one, other) for one, other in zip(result, results[0], strict=True))
+
+
+def test_a_sum_is_of_the_partial_sums_of_blocks(monkeypatch):
+    """LSQ's gradient of the scale, added up by hand in the order that stored trainings have."""
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    x, grad = (torch.randn(150_000, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1))
+    scale = torch.tensor(0.4, requires_grad=True)
+    fake_quantize_learned(x, scale, quant_min=-8, quant_max=7, gradient_factor=1.0).backward(grad)
+    steps = x * scale.detach().reciprocal()
+    inside = (steps > -8) & (steps < 7)
+    slopes = steps.round().clamp(-8, 7) - torch.where(inside, steps, 0.0)
+    parts = [torch.dot(*pair) for pair in zip(grad.split(1 << 16), slopes.split(1 << 16), strict=True)]
+    assert len(parts) == 3 and torch.equal(scale.grad, torch.stack(parts).sum(0))

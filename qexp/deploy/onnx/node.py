@@ -11,6 +11,7 @@ from torch import Tensor
 
 from qexp.base.errors import UserError
 from qexp.base.text import Note
+from qexp.deploy.float8 import Float8Weight
 from qexp.deploy.graph_call import Constant, GraphCall
 from qexp.deploy.onnx.writer import Grid, OnnxWriter, code_type
 from qexp.deploy.weight_codes import WeightCodes, accumulator_scale, bias_codes
@@ -60,6 +61,7 @@ class ExportContext:
         weights: state-dict name -> codes.
         pack_int4: store codes of 4 bits and less in half bytes.
         unsigned: activations have codes from 0 on.
+        float8: state-dict name -> numbers, of weights in a floating-point format of 8 bits.
         grids: codes and grids of matrices for integer products, already written.
         stored: state-dict name -> type in the file.
         biases: state-dict name -> float32 values of its codes.
@@ -70,6 +72,7 @@ class ExportContext:
     weights: Mapping[str, WeightCodes]
     pack_int4: bool
     unsigned: bool
+    float8: Mapping[str, Float8Weight] = field(default_factory=dict)
     grids: dict[tuple[str, bool], tuple[str, Grid]] = field(default_factory=dict)
     stored: dict[str, str] = field(default_factory=dict)
     biases: dict[str, Tensor] = field(default_factory=dict)
@@ -127,7 +130,7 @@ class OnnxNode(GraphCall):
         return self.number(value)
 
     def weight(self, constant: Constant, *, transpose: bool = False) -> tuple[str, Grid | None]:
-        """A weight as float32, as DequantizeLinear of its codes where they are known.
+        """A weight as float32, as DequantizeLinear of its codes or numbers of 8 bits where they are known.
 
         Args:
             constant: as the layer holds it.
@@ -136,6 +139,8 @@ class OnnxNode(GraphCall):
         context, writer = self.context, self.context.writer
         coded, path = context.weights.get(constant.path), constant.path or f"{self.name}.weight"
         tensor = constant.tensor.float()
+        if path in context.float8:
+            return self._write_float8(path, context.float8[path], transpose), None
         if coded is None:
             context.stored[path] = "FLOAT"
             return writer.tensor(path, tensor.t() if transpose else tensor), None
@@ -157,6 +162,16 @@ class OnnxNode(GraphCall):
         """Codes, scales and DequantizeLinear of a weight."""
         codes, grid = self._write_grid(path, weight, transpose=transpose, packed=self.context.pack_int4)
         return self.context.writer.dequantize(codes, grid, path), grid
+
+    def _write_float8(self, path: str, weight: Float8Weight, transpose: bool) -> str:
+        """Numbers, scales and DequantizeLinear of a weight in a floating-point format of 8 bits."""
+        writer, numbers, axis = self.context.writer, weight.numbers, weight.axis
+        if transpose:
+            numbers, axis = numbers.t(), None if axis is None else 1 - axis
+        names = [writer.float8(f"{path}.codes", numbers, weight.dtype), writer.tensor(f"{path}.scale", weight.scale)]
+        names.append(writer.float8(f"{path}.zero_point", torch.zeros_like(weight.scale), weight.dtype))
+        self.context.stored[path] = weight.dtype
+        return writer.node("DequantizeLinear", names, path, **({} if axis is None else {"axis": axis}))[0]
 
     def _write_grid(self, path: str, weight: WeightCodes, *, transpose: bool, packed: bool) -> tuple[str, Grid]:
         """Codes and scales of a weight."""

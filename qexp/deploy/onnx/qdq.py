@@ -21,6 +21,9 @@ A range that is each batch's own is DynamicQuantizeLinear, and a linear layer th
 codes are computed in float, since runtimes have no fast kernel for them, and are named. It takes UINT8 and a grid with a zero
 point, and computes both in float32, where qexp takes float64: a scale may differ in its last bit, a zero point by one at a tie.
 
+Small floats (`minifloat` of 8 bits) are QuantizeLinear to FLOAT8E4M3FN or FLOAT8E5M2, saturating where qexp does, and
+DequantizeLinear; runtimes compute with them in float32, so biases stay float and nothing is fused.
+
 Not bit for bit: ONNX divides by the scale where qexp's default multiplies by 1 / scale, which differs by a code at some exact
 ties and practically nowhere else (`arithmetic=divide` is ONNX's); a bias is rounded to a step of the accumulator, by half of one
 at most; sums of floats depend on their order, of integers they do not. Of these the biases matter: `load_values_` measures it.
@@ -40,16 +43,18 @@ from qexp.base.errors import UserError
 from qexp.base.files import write_atomic
 from qexp.base.text import Note
 from qexp.deploy.activation_codes import CodeTensor, code_nodes
+from qexp.deploy.float8 import Float8Weight
 from qexp.deploy.graph_call import Constant
 from qexp.deploy.graph_nodes import called_module, output_of, place_of, quantizer_at
 from qexp.deploy.onnx.batch import BATCH, batch_axis, goes_with_images, made_constant, reshape_sizes, run_of_fewer
 from qexp.deploy.onnx.layers import conv
 from qexp.deploy.onnx.node import Dynamic, ExportContext, OnnxNode, Value, clamps_nothing, kept_grid
 from qexp.deploy.onnx.operators import KEEPS_VALUES, clamps_of, handler_of
+from qexp.deploy.onnx.points import check_point, quantize_to_float8
 from qexp.deploy.onnx.shapes import left_to_convs, pad, reshape
 from qexp.deploy.onnx.writer import INPUT, Grid, OnnxWriter
 from qexp.deploy.weight_codes import WeightCodes
-from qexp.nn.fake_quantize import FakeQuantize
+from qexp.nn.fake_quantize import FakeQuantize, FloatFakeQuantize
 from qexp.nn.graph import GraphNetwork, evaluating
 from qexp.nn.layer_calls import products
 from qexp.nn.operators import function_name, tensors_of
@@ -85,6 +90,7 @@ def export_qdq(
     *,
     pack_int4: bool = False,
     unsigned: bool = True,
+    float8: Mapping[str, Float8Weight] | None = None,
     about: Mapping[str, object] | None = None,
 ) -> Exported:
     """Write a quantized network: float32 [N, C, H, W] `images` -> float32 [N, classes] `logits`, N any.
@@ -97,6 +103,7 @@ def export_qdq(
         pack_int4: weights of 4 bits and less as INT4, two to a byte, which ONNX Runtime's CPU kernels convert to float to compute
             with; else as INT8.
         unsigned: activations as UINT8 (16 bits: UINT16); else as INT8, but for a scheme without negative codes.
+        float8: state-dict name -> numbers, of weights in a floating-point format of 8 bits.
         about: for the file's reader, plain values.
 
     Raises:
@@ -104,11 +111,11 @@ def export_qdq(
     """
     if network._forward_pre_hooks:
         raise UserError("quant.input", "int or round", allowed="none in an exported network, which takes the images as they are")
-    context = ExportContext(OnnxWriter(), weights, pack_int4, unsigned)
+    context = ExportContext(OnnxWriter(), weights, pack_int4, unsigned, float8 or {})
     export = _Export(network, context)
     with evaluating(network):
         result = export.write_nodes(torch.cat([example[:1]] * BATCH))
-    unused = sorted(weights.keys() - context.stored.keys())
+    unused = sorted({*weights, *context.float8} - context.stored.keys())
     notes = context.notes + [Note(name, "no layer of the graph reads it as it is; not written as codes") for name in unused]
     context.writer.drop_unread("DequantizeLinear", result.name)
     model = context.writer.model(result.name, example.shape[1:], result.shape[1:], about or {})
@@ -224,7 +231,7 @@ class _Export(fx.Interpreter):
         """The grid of the quantizer that alone reads a node's value, per tensor; None where there is no such quantizer."""
         reader = next(iter(node.users), None)
         quantizer = None if reader is None else quantizer_at(self.network, reader)
-        if len(node.users) != 1 or quantizer is None:
+        if len(node.users) != 1 or quantizer is None or isinstance(quantizer, FloatFakeQuantize):
             return None
         grid = None if quantizer.spec.dynamic else self._grid(quantizer)
         return grid if grid is not None and grid.qparams.axis is None else None
@@ -239,7 +246,7 @@ class _Export(fx.Interpreter):
 
     def _grid(self, module: FakeQuantize) -> Grid:
         """The grid of an activation point, written at its first use."""
-        self._check(module)
+        check_point(module)
         spec, name = module.spec, module.name
         if bool(module.scale.isnan().any()):
             raise RuntimeError(f"fake quantization at {name} was not calibrated: call set_range or set_qparams")
@@ -251,21 +258,13 @@ class _Export(fx.Interpreter):
                 )
         return self.grids[name]
 
-    def _check(self, module: FakeQuantize) -> None:
-        """Raise UserError for what a file cannot hold."""
-        spec, name = module.spec, module.name
-        wanted: dict[str, object] = {"mode": "int", "rounding": "half_even"}
-        if spec.dynamic:
-            wanted |= {"scheme": "affine", "bits": 8, "granularity": "per_tensor"}
-        for key, value in wanted.items():
-            if getattr(spec, key) != value:
-                where = "DynamicQuantizeLinear" if spec.dynamic else "QuantizeLinear"
-                raise UserError(f"{name}.{key}", getattr(spec, key), allowed=f"{value} in {where}")
-
     def _quantize(self, node: fx.Node, onnx_node: OnnxNode, module: FakeQuantize) -> Value:
         """QuantizeLinear and DequantizeLinear of an activation point, after a clamp where its codes do not fill their type."""
+        if isinstance(module, FloatFakeQuantize):
+            readers = (handler_of(user, called_module(self.network, user)) for user in node.users)
+            return quantize_to_float8(onnx_node, module, self.points[node], readers)
         if module.spec.dynamic:
-            self._check(module)
+            check_point(module)
             return self._quantize_dynamically(node, onnx_node)
         grid, x = self._grid(module), onnx_node.activation()
         if grid.is_narrow:

@@ -31,6 +31,7 @@ _TYPES = {
     "UINT16": (0, 65535),
     "INT16": (-32768, 32767),
 }
+_FLOAT8 = {"FLOAT8E4M3FN": torch.float8_e4m3fn, "FLOAT8E5M2": torch.float8_e5m2}
 
 
 def onnx_library() -> ModuleType:
@@ -187,6 +188,19 @@ class OnnxWriter:
             data = array.astype(dtype.lower()).tobytes()
         kind = getattr(self.onnx.TensorProto, dtype)
         self.initializers.append(self.onnx.helper.make_tensor(name, kind, array.shape, data, raw=True))
+        return name
+
+    def float8(self, name: str, numbers: Tensor, dtype: str) -> str:
+        """Numbers of a floating-point format of 8 bits as an initializer.
+
+        Args:
+            name: of the initializer.
+            numbers: float32, each of them one of the format's.
+            dtype: ONNX's name of their type (`FLOAT8E4M3FN`).
+        """
+        name, values = self.name(name), numbers.detach().cpu().contiguous().to(_FLOAT8[dtype])
+        kind, data = getattr(self.onnx.TensorProto, dtype), values.view(torch.uint8).numpy().tobytes()
+        self.initializers.append(self.onnx.helper.make_tensor(name, kind, tuple(values.shape), data, raw=True))
         return name
 
     def quantize(self, value: str, grid: Grid, name: str) -> str:
