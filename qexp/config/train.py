@@ -106,6 +106,8 @@ class EvaluateSettings:
         metrics: what is measured beside what every evaluation has: names of `qexp.config.metrics`, or `FILE.py:FUNCTION`s that
             return a row of that kind. What the others are does not hang on it.
         across: `preprocessing` lets a report compare rows image by image although the same files became other pixels in them.
+        engine: how networks run: `eager`, exact; `compiled`, one program for all variants of one graph, whose logits differ in
+            their last bits, as sums have another order; `auto`, compiled where that is found to pay. Each has numbers of its own.
     """
 
     split: Literal["test", "select", "calib", "train"] = "test"
@@ -115,6 +117,7 @@ class EvaluateSettings:
     memory_mib: Count = 4096
     metrics: list[str] = later([])
     across: Literal["preprocessing"] | None = later(None)
+    engine: Literal["eager", "auto", "compiled"] = later("eager")
 
     def __post_init__(self) -> None:
         """Check the ranges."""

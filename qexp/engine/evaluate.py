@@ -10,7 +10,7 @@ Shapes: N images of a batch, n images in all, C classes.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from functools import cache
@@ -54,6 +54,7 @@ def evaluate(
     reference: Tensor | str | None = None,
     keep_logits: bool = False,
     measured: Sequence[Measure] | None = None,
+    runs: Mapping[str, Callable[[Tensor], object]] | None = None,
 ) -> dict[str, Evaluation]:
     """Score every network of `models` over one pass of `batches`.
 
@@ -66,6 +67,7 @@ def evaluate(
         reference: logits [n, C] that an earlier call kept over the same batches, or the name of one of `models`.
         keep_logits: keep the logits, to serve as `reference` later.
         measured: of `measures`; None is what every evaluation measures.
+        runs: name -> what runs a network in its place, on its tensors (`qexp.engine.compiled`); the others run themselves.
 
     Raises:
         UserError: a network returns another number of classes.
@@ -73,6 +75,7 @@ def evaluate(
     """
     names = sorted(models, key=lambda name: name != reference)  # the reference runs first
     measured = measures() if measured is None else measured
+    calls = {**models, **(runs or {})}
     tallies = {name: _Tally(class_count, keep_logits, measured) for name in names}
     position = 0
     with torch.inference_mode(), unchanged(models):
@@ -82,7 +85,7 @@ def evaluate(
                 expected = reference[position : position + len(batch.labels)].to(batch.images.device)
             position += len(batch.labels)
             for name in names:
-                logits = main_output(models[name](batch.images)).float()
+                logits = main_output(calls[name](batch.images)).float()
                 if logits.shape != (len(batch.labels), class_count):
                     raise UserError("model", f"{name} with logits {list(logits.shape)}", allowed=f"[N, {class_count}]")
                 if name == reference:

@@ -18,6 +18,7 @@ from qexp.engine.probe import check_in_use
 from qexp.experiment import messages
 from qexp.experiment.build import Builder
 from qexp.experiment.data_checks import data_alarms
+from qexp.experiment.engine import Engine
 from qexp.experiment.job import Prepared
 from qexp.experiment.qat_training import QatTraining
 from qexp.experiment.variants import Variant
@@ -28,13 +29,14 @@ from qexp.qat.convert import assemble
 
 @dataclass(frozen=True)
 class Scored:
-    """One variant of one epoch, named by what was done: its evaluation, and what is suspicious about it."""
+    """One variant of one epoch, named by what was done: its evaluation, what is suspicious about it, and how it ran."""
 
     variant: Variant
     evaluation: Evaluation
     alarms: tuple[str, ...]
     calibration: Calibration | None = None
     outcomes: Mapping[str, Outcome] = field(default_factory=dict)
+    computed_by: str = ""
 
 
 class Evaluator:
@@ -63,6 +65,8 @@ class Evaluator:
         self._calibrations: dict[str, Calibration | None] = {}
         self._constant: dict[str, tuple[str, ...]] = {}  # of the state scored last
         self._outcomes: dict[str, Mapping[str, Outcome]] = {}  # of its corrections
+        self._engine = Engine(prepared, self._all_batches)
+        self._computed_by: dict[str, str] = {}  # of the state scored last
         self._reported: set[str] = set()  # variants whose corrections have said what they left alone
 
     def score(
@@ -96,6 +100,8 @@ class Evaluator:
         waiting = [variant for variant in variants if variant.key not in evaluations]
         for chunk in track(self._chunks(waiting), "variant", total=total or len(waiting), done=done, size=len):
             models = self._load(state, chunk)
+            choices = self._engine.choose(chunk, models)
+            self._computed_by |= {key: choice.words for key, choice in choices.items()}
             with_float = float_variant in chunk
             scores = evaluate(
                 models,
@@ -104,6 +110,7 @@ class Evaluator:
                 reference=reference,
                 keep_logits=with_float,
                 measured=self.prepared.measured,
+                runs={key: choice.run for key, choice in choices.items() if choice.run is not None},
             )
             if with_float:
                 reference = scores[float_variant.key].logits
@@ -118,16 +125,21 @@ class Evaluator:
     def _scored(self, variant: Variant, evaluation: Evaluation, digests: Mapping[str, str]) -> Scored:
         outcomes = self._outcomes.get(variant.key, {})
         alarms, calibration = self._alarms(variant, evaluation, digests), self._calibrations.get(variant.key)
-        return Scored(variant.after(outcomes), evaluation, alarms, calibration, outcomes)
+        computed_by = self._computed_by.get(variant.key, "")
+        return Scored(variant.after(outcomes), evaluation, alarms, calibration, outcomes, computed_by)
 
     def _batches(self) -> Iterator[Batch]:
+        """Those of this rank."""
+        return self._all_batches(dist.rank(), dist.world_size())
+
+    def _all_batches(self, rank: int = 0, world_size: int = 1) -> Iterator[Batch]:
         return self.prepared.bundle.eval_batches(
             self.settings.split,
             batch_size=self.settings.batch_size,
             device=self.device,
             num_images=self.settings.num_images,
-            rank=dist.rank(),
-            world_size=dist.world_size(),
+            rank=rank,
+            world_size=world_size,
         )
 
     def _chunks(self, variants: Sequence[Variant]) -> Iterator[Sequence[Variant]]:

@@ -83,6 +83,8 @@ def record_of(
         corrections=", ".join(_corrections(item)),
         corrected=dict(item.outcomes),
         draw=variant.draw,
+        engine=engine_of(config),
+        computed_by=item.computed_by,
         device=device,
         time_ms=int(time.time() * 1000),
         versions=versions,
@@ -162,6 +164,11 @@ def _measured(prepared: Prepared, item: Scored, float_network: Evaluation) -> di
     values = {one.row.name: None if one.row.name in empty else values[one.row.name] for one in measured}
     extra = {name: values.pop(name) for name in list(values) if name not in COLUMNS}
     return {**values, "n": metrics.n, "extra": extra, "sources": sources(measured)}
+
+
+def engine_of(config: Config) -> str:
+    """`evaluate.engine` as a record has it: nothing where networks run as they are."""
+    return "" if config.evaluate.engine == "eager" else config.evaluate.engine
 
 
 def sources(measured: Sequence[Measure]) -> dict[str, str]:

@@ -217,7 +217,9 @@ def _reused(config: Config, plan: Plan) -> Calibration | None:
 
 
 def _variant(named: Label, config: Config, plan: Plan, reused: Calibration | None = None, layers: int | None = None) -> Variant:
-    evaluate = {"split": config.evaluate.split, "num_images": config.evaluate.num_images}
+    evaluate: dict[str, object] = {"split": config.evaluate.split, "num_images": config.evaluate.num_images}
+    if config.evaluate.engine != "eager":  # whose numbers have the keys that they had before there was another
+        evaluate["engine"] = config.evaluate.engine
     versions = {"quantizer": QUANTIZER_VERSION, "evaluator": EVALUATOR_VERSION}
     if layers is not None:
         versions["layers"] = layers
