@@ -16,8 +16,8 @@ Random weights, batch norm re-estimated on the calibration images. Weights are r
     qexp, compiled                qexp's likewise
 None of the others is compiled. All but brevitas' flow quantize at qexp's places: torchao leaves the choice to a backend's
 Quantizer, and the one here names them. brevitas' flow chooses for itself: results of padding and the logits are places too, and
-what an add reads has one scale. Ranges are of the calibration images' float activations, all of them; in brevitas all but the outermost 0.001 %.
-The flow's codes are symmetric.
+what an add reads has one scale. Ranges are of the calibration images' float activations, all of them; in brevitas all but the
+outermost 0.001 %. The flow's codes are symmetric.
 
 First all peers must have logits as far from fp32's as qexp's are, and the number of quantizations in one forward is counted.
 Then each round runs every peer once, the first one in turn. A ratio is to the same round's fp32, batch norm apart. Printed: the

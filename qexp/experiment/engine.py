@@ -27,8 +27,9 @@ from qexp.experiment.variants import Variant
 COMPILE_S = 0.2  # estimated seconds for each layer, activation or norm of a graph; ResNet-20 took 10 s on two quiet cores
 SAVED = 0.5  # share of eager's time that a program is expected to save
 WORTH = 0.9  # of eager's time at most, else a program that was made is not used
-# Of the largest logit, where activations are quantized: a value in the middle between two codes may go either way, and a step of
-# an activation is far more than a rounding error. A program of another graph or other weights is off by as much as logits are.
+# Of the largest logit, in the median image, where activations are quantized: a value in the middle between two codes may go
+# either way, and a step of an activation is far more than a rounding error. A program of another graph or other weights is off by
+# as much as logits are, in every image.
 QUANTIZED_TOLERANCE = 0.1
 HALF = "mode=half rounds the result of every operation, and a compiler joins operations"
 
@@ -115,7 +116,7 @@ class Engine:
             if not variant.is_built:
                 self._runs[id(model)] = run
             quantized = bool(variant.plan.quantized_activations)
-            check_alike(run, self._first_images(), QUANTIZED_TOLERANCE if quantized else TOLERANCE)
+            check_alike(run, self._first_images(), QUANTIZED_TOLERANCE if quantized else TOLERANCE, typical=quantized)
         except CannotCompile as error:
             return None, str(error)
         return run, ""

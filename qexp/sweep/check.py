@@ -79,6 +79,11 @@ def _check_verb(config: Config, verb: str) -> None:
     if verb != "evaluate" and config.evaluate.across is not None:
         remedy = "It compares evaluations of one network: python -m qexp.evaluate."
         raise UserError("evaluate.across", config.evaluate.across, allowed=f"null in qexp.{verb}", remedy=remedy)
+    if verb != "evaluate" and config.evaluate.until is not None:
+        remedy = (
+            "It stops evaluations of one network: python -m qexp.evaluate. task=shrink of qexp.analyze has a race of its own."
+        )
+        raise UserError("evaluate.until", config.evaluate.until, allowed=f"null in qexp.{verb}", remedy=remedy)
     if config.evaluate.engine != "eager":
         _check_engine(config.evaluate.engine, verb)
     if verb == "analyze":

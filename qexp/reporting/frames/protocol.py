@@ -30,6 +30,8 @@ PARTS = ("num_test", "num_calib", "num_select", "num_train", "split_seed")  # in
 PREPARING = {*FILE_KEYS, "mean", "std", "image_size"}
 MEASURED = ["training", "split", "n"]
 ENGINE = ("engine", "computed_by")  # columns of records where some row was not computed by networks as they are
+UNTIL = ("until", "num_planned", "decided")  # and where a test stopped evaluations
+Measured = tuple[str, str, int, str, str, str]  # `MEASURED`, the data's hash, engine and test of a row
 ACROSS = (
     "Rows of the same files, prepared in other ways, stand here side by side, as asked for (evaluate.across=preprocessing). A "
     "float network of another protocol than A is compared with that of A, image by image: what its preprocessing costs. A copy "
@@ -90,7 +92,7 @@ class Protocols:
 
 
 def find_protocols(records: pd.DataFrame, params: Mapping[str, Mapping[str, Scalar]]) -> Protocols:
-    """Group rows by what they were measured on: data set, preparation of images, split, number of images; and by engine.
+    """Group rows by what they were measured on: data set, preparation of images, split, number of images; and how.
 
     Data of the same settings with another content (another folder, a changed file) are other data. The hash of the content covers
     training images too, so it is compared among rows of equal `data.num_*` only; how files are prepared is compared among all.
@@ -99,21 +101,25 @@ def find_protocols(records: pd.DataFrame, params: Mapping[str, Mapping[str, Scal
         records: of `load_records`.
         params: training -> its parameters.
     """
-    rows = records.reindex(columns=[*MEASURED, "data_hash", "engine"], fill_value="")
+    rows = records.assign(n=planned_images(records)).reindex(columns=[*MEASURED, "data_hash", "engine", "until"], fill_value="")
     measured = rows.drop_duplicates()
     ways: dict[tuple[tuple[str, str], str], dict[str, Scalar]] = {}  # how the files of one cut became one content
-    facts: dict[tuple[str, str, int, str, str], dict[str, Scalar]] = {}
-    cuts: dict[tuple[str, str, int, str, str], tuple[str, str]] = {}
-    for training, split, n, content, engine in measured.itertuples(index=False):
-        key = (training, split, n, content, engine)
+    facts: dict[Measured, dict[str, Scalar]] = {}
+    cuts: dict[Measured, tuple[str, str]] = {}
+    for key in measured.itertuples(index=False, name=None):
+        training, split, n, content, engine, until = key
         settings = params.get(training, {}).items()
         data = {name.removeprefix("data."): value for name, value in settings if name.startswith("data.")}
         facts[key] = {name: data.get(name) for name in _deciding(data, split)} | {
             "split": split,
             "n": n,
             "engine": engine or "eager",
+            "until": until,
         }
-        cuts[key] = (_text(facts[key] | {"split": "", "n": "", "engine": ""}), _text({name: data.get(name) for name in PARTS}))
+        cuts[key] = (
+            _text(facts[key] | {"split": "", "n": "", "engine": "", "until": ""}),
+            _text({name: data.get(name) for name in PARTS}),
+        )
         ways.setdefault((cuts[key], content), {name: data.get(name) for name in FILE_KEYS})
     contents, alike = Counter(cut for cut, _ in ways), Counter((cut, _text(way)) for (cut, _), way in ways.items())
     known = {_text(way) for way in ways.values() if any(value is not None for value in way.values())}  # older rows do not say
@@ -134,9 +140,19 @@ def find_protocols(records: pd.DataFrame, params: Mapping[str, Mapping[str, Scal
     return Protocols(letters, descriptions, *across, only_prepared=differ <= PREPARING, unasked=tuple(unasked))
 
 
-def with_engines(frame: pd.DataFrame) -> pd.DataFrame:
-    """Records without the columns of `ENGINE` where all rows are of networks as they are."""
-    return frame if frame["engine"].any() else frame.drop(columns=list(ENGINE))
+def with_ways(frame: pd.DataFrame) -> pd.DataFrame:
+    """Records without the columns of `ENGINE` and `UNTIL` where all rows are of networks as they are, and of all images."""
+    return frame.drop(columns=[name for names in (ENGINE, UNTIL) if not frame[names[0]].any() for name in names])
+
+
+def planned_images(frame: pd.DataFrame) -> pd.Series:
+    """How many images were to be scored for each row: `n`, unless a test stops evaluations."""
+    return frame["num_planned"].where(frame["until"].fillna("") != "", frame["n"]) if "until" in frame else frame["n"]
+
+
+def is_stopped(frame: pd.DataFrame) -> pd.Series:
+    """True in the rows of copies that a test stops: no test or interval of a fixed number of images holds for them."""
+    return frame["decided"].fillna("") != "" if "decided" in frame else pd.Series(False, index=frame.index)
 
 
 def _across(
