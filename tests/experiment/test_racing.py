@@ -14,6 +14,7 @@ from qexp.experiment.data_checks import check_evaluation
 from qexp.reporting.frames.predictions import load_predictions
 from qexp.reporting.notebook import load
 from qexp.reporting.report import write_report
+from qexp.reporting.statistics.paired import wilson_ends
 from qexp.reporting.statistics.verify import verify_tables
 from qexp.stats.noninferiority import MARGIN
 from qexp.stats.sequential import Sequential, different, non_inferior
@@ -80,6 +81,8 @@ def test_some_stop_early_and_the_float_network_does_not():
 def test_no_test_of_a_fixed_number_of_images_is_made_of_them():
     raced = table("raced").drop(index=32)
     assert raced[["p_value", "ci_low", "prec1_low", "p_loss", "non_inferior"]].isna().all(axis=None)
+    ends = wilson_ends(load("raced").set_index("bits"))
+    assert (ends["low"] < ends["high"]).to_dict() == {1: False, 2: False, 8: False, 32: True}
     text = Path("results/raced/table.md").read_text()
     assert "a test stopped its evaluation" in text and "loses more than 5 points" in text
     assert table("full").drop(index=32)["p_value"].notna().all()

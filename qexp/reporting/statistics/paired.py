@@ -90,9 +90,10 @@ def wilson_of(prec1: float, n: int) -> Interval:
 
 
 def wilson_ends(frame: pd.DataFrame) -> pd.DataFrame:
-    """`low` and `high` of the interval of each row's `prec1` on its `n` images."""
+    """`low` and `high` of the interval of each row's `prec1` on its `n` images; both `prec1` itself where a test stopped it."""
     intervals = [wilson_of(prec1, n) for prec1, n in zip(frame["prec1"], frame["n"], strict=True)]
-    return pd.DataFrame({end: [getattr(interval, end) for interval in intervals] for end in ("low", "high")}, index=frame.index)
+    ends = pd.DataFrame({end: [getattr(interval, end) for interval in intervals] for end in ("low", "high")}, index=frame.index)
+    return ends.where(~is_stopped(frame), frame["prec1"], axis=0)
 
 
 def is_tested(table: pd.DataFrame) -> pd.Series:
