@@ -9,8 +9,9 @@ A program is made for one shape of batch. Batches of another, the last smaller o
 program, and padding, whose images a network might mix with the others. Before a program is used for a network, its logits of a
 few images are compared with the network's own (`TOLERANCE`). So what runs is what the weights-in-use probe looks at.
 
-Rejected: `torch.func.functional_call` within `torch.compile`, which with torch 2.13 kept the first network's weights for all; one
-program for each copy, which compiles anew where modules are built anew; ONNX Runtime, which needs another file for each graph.
+Rejected: `torch.func.functional_call` within `torch.compile`, which with torch 2.13 gave wrong logits for the second network that
+it was tried with; one program for each copy, which compiles anew where modules are built anew; ONNX Runtime, which needs another
+file for each graph.
 """
 
 from __future__ import annotations
@@ -142,6 +143,7 @@ def seconds_of(run: Callable[[Tensor], object], images: Tensor, times: int = 3) 
 def _tensors(exported: torch.export.ExportedProgram, model: nn.Module) -> tuple[Tensor, ...]:
     """The network's own tensors, as the exported graph takes them before the images."""
     signature = exported.graph_signature
+    # Graphs of some releases write in place instead, which evaluations see in the buffers.
     if written := [*signature.buffers_to_mutate.values(), *signature.user_inputs_to_mutate.values()]:
         raise CannotCompile(f"its forward writes {', '.join(written[:3])}.")
     known: dict[str, Any] = dict(model.named_parameters(remove_duplicate=False))
