@@ -94,7 +94,7 @@ def _machine() -> Iterator[Check]:
     yield Check("memory", "ok", f"{memory_limit_bytes() / 2**30:.1f} GiB for this machine or container")
     yield _gpu()
     compiler = cxx_compiler()
-    remedy = "train.compile=true and export.runtime=torch need one: apt install g++"
+    remedy = "train.compile=true, evaluate.engine=compiled and export.runtime=torch need one: apt install g++"
     yield Check("compiler", "ok" if compiler else "missing", compiler or remedy)
 
 

@@ -12,10 +12,12 @@ Random weights, batch norm re-estimated on the calibration images. Weights are r
     torchao convert_pt2e          PT2E: its quantize and dequantize operators; a dequantize of its own for every reader
     brevitas QuantIdentity        its `ShiftedUint8ActPerTensorFloat` at qexp's places, timed in `quant_inference_mode`
     brevitas quantize             its flow, `brevitas.graph.quantize.quantize`, timed the same way, quantized weights cached
-None of them is compiled. All but the last quantize at qexp's places: torchao leaves the choice to a backend's Quantizer, and the
-one here names them. brevitas' flow chooses for itself: results of padding and the logits are places too, and what an add reads
-has one scale. Ranges are of the calibration images' float activations, all of them; in brevitas all but the outermost 0.001 %.
-The flow's codes are symmetric.
+    fp32, compiled                the network by its program, as `evaluate.engine=compiled` runs it; where there is a compiler
+    qexp, compiled                qexp's likewise
+None of the others is compiled. All but brevitas' flow quantize at qexp's places: torchao leaves the choice to a backend's
+Quantizer, and the one here names them. brevitas' flow chooses for itself: results of padding and the logits are places too, and
+what an add reads has one scale. Ranges are of the calibration images' float activations, all of them; in brevitas all but the
+outermost 0.001 %. The flow's codes are symmetric.
 
 First all peers must have logits as far from fp32's as qexp's are, and the number of quantizations in one forward is counted.
 Then each round runs every peer once, the first one in turn. A ratio is to the same round's fp32, batch norm apart. Printed: the
@@ -41,11 +43,13 @@ from bench_quantize import processor, slug
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from qexp.base.compiler import cxx_compiler
 from qexp.base.types import Batch, Plan
 from qexp.config.calibrate import CalibrateSettings
 from qexp.config.model import ModelSettings
 from qexp.config.policy import PolicySettings
 from qexp.config.quant import ActivationQuantSettings, QuantSettings
+from qexp.engine.compiled import Programs
 from qexp.models.build import build_model
 from qexp.nn.activation_points import activations
 from qexp.nn.fake_quant import CONTAINER, fake_quants, insert, observed
@@ -148,6 +152,13 @@ def peers(name: str, calib: list[Tensor]) -> dict[str, Counted]:
         table |= torchao_peers(weights, calib)
     if installed("brevitas"):
         table |= brevitas_peers(weights, qexp, calib)
+    if cxx_compiler() is not None:
+        programs = Programs()
+        for peer in ("fp32", "qexp"):
+            module, count = table[peer]
+            begin = time.perf_counter()
+            table[f"{peer}, compiled"] = (programs.run_of(module, calib[0]), count)
+            print(f"{name}, {peer}: compiled in {time.perf_counter() - begin:.1f} s, less where torch's cache has it")
     return table
 
 

@@ -1,11 +1,12 @@
 """What a sweep costs beyond what it cannot avoid: one training, and one pass of the plain network per variant and epoch.
 
-    python scripts/bench_sweep.py [epochs=8] [rounds=2] [out=results/bench]
+    python scripts/bench_sweep.py [epochs=8] [rounds=2] [compiled=false] [out=results/bench]
 
 In one warm process, alternating: (floor) qexp's training with 12 plain evaluations after each epoch, written here by hand, and
 (sweep) the whole of `qexp.train` for 12 variants: check, plan, journal, MLflow, quantization, probe, per-image statistics,
-report. Also stated: start-up of a fresh process, and 12 separate trainings with one evaluation per epoch each, from the same
-measurements.
+report. With compiled=true the sweep trains and evaluates compiled (`train.compile=true evaluate.engine=compiled`); the floor
+stays as it is, and what torch compiled in the warming up is at hand, on disk. Also stated: start-up of a fresh process, and 12
+separate trainings with one evaluation per epoch each, from the same measurements.
 """
 
 from __future__ import annotations
@@ -79,12 +80,14 @@ def floor(values: dict) -> tuple[float, float, float]:
     return spent["train"], spent["evaluate"], time.perf_counter() - began
 
 
-def sweep(epochs: int, folder: str) -> float:
+def sweep(epochs: int, folder: str, compiled: bool) -> float:
     """Seconds of the same training and 12 variants through qexp, in a store of its own."""
+    more = ["train.compile=true", "evaluate.engine=compiled"] if compiled else []
     began = time.perf_counter()
     jobs = [
         compose(
             [f"bits={bits}", f"mode={mode}", f"train.epochs={epochs}", f"runs_dir={folder}/runs", f"results_dir={folder}/results"]
+            + more
         )
         for mode in MODES
         for bits in BITS
@@ -97,18 +100,20 @@ def sweep(epochs: int, folder: str) -> float:
 
 
 def main() -> None:
-    options = {"epochs": "8", "rounds": "2", "out": "results/bench"} | dict(text.split("=", 1) for text in sys.argv[1:])
-    epochs, rounds = int(options["epochs"]), int(options["rounds"])
+    options = {"epochs": "8", "rounds": "2", "compiled": "false", "out": "results/bench"} | dict(
+        text.split("=", 1) for text in sys.argv[1:]
+    )
+    epochs, rounds, compiled = int(options["epochs"]), int(options["rounds"]), options["compiled"] == "true"
     began = time.perf_counter()
     subprocess.run([sys.executable, "-c", "import qexp.sweep.run, mlflow"], check=True)
     start_up = time.perf_counter() - began
     values = compose([f"train.epochs={epochs}"])
     with tempfile.TemporaryDirectory() as folder:
-        sweep(2, f"{folder}/warm")  # imports, MLflow's store, the allocator
+        sweep(2, f"{folder}/warm", compiled)  # imports, MLflow's store, the allocator
         rows = []
         for number in range(rounds):
             train, evaluate, whole = floor(values)
-            rows.append((train, evaluate, whole, sweep(epochs, f"{folder}/{number}")))
+            rows.append((train, evaluate, whole, sweep(epochs, f"{folder}/{number}", compiled)))
     ratio = statistics.median(row[3] / row[2] for row in rows)
     separate = statistics.median(12 * (row[0] + row[1] / 12) / row[3] for row in rows)
     train, evaluate, whole, swept = (statistics.median(column) for column in zip(*rows, strict=True))
@@ -120,6 +125,7 @@ def main() -> None:
         "sweep_over_floor": round(ratio, 3),
         "separate_trainings_over_sweep": round(separate, 2),
         "start_up_s": round(start_up, 2),
+        "compiled": compiled,
         "variants": 12,
         "epochs": epochs,
         "rounds": rounds,
@@ -138,7 +144,8 @@ def main() -> None:
         f"12 separate trainings                             {12 * (train + evaluate / 12):7.1f} s  {separate:.2f} times the sweep"
     )
     print(f"start-up of a fresh process                       {start_up:7.1f} s  not counted above")
-    path = Path(options["out"]) / f"bench-sweep-cpu{os.cpu_count()}-torch{torch.__version__.split('+')[0]}.csv"
+    way = "-compiled" if compiled else ""
+    path = Path(options["out"]) / f"bench-sweep{way}-cpu{os.cpu_count()}-torch{torch.__version__.split('+')[0]}.csv"
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "w", newline="") as handle:
         writer = csv.DictWriter(handle, result)

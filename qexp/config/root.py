@@ -124,6 +124,11 @@ class Config:
             name = self.calibrate.method.name
             raise UserError("calibrate", name, allowed=f"another method with {' and '.join(scaled)}", remedy=remedy)
         self._check_chosen_codes()
+        if self.evaluate.engine == "compiled" and self.mode == "half" and not self.float_only:
+            remedy = (
+                "Every result is rounded to fp16 there, and a compiler joins operations: evaluate.engine=auto runs it as it is."
+            )
+            raise UserError("mode", "half", allowed="int or float with evaluate.engine=compiled", remedy=remedy)
         if self.model.weights_key is not None and {self.checkpoint, self.model.weights} <= {None, PRETRAINED}:
             remedy = "It names an entry of the file of checkpoint or model.weights."
             raise UserError("model.weights_key", self.model.weights_key, allowed="null without a file", remedy=remedy)

@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from annotated_types import Ge, Le
+from annotated_types import Ge, Gt, Le
 
 from qexp.base.checks import Count, Epochs, Natural, NotNegative, Positive, Share, check_bounds, check_range
 from qexp.base.errors import UserError
@@ -127,6 +127,11 @@ class EvaluateSettings:
         metrics: what is measured beside what every evaluation has: names of `qexp.config.metrics`, or `FILE.py:FUNCTION`s that
             return a row of that kind. What the others are does not hang on it.
         across: `preprocessing` lets a report compare rows image by image although the same files became other pixels in them.
+        engine: how networks run: `eager`, exact; `compiled`, one program for all variants of one graph, whose logits differ in
+            their last bits, as sums have another order; `auto`, compiled where that is found to pay. Each has numbers of its own.
+        until: `decided` stops scoring a variant when its comparison with the float network is decided, by a sequential test that
+            looks after each batch of images in an order that was drawn. Its row says how many images it took.
+        margin: loss that the test is of, points; None: it is of any difference.
     """
 
     split: Literal["test", "select", "calib", "train"] = "test"
@@ -136,10 +141,16 @@ class EvaluateSettings:
     memory_mib: Count = 4096
     metrics: list[str] = later([])
     across: Literal["preprocessing"] | None = later(None)
+    engine: Literal["eager", "auto", "compiled"] = later("eager")
+    until: Literal["decided"] | None = later(None)
+    margin: Annotated[Annotated[float, Gt(0.0), Le(50.0)] | None, ReadWhere("until", "decided")] = later(0.5)
 
     def __post_init__(self) -> None:
         """Check the ranges."""
         check_bounds(self, "evaluate")
+        if self.until is not None and self.across is not None:
+            remedy = "Rows are compared image by image, and each would have other images."
+            raise UserError("evaluate.until", self.until, allowed="null with evaluate.across", remedy=remedy)
         made_later = [row.name for row in asked(self.metrics) if not row.in_record]
         if made_later and self.keep == "none":
             allowed = f"last or all with {', '.join(made_later)} among evaluate.metrics"

@@ -10,7 +10,7 @@ Shapes: N images of a batch, n images in all, C classes.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from functools import cache
@@ -24,7 +24,7 @@ from qexp.base.errors import UserError
 from qexp.base.outputs import main_output
 from qexp.base.types import Batch, Metrics
 from qexp.engine.measures import Measure, measures
-from qexp.engine.predictions import Predictions
+from qexp.engine.predictions import Predictions, top5_of
 
 EVALUATOR_VERSION = 1  # part of every variant's key; raise it when the same network comes to score differently
 
@@ -54,6 +54,8 @@ def evaluate(
     reference: Tensor | str | None = None,
     keep_logits: bool = False,
     measured: Sequence[Measure] | None = None,
+    runs: Mapping[str, Callable[[Tensor], object]] | None = None,
+    stop: Callable[[Batch, Mapping[str, Tensor]], bool] | None = None,
 ) -> dict[str, Evaluation]:
     """Score every network of `models` over one pass of `batches`.
 
@@ -66,6 +68,8 @@ def evaluate(
         reference: logits [n, C] that an earlier call kept over the same batches, or the name of one of `models`.
         keep_logits: keep the logits, to serve as `reference` later.
         measured: of `measures`; None is what every evaluation measures.
+        runs: name -> what runs a network in its place, on its tensors (`qexp.engine.compiled`); the others run themselves.
+        stop: called with each batch and the logits by name; where it returns true, no further batch is scored. For one rank.
 
     Raises:
         UserError: a network returns another number of classes.
@@ -73,6 +77,7 @@ def evaluate(
     """
     names = sorted(models, key=lambda name: name != reference)  # the reference runs first
     measured = measures() if measured is None else measured
+    calls: dict[str, Callable[[Tensor], object]] = {**models, **(runs or {})}
     tallies = {name: _Tally(class_count, keep_logits, measured) for name in names}
     position = 0
     with torch.inference_mode(), unchanged(models):
@@ -81,14 +86,19 @@ def evaluate(
             if isinstance(reference, Tensor):
                 expected = reference[position : position + len(batch.labels)].to(batch.images.device)
             position += len(batch.labels)
+            answers: dict[str, Tensor] = {}
             for name in names:
-                logits = main_output(models[name](batch.images)).float()
+                logits = main_output(calls[name](batch.images)).float()
                 if logits.shape != (len(batch.labels), class_count):
                     raise UserError("model", f"{name} with logits {list(logits.shape)}", allowed=f"[N, {class_count}]")
                 if name == reference:
                     expected = logits
                 tallies[name].add(logits, batch, expected)
-    assert not isinstance(reference, Tensor) or position == len(reference), "the reference is of other batches"
+                answers[name] = logits
+            if stop is not None and stop(batch, answers):
+                break
+        else:
+            assert not isinstance(reference, Tensor) or position == len(reference), "the reference is of other batches"
     everywhere = dist.all_gather_object({name: tally.columns() for name, tally in tallies.items()})
     return {name: _summary([columns[name] for columns in everywhere], tallies[name].kept(), measured) for name in models}
 
@@ -129,12 +139,11 @@ class _Tally:
         """Take in one batch. logits, and those of the reference: [N, C] float32."""
         small = torch.int16 if self.class_count <= torch.iinfo(torch.int16).max else torch.int32
         log_probs = logits.double().log_softmax(1)
-        top5 = logits.topk(min(5, self.class_count), dim=1).indices.to(small)
         finite = logits.isfinite().all(1)
         new = {
             "index": batch.positions,
             "label": batch.labels.to(small),
-            "top5": top5.masked_fill(logits.isnan().any(1, keepdim=True), -1),
+            "top5": top5_of(logits).to(small),
             "log_prob": log_probs.gather(1, batch.labels[:, None]).squeeze(1).float(),
             "finite": finite,
             "row_hash": _row_hash(logits),

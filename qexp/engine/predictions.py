@@ -29,6 +29,15 @@ class Predictions:
     top5: Tensor
     log_prob: Tensor
 
+    def of(self, index: Tensor) -> Predictions:
+        """Those of some of its images.
+
+        Args:
+            index: [M] int64, their positions in the split, ascending.
+        """
+        places = torch.searchsorted(self.index, index)
+        return Predictions(*(values[places] for values in (self.index, self.label, self.top5, self.log_prob)))
+
     @property
     def right(self) -> Tensor:
         """[N] bool, the first prediction is right."""
@@ -38,6 +47,16 @@ class Predictions:
     def right5(self) -> Tensor:
         """[N] bool, one of the first five predictions is right."""
         return (self.top5 == self.label[:, None]).any(1)
+
+
+def top5_of(logits: Tensor) -> Tensor:
+    """[N, min(5, C)] int64, likeliest class first; -1 throughout where a logit is NaN.
+
+    Args:
+        logits: [N, C].
+    """
+    top5 = logits.topk(min(5, logits.shape[1]), dim=1).indices
+    return top5.masked_fill(logits.isnan().any(1, keepdim=True), -1)
 
 
 def save(path: Path, predictions: Predictions) -> None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from qexp.base import dist
 from qexp.base.catalog import is_own
 from qexp.base.errors import UserError
 from qexp.base.text import by_reason
@@ -34,6 +35,9 @@ def check_evaluation(config: Config, bundle: DataBundle) -> None:
     size = _size("evaluate.split", split, bundle, _set_aside(split))
     if wanted is not None and wanted > size:
         raise UserError("evaluate.num_images", wanted, allowed=f"at most {size}, the size of the {split} split")
+    if config.evaluate.until is not None and dist.world_size() > 1:
+        remedy = "Whether a batch is scored hangs on those before it, and ranks would wait for one another."
+        raise UserError("evaluate.until", config.evaluate.until, allowed="null with several processes", remedy=remedy)
 
 
 def check_pretrained(config: Config, bundle: DataBundle) -> None:

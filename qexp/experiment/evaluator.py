@@ -15,26 +15,31 @@ from qexp.config.correct import sentences
 from qexp.config.outcome import Outcome
 from qexp.engine.evaluate import Evaluation, evaluate
 from qexp.engine.probe import check_in_use
-from qexp.experiment import messages
+from qexp.experiment import messages, racing
 from qexp.experiment.build import Builder
 from qexp.experiment.data_checks import data_alarms
+from qexp.experiment.engine import Engine
 from qexp.experiment.job import Prepared
 from qexp.experiment.qat_training import QatTraining
+from qexp.experiment.racing import UntilDecided
 from qexp.experiment.variants import Variant
 from qexp.nn.shadow import Shadow
 from qexp.ptq.calibration import Calibration
 from qexp.qat.convert import assemble
+from qexp.stats.sequential import Sequential
 
 
 @dataclass(frozen=True)
 class Scored:
-    """One variant of one epoch, named by what was done: its evaluation, and what is suspicious about it."""
+    """One variant of one epoch, named by what was done: its evaluation, what is suspicious, how it ran and what stopped it."""
 
     variant: Variant
     evaluation: Evaluation
     alarms: tuple[str, ...]
     calibration: Calibration | None = None
     outcomes: Mapping[str, Outcome] = field(default_factory=dict)
+    computed_by: str = ""
+    sequential: Sequential | None = None
 
 
 class Evaluator:
@@ -63,6 +68,9 @@ class Evaluator:
         self._calibrations: dict[str, Calibration | None] = {}
         self._constant: dict[str, tuple[str, ...]] = {}  # of the state scored last
         self._outcomes: dict[str, Mapping[str, Outcome]] = {}  # of its corrections
+        self._engine = Engine(prepared, self._all_batches)
+        self._computed_by: dict[str, str] = {}  # of the state scored last
+        self._sequential: dict[str, Sequential] = {}  # of the state scored last, where a test stopped evaluations
         self._reported: set[str] = set()  # variants whose corrections have said what they left alone
 
     def score(
@@ -96,7 +104,12 @@ class Evaluator:
         waiting = [variant for variant in variants if variant.key not in evaluations]
         for chunk in track(self._chunks(waiting), "variant", total=total or len(waiting), done=done, size=len):
             models = self._load(state, chunk)
+            choices = self._engine.choose(chunk, models)
+            self._computed_by |= {key: choice.words for key, choice in choices.items()}
             with_float = float_variant in chunk
+            stop = None
+            if self.settings.until is not None and isinstance(reference, Tensor):
+                stop = UntilDecided(self.settings, reference)
             scores = evaluate(
                 models,
                 self._batches(),
@@ -104,7 +117,11 @@ class Evaluator:
                 reference=reference,
                 keep_logits=with_float,
                 measured=self.prepared.measured,
+                runs={key: choice.run for key, choice in choices.items() if choice.run is not None},
+                stop=stop,
             )
+            if stop is not None:
+                self._sequential[chunk[0].key] = stop.seen
             if with_float:
                 reference = scores[float_variant.key].logits
                 if self._qat is not None and self._qat.begins_trained:
@@ -118,21 +135,29 @@ class Evaluator:
     def _scored(self, variant: Variant, evaluation: Evaluation, digests: Mapping[str, str]) -> Scored:
         outcomes = self._outcomes.get(variant.key, {})
         alarms, calibration = self._alarms(variant, evaluation, digests), self._calibrations.get(variant.key)
-        return Scored(variant.after(outcomes), evaluation, alarms, calibration, outcomes)
+        computed_by = self._computed_by.get(variant.key, "")
+        seen = self._sequential.get(variant.key)
+        return Scored(variant.after(outcomes), evaluation, alarms, calibration, outcomes, computed_by, seen)
 
     def _batches(self) -> Iterator[Batch]:
+        """Those of this rank."""
+        return self._all_batches(dist.rank(), dist.world_size())
+
+    def _all_batches(self, rank: int = 0, world_size: int = 1) -> Iterator[Batch]:
         return self.prepared.bundle.eval_batches(
             self.settings.split,
             batch_size=self.settings.batch_size,
             device=self.device,
             num_images=self.settings.num_images,
-            rank=dist.rank(),
-            world_size=dist.world_size(),
+            rank=rank,
+            world_size=world_size,
+            draw=racing.DRAW,
+            shuffled=self.settings.until is not None,
         )
 
     def _chunks(self, variants: Sequence[Variant]) -> Iterator[Sequence[Variant]]:
         size = 1
-        if self.prepared.bundle.streamed:
+        if self.prepared.bundle.streamed and self.settings.until is None:  # which stops each variant by itself
             num_bytes = sum(tensor.numel() * tensor.element_size() for tensor in self._prototype.state_dict().values())
             size = max(1, self.settings.memory_mib * 2**20 // max(1, num_bytes))
         for start in range(0, len(variants), size):

@@ -17,7 +17,7 @@ from qexp.engine import predictions
 from qexp.experiment.evaluator import Scored
 from qexp.experiment.job import Prepared
 from qexp.experiment.recorded import Recorded
-from qexp.experiment.rows import described, record_of, run_key, run_row, sources
+from qexp.experiment.rows import described, engine_of, record_of, run_key, run_row, sources
 from qexp.experiment.stored_numbers import as_stored, changed, circumstances
 from qexp.experiment.variants import Variant
 from qexp.tracking import environment, rows
@@ -64,7 +64,9 @@ class Recorder:
         self._folder = prepared.folder / "variants"
         self._sources = sources(prepared.measured)
         config = prepared.config
-        self._circumstances = circumstances(device, config.evaluate.batch_size, channels_last=config.train.channels_last)
+        self._circumstances = circumstances(
+            device, config.evaluate.batch_size, channels_last=config.train.channels_last, engine=engine_of(config)
+        )
         self.num_measured = 0  # evaluations made by this job; the others were stored
         self._opened: dict[str, Variant] = {}  # by key, as their runs are called
         self._running: list[Variant] = []  # whose runs this job opened

@@ -16,6 +16,7 @@ from qexp.config.root import Config
 from qexp.engine.evaluate import Evaluation
 from qexp.engine.measures import Measure, against
 from qexp.engine.trajectory import TrajectoryStore
+from qexp.experiment import racing
 from qexp.experiment.evaluator import Scored
 from qexp.experiment.identity import training_identity
 from qexp.experiment.job import Prepared
@@ -83,6 +84,9 @@ def record_of(
         corrections=", ".join(_corrections(item)),
         corrected=dict(item.outcomes),
         draw=variant.draw,
+        engine=engine_of(config),
+        computed_by=item.computed_by,
+        **_raced(item, float_network),
         device=device,
         time_ms=int(time.time() * 1000),
         versions=versions,
@@ -157,11 +161,27 @@ def described(prepared: Prepared, variant: Variant) -> Described:
 def _measured(prepared: Prepared, item: Scored, float_network: Evaluation) -> dict[str, Any]:
     """The metrics of a record, those that compare predictions among them, and beside them what was asked for."""
     metrics, measured = item.evaluation.metrics, prepared.measured
-    values = asdict(metrics) | dict(metrics.extra) | against(measured, item.evaluation.predictions, float_network.predictions)
+    predictions, reference = item.evaluation.predictions, float_network.predictions
+    reference = reference if metrics.n == len(reference.index) else reference.of(predictions.index)
+    values = asdict(metrics) | dict(metrics.extra) | against(measured, predictions, reference)
     empty = {one.row.name for one in measured if item.variant.is_float and one.row.on_float == "empty"}
     values = {one.row.name: None if one.row.name in empty else values[one.row.name] for one in measured}
     extra = {name: values.pop(name) for name in list(values) if name not in COLUMNS}
     return {**values, "n": metrics.n, "extra": extra, "sources": sources(measured)}
+
+
+def engine_of(config: Config) -> str:
+    """`evaluate.engine` as a record has it: nothing where networks run as they are."""
+    return "" if config.evaluate.engine == "eager" else config.evaluate.engine
+
+
+def _raced(item: Scored, float_network: Evaluation) -> dict[str, Any]:
+    """What a record says of a test that stops evaluations."""
+    settings, planned = item.variant.config.evaluate, float_network.metrics.n
+    if settings.until is None:
+        return {}
+    decided = "" if item.sequential is None else racing.sentence(settings, item.sequential, planned)
+    return {"until": racing.asked(settings), "num_planned": planned, "decided": decided}
 
 
 def sources(measured: Sequence[Measure]) -> dict[str, str]:

@@ -3,8 +3,9 @@
 Equal settings, data, source and weights have equal hashes, but a network may read what no hash covers. So whenever the float
 network of a stored epoch is scored again, it is compared with what is stored, before any new number is written beside it. As
 long as the circumstances are the same, on a CPU, the logits are the same to the last bit. Another processor, library or batch
-size, and any GPU, round otherwise: there the metrics must agree as closely as rounding lets them. Rejected: to ask for equal
-bits everywhere, which would stop a sweep that goes on in a cluster's other partition.
+size, any GPU, and compiled code, which is another with each compiler, round otherwise: there the metrics must agree as closely
+as rounding lets them. Rejected: to ask for equal bits everywhere, which would stop a sweep that goes on in a cluster's other
+partition.
 """
 
 from __future__ import annotations
@@ -21,13 +22,16 @@ from qexp.tracking.rounding import same_circumstances, within_rounding
 UNCHANGED = "one whose float network scores as it did when its numbers were stored"
 
 
-def circumstances(device: torch.device | str, batch_size: int, *, channels_last: bool = False) -> dict[str, object]:
+def circumstances(
+    device: torch.device | str, batch_size: int, *, channels_last: bool = False, engine: str = ""
+) -> dict[str, object]:
     """What decides the last bits of logits.
 
     Args:
         device: that evaluates.
         batch_size: of the evaluation.
         channels_last: memory format of images and weights.
+        engine: that ran the network, where it did not run as it is.
     """
     return {
         "device": str(device),
@@ -36,6 +40,7 @@ def circumstances(device: torch.device | str, batch_size: int, *, channels_last:
         "torch": environment.versions().get("torch", ""),
         "batch_size": batch_size,
         "channels_last": channels_last,
+        **({"engine": engine} if engine else {}),
     }
 
 

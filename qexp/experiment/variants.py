@@ -14,6 +14,7 @@ from qexp.base.types import ActivationInfo, Plan, PlanRow, TensorInfo
 from qexp.config.outcome import Outcome
 from qexp.config.root import Config
 from qexp.engine.evaluate import EVALUATOR_VERSION
+from qexp.experiment import racing
 from qexp.experiment.labels import label_of
 from qexp.nn.fake_quant import CONTAINER
 from qexp.policy.plan import make_plan
@@ -217,7 +218,13 @@ def _reused(config: Config, plan: Plan) -> Calibration | None:
 
 
 def _variant(named: Label, config: Config, plan: Plan, reused: Calibration | None = None, layers: int | None = None) -> Variant:
-    evaluate = {"split": config.evaluate.split, "num_images": config.evaluate.num_images}
+    evaluate: dict[str, object] = {"split": config.evaluate.split, "num_images": config.evaluate.num_images}
+    if config.evaluate.until is not None:
+        settings = {"margin": config.evaluate.margin, "block": config.evaluate.batch_size, "draw": racing.DRAW}
+        evaluate["until"] = settings
+        named = named if named == FLOAT else named.with_word(racing.WORD)
+    if config.evaluate.engine != "eager":  # whose numbers have the keys that they had before there was another
+        evaluate["engine"] = config.evaluate.engine
     versions = {"quantizer": QUANTIZER_VERSION, "evaluator": EVALUATOR_VERSION}
     if layers is not None:
         versions["layers"] = layers

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from qexp.base.types import QParams, QuantSpec
-from qexp.quant.affine import fake_quantize_steps, rounding_of, scaling, step_limits
+from qexp.quant.affine import expand, fake_quantize_steps, rounding_of, scaling, step_limits
 from qexp.quant.blocks import in_blocks
 from qexp.quant.layout import channel_blocks
 from qexp.quant.qparams import choose_qparams
@@ -54,6 +54,8 @@ class FakeQuantize(nn.Module):
     def forward(self, x: Tensor, overwrite: bool = False) -> Tensor:
         """The values that the codes of x stand for: same shape, dtype and memory format; in x's memory if `overwrite`."""
         self._refuse_gradient(x)
+        if torch.compiler.is_compiling():
+            return self._in_graph(x)
         qparams = self._batch_qparams(x) if self.spec.dynamic else self.qparams
         if qparams is None:
             return x
@@ -74,6 +76,16 @@ class FakeQuantize(nn.Module):
         out = x if overwrite else torch.empty_like(x)
         in_blocks(kernel, x, out, (operand, qparams.scale, low, high), self.axis)
         return out
+
+    def _in_graph(self, x: Tensor) -> Tensor:
+        """The same steps where a compiler writes them down: it fuses them itself, and scale and zero point stay arguments."""
+        if self.spec.dynamic or type(self) is not FakeQuantize:
+            raise RuntimeError(f"fake quantization at {self.name} chooses scales as values pass, which no compiled graph does")
+        scale, zero_point = (expand(value, self.axis, x) for value in (self.scale, self.zero_point))
+        operation, operand = scaling(scale, self.spec.arithmetic)
+        rounding = rounding_of(self.spec.rounding) if self.spec.mode == "int" else None
+        low, high = self.quant_min - zero_point, self.quant_max - zero_point
+        return fake_quantize_steps(x.float(), operation, operand, rounding, low, high, scale)
 
     @property
     def qparams(self) -> QParams:
@@ -142,6 +154,8 @@ class FloatFakeQuantize(FakeQuantize):
     def forward(self, x: Tensor, overwrite: bool = False) -> Tensor:
         """The values that the codes of x stand for: same shape, dtype and memory format; in x's memory if `overwrite`."""
         self._refuse_gradient(x)
+        if torch.compiler.is_compiling():
+            return self._in_graph(x)
         out = x if overwrite else torch.empty_like(x)
         rounding = rounding_of(self.spec.rounding) if self.spec.mode == "int" else None
         if self.spec.granularity == PER_BLOCK:

@@ -155,13 +155,11 @@ class SequentialTest:
         >>> non_inferior(0.5).run([(0, 0, 500), (1, 1, 500), (1, 0, 500), (0, 1, 500), (50, 0, 500)]).n
         2000
         """
-        counts, seen = (0, 0, 0), self.look(0, 0, 0)
-        for lost, won, n in blocks:
-            counts = (counts[0] + lost, counts[1] + won, counts[2] + n)
-            seen = self.look(*counts)
-            if seen.verdict != "open" or (num_images is not None and self.out_of_reach(seen, num_images)):
+        looks = Looks(self, num_images)
+        for block in blocks:
+            if looks.add(*block):
                 break
-        return seen
+        return looks.seen
 
     def out_of_reach(self, seen: Sequential, num_images: int) -> bool:
         """True where `above` will not be said by `num_images` images even if no more image flips.
@@ -174,6 +172,31 @@ class SequentialTest:
         """
         best = float(log_capital(seen.n10, seen.n01, max(num_images, seen.n, 1), self.null))
         return seen.verdict == "open" and self.null < 0 and best < -math.log(self.alpha_above)
+
+
+class Looks:
+    """A sequential test whose blocks come one by one.
+
+    Args:
+        test: that is looked at after each.
+        num_images: of all blocks; where they are known, it ends where `above` is out of reach too.
+    """
+
+    def __init__(self, test: SequentialTest, num_images: int | None = None) -> None:
+        self._test, self._num_images = test, num_images
+        self.seen = test.look(0, 0, 0)
+
+    def add(self, n10: int, n01: int, n: int) -> bool:
+        """Take a block; True where no further one is needed.
+
+        Args:
+            n10: its images right in A and wrong in B.
+            n01: those wrong in A and right in B.
+            n: its images.
+        """
+        self.seen = seen = self._test.look(self.seen.n10 + n10, self.seen.n01 + n01, self.seen.n + n)
+        given_up = self._num_images is not None and self._test.out_of_reach(seen, self._num_images)
+        return seen.verdict != "open" or given_up
 
 
 def non_inferior(margin: float = MARGIN, *, alpha: float = 0.05) -> SequentialTest:

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from qexp.base.compiler import cxx_compiler
 from qexp.base.errors import UserError, UserErrors, once
 from qexp.config.export import FILE_FLOATS, FILE_GRANULARITIES, RUNTIMES, float8_type
 from qexp.config.model import PRETRAINED
@@ -82,6 +83,13 @@ def _check_verb(config: Config, verb: str) -> None:
     if verb != "evaluate" and config.evaluate.across is not None:
         remedy = "It compares evaluations of one network: python -m qexp.evaluate."
         raise UserError("evaluate.across", config.evaluate.across, allowed=f"null in qexp.{verb}", remedy=remedy)
+    if verb != "evaluate" and config.evaluate.until is not None:
+        remedy = (
+            "It stops evaluations of one network: python -m qexp.evaluate. task=shrink of qexp.analyze has a race of its own."
+        )
+        raise UserError("evaluate.until", config.evaluate.until, allowed=f"null in qexp.{verb}", remedy=remedy)
+    if config.evaluate.engine != "eager":
+        _check_engine(config.evaluate.engine, verb)
     if verb == "analyze":
         check_analysis(config)
     elif (asked := config.task or config.image) is not None:
@@ -112,6 +120,16 @@ def _check_verb(config: Config, verb: str) -> None:
         if text is not None and not Path(text).exists():
             raise UserError(key, text, allowed="a path that exists")
     check_folders(config, verb)
+
+
+def _check_engine(engine: str, verb: str) -> None:
+    """Refuse another engine where numbers must be exact, and a compiled one where nothing compiles."""
+    if verb not in ("train", "evaluate"):
+        remedy = "Its comparisons need numbers that are equal to the last bit."
+        raise UserError("evaluate.engine", engine, allowed=f"eager in qexp.{verb}", remedy=remedy)
+    if engine == "compiled" and cxx_compiler() is None:
+        remedy = "Install one (apt install g++), or name it in CXX; evaluate.engine=auto runs networks as they are without."
+        raise UserError("evaluate.engine", engine, allowed="auto or eager without a C++ compiler", remedy=remedy)
 
 
 def no_training(method: str, verb: str) -> UserError:

@@ -14,7 +14,16 @@ FLOAT_VARIANT = "fp32"  # the network as trained, the reference of every delta
 FLOAT_BITS = 32  # of a weight and an activation there
 
 JOINED = ("extra", "sources")  # of an earlier evaluation of the same logits they are kept
-ADDED = (*JOINED, "corrected", "draw")  # fields that a record of before does not have
+ADDED = (
+    *JOINED,
+    "corrected",
+    "draw",
+    "engine",
+    "computed_by",
+    "until",
+    "num_planned",
+    "decided",
+)  # fields that a record of before does not have
 
 METRICS_FILE = "metrics.json"  # of a run's artifacts: what the metrics that were asked for are, without their code
 CLASSES_FILE = "classes.json"  # beside it: names of the classes, by label
@@ -32,6 +41,9 @@ class Record:
     `corrected` what each correction that was asked for did and left, `calibration` the file of activation ranges.
     `draw` is which calibration images it learned from, `calibrate.draw`; 0 where it read none.
     `extra` holds the metrics that were asked for, by name, `sources` the hash of the code of those of the user's own.
+    `engine` is `evaluate.engine` where that is not `eager`, and `computed_by` says then how the network ran, and why.
+    `until` is the test of `evaluate.until=decided`, which stopped the evaluation of a copy after `n` of `num_planned` images;
+    `decided` is what it said.
     `world_size` ranks measured; `trained_by` is how many trained (`1 then 2` where it went on with another number, which
     changes the order of sums).
     """
@@ -78,6 +90,11 @@ class Record:
     sources: dict[str, str] = field(default_factory=dict)
     corrected: dict[str, Outcome] = field(default_factory=dict)
     draw: int = 0
+    engine: str = ""
+    computed_by: str = ""
+    until: str = ""
+    num_planned: int = 0
+    decided: str = ""
 
     def as_row(self) -> dict[str, Any]:
         """For a journal; what records of before do not have only where there is something in it."""

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from qexp.base.compiler import cxx_compiler
+
 LAUNCH = ("torch.distributed.launch", "--use-env", "--nproc_per_node=2")
 RUN = ("torch.distributed.run", "--nproc_per_node=2")
 
@@ -73,6 +75,25 @@ def test_a_sweep_over_two_trainings_and_the_evaluation_of_one(ranks, cli, tiny):
     assert [child.wait() for child in both] == [0, 0], both[0].text
     assert digests("both") == digests("alone")
     assert len(digests("both")) == 7
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(cxx_compiler() is None, reason="a program needs a C++ compiler")
+def test_two_ranks_run_the_programs_of_one(ranks, cli, tiny):
+    assert cli(*tiny).code == 0
+    compiled = evaluation(tiny, "quant.activation.bits=8", "evaluate.engine=compiled")
+    assert cli(*compiled, "runs_dir=alone", verb="evaluate").code == 0
+    both = ranks(2, *compiled, "runs_dir=both", verb="evaluate")
+    assert [child.wait() for child in both] == [0, 0], both[0].text
+    assert digests("both") == digests("alone") and len(digests("both")) == 2
+
+
+def test_two_ranks_refuse_to_stop_an_evaluation(ranks, cli, tiny):
+    assert cli(*tiny).code == 0
+    stopped = evaluation(tiny, "quant.activation.bits=8", "evaluate.until=decided")
+    codes, text = _ended(ranks(2, *stopped, "runs_dir=both", verb="evaluate"))
+    assert codes[0] == 2 and 0 not in codes and text.count("allowed is null with several processes") == 1, text
+    assert not Path("both").exists()
 
 
 NO_GPU = pytest.param(

@@ -66,8 +66,8 @@ def points(axes: Axes, x: Sequence[float], y: Sequence[float], color: str, marke
 
 
 def percent_text(prec1: float, low: float | None = None, high: float | None = None) -> str:
-    """`Prec@1 91.35`, with `, 95 % 90.78 to 91.88` behind it where there is an interval."""
-    return f"Prec@1 {prec1:.2f}" + ("" if low is None or high is None else f", 95 % {low:.2f} to {high:.2f}")
+    """`Prec@1 91.35`, with `, 95 % 90.78 to 91.88` behind it where there is an interval, which has two ends."""
+    return f"Prec@1 {prec1:.2f}" + ("" if low is None or high is None or low == high else f", 95 % {low:.2f} to {high:.2f}")
 
 
 def with_titles(svg: bytes) -> bytes:

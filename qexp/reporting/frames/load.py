@@ -18,7 +18,7 @@ from qexp.base.label import Label, read_stored_label
 from qexp.config.metrics import ALWAYS, MetricInfo, restored
 from qexp.config.policy import POLICIES
 from qexp.reporting.frames.lineage import read_training
-from qexp.reporting.frames.protocol import find_protocols
+from qexp.reporting.frames.protocol import find_protocols, with_ways
 from qexp.reporting.frames.qat_labels import Named, name_trainings
 from qexp.reporting.frames.repeats import with_draws
 from qexp.reporting.frames.training_labels import training_labels, value_text
@@ -28,6 +28,14 @@ from qexp.tracking.row_types import RunRow, SweepRow, is_run, is_sweep
 from qexp.tracking.rows import Row, Scalar
 
 ADDED_SINCE = tuple(row.name for row in ALWAYS if row.name not in COLUMNS)  # metrics that older records lack
+BLANK = {
+    "draw": 0,
+    "engine": "",
+    "computed_by": "",
+    "until": "",
+    "num_planned": 0,
+    "decided": "",
+}  # what records of before do not have
 IDENTITY = ["run", "variant_key", "epoch", "split", "n"]
 PLAN_FILE = "plan.json"
 TRAINED = "as trained"  # the ranges of a network that was trained with its quantization
@@ -45,6 +53,8 @@ def load_records(name: str, runs_dir: str | Path) -> pd.DataFrame:
     `group`: the label without the seed, equal for the repetitions of a training;
     where quantization-aware trainings are among them, `LINEAGE` too: the fields of `Named`;
     `draw` and `without_draw`, the variant but for its draw, where there are draws of calibration images (`frames.repeats`);
+    `engine` and `computed_by` where some row was not computed by networks as they are;
+    `until`, `num_planned` and `decided` where a test stops evaluations: what it is of, how many images there are, what it said;
     `bits` of a policy with widths of its own is their mean, and `widths` says them, where there is such a policy;
     `protocol`, where there are several: a letter for what the row was measured on (`qexp.reporting.frames.protocol`);
     `files`, where protocols are the same files prepared in other ways and that is asked about; `compared_with` in rows of
@@ -67,7 +77,7 @@ def records_of(rows: Sequence[Row]) -> pd.DataFrame:
     last = {(row["run"], row["variant_key"]): row for row in sorted(records, key=lambda row: row["epoch"])}
     named = [_label(last[record["run"], record["variant_key"]]) for record in records]
     frame = _one_name_each(pd.DataFrame(records).assign(named=named, variant=[label.text for label in named]))
-    frame = with_draws(_with_widths(_labelled(frame, runs), runs))
+    frame = with_ways(with_draws(_with_widths(_labelled(frame, runs), runs)))
     for column in ("data", "model"):
         frame[column] = [_params(runs, training).get(f"{column}.name", "") for training in frame["training"]]
     planned = [runs[training].get("planned_epochs") if training in runs else None for training in frame["training"]]
@@ -136,7 +146,9 @@ def _latest(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     for row in rows:
         identity = tuple(row[key] for key in IDENTITY)
         record = (
-            {key: row.get(key) for key in ("run", *COLUMNS, *ADDED_SINCE)} | {"draw": row.get("draw", 0)} | row.get("extra", {})
+            {key: row.get(key) for key in ("run", *COLUMNS, *ADDED_SINCE)}
+            | {name: row.get(name, default) for name, default in BLANK.items()}
+            | row.get("extra", {})
         )
         if row["reused"] and identity in kept:
             record["time_ms"] = kept[identity]["time_ms"]

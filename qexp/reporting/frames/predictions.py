@@ -19,12 +19,14 @@ from safetensors.numpy import load_file, save
 from qexp.base.errors import UserError
 from qexp.base.files import canonical_json, write_bytes_atomic
 from qexp.base.progress import track
+from qexp.reporting.frames.protocol import is_stopped
 from qexp.tracking.record import FLOAT_VARIANT
 
 Key = tuple[str, str, int, str, int]  # training, variant_key, epoch, split, n
 Measurement = tuple[str, int, str, int]  # training, epoch, split, n: the same for a variant and its float network
 STORES = ("trainings", "checkpoints")
 KEY_COLUMNS = ["training", "variant_key", "epoch", "split", "n"]
+STOPPED = "a test stopped its evaluation, and says what it decided"
 NOT_KEPT = "no predictions were kept"
 
 
@@ -125,10 +127,10 @@ def load_predictions(records: pd.DataFrame, runs_dir: str | Path, *, log_prob: b
     """
     stored = StoredPredictions(floats=float_keys(records))
     shared: dict[Hashable, np.ndarray] = {}
-    rows = zip(keys_of(records), _paths(records, Path(runs_dir)), records["prec1"], strict=True)
-    for key, path, prec1 in track(rows, "row", total=len(records)):
-        if path is None:
-            stored.missing[key] = NOT_KEPT
+    rows = zip(keys_of(records), _paths(records, Path(runs_dir)), records["prec1"], is_stopped(records), strict=True)
+    for key, path, prec1, stopped in track(rows, "row", total=len(records)):
+        if stopped or path is None:
+            stored.missing[key] = STOPPED if stopped else NOT_KEPT
             continue
         predictions = read_predictions(path, log_prob=log_prob, shared=shared)
         if isinstance(predictions, str):

@@ -29,6 +29,9 @@ CUT = {
 PARTS = ("num_test", "num_calib", "num_select", "num_train", "split_seed")  # in the data's hash
 PREPARING = {*FILE_KEYS, "mean", "std", "image_size"}
 MEASURED = ["training", "split", "n"]
+ENGINE = ("engine", "computed_by")  # columns of records where some row was not computed by networks as they are
+UNTIL = ("until", "num_planned", "decided")  # and where a test stopped evaluations
+Measured = tuple[str, str, int, str, str, str]  # `MEASURED`, the data's hash, engine and test of a row
 ACROSS = (
     "Rows of the same files, prepared in other ways, stand here side by side, as asked for (evaluate.across=preprocessing). A "
     "float network of another protocol than A is compared with that of A, image by image: what its preprocessing costs. A copy "
@@ -89,7 +92,7 @@ class Protocols:
 
 
 def find_protocols(records: pd.DataFrame, params: Mapping[str, Mapping[str, Scalar]]) -> Protocols:
-    """Group rows by what they were measured on: the data set and how its images are prepared, the split, the number of images.
+    """Group rows by what they were measured on: data set, preparation of images, split, number of images; and how.
 
     Data of the same settings with another content (another folder, a changed file) are other data. The hash of the content covers
     training images too, so it is compared among rows of equal `data.num_*` only; how files are prepared is compared among all.
@@ -98,33 +101,58 @@ def find_protocols(records: pd.DataFrame, params: Mapping[str, Mapping[str, Scal
         records: of `load_records`.
         params: training -> its parameters.
     """
-    measured = records[[*MEASURED, "data_hash"]].drop_duplicates()
+    rows = records.assign(n=planned_images(records)).reindex(columns=[*MEASURED, "data_hash", "engine", "until"], fill_value="")
+    measured = rows.drop_duplicates()
     ways: dict[tuple[tuple[str, str], str], dict[str, Scalar]] = {}  # how the files of one cut became one content
-    facts: dict[tuple[str, str, int, str], dict[str, Scalar]] = {}
-    cuts: dict[tuple[str, str, int, str], tuple[str, str]] = {}
-    for training, split, n, content in measured.itertuples(index=False):
-        key = (training, split, n, content)
+    facts: dict[Measured, dict[str, Scalar]] = {}
+    cuts: dict[Measured, tuple[str, str]] = {}
+    for key in measured.itertuples(index=False, name=None):
+        training, split, n, content, engine, until = key
         settings = params.get(training, {}).items()
         data = {name.removeprefix("data."): value for name, value in settings if name.startswith("data.")}
-        facts[key] = {name: data.get(name) for name in _deciding(data, split)} | {"split": split, "n": n}
-        cuts[key] = (_text(facts[key] | {"split": "", "n": ""}), _text({name: data.get(name) for name in PARTS}))
+        facts[key] = {name: data.get(name) for name in _deciding(data, split)} | {
+            "split": split,
+            "n": n,
+            "engine": engine or "eager",
+            "until": until,
+        }
+        cuts[key] = (
+            _text(facts[key] | {"split": "", "n": "", "engine": "", "until": ""}),
+            _text({name: data.get(name) for name in PARTS}),
+        )
         ways.setdefault((cuts[key], content), {name: data.get(name) for name in FILE_KEYS})
     contents, alike = Counter(cut for cut, _ in ways), Counter((cut, _text(way)) for (cut, _), way in ways.items())
     known = {_text(way) for way in ways.values() if any(value is not None for value in way.values())}  # older rows do not say
     for key, cut in cuts.items():
-        way = ways[cut, key[-1]]
+        way = ways[cut, key[3]]
         facts[key] |= way if contents[cut] > 1 or (len(known) > 1 and _text(way) in known) else {}
-        facts[key]["content"] = key[-1] if alike[cut, _text(way)] > 1 else ""
+        facts[key]["content"] = key[3] if alike[cut, _text(way)] > 1 else ""
     protocols = {_text(fact): fact for fact in facts.values()}
     marks = {text: _mark(number) for number, text in enumerate(protocols)}
-    rows = records[[*MEASURED, "data_hash"]].itertuples(index=False, name=None)
     descriptions = {marks[text]: _description(fact, list(protocols.values())) for text, fact in protocols.items()}
-    letters = pd.Series([marks[_text(facts[row])] for row in rows], index=records.index, dtype=object)
+    letters = pd.Series(
+        [marks[_text(facts[row])] for row in rows.itertuples(index=False, name=None)], index=records.index, dtype=object
+    )
     first = {key[0]: marks[_text(fact)] for key, fact in facts.items()}
     differ = {name for fact in facts.values() for name in fact if len({repr(other.get(name)) for other in facts.values()}) > 1}
     unasked = {mark: None for training, mark in first.items() if params.get(training, {}).get("evaluate.across") is None}
     across = _across(first, params, measured)
     return Protocols(letters, descriptions, *across, only_prepared=differ <= PREPARING, unasked=tuple(unasked))
+
+
+def with_ways(frame: pd.DataFrame) -> pd.DataFrame:
+    """Records without the columns of `ENGINE` and `UNTIL` where all rows are of networks as they are, and of all images."""
+    return frame.drop(columns=[name for names in (ENGINE, UNTIL) if not frame[names[0]].any() for name in names])
+
+
+def planned_images(frame: pd.DataFrame) -> pd.Series:
+    """How many images were to be scored for each row: `n`, unless a test stops evaluations."""
+    return frame["num_planned"].where(frame["until"].fillna("") != "", frame["n"]) if "until" in frame else frame["n"]
+
+
+def is_stopped(frame: pd.DataFrame) -> pd.Series:
+    """True in the rows of copies that a test stops: no test or interval of a fixed number of images holds for them."""
+    return frame["decided"].fillna("") != "" if "decided" in frame else pd.Series(False, index=frame.index)
 
 
 def _across(

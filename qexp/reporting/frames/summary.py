@@ -11,6 +11,7 @@ import pandas as pd
 from qexp.config.metrics import ALWAYS, METRICS, MetricInfo
 from qexp.reporting.frames.comparison import LINEAGE, has_qat, one_start_each, points_against_control, training_order
 from qexp.reporting.frames.jobs import STATES
+from qexp.reporting.frames.protocol import ENGINE, UNTIL, planned_images
 from qexp.reporting.frames.repeats import DRAWN, REPEATED, has_draws, repeats
 from qexp.tracking.record import ADDED, COLUMNS, FLOAT_VARIANT
 
@@ -109,6 +110,15 @@ def summarize(
         (*([CONTROL] if control else []), *([f"{count} of {int(total)} epochs"] if gap else []))
         for control, gap, count, total in zip(is_control(table), gaps, table["num_epochs"], planned.fillna(0), strict=True)
     ]
+    if "computed_by" in table:  # under `auto`, what was done is no foregone conclusion
+        table["notes"] = [
+            (*notes, *([words] if words and engine == "auto" else []))
+            for notes, words, engine in table[["notes", "computed_by", "engine"]].itertuples(index=False)
+        ]
+    if "decided" in table:
+        table["notes"] = [
+            (*notes, *([words] if words else [])) for notes, words in zip(table["notes"], table["decided"], strict=True)
+        ]
     columns = list(TABLE_COLUMNS)
     before_n = columns.index("n")
     columns[before_n:before_n] = [row.name for row in metrics if row.name in table and row.name not in columns]
@@ -120,6 +130,7 @@ def summarize(
     if "widths" in table:
         columns.insert(columns.index("bits") + 1, "widths")
     columns += DRAWN if has_draws(table) else ()
+    columns += [name for name in (*ENGINE, *UNTIL) if name in table]
     if "protocol" in table:
         columns.insert(0, "protocol")
     columns += [name for name in ACROSS if name in table]
@@ -208,7 +219,7 @@ def _in_order(table: pd.DataFrame) -> pd.DataFrame:
     order = pd.DataFrame(
         {
             "training": ranks.map(trainings),
-            "split": table["split"] + table["n"].astype(str),
+            "split": table["split"] + planned_images(table).astype(str),
             "quantized": ~is_float(table),
             "family": [families[key] for key in keys],
             "bits": -table["bits"],

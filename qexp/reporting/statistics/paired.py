@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 
 from qexp.reporting.frames.predictions import Predictions, StoredPredictions, keys_of
+from qexp.reporting.frames.protocol import is_stopped
 from qexp.reporting.frames.repeats import is_further_draw, repeats
 from qexp.reporting.frames.summary import STATISTICS, is_compared, is_control
 from qexp.stats.interval import Interval, wilson
@@ -41,9 +42,10 @@ def with_statistics(records: pd.DataFrame, stored: StoredPredictions) -> pd.Data
         stored: of `load_predictions`.
     """
     rows, references, compared = [], stored.references_of(records), is_compared(records)
-    for key, stands, prec1, reference in zip(keys_of(records), compared, records["prec1"], references, strict=True):
+    listed = zip(keys_of(records), compared, records["prec1"], references, is_stopped(records), strict=True)
+    for key, stands, prec1, reference, stopped in listed:
         alone = wilson_of(prec1, key[4])
-        row: dict[str, object] = {"prec1_low": alone.low, "prec1_high": alone.high}
+        row: dict[str, object] = {} if stopped else {"prec1_low": alone.low, "prec1_high": alone.high}
         if stands and reference is not None:
             row |= against(stored.by_key.get(reference), stored.by_key.get(key))
         rows.append(row)
@@ -88,9 +90,10 @@ def wilson_of(prec1: float, n: int) -> Interval:
 
 
 def wilson_ends(frame: pd.DataFrame) -> pd.DataFrame:
-    """`low` and `high` of the interval of each row's `prec1` on its `n` images."""
+    """`low` and `high` of the interval of each row's `prec1` on its `n` images; both `prec1` itself where a test stopped it."""
     intervals = [wilson_of(prec1, n) for prec1, n in zip(frame["prec1"], frame["n"], strict=True)]
-    return pd.DataFrame({end: [getattr(interval, end) for interval in intervals] for end in ("low", "high")}, index=frame.index)
+    ends = pd.DataFrame({end: [getattr(interval, end) for interval in intervals] for end in ("low", "high")}, index=frame.index)
+    return ends.where(~is_stopped(frame), frame["prec1"], axis=0)
 
 
 def is_tested(table: pd.DataFrame) -> pd.Series:

@@ -24,6 +24,7 @@ DESCRIBING = {
         Column(name="quant", title="quant", kind="text"),
         Column(name="granularity", title="granularity", kind="text"),
         Column(name="input_quant", title="input", kind="text"),
+        Column(name="engine", title="engine", kind="text"),
         Column(name="split", title="split", kind="text"),
         Column(name="n", title="n", kind="count"),
         Column(name="seed", title="seed", kind="count"),

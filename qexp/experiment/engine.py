@@ -1,0 +1,159 @@
+"""How the networks of an evaluation run: as they are, or by compiled programs, one for all variants of one graph.
+
+`evaluate.engine=eager` runs them as they are: numbers of the same circumstances are equal to the last bit. `compiled` has sums
+in another order, so its numbers have keys of their own, and stand in no table beside eager ones without a mark. `auto` compiles
+where that is expected to pay, and where a measured batch then confirms it; it runs a graph that cannot be compiled as it is. What
+was done, and why, is in the record of each number (`computed_by`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from qexp.base import dist
+from qexp.base.compiler import cxx_compiler
+from qexp.base.console import print_main
+from qexp.base.errors import UserError
+from qexp.base.files import hash_json
+from qexp.base.text import counted
+from qexp.base.types import Batch
+from qexp.engine.compiled import TOLERANCE, CannotCompile, Programs, Run, check_alike, seconds_of
+from qexp.experiment.job import Prepared
+from qexp.experiment.variants import Variant
+
+COMPILE_S = 0.2  # estimated seconds for each layer, activation or norm of a graph; ResNet-20 took 10 s on two quiet cores
+SAVED = 0.5  # share of eager's time that a program is expected to save
+WORTH = 0.9  # of eager's time at most, else a program that was made is not used
+# Of the largest logit, in the median image, where activations are quantized: a value in the middle between two codes may go
+# either way, and a step of an activation is far more than a rounding error. A program of another graph or other weights is off by
+# as much as logits are, in every image.
+QUANTIZED_TOLERANCE = 0.1
+HALF = "mode=half rounds the result of every operation, and a compiler joins operations"
+
+
+@dataclass(frozen=True)
+class Choice:
+    """How one network runs.
+
+    Args:
+        run: its program; None where it runs as it is.
+        words: what was chosen and why, for the record.
+    """
+
+    run: Run | None
+    words: str
+
+
+class Engine:
+    """Chooses how networks run, and holds their programs.
+
+    Args:
+        prepared: the merged job.
+        batches: the images that are scored, in whole batches, from the first one, on the device.
+    """
+
+    def __init__(self, prepared: Prepared, batches: Callable[[], Iterator[Batch]]) -> None:
+        self.prepared, self._batches = prepared, batches
+        self.setting = prepared.config.evaluate.engine
+        self.programs = Programs()
+        self._images: Tensor | None = None
+        self._runs: dict[int, Run] = {}  # of shadows, whose modules stay
+        self._words: dict[str, str] = {}  # of graphs that were measured, or that run as they are
+        self._eager: set[str] = set()
+        self._said: set[str] = set()
+
+    def choose(self, variants: Sequence[Variant], models: Mapping[str, nn.Module]) -> dict[str, Choice]:
+        """How each variant runs, by key; empty where all run as they are and nothing else was asked for.
+
+        Args:
+            variants: with their weights loaded.
+            models: key -> network.
+
+        Raises:
+            UserError: `compiled` was asked for, and a network cannot be.
+        """
+        if self.setting == "eager":
+            return {}
+        choices = {variant.key: self._choice(variant, models[variant.key]) for variant in variants}
+        for variant in variants:
+            words = choices[variant.key].words
+            if words not in self._said and words != "compiled":
+                self._said.add(words)
+                print_main(f"  note: [{variant.label}] evaluate.engine={self.setting}: {words}")
+        return choices
+
+    def _choice(self, variant: Variant, model: nn.Module) -> Choice:
+        graph = _graph(variant)
+        if self.setting == "auto" and graph not in self._words:
+            reason = dist.from_main(lambda: self._not_worth(variant, model))
+            if reason:
+                self._words[graph] = f"eager: {reason}"
+                self._eager.add(graph)
+        if graph in self._eager:
+            return Choice(None, self._words[graph])
+        run, reason = self._compiled(variant, model)
+        reason = next((text for text in dist.all_gather_object(reason) if text), "")  # all ranks or none
+        if reason and self.setting == "compiled":
+            remedy = f"{reason} evaluate.engine=auto runs it as it is."
+            raise UserError("evaluate.engine", "compiled", allowed=f"auto or eager for {variant.label}", remedy=remedy)
+        if not reason and graph not in self._words:
+            reason, self._words[graph] = self._measured(run, model)
+        if reason:
+            self._eager.add(graph)
+            self._words[graph] = f"eager: {reason}"
+            run = None
+        return Choice(run, self._words[graph])
+
+    def _compiled(self, variant: Variant, model: nn.Module) -> tuple[Run | None, str]:
+        """The network's program, found to compute what it does; or why there is none."""
+        try:
+            if variant.plan.mode == "half":
+                raise CannotCompile(f"{HALF}.")
+            run = self._runs.get(id(model)) or self.programs.run_of(model, self._first_images())
+            if not variant.is_built:
+                self._runs[id(model)] = run
+            quantized = bool(variant.plan.quantized_activations)
+            check_alike(run, self._first_images(), QUANTIZED_TOLERANCE if quantized else TOLERANCE, typical=quantized)
+        except CannotCompile as error:
+            return None, str(error)
+        return run, ""
+
+    def _measured(self, run: Run | None, model: nn.Module) -> tuple[str, str]:
+        """Why a program is not worth running, empty where it is; and what to say of it."""
+        if self.setting == "compiled" or run is None:
+            return "", "compiled"
+        images, program = self._first_images(), run
+        share = dist.from_main(lambda: seconds_of(program, images) / seconds_of(model, images))
+        text = f"its program takes {share:.2f} of eager's time on a batch of {len(images)}"
+        return (text, "") if share > WORTH else ("", f"compiled: {text}")
+
+    def _not_worth(self, variant: Variant, model: nn.Module) -> str:
+        """Why compiling a graph is not expected to pay; empty where it is."""
+        if cxx_compiler() is None:
+            return "there is no C++ compiler"
+        config, images = self.prepared.config, self._first_images()
+        size = self.prepared.bundle.split_sizes[config.evaluate.split]
+        networks = sum(_graph(other) == _graph(variant) for other in self.prepared.variants)
+        networks *= config.recipe.epochs if config.checkpoint is None else 1
+        per_image = seconds_of(model, images, times=1) / len(images)
+        saved = SAVED * per_image * networks * (config.evaluate.num_images or size)
+        layers = sum(1 for module in model.modules() if not [*module.children()])
+        if saved > COMPILE_S * layers:
+            return ""
+        expected = f"{saved:.1f} s where compiling its {counted(layers, 'module')} is expected to take {COMPILE_S * layers:.1f} s"
+        return f"{counted(networks, 'evaluation')} would save about {expected}"
+
+    def _first_images(self) -> Tensor:
+        """The first batch of all, on every rank: programs are made for its shape."""
+        if self._images is None:
+            self._images = next(self._batches()).images
+        return self._images
+
+
+def _graph(variant: Variant) -> str:
+    """What the graph of a variant hangs on, as far as it is known before it is built."""
+    built = [variant.config.correct.identity, [repr(row) for row in variant.plan.quantized_activations.items()]]
+    return hash_json([*variant.structure, variant.is_built, built if variant.is_built else []])
