@@ -6,6 +6,7 @@ package with public modules a page of reference. Links that hold on GitHub are t
 Rejected: hooks of MkDocs, which its successors do not run; any generator reads a folder of Markdown.
 """
 
+import json
 import os
 import re
 import shutil
@@ -23,7 +24,7 @@ PAGES = {
     "CHANGELOG.md": "changelog.md",
 }
 PAGES |= {"results/README.md": "results.md", "results/LOG.md": "log.md", "results/bench": "results.md"}
-PAGES |= {"results/published": "gallery/index.md", "examples": "notebooks.md", "LICENSE": "LICENSE.txt"}
+PAGES |= {"results/published": "gallery/index.md", "LICENSE": "LICENSE.txt"}
 SHOWN = (".csv", ".html", ".png")  # files of a published folder that the site has
 LINK = re.compile(r"(\]\()([^)#\s]+)(#[^)\s]*)?(?=\))")
 API_SECTION = re.compile(r"## Public API of the packages\n(.*?)\n## ", re.DOTALL)
@@ -37,7 +38,9 @@ def site_path(path: str) -> str | None:
     if parts[:2] == ["results", "published"] and len(parts) > 2:
         name, rest = parts[2], "/".join(parts[3:])
         return f"gallery/{name}.md" if rest in ("", "README.md") else f"gallery/{name}/{rest}"
-    return path.removeprefix("docs/") if parts[0] in ("docs", "examples") else None
+    if parts[0] == "examples":
+        return path.replace(".ipynb", ".md")
+    return path.removeprefix("docs/") if parts[0] == "docs" else None
 
 
 def with_site_links(text: str, source: str) -> str:
@@ -111,6 +114,19 @@ def write_gallery(folder: Path) -> None:
     (folder / "gallery" / "index.md").write_text("\n".join(listed) + "\n", encoding="utf-8")
 
 
+def write_notebooks(folder: Path) -> None:
+    """A page for each notebook of examples/: its texts and its code."""
+    (folder / "examples").mkdir()
+    for path in sorted((ROOT / "examples").glob("*.ipynb")):
+        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+        parts = [
+            ("```python\n{}\n```" if cell["cell_type"] == "code" else "{}").format("".join(cell["source"])) for cell in cells
+        ]
+        source = path.relative_to(ROOT).as_posix()
+        text = with_site_links("\n\n".join([*parts, f"The notebook is `{source}`."]) + "\n", source)
+        (folder / "examples" / f"{path.stem}.md").write_text(text, encoding="utf-8")
+
+
 def public_modules(architecture: str) -> dict[str, list[str]]:
     """Package -> its modules that a page names in its section on the public API.
 
@@ -160,6 +176,7 @@ def main(folder: Path) -> None:
         (folder / page).write_text(text, encoding="utf-8")
     shutil.copytree(ROOT / "docs" / "images", folder / "images")
     shutil.copyfile(ROOT / "LICENSE", folder / "LICENSE.txt")
+    write_notebooks(folder)
     write_gallery(folder)
     write_reference(folder)
 

@@ -31,7 +31,8 @@ def names_of(nav):
 def test_every_page_of_the_documents_is_in_the_navigation(pages):
     text = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
     nav = set(names_of(yaml.safe_load(text[text.index("\nnav:") :])["nav"]))
-    assert nav == {path.name for path in pages.glob("*.md")} | {"gallery/index.md", "api/index.md"}
+    written = {path.relative_to(pages).as_posix() for path in [*pages.glob("*.md"), *pages.glob("examples/*.md")]}
+    assert nav == written | {"gallery/index.md", "api/index.md"}
 
 
 def test_links_of_the_pages_lead_to_files_of_the_site(pages):
