@@ -236,4 +236,7 @@ def _bars_words(table: pd.DataFrame) -> str:
     """What a heading says of bars: of means over seeds of a training, over draws of calibration images, or of single numbers."""
     over = ["seeds"] if (table.groupby("group")["seed"].nunique() > 1).any() else []
     over += ["draws"] if any(repeat.over == "draws" for repeat in repeats(table)) else []
-    return f"mean and sd over {' and '.join(over)}" if over else "with 95 % intervals"
+    if not over:
+        return "with 95 % intervals"
+    single = table[~is_reference(table)].groupby(["group", "bits", "variant"]).size().min() == 1
+    return f"mean and sd over {' and '.join(over)}" + (", of a single one its 95 % interval" if single else "")

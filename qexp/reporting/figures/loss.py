@@ -13,6 +13,7 @@ from qexp.reporting.figures.layout import PAGE_HEIGHT, PANELS_PER_ROW, label_end
 from qexp.reporting.figures.marks import points, tell
 from qexp.reporting.figures.style import Look, drawing, legend_entry, title
 from qexp.reporting.frames.comparison import has_qat
+from qexp.reporting.frames.repeats import is_further_draw
 from qexp.reporting.frames.summary import is_float, summarize
 from qexp.reporting.statistics.paired import ALPHA, MARGIN
 from qexp.stats.interval import newcombe
@@ -33,10 +34,11 @@ def loss_by_epoch(records: pd.DataFrame) -> Figure | None:
         records: of `with_statistics`.
     """
     table = summarize(records)
+    table = table[~is_further_draw(table)]
     if has_qat(table) or is_float(table).all() or records["epoch"].nunique() < 2:
         return None
     rows = _rows(records, table)
-    panels = [part for _, part in rows.groupby(["group", "bits"], sort=False)]
+    panels = [part for _, part in rows.groupby(["group", "split", "n", "bits"], sort=False)]
     if len(panels) > MAX_PANELS or max(part["variant"].nunique() for part in panels) > MAX_LINES:
         return None
     lines = list(dict.fromkeys(rows["line"]))
@@ -53,10 +55,8 @@ def loss_by_epoch(records: pd.DataFrame) -> Figure | None:
     named = len(lines) > 1
     with drawing(max(5.0, PANEL_WIDTH * columns), height * num_rows + 0.9 + 0.2 * named, heading, 11) as figure:
         grid = figure.subplots(num_rows, columns, squeeze=False)
-        several = rows["group"].nunique() > 1
         for axes, part in zip(grid.flat, panels, strict=False):
-            first = part.iloc[0]
-            axes.set_title(f"{first['group']}: " * several + f"{first['bits']:g} bits", loc="left")
+            axes.set_title(_heading(part, rows), loc="left")
             _panel(axes, part, styles, 0.62 * height)
         for axes in list(grid.flat)[len(panels) :]:
             axes.set_visible(False)
@@ -66,6 +66,14 @@ def loss_by_epoch(records: pd.DataFrame) -> Figure | None:
             handles = [legend_entry(labels[key], look.color, look.line, look.marker, 5) for key, look in styles.items()]
             figure.legend(handles=handles, loc="outside lower left", ncols=columns, handlelength=3.4)
     return figure
+
+
+def _heading(part: pd.DataFrame, rows: pd.DataFrame) -> str:
+    """The width of a panel, and of training and images what not all panels share."""
+    first, measured = part.iloc[0], rows[["split", "n"]].drop_duplicates()
+    shown = [str(first["group"])] if rows["group"].nunique() > 1 else []
+    shown += [f"{first['split']} n={first['n']}"] if len(measured) > 1 else []
+    return ", ".join([*shown, f"{first['bits']:g} bits"])
 
 
 def _rows(records: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:

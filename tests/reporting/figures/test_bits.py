@@ -62,3 +62,16 @@ def test_panels_are_made_by_what_leaves_few_lines_in_each():
     assert facet_of(lines(names[:5], ("per_tensor", "per_channel"))) == 1
     assert facet_of(lines(names[:1], ("per_tensor", "per_channel"), [f"A{bits}" for bits in range(2, 8)])) == 2
     assert facet_of([("int", ("uniform", f"scheme{number}", "per_tensor", "none", "A32")) for number in range(20)]) is None
+
+
+def test_a_single_one_among_seeds_has_its_interval_and_the_heading_says_so(write, training):
+    parts = [
+        training(names, training=f"{seed}{seed}" * 8, params={"seed": seed}, seed=seed)
+        for seed, names in ((1, ["W8 int", "W4 int"]), (2, ["W8 int"]))
+    ]
+    records = load_records("exp", write(*parts))
+    figure = prec1_by_bits(records)
+    assert "mean and sd over seeds, of a single one its 95 % interval" in figure.get_suptitle()
+    alone = records[(records["variant"] == "W4 int") & (records["epoch"] == 8)]["prec1"].item()
+    expected = wilson(round(alone * 10), 1000)
+    assert (pytest.approx(expected.low), pytest.approx(expected.high)) in _bars(figure.axes[0])

@@ -68,3 +68,11 @@ def test_seeds_are_means_with_one_standard_deviation(write, training):
 def test_not_drawn_without_epochs(write, training):
     assert loss_by_epoch(load_records("exp", write(training(["W4 int"], epochs=1)))) is None
     assert loss_by_epoch(load_records("exp", write(training([])))) is None
+
+
+def test_images_of_two_splits_are_panels_of_their_own(write, training):
+    rows = training(["W4 int"])
+    other = [row | {"split": "val", "n": 500} for row in rows if row["kind"] == "record"]
+    figure = loss_by_epoch(load_records("exp", write(rows, other)))
+    assert [axes.get_title(loc="left") for axes in figure.axes] == ["test n=1000, 4 bits", "val n=500, 4 bits"]
+    assert all(len(line.get_xdata()) in (2, 8) for axes in figure.axes for line in axes.get_lines())
