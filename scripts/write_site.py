@@ -90,12 +90,9 @@ def with_blank_lines(text: str) -> str:
 
 
 def write_gallery(folder: Path) -> None:
-    """A page for each published folder, with its figures and files, and one that lists them."""
-    listed = [
-        "# Published results",
-        "What was measured here, each with the command that gives it again. [How they are kept](../results.md).",
-        "",
-    ]
+    """A page for each published folder, with its figures and files, and one that lists them with their first figures."""
+    intro = "What was measured here, each with the command that gives it again. [How they are kept](../results.md)."
+    listed = ["# Published results", intro]
     for readme in sorted(PUBLISHED.glob("*/README.md")):
         name, source = readme.parent.name, readme.relative_to(ROOT).as_posix()
         text = with_site_links(readme.read_text(encoding="utf-8"), source)
@@ -110,8 +107,9 @@ def write_gallery(folder: Path) -> None:
         tables = [path.relative_to(readme.parent.parent).as_posix() for path in files if path.suffix in (".csv", ".html")]
         parts += ["## Files", "\n".join(f"- [{table.partition('/')[2]}]({table})" for table in tables)] if tables else []
         (folder / "gallery" / f"{name}.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
-        listed.append(f"- [{text.splitlines()[0].removeprefix('# ')}]({name}.md)")
-    (folder / "gallery" / "index.md").write_text("\n".join(listed) + "\n", encoding="utf-8")
+        listed.append(f"## [{text.splitlines()[0].removeprefix('# ')}]({name}.md)")
+        listed += [f"![{name}]({figures[0]}){{ width=480 loading=lazy }}"] if figures else []
+    (folder / "gallery" / "index.md").write_text("\n\n".join(listed) + "\n", encoding="utf-8")
 
 
 def write_notebooks(folder: Path) -> None:
