@@ -17,7 +17,7 @@ PYTEST := $(PYTEST_HERE) -n $(WORKERS) --maxprocesses 4 --dist loadfile
 # Tests that bear no others in their process come first; pytest's 5 says that ARGS chose none of them.
 ALONE = $(PYTEST_HERE) -m "alone $(1)" $(ARGS) || test $$? -eq 5
 
-.PHONY: help setup sweep test test-more test-all lint format ui report docker clean
+.PHONY: help setup sweep test test-more test-all lint format docs ui report docker clean
 
 help: ## show this help
 	@echo "Usage: make TARGET [NAME=value]"
@@ -68,6 +68,11 @@ lint: setup ## check style, formatting and types
 format: setup ## mend what ruff can mend
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+docs: setup ## build the documents' site in build/site, offline; any warning is an error
+	$(BIN)/python scripts/write_site.py build/pages
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	@echo "build/site/index.html"
 
 ui: setup ## open the runs in MLflow's UI on 127.0.0.1 (PORT=5000)
 	$(BIN)/python -m qexp.ui mlflow=true port=$(PORT)

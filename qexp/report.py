@@ -1,11 +1,12 @@
 """Tables and figures of one experiment: python -m qexp.report name=NAME [verify=true] [mixed=true] [metrics=[NAMES]].
 
-Keys: name (the experiment), runs_dir=runs, results_dir=results, verify=false, mixed=false, metrics=[], format=text. Evaluations
-of different protocols (other test images, another number of them, prepared in another way) are refused unless mixed=true puts
-them into one table, a letter telling them apart. metrics=[per_class,confusion] adds what stored predictions give beside the
-table: Prec@1 of each class, and what is predicted in place of what the float network says. format=latex, markdown or html
-prints the tables alone, for a paper or a page. verify=true writes nothing: it recomputes the numbers of the tables in
-results_dir/NAME from stored predictions, says which it could not, and ends with 1 where one is another.
+Keys: name (the experiment), runs_dir=runs, results_dir=results, verify=false, mixed=false, metrics=[], titles=true,
+format=text. Evaluations of different protocols (other test images, another number of them, prepared in another way) are
+refused unless mixed=true puts them into one table, a letter telling them apart. titles=false draws figures without their
+headings, for a paper. metrics=[per_class,confusion] adds what stored predictions give beside the table: Prec@1 of each class,
+and what is predicted in place of what the float network says. format=latex, markdown or html prints the tables alone, for a
+paper or a page. verify=true writes nothing: it recomputes the numbers of the tables in results_dir/NAME from stored
+predictions, says which it could not, and ends with 1 where one is another.
 """
 
 import sys
@@ -29,6 +30,7 @@ class ReportSettings:
         verify: write nothing, and recompute the numbers of the tables.
         mixed: put evaluations of different protocols into one table.
         metrics: `per_class`, `confusion`: tables and figures of stored predictions.
+        titles: figures have headings; false for a paper, whose captions say it.
         format: of what is printed: all of it as `text`, or the tables alone as `latex` (with booktabs), `markdown` or `html`.
     """
 
@@ -38,6 +40,7 @@ class ReportSettings:
     verify: bool = False
     mixed: bool = False
     metrics: list[str] = field(default_factory=list)
+    titles: bool = True
     format: str = "text"
 
 
@@ -57,7 +60,12 @@ def run(settings: ReportSettings) -> int:
     check_folder("results_dir", settings.results_dir, settings.name)
     runs_dir, results_dir = Path(settings.runs_dir), Path(settings.results_dir)
     written = write_report(
-        settings.name, runs_dir=runs_dir, results_dir=results_dir, mixed=settings.mixed, metrics=settings.metrics
+        settings.name,
+        runs_dir=runs_dir,
+        results_dir=results_dir,
+        mixed=settings.mixed,
+        metrics=settings.metrics,
+        titles=settings.titles,
     )
     if settings.format == "text":
         print_main(written.table, "")

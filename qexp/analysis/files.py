@@ -26,7 +26,7 @@ def write_analysis(
         pictures: likewise; many, and read one at a time: PNG alone.
     """
     paths = write_texts(folder, texts)
-    for kinds, group in ((("png", "svg"), figures), (("png",), pictures)):
+    for kinds, group in ((("pdf", "png", "svg"), figures), (("png",), pictures)):
         for stem, figure in group:
             paths += save(figure, folder / "figures" / stem, kinds)
     for old in (folder / "figures").glob("*.*"):

@@ -25,7 +25,8 @@ def load(name: str, runs_dir: str | Path = "runs") -> pd.DataFrame:
     letter: rows of different letters are no comparison.
 
     Figures are functions of it: `prec1_by_epoch` and `prec1_by_bits` in `qexp.reporting.figures.accuracy`, `prec1_by_size` in
-    `qexp.reporting.figures.cost`, `prec1_by_variant` in `qexp.reporting.figures.variants`; each returns a matplotlib `Figure`.
+    `qexp.reporting.figures.cost`, `prec1_by_variant` in `qexp.reporting.figures.variants`, `loss_by_epoch` in
+    `qexp.reporting.figures.loss`; each returns a matplotlib `Figure`.
     What `qexp.analyze` found of the layers is `qexp.reporting.frames.layers.load_layers`, drawn by
     `qexp.reporting.figures.layers`.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -19,6 +20,7 @@ from qexp.reporting.figures.accuracy import prec1_by_bits, prec1_by_epoch
 from qexp.reporting.figures.confusion import draw_matrix
 from qexp.reporting.figures.cost import prec1_by_bops, prec1_by_cost, prec1_by_size
 from qexp.reporting.figures.layers import sensitivity_map, sqnr_map
+from qexp.reporting.figures.loss import loss_by_epoch
 from qexp.reporting.figures.style import save
 from qexp.reporting.figures.variants import prec1_by_variant
 from qexp.reporting.frames.jobs import format_jobs, jobs_of, variant_states
@@ -50,9 +52,15 @@ CAPTIONS = {
         "it. A band is one accuracy's own interval, or one standard deviation over seeds. Variants answer for the same "
         "images: the table compares them, overlapping bands do not.",
     ),
+    "loss_by_epoch": (
+        "What quantizing costs as it trains",
+        "Points against the float network of the same epoch; each width has a scale of its own. A clear interval compares image "
+        "by image. Where the predictions of an epoch were not kept (`evaluate.keep=all` keeps them), it is faint and rests on "
+        "both accuracies alone, which makes it too wide rather than too narrow.",
+    ),
     "prec1_by_bits": (
         "What each bit costs",
-        "The last epoch; a bar is one standard deviation where seeds were repeated.",
+        "The last epoch. A bar is the 95 % Wilson interval of an accuracy alone, or one standard deviation over repeated seeds.",
     ),
     "prec1_by_variant": (
         "Every variant",
@@ -134,6 +142,7 @@ def write_report(
     mixed: bool = False,
     metrics: Sequence[str] = (),
     figures: bool = True,
+    titles: bool = True,
     rows: Sequence[Row] | None = None,
 ) -> Report:
     """Write an experiment's tables and figures, as far as it has got.
@@ -145,6 +154,7 @@ def write_report(
         mixed: put rows of different protocols into one table, marked; where `evaluate.across` asked, they are anyway.
         metrics: tables and matrices of stored predictions, beside those that the experiment asked for.
         figures: draw them.
+        titles: with headings; False for a paper, whose captions say it.
         rows: of its journal, where the caller has read it; None reads them.
 
     Raises:
@@ -176,8 +186,7 @@ def write_report(
     tables = [*write_tables(name, records, folder, verdict, sweeps, jobs).values()]
     tables += [*write_exports(name, exports, folder), *write_asked(folder, made)]
     screen += [*([] if jobs.empty else [format_jobs(jobs)]), *([format_exports(exports)] if exports else [])]
-    drawn = _draw(records, exports, made, folder) if figures else {}
-    _remove_others(folder, drawn)
+    _remove_others(folder, drawn := _draw(records, exports, made, folder, titles) if figures else {})
     if verdict is not None:
         tables += [*([folder / FILE] if verdict.digest else []), *write_plans(plans := plans_of(runs, verdict.table), folder)]
         card, on_page = protocol_card(verdict.table, runs, plans, sweeps), _on_page(drawn, made, folder)
@@ -212,20 +221,40 @@ def _places(page: Path | None, results_dir: Path) -> tuple[str, ...]:
 
 def _remove_others(folder: Path, drawn: Mapping[str, object]) -> None:
     """Take away the figures of an earlier report that are not drawn now: they show other numbers."""
-    for stem in {*CAPTIONS, *IN_REPORTS} - set(drawn):
-        for path in (folder / "figures").glob(f"{stem}.*"):
+    for path in (folder / "figures").glob("*.*"):
+        if path.stem not in drawn and _figure_of(path.stem) in {*CAPTIONS, *IN_REPORTS}:
             path.unlink(missing_ok=True)
+
+
+def _figure_of(stem: str) -> str:
+    """The figure that a file is a page of: `prec1_by_variant` of `prec1_by_variant_2`."""
+    return re.sub(r"_\d+$", "", stem)
+
+
+def _titled(stem: str, caption: tuple[str, str]) -> tuple[str, str]:
+    """A page's title and caption; those of further pages are numbered."""
+    number = stem.removeprefix(_figure_of(stem)).removeprefix("_")
+    return (f"{caption[0]}, page {number}", caption[1]) if number else caption
 
 
 def _on_page(drawn: Mapping[str, Sequence[Path]], made: Made, folder: Path) -> list[Drawn]:
     """What the page shows of figures and of histograms that profiles left in the folder."""
     captions = CAPTIONS | {row.name: (row.title, row.summary) for row in made.matrices}
-    figures = [Drawn(paths[-1], *captions[stem], SECTIONS.get(stem, "results")) for stem, paths in drawn.items()]
+    titled = {stem: _titled(stem, captions[_figure_of(stem)]) for stem in drawn}
+    figures = [Drawn(paths[-1], *titled[stem], SECTIONS.get(stem, "results")) for stem, paths in drawn.items()]
     sheets = histogram_sheets(folder)
     return figures + [Drawn(path, f"Histograms: {label}", HISTOGRAMS, "layers", folded=True) for label, path in sheets]
 
 
-def _draw(records: pd.DataFrame, exports: Sequence[ExportRow], made: Made, folder: Path) -> dict[str, list[Path]]:
+def _variant_pages(records: pd.DataFrame) -> dict[str, Figure]:
+    """The figures of all variants by stem: a second page is `prec1_by_variant_2`."""
+    pages: dict[str, Figure] = {}
+    while (figure := prec1_by_variant(records, len(pages) + 1)) is not None:
+        pages["prec1_by_variant" + (f"_{len(pages) + 1}" if pages else "")] = figure
+    return pages
+
+
+def _draw(records: pd.DataFrame, exports: Sequence[ExportRow], made: Made, folder: Path, titles: bool) -> dict[str, list[Path]]:
     """Draw the figures; returns their files by stem, none where nothing was evaluated.
 
     Args:
@@ -233,15 +262,17 @@ def _draw(records: pd.DataFrame, exports: Sequence[ExportRow], made: Made, folde
         exports: of `load_exports`.
         made: the matrices that were asked for.
         folder: of the report, where analyses of the layers lie.
+        titles: figures have headings.
     """
     if records.empty:
         return {}
     by_epoch = prec1_by_epoch(records) if records.groupby("training")["epoch"].nunique().max() > 1 else None
     drawn: dict[str, Figure | None] = {
         "prec1_by_epoch": by_epoch,
+        "loss_by_epoch": loss_by_epoch(records),
         "prec1_by_bits": prec1_by_bits(records),
-        "prec1_by_variant": prec1_by_variant(records),
     }
+    drawn |= _variant_pages(records)
     drawn |= {"prec1_by_size": prec1_by_size(records), "prec1_by_cost": prec1_by_cost(exports)}
     layers = load_layers(folder)
     drawn |= {
@@ -251,4 +282,4 @@ def _draw(records: pd.DataFrame, exports: Sequence[ExportRow], made: Made, folde
     }
     drawn |= {row.name: draw_matrix(matrix) for row, matrix in made.matrices.items()}
     wanted = {stem: figure for stem, figure in drawn.items() if figure is not None}
-    return {stem: save(figure, folder / "figures" / stem) for stem, figure in track(wanted.items(), "figure")}
+    return {stem: save(figure, folder / "figures" / stem, titled=titles) for stem, figure in track(wanted.items(), "figure")}

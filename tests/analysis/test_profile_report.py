@@ -57,7 +57,9 @@ def test_nothing_of_an_earlier_profile_stays(tmp_path):
     write_profile(replace(PROFILE, tensors=PROFILE.tensors[:1], scores=()), tmp_path)
     assert not (tmp_path / "scores.csv").exists()
     names = {path.name for path in (tmp_path / "figures").iterdir()}
-    assert names == {"001_conv1_weight.png"} | {f"{stem}.{kind}" for stem in ("sheet_weights", "sqnr") for kind in ("png", "svg")}
+    assert names == {"001_conv1_weight.png"} | {
+        f"{stem}.{kind}" for stem in ("sheet_weights", "sqnr") for kind in ("pdf", "png", "svg")
+    }
 
 
 def test_the_total_loss_is_the_sum_over_weights():

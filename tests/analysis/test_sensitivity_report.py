@@ -52,7 +52,14 @@ def allocation():
 def test_a_sensitivity_in_files():
     files = write_sensitivity(SENSITIVITY, Path("out"))
     names = {str(path.relative_to("out")) for path in files}
-    assert {"sensitivity.md", "sensitivity.csv", "trust.csv", "figures/map.png", "figures/proxies_4_bits.svg"} <= names
+    assert {
+        "sensitivity.md",
+        "sensitivity.csv",
+        "trust.csv",
+        "figures/map.png",
+        "figures/proxies_4_bits.svg",
+        "figures/map.pdf",
+    } <= names
     assert all(path.stat().st_size for path in files)
     written = write_sensitivity(replace(SENSITIVITY, layers=ROWS[::2]), Path("out"))
     assert not Path("out/figures/proxies_4_bits.svg").exists() and all(path.exists() for path in written)

@@ -133,5 +133,5 @@ def test_repeated_seeds_lead(tmp_path, predicted, write):
 
 def test_white_letters_stay_when_the_ground_goes(tmp_path):
     values = pd.DataFrame([[1e-6, 1.0]], ["conv1"], [2, 8])
-    svg = inline(save(kl_map(values, "KL"), tmp_path / "map")[1], "f0-", "KL")
+    svg = inline(save(kl_map(values, "KL"), tmp_path / "map")[-1], "f0-", "KL")
     assert re.search(r"<text[^>]*fill: #ffffff[^>]*>1e-06<", svg) and not re.search(r"<path[^>]*fill: #ffffff", svg)

@@ -25,7 +25,8 @@ def _table(runs_dir):
 
 
 def _legend(figure):
-    return [text.get_text() for text in figure.legends[0].get_texts()]
+    """What names the curves: a legend, or labels at their ends."""
+    return [text.get_text() for text in (figure.legends[0].get_texts() if figure.legends else figure.axes[0].texts)]
 
 
 def _lines(axes):

@@ -1,4 +1,6 @@
-"""The interval of a lone accuracy."""
+"""The interval of a lone accuracy, and that of a difference of two."""
+
+import math
 
 import pytest
 from hypothesis import given
@@ -6,7 +8,7 @@ from hypothesis import strategies as st
 from scipy.stats import binomtest
 
 from qexp.base.errors import UserError
-from qexp.stats.interval import Interval, wilson
+from qexp.stats.interval import Interval, newcombe, wilson
 
 
 @given(st.integers(1, 500), st.floats(0, 1), st.sampled_from([0.8, 0.95, 0.99]))
@@ -22,6 +24,22 @@ def test_wilson_against_scipy(n, share, level):
 def test_counts_that_cannot_be_are_refused(num_correct, n, message):
     with pytest.raises(UserError, match=message):
         wilson(num_correct, n)
+
+
+@given(st.integers(1, 500), st.floats(0, 1), st.floats(0, 1))
+def test_newcombe_is_made_of_two_wilson_intervals(n, share_a, share_b):
+    a, b = round(share_a * n), round(share_b * n)
+    of_a, of_b, difference = wilson(a, n), wilson(b, n), 100 * (b - a) / n
+    below = math.hypot(100 * b / n - of_b.low, of_a.high - 100 * a / n)
+    above = math.hypot(of_b.high - 100 * b / n, 100 * a / n - of_a.low)
+    interval = newcombe(a, b, n)
+    assert (interval.low, interval.high) == pytest.approx((difference - below, difference + above), abs=1e-9)
+
+
+def test_newcombe_turns_over_with_its_networks_and_refuses_counts_that_cannot_be():
+    assert newcombe(5, 0, 10) == newcombe(0, 5, 10).mirrored()
+    with pytest.raises(UserError, match="num_correct_b=11"):
+        newcombe(5, 11, 10)
 
 
 def test_an_interval_holds_its_ends_and_turns_over():

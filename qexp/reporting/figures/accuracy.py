@@ -8,21 +8,30 @@ state.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
 
-import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from qexp.reporting.figures.bits_lines import (
+    bar_ends,
+    bars,
+    bits_line,
+    facet_of,
+    facets,
+    line_label,
+    line_looks,
+    over_bits,
+    shifts_of,
+    ticks_of,
+    within_facet,
+)
 from qexp.reporting.figures.curves import (
     MAX_BANDS,
     OWN,
-    LineKey,
     band_limits,
     curve_looks,
-    deviations,
     draw_band,
     draw_curve,
     epoch_curves,
@@ -31,23 +40,20 @@ from qexp.reporting.figures.curves import (
     last_points,
     line_keys,
 )
-from qexp.reporting.figures.layout import Limits, lay_out, panels_of
-from qexp.reporting.figures.marks import percent_text, points, tell
+from qexp.reporting.figures.layout import Limits, label_ends, lay_out, panels_of
+from qexp.reporting.figures.marks import tell
 from qexp.reporting.figures.style import (
-    LINES,
-    MARKERS,
     Look,
     legend_entry,
     looks,
     padded,
     percent_axis,
-    spread_colors,
     title,
     zoom_limits,
 )
 from qexp.reporting.frames.comparison import has_qat
 from qexp.reporting.frames.repeats import is_further_draw, over_draws, repeats, without_draws
-from qexp.reporting.frames.summary import Family, summarize
+from qexp.reporting.frames.summary import summarize
 
 BLACK = "#000000"
 REFERENCE_LINES, START_LINE = ("-", (0, (5, 1.5)), (0, (2, 1))), (0, (6, 3))
@@ -64,6 +70,7 @@ def prec1_by_epoch(records: pd.DataFrame) -> Figure:
     references = _reference_looks(frame)
     panels = panels_of(frame, "label")
     zooms = [_epoch_zoom(part) for _, part in panels]
+    direct = len(panels) == 1 and not any(zooms) and len(styles) + len(references) <= MAX_BANDS
 
     def draw(axes: Axes, part: pd.DataFrame, limits: Limits | None) -> None:
         curves, float_curves = _curves(part)
@@ -79,7 +86,16 @@ def prec1_by_epoch(records: pd.DataFrame) -> Figure:
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=10, steps=[1, 2, 5, 10]))
         axes.margins(x=0.03)
         values = part["prec1"]
-        percent_axis(axes, limits or padded(values.min(), values.max(), least=2.0))
+        ends = pd.concat([values, *(band[end].astype(float) for band in bands.values() for end in ("low", "high"))])
+        percent_axis(axes, limits or padded(ends.min(), ends.max(), least=2.0))
+        if direct:
+            shown = {name: look.color for name, look in styles.items()} | dict.fromkeys(references, BLACK)
+            last = {name: curve.dropna() for name, curve in (*float_curves.items(), *curves.items())}
+            label_ends(
+                axes,
+                [(f"{name} {line.iloc[-1]:.2f}", line.index[-1], line.iloc[-1], shown[name]) for name, line in last.items()],
+                height=2.8,
+            )
 
     final = frame.sort_values("epoch", kind="stable").groupby("variant")["prec1"].last() if len(panels) == 1 else None
     longest = max(map(len, frame["variant"]))
@@ -94,14 +110,15 @@ def prec1_by_epoch(records: pd.DataFrame) -> Figure:
     averaged = has_qat(frame) and frame["sd"].notna().any()
     heading = "Prec@1 after every epoch" if has_qat(frame) else "Prec@1 of the quantized copies after every epoch"
     heading += ", mean over seeds, band one sd" if averaged else ", with 95 % intervals" if len(styles) <= MAX_BANDS else ""
-    return lay_out(panels, zooms, draw, handles, title(frame, heading), monospace=final is not None)
+    return lay_out(panels, zooms, draw, [] if direct else handles, title(frame, heading), monospace=final is not None)
 
 
 def prec1_by_bits(records: pd.DataFrame) -> Figure | None:
     """Prec@1 at the last epoch against weight bits; a line per mode and family, the float network as a line across.
 
-    Repeated seeds or draws are one panel: means, with a bar of one standard deviation. None where fewer than two widths were
-    tried.
+    A bar is the 95 % Wilson interval; repeated seeds or draws are one panel: means, with a bar of one standard deviation. More
+    lines of one training than can be told apart are small multiples, by quantizer where that suffices. None where fewer than two
+    widths were tried.
 
     Args:
         records: of `load_records`.
@@ -110,25 +127,20 @@ def prec1_by_bits(records: pd.DataFrame) -> Figure | None:
     table = over_draws(table) if (table.groupby("group")["seed"].nunique() > 1).any() else without_draws(table)
     if has_qat(table):
         table = last_points(table)
-    variants = table[~is_reference(table)]
-    widths = sorted(set(variants["bits"]))
-    ticks = _ticks(widths)
+    widths = sorted(set(table["bits"][~is_reference(table)]))
+    ticks = ticks_of(widths)
     if len(ticks) < 2:
         return None
-    lines = dict.fromkeys(line_keys(variants))
-    families = list(dict.fromkeys(family for mode, family in lines if mode not in ("half", OWN)))
-    slots = {key: key[1] if len(families) > 1 and key[0] not in ("half", OWN) else key for key in lines}
-    numbers = {slot: number for number, slot in enumerate(dict.fromkeys(slots.values()))}
-    colors = spread_colors(len(numbers))
-    styles = {
-        key: Look(colors[numbers[slot]], LINES.get(key[0], "-"), MARKERS[numbers[slot] % len(MARKERS)])
-        for key, slot in slots.items()
-    }
-    behind = " after training" if any(mode == OWN for mode, _ in styles) else ""
-    labels = {(mode, family): _line_label(mode, family, families) + behind * (mode != OWN) for mode, family in styles}
-    references = _reference_looks(table)
+    lines = list(dict.fromkeys(line_keys(table[~is_reference(table)])))
     panels = panels_of(table, "group")
-    zooms = [last_zoom(part) for _, part in panels]
+    facet = facet_of(lines) if len(panels) == 1 else None
+    if facet is not None:
+        panels = facets(panels[0][1], facet)
+    drawn_as = {key: within_facet(key, facet) for key in lines}
+    styles, references = line_looks(list(dict.fromkeys(drawn_as.values()))), _reference_looks(table)
+    families = [family for mode, family in styles if mode not in ("half", OWN)]
+    behind = " after training" if any(mode == OWN for mode, _ in lines) else ""
+    labels = {(mode, family): line_label(mode, family, families, behind) for mode, family in styles}
 
     def draw(axes: Axes, part: pd.DataFrame, limits: Limits | None) -> None:
         for name, rows in part[is_reference(part)].groupby("variant", sort=False):
@@ -136,71 +148,20 @@ def prec1_by_bits(records: pd.DataFrame) -> Figure | None:
             level = axes.axhline(prec1, color=BLACK, zorder=1.9, linestyle=references[name].line, linewidth=width)
             tell(level, str(name))
         quantized = part[~is_reference(part)]
-        keys = line_keys(quantized)
-        shifts = _shifts(keys, quantized["bits"], list(styles))
-        for key, look in styles.items():
-            places = np.interp(widths, ticks, range(len(ticks)))
+        keys = [drawn_as[key] for key in line_keys(quantized)]
+        shifts, places = shifts_of(keys, quantized["bits"], list(styles)), over_bits(axes, widths, ticks)
+        for key in dict.fromkeys(keys):
             positions = {width: place + shifts.get((key, width), 0.0) for width, place in zip(widths, places, strict=True)}
-            _bits_line(axes, quantized.loc[[line == key for line in keys]], look, positions, labels[key])
-        axes.set_xticks(range(len(ticks)), [str(tick) for tick in ticks])
-        axes.set_xlim(-0.35, len(ticks) - 0.65)
+            rows = quantized.loc[[line == key for line in keys]]
+            bits_line(axes, rows, styles[key], positions, labels[key], limits[0] if limits else -math.inf)
         axes.set_xlabel("weight bits" + (", mean" if "widths" in part else ""))
-        ends = deviations(part) if has_qat(part) else part["prec1"]
+        ends = bar_ends(part)
         percent_axis(axes, limits or padded(ends.min(), ends.max(), least=2.0))
 
     handles = [legend_entry(name, BLACK, look.line, width=min(_width(look), 2.0)) for name, look in references.items()]
     handles += [legend_entry(labels[key], look.color, look.line, look.marker, 5) for key, look in styles.items()]
-    heading = "Prec@1 against weight bits, last epoch" + _over_what(table)
-    return lay_out(panels, zooms, draw, handles, title(table, heading))
-
-
-def _ticks(widths: Sequence[float]) -> list[int]:
-    """Widths that were tried, and on both sides of a mean those that it stands between, unless it is all but one of them."""
-    near = [round(width) if abs(width - round(width)) < 0.05 else None for width in widths]
-    ends = [(math.floor(width), math.ceil(width)) if one is None else (one,) for width, one in zip(widths, near, strict=True)]
-    return sorted({tick for pair in ends for tick in pair})
-
-
-def _shifts(keys: Sequence[LineKey], bits: pd.Series, order: Sequence[LineKey]) -> dict[tuple[LineKey, int], float]:
-    """(line, width) -> how far its point stands beside the tick: those of a width are set a little apart, around it.
-
-    As int and its control do at high widths, they would lie on each other.
-    """
-    shifts: dict[tuple[LineKey, int], float] = {}
-    step = min(0.07, 0.4 / len(order))
-    for width in set(bits):
-        of_width = {key for key, other in zip(keys, bits, strict=True) if other == width}
-        present = [key for key in order if key in of_width]
-        shifts |= {(key, width): (number - (len(present) - 1) / 2) * step for number, key in enumerate(present)}
-    return shifts
-
-
-def _bits_line(axes: Axes, variants: pd.DataFrame, look: Look, positions: Mapping[int, float], name: str) -> None:
-    """One family's line, means over seeds; points without a line where several of its variants have the same bits.
-
-    Args:
-        axes: to draw on.
-        variants: rows of the family.
-        look: of the line.
-        positions: width -> abscissa.
-        name: of the line.
-    """
-    means = variants.groupby(["bits", "variant"])["prec1"].agg(["mean", "std"])
-    bits = means.index.get_level_values("bits")
-    drawn = axes.errorbar(
-        [positions[width] for width in bits],
-        means["mean"],
-        yerr=means["std"].fillna(0.0) if means["std"].notna().any() else None,
-        color=look.color,
-        linestyle=look.line if bits.is_unique else "none",
-        linewidth=1.5,
-        capsize=3,
-    )
-    tell(drawn.lines[0], name)
-    texts = [f"{variant}: {percent_text(prec1)}" for (_, variant), prec1 in means["mean"].items()]
-    texts = [text if np.isnan(sd) else f"{text}, sd {sd:.2f}" for text, sd in zip(texts, means["std"], strict=True)]
-    told = [(name, text) for text in texts]
-    points(axes, [positions[width] for width in bits], list(means["mean"]), look.color, look.marker, 5, told)
+    heading = title(table, "Prec@1 against weight bits, last epoch, " + _bars_words(table))
+    return lay_out(panels, [bits_zoom(part) for _, part in panels], draw, handles, heading)
 
 
 def _merged(records: pd.DataFrame) -> pd.DataFrame:
@@ -241,9 +202,16 @@ def _width(reference: Look) -> float:
 
 
 def _epoch_zoom(part: pd.DataFrame) -> Limits | None:
-    """Limits for the variants that end near the float network, None where one axis is enough."""
+    """Limits for the variants that end near the float network, with their later bands; None where one axis is enough."""
     curves, references = _curves(part)
-    return zoom_limits(curves, next(iter(references.values()))) if references else None
+    limits = zoom_limits(curves, next(iter(references.values()))) if references else None
+    if limits is None:
+        return None
+    for name, band in band_limits(part, curves, references).items():
+        if {**curves, **references}[name].iloc[-1] >= limits[0]:
+            later = band.iloc[len(band) // 2 :].astype(float)
+            limits = min(limits[0], later["low"].min() - 0.1), max(limits[1], min(later["high"].max() + 0.1, 101.0))
+    return limits
 
 
 def last_zoom(part: pd.DataFrame) -> Limits | None:
@@ -251,26 +219,24 @@ def last_zoom(part: pd.DataFrame) -> Limits | None:
     quantized = part[~is_reference(part)]
     curves = {str(index): pd.Series([value]) for index, value in quantized["prec1"].items()}
     float_prec1 = part[is_reference(part)]["prec1"]
-    limits = zoom_limits(curves, pd.Series([float_prec1.mean()])) if len(float_prec1) else None
-    if limits is None or not quantized.duplicated(["variant", "bits"]).any():
-        return limits
-    bars = deviations(part)
-    bars = bars[bars >= limits[0]]
-    return min(limits[0], bars.min() - 0.1), max(limits[1], min(bars.max() + 0.1, 101.0))
+    return zoom_limits(curves, pd.Series([float_prec1.mean()])) if len(float_prec1) else None
 
 
-def _over_what(table: pd.DataFrame) -> str:
-    """What a heading says of means: over seeds of a training, over draws of calibration images."""
+def bits_zoom(part: pd.DataFrame) -> Limits | None:
+    """`last_zoom` with room for the bars of the points within it."""
+    limits = last_zoom(part)
+    if limits is None:
+        return None
+    drawn = bars(part[~is_reference(part)])
+    near = drawn[drawn["prec1"] >= limits[0]]
+    return min(limits[0], near["low"].min() - 0.1), max(limits[1], min(near["high"].max() + 0.1, 101.0))
+
+
+def _bars_words(table: pd.DataFrame) -> str:
+    """What a heading says of bars: of means over seeds of a training, over draws of calibration images, or of single numbers."""
     over = ["seeds"] if (table.groupby("group")["seed"].nunique() > 1).any() else []
     over += ["draws"] if any(repeat.over == "draws" for repeat in repeats(table)) else []
-    return f", mean and sd over {' and '.join(over)}" if over else ""
-
-
-def _line_label(mode: str, family: Family, families: Sequence[Family]) -> str:
-    """The mode, and of the family what distinguishes it from the others."""
-    if mode == OWN:
-        return family[1]
-    name = "float (control)" if mode == "float" else mode
-    differing = [item for item in range(len(family)) if len({other[item] for other in families}) > 1]
-    # A half network has a policy and an input, no quantizer and no granularity.
-    return ", ".join([name, *(str(family[item]) for item in differing if mode != "half" or item in (0, 3))])
+    if not over:
+        return "with 95 % intervals"
+    single = table[~is_reference(table)].groupby(["group", "bits", "variant"]).size().min() == 1
+    return f"mean and sd over {' and '.join(over)}" + (", of a single one its 95 % interval" if single else "")

@@ -51,7 +51,8 @@ def prec1_by_size(records: pd.DataFrame) -> Figure | None:
     def draw(axes: Axes, part: pd.DataFrame, limits: Limits | None) -> None:
         front = pareto(part)
         axes.plot(part.loc[front, "size_bytes"] / MIB, part.loc[front, "prec1"], color=FRONT, linewidth=1.2, zorder=1.5)
-        for row, ends, of_float in zip(part.itertuples(), wilson_ends(part).itertuples(), is_float(part), strict=True):
+        shown = part if limits is None else part[part["prec1"] >= limits[0]]  # of an interval below only a part would be seen
+        for row, ends, of_float in zip(shown.itertuples(), wilson_ends(shown).itertuples(), is_float(shown), strict=True):
             color, marker = (BLACK, "o") if of_float else (colors[row.bits], markers[row.bits])
             size = row.size_bytes / MIB
             tell(axes.vlines(size, ends.low, ends.high, color=color, linewidth=1.0), row.variant)

@@ -114,12 +114,6 @@ def line_keys(frame: pd.DataFrame) -> list[LineKey]:
     return keys
 
 
-def deviations(part: pd.DataFrame) -> pd.Series:
-    """Prec@1 of the ends of all bars: means over seeds, one standard deviation up and down."""
-    bars = part[~is_reference(part)].groupby(["variant", "bits"])["prec1"].agg(["mean", "std"]).fillna(0.0)
-    return pd.concat([part["prec1"], bars["mean"] - bars["std"], bars["mean"] + bars["std"]])
-
-
 def _compared(frame: pd.DataFrame) -> pd.DataFrame:
     """Rows that belong to a comparison; the masters of a network that began with random weights are not shown."""
     masters = (frame["role"] == "qat") & (frame["variant"] == FLOAT_VARIANT)

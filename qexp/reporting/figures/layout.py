@@ -16,6 +16,9 @@ from qexp.reporting.frames.comparison import has_qat
 from qexp.tracking.record import FLOAT_VARIANT
 
 PANELS_PER_ROW = 3
+PAGE_HEIGHT, LEAST_HEIGHT, SMALL_PANEL = 11.0, 2.4, 3.6  # inches, of a figure and of panels
+LONG_LABEL = 14  # letters
+LABEL_HEIGHT = 0.145  # inches, of a line of text
 Limits = tuple[float, float]
 
 
@@ -45,16 +48,16 @@ def lay_out(
         panels: title and rows of each.
         zooms: limits of the magnified axis of each panel, None where it needs none.
         draw: draws a panel's rows on an axis with these limits.
-        handles: of the legend.
+        handles: of the legend; none where lines are labelled directly.
         heading: above the figure.
         monospace: set the legend in a font of fixed width, for numbers in it.
     """
-    columns = min(len(panels), PANELS_PER_ROW)
-    rows = math.ceil(len(panels) / columns)
+    rows = math.ceil(len(panels) / (columns := min(len(panels), PANELS_PER_ROW)))
     magnified = any(zooms)
-    longest = max(len(str(handle.get_label())) for handle in handles)
+    longest = max((len(str(handle.get_label())) for handle in handles), default=0)
     entry = 0.75 + 0.068 * longest  # inches
-    height, per_row = (5.4 if magnified else 3.8) * rows, 1
+    panel = max(LEAST_HEIGHT, min(5.4 if magnified else 3.8, (PAGE_HEIGHT - 0.6) / rows))
+    height, per_row = panel * rows, 1
     if columns == 1:
         width = max(5.6, entry)
         per_row = int(width // entry)
@@ -81,10 +84,44 @@ def lay_out(
                 draw(axes, part, None)
                 drawn.append(((*subject, False), axes))
         share_y(drawn)
+        if panel < SMALL_PANEL:
+            shorten_labels([axes for _, axes in drawn])
         fonts = {"family": "monospace", "size": 8} if monospace else {}
         loc = "outside lower left" if columns == 1 else "outside right center"
-        figure.legend(handles=handles, loc=loc, ncols=per_row, handlelength=3.4, prop=fonts)
+        if handles:
+            figure.legend(handles=handles, loc=loc, ncols=per_row, handlelength=3.4, prop=fonts)
     return figure
+
+
+def shorten_labels(drawn: Sequence[Axes]) -> None:
+    """Name the y axis in a word and at the left edge alone, as the labels of low panels would lie on each other."""
+    for axes in drawn:
+        place = axes.get_subplotspec()
+        left = place is not None and place.get_topmost_subplotspec().is_first_col()
+        axes.set_ylabel("Prec@1" if left else "", fontsize=8)
+
+
+def label_ends(axes: Axes, ends: Sequence[tuple[str, float, float, str]], height: float) -> None:
+    """Labels beside the last points of lines, in their colours, moved up and down until none covers another.
+
+    Args:
+        axes: with its limits set.
+        ends: text, abscissa, ordinate and colour of each.
+        height: of the axes, about, inches.
+    """
+    low, high = axes.get_ylim()
+    gap = (high - low) * LABEL_HEIGHT / height
+    falling = sorted(range(len(ends)), key=lambda number: -ends[number][2])
+    places: dict[int, float] = {}
+    for above, number in zip([None, *falling], falling, strict=False):
+        places[number] = ends[number][2] if above is None else min(ends[number][2], places[above] - gap)
+    # As far up as keeps them, on average, where their points are.
+    moved = sum(ends[number][2] - place for number, place in places.items()) / max(1, len(ends))
+    for number, (text, x, y, color) in enumerate(ends):
+        offset = (6, (places[number] + moved - y) * 72 * height / (high - low))
+        axes.annotate(
+            text, (x, y), xytext=offset, textcoords="offset points", va="center", color=color, fontsize=8, annotation_clip=False
+        )
 
 
 def share_y(drawn: Sequence[tuple[Hashable, Axes]]) -> None:
@@ -107,4 +144,4 @@ def _near(part: pd.DataFrame) -> str:
 
 def _magnified_title(label: str, part: pd.DataFrame) -> str:
     """Short where labels are long."""
-    return f"{label}: magnified" if has_qat(part) else f"{label}: {_near(part)}"
+    return f"{label}: magnified" if has_qat(part) or len(label) > LONG_LABEL else f"{label}: {_near(part)}"

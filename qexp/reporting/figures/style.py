@@ -41,6 +41,7 @@ RC = {
     "legend.frameon": False,
     "svg.hashsalt": "qexp",
     "svg.fonttype": "none",
+    "pdf.fonttype": 42,  # letters stay letters, which journals ask for
 }
 
 
@@ -174,10 +175,23 @@ def title(records: pd.DataFrame, what: str) -> str:
     return f"{what}\n{subject}, {sizes}"
 
 
-def save(figure: Figure, stem: Path, kinds: Sequence[str] = ("png", "svg")) -> list[Path]:
-    """Write `<stem>.png` and `<stem>.svg`, or those of `kinds`; the same numbers give the same bytes."""
-    formats: dict[str, dict[str, Any]] = {"png": {"dpi": 150}, "svg": {"metadata": {"Date": None}}}
+def save(figure: Figure, stem: Path, kinds: Sequence[str] = ("pdf", "png", "svg"), *, titled: bool = True) -> list[Path]:
+    """Write `<stem>.pdf`, `<stem>.png` and `<stem>.svg`, or those of `kinds`; the same numbers give the same bytes.
+
+    Args:
+        figure: to write.
+        stem: path without an ending.
+        kinds: of files.
+        titled: with its heading; False for a paper, whose caption says it.
+    """
+    formats: dict[str, dict[str, Any]] = {
+        "pdf": {"metadata": {"CreationDate": None}},
+        "png": {"dpi": 150},
+        "svg": {"metadata": {"Date": None}},
+    }
     paths = []
+    if not titled:
+        figure.suptitle("")
     with matplotlib.rc_context(RC):
         for kind in kinds:
             buffer = io.BytesIO()

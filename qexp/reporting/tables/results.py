@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 
 from qexp.base.files import write_texts
-from qexp.base.table import Table, lines, markdown_table, markdown_text
+from qexp.base.table import Table, latex_table, lines, markdown_table, markdown_text
 from qexp.base.text import MIB
 from qexp.config.metrics import ALWAYS, MetricInfo
 from qexp.reporting.frames.comparison import has_qat
@@ -40,7 +40,7 @@ def write_tables(
     sweeps: Sequence[SweepRow] = (),
     jobs: pd.DataFrame | None = None,
 ) -> dict[str, Path]:
-    """Write `table.csv`, `epochs.csv`, `table.md`, and `seeds.csv` where seeds were repeated, `jobs.csv` where jobs are known.
+    """Write `table.csv`, `epochs.csv`, `table.md` and `table.tex`; `seeds.csv` where seeds were repeated, `jobs.csv` of jobs.
 
     `pairs.csv` compares any two rows. Tables of evaluations are written where there is one. Returns the files by name.
 
@@ -67,6 +67,7 @@ def _texts(name: str, records: pd.DataFrame, sweeps: Sequence[SweepRow], verdict
     words = (*verdict.sentences, *verdict.gaps, *_stored(verdict))
     text = markdown(name, verdict.table, verdict.seeds, sweeps, words, verdict.protocols, verdict.metrics)
     texts = {"table.csv": csv_text(_flat(verdict.table)), "epochs.csv": csv_text(_flat(epochs)), "table.md": text}
+    texts["table.tex"] = latex(name, display(verdict.table, metrics=verdict.metrics))
     more = {"pairs.csv": verdict.pairs, "seeds.csv": verdict.seeds, DRAWS_FILE: verdict.draws}
     return texts | {file: csv_text(frame) if len(frame) else "" for file, frame in more.items()}
 
@@ -126,6 +127,17 @@ def markdown(
     if sweeps:
         parts += ["## How this was made", "\n".join(_sweep_line(sweep) for sweep in sweeps)]
     return markdown_text(parts)
+
+
+def latex(name: str, rounded: Display) -> str:
+    """The whole of `table.tex`: a `tabular` with the rules of booktabs, what all rows share and the footnotes as comments.
+
+    Args:
+        name: experiment.
+        rounded: of `display`.
+    """
+    comments = [f"{name}: {rounded.caption}; \\usepackage{{booktabs}}", *rounded.footnotes]
+    return "\n".join([*(f"% {line}" for text in comments for line in text.splitlines()), latex_table(rounded.table)]) + "\n"
 
 
 def _explained(table: pd.DataFrame) -> str:

@@ -6,7 +6,7 @@ import pytest
 
 from qexp.base.errors import UserError
 from qexp.reporting.figures.accuracy import prec1_by_bits, prec1_by_epoch
-from qexp.reporting.figures.style import PALETTE, looks, padded, zoom_limits
+from qexp.reporting.figures.style import PALETTE, looks, padded, save, zoom_limits
 from qexp.reporting.frames.load import load_records
 from qexp.reporting.report import write_report
 
@@ -163,10 +163,12 @@ def test_report(write, training, tmp_path):
     runs_dir = write(training(["W8 int", "W4 int"]))
     report = write_report("exp", runs_dir=runs_dir, results_dir=tmp_path / "results")
     assert [path.name for path in report.figures] == [
-        "prec1_by_epoch.png", "prec1_by_epoch.svg", "prec1_by_bits.png", "prec1_by_bits.svg",
-        "prec1_by_size.png", "prec1_by_size.svg",
-    ]  # fmt: skip
+        f"{stem}.{kind}"
+        for stem in ("prec1_by_epoch", "loss_by_epoch", "prec1_by_bits", "prec1_by_size")
+        for kind in ("pdf", "png", "svg")
+    ]
     assert all(path.stat().st_size > 5000 for path in report.figures)
+    assert all(path.read_bytes().startswith(b"%PDF") for path in report.figures if path.suffix == ".pdf")
     assert report.folder == tmp_path / "results" / "exp" and "W4 int" in report.table
     before = {path: path.read_bytes() for path in (*report.figures, *report.tables)}
     write_report("exp", runs_dir=runs_dir, results_dir=tmp_path / "results")
@@ -235,6 +237,26 @@ def test_the_best_curve_is_not_cut_off():
     early, above = pd.Series([90.0, 97.0, 92.0, 91.0]), pd.Series([95.0, 96.0, 98.0, 99.0])
     assert zoom_limits({"a": early, "b": top - 80}, top)[1] > 97
     assert zoom_limits({"a": above, "b": top - 80}, top)[1] > 99
+
+
+def test_few_curves_are_labelled_at_their_ends(write, training):
+    figure = prec1_by_epoch(load_records("exp", write(training(["W8 int", "W4 int"]))))
+    (axes,) = figure.axes
+    assert not figure.legends and sorted(text.get_text().rpartition(" ")[0] for text in axes.texts) == [
+        "W4 int",
+        "W8 int",
+        "fp32",
+    ]
+    figure.draw_without_rendering()
+    boxes = [text.get_window_extent() for text in axes.texts]
+    assert not any(one.overlaps(other) for number, one in enumerate(boxes) for other in boxes[:number])
+
+
+def test_a_paper_has_figures_without_headings(write, training, tmp_path):
+    records = load_records("exp", write(training(["W8 int", "W4 int"])))
+    for titled in (True, False):
+        svg = save(prec1_by_bits(records), tmp_path / "figure", ("svg",), titled=titled)[0].read_text()
+        assert ("mnist5k, resnet20" in svg) == titled and "weight bits" in svg
 
 
 def _num_bands(axes):

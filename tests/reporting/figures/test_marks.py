@@ -21,7 +21,7 @@ def test_points_beyond_the_axes_and_the_paper_have_their_titles(y, tmp_path):
             axes, list(range(len(y))), y, "#0072B2", "o", 4, [(f"s{at}", f"{at}: {value} & <b>") for at, value in enumerate(y)]
         )
         axes.set_ylim(0, 4)
-    _, svg = save(figure, tmp_path / "figure")
+    *_, svg = save(figure, tmp_path / "figure")
     assert titles(svg) == [(f"s{at}", f"{at}: {value} &amp; &lt;b&gt;") for at, value in enumerate(y)]
     before = svg.read_bytes()
     save(figure, tmp_path / "figure")
@@ -31,14 +31,14 @@ def test_points_beyond_the_axes_and_the_paper_have_their_titles(y, tmp_path):
 def test_what_has_no_number_is_left_out_with_its_title(tmp_path):
     with drawing(4, 3) as figure:
         points(figure.subplots(), [0, 1, 2], [1.0, float("nan"), 2.0], "#000000", "s", 4, [("a", "A"), ("b", "B"), ("c", "C")])
-    assert titles(save(figure, tmp_path / "figure")[1]) == [("a", "A"), ("c", "C")]
+    assert titles(save(figure, tmp_path / "figure")[-1]) == [("a", "A"), ("c", "C")]
 
 
 def test_a_curve_belongs_to_something_and_tells_nothing(tmp_path):
     with drawing(4, 3) as figure:
         (line,) = figure.subplots().plot([0, 1], [1, 2])
         tell(line, 'W4 "int"')
-    root = ElementTree.parse(save(figure, tmp_path / "figure")[1]).getroot()
+    root = ElementTree.parse(save(figure, tmp_path / "figure")[-1]).getroot()
     (curve,) = (one for one in root.iter() if one.get("data-series"))
     assert curve.get("data-series") == 'W4 "int"' and not [one for one in curve.iter() if one.tag.endswith("title")]
     assert not any((one.get("id") or "").startswith("qexp:") for one in root.iter())

@@ -150,7 +150,14 @@ def test_the_table_has_the_states_of_its_rows(write, training, tmp_path):
         states_of = {line["variant"]: line["state"] for line in csv.DictReader(handle)}
     assert states_of == {"fp32": "running", "W8 int": "running", "W4 int": "failed", "W2 int": "partial"}
     assert report.table.splitlines()[-3] == "jobs: 1 running, 1 failed"
-    assert {path.name for path in report.tables} == {"table.csv", "epochs.csv", "table.md", "jobs.csv", "report.html"}
+    assert {path.name for path in report.tables} == {
+        "table.csv",
+        "epochs.csv",
+        "table.md",
+        "table.tex",
+        "jobs.csv",
+        "report.html",
+    }
 
 
 def test_a_report_without_numbers(write, tmp_path):

@@ -57,7 +57,7 @@ def test_figures_place_it_at_its_mean(runs_dir):
     axes = prec1_by_bits(records).axes[-1]
     ticks = [tick.get_text() for tick in axes.get_xticklabels()]
     assert ticks == ["2", "3", "4"]
-    places = {round(float(x), 1) for container in axes.containers for x in container[0].get_xdata()}
+    places = {round(float(x), 1) for line in axes.get_lines() for x in line.get_xdata()}
     assert 1.9 in places  # between the ticks of 3 and 4
     texts = [text.get_text() for text in prec1_by_size(records).legends[0].get_texts()]
     assert "3.9 bits on average" in texts and "4 bits" in texts and not any(text.startswith("8") for text in texts)

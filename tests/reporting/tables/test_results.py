@@ -161,8 +161,8 @@ def test_files(write, training, tmp_path):
     records = with_statistics(records, stored)
     verdict = compare_variants(summarize(records), records, stored)
     paths = write_tables("exp", records, folder, verdict, load_sweeps("exp", runs_dir))
-    assert sorted(paths) == ["epochs.csv", "table.csv", "table.md"]
-    assert sorted(path.name for path in folder.iterdir()) == ["epochs.csv", "table.csv", "table.md"]
+    assert sorted(paths) == ["epochs.csv", "table.csv", "table.md", "table.tex"]
+    assert sorted(path.name for path in folder.iterdir()) == ["epochs.csv", "table.csv", "table.md", "table.tex"]
     table = list(csv.DictReader(paths["table.csv"].read_text().splitlines()))
     assert [row["variant"] for row in table] == ["fp32", "W8 int", "W4 float"]
     assert set(AT_LEAST) <= set(table[0])
@@ -170,6 +170,9 @@ def test_files(write, training, tmp_path):
     assert float(table[1]["prec1"]) == last["prec1"] and float(table[1]["loss"]) == pytest.approx(last["loss"], rel=1e-9)
     assert table[0]["kl"] == ""
     assert len(list(csv.DictReader(paths["epochs.csv"].read_text().splitlines()))) == 3 * 8
+    paper = paths["table.tex"].read_text()
+    assert paper.startswith("% exp: mnist5k, resnet20") and "\\toprule" in paper and "\\bottomrule" in paper
+    assert "W4 float & 4 & float (control) &" in paper
     text = paths["table.md"].read_text()
     assert "| W4 float | 4 | float (control) |" in text
     assert "`python -m qexp.train bits=4,8 -m` (2023-11-14 22:13 UTC, box" in text
