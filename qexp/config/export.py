@@ -29,13 +29,13 @@ class RuntimeInfo(Info):
         distribution: whose version is recorded.
         module: that is imported.
         install: what to give pip where the module is missing.
-        reads: the ONNX file, or beside it the program of `torch.export` or the TFLite file.
+        reads: the ONNX file, or beside it the program of `torch.export`, the TFLite file or that of ExecuTorch.
     """
 
     distribution: str
     module: str
     install: str
-    reads: Literal["onnx", "program", "tflite"]
+    reads: Literal["onnx", "program", "tflite", "pte"]
 
 
 RUNTIMES = Catalog(
@@ -60,6 +60,11 @@ RUNTIMES = Catalog(
             name="litert", summary="LiteRT, formerly TensorFlow Lite, with XNNPACK, on a .tflite file of int8.",
             code="qexp.deploy.runtimes:load_litert", distribution="ai-edge-litert", module="ai_edge_litert.interpreter",
             install="qexp[deploy]", reads="tflite",
+        ),
+        RuntimeInfo(
+            name="executorch", summary="ExecuTorch with XNNPACK, on a .pte file of int8; the layer of the logits is float.",
+            code="qexp.deploy.runtimes:load_executorch", distribution="executorch", module="executorch.runtime",
+            install="qexp[deploy]", reads="pte",
         ),
     ),
 )  # fmt: skip

@@ -30,7 +30,7 @@ from qexp.deploy.answers import Run
 from qexp.deploy.compared import Files, compare_files, digests_of
 from qexp.deploy.cost import latency, peak_memory_bytes
 from qexp.deploy.fidelity import EVALUATED, Fidelity, FidelityRun, images_of, simulation_of
-from qexp.deploy.files import FILE, PROGRAM, TFLITE, files_of, write_files
+from qexp.deploy.files import FILE, PROGRAM, PTE, TFLITE, files_of, write_files
 from qexp.deploy.foreign import open_foreign
 from qexp.deploy.foreign_runs import check_runs
 from qexp.deploy.lower import Lowered, example_of, lower, lower_float, lower_untried
@@ -259,10 +259,11 @@ class _ExportJob:
                     }
 
     def _sizes(self, plain: Path) -> dict[str, int]:
-        """Bytes of the float network's file, of this one, of the packed state dict, and of what litert reads of both."""
+        """Bytes of the float network's file, of this one, of the packed state dict, and of what other runtimes read of both."""
         sizes = {"fp32": plain.stat().st_size, "file": self.path.stat().st_size, "packed": self.variant.size_bytes}
-        if TFLITE in files_of(self.variant):
-            sizes |= {"fp32_tflite": plain.with_name(TFLITE).stat().st_size, "tflite": self.path.with_name(TFLITE).stat().st_size}
+        for name, file in (("tflite", TFLITE), ("pte", PTE)):
+            if file in files_of(self.variant):
+                sizes |= {f"fp32_{name}": plain.with_name(file).stat().st_size, name: self.path.with_name(file).stat().st_size}
         return sizes
 
     def _alarms(self, fidelity: Fidelity) -> list[str]:

@@ -132,10 +132,11 @@ def _caption(export: ExportRow) -> str:
     if sizes["file"] != sizes["fp32"]:
         ratio = sizes["fp32"] / sizes["file"]
         parts[-1] += f", fp32 {size_text(sizes['fp32'])} ({ratio:.2f} times), packed state dict {size_text(sizes['packed'])}"
-    if "tflite" in sizes:
-        parts[-1] += f", TFLite {size_text(sizes['tflite'])}"
-        if sizes["tflite"] != sizes["fp32_tflite"]:
-            parts[-1] += f", fp32 {size_text(sizes['fp32_tflite'])} ({sizes['fp32_tflite'] / sizes['tflite']:.2f} times)"
+    for name, title in (("tflite", "TFLite"), ("pte", "ExecuTorch")):
+        if name in sizes:
+            size, fp32 = sizes[name], sizes[f"fp32_{name}"]
+            parts[-1] += f", {title} {size_text(size)}"
+            parts[-1] += f", fp32 {size_text(fp32)} ({fp32 / size:.2f} times)" if size != fp32 else ""
     macs, bops = (sum(layer[key] for layer in export["layers"]) for key in ("macs", "bops"))
     parts.append(f"{macs / 1e6:.4g} million MACs and {bops / 1e9:.4g} billion bit operations an image")
     return "; ".join(parts)
