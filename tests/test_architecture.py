@@ -34,6 +34,7 @@ OWNERS = {
     "onnxruntime": ("deploy",),
     "openvino": ("deploy",),
     "ai_edge_litert": ("deploy",),
+    "executorch": ("deploy",),
 }
 # What `--help` and the settings must not load.
 HEAVY = {"torch", "torchvision", "mlflow", "pandas", "matplotlib", "scipy", "sklearn", "mlxtend", "statsmodels"}

@@ -35,6 +35,7 @@ NOT_RUN = {
     "docker ": "needs Docker and NVIDIA's registry",
     "trtexec ": "needs TensorRT",
     "python -m qexp.export checkpoint=FILE ... export.compare": "files of other tools; tests/deploy/test_compared.py runs them",
+    "python -m qexp.export checkpoint=FILE ... export.runtime=litert": "LiteRT's file; tests/deploy/test_targets.py runs it",
     "#!/bin/bash": "needs Slurm",
     "flock ": "needs two nodes",
     "time flock ": "needs two nodes",
@@ -169,9 +170,8 @@ def small(verb, arguments, kit, *, run):
     arguments = [word for word in arguments if word != "..."]
     flags = [word.replace("=results/NAME/allocation/FOLDER", f"={kit / 'choice'}") for word in arguments if word.startswith("-")]
     pairs = [word.partition("=")[::2] for word in arguments if not word.startswith("-")]
-    given = dict(pairs)
+    given, fixed = dict(pairs), dict(ALWAYS)
     data = given.get("data", "mnist5k")
-    fixed = dict(ALWAYS)
     if data in ("imagefolder", "imagenet"):
         fixed |= {"data": "imagefolder", "data.root": str(kit / "tree"), "data.num_calib": "16", "data.num_select": "16"}
     elif data != "custom":

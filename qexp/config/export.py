@@ -16,6 +16,10 @@ from qexp.quant.float_format import FloatFormat, parse_format
 
 Requantization = Literal["float32", "fixed_point"]
 REQUANTIZATIONS: tuple[Requantization, ...] = get_args(Requantization)
+TARGETS = {  # of `export.target`: estimates from the TFLite file
+    "mcu": "a microcontroller under TFLite Micro: bytes of flash and of RAM",
+    "edgetpu": "Coral's Edge TPU: which operators its compiler would take",
+}
 FILE_GRANULARITIES = ("per_tensor", "per_channel")  # of weights whose codes a file can hold
 FILE_FLOATS = {"e4m3fn": "FLOAT8E4M3FN", "e5m2": "FLOAT8E5M2"}  # format -> its type in ONNX, whatever its overflow
 
@@ -31,13 +35,13 @@ class RuntimeInfo(Info):
         distribution: whose version is recorded.
         module: that is imported.
         install: what to give pip where the module is missing.
-        reads: the ONNX file, or beside it the program of `torch.export` or the TFLite file.
+        reads: the ONNX file, or beside it the program of `torch.export`, the TFLite file or that of ExecuTorch.
     """
 
     distribution: str
     module: str
     install: str
-    reads: Literal["onnx", "program", "tflite"]
+    reads: Literal["onnx", "program", "tflite", "pte"]
 
 
 RUNTIMES = Catalog(
@@ -63,6 +67,11 @@ RUNTIMES = Catalog(
             code="qexp.deploy.runtimes:load_litert", distribution="ai-edge-litert", module="ai_edge_litert.interpreter",
             install="qexp[deploy]", reads="tflite",
         ),
+        RuntimeInfo(
+            name="executorch", summary="ExecuTorch with XNNPACK, on a .pte file of int8; the layer of the logits is float.",
+            code="qexp.deploy.runtimes:load_executorch", distribution="executorch", module="executorch.runtime",
+            install="qexp[deploy]", reads="pte",
+        ),
     ),
 )  # fmt: skip
 
@@ -86,6 +95,7 @@ class ExportSettings:
         warmup: runs before these, not timed.
         torch_export: write the simulated network as a program of `torch.export` too.
         integer_io: the TFLite file takes INT8 images and gives INT8 logits, as hardware without floats wants; else float32.
+        target: one of `TARGETS` or a list of them: what the TFLite file would need of hardware that is not here, estimated.
         register: name of a registered model in MLflow that gets the file as a new version; None registers nothing.
         compare: file or files of other writers, .onnx or .tflite, of the same network: each runs in its runtime (onnxruntime or
             litert, which is then among `runtime`) on the images of the evaluation, and gets a row beside fp32, the simulation and
@@ -109,6 +119,7 @@ class ExportSettings:
     register: str | None = None
     folder: str | None = None
     compare: str | list[str] | None = later(None)
+    target: str | list[str] | None = later(None)
 
     def __post_init__(self) -> None:
         """Check the names and the ranges."""
@@ -124,6 +135,11 @@ class ExportSettings:
         if self.integer_io and "litert" not in self.runtimes:
             allowed = "litert among the runtimes, whose file it is about"
             raise UserError("export.integer_io", True, allowed=allowed, remedy="Add export.runtime=litert.")
+        for name in self.targets:
+            choose("export.target", name, TARGETS)
+        if self.targets and "litert" not in self.runtimes:
+            allowed = "litert among the runtimes, of whose file it is an estimate"
+            raise UserError("export.target", ", ".join(self.targets), allowed=allowed, remedy="Add export.runtime=litert.")
         for path in self.compared:
             if (runtime := runtime_of(path)) not in self.runtimes:
                 allowed = f"files of the runtimes that are asked for, {', '.join(self.runtimes) or 'none'}"
@@ -143,6 +159,11 @@ class ExportSettings:
         """The files of other writers, as a tuple; `~` is the user's folder."""
         paths = [self.compare] if isinstance(self.compare, str) else self.compare or []
         return tuple(os.path.expanduser(path) for path in paths)
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """The targets of estimates, each once."""
+        return tuple(dict.fromkeys([self.target] if isinstance(self.target, str) else self.target or []))
 
     def folder_of(self, runs_dir: str, name: str) -> Path:
         """Where the files of an experiment go."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -28,16 +28,16 @@ from qexp.config.later import stored_values
 from qexp.deploy.alarms import failures
 from qexp.deploy.answers import Run
 from qexp.deploy.compared import Files, compare_files, digests_of
-from qexp.deploy.cost import latency, peak_memory_bytes
 from qexp.deploy.fidelity import EVALUATED, Fidelity, FidelityRun, images_of, simulation_of
-from qexp.deploy.files import FILE, PROGRAM, TFLITE, files_of, write_files
+from qexp.deploy.files import FILE, PROGRAM, PTE, TFLITE, files_of, write_files
 from qexp.deploy.foreign import open_foreign
 from qexp.deploy.foreign_runs import check_runs
 from qexp.deploy.lower import Lowered, example_of, lower, lower_float, lower_untried
-from qexp.deploy.measured import layer_rows, metrics_of, stage_row
+from qexp.deploy.measured import cost_rows, layer_rows, metrics_of, stage_row
 from qexp.deploy.onnx.qdq import Exported
 from qexp.deploy.runtimes import open_runtime, runtime_version
 from qexp.deploy.stages import FLOAT, SIMULATED
+from qexp.deploy.targets import estimates
 from qexp.experiment import messages
 from qexp.experiment.job import Prepared
 from qexp.experiment.recorder import Recorder
@@ -49,7 +49,7 @@ EXPORT_VERSION = 4  # raise it when the same file comes to be measured otherwise
 EXAMPLE = "example.npz"
 _IN_OTHER_BYTES = (EXAMPLE, PROGRAM)  # what is not written twice in the same bytes, of the same network
 _TOLD = ("training", "variant", "file", "digest", "split", "n", "sizes", "rungs", "cost", "alarms", "notes")  # in its event
-_NOT_MEASURED = ("folder", "register", "torch_export", "compare")
+_NOT_MEASURED = ("folder", "register", "torch_export", "compare", "target")
 _MEASURES_COST = ("cost", "batch_sizes", "repeats", "warmup")
 
 
@@ -82,7 +82,7 @@ def run(prepared: Prepared, recorder: Recorder) -> None:
         else:
             label = export_job.variant.label
             print_main(f"  {label}: exported and measured before (fresh=true measures again): {measured['file']}")
-        row = export_job.with_compared(measured)
+        row = export_job.with_targets(export_job.with_compared(measured))
         export_job.record(row)
         emit("record", kind="export", **{name: row[name] for name in _TOLD})
 
@@ -152,6 +152,7 @@ class _ExportJob:
         print_main(f"  {self.variant.label}: {self.path} written, {written.size_bytes / 1024:.1f} KiB")
         plain = self._plain() if not self.variant.is_float else written
         network, example = self.prepared.network().eval(), example_of(self.prepared)
+        networks = {FLOAT: plain.path} | ({} if self.variant.is_float else {"quantized": self.path})
         stages = FidelityRun(self.config, network, lowered, written, self.variant.plan.quantized, example)
         with phase("fidelity"):
             fidelity = stages.run(self.prepared)
@@ -172,7 +173,7 @@ class _ExportJob:
             "cpu": environment.cpu_model(),
             "sizes": self._sizes(plain.path),
             "rungs": [stage_row(stage, fidelity) for stage in fidelity.stages],
-            "cost": list(self._cost(plain.path)) if self.settings.cost else [],
+            "cost": list(cost_rows(self.settings, networks, self.prepared.bundle.image_shape)) if self.settings.cost else [],
             "layers": layer_rows(self.prepared, lowered),
             "alarms": self._alarms(fidelity),
             "notes": [*by_reason([*lowered.notes, *written.notes], most=3), *fidelity.notes],
@@ -200,6 +201,19 @@ class _ExportJob:
         )  # fmt: skip
         self.recorder.num_measured += 1
         row = measured | {"compared": [asdict(one) for one in rows], "digests": self._digests(), "time_ms": environment.now_ms()}
+        self.measurements.append([row])
+        return row
+
+    def with_targets(self, measured: dict[str, Any]) -> dict[str, Any]:
+        """The row with the estimates from the TFLite file; stored where they are not yet beside the numbers."""
+        if not self.settings.targets:
+            return measured
+        prec1 = next(stage["prec1"] for stage in measured["rungs"] if stage["name"] == "litert")
+        macs = {layer["layer"]: layer["macs"] for layer in measured["layers"]}
+        rows = [asdict(one) for one in estimates(self.settings.targets, self.path.with_name(TFLITE), prec1, macs)]
+        if measured.get("targets") == rows:
+            return measured
+        row = measured | {"targets": rows, "time_ms": environment.now_ms()}
         self.measurements.append([row])
         return row
 
@@ -235,34 +249,12 @@ class _ExportJob:
         lowered = lower_float(self.prepared, fold=self.config.correct.fold_bn)
         return write_files(self.prepared, self.prepared.variants[0], lowered, self.folder.parent / FLOAT / FILE)
 
-    def _cost(self, plain: Path) -> Iterator[dict[str, Any]]:
-        """Latency at each batch size and peak memory, of the float network's file and of this one, in each runtime."""
-        settings, largest = self.settings, max(self.settings.batch_sizes)
-        shape = self.prepared.bundle.image_shape
-        images = torch.randn(largest, *shape, generator=torch.Generator().manual_seed(0))
-        networks = {FLOAT: plain} | ({} if self.variant.is_float else {"quantized": self.path})
-        for name in track(settings.runtimes, "runtime to time", note=str):
-            for network, path in networks.items():
-                session = open_runtime(name, path, threads=settings.threads)
-                peak = peak_memory_bytes(name, path, (largest, *shape), threads=settings.threads)
-                for batch in settings.batch_sizes:
-                    chosen = images[:batch]
-                    timing = latency(lambda: session.run(chosen), repeats=settings.repeats, warmup=settings.warmup)  # noqa: B023
-                    yield {
-                        "runtime": name,
-                        "version": session.version,
-                        "network": network,
-                        "batch": batch,
-                        **asdict(timing),
-                        "images_per_s": 1e3 * batch / timing.median_ms,
-                        "peak_bytes": peak if batch == largest else None,
-                    }
-
     def _sizes(self, plain: Path) -> dict[str, int]:
-        """Bytes of the float network's file, of this one, of the packed state dict, and of what litert reads of both."""
+        """Bytes of the float network's file, of this one, of the packed state dict, and of what other runtimes read of both."""
         sizes = {"fp32": plain.stat().st_size, "file": self.path.stat().st_size, "packed": self.variant.size_bytes}
-        if TFLITE in files_of(self.variant):
-            sizes |= {"fp32_tflite": plain.with_name(TFLITE).stat().st_size, "tflite": self.path.with_name(TFLITE).stat().st_size}
+        for name, file in (("tflite", TFLITE), ("pte", PTE)):
+            if file in files_of(self.variant):
+                sizes |= {f"fp32_{name}": plain.with_name(file).stat().st_size, name: self.path.with_name(file).stat().st_size}
         return sizes
 
     def _alarms(self, fidelity: Fidelity) -> list[str]:

@@ -12,6 +12,7 @@ from qexp.config.export import RUNTIMES
 from qexp.deploy.activation_codes import load_values_
 from qexp.deploy.lower import Lowered, example_of
 from qexp.deploy.onnx.qdq import Exported, export_qdq
+from qexp.deploy.pte.export import PTE_CODES_SUFFIX, PTE_SUFFIX, export_pte
 from qexp.deploy.tflite.export import export_tflite
 from qexp.deploy.tflite.run import TFLITE_SUFFIX
 from qexp.deploy.torch_export import PROGRAM_SUFFIX, save_program
@@ -21,12 +22,15 @@ from qexp.experiment.variants import Variant
 FILE = "network.onnx"
 PROGRAM = str(Path(FILE).with_suffix(PROGRAM_SUFFIX))
 TFLITE = str(Path(FILE).with_suffix(TFLITE_SUFFIX))
+PTE = str(Path(FILE).with_suffix(PTE_SUFFIX))
+PTE_CODES = str(Path(FILE).with_suffix(PTE_CODES_SUFFIX))
 
 
 def files_of(variant: Variant) -> tuple[str, ...]:
     """Names of the files of a variant: those that its runtimes read, and those that are asked for."""
     settings, reads = variant.config.export, {RUNTIMES[name].reads for name in variant.config.export.runtimes}
     is_read = {FILE: True, PROGRAM: settings.torch_export or "program" in reads, TFLITE: "tflite" in reads}
+    is_read |= {PTE: "pte" in reads, PTE_CODES: "pte" in reads and not variant.is_float and bool(variant.plan.activations)}
     return tuple(name for name, wanted in is_read.items() if wanted)
 
 
@@ -55,11 +59,14 @@ def write_files(prepared: Prepared, variant: Variant, lowered: Lowered, path: Pa
         float8=lowered.float8,
         about=about,
     )
-    if PROGRAM in names:
+    if PROGRAM in names or PTE in names:
         network = copy.deepcopy(lowered.network)
         load_values_(network, lowered.values_in(exported.biases))
-        program = path.with_suffix(PROGRAM_SUFFIX)
-        save_program(network, example, lowered.weights, program, unsigned=settings.unsigned)
+        if PROGRAM in names:
+            save_program(network, example, lowered.weights, path.with_suffix(PROGRAM_SUFFIX), unsigned=settings.unsigned)
+        if PTE in names:
+            with_codes = PTE_CODES in names and not is_trial
+            export_pte(network, example, lowered.weights, path.with_suffix(PTE_SUFFIX), with_codes=with_codes, about=about)
     if TFLITE in names:
         largest = 1.0 if is_trial or variant.is_float else largest_logit(prepared, variant, lowered)
         target = path.with_suffix(TFLITE_SUFFIX)

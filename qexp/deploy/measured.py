@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
-from qexp.deploy.cost import bops, layer_bits
+import torch
+
+from qexp.base.progress import track
+from qexp.config.export import ExportSettings
+from qexp.deploy.cost import bops, latency, layer_bits, peak_memory_bytes
 from qexp.deploy.fidelity import Fidelity
 from qexp.deploy.lower import Lowered, example_of
+from qexp.deploy.runtimes import open_runtime
 from qexp.deploy.stages import FLOAT, Stage
 from qexp.experiment.job import Prepared
 from qexp.nn.macs import macs_per_layer
@@ -36,6 +42,36 @@ def layer_rows(prepared: Prepared, lowered: Lowered) -> list[dict[str, Any]]:
         {"layer": name, "macs": macs[name], "weight_bits": widths[name][0], "act_bits": widths[name][1], "bops": work[name]}
         for name in macs
     ]
+
+
+def cost_rows(
+    settings: ExportSettings, networks: Mapping[str, Path], image_shape: tuple[int, int, int]
+) -> Iterator[dict[str, Any]]:
+    """Latency at each batch size and peak memory of each network in each runtime.
+
+    Args:
+        settings: of the export.
+        networks: what a row calls a network -> its ONNX file.
+        image_shape: C, H, W.
+    """
+    largest = max(settings.batch_sizes)
+    images = torch.randn(largest, *image_shape, generator=torch.Generator().manual_seed(0))
+    for name in track(settings.runtimes, "runtime to time", note=str):
+        for network, path in networks.items():
+            session = open_runtime(name, path, threads=settings.threads)
+            peak = peak_memory_bytes(name, path, (largest, *image_shape), threads=settings.threads)
+            for batch in settings.batch_sizes:
+                chosen = images[:batch]
+                timing = latency(lambda: session.run(chosen), repeats=settings.repeats, warmup=settings.warmup)  # noqa: B023
+                yield {
+                    "runtime": name,
+                    "version": session.version,
+                    "network": network,
+                    "batch": batch,
+                    **asdict(timing),
+                    "images_per_s": 1e3 * batch / timing.median_ms,
+                    "peak_bytes": peak if batch == largest else None,
+                }
 
 
 def metrics_of(measured: dict[str, Any]) -> Iterator[tuple[str, float]]:

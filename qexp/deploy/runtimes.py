@@ -1,9 +1,9 @@
 """Runtimes that run an exported network, each behind the same two calls: `run` for logits, `run_codes` for codes too.
 
-ONNX Runtime and OpenVINO read the same ONNX file; torch reads the program of `qexp.deploy.torch_export` beside it, and LiteRT the
-file of `qexp.deploy.tflite.export`. All run on the CPU with a given number of threads, in the arithmetic that they choose, but
-where speed would change what is computed. OpenVINO would take bfloat16 for what is float wherever the CPU has it, and is set to
-float32. ONNX Runtime's kernels
+ONNX Runtime and OpenVINO read the same ONNX file; torch reads the program of `qexp.deploy.torch_export` beside it, LiteRT the
+file of `qexp.deploy.tflite.export`, ExecuTorch that of `qexp.deploy.pte.export`. All run on the CPU with a given number of
+threads, in the arithmetic that they choose, but where speed would change what is computed. OpenVINO would take bfloat16 for what
+is float wherever the CPU has it, and is set to float32. ONNX Runtime's kernels
 for CPUs without VNNI add pairs of products in 16 bits, which saturates; there the exact kernels are selected. Only there: they
 took 2.4 times as long for a resnet18 whose logits were the same to the bit.
 
@@ -29,6 +29,7 @@ from qexp.base.errors import UserError, choose
 from qexp.config.export import RUNTIMES
 from qexp.deploy.activation_codes import CodeTensor
 from qexp.deploy.onnx.writer import INPUT, OUTPUT, onnx_library
+from qexp.deploy.pte.run import open_pte
 from qexp.deploy.tflite.run import TFLITE_SUFFIX, open_tflite
 from qexp.deploy.torch_export import PROGRAM_SUFFIX, open_program
 
@@ -264,6 +265,11 @@ def load_litert(path: Path, threads: int, codes: Mapping[str, CodeTensor]) -> Lo
         path.with_suffix(TFLITE_SUFFIX), threads, {point: tensor.offset for point, tensor in codes.items()}
     )
     return Loaded(call, session.integer_layers, session.logit_step)
+
+
+def load_executorch(path: Path, threads: int, codes: Mapping[str, CodeTensor]) -> Loaded:
+    """The .pte file beside the ONNX file, or that which gives its codes."""
+    return Loaded(*open_pte(path, threads, {point: tensor.offset for point, tensor in codes.items()}))
 
 
 def show_codes(path: Path, codes: Iterable[CodeTensor]) -> bytes:

@@ -74,10 +74,9 @@ class _Grid(nn.Module):
 class _QuantizePoint(nn.Module):
     """An activation point: values -> the values of their codes."""
 
-    def __init__(self, module: FakeQuantize, unsigned: bool) -> None:
+    def __init__(self, grid: _Grid) -> None:
         super().__init__()
-        qparams, dtype, _ = moved(module.qparams, unsigned=unsigned)
-        self.grid = _Grid(qparams, dtype)
+        self.grid = grid
 
     def forward(self, x: Tensor, overwrite: bool = False) -> Tensor:
         return self.grid.dequantize(self.grid.quantize(x))
@@ -107,29 +106,19 @@ class _CodedLayer(nn.Module):
 def save_program(
     network: GraphNetwork, example: Tensor, weights: Mapping[str, WeightCodes], path: Path, *, unsigned: bool = True
 ) -> None:
-    """Write a quantized network as a program: float32 [N, C, H, W] images -> float32 [N, classes] logits, N any.
+    """Write the program of a quantized network.
 
     Args:
-        network: as for `qexp.deploy.onnx.qdq.export_qdq`.
-        example: [1 or more, C, H, W] images of the size to export.
-        weights: state-dict name -> codes; the weights of functions stay float.
+        network: as for `make_program`.
+        example: as for `make_program`.
+        weights: as for `make_program`.
         path: of the file, replaced at once when it is complete.
         unsigned: activations as UINT8; else as INT8, but for a scheme without negative codes.
 
     Raises:
-        UserError: each batch has a range of its own, or images are rounded first.
+        UserError: as `make_program`.
     """
-    import torch.ao.quantization.fx._decomposed  # noqa: F401, its import defines the operators
-
-    if network._forward_pre_hooks:
-        raise UserError("quant.input", "int or round", allowed="none in an exported network, which takes the images as they are")
-    twin = copy.deepcopy(network).eval()
-    _lower_(twin, weights, unsigned)
-    _keep_codes_(twin)
-    names = {node.name: point for point, node in code_nodes(network).items()}
-    points = [names.get(node.name, "") for node in twin.graph.nodes if _is_point(twin, node)]
-    sizes = ({0: torch.export.Dim("N", min=1)},)
-    program = torch.export.export(twin, (torch.cat([example[:1]] * _BATCH),), dynamic_shapes=sizes)
+    program, points = make_program(network, example, weights, grid_of=lambda qparams: moved(qparams, unsigned=unsigned)[:2])
     path.parent.mkdir(parents=True, exist_ok=True)
     buffer = io.BytesIO()  # a file under the temporary name would make torch warn of its suffix
     torch.export.save(program, buffer, extra_files={_POINTS_FILE: json.dumps(points)})
@@ -140,7 +129,44 @@ def save_program(
     write_atomic(path, write)
 
 
-def _lower_(twin: GraphNetwork, weights: Mapping[str, WeightCodes], unsigned: bool) -> None:
+@torch.no_grad()
+def make_program(
+    network: GraphNetwork,
+    example: Tensor,
+    weights: Mapping[str, WeightCodes],
+    *,
+    grid_of: Callable[[QParams], tuple[QParams, str]],
+    most_images: int | None = None,
+) -> tuple[torch.export.ExportedProgram, list[str]]:
+    """A quantized network as a program: float32 [N, C, H, W] images -> float32 [N, classes] logits, N any.
+
+    Returns the program, and the activation point of each of its quantizers in order, empty for one that repeats another.
+
+    Args:
+        network: as for `qexp.deploy.onnx.qdq.export_qdq`.
+        example: [1 or more, C, H, W] images of the size to export.
+        weights: state-dict name -> codes; the weights of functions stay float.
+        grid_of: the grid of an activation point -> that of the program, and the type of its codes (`INT8`, `UINT8`, ...).
+        most_images: the largest N; None for any.
+
+    Raises:
+        UserError: each batch has a range of its own, or images are rounded first.
+    """
+    import torch.ao.quantization.fx._decomposed  # noqa: F401, its import defines the operators
+
+    if network._forward_pre_hooks:
+        raise UserError("quant.input", "int or round", allowed="none in an exported network, which takes the images as they are")
+    twin = copy.deepcopy(network).eval()
+    _lower_(twin, weights, grid_of)
+    _keep_codes_(twin)
+    names = {node.name: point for point, node in code_nodes(network).items()}
+    points = [names.get(node.name, "") for node in twin.graph.nodes if _is_point(twin, node)]
+    sizes = ({0: torch.export.Dim("N", min=1, max=most_images)},)
+    program = torch.export.export(twin, (torch.cat([example[:1]] * _BATCH),), dynamic_shapes=sizes)
+    return program, points
+
+
+def _lower_(twin: GraphNetwork, weights: Mapping[str, WeightCodes], grid_of: Callable[[QParams], tuple[QParams, str]]) -> None:
     """Replace fake quantization by torch's operators, and weights by codes; in place."""
     read = {str(node.target) for node in twin.graph.nodes if node.op == "get_attr"}
     replacements: dict[int, nn.Module] = {}
@@ -149,7 +175,7 @@ def _lower_(twin: GraphNetwork, weights: Mapping[str, WeightCodes], unsigned: bo
         if isinstance(module, FakeQuantize) and id(module) not in replacements:
             if module.spec.dynamic:
                 raise UserError("quant.activation.dynamic", True, allowed="false in a program of torch.export")
-            replacements[id(module)] = _QuantizePoint(module, unsigned)
+            replacements[id(module)] = _QuantizePoint(_Grid(*grid_of(module.qparams)))
         weight = weights.get(f"{name}.weight")
         if isinstance(module, _Layer) and weight is not None and f"{name}.weight" not in read and id(module) not in replacements:
             replacements[id(module)] = _CodedLayer(module, weight)

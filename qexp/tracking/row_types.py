@@ -111,6 +111,20 @@ class ComparedRow(TypedDict):
     note: str
 
 
+class TargetRow(TypedDict):
+    """What is estimated of an exported network for hardware that is not here; those of `qexp.deploy.targets.TargetRow`."""
+
+    target: str
+    prec1: float
+    num_operators: int
+    flash_bytes: int | None
+    arena_bytes: int | None
+    num_mapped: int | None
+    mapped_macs_pct: float | None
+    first_fallback: str | None
+    reason: str | None
+
+
 class ExportRow(TypedDict):
     """An exported network and what was measured of it; `sizes` in bytes, `rungs` are its fidelity stages."""
 
@@ -131,6 +145,7 @@ class ExportRow(TypedDict):
     cost: list[TimingRow]
     layers: list[LayerRow]
     compared: NotRequired[list[ComparedRow]]
+    targets: NotRequired[list[TargetRow]]
     alarms: list[str]
     notes: list[str]
     time_ms: int

@@ -1,4 +1,4 @@
-"""Trainings in workers: real processes of loky and real jobs of submitit's local executor. Slurm itself is not run."""
+"""Trainings in workers: real processes of loky and real jobs of submitit's local executor. Slurm itself: test_slurm.py."""
 
 import contextlib
 import csv

@@ -29,13 +29,14 @@ from qexp.base.types import QParams
 from qexp.deploy.activation_codes import code_nodes
 from qexp.deploy.graph_call import Constant
 from qexp.deploy.graph_nodes import called_module, output_of, place_of, quantizer_at
+from qexp.deploy.int8_files import check_point
 from qexp.deploy.onnx.batch import BATCH, batch_axis, made_constant, run_of_fewer
 from qexp.deploy.onnx.operators import clamps_of
 from qexp.deploy.tflite.layers import conv
 from qexp.deploy.tflite.moves import left_to_convs, pad
 from qexp.deploy.tflite.node import Target, TfliteContext, TfliteNode, Value, file_shape, wide_grid
 from qexp.deploy.tflite.operators import LAYERS, MOVES, handler_of
-from qexp.deploy.tflite.writer import INT8, CodeGrid, TfliteWriter, activation_grid
+from qexp.deploy.tflite.writer import INT8, TFLITE, CodeGrid, TfliteWriter, activation_grid
 from qexp.deploy.weight_codes import WeightCodes
 from qexp.nn.fake_quantize import FakeQuantize
 from qexp.nn.graph import GraphNetwork, evaluating
@@ -218,14 +219,8 @@ class _Export(fx.Interpreter):
         Raises:
             UserError: what a file cannot hold.
         """
-        spec, name = module.spec, module.name
-        wanted: dict[str, object] = {
-            "mode": "int", "rounding": "half_even", "dynamic": False, "granularity": "per_tensor",
-        }  # fmt: skip
-        for key, value in wanted.items():
-            if getattr(spec, key) != value:
-                remedy = "Another runtime may hold it: export.runtime=onnxruntime."
-                raise UserError(f"{name}.{key}", getattr(spec, key), allowed=f"{str(value).lower()} in TFLite", remedy=remedy)
+        name = module.name
+        check_point(module, TFLITE)
         if name not in self.grids:
             self.grids[name] = activation_grid(name, module.qparams)
         return self.grids[name]

@@ -15,13 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qexp.base.errors import UserError
 from qexp.base.text import Note
 from qexp.base.types import QParams
 from qexp.deploy.graph_call import Constant
+from qexp.deploy.int8_files import check_weight
 from qexp.deploy.onnx.layers import pads_of, pair
 from qexp.deploy.tflite.node import TO_LAST, TfliteNode, Value, wide_grid
-from qexp.deploy.tflite.writer import INT8, INT16
+from qexp.deploy.tflite.writer import INT8, INT16, TFLITE
 from qexp.deploy.weight_codes import WeightCodes, accumulator_scale, bias_codes
 from qexp.nn.channels import scale_and_shift
 
@@ -143,7 +143,7 @@ def _layer(
     target, last = node.target, len(form) == 4
     coded = node.context.weights.get(weight.path)
     if coded is not None:
-        _check(weight.path, coded)
+        check_weight(weight.path, coded, TFLITE)
     if target is None or x.grid is None or coded is None:
         return _float_layer(node, kind, x, weight, bias, form, options, pixels)
     wide = INT16 in (x.grid.dtype, target.grid.dtype)
@@ -207,21 +207,6 @@ def _codes(
         context.constants[key] = context.writer.constant(weight.path, codes, scale=coded.qparams.scale, axis=axis)
         context.stored[weight.path] = INT8
     return context.constants[key]
-
-
-def _check(path: str, coded: WeightCodes) -> None:
-    """Raise UserError for codes that TFLite does not have as weights.
-
-    Source: LiteRT 8-bit quantization specification: weights are int8 within -127 and 127, zero point 0.
-    """
-    qparams, remedy = coded.qparams, "Quantize weights with quant=symmetric_restricted and at most 8 bits."
-    if bool((qparams.zero_point != 0).any()):
-        raise UserError(path, "codes with a zero point", allowed="weights whose zero point is 0 in TFLite", remedy=remedy)
-    if qparams.quant_min < -127 or qparams.quant_max > 127:
-        ends = f"codes from {qparams.quant_min} to {qparams.quant_max}"
-        raise UserError(path, ends, allowed="weights from -127 to 127 in TFLite", remedy=remedy)
-    if qparams.axis not in (None, 0):
-        raise UserError(path, f"scales along dimension {qparams.axis}", allowed="one for each output in TFLite", remedy=remedy)
 
 
 def _bias(node: TfliteNode, bias: Constant | None, x: QParams, coded: WeightCodes, wide: bool) -> int | None:

@@ -19,10 +19,12 @@ from torch import Tensor
 
 from qexp.base.errors import UserError
 from qexp.base.types import QParams
+from qexp.deploy.int8_files import signed
 from qexp.deploy.onnx.writer import INPUT, OUTPUT, code_type
 from qexp.deploy.tflite.versions import OPTIONS, version_of
 
 FLOAT32, INT32, INT64, INT16, INT8 = "FLOAT32", "INT32", "INT64", "INT16", "INT8"
+TFLITE = "TFLite"  # in messages
 ABOUT, POINTS = "qexp.about", "qexp.points"  # metadata: what the file is, and where the codes of its activation points are
 _SCHEMA_VERSION = 3
 _TIE = 1e-3  # of a step: what float32 leaves of it, and more
@@ -113,10 +115,8 @@ def activation_grid(name: str, qparams: QParams) -> CodeGrid:
     if dtype in ("INT16", "UINT16") and (dtype == "UINT16" or zero_point):
         remedy = "Quantize activations of more than 8 bits with quant.activation.scheme=symmetric."
         raise UserError(f"{name}", f"{dtype} codes, zero point {zero_point:g}", allowed="INT16 with zero point 0", remedy=remedy)
-    if dtype != "UINT8":
-        return CodeGrid(qparams, dtype)
-    limits = qparams.quant_min - 128, qparams.quant_max - 128
-    return CodeGrid(QParams(qparams.scale, qparams.zero_point - 128, *limits, None), INT8, -128)
+    moved, offset = signed(qparams)
+    return CodeGrid(moved, INT8 if offset else dtype, offset)
 
 
 class TfliteWriter:

@@ -19,8 +19,8 @@ from qexp.tracking.row_types import ComparedRow, ExportRow, StageRow, TimingRow,
 from qexp.tracking.rows import Row
 
 _SHARED = ("variant", "training", "run", "split", "simulate", "requantization", "threads", "cpu")
-FILES = ("stages.csv", "cost.csv", "layers.csv", "compared.csv", "stages.md")
-Part = Literal["rungs", "cost", "layers", "compared"]
+FILES = ("stages.csv", "cost.csv", "layers.csv", "compared.csv", "targets.csv", "stages.md")
+Part = Literal["rungs", "cost", "layers", "compared", "targets"]
 _PARTS: tuple[Part, ...] = get_args(Part)
 _BEFORE = ("ladder.csv", "ladder.md")  # names of the first and the last in earlier versions
 EXPLAINED = (
@@ -44,6 +44,14 @@ _COMPARED_EXPLAINED = (
     "its own; *equal* is the share of images with the same first prediction. *in integers* counts convolutions and matrix "
     "products that integer operators compute, in the graph that ONNX Runtime makes of the file or in the TFLite file. "
     "*times fp32* is the speed of a call over qexp's fp32 file in that runtime at the same batch."
+)
+
+
+_TARGETS_EXPLAINED = (
+    "Estimates on paper from the TFLite file, of one image; nothing ran on these targets. *flash* is the file, without the "
+    "interpreter's code; *arena* the RAM that TFLite Micro's greedy planner gives tensors, without its own structures and what "
+    "kernels take for themselves. An Edge TPU takes the operators of a file in order up to the first that it does not support: "
+    "*mapped* are those before it, with their share of the MACs. Its compiler wants the number of images fixed at 1."
 )
 
 
@@ -84,7 +92,7 @@ def exports_for_page(exports: Sequence[ExportRow]) -> list[dict[str, object]]:
             "caption": _caption(export),
             "alarms": export["alarms"],
             "notes": export["notes"],
-            "tables": [html_table(table) for table in (_stages(export), _cost(export), _compared(export)) if table.rows],
+            "tables": [html_table(table) for table in _tables(export) if table.rows],
         }
         for export in exports
     ]
@@ -105,11 +113,15 @@ def markdown(name: str, exports: Sequence[ExportRow]) -> str:
             parts.append(markdown_table(_cost(export)))
         if export.get("compared"):
             parts.append(markdown_table(_compared(export)))
+        if export.get("targets"):
+            parts.append(markdown_table(_targets(export)))
     parts.append(EXPLAINED)
     if any(export["cost"] for export in exports):
         parts.append(_COST_EXPLAINED)
     if any(export.get("compared") for export in exports):
         parts.append(_COMPARED_EXPLAINED)
+    if any(export.get("targets") for export in exports):
+        parts.append(_TARGETS_EXPLAINED)
     return markdown_text(parts)
 
 
@@ -119,6 +131,7 @@ def _screen(export: ExportRow) -> str:
     texts += [f"note: {text}" for text in export["notes"]]
     texts += ["", *lines(_cost(export), rule=True)] if export["cost"] else []
     texts += ["", *lines(_compared(export), rule=True)] if export.get("compared") else []
+    texts += ["", *lines(_targets(export), rule=True)] if export.get("targets") else []
     return "\n".join([*texts, f"file: {export['file']}"])
 
 
@@ -132,10 +145,11 @@ def _caption(export: ExportRow) -> str:
     if sizes["file"] != sizes["fp32"]:
         ratio = sizes["fp32"] / sizes["file"]
         parts[-1] += f", fp32 {size_text(sizes['fp32'])} ({ratio:.2f} times), packed state dict {size_text(sizes['packed'])}"
-    if "tflite" in sizes:
-        parts[-1] += f", TFLite {size_text(sizes['tflite'])}"
-        if sizes["tflite"] != sizes["fp32_tflite"]:
-            parts[-1] += f", fp32 {size_text(sizes['fp32_tflite'])} ({sizes['fp32_tflite'] / sizes['tflite']:.2f} times)"
+    for name, title in (("tflite", "TFLite"), ("pte", "ExecuTorch")):
+        if name in sizes:
+            size, fp32 = sizes[name], sizes[f"fp32_{name}"]
+            parts[-1] += f", {title} {size_text(size)}"
+            parts[-1] += f", fp32 {size_text(fp32)} ({fp32 / size:.2f} times)" if size != fp32 else ""
     macs, bops = (sum(layer[key] for layer in export["layers"]) for key in ("macs", "bops"))
     parts.append(f"{macs / 1e6:.4g} million MACs and {bops / 1e9:.4g} billion bit operations an image")
     return "; ".join(parts)
@@ -220,6 +234,29 @@ _COMPARED_COLUMNS = (
     Column(name="times_fp32", title="times fp32", kind="number", form=".2f", optional=True),
     Column(name="note", title="note", kind="text", optional=True, value=lambda row: row["note"] or None),
 )  # fmt: skip
+
+
+_TARGET_COLUMNS = (
+    Column(name="target", title="target (estimate)", kind="text"),
+    Column(name="prec1", title="Prec@1", kind="percent"),
+    Column(name="flash_bytes", title="flash", kind="size", optional=True),
+    Column(name="arena_bytes", title="arena", kind="size", optional=True),
+    Column(name="num_operators", title="operators", kind="count"),
+    Column(name="num_mapped", title="mapped", kind="count", optional=True),
+    Column(name="mapped_macs_pct", title="MACs mapped %", kind="percent", optional=True),
+    Column(name="first_fallback", title="falls back at", kind="text", optional=True),
+    Column(name="reason", title="reason", kind="text", optional=True),
+)
+
+
+def _tables(export: ExportRow) -> tuple[Table, ...]:
+    """All of one network, in order."""
+    return _stages(export), _cost(export), _compared(export), _targets(export)
+
+
+def _targets(export: ExportRow) -> Table:
+    """What the TFLite file would need of other hardware."""
+    return Table.of(_TARGET_COLUMNS, export.get("targets", []))
 
 
 def _compared(export: ExportRow) -> Table:
