@@ -10,10 +10,13 @@ import contextlib
 import csv
 import io
 import json
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from filelock import FileLock, Timeout
 
 from qexp.base.console import print_main, print_result, speaking
 from qexp.base.errors import JobsFailed, UserError
@@ -63,17 +66,17 @@ def run_search(composed: Composed, sweep: Sweep, typed: Mapping[str, str], ranks
     if any(config.plan_only for config in configs):  # each value once: which of their combinations, nobody knows yet
         run_command(composed, sweep, typed, ranks)
         return
-    study = _study(search, composed.jobs[0], configs[0])
     failed = 0
-    with launching(composed, ranks) as (resources, launch):
-        for _ in track(range(search.settings.trials), "trial", done=len(_done(study))):
+    with _alone(configs[0]), launching(composed, ranks) as (resources, launch):
+        study = _study(search, composed.jobs[0], configs[0])
+        for _ in track(range(search.settings.trials), "batch of trials"):
             trials = _ask(study, search)
-            if not trials:
+            lost = _run(trials, study, search, sweep, resources, launch) if trials else 0
+            failed += lost
+            if lost == len(trials):  # none is left, or none of them works
                 break
-            failed += _run(trials, study, search, sweep, resources, launch)
-        best = {trial.number for trial in study.best_trials}
         report(configs[0])
-    _tell(study, search, configs[0], best)
+        _tell(study, search, configs[0])
     if failed:
         raise JobsFailed(f"{failed} trials failed; the same command tries others in their place", exit_code=1)
 
@@ -89,6 +92,19 @@ def _check(configs: Sequence[Config]) -> None:
         raise UserError("name", "several", allowed="one experiment with hydra/sweeper=optuna")
     if any(one.fresh for one in configs):
         raise UserError("fresh", True, allowed="false with hydra/sweeper=optuna", remedy="Each batch of trials would train anew.")
+
+
+@contextlib.contextmanager
+def _alone(config: Config) -> Iterator[None]:
+    """Hold the searches of an experiment: what another process has under way would look like what a killed one left."""
+    lock = Path(config.runs_dir, ".locks", f"search-{config.name}.lock")
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(lock, timeout=0):
+            yield
+    except Timeout:
+        remedy = "Another process searches in this experiment: wait for it, or give this one a name=NAME."
+        raise UserError("hydra/sweeper", "optuna", allowed="one search of an experiment at a time", remedy=remedy) from None
 
 
 def _study(search: Search, first: Mapping[str, object], config: Config) -> Study:
@@ -158,7 +174,8 @@ def _run(
     numbers = _numbers(configs[0], batch.sweep)
     for position, (trial, _) in enumerate(trials):
         row = numbers.get(position)
-        if row is None:
+        if row is None or any(row.get(name) is None or not math.isfinite(row[name]) for name in search.settings.objectives):
+            numbers.pop(position, None)
             study.tell(trial, state=TrialState.FAIL)
             continue
         for name in _KEPT:
@@ -182,9 +199,9 @@ def _numbers(config: Config, sweep: str) -> dict[int, Row]:
     return {job: records[key] for job, key in asked.items() if job is not None and key in records}
 
 
-def _tell(study: Study, search: Search, config: Config, best: set[int]) -> None:
+def _tell(study: Study, search: Search, config: Config) -> None:
     """Write `search.csv`, a line per trial, and print the trials that no other beats."""
-    names = search.settings.objectives
+    names, best = search.settings.objectives, {trial.number for trial in study.best_trials}
     trials = sorted(_done(study), key=lambda trial: trial.values, reverse=search.settings.directions[0] == "maximize")
     lines = [
         {
