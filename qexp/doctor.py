@@ -125,7 +125,8 @@ def _optional() -> Iterator[Check]:
         state = ("ok", row.summary) if there else ("missing", f"pip install {row.install}")
         yield Check(f"export.runtime={row.name}", *state)
     packages = [(f"model={row.name}", *row.distribution) for row in NETWORKS.values() if row.distribution is not None]
-    for name, distribution, extra in (*packages, ("model=timm", "timm", "timm"), ("submitit", "submitit", "slurm")):
+    others = (("model=timm", "timm", "timm"), ("hydra/sweeper=optuna", "optuna", "search"), ("submitit", "submitit", "slurm"))
+    for name, distribution, extra in (*packages, *others):
         try:
             yield Check(name, "ok", f"{distribution} {metadata.version(distribution)}")
         except metadata.PackageNotFoundError:

@@ -1,9 +1,9 @@
 """Tables and figures of one experiment: python -m qexp.report name=NAME [verify=true] [mixed=true] [metrics=[NAMES]].
 
-Keys: name (the experiment), runs_dir=runs, results_dir=results, verify=false, mixed=false, metrics=[], titles=true,
+Keys: name (the experiment), runs_dir=runs, results_dir=results, verify=false, mixed=false, metrics=[], titles=true, pdf=false,
 format=text. Evaluations of different protocols (other test images, another number of them, prepared in another way) are
 refused unless mixed=true puts them into one table, a letter telling them apart. titles=false draws figures without their
-headings, for a paper. metrics=[per_class,confusion] adds what stored predictions give beside the table: Prec@1 of each class,
+headings, pdf=true writes them as PDF too, for a paper. metrics=[per_class,confusion] adds what stored predictions give beside the table: Prec@1 of each class,
 and what is predicted in place of what the float network says. format=latex, markdown or html prints the tables alone, for a
 paper or a page. verify=true writes nothing: it recomputes the numbers of the tables in results_dir/NAME from stored
 predictions, says which it could not, and ends with 1 where one is another.
@@ -31,6 +31,7 @@ class ReportSettings:
         mixed: put evaluations of different protocols into one table.
         metrics: `per_class`, `confusion`: tables and figures of stored predictions.
         titles: figures have headings; false for a paper, whose captions say it.
+        pdf: figures as PDF beside PNG and SVG.
         format: of what is printed: all of it as `text`, or the tables alone as `latex` (with booktabs), `markdown` or `html`.
     """
 
@@ -41,6 +42,7 @@ class ReportSettings:
     mixed: bool = False
     metrics: list[str] = field(default_factory=list)
     titles: bool = True
+    pdf: bool = False
     format: str = "text"
 
 
@@ -66,6 +68,7 @@ def run(settings: ReportSettings) -> int:
         mixed=settings.mixed,
         metrics=settings.metrics,
         titles=settings.titles,
+        pdf=settings.pdf,
     )
     if settings.format == "text":
         print_main(written.table, "")

@@ -37,5 +37,7 @@ def test_a_notebook_runs_from_its_first_cell_to_its_last(path, monkeypatch, capf
     said, last = capfd.readouterr().out, namespace["last"]
     assert "fp32" in said and len(last) > 6 and last["n"].eq(360).all() and last["ci_low"].notna().sum() == len(last) - 1
     assert isinstance(namespace["figure"], Figure) and list(Path.cwd().glob("*.png"))
+    if path.stem == "read_a_sweep":
+        assert namespace["frame"].query("variant != 'fp32'")["ci_low"].notna().all(), "the bands that it draws"
     if path.stem == "compare_your_quantizer":
         assert set(last["quant"]) >= {"mid_rise", "affine"} and namespace["sqnr"].notna().all(axis=None)

@@ -8,7 +8,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from qexp.base.files import write_texts
-from qexp.reporting.figures.style import save
+from qexp.reporting.figures.style import PAPER, save
 
 
 def write_analysis(
@@ -26,7 +26,7 @@ def write_analysis(
         pictures: likewise; many, and read one at a time: PNG alone.
     """
     paths = write_texts(folder, texts)
-    for kinds, group in ((("pdf", "png", "svg"), figures), (("png",), pictures)):
+    for kinds, group in ((PAPER, figures), (("png",), pictures)):
         for stem, figure in group:
             paths += save(figure, folder / "figures" / stem, kinds)
     for old in (folder / "figures").glob("*.*"):

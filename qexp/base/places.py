@@ -11,7 +11,18 @@ from qexp.base.errors import UserError
 
 NAME_BYTES = 255  # of a file or folder, on the usual file systems
 _PROBE = bytes(4096)
-_FILES = (".csv", ".md", ".html", ".safetensors", ".jsonl", ".json", ".svg", ".png", ".pdf")  # what is written into these folders
+_FILES = (
+    ".csv",
+    ".md",
+    ".html",
+    ".safetensors",
+    ".jsonl",
+    ".json",
+    ".svg",
+    ".png",
+    ".pdf",
+    ".tex",
+)  # what is written into these folders
 _FIGURES = "figures"  # the one folder in them whose files have fixed names
 
 

@@ -95,7 +95,7 @@ class ExportSettings:
         warmup: runs before these, not timed.
         torch_export: write the simulated network as a program of `torch.export` too.
         integer_io: the TFLite file takes INT8 images and gives INT8 logits, as hardware without floats wants; else float32.
-        target: one of `TARGETS` or a list of them: what the TFLite file would need of hardware that is not here, estimated.
+        target: `mcu`, `edgetpu` or a list of them: what the TFLite file would need of hardware that is not here, estimated.
         register: name of a registered model in MLflow that gets the file as a new version; None registers nothing.
         compare: file or files of other writers, .onnx or .tflite, of the same network: each runs in its runtime (onnxruntime or
             litert, which is then among `runtime`) on the images of the evaluation, and gets a row beside fp32, the simulation and

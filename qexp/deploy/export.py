@@ -23,7 +23,7 @@ from qexp.base.files import discard_partials, hash_file, hash_json, write_atomic
 from qexp.base.outputs import main_output
 from qexp.base.progress import phase, track
 from qexp.base.text import by_reason, file_name
-from qexp.config.export import ExportSettings
+from qexp.config.export import TARGETS, ExportSettings
 from qexp.config.later import stored_values
 from qexp.deploy.alarms import failures
 from qexp.deploy.answers import Run
@@ -210,7 +210,9 @@ class _ExportJob:
             return measured
         prec1 = next(stage["prec1"] for stage in measured["rungs"] if stage["name"] == "litert")
         macs = {layer["layer"]: layer["macs"] for layer in measured["layers"]}
-        rows = [asdict(one) for one in estimates(self.settings.targets, self.path.with_name(TFLITE), prec1, macs)]
+        made = {one.target: asdict(one) for one in estimates(self.settings.targets, self.path.with_name(TFLITE), prec1, macs)}
+        known = {one["target"]: one for one in measured.get("targets", ())} | made  # of the same file, so that both hold
+        rows = [known[name] for name in TARGETS if name in known]
         if measured.get("targets") == rows:
             return measured
         row = measured | {"targets": rows, "time_ms": environment.now_ms()}

@@ -16,7 +16,7 @@ from qexp.config.later import stored_values
 from qexp.config.model import PRETRAINED, ModelSettings
 from qexp.config.qat import IN_RECIPE, METHOD_VERSIONS, QAT_VERSION
 from qexp.config.root import Config
-from qexp.config.train import PRECISION_ALIASES
+from qexp.config.train import PRECISION_ALIASES, TrainSettings
 
 TRAINING_FORMAT = 1  # part of every training hash; raise it when the same settings come to give other weights
 # Of a variant: they never change a float training. Under `qat` the quantizers train, and all but the last two decide the weights.
@@ -37,7 +37,7 @@ def training_identity(config: Config) -> dict[str, object]:
     model = stored_values(asdict(config.model), ModelSettings)
     if config.model.weights not in (None, PRETRAINED):
         model["weights"] = "file"  # wherever it lies; its content is hashed beside this
-    train = asdict(config.recipe)
+    train = stored_values(asdict(config.recipe), TrainSettings)
     del train["checkpoint_every_steps"]  # how often a state is stored does not change it
     for key, was in ADDED.items():
         if train[key] == was:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
@@ -21,7 +21,7 @@ from qexp.reporting.figures.confusion import draw_matrix
 from qexp.reporting.figures.cost import prec1_by_bops, prec1_by_cost, prec1_by_size
 from qexp.reporting.figures.layers import sensitivity_map, sqnr_map
 from qexp.reporting.figures.loss import loss_by_epoch
-from qexp.reporting.figures.style import save
+from qexp.reporting.figures.style import KINDS, PAPER, save
 from qexp.reporting.figures.variants import prec1_by_variant
 from qexp.reporting.frames.jobs import format_jobs, jobs_of, variant_states
 from qexp.reporting.frames.layers import histogram_sheets, load_layers, with_choices
@@ -143,6 +143,7 @@ def write_report(
     metrics: Sequence[str] = (),
     figures: bool = True,
     titles: bool = True,
+    pdf: bool = False,
     rows: Sequence[Row] | None = None,
 ) -> Report:
     """Write an experiment's tables and figures, as far as it has got.
@@ -155,6 +156,7 @@ def write_report(
         metrics: tables and matrices of stored predictions, beside those that the experiment asked for.
         figures: draw them.
         titles: with headings; False for a paper, whose captions say it.
+        pdf: figures as PDF too.
         rows: of its journal, where the caller has read it; None reads them.
 
     Raises:
@@ -186,7 +188,8 @@ def write_report(
     tables = [*write_tables(name, records, folder, verdict, sweeps, jobs).values()]
     tables += [*write_exports(name, exports, folder), *write_asked(folder, made)]
     screen += [*([] if jobs.empty else [format_jobs(jobs)]), *([format_exports(exports)] if exports else [])]
-    _remove_others(folder, drawn := _draw(records, exports, made, folder, titles) if figures else {})
+    drawn = _draw(records, exports, made, folder, PAPER if pdf else KINDS, titles) if figures else {}
+    _remove_others(folder, set(chain(*drawn.values())))
     if verdict is not None:
         tables += [*([folder / FILE] if verdict.digest else []), *write_plans(plans := plans_of(runs, verdict.table), folder)]
         card, on_page = protocol_card(verdict.table, runs, plans, sweeps), _on_page(drawn, made, folder)
@@ -219,10 +222,10 @@ def _places(page: Path | None, results_dir: Path) -> tuple[str, ...]:
     return (index,) if page is None else (f"page: {page}", index)
 
 
-def _remove_others(folder: Path, drawn: Mapping[str, object]) -> None:
+def _remove_others(folder: Path, drawn: Collection[Path]) -> None:
     """Take away the figures of an earlier report that are not drawn now: they show other numbers."""
     for path in (folder / "figures").glob("*.*"):
-        if path.stem not in drawn and _figure_of(path.stem) in {*CAPTIONS, *IN_REPORTS}:
+        if path not in drawn and _figure_of(path.stem) in {*CAPTIONS, *IN_REPORTS}:
             path.unlink(missing_ok=True)
 
 
@@ -254,7 +257,9 @@ def _variant_pages(records: pd.DataFrame) -> dict[str, Figure]:
     return pages
 
 
-def _draw(records: pd.DataFrame, exports: Sequence[ExportRow], made: Made, folder: Path, titles: bool) -> dict[str, list[Path]]:
+def _draw(
+    records: pd.DataFrame, exports: Sequence[ExportRow], made: Made, folder: Path, kinds: Sequence[str], titled: bool
+) -> dict[str, list[Path]]:
     """Draw the figures; returns their files by stem, none where nothing was evaluated.
 
     Args:
@@ -262,7 +267,8 @@ def _draw(records: pd.DataFrame, exports: Sequence[ExportRow], made: Made, folde
         exports: of `load_exports`.
         made: the matrices that were asked for.
         folder: of the report, where analyses of the layers lie.
-        titles: figures have headings.
+        kinds: of files, SVG last.
+        titled: figures have headings.
     """
     if records.empty:
         return {}
@@ -282,4 +288,6 @@ def _draw(records: pd.DataFrame, exports: Sequence[ExportRow], made: Made, folde
     }
     drawn |= {row.name: draw_matrix(matrix) for row, matrix in made.matrices.items()}
     wanted = {stem: figure for stem, figure in drawn.items() if figure is not None}
-    return {stem: save(figure, folder / "figures" / stem, titled=titles) for stem, figure in track(wanted.items(), "figure")}
+    return {
+        stem: save(figure, folder / "figures" / stem, kinds, titled=titled) for stem, figure in track(wanted.items(), "figure")
+    }

@@ -98,6 +98,12 @@ class Combinations:
             UserError: nothing is swept, or there are `cases`; `hydra.sweeper` is wrong.
         """
         space = {override.get_key_element(): choices_of(override) for override in self._parse(self._swept)}
+        for key in space:
+            if key.startswith("hydra"):
+                raise UserError(key, "several values", allowed="one value, or a list: [prec1,loss]")
+        if params := self.base.hydra.sweeper.get("params"):
+            typed = " ".join(f"{key}={value}" for key, value in params.items())
+            raise UserError("hydra.sweeper.params", "given", allowed="null with hydra/sweeper=optuna", remedy=f"Type it: {typed}")
         if not space:
             raise UserError(
                 "hydra/sweeper", "optuna", allowed="basic", remedy="There is nothing to choose from: no key has several values."

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING
 
 from filelock import FileLock, Timeout
 
-from qexp.base.console import print_main, print_result, speaking
-from qexp.base.errors import JobsFailed, UserError
+from qexp.base.console import print_main, print_result, speaking, warn_main
+from qexp.base.errors import JobsFailed, RankFailed, UserError, UserErrors
 from qexp.base.files import hash_json, write_text_atomic
 from qexp.base.progress import track
 from qexp.config.root import Config
@@ -41,6 +41,8 @@ if TYPE_CHECKING:
     from optuna.trial import FrozenTrial, Trial
 
 _KEPT = ("variant", "training", "variant_key", "n", "split", "epoch")  # of an evaluation, beside the objectives
+
+_PICK = "pick"  # what was typed for a trial, where optuna keeps numbers with all their digits
 
 
 def run_search(composed: Composed, sweep: Sweep, typed: Mapping[str, str], ranks: Ranks) -> None:
@@ -75,7 +77,7 @@ def run_search(composed: Composed, sweep: Sweep, typed: Mapping[str, str], ranks
             failed += lost
             if lost == len(trials):  # none is left, or none of them works
                 break
-        report(configs[0])
+        resources.feeds.of(configs[0]).log_files(None, report(configs[0]))
         _tell(study, search, configs[0])
     if failed:
         raise JobsFailed(f"{failed} trials failed; the same command tries others in their place", exit_code=1)
@@ -164,39 +166,58 @@ def _run(
     """Run trials as one sweep and tell the study their numbers; returns how many failed."""
     from optuna.trial import TrialState
 
-    jobs = search.compose([pick for _, pick in trials])
     batch = replace(sweep, sweep=f"{sweep.sweep}_{trials[0][0].number}")
-    log = JobLog(ask_for(jobs), batch)
-    with log.refusals():
-        configs = [with_preprocessing(config) for config in check(jobs, sweep.verb)]
-    with speaking(quiet=True), contextlib.suppress(JobsFailed):
-        run_sweep(configs, log, resources, launch, typed={}, reports=False)
-    numbers = _numbers(configs[0], batch.sweep)
-    for position, (trial, _) in enumerate(trials):
+    try:
+        configs = _evaluate(search.compose([pick for _, pick in trials]), batch, resources, launch)
+    except (UserErrors, UserError) as error:  # a combination of right values may be wrong: it fails, the others do not
+        if len(trials) > 1:
+            return sum(_run([one], study, search, sweep, resources, launch) for one in trials)
+        study.tell(trials[0][0], state=TrialState.FAIL)
+        warn_main(f"trial {trials[0][0].number} is not possible: {error}")
+        return 1
+    numbers, lost = _numbers(configs, batch.sweep), 0
+    for position, (trial, pick) in enumerate(trials):
         row = numbers.get(position)
         if row is None or any(row.get(name) is None or not math.isfinite(row[name]) for name in search.settings.objectives):
-            numbers.pop(position, None)
             study.tell(trial, state=TrialState.FAIL)
+            lost += 1
             continue
         for name in _KEPT:
             trial.set_user_attr(name, row.get(name))
+        trial.set_user_attr(_PICK, dict(pick))
         study.tell(trial, [float(row[name]) for name in search.settings.objectives])
         values = "  ".join(f"{name} {row[name]:.6g}" for name in search.settings.objectives)
         print_main(f"trial {trial.number}  {row['variant']}  {values}")
-    return len(trials) - len(numbers)
+    return lost
 
 
-def _numbers(config: Config, sweep: str) -> dict[int, Row]:
-    """Number of a job of a sweep -> the record of what it asked for, of the last epoch; without those that have none."""
-    rows = list(Journal.of(config.runs_dir, config.name).rows())
+def _evaluate(jobs: Sequence[Mapping[str, object]], batch: Sweep, resources: Resources, launch: Launch) -> list[Config]:
+    """Run the jobs of a batch, whatever becomes of each; returns them checked.
+
+    Raises:
+        UserErrors, UserError: some job is wrong; none was started.
+        RankFailed: the ranks can run no other.
+    """
+    log = JobLog(ask_for(jobs), batch)
+    with log.refusals():
+        configs = [with_preprocessing(config) for config in check(jobs, batch.verb)]
+    try:
+        with speaking(quiet=True):
+            run_sweep(configs, log, resources, launch, typed={}, reports=False)
+    except JobsFailed as error:
+        if isinstance(error.__cause__, RankFailed):
+            raise error.__cause__ from None
+    return configs
+
+
+def _numbers(configs: Sequence[Config], sweep: str) -> dict[int, Row]:
+    """Number of a job of a sweep -> the record of what it asked for, of its last epoch; without those that did not get there."""
+    rows = list(Journal.of(configs[0].runs_dir, configs[0].name).rows())
     asked = {row["job"]: (row["training"], row["variant_key"]) for row in rows_of_jobs(rows) if row["sweep"] == sweep}
-    records: dict[tuple[str, str], Row] = {}
-    for row in rows:
-        if row["kind"] == "record":
-            key = row["training"], row["variant_key"]
-            if key not in records or row["epoch"] >= records[key]["epoch"]:
-                records[key] = row
-    return {job: records[key] for job, key in asked.items() if job is not None and key in records}
+    records = {(row["training"], row["variant_key"], row["epoch"]): row for row in rows if row["kind"] == "record"}
+    last = [config.recipe.epochs if config.checkpoint is None else 0 for config in configs]
+    wanted = {job: (*key, last[job]) for job, key in asked.items() if job is not None}
+    return {job: records[key] for job, key in wanted.items() if key in records}
 
 
 def _tell(study: Study, search: Search, config: Config) -> None:
@@ -207,7 +228,7 @@ def _tell(study: Study, search: Search, config: Config) -> None:
         {
             "trial": trial.number,
             "best": trial.number in best,
-            **trial.params,
+            **trial.user_attrs.get(_PICK, trial.params),
             **dict(zip(names, trial.values, strict=True)),
             **{name: trial.user_attrs.get(name) for name in _KEPT},
         }

@@ -78,6 +78,7 @@ class KeptCopies:
     def __init__(self, store: Store) -> None:
         self._client, self._experiment = store.client, store.experiment_id
         self._ids: dict[str, str] | None = None
+        self._begun: set[str] = set()
 
     def id_of(self, run_id: str, row: Row) -> str:
         """MLflow's id of the copy that a `record` row scored, which is made unless it is there.
@@ -87,14 +88,19 @@ class KeptCopies:
             row: with predictions that are kept.
         """
         if self._ids is None:
-            self._ids = {model.tags[COPY_TAG]: model.model_id for model in self._search() if COPY_TAG in model.tags}
+            made = [model for model in self._search() if COPY_TAG in model.tags]
+            self._ids = {model.tags[COPY_TAG]: model.model_id for model in made}
+            ready = {model.model_id for model in made if str(model.status) == "READY"}
+            self._begun = {*self._ids.values()} - ready  # by processes that were killed before they had linked it
         key = copy_key(row)
         if key not in self._ids:
             self._ids[key] = self._make(run_id, key, row)
+        elif self._ids[key] in self._begun:
+            self._finish(run_id, self._ids[key], row)
+            self._begun.discard(self._ids[key])
         return self._ids[key]
 
     def _make(self, run_id: str, key: str, row: Row) -> str:
-        entities = import_mlflow().entities
         params = {name: str(row[name]) for name in _PARAMS if row.get(name) is not None}
         model = self._client.create_logged_model(
             self._experiment,
@@ -104,9 +110,13 @@ class KeptCopies:
             params=params,
             model_type="qexp",
         )
-        self._client.log_outputs(run_id, [entities.LoggedModelOutput(model.model_id, step=row["epoch"])])
-        self._client.finalize_logged_model(model.model_id, "READY")
+        self._finish(run_id, model.model_id, row)
         return str(model.model_id)
+
+    def _finish(self, run_id: str, model_id: str, row: Row) -> None:
+        entities = import_mlflow().entities
+        self._client.log_outputs(run_id, [entities.LoggedModelOutput(model_id, step=row["epoch"])])
+        self._client.finalize_logged_model(model_id, "READY")
 
     def _search(self) -> list[LoggedModel]:
         """All logged models of the experiment, the newest first, so that of two for one copy the older is taken."""

@@ -111,3 +111,8 @@ def test_a_report_marks_them_and_mixes_none(cli, tiny):
     assert "no comparison" in mixed.out
     write_report("engines", runs_dir="runs", results_dir="results", mixed=True)
     assert len(set(pd.read_csv("results/engines/table.csv")["protocol"])) == 2
+    # The same copy by both: neither takes the other's place.
+    assert "engine eager" in cli(*command, "bits=4", "evaluate.engine=auto").out
+    write_report("engines", runs_dir="runs", results_dir="results", mixed=True)
+    table = pd.read_csv("results/engines/table.csv")
+    assert sorted(table["engine"].fillna("").where(table["bits"] == 4, "-")) == sorted(["", "auto", *["-"] * (len(table) - 2)])

@@ -56,6 +56,17 @@ def test_a_search_goes_on_as_an_undisturbed_one(search):
     assert len(more) == 5 and sorted(states) == ["COMPLETE"] * 5 + ["FAIL"]
 
 
+def test_a_combination_that_is_not_possible_fails_alone(cli, tiny):
+    words = ("train.epochs=2,1", "train.warmup_epochs=0,2", "hydra.sweeper.trials=3", "hydra.sweeper.batch=2")
+    done = cli(
+        *tiny, *SELECT, *words, "train.schedule=constant", "draw_figures=false", "tracking.enabled=false", "hydra.sweeper.seed=1"
+    )
+    assert done.code == 1 and "is not possible: train.warmup_epochs=2" in done.err
+    lines = list(csv.DictReader(Path("results/digits/search.csv").read_text().splitlines()))
+    assert len(lines) == 3 and ("1", "2") not in {(line["train.epochs"], line["train.warmup_epochs"]) for line in lines}
+    assert all(line["epoch"] == line["train.epochs"] for line in lines), "the last epoch counts"
+
+
 REFUSED = [
     (("bits=2,4", "evaluate.split=test"), ["evaluate.split=test", "confirm on test"]),
     (("bits=4",), ["hydra/sweeper=optuna", "no key has several values"]),
@@ -64,6 +75,8 @@ REFUSED = [
     (("bits=2,4", "hydra.sweeper.objectives=[prec2]"), ["hydra.sweeper.objectives=prec2", "prec1"]),
     (("bits=2,4", "cases=[['mode=int']]"), ["cases", "null with hydra/sweeper=optuna"]),
     (("bits=2,4", "fresh=true"), ["fresh", "false with hydra/sweeper=optuna"]),
+    (("bits=2,4", "hydra.sweeper.objectives=prec1,loss"), ["hydra.sweeper.objectives", "a list: [prec1,loss]"]),
+    (("experiment=document_002_small", "seed=0,1"), ["hydra.sweeper.params", "Type it: bits="]),
 ]
 
 

@@ -79,6 +79,24 @@ def test_sent_twice_they_are_there_once(journal, store, kept, client):
     assert counts[0] == counts[1] and counts[0][0] == 3
 
 
+def test_what_a_killed_process_left_open_is_finished(journal, store, kept, client, monkeypatch):
+    class Killed(BaseException):
+        pass
+
+    def die(*_args, **_values):
+        raise Killed
+
+    journal.append(kept)
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr("qexp.tracking.copies.KeptCopies._finish", die)
+        sync("exp", store.runs_dir, store.settings)
+    assert [str(model.status) for model in ranked(client)] == ["PENDING"]
+    sync("exp", store.runs_dir, store.settings)
+    assert {str(model.status) for model in ranked(client)} == {"READY"} and store.count("logged_models") == 3
+    for model in ranked(client):
+        assert [one.model_id for one in client.get_run(model.source_run_id).outputs.model_outputs] == [model.model_id]
+
+
 def test_epochs_that_are_not_kept_make_no_model(journal, store, sweep, client):
     journal.append(sweep())
     sync("exp", store.runs_dir, store.settings)

@@ -79,6 +79,9 @@ def match_patterns_(module: fx.GraphModule) -> None:
             for reader in list(node.users)[1:]:
                 with module.graph.inserting_before(reader):
                     reader.replace_input_with(node, module.graph.node_copy(node))
+    for _, weight, _ in layers_of(module):  # ends of -8 and 7 would be taken for codes of 4 bits that lie packed
+        if operator(weight) == "dequantize_per_channel":
+            weight.args = (*weight.args[:-3], -127, 127, weight.args[-1])
     module.recompile()
 
 

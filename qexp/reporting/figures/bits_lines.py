@@ -13,7 +13,7 @@ from qexp.reporting.figures.curves import OWN, LineKey, is_reference, line_keys
 from qexp.reporting.figures.marks import percent_text, points, tell
 from qexp.reporting.figures.style import LINES, MARKERS, Look, spread_colors
 from qexp.reporting.frames.summary import Family
-from qexp.reporting.statistics.paired import wilson_of
+from qexp.reporting.statistics.paired import wilson_ends
 
 MAX_LINES = 8  # that can be distinguished in one panel
 MAX_PANELS = 12  # that a page has room for
@@ -25,16 +25,17 @@ FACETS = (1, 2, -1, 0, 3)
 def bars(variants: pd.DataFrame) -> pd.DataFrame:
     """Mean Prec@1 of each variant of a width, `prec1`, with the ends of its bar, `low` and `high`, and `sd`.
 
-    A bar is one standard deviation up and down where there are several seeds or draws, else the 95 % Wilson interval.
+    A bar is one standard deviation up and down where there are several seeds or draws, else the 95 % Wilson interval, which a
+    number that a test stopped has not.
 
     Args:
         variants: rows of copies.
     """
     groups = variants.groupby(["bits", "variant"], sort=True)
-    table = groups["prec1"].agg(prec1="mean", sd="std").join(groups["n"].first()).reset_index()
-    intervals = [wilson_of(prec1, n) for prec1, n in zip(table["prec1"], table["n"], strict=True)]
-    low = (table["prec1"] - table["sd"]).fillna(pd.Series([interval.low for interval in intervals], dtype=float))
-    high = (table["prec1"] + table["sd"]).fillna(pd.Series([interval.high for interval in intervals], dtype=float))
+    ends = variants[["bits", "variant"]].join(wilson_ends(variants)).groupby(["bits", "variant"], sort=True).first()
+    table = groups["prec1"].agg(prec1="mean", sd="std").join(ends).reset_index()
+    low = (table["prec1"] - table["sd"]).fillna(table["low"])
+    high = (table["prec1"] + table["sd"]).fillna(table["high"])
     return table.assign(low=low, high=high)
 
 

@@ -13,6 +13,7 @@ from matplotlib.lines import Line2D
 from qexp.reporting.figures.curves import is_reference
 from qexp.reporting.figures.style import drawing
 from qexp.reporting.frames.comparison import has_qat
+from qexp.reporting.frames.protocol import planned_images
 from qexp.tracking.record import FLOAT_VARIANT
 
 PANELS_PER_ROW = 3
@@ -25,9 +26,10 @@ Limits = tuple[float, float]
 def panels_of(frame: pd.DataFrame, column: str) -> list[tuple[str, pd.DataFrame]]:
     """What is drawn together: a training or a group of them, of one split and size."""
     parts = []
-    measured = frame[["split", "n"]].drop_duplicates()
-    for (label, split, n), part in frame.groupby([column, "split", "n"], sort=False):
-        parts.append((label if len(measured) == 1 else f"{label}, {split} n={n}".lstrip(", "), part))
+    planned = frame.assign(n=planned_images(frame))  # what a test stopped belongs to the others
+    measured = planned[["split", "n"]].drop_duplicates()
+    for (label, split, n), part in planned.groupby([column, "split", "n"], sort=False):
+        parts.append((label if len(measured) == 1 else f"{label}, {split} n={n}".lstrip(", "), frame.loc[part.index]))
     return parts
 
 

@@ -48,9 +48,10 @@ def loss_by_epoch(records: pd.DataFrame) -> Figure | None:
     num_rows = -(-len(panels) // columns)
     height = min(PANEL_HEIGHT, (PAGE_HEIGHT - 1.2) / num_rows)
     seeds = rows["num_seeds"].max() > 1
-    heading = "Points of Prec@1 against fp32 of the same epoch, " + ("mean and sd over seeds" if seeds else "95 % intervals")
-    heading = title(records, heading) + "\ndotted: half a point"
-    if not seeds and not rows["paired"].all():
+    single = ", of a single one its 95 % interval" if rows["num_seeds"].min() == 1 else ""
+    bars = f"mean and sd over seeds{single}" if seeds else "95 % intervals"
+    heading = title(records, f"Points of Prec@1 against fp32 of the same epoch, {bars}") + "\ndotted: half a point"
+    if not rows["paired"][rows["num_seeds"] == 1].all():
         heading += "; faint: of both accuracies alone, where predictions were not kept"
     named = len(lines) > 1
     with drawing(max(5.0, PANEL_WIDTH * columns), height * num_rows + 0.9 + 0.2 * named, heading, 11) as figure:
@@ -81,15 +82,14 @@ def _rows(records: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
     keys = ["training", "variant_key", "split", "n"]
     listed = table[~is_float(table)]
     kept = records.merge(listed[keys], on=keys)
-    floats = records[is_float(records)].set_index(["training", "split", "n", "epoch"])["prec1"]
+    floats = set(records[is_float(records)][["training", "split", "n", "epoch"]].itertuples(index=False, name=None))
     ends = []
     for row in kept.itertuples():
-        reference = floats.get((row.training, row.split, row.n, row.epoch))
         known = "ci_low" in kept and pd.notna(row.ci_low)
-        if known or reference is None:
+        if known or (row.training, row.split, row.n, row.epoch) not in floats:
             ends.append((row.ci_low, row.ci_high, known) if known else (float("nan"), float("nan"), False))
         else:
-            right = [round(prec1 * row.n / 100) for prec1 in (reference, row.prec1)]
+            right = [round(prec1 * row.n / 100) for prec1 in (row.prec1 - row.delta_prec1, row.prec1)]
             interval = newcombe(right[0], right[1], row.n, level=1 - ALPHA)
             ends.append((interval.low, interval.high, False))
     kept = kept.assign(**dict(zip(("low", "high", "paired"), zip(*ends, strict=True), strict=True)), line=line_keys(kept))

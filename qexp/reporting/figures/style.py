@@ -19,6 +19,7 @@ from matplotlib.ticker import MaxNLocator
 
 from qexp.base.files import write_bytes_atomic
 from qexp.reporting.figures.marks import with_titles
+from qexp.reporting.frames.protocol import planned_images
 from qexp.reporting.frames.summary import family_keys
 
 Value = TypeVar("Value")
@@ -29,6 +30,8 @@ LINES: dict[str, LineStyle] = {"int": "-", "float": (0, (4, 1.6)), "half": (0, (
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 CLOSE_POINTS = 5.0  # curves that end this close to the float network deserve an axis of their own
 SPREAD_POINTS = 12.0  # if others end this far below
+KINDS = ("png", "svg")
+PAPER = ("pdf", *KINDS)  # embedding fonts takes longer than drawing, so PDFs are written where they are asked for
 RC = {
     "font.size": 9,
     "axes.titlesize": 10,
@@ -171,12 +174,13 @@ def title(records: pd.DataFrame, what: str) -> str:
     """`what`, then data, network, split and number of images."""
     subjects = [f"{row.data}, {row.model}" for row in records[["data", "model"]].drop_duplicates().itertuples()]
     subject = "; ".join(subjects[:3]) + (" and others" if len(subjects) > 3 else "")
-    sizes = ", ".join(f"n = {row.n} {row.split} images" for row in records[["n", "split"]].drop_duplicates().itertuples())
+    planned = records.assign(n=planned_images(records))[["n", "split"]].drop_duplicates()
+    sizes = ", ".join(f"n = {row.n} {row.split} images" for row in planned.itertuples())
     return f"{what}\n{subject}, {sizes}"
 
 
-def save(figure: Figure, stem: Path, kinds: Sequence[str] = ("pdf", "png", "svg"), *, titled: bool = True) -> list[Path]:
-    """Write `<stem>.pdf`, `<stem>.png` and `<stem>.svg`, or those of `kinds`; the same numbers give the same bytes.
+def save(figure: Figure, stem: Path, kinds: Sequence[str] = KINDS, *, titled: bool = True) -> list[Path]:
+    """Write `<stem>.png` and `<stem>.svg`, or those of `kinds`, which may have `pdf`; the same numbers give the same bytes.
 
     Args:
         figure: to write.

@@ -26,6 +26,7 @@ from qexp.reporting.figures.style import (
     zoom_limits,
 )
 from qexp.reporting.frames.comparison import shared_words
+from qexp.reporting.frames.protocol import planned_images
 from qexp.reporting.frames.repeats import over_draws
 from qexp.reporting.frames.summary import family_keys, is_float, summarize
 from qexp.reporting.statistics.paired import wilson_ends
@@ -49,7 +50,7 @@ def prec1_by_variant(records: pd.DataFrame, page: int = 1) -> Figure | None:
     """
     table = over_draws(summarize(records))
     variants = table[~is_float(table)].reset_index(drop=True)  # by number from the top
-    if len(table[["training", "split", "n"]].drop_duplicates()) > 1 or variants.empty:
+    if len(table.assign(n=planned_images(table))[["training", "split", "n"]].drop_duplicates()) > 1 or variants.empty:
         return None
     keys = list(zip(family_keys(variants), variants["mode"], variants["bits"], strict=True))
     pages = math.ceil(len(variants) / MAX_ROWS)

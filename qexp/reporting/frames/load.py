@@ -171,7 +171,7 @@ def _one_name_each(frame: pd.DataFrame) -> pd.DataFrame:
     The same plan under another key was evaluated again by another version of the evaluator: the last evaluation counts. Other
     plans under the same label have the first digits of their plan's hash added.
     """
-    columns = ["training", "split", "n", "variant"]
+    columns = [name for name in ("training", "split", "n", "variant", "engine", "until") if name in frame]
     last = frame.groupby([*columns, "plan_hash"], sort=False)["variant_key"].transform("last")
     frame = frame[frame["variant_key"] == last].reset_index(drop=True)
     plans = frame.groupby(columns, sort=False)["plan_hash"].transform("nunique")

@@ -111,8 +111,11 @@ def measurement_of(key: Key) -> Measurement:
 
 
 def float_keys(frame: pd.DataFrame) -> dict[Measurement, Key]:
-    """The key of the float network of each measurement."""
-    return {measurement_of(key): key for key in keys_of(frame[frame["variant"] == FLOAT_VARIANT])}
+    """The key of the float network of each measurement; the eager one, where there is one of a compiled program too."""
+    floats = frame[frame["variant"] == FLOAT_VARIANT]
+    if "engine" in floats:
+        floats = floats.sort_values("engine", ascending=False, kind="stable")
+    return {measurement_of(key): key for key in keys_of(floats)}
 
 
 def load_predictions(records: pd.DataFrame, runs_dir: str | Path, *, log_prob: bool = False) -> StoredPredictions:

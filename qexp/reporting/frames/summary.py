@@ -240,7 +240,7 @@ def _merge_equal(table: pd.DataFrame) -> pd.DataFrame:
     others: dict[Hashable, list[str]] = {}
     free = is_float(table) | is_control(table)
     # A draw that happens to give another variant's numbers is one of its variant's draws all the same.
-    drawn = [name for name in ("draw", "without_draw") if name in table]
+    drawn = [name for name in ("draw", "without_draw", "engine", "until") if name in table]
     parts = table[["training", "split", "n", "epoch", "plan_hash", "prec1", "prec5", "loss", "alarms", *drawn]]
     for index, variant, row in zip(table.index, table["variant"], parts.itertuples(index=False, name=None), strict=True):
         key = (*map(repr, row), index if free[index] else None)  # as texts, since a loss that is no number is unlike itself

@@ -67,7 +67,7 @@ def _texts(name: str, records: pd.DataFrame, sweeps: Sequence[SweepRow], verdict
     words = (*verdict.sentences, *verdict.gaps, *_stored(verdict))
     text = markdown(name, verdict.table, verdict.seeds, sweeps, words, verdict.protocols, verdict.metrics)
     texts = {"table.csv": csv_text(_flat(verdict.table)), "epochs.csv": csv_text(_flat(epochs)), "table.md": text}
-    texts["table.tex"] = latex(name, display(verdict.table, metrics=verdict.metrics))
+    texts["table.tex"] = latex(name, display(verdict.table, metrics=verdict.metrics), verdict.protocols)
     more = {"pairs.csv": verdict.pairs, "seeds.csv": verdict.seeds, DRAWS_FILE: verdict.draws}
     return texts | {file: csv_text(frame) if len(frame) else "" for file, frame in more.items()}
 
@@ -129,14 +129,15 @@ def markdown(
     return markdown_text(parts)
 
 
-def latex(name: str, rounded: Display) -> str:
+def latex(name: str, rounded: Display, protocols: Sequence[str] = ()) -> str:
     """The whole of `table.tex`: a `tabular` with the rules of booktabs, what all rows share and the footnotes as comments.
 
     Args:
         name: experiment.
         rounded: of `display`.
+        protocols: what the letters of mixed protocols stand for.
     """
-    comments = [f"{name}: {rounded.caption}; \\usepackage{{booktabs}}", *rounded.footnotes]
+    comments = [f"{name}: {rounded.caption}; \\usepackage{{booktabs}}", *protocols, *rounded.footnotes]
     return "\n".join([*(f"% {line}" for text in comments for line in text.splitlines()), latex_table(rounded.table)]) + "\n"
 
 

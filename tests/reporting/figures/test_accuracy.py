@@ -161,18 +161,18 @@ def test_seeds_are_averaged_against_bits(write, training):
 
 def test_report(write, training, tmp_path):
     runs_dir = write(training(["W8 int", "W4 int"]))
-    report = write_report("exp", runs_dir=runs_dir, results_dir=tmp_path / "results")
-    assert [path.name for path in report.figures] == [
-        f"{stem}.{kind}"
-        for stem in ("prec1_by_epoch", "loss_by_epoch", "prec1_by_bits", "prec1_by_size")
-        for kind in ("pdf", "png", "svg")
-    ]
+    report = write_report("exp", runs_dir=runs_dir, results_dir=tmp_path / "results", pdf=True)
+    stems = ("prec1_by_epoch", "loss_by_epoch", "prec1_by_bits", "prec1_by_size")
+    assert [path.name for path in report.figures] == [f"{stem}.{kind}" for stem in stems for kind in ("pdf", "png", "svg")]
     assert all(path.stat().st_size > 5000 for path in report.figures)
     assert all(path.read_bytes().startswith(b"%PDF") for path in report.figures if path.suffix == ".pdf")
     assert report.folder == tmp_path / "results" / "exp" and "W4 int" in report.table
     before = {path: path.read_bytes() for path in (*report.figures, *report.tables)}
-    write_report("exp", runs_dir=runs_dir, results_dir=tmp_path / "results")
+    write_report("exp", runs_dir=runs_dir, results_dir=tmp_path / "results", pdf=True)
     assert {path: path.read_bytes() for path in before} == before
+    again = write_report("exp", runs_dir=runs_dir, results_dir=tmp_path / "results")
+    assert [path.name for path in again.figures] == [f"{stem}.{kind}" for stem in stems for kind in ("png", "svg")]
+    assert not list((report.folder / "figures").glob("*.pdf")), "one of an earlier report would show other numbers some day"
 
 
 def test_report_of_one_epoch_has_no_curves(write, training, tmp_path):
