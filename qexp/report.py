@@ -3,10 +3,10 @@
 Keys: name (the experiment), runs_dir=runs, results_dir=results, verify=false, mixed=false, metrics=[], titles=true, pdf=false,
 format=text. Evaluations of different protocols (other test images, another number of them, prepared in another way) are
 refused unless mixed=true puts them into one table, a letter telling them apart. titles=false draws figures without their
-headings, pdf=true writes them as PDF too, for a paper. metrics=[per_class,confusion] adds what stored predictions give beside the table: Prec@1 of each class,
-and what is predicted in place of what the float network says. format=latex, markdown or html prints the tables alone, for a
-paper or a page. verify=true writes nothing: it recomputes the numbers of the tables in results_dir/NAME from stored
-predictions, says which it could not, and ends with 1 where one is another.
+headings, pdf=true writes them as PDF too, for a paper. metrics=[per_class,confusion] adds what stored predictions give beside
+the table: Prec@1 of each class, and what is predicted in place of what the float network says. format=latex, markdown or html
+prints the tables alone, for a paper or a page. verify=true writes nothing: it recomputes the numbers of the tables in
+results_dir/NAME from stored predictions, says which it could not, and ends with 1 where one is another.
 """
 
 import sys
