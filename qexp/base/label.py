@@ -104,7 +104,7 @@ def read_stored_label(text: str) -> Label:
     The only place that reads a label; what is stored by now is never read this way.
 
     >>> read_stored_label("W4A4/8 lsq e8")
-    Label(way='lsq', weights=(4,), activations=(4, 8), words=('e8',))
+    Label(way='lsq', weights=(4,), activations=(4, 8), words=('e8',), given='', marks=())
     """
     first, *rest = text.split()
     widths = re.fullmatch(r"W([\d/]*)(?:A([\d/]+))?", first)

@@ -109,7 +109,7 @@ class DataSettings:
 
     Args:
         name: one of `DATASETS`, or `custom`.
-        label: what tables, figures and the protocol call the set; None is `name`.
+        label: what tables, figures and the protocol call the set, a line of at most 60 characters; None is `name`.
         root: folder of the set, for the sets that lie on disk.
         download: let torchvision fetch the set into `root` if it is not there.
         factory: `module:function` or `file.py:function` for `custom`; see `qexp.data.custom`.

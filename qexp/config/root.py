@@ -47,7 +47,8 @@ class Config:
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
         bits: width of quantized weights, 1 to 16.
         mode: `int`, `float` (the control) or `half`.
-        label: what tables, figures, the console and MLflow call the quantized copy; None is what its settings say.
+        label: what tables, figures, the console and MLflow call the quantized copy, a line of at most 60 characters; None is what
+            its settings say.
         policy: which tensor gets which width.
         quant: scheme and grid of weights and activations.
         calibrate: how clipping ranges are chosen.
