@@ -93,7 +93,7 @@ def measure(prepared: Prepared, variant: Variant, device: torch.device, image: T
     notes = (*prepared.notes, *sentences(built.outcomes, alarming=False), *by_reason(built.notes))
     return Profile(
         label=variant.after(built.outcomes).label,
-        subject=f"{config.data.name}, {config.model.name}",
+        subject=f"{config.data.shown}, {config.model.name}",
         checkpoint="model.pretrained=true" if config.checkpoint == PRETRAINED else str(config.checkpoint),
         command="",
         tensors=(*weights, *activations),

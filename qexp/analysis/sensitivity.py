@@ -70,7 +70,7 @@ def measure_sensitivity(layers: Layers, widths: tuple[int, ...], *, command: str
     notes += [f"no gradients: {', '.join(missing)}"] if missing else []
     return Sensitivity(
         label=replace(layers.named, weights=widths).text,
-        subject=f"{config.data.name}, {config.model.name}",
+        subject=f"{config.data.shown}, {config.model.name}",
         checkpoint=str(config.checkpoint),
         command=command,
         images=layers.images,

@@ -95,7 +95,7 @@ def run(config: Config, sweep: Sweep) -> None:
     used = sum(entry.raced.n for entry in entries) + race.float_images
     result = Shrunk(
         label=f"less than {points(_margin(config))} lost",
-        subject=f"{config.data.name}, {config.model.name}",
+        subject=f"{config.data.shown}, {config.model.name}",
         checkpoint=str(config.checkpoint),
         command=sweep.command,
         images=race.images,

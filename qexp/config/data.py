@@ -10,6 +10,7 @@ from annotated_types import Ge, Le
 from qexp.base.catalog import CUSTOM, Catalog, Info
 from qexp.base.checks import Count, Natural, Positive, check_bounds
 from qexp.base.errors import UserError, choose
+from qexp.base.label import check_label
 from qexp.config.later import later
 from qexp.config.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Crop, Interpolation, Preprocessing
 
@@ -108,6 +109,7 @@ class DataSettings:
 
     Args:
         name: one of `DATASETS`, or `custom`.
+        label: what tables, figures and the protocol call the set, a line of at most 60 characters; None is `name`.
         root: folder of the set, for the sets that lie on disk.
         download: let torchvision fetch the set into `root` if it is not there.
         factory: `module:function` or `file.py:function` for `custom`; see `qexp.data.custom`.
@@ -135,6 +137,7 @@ class DataSettings:
     """
 
     name: str
+    label: str | None = later(None)
     root: str | None = None
     download: bool = False
     factory: str | None = None
@@ -160,6 +163,7 @@ class DataSettings:
         """Check the ranges and what belongs together."""
         choose("data.name", self.name, [*DATASETS, CUSTOM])
         check_bounds(self, "data")
+        check_label("data.label", self.label)
         if self.info.needs_root and self.root is None:
             raise UserError("data.root", None, allowed="a folder", remedy=f"data={self.name} needs data.root=FOLDER.")
         if self.name == CUSTOM and self.factory is None:
@@ -237,6 +241,11 @@ class DataSettings:
             if own is not None:
                 values |= {key: getattr(how, key) for key in FILE_KEYS}
         return replace(self, **values)
+
+    @property
+    def shown(self) -> str:
+        """What people read of the set."""
+        return self.label or self.name
 
     @property
     def source(self) -> tuple[str, str]:

@@ -13,6 +13,7 @@ from pydantic import ConfigDict
 
 from qexp.base.checks import Bits, Seed, check_bounds
 from qexp.base.errors import UserError
+from qexp.base.label import check_label
 from qexp.config.analyze import AnalyzeSettings, Task
 from qexp.config.calibrate import CalibrateSettings
 from qexp.config.correct import CorrectSettings
@@ -46,6 +47,8 @@ class Config:
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
         bits: width of quantized weights, 1 to 16.
         mode: `int`, `float` (the control) or `half`.
+        label: what tables, figures, the console and MLflow call the quantized copy, a line of at most 60 characters; None is what
+            its settings say.
         policy: which tensor gets which width.
         quant: scheme and grid of weights and activations.
         calibrate: how clipping ranges are chosen.
@@ -83,6 +86,7 @@ class Config:
     device: str = "auto"
     bits: Bits = 8
     mode: Mode = "int"
+    label: str | None = later(None)
     policy: PolicySettings = field(default_factory=PolicySettings)
     quant: QuantSettings = field(default_factory=QuantSettings)
     calibrate: CalibrateSettings = field(default_factory=CalibrateSettings)
@@ -109,6 +113,7 @@ class Config:
     def __post_init__(self) -> None:
         """Check the ranges."""
         check_bounds(self, "")
+        check_label("label", self.label)
         if not self.model.library_preprocessing:
             object.__setattr__(self, "data", self.data.resolved(self.model.preprocessing))
         device, _, index = self.device.partition(":")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import cast, get_args
 
 from qexp.base.errors import UserError
@@ -82,4 +82,4 @@ class DataSets:
 
 
 def _key(settings: DataSettings) -> str:
-    return hash_json(asdict(settings))
+    return hash_json(asdict(replace(settings, label=None)))

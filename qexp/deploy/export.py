@@ -106,7 +106,7 @@ class _ExportJob:
     def __init__(self, prepared: Prepared, variant: Variant, recorder: Recorder) -> None:
         self.prepared, self.variant, self.recorder = prepared, recorder.named(variant), recorder
         self.config, self.settings = variant.config, variant.config.export
-        words = [variant.label, *["int4"] * self.settings.pack_int4, *["signed"] * (not self.settings.unsigned)]
+        words = [variant.named.generated.text, *["int4"] * self.settings.pack_int4, *["signed"] * (not self.settings.unsigned)]
         words += ["int8 io"] * (self.settings.integer_io and not variant.is_float)
         self.folder = self.settings.folder_of(self.config.runs_dir, self.config.name) / file_name(" ".join(words))
         self.path = self.folder / FILE
@@ -133,7 +133,7 @@ class _ExportJob:
             if row is not None:
                 row |= {"digests": self._digests()}
                 self.measurements.append([row])
-        return None if row is None else row | {"file": str(self.path)}
+        return None if row is None else row | {"file": str(self.path), "variant": self.variant.label}
 
     def _row_of(self, rows: Sequence[dict[str, Any]], but: Sequence[str] = ()) -> dict[str, Any] | None:
         """The last row that was measured of the files in the folder, but for some that are not compared."""
@@ -227,7 +227,10 @@ class _ExportJob:
         journal = self.recorder.journal
         known_rows = [row for row in journal.rows() if row["kind"] in ("export", "model") and row["run"] == self._run]
         new = []
-        if not any((row["kind"], row["key"], row["time_ms"]) == ("export", self.key, measured["time_ms"]) for row in known_rows):
+        same = [
+            row for row in known_rows if (row["kind"], row["key"], row["time_ms"]) == ("export", self.key, measured["time_ms"])
+        ]
+        if not same or same[-1]["variant"] != measured["variant"]:
             values = {key: value for key, value in measured.items() if key not in ("run", "key", "time_ms")}
             new.append(rows.export_row(self._run, key=self.key, values=values, time_ms=measured["time_ms"]))
             new.append(rows.metrics_row(self._run, step=0, values=dict(metrics_of(measured))))

@@ -48,7 +48,14 @@ def write_files(prepared: Prepared, variant: Variant, lowered: Lowered, path: Pa
         UserError: what a file cannot hold.
     """
     settings, example, names = variant.config.export, example_of(prepared), files_of(variant)
-    about = {"label": variant.label, "model": variant.config.model.name, "data": variant.config.data.name, "key": variant.key}
+    config = variant.config
+    # The bytes are hashed, so what people call the variant and its data is none of it.
+    about = {
+        "label": variant.named.generated.text,
+        "model": config.model.name,
+        "data": config.data.name,
+        "key": variant.key,
+    }
     exported = export_qdq(
         lowered.network,
         example,

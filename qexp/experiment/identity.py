@@ -20,7 +20,7 @@ from qexp.config.train import PRECISION_ALIASES, TrainSettings
 
 TRAINING_FORMAT = 1  # part of every training hash; raise it when the same settings come to give other weights
 # Of a variant: they never change a float training. Under `qat` the quantizers train, and all but the last two decide the weights.
-DIALS = ("bits", "mode", "policy", "quant", "calibrate", "correct", "float_only")
+DIALS = ("bits", "mode", "label", "policy", "quant", "calibrate", "correct", "float_only")
 # Training keys that came after the first trainings were stored, with the value that those had: at it a key stays out of the hash.
 ADDED = {"sync_bn": False}
 
@@ -32,7 +32,7 @@ def training_identity(config: Config) -> dict[str, object]:
     numbers (`data.root`, classes, download, workers, storage: the data's own hash stands for those).
     """
     data = stored_values(asdict(config.data), DataSettings)
-    for key in ("root", "download", "workers", "storage", "classes"):
+    for key in ("root", "download", "workers", "storage", "classes", "label"):
         data.pop(key, None)
     model = stored_values(asdict(config.model), ModelSettings)
     if config.model.weights not in (None, PRETRAINED):
@@ -66,8 +66,10 @@ def _qat_identity(config: Config) -> dict[str, object]:
 
 def group_key(config: Config) -> str:
     """Jobs with the same key are run as one: they differ in nothing but how they quantize."""
-    dials = ("correct", "float_only") if config.qat.is_on else DIALS
-    return hash_json({key: value for key, value in asdict(config).items() if key not in dials})
+    dials = ("label", "correct", "float_only") if config.qat.is_on else DIALS
+    values = asdict(config)
+    del values["data"]["label"]
+    return hash_json({key: value for key, value in values.items() if key not in dials})
 
 
 # What may differ between trainings of the same settings -> its name for people.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from qexp.base.errors import UserError
 from qexp.base.label import Label, draw_word
 from qexp.base.types import Plan, QuantSpec
 from qexp.config.calibrate import CalibrateSettings
@@ -38,6 +39,22 @@ def label_of(config: Config, plan: Plan, reused: Calibration | None = None) -> L
     words += _training_words(config) if config.qat.is_on else _preparation_words(config, plan, reused)
     way = config.qat.method.name if config.qat.is_on else config.mode
     return Label(way, tuple(sorted(widths)), tuple(sorted(places)), (*words, *seen))
+
+
+def one_label(first: Label, other: Label) -> Label:
+    """The label of a variant that two jobs ask for: the one that was typed, if any was.
+
+    Args:
+        first: of the job that asked first.
+        other: of the other one.
+
+    Raises:
+        UserError: both were given one, and not the same.
+    """
+    if first.given and other.given not in ("", first.given):
+        remedy = f"Two jobs ask for the same numbers ({first.generated.text}), which have one row: give one label."
+        raise UserError("label", other.given, allowed=first.given, remedy=remedy)
+    return first if first.given else first.called(other.given, marks=other.marks)
 
 
 def _preparation_words(config: Config, plan: Plan, reused: Calibration | None) -> list[str]:

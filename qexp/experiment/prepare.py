@@ -39,6 +39,7 @@ from qexp.experiment.identity import training_hash
 from qexp.experiment.job import Prepared, evaluated_network, load_network, untrained_network
 from qexp.experiment.memory import check_memory
 from qexp.experiment.trial import Trial
+from qexp.experiment.typed_labels import check_data_labels
 from qexp.experiment.variants import Variant, converted_variants, plan_jobs
 from qexp.models.pretrained import library_preprocessing
 from qexp.nn.activation_points import activations
@@ -73,11 +74,12 @@ class Preparer:
             configs: of jobs that share a training.
 
         Raises:
-            UserError: data, network, checkpoint or policy do not fit.
+            UserError: data, network, checkpoint or policy do not fit, or the data set has two labels.
         """
         config = configs[0]
         if self._check_device:
             check_device(config.recipe, pick_device(config.device).type)
+        check_data_labels(configs)
         bundle = self.data.of(config.data)
         class_count = config.model.num_classes or bundle.num_classes
         check_training(config, bundle)

@@ -94,7 +94,7 @@ class QatTraining:
             "model": config.model.name,
             "data": config.data.name,
             "data_fingerprint": self.prepared.bundle.fingerprint,
-            "label": self.variant.label,
+            "label": self.variant.named.generated.text,  # the file is hashed
             "qat": config.qat.method.name,
             "bits": config.bits,
             "training": self.prepared.training,

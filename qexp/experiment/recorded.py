@@ -25,12 +25,12 @@ class Recorded:
     Args:
         runs: by key, as last opened.
         finished: keys of those that ended well since.
-        records: `RECORD` of each.
+        records: `RECORD` of each -> the label that was typed for it, as last written down; empty where none was.
     """
 
     runs: dict[str, Row] = field(default_factory=dict)
     finished: set[str] = field(default_factory=set)
-    records: set[tuple[Any, ...]] = field(default_factory=set)
+    records: dict[tuple[Any, ...], str] = field(default_factory=dict)
 
     @classmethod
     def of(cls, rows: Iterable[Row]) -> Recorded:
@@ -39,7 +39,7 @@ class Recorded:
         for row in rows:
             kind = row["kind"]
             if kind == "record":
-                recorded.records.add(tuple(row[name] for name in RECORD))
+                recorded.records[tuple(row[name] for name in RECORD)] = (row.get("named") or {}).get("given", "")
             elif kind == "run":
                 recorded.runs[row["run"]] = row
                 recorded.finished.discard(row["run"])
@@ -58,14 +58,14 @@ class Recorded:
         if row is None or run not in self.finished:
             return False
         texts = {name: text for name, text in row["artifacts"].items() if name not in LARGE}
-        return dict(described) == {**{name: row[name] for name in described}, "artifacts": texts}
+        return dict(described) == {**{name: row.get(name) for name in described}, "artifacts": texts}
 
-    def has_records(self, run: str, variant: Variant, stored: Mapping[int, Mapping[str, Any]]) -> bool:
-        """True where all stored evaluations of a variant are in the journal.
+    def has_record(self, run: str, variant: Variant, row: Mapping[str, Any]) -> bool:
+        """True where a stored evaluation of a variant is in the journal, under the label that is typed for it now.
 
         Args:
             run: its key.
             variant: of that run.
-            stored: by epoch.
+            row: as stored.
         """
-        return all((run, variant.key, epoch, row["time_ms"]) in self.records for epoch, row in stored.items())
+        return self.records.get((run, variant.key, row["epoch"], row["time_ms"])) == variant.named.given

@@ -97,7 +97,8 @@ class Recorder:
         idle = set()
         for variant in self.prepared.variants:
             run, named = run_key(self.prepared, variant), self.named(variant)
-            if variant.key not in missing and recorded.has_records(run, variant, self._stored[variant.key]):
+            stored = self._stored[variant.key].values()
+            if variant.key not in missing and all(recorded.has_record(run, variant, row) for row in stored):
                 if recorded.has_run(run, described(self.prepared, named)):
                     idle.add(variant.key)
         of_float = self.prepared.variants[0]
@@ -120,8 +121,8 @@ class Recorder:
         known = [
             rows.record_row(self._known(variant, row))
             for variant in self.prepared.variants
-            for epoch, row in self._stored[variant.key].items()
-            if (run_key(self.prepared, variant), variant.key, epoch, row["time_ms"]) not in recorded.records
+            for row in self._stored[variant.key].values()
+            if not recorded.has_record(run_key(self.prepared, variant), variant, row)
         ]
         self.journal.append(known)
 

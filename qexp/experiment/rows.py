@@ -36,6 +36,7 @@ class Described(TypedDict):
     params: dict[str, rows.Scalar]
     artifacts: dict[str, str]
     planned_epochs: int | None
+    data_label: str | None
 
 
 def run_key(prepared: Prepared, variant: Variant) -> str:
@@ -155,6 +156,7 @@ def described(prepared: Prepared, variant: Variant) -> Described:
         "params": params,
         "artifacts": artifacts,
         "planned_epochs": config.recipe.epochs if config.checkpoint is None else None,
+        "data_label": config.data.label,
     }
 
 

@@ -9,22 +9,21 @@ from pathlib import Path
 
 from qexp.base.errors import UserError
 from qexp.base.files import hash_json
-from qexp.base.label import Label, draw_word, read_stored_label
+from qexp.base.label import AS_TRAINED, Label, draw_word, read_stored_label
 from qexp.base.types import ActivationInfo, Plan, PlanRow, TensorInfo
 from qexp.config.outcome import Outcome
 from qexp.config.root import Config
 from qexp.engine.evaluate import EVALUATOR_VERSION
 from qexp.experiment import racing
-from qexp.experiment.labels import label_of
+from qexp.experiment.labels import label_of, one_label
 from qexp.nn.fake_quant import CONTAINER
 from qexp.policy.plan import make_plan
 from qexp.policy.sizes import larger_than_float, plan_size_bytes
 from qexp.ptq.calibration import CALIBRATION_VERSION, Calibration
 from qexp.qat.convert import Converted
 from qexp.quant.schemes import QUANTIZER_VERSION
-from qexp.tracking.record import FLOAT_VARIANT
 
-FLOAT = Label(FLOAT_VARIANT)
+FLOAT = Label(AS_TRAINED)
 
 
 @dataclass(frozen=True)
@@ -128,7 +127,8 @@ def make_variants(
         layers: version of how its layers became modules; None where they were.
 
     Raises:
-        UserError: a policy that does not fit, or a `calibrate.file` that is damaged or was not made for the plan.
+        UserError: a policy that does not fit, a `calibrate.file` that is damaged or was not made for the plan, or two labels
+            for one variant.
     """
     return plan_jobs(configs, tensors, activations, layers=layers)[0]
 
@@ -153,9 +153,11 @@ def plan_jobs(
         variant = _variant(label_of(config, plan, reused), config, plan, reused, layers)
         asked.append(variant.key)
         twin = variants.setdefault(variant.key, variant)
-        if twin is not variant and not (twin.label == variant.label and variant.bits == config.bits):
+        if twin is not variant:
+            named = one_label(twin.named, variant.named)
+            alike = named.generated == variant.named.generated and variant.bits == config.bits
             note = f"bits={config.bits} policy={config.policy.name} quant={config.quant.row.name} asks for the same numbers"
-            variants[variant.key] = replace(twin, notes=(*twin.notes, note))
+            variants[variant.key] = replace(twin, named=named, notes=twin.notes if alike else (*twin.notes, note))
     return tuple(_distinct([*variants.values()])), tuple(asked)
 
 
@@ -223,6 +225,8 @@ def _variant(named: Label, config: Config, plan: Plan, reused: Calibration | Non
         settings = {"margin": config.evaluate.margin, "block": config.evaluate.batch_size, "draw": racing.DRAW}
         evaluate["until"] = settings
         named = named if named == FLOAT else named.with_word(racing.WORD)
+    if named != FLOAT:
+        named = named.called(config.label, marks=[draw_word(config.calibrate.draw)])
     if config.evaluate.engine != "eager":  # whose numbers have the keys that they had before there was another
         evaluate["engine"] = config.evaluate.engine
     versions = {"quantizer": QUANTIZER_VERSION, "evaluator": EVALUATOR_VERSION}
@@ -264,14 +268,21 @@ def _preparation(config: Config, plan: Plan, reused: Calibration | None) -> dict
 
 
 def _distinct(variants: Sequence[Variant]) -> list[Variant]:
-    """Labels made unique: variants that read alike but for their draw get their digits, which all draws of one share."""
-    bare = [variant.named.without([draw_word(variant.draw)]) for variant in variants]
+    """Labels made unique: variants that read alike but for their draw get their digits, which all draws of one share.
+
+    So are those that typed labels stand for, which `qexp.experiment.typed_labels` looks at: they do not show it.
+    """
+    bare = [variant.named.generated.without([draw_word(variant.draw)]) for variant in variants]
     told: dict[Label, set[str]] = {}
     for variant, label in zip(variants, bare, strict=True):
         told.setdefault(label, set()).add(variant.digits)
     named = [
-        replace(v, named=v.named.with_word(v.digits)) if len(told[label]) > 1 else v
+        replace(v, named=v.named.with_word(v.digits, marks=False)) if len(told[label]) > 1 else v
         for v, label in zip(variants, bare, strict=True)
     ]
-    times = Counter(variant.label for variant in named)  # still alike where a draw only orders the images, and no label tells it
-    return [replace(v, named=v.named.with_word(v.key[:4])) if times[v.label] > 1 else v for v in named]
+    # Still alike where a draw only orders the images, and no label tells it.
+    times, shown = Counter(v.named.generated for v in named), Counter(v.label for v in named)
+    return [
+        replace(v, named=v.named.with_word(v.key[:4], marks=shown[v.label] > 1)) if times[v.named.generated] > 1 else v
+        for v in named
+    ]

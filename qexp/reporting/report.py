@@ -169,7 +169,7 @@ def write_report(
     if records.empty and jobs.empty:
         allowed = "an experiment with at least one evaluation"
         raise UserError("name", name, allowed=allowed, remedy="Run python -m qexp.train first.")
-    runs, exports, sweeps = runs_of(rows), exports_of(rows), sweeps_of(rows)
+    runs, exports, sweeps = runs_of(rows), _as_in(records, exports_of(rows)), sweeps_of(rows)
     verdict, made, screen, rounded = None, Made(), [], []  # screen: texts below each other
     if not records.empty:
         protocols = find_protocols(records, {key: run["params"] for key, run in runs.items()})
@@ -197,6 +197,13 @@ def write_report(
         tables.append(write_page(name, folder, verdict, card=card, figures=on_page, more=more, exports=shown, sweeps=sweeps))
     page, files = tables[-1] if verdict is not None else None, (tuple(tables), tuple(chain(*drawn.values())))
     return Report(name, folder, "\n\n".join(screen), *files, tuple(rounded), _places(page, Path(results_dir)), _rows(verdict))
+
+
+def _as_in(records: pd.DataFrame, exports: Sequence[ExportRow]) -> list[ExportRow]:
+    """Exported networks, those with a typed label called as the table calls them."""
+    named = records[["run", "named"]].itertuples(index=False) if len(records) else ()
+    typed = {run: label.text for run, label in named if label.given}
+    return [row | {"variant": typed.get(row["run"], row["variant"])} for row in exports]
 
 
 def _rows(verdict: Verdict | None) -> tuple[dict[str, object], ...]:

@@ -62,7 +62,7 @@ def check(jobs: Sequence[Mapping[str, object]], verb: str) -> list[Config]:
         try:
             config = _with_checkpoint(validate(values), verb)
             _check_verb(config, verb)
-            configs.append(as_read(config))
+            configs.append(as_read(replace(config, label=None) if verb == "analyze" else config))
         except UserErrors as errors:
             causes[number] = errors
         except UserError as error:

@@ -25,13 +25,13 @@ from qexp.config.read_where import marks_of
 from qexp.config.root import Config
 from qexp.quant.scheme_table import OWN_SETTINGS, SCHEMES
 
-_DIALS = ("bits", "mode", "policy", "quant", "calibrate", "correct")  # of quantized copies
+_DIALS = ("bits", "mode", "label", "policy", "quant", "calibrate", "correct")  # of quantized copies
 _IMAGES = ("split", "num_images", "draw", "batch_size")  # of calibrate, which images
 _ASKS_NOTHING = ("null", "false")  # typed to take back what a file of values sets
 # Setting, or group of settings -> the commands that read it.
 _VERBS = {
     "train": ("train",), "trajectory": ("train",), "qat": ("train",), "data.augment": ("train",),
-    "fresh": ("train", "export"),
+    "fresh": ("train", "export"), "label": ("train", "evaluate", "export"),
 }  # fmt: skip
 _TASKS = {f"analyze.{name}": tasks for name, tasks in READS.items()} | {
     "evaluate.split": ("profile", "allocate", "shrink"),
@@ -100,7 +100,7 @@ def _by_verb(key: str, group: str, config: Config, verb: str) -> str:
 
 def _by_copies(key: str, group: str, config: Config) -> str:
     """Settings of quantized copies, where there are none."""
-    if group in _DIALS and config.mode == "half" and key not in ("mode", "quant.input"):
+    if group in _DIALS and config.mode == "half" and key not in ("mode", "label", "quant.input"):
         return "mode=half casts every tensor to fp16, and quantizes none."
     return ""
 

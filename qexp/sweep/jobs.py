@@ -27,7 +27,10 @@ from qexp.tracking.record import Sweep
 from qexp.tracking.repeats import ranges, rows_of_jobs
 
 # What does not change which numbers are asked for.
-NOT_ASKED = ("name", "fresh", "plan", "plan_only", "quiet", "device", "tracking", "runs_dir", "results_dir", "draw_figures")
+NOT_ASKED = (
+    "name", "label", "data.label", "fresh", "plan", "plan_only", "quiet", "device", "tracking", "runs_dir", "results_dir",
+    "draw_figures",
+)  # fmt: skip
 REASON_LENGTH = 500
 Place = tuple[str, str]  # runs_dir and name of an experiment
 
@@ -218,8 +221,17 @@ def _text(value: object) -> str | None:
 
 def job_key(values: Mapping[str, object]) -> str:
     """Names what a job asks for; also for values that no setting would take, NaN included."""
-    asked = {key: value for key, value in stored_values(values, Config).items() if key not in NOT_ASKED}
+    asked = _without_names(stored_values(values, Config))
     return hash_json(json.dumps(asked, sort_keys=True, default=str))
+
+
+def _without_names(values: Mapping[str, object], prefix: str = "") -> dict[str, object]:
+    """The values of a job but for those of `NOT_ASKED`."""
+    return {
+        key: _without_names(value, f"{prefix}{key}.") if isinstance(value, Mapping) else value
+        for key, value in values.items()
+        if prefix + key not in NOT_ASKED
+    }
 
 
 def asked_for(jobs: Sequence[Mapping[str, object]]) -> list[str]:
@@ -230,7 +242,7 @@ def asked_for(jobs: Sequence[Mapping[str, object]]) -> list[str]:
     >>> asked_for([{"seed": 0, "bits": 4, "policy": {"name": "a", "edge": 8}}, {"seed": 0, "bits": 8, "policy": {"name": "b"}}])
     ['bits=4 policy=a', 'bits=8 policy=b']
     """
-    flat = [rows.flatten({key: value for key, value in values.items() if key not in NOT_ASKED}) for values in jobs]
+    flat = [rows.flatten(_without_names(values)) for values in jobs]
     keys = dict.fromkeys(key for values in flat for key in values)
     differ = [key for key in keys if len({repr(values.get(key)) for values in flat}) > 1]
 

@@ -19,6 +19,7 @@ from qexp.experiment import messages
 from qexp.experiment.estimate import estimate
 from qexp.experiment.job import Prepared
 from qexp.experiment.prepare import Preparer, with_preprocessing
+from qexp.experiment.typed_labels import check_labels
 from qexp.reporting.frames.protocol import MixedProtocolsError
 from qexp.reporting.report import write_report
 from qexp.sweep.check import check, group
@@ -107,6 +108,7 @@ def run_sweep(
     with log.refusals(groups):
         check_read(configs, typed, log.sweep.verb)
         prepared = resources.preparer.prepare_all([[configs[position] for position in positions] for positions in groups])
+        check_labels(prepared)
         if log.sweep.verb == "export":
             export.check(prepared)
     messages.plan(prepared, num_jobs=len(configs))

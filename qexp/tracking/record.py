@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from typing import Any
 
-from qexp.base.label import Label
+from qexp.base.label import AS_TRAINED, Label
 from qexp.config.outcome import Outcome
 
-FLOAT_VARIANT = "fp32"  # the network as trained, the reference of every delta
+FLOAT_VARIANT = AS_TRAINED  # the network as trained, the reference of every delta
 
 FLOAT_BITS = 32  # of a weight and an activation there
 
@@ -98,7 +98,8 @@ class Record:
 
     def as_row(self) -> dict[str, Any]:
         """For a journal; what records of before do not have only where there is something in it."""
-        return {key: value for key, value in asdict(self).items() if value or key not in ADDED}
+        row = asdict(self) | ({} if self.named is None else {"named": self.named.as_row()})
+        return {key: value for key, value in row.items() if value or key not in ADDED}
 
 
 def outcomes_of(row: Mapping[str, Any]) -> dict[str, Outcome]:

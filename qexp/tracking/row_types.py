@@ -18,6 +18,7 @@ class RunRow(TypedDict):
     tags: dict[str, str]
     artifacts: dict[str, str]
     planned_epochs: int | None
+    data_label: NotRequired[str]
     process: dict[str, str | int]
     time_ms: int
 

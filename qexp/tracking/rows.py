@@ -82,6 +82,7 @@ def run_row(
     tags: Mapping[str, str] | None = None,
     artifacts: Mapping[str, str] | None = None,
     planned_epochs: int | None = None,
+    data_label: str | None = None,
     time_ms: int | None = None,
 ) -> Row:
     """Open a run, or open it again.
@@ -94,11 +95,15 @@ def run_row(
         tags: free text.
         artifacts: file name -> its text.
         planned_epochs: epochs the training will have, by which a report finds a partial variant; None where there is no training.
+        data_label: what people read of the data set; None for its name, and no part of the row.
         time_ms: when, in milliseconds since 1970; None is now.
     """
     texts = {"params": dict(params), "tags": dict(tags or {}), "artifacts": dict(artifacts or {})}
     process = asdict(Process.current())
-    return _row("run", time_ms, run=run, parent=parent, name=name, **texts, planned_epochs=planned_epochs, process=process)
+    labelled = {} if data_label is None else {"data_label": data_label}
+    return _row(
+        "run", time_ms, run=run, parent=parent, name=name, **texts, planned_epochs=planned_epochs, **labelled, process=process
+    )
 
 
 def record_row(record: Record) -> Row:

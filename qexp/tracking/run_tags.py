@@ -42,7 +42,8 @@ def description(row: Row) -> dict[str, str]:
     params, command = row["params"], row["tags"].get("qexp.command")
     if row["parent"] is not None or command is None or not {"model.name", "data.name"} <= params.keys():
         return {}
-    what = f"{params['model.name']} on {params['data.name']}, seed {params.get('seed', 0)}"
+    data = row.get("data_label") or params["data.name"]
+    what = f"{params['model.name']} on {data}, seed {params.get('seed', 0)}"
     text = f"{what}. The runs below it are quantized copies of it.\n\n    {command}"
     return {"mlflow.note.content": text}
 

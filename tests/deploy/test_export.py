@@ -98,6 +98,12 @@ def test_a_repeated_command_measures_nothing(run, monkeypatch):
         again = run("evaluate.num_images=20")
         assert again.code == 0 and "measured before" in again.out and "nothing to do" in again.out
     assert counts == {kind: len(journal(kind)) for kind in counts} and counts["export"] == 1
+    with monkeypatch.context() as patch:  # nor under another label, and again under the first
+        patch.setattr(export._ExportJob, "measure", lambda self: pytest.fail("measured again"))
+        for label, name in (("label=ours", "ours"), ("label=null", LABEL)):
+            assert run("evaluate.num_images=20", label).code == 0
+            assert {row["variant"] for row in table("stages.csv")} == {name} == {table("table.csv")[-1]["variant"]}
+    assert hash_file(FOLDER / "network.onnx") == digest
     (FOLDER / "network.onnx").unlink()
     assert run("evaluate.num_images=20").code == 0
     assert hash_file(FOLDER / "network.onnx") == digest
@@ -186,14 +192,14 @@ def test_the_float_network(run):
 
 
 def test_a_network_that_was_trained_with_its_quantization(cli, tiny):
-    assert cli(*tiny, "qat=lsq", "bits=4").code == 0
+    assert cli(*tiny, "qat=lsq", "bits=4", "label=ours").code == 0
     (file,) = Path("runs/trainings").glob("*/converted.safetensors")
     done = cli(*tiny, f"checkpoint={file}", "name=out", "export.cost=false", verb="export")
     assert done.code == 0, done.err
     with open("results/out/stages.csv") as handle:
         stages = {row["name"]: row for row in csv.DictReader(handle)}
     trained = {row["variant"]: row for row in table("table.csv")}
-    assert stages["evaluated"]["prec1"] == trained["W4A4 lsq"]["prec1"]
+    assert stages["evaluated"]["prec1"] == trained["ours"]["prec1"] and stages["evaluated"]["variant"] == "W4A4 lsq"
     assert stages["integer"]["passed"] == "True" and stages["onnxruntime"]["failed_layer"] == ""
     assert stages["onnxruntime"]["float_layers"] == "0", "its batch norm is not folded, and comes before the next codes"
 

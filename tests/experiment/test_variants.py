@@ -4,6 +4,7 @@ from dataclasses import asdict
 import pytest
 import torch
 
+from qexp.base.errors import UserError
 from qexp.config.later import stored_values
 from qexp.config.root import Config
 from qexp.config.validate import validate
@@ -181,3 +182,26 @@ def test_a_mended_quantizer_or_evaluator_has_new_keys(values, tensors, version, 
 def test_the_structure_is_what_a_shadow_is_made_for(values, tensors):
     found = make_variants(jobs(values, {}, {"mode": "half"}, {"quant.input": "int"}), tensors)
     assert [variant.structure for variant in found] == [(False, "none"), (False, "none"), (True, "none"), (False, "int")]
+
+
+def test_a_label_is_no_part_of_a_key_and_two_variants_are_told_apart_by_theirs(values, tensors):
+    plain = make_variants(jobs(values, {"bits": 4}, {"bits": 8}), tensors)
+    found = make_variants(jobs(values, {"bits": 4, "label": "ours"}, {"bits": 8, "float_only": True, "label": "none"}), tensors)
+    assert labels(found) == ["fp32", "ours"] and found[1].named.generated == plain[1].named
+    assert [variant.key for variant in found] == [variant.key for variant in plain[:2]]
+
+
+def test_variants_that_read_alike_have_their_digits_behind_typed_labels_unseen(values, tensors):
+    """A report takes rows of one plan and one generated label for the same variant."""
+    alike = [{"correct.fold_bn": True, "correct.bias": "empirical", "calibrate.split": split} for split in ("calib", "train")]
+    plain = make_variants(jobs(values, *alike), tensors)[1:]
+    typed = make_variants(jobs(values, alike[0] | {"label": "a"}, alike[1] | {"label": "b"}), tensors)[1:]
+    assert labels(typed) == ["a", "b"] and [one.named.generated for one in typed] == [one.named for one in plain]
+
+
+def test_jobs_of_the_same_numbers_have_one_label(values, tensors):
+    half = {"mode": "half", "bits": 8}
+    found = make_variants(jobs(values, half | {"bits": 4}, half | {"label": "ours"}), tensors)
+    assert labels(found) == ["fp32", "ours"] and len(found[1].notes) == 1
+    with pytest.raises(UserError, match="label=theirs: allowed is ours. Two jobs ask for the same numbers \\(half\\)"):
+        make_variants(jobs(values, half | {"label": "ours"}, half | {"label": "theirs"}), tensors)

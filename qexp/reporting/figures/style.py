@@ -44,6 +44,7 @@ RC = {
     "legend.frameon": False,
     "svg.hashsalt": "qexp",
     "svg.fonttype": "none",
+    "text.parse_math": False,  # a label may have a dollar sign
     "pdf.fonttype": 42,  # letters stay letters, which journals ask for
 }
 

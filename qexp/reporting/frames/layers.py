@@ -43,9 +43,9 @@ def with_choices(records: pd.DataFrame, folder: str | Path) -> pd.DataFrame:
         return records
     named = []
     for label, size, widths in zip(records["named"], records["size_bytes"], records["widths"], strict=True):
-        plain = label.without([word for word in label.words if word.startswith("#")]).text
+        plain = label.generated.without([word for word in label.words if word.startswith("#")]).text
         method = methods.get((plain, size), "") if widths else ""
-        named.append(label.with_word(method) if method else label)
+        named.append(label.with_word(method, marks=False) if method else label)
     return records.assign(named=named, variant=[label.text for label in named])
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import pandas as pd
 
-from qexp.base.label import Label, read_stored_label
+from qexp.base.label import Label, read_stored_label, told_apart
 from qexp.config.metrics import ALWAYS, MetricInfo, restored
 from qexp.config.policy import POLICIES
 from qexp.reporting.frames.lineage import read_training
@@ -80,6 +80,7 @@ def records_of(rows: Sequence[Row]) -> pd.DataFrame:
     frame = with_ways(with_draws(_with_widths(_labelled(frame, runs), runs)))
     for column in ("data", "model"):
         frame[column] = [_params(runs, training).get(f"{column}.name", "") for training in frame["training"]]
+    frame["data"] = _labelled_data(frame, runs)
     planned = [runs[training].get("planned_epochs") if training in runs else None for training in frame["training"]]
     frame["planned_epochs"] = pd.array(planned, dtype="Int64")
     protocols = find_protocols(frame, {training: _params(runs, training) for training in frame["training"].unique()})
@@ -162,24 +163,28 @@ def _label(record: Mapping[str, Any]) -> Label:
     if parts is None:
         return read_stored_label(record["variant"])
     weights = None if parts["weights"] is None else tuple(parts["weights"])
-    return Label(parts["way"], weights, tuple(parts["activations"]), tuple(parts["words"]))
+    label = Label(parts["way"], weights, tuple(parts["activations"]), tuple(parts["words"]))
+    return label.called(parts.get("given"), marks=parts.get("marks", ()))
 
 
 def _one_name_each(frame: pd.DataFrame) -> pd.DataFrame:
     """Let a label name one variant of a training.
 
     The same plan under another key was evaluated again by another version of the evaluator: the last evaluation counts. Other
-    plans under the same label have the first digits of their plan's hash added.
+    plans under the same label have the first digits of their plan's hash added. What is the same is said by generated labels;
+    a typed one that stands for several has the generated one behind it, in all trainings.
     """
-    columns = [name for name in ("training", "split", "n", "variant", "engine", "until") if name in frame]
+    frame = frame.assign(generated=[label.generated.text for label in frame["named"]])
+    columns = [name for name in ("training", "split", "n", "generated", "engine", "until") if name in frame]
     last = frame.groupby([*columns, "plan_hash"], sort=False)["variant_key"].transform("last")
     frame = frame[frame["variant_key"] == last].reset_index(drop=True)
     plans = frame.groupby(columns, sort=False)["plan_hash"].transform("nunique")
     named = [
-        label if count == 1 else label.with_word(f"#{plan_hash[:6]}")
+        label if count == 1 else label.with_word(f"#{plan_hash[:6]}", marks=False)
         for label, count, plan_hash in zip(frame["named"], plans, frame["plan_hash"], strict=True)
     ]
-    return frame.assign(named=named, variant=[label.text for label in named])
+    named = told_apart(named, frame["draw"].to_list())
+    return frame.drop(columns="generated").assign(named=named, variant=[label.text for label in named])
 
 
 def _labelled(frame: pd.DataFrame, runs: Mapping[str, RunRow]) -> pd.DataFrame:
@@ -223,6 +228,18 @@ def _unlike(params: Mapping[str, Scalar], reference: Mapping[str, Scalar]) -> st
     """The settings of the data in which a training is not as its reference: `interpolation=bilinear antialias=false`."""
     differ = [key for key in {**params, **reference} if key.startswith("data.") and params.get(key) != reference.get(key)]
     return " ".join(f"{key.removeprefix('data.')}={value_text(params.get(key))}" for key in differ)
+
+
+def _labelled_data(frame: pd.DataFrame, runs: Mapping[str, RunRow]) -> list[str]:
+    """What people read of the data set of each row; its name too where a label stands for several sets."""
+    pairs = [
+        (runs[key].get("data_label", "") if key in runs else "", name)
+        for key, name in zip(frame["training"], frame["data"], strict=True)
+    ]
+    names: dict[str, set[str]] = {}
+    for label, name in pairs:
+        names.setdefault(label or name, set()).add(name)
+    return [f"{label} ({name})" if label and len(names[label]) > 1 else label or name for label, name in pairs]
 
 
 def _params(runs: Mapping[str, RunRow], run: str) -> Mapping[str, Scalar]:

@@ -129,10 +129,13 @@ def find_protocols(records: pd.DataFrame, params: Mapping[str, Mapping[str, Scal
         facts[key]["content"] = key[3] if alike[cut, _text(way)] > 1 else ""
     protocols = {_text(fact): fact for fact in facts.values()}
     marks = {text: _mark(number) for number, text in enumerate(protocols)}
-    descriptions = {marks[text]: _description(fact, list(protocols.values())) for text, fact in protocols.items()}
-    letters = pd.Series(
-        [marks[_text(facts[row])] for row in rows.itertuples(index=False, name=None)], index=records.index, dtype=object
-    )
+    texts = [_text(facts[row]) for row in rows.itertuples(index=False, name=None)]
+    shown = dict(zip(texts, records["data"], strict=True)) if "data" in records else {}
+    descriptions = {
+        marks[text]: _description(fact | {"name": shown.get(text) or fact["name"]}, list(protocols.values()))
+        for text, fact in protocols.items()
+    }
+    letters = pd.Series([marks[text] for text in texts], index=records.index, dtype=object)
     first = {key[0]: marks[_text(fact)] for key, fact in facts.items()}
     differ = {name for fact in facts.values() for name in fact if len({repr(other.get(name)) for other in facts.values()}) > 1}
     unasked = {mark: None for training, mark in first.items() if params.get(training, {}).get("evaluate.across") is None}

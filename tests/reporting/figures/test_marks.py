@@ -48,3 +48,12 @@ def test_another_number_of_points_is_no_figure():
     svg = """<svg xmlns="http://www.w3.org/2000/svg"><g id='qexp:{"series": ["a", "b"], "texts": ["A", "B"]}'><use/></g></svg>"""
     with pytest.raises(ValueError, match="1 points were drawn of"):
         with_titles(svg.encode())
+
+
+def test_a_typed_label_is_drawn_as_it_is(tmp_path):
+    """Between dollar signs matplotlib would read mathematics, and refuse what is none."""
+    label = r"costs $5 \bad{ and $6"
+    with drawing(3, 2, label) as figure:
+        figure.subplots().set_ylabel(label)
+    *_, svg = save(figure, tmp_path / "figure")
+    assert svg.read_text(encoding="utf-8").count(f">{label}<") == 2

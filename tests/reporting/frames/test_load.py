@@ -1,9 +1,10 @@
+import pandas as pd
 import pytest
 
 from qexp.base.errors import UserError
 from qexp.base.label import Label
 from qexp.reporting.frames.jobs import load_jobs
-from qexp.reporting.frames.load import load_records, load_sweeps, training_labels
+from qexp.reporting.frames.load import _labelled_data, load_records, load_sweeps, training_labels
 from qexp.tracking.journal import journal_path
 
 
@@ -118,3 +119,9 @@ def test_damaged_rows_are_left_out_of_a_report(write, training):
         handle.write("".join(f"{text}\n" for text in ("{}", '{"run": "a"}', "[]", '{"kind": null}', '{"kind": "end"}')))
     assert load_records("exp", runs_dir).equals(before) and len(load_jobs("exp", runs_dir)) == 0
     assert len(load_sweeps("exp", runs_dir)) == 1
+
+
+def test_data_sets_of_one_label_have_their_names_too():
+    frame = pd.DataFrame({"training": ["a", "b", "c", "d"], "data": ["digits", "mnist", "mnist5k", "fake"]})
+    runs = {"a": {"data_label": "ours"}, "b": {"data_label": "ours"}, "c": {"data_label": "mine"}, "d": {}}
+    assert _labelled_data(frame, runs) == ["ours (digits)", "ours (mnist)", "mine", "fake"]
