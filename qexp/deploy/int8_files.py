@@ -51,6 +51,7 @@ def check_weight(path: str, coded: WeightCodes, place: str) -> None:
 def signed(qparams: QParams) -> tuple[QParams, int]:
     """A grid with signed codes, the same values: codes of 8 bits from 0 on move by -128; and what was added to the codes.
 
+    >>> import torch
     >>> signed(QParams(torch.tensor(1.0), torch.tensor(3.0), 0, 255))[0].zero_point
     tensor(-125.)
     """

@@ -85,7 +85,7 @@ def newcombe(num_correct_a: int, num_correct_b: int, n: int, *, level: float = 0
 
     >>> interval = newcombe(987, 966, 1000)
     >>> round(interval.low, 2), round(interval.high, 2)
-    (-3.5, -0.77)
+    (-3.52, -0.78)
     """
     if n < 1:
         raise UserError("n", n, allowed="at least one image")

@@ -109,7 +109,7 @@ def test_what_a_job_may_not_ask(values, changes, words):
     ("overrides", "words"),
     [
         (("quant=mxfp4",), "quant=mxfp4: allowed is affine, .* in qexp.export"),
-        (("quant=minifloat",), "quant=minifloat: allowed is affine"),
+        (("quant=minifloat",), "quant.activation.scheme=affine: allowed is minifloat with quant=minifloat"),
         (("quant.activation.scheme=mxfp8_e4m3",), "quant.activation.scheme=mxfp8_e4m3: allowed is affine, .*No runtime"),
     ],
 )

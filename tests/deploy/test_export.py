@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from qexp.base.files import hash_file
-from qexp.deploy import export, fidelity
+from qexp.deploy import export, fidelity, measured
 
 for library in ("onnx", "onnxruntime"):
     pytest.importorskip(library, reason=f"needs {library}: pip install 'qexp[deploy]'")
@@ -206,7 +206,7 @@ def test_a_network_that_was_trained_with_its_quantization(cli, tiny):
 
 def test_costs(run, monkeypatch):
     asked = []
-    monkeypatch.setattr(export, "peak_memory_bytes", lambda *args, **options: asked.append((args, options)) or 3 * 2**20)
+    monkeypatch.setattr(measured, "peak_memory_bytes", lambda *args, **options: asked.append((args, options)) or 3 * 2**20)
     done = run("evaluate.num_images=20", "export.cost=true", "export.repeats=2", "export.warmup=0", "export.batch_sizes=[1,4]")
     assert done.code == 0, done.err
     lines = table("cost.csv")
