@@ -8,7 +8,7 @@ import pytest
 from qexp.config.sweeper import search_settings
 from qexp.tracking.journal import Journal
 
-pytest.importorskip("optuna", reason="optuna is not installed")
+pytest.importorskip("optuna", reason="needs optuna: pip install 'qexp[search]'")
 SELECT = ("-m", "hydra/sweeper=optuna", "data.num_select=300", "evaluate.split=select")
 SPACE = ("bits=2,3,4,6,8", "quant.weight.granularity=per_tensor,per_channel")
 
