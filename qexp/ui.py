@@ -17,7 +17,7 @@ from typing import Annotated
 
 from annotated_types import Ge, Le
 
-from qexp.base.console import print_result, report_error, speaks_json
+from qexp.base.console import print_main, print_result, report_error, speaks_json
 from qexp.base.errors import UserError, nearest
 from qexp.base.keyvalue import run_verb
 from qexp.base.preemption import Preempted, listening
@@ -51,6 +51,8 @@ def run(settings: UiSettings) -> int:
     """Open a page, or serve MLflow's UI until the user ends it; returns the exit code."""
     if settings.mlflow:
         return _serve(settings)
+    if settings.port != UiSettings.port:
+        raise UserError("port", settings.port, allowed=f"{UiSettings.port}, as nothing is served", remedy="Add mlflow=true.")
     page = _page(Path(settings.results_dir), settings.name)
     print_result(str(page), page=page)
     _open(page.absolute().as_uri(), settings)
@@ -108,8 +110,12 @@ def _serve(settings: UiSettings) -> int:
 
 def _open(address: str, settings: UiSettings) -> None:
     """Open an address where there is something to open it with."""
-    if settings.open and (sys.platform != "linux" or any(os.environ.get(name) for name in DISPLAYS)):
+    if not settings.open:
+        return
+    if sys.platform != "linux" or any(os.environ.get(name) for name in DISPLAYS):
         webbrowser.open(address)
+    else:
+        print_main(f"There is no display here to open it on: {address}")
 
 
 if __name__ == "__main__":

@@ -106,7 +106,7 @@ def serving(uri: str, port: int, log: IO[bytes] | int | None = None) -> Iterator
         ServerFailed: it ended or does not answer.
     """
     command = [sys.executable, "-m", "mlflow", "ui", "--host", HOST, "--port", str(port), "--workers", "1"]
-    command += ["--backend-store-uri", uri]
+    command += ["--backend-store-uri", uri, "--uvicorn-opts", "--log-level warning"]  # without a line for each request
     server = subprocess.Popen(command, env=os.environ | ENVIRONMENT, stdout=log, stderr=log, start_new_session=True)
     try:
         _wait(f"http://{HOST}:{port}/health", server)
