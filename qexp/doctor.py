@@ -89,9 +89,7 @@ def _machine() -> Iterator[Check]:
     yield Check("processor", "ok", f"{cpu_model()}, {cores} cores for this process")
     flags = _cpu_flags()
     known = list(dict.fromkeys(word for flag, word in INSTRUCTIONS.items() if flag in flags))
-    advice = (
-        "" if "VNNI" in known else "no VNNI: 8-bit products of some runtimes saturate or are slower (docs/export.md); there is "
-    )
+    advice = "" if "VNNI" in known else "no VNNI: 8-bit products of some runtimes saturate or are slower (docs/export.md); has "
     yield Check("instructions", "ok" if "VNNI" in known else "missing", f"{advice}{' '.join(known) or 'none of AVX2 and above'}")
     yield Check("memory", "ok", f"{memory_limit_bytes() / 2**30:.1f} GiB for this machine or container")
     yield _gpu()

@@ -21,8 +21,8 @@ class TrackingSettings:
         enabled: send to MLflow; the journal is written in any case and `python -m qexp.sync` sends it later.
         uri: tracking store or server; None is SQLite at `<runs_dir>/mlflow.db`.
         timeout_s: how long the end of a sweep waits for MLflow to catch up, seconds.
-        system_metrics: send what processor, memory, disk, network and GPUs do meanwhile, every ten seconds, as MLflow's own monitor
-            measures it (needs psutil).
+        system_metrics: send what processor, memory, disk, network and GPUs do meanwhile, every ten seconds, as MLflow's own
+            monitor measures it (needs psutil).
     """
 
     enabled: bool = True

@@ -1,8 +1,8 @@
-"""What the machine does while a network is trained or evaluated: MLflow's own monitor of processor, memory, disk, network and GPUs.
+"""What the machine does while a network is trained or evaluated, by MLflow's own monitor: processor, memory, disk, network, GPUs.
 
-These numbers are no results: they go to MLflow alone. The journal has none of them, so `qexp.sync` brings none back to a store that
-was deleted. Rejected: `mlflow.enable_system_metrics_logging`, which follows the runs of MLflow's fluent interface; these are opened by
-its client.
+These numbers are no results: they go to MLflow alone. The journal has none of them, so `qexp.sync` brings none back to a store
+that was deleted. Rejected: `mlflow.enable_system_metrics_logging`, which follows the runs of MLflow's fluent interface; these are
+opened by its client.
 """
 
 from __future__ import annotations

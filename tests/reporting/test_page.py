@@ -71,7 +71,7 @@ def test_the_page_stands_alone_and_says_what_is_asked(runs_dir, tmp_path):
     for words in (
         "What does quantizing resnet20 on mnist5k cost?", "not separated from fp32", "95 % CI", "worse", "lr 0.1",
         "n = 2000 images of split test", "Prec@1 against stored size", "W8 int: logits <are> not & finite (in 1 of 2 epochs",
-        "1 (BN statistic)", "1 conv weight: 90.0 % of the elements of all tensors, statistics and counters too", "python -m qexp.train bits=4,8 -m",
+        "1 (BN statistic)", "1 conv weight: 90.0 % of all elements, statistics too", "python -m qexp.train bits=4,8 -m",
         "smallest copy shown to lose less", "torch 2.13.0",
     ):  # fmt: skip
         assert words in text, words
