@@ -86,6 +86,15 @@ def test_a_page_without_predictions_says_so(predicted, write, tmp_path):
     assert "No statistics: no predictions were kept." in text and "No predictions were kept, so that" in text
 
 
+def test_what_loses_least_leads_where_nothing_is_shown_to_lose_little(predicted, write, tmp_path):
+    right = {name: RIGHT[name] for name in ("fp32", "W4 int", "W2 int")}
+    report = write_report("exp", runs_dir=write(predicted(right, folder=tmp_path / "runs")), results_dir=tmp_path / "results")
+    page = Page()
+    page.feed((report.folder / "report.html").read_text(encoding="utf-8"))
+    text = " ".join(" ".join(page.text).split())
+    assert "-5.00 points W4 int loses least of 2; none is shown to lose less than half a point 95 %: -" in text
+
+
 def test_load_is_tidy(runs_dir):
     frame = qexp.load("exp", runs_dir)
     assert len(frame) == 8 and not frame.duplicated(["training", "variant", "epoch"]).any()
