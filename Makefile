@@ -20,7 +20,7 @@ PYTEST := $(PYTEST_HERE) -n $(WORKERS) --maxprocesses 4 --dist loadfile
 # Tests that bear no others in their process come first; pytest's 5 says that ARGS chose none of them.
 ALONE = $(PYTEST_HERE) -m "alone $(1)" $(ARGS) || test $$? -eq 5
 
-.PHONY: help setup dev sweep test test-more test-all lint format docs ui report docker clean
+.PHONY: help setup dev sweep test cover test-more test-all lint format docs ui report docker clean
 
 help: ## show this help
 	@echo "Usage: make TARGET [NAME=value]"
@@ -64,6 +64,11 @@ test: $(DEV) ## run the tests and the examples in docstrings, without those mark
 	$(call ALONE,and not slow and not gpu)
 	$(PYTEST) -m "not alone and not slow and not gpu" $(ARGS)
 
+cover: $(DEV) ## the tests of `make test`, and which lines of qexp they ran: build/coverage/index.html
+	$(PIP) -e '.[cover]'
+	rm -f .coverage .coverage.*
+	$(MAKE) test ARGS="$(ARGS) --cov --cov-append --cov-report=html:build/coverage --cov-report=xml:build/coverage.xml"
+
 test-more: $(DEV) ## run the tests marked slow, without those marked gpu: what `make test` leaves out (ARGS="-k name")
 	$(call ALONE,and slow and not gpu)
 	$(PYTEST) -m "not alone and slow and not gpu" $(ARGS)
@@ -96,5 +101,5 @@ docker: ## build the image for NVIDIA GPUs (needs Docker and NVIDIA's registry)
 	docker build -t $(IMAGE) .
 
 clean: ## remove caches and builds; .venv, runs/ and results/ stay
-	rm -rf build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis *.egg-info
+	rm -rf build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis .coverage .coverage.* *.egg-info
 	find qexp tests scripts -name __pycache__ -type d -prune -exec rm -rf {} +
