@@ -1,7 +1,7 @@
 // A page works without this: all sections below each other, tables as written, titles of points as the browser shows them.
 
 // On a phone, of fewer CSS pixels, columns that are chosen away, and can be chosen back.
-const NARROW = 544, SPARED = ["bits", "mode", "policy", "Prec@5"];
+const NARROW = 544, SPARED = ["bits", "mode", "policy", "quant", "granularity", "Prec@5"];
 
 // What does not fit says that it scrolls.
 const scrolls = new ResizeObserver(entries => {
