@@ -89,8 +89,8 @@ def _machine() -> Iterator[Check]:
     yield Check("processor", "ok", f"{cpu_model()}, {cores} cores for this process")
     flags = _cpu_flags()
     known = list(dict.fromkeys(word for flag, word in INSTRUCTIONS.items() if flag in flags))
-    advice = "" if "VNNI" in known else "; no VNNI: 8-bit products of some runtimes saturate or are slower (docs/export.md)"
-    yield Check("instructions", "ok" if "VNNI" in known else "missing", f"{' '.join(known) or 'none of AVX2 and above'}{advice}")
+    advice = "" if "VNNI" in known else "no VNNI: 8-bit products of some runtimes saturate or are slower (docs/export.md); has "
+    yield Check("instructions", "ok" if "VNNI" in known else "missing", f"{advice}{' '.join(known) or 'none of AVX2 and above'}")
     yield Check("memory", "ok", f"{memory_limit_bytes() / 2**30:.1f} GiB for this machine or container")
     yield _gpu()
     compiler = cxx_compiler()
@@ -125,7 +125,12 @@ def _optional() -> Iterator[Check]:
         state = ("ok", row.summary) if there else ("missing", f"pip install {row.install}")
         yield Check(f"export.runtime={row.name}", *state)
     packages = [(f"model={row.name}", *row.distribution) for row in NETWORKS.values() if row.distribution is not None]
-    others = (("model=timm", "timm", "timm"), ("hydra/sweeper=optuna", "optuna", "search"), ("submitit", "submitit", "slurm"))
+    others = (
+        ("model=timm", "timm", "timm"),
+        ("hydra/sweeper=optuna", "optuna", "search"),
+        ("submitit", "submitit", "slurm"),
+        ("tracking.system_metrics", "psutil", "system"),
+    )
     for name, distribution, extra in (*packages, *others):
         try:
             yield Check(name, "ok", f"{distribution} {metadata.version(distribution)}")

@@ -1,8 +1,8 @@
 """The results in a browser: python -m qexp.ui [name=NAME] [mlflow=true].
 
 It opens results/index.html, which lists every experiment and is written anew from the tables that are there, or the page of NAME.
-mlflow=true serves MLflow's UI on runs/mlflow.db instead, at the experiment NAME where one is given, until Ctrl-C. The path or
-address is printed in any case; where there is no display, or with open=false, nothing is opened.
+mlflow=true serves MLflow's UI on runs/mlflow.db instead, at the charts of the experiment NAME, or of the one that ran last, until
+Ctrl-C. The path or address is printed in any case; where there is no display, or with open=false, nothing is opened.
 
 Keys: name, mlflow=false, port=5000 (of MLflow's UI), results_dir=results, runs_dir=runs, open=true.
 """
@@ -17,7 +17,7 @@ from typing import Annotated
 
 from annotated_types import Ge, Le
 
-from qexp.base.console import print_result, report_error, speaks_json
+from qexp.base.console import print_main, print_result, report_error, speaks_json
 from qexp.base.errors import UserError, nearest
 from qexp.base.keyvalue import run_verb
 from qexp.base.preemption import Preempted, listening
@@ -31,7 +31,7 @@ class UiSettings:
     """What `qexp.ui` takes.
 
     Args:
-        name: the experiment; None opens the index of all, or MLflow's first page.
+        name: the experiment; None opens the index of all, or in MLflow the one that ran last.
         mlflow: serve MLflow's UI in place of the pages in `results_dir`.
         port: of MLflow's UI.
         results_dir: parent of the folders of reports.
@@ -51,6 +51,8 @@ def run(settings: UiSettings) -> int:
     """Open a page, or serve MLflow's UI until the user ends it; returns the exit code."""
     if settings.mlflow:
         return _serve(settings)
+    if settings.port != UiSettings.port:
+        raise UserError("port", settings.port, allowed=f"{UiSettings.port}, as nothing is served", remedy="Add mlflow=true.")
     page = _page(Path(settings.results_dir), settings.name)
     print_result(str(page), page=page)
     _open(page.absolute().as_uri(), settings)
@@ -89,7 +91,7 @@ def _serve(settings: UiSettings) -> int:
     check_port(settings.port)
     try:
         with listening():
-            page = experiment_page(uri, settings.name) if settings.name is not None else ""
+            page = experiment_page(uri, settings.name)
             with serving(uri, settings.port, log=STANDARD_ERROR if speaks_json() else None) as (address, server):
                 print_result(f"{address}{page}   (Ctrl-C ends it)", address=f"{address}{page}")
                 _open(f"{address}{page}", settings)
@@ -108,8 +110,12 @@ def _serve(settings: UiSettings) -> int:
 
 def _open(address: str, settings: UiSettings) -> None:
     """Open an address where there is something to open it with."""
-    if settings.open and (sys.platform != "linux" or any(os.environ.get(name) for name in DISPLAYS)):
+    if not settings.open:
+        return
+    if sys.platform != "linux" or any(os.environ.get(name) for name in DISPLAYS):
         webbrowser.open(address)
+    else:
+        print_main(f"There is no display here to open it on: {address}")
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from playwright.sync_api import Page, sync_playwright
 
-from qexp.tracking.server import LIMIT_S, ServerFailed, serving
+from qexp.tracking.server import LIMIT_S, ServerFailed, runs_page, serving
 
 OPTIONS = {"name": "mnist5k", "runs": "runs", "out": "docs/images"}
 COLUMNS = ("params.`bits`", "params.`mode`", "metrics.`prec1`", "metrics.`prec5`", "metrics.`delta_prec1`")
@@ -72,15 +72,6 @@ def open_page(width: int, height: int) -> Iterator[tuple[Page, list[str]]]:
         browser.close()
 
 
-def runs_page(experiment: str, view: str) -> str:
-    """The address, behind `#`, of an experiment's runs as TABLE or CHART.
-
-    Ordered by a metric, trainings and variants stand side by side. In MLflow's own order, by time, variants are folded away below
-    their training, and what is folded away is not drawn.
-    """
-    return f"/experiments/{experiment}/runs?orderByKey=metrics.%60prec1%60&orderByAsc=false&compareRunsMode={view}"
-
-
 def experiment_of(page: Page, url: str, name: str) -> str:
     """MLflow's number of an experiment, from the list of them."""
     page.goto(f"{url}/#/experiments", wait_until="domcontentloaded")
@@ -91,13 +82,13 @@ def experiment_of(page: Page, url: str, name: str) -> str:
 
 def show(page: Page, url: str, experiment: str, out: Path) -> None:
     """Write a picture of the table and one of the charts."""
-    page.goto(f"{url}/#{runs_page(experiment, 'TABLE')}", wait_until="domcontentloaded")
+    page.goto(f"{url}{runs_page(experiment, 'TABLE')}", wait_until="domcontentloaded")
     page.get_by_text("matching runs").wait_for()
     page.evaluate(CHOOSE, [experiment, list(COLUMNS)])
     page.reload(wait_until="domcontentloaded")
     page.get_by_text("delta_prec1", exact=True).wait_for()
     page.screenshot(path=out / "mlflow-table.png")
-    page.goto(f"{url}/#{runs_page(experiment, 'CHART')}", wait_until="domcontentloaded")
+    page.goto(f"{url}{runs_page(experiment, 'CHART')}", wait_until="domcontentloaded")
     page.locator(".js-plotly-plot").nth(5).wait_for()
     page.screenshot(path=out / "mlflow-charts.png")
 

@@ -55,7 +55,10 @@ def test_it_prints_alone_where_asked_and_where_there_is_no_display(opened, give,
     for name in ui.DISPLAYS:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(sys, "platform", "linux")
-    assert give()[:2] == (0, "results/index.html\n") and opened == []
+    code, out, _ = give()
+    assert code == 0 and opened == []
+    address = Path("results/index.html").absolute().as_uri()
+    assert out.splitlines() == ["results/index.html", f"There is no display here to open it on: {address}"]
 
 
 @pytest.mark.parametrize(
@@ -65,6 +68,7 @@ def test_it_prints_alone_where_asked_and_where_there_is_no_display(opened, give,
         (["name=two"], "an experiment with a page at results/two/report.html"),
         (["results_dir=nowhere"], "results_dir=nowhere: allowed is a folder with results"),
         (["port=0"], "port=0"),
+        (["port=5077"], "port=5077: allowed is 5000, as nothing is served. Add mlflow=true."),
         (["mlflow=true"], "runs_dir=runs: allowed is a folder with MLflow's store"),
         (["nam=x"], "Did you mean name?"),
     ],

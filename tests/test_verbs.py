@@ -1,5 +1,6 @@
 """The command `qexp`, its help, the machine's check and a copy of the configuration, as a user runs them."""
 
+import os
 import re
 import subprocess
 import sys
@@ -50,7 +51,35 @@ def test_hydra_answers_as_anywhere_else():
     whole = run("qexp.train", "bits=3", "--cfg", "job").stdout
     assert "bits: 3" in whole and "granularity: per_tensor" in whole
     assert "per_tensor" in run("qexp.train", "--cfg", "job", "--package", "quant.weight").stdout
-    assert "complete" in run("qexp.train", "-sc", "install=bash").stdout
+    assert "Installed Hydra Plugins" in run("qexp.train", "--info").stdout
+
+
+@pytest.mark.parametrize(
+    ("line", "offered"),
+    [
+        ("qexp tra", {"train", "trainings"}),
+        ("qexp train quant=fix", {"quant=fixed_point"}),
+        ("qexp evaluate evaluate.ba", {"evaluate.batch_size="}),
+        ("qexp train bits=[4, quant=fix", set()),
+        ("qexp report na", set()),
+    ],
+)
+def test_a_shell_completes_verbs_keys_and_options(line, offered):
+    """By the function that Hydra's script defines, in the shell that calls it."""
+    script = f"""
+        eval "$(qexp train -sc install=bash)" && complete -p qexp >/dev/null || exit 1
+        COMP_LINE='{line}' COMP_POINT={len(line)} COMP_CWORD={len(line.split()) - 1}
+        hydra_bash_completion; printf '%s\\n' "${{COMPREPLY[@]}}"
+    """
+    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    done = subprocess.run(["bash", "-c", script], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0 and set(done.stdout.split()) == offered and not done.stderr, done.stderr
+
+
+def test_a_shell_that_is_not_known():
+    done = run("qexp", "-sc", "install=ksh")
+    assert done.returncode == 2 and "-sc=install=ksh: allowed is install=SHELL" in done.stderr
+    assert "hydra_fish_completion" in run("qexp", "-sc", "install=fish").stdout
 
 
 def test_every_key_has_a_meaning_and_a_page():

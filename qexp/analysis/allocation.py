@@ -7,6 +7,7 @@ these widths are run on the same images, where the sum is compared with the meas
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -36,6 +37,8 @@ from qexp.experiment import messages
 from qexp.experiment.data_checks import check_allocation_images
 from qexp.experiment.job import Prepared
 from qexp.experiment.prepare import Preparer
+from qexp.reporting.frames.protocol import MixedProtocolsError
+from qexp.reporting.report import write_report
 from qexp.tracking.record import Sweep
 
 MAX_BITS = 16
@@ -91,6 +94,8 @@ def run(config: Config, sweep: Sweep) -> None:
     policy = rules(layers.rows, choices[0].bits)
     about = f"Bits per layer for {result.subject}, {result.label}: {result.budget}, least summed {choices[0].measure}."
     files += write_allocation(result, policy_text(policy, [about, result.use]), POLICY, folder, figures=config.draw_figures)
+    with contextlib.suppress(MixedProtocolsError):  # said already by the report of the test, which could not name what chose
+        write_report(config.name, runs_dir=config.runs_dir, results_dir=config.results_dir, figures=config.draw_figures)
     print_main(summary(result), "")
     line = f"written: {len(files)} files in {folder}/ (allocation.md, policy/{POLICY}.yaml, sensitivity/)"
     print_result(line, folder=folder, files=files, use=result.use, bits=choices[0].bits)

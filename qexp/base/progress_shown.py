@@ -73,7 +73,8 @@ class _Lines:
 
     def show(self, levels: Sequence[Level], now: float) -> None:
         """Say where the command is, if it is time to."""
-        if now < self._next or now - levels[0].began < FIRST_LINE_S or not any(level.has_items for level in levels):
+        tells = any(level.has_items and (level.total != 1 or level.note) for level in levels)
+        if now < self._next or now - levels[0].began < FIRST_LINE_S or not tells:
             return  # that something goes on is seen on a terminal alone
         self._wait = min(LONGEST_S, self._wait * GROWTH)
         self._next = now + self._wait

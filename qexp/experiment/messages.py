@@ -135,10 +135,14 @@ def trained(training: str, number: int, values: Mapping[str, float]) -> None:
     emit("record", kind="epoch", training=training, epoch=number, **values)
 
 
-def epoch(records: Sequence[Record]) -> None:
-    """One line per epoch: Prec@1 of the float network and of every copy."""
+def measured(records: Sequence[Record]) -> None:
+    """The events of evaluations; `epoch` prints their line."""
     for record in records:
         emit("record", kind="evaluation", **{name: getattr(record, name) for name in TOLD})
+
+
+def epoch(records: Sequence[Record]) -> None:
+    """One line: Prec@1 of some networks after an epoch, and below it what is suspicious of them."""
     parts = [f"{record.variant} {record.prec1:.2f}{' !' if record.alarms else ''}" for record in records]
     print_main(f"  epoch {records[0].epoch}  {METRICS['prec1'].title}  " + "  ".join(parts))
     for record in records:

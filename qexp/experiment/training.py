@@ -32,6 +32,7 @@ from qexp.tracking.journal import CONVERTED
 from qexp.tracking.record import Record
 
 WRITE_EVERY = 8  # variants of an epoch that are scored before their numbers are written: what a killed sweep of many loses
+A_LINE = 2 * WRITE_EVERY  # variants whose numbers one printed line has
 
 
 def open_training(prepared: Prepared) -> Training:
@@ -176,7 +177,7 @@ def _evaluate(
     if not wanted:
         return []
     records: list[Record] = []
-    float_network = None
+    num_told, float_network = 0, None
     for first in range(0, len(wanted), WRITE_EVERY):
         digests = recorder.digests(epoch) if recorder is not None else {}
         part, total = wanted[first : first + WRITE_EVERY], len({evaluator.prepared.variants[0].key, *keys})
@@ -186,8 +187,12 @@ def _evaluate(
         float_network = scored[0].evaluation
         if recorder is not None:
             written = recorder.write(epoch, scored, last=last)
-            messages.epoch(written)
-            records += written[1:] if records else written
+            fresh = written[1:] if records else written
+            messages.measured(fresh)
+            records += fresh
+            if len(records) - num_told >= A_LINE or part[-1] is wanted[-1]:
+                messages.epoch(records[num_told:])
+                num_told = len(records)
     return records
 
 

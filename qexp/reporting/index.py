@@ -120,7 +120,7 @@ def _shown(experiment: Listed) -> dict[str, object]:
         "facts": [tuple(_short(text) for text in fact) for fact in experiment.facts],
         "remark": _short(experiment.remark),
         "date": experiment.date,
-        "network": _short(experiment.several("network")),
+        "network": escape(_short(experiment.several("network"))).replace("_", Markup("_<wbr>")),
         "data": _short(experiment.several("data")),
         "n": _short(experiment.several("n")),
         "rows": len(experiment.rows) or "",

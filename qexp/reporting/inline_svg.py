@@ -13,6 +13,7 @@ from xml.etree import ElementTree
 from markupsafe import Markup
 
 LEAST, MOST = 0.62, 1.2  # of a figure's own width
+SPREAD_PT = 600.0  # from which own width on a figure takes the page's, and not a column of two
 _SVG, _XLINK = "{http://www.w3.org/2000/svg}", "{http://www.w3.org/1999/xlink}"
 _SHAPES = "path use rect circle ellipse line polyline polygon text tspan image"
 _DRAWS = {f"{_SVG}{name}" for name in f"svg g defs style clipPath mask pattern title {_SHAPES}".split()}
@@ -46,7 +47,8 @@ def inline(path: Path, prefix: str, label: str) -> Markup:
     text = re.sub(r'(href="#|url\(#)', rf"\g<1>{prefix}", text)
     width = re.search(r'<svg [^>]*?width="([\d.]+)pt"', text)
     limits = f' style="min-width: {LEAST * float(width[1]):.0f}pt; max-width: {MOST * float(width[1]):.0f}pt"' if width else ""
-    start = Markup('<svg role="img" aria-label="{}"').format(label)
+    spread = ' class="spread"' if width and float(width[1]) > SPREAD_PT else ""
+    start = Markup('<svg role="img" aria-label="{}"').format(label) + Markup(spread)
     return Markup(re.sub(r"<svg ", lambda _: f"{start}{limits} ", text, count=1))
 
 

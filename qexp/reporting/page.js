@@ -1,5 +1,14 @@
 // A page works without this: all sections below each other, tables as written, titles of points as the browser shows them.
 
+// On a phone, of fewer CSS pixels, columns that are chosen away, and can be chosen back.
+const NARROW = 544, SPARED = ["bits", "mode", "policy", "quant", "granularity", "Prec@5"];
+
+// What does not fit says that it scrolls.
+const scrolls = new ResizeObserver(entries => {
+  for (const { target } of entries) target.classList.toggle("broad", target.scrollWidth > target.clientWidth + 1);
+});
+document.querySelectorAll(".scroll").forEach(place => scrolls.observe(place));
+
 // Every table sorts; a long one has a filter, a broad one a choice of columns.
 for (const table of document.querySelectorAll(".scroll > table")) {
   const heads = [...table.tHead.rows[0].cells], rows = [...table.rows], tools = element("div", { className: "tools" });
@@ -12,15 +21,16 @@ for (const table of document.querySelectorAll(".scroll > table")) {
   }
   if (heads.length >= LEAST_COLUMNS) {
     const boxes = heads.slice(1).map((head, number) => {
-      const box = element("input", { type: "checkbox", checked: true });
-      box.addEventListener("change", () => {
+      const box = element("input", { type: "checkbox", checked: innerWidth >= NARROW || !SPARED.includes(head.textContent.trim()) });
+      const choose = () => {
         for (const row of rows) row.cells[number + 1].hidden = !box.checked; // those too that a filter keeps away
-      });
+      };
+      box.addEventListener("change", choose);
+      choose();
       return element("label", {}, box, head.textContent);
     });
     tools.append(element("details", { className: "columns" }, element("summary", { textContent: "Columns" }), element("div", {}, ...boxes)));
   }
-  new ResizeObserver(([{ target }]) => target.classList.toggle("broad", target.scrollWidth > target.clientWidth)).observe(table.parentElement);
   if (tools.childNodes.length) table.parentElement.before(tools);
   sortable(table, filter, ({ kept, total }) => { status.textContent = kept.length < total ? `${kept.length} of ${total} rows` : ""; });
 }

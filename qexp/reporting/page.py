@@ -155,7 +155,7 @@ def _sections(
 
 
 def _headline(table: pd.DataFrame, seeds: pd.DataFrame) -> list[dict[str, str]]:
-    """Numbers to begin with: the float network, and the smallest copy that is shown to lose next to nothing.
+    """Numbers to begin with: the float network, and the smallest copy that is shown to lose next to nothing, or what loses least.
 
     Of repeated seeds or draws these are means and deviations: the best one is no result; of one draw of images it is said. Beside
     quantization-aware trainings the float network alone: what these lose is seen against their control, not their start.
@@ -188,6 +188,14 @@ def _headline(table: pd.DataFrame, seeds: pd.DataFrame) -> list[dict[str, str]]:
         if len(floats):
             ratio = floats["size_bytes"].max() / row["size_bytes"]
             facts.append({"value": f"{ratio:.1f} times", "what": f"smaller than the float network is {name}", "more": ""})
+    elif not has_qat(table):
+        tested = copies[copies["p_value"].notna()] if "p_value" in copies else copies[:0]
+        single = [one for one in variants(tested) if one.count == 1]
+        if single:
+            least = max(single, key=lambda one: float(one.part["delta_prec1"].iloc[0]))
+            what = f"{least.values['variant']} loses least of {len(single)}; none is shown to lose less than half a point"
+            value = f"{least.part['delta_prec1'].iloc[0]:+.2f} points"
+            facts.append({"value": value, "what": what, "more": f"95 %: {_how_told(least)}"})
     return facts
 
 

@@ -123,7 +123,8 @@ def write_report(
         screen = _screen(verdict, rounded)
     tables = [*write_tables(name, records, folder, verdict, sweeps, jobs).values()]
     tables += [*write_exports(name, exports, folder), *write_asked(folder, made)]
-    screen += [*([] if jobs.empty else [format_jobs(jobs)]), *([format_exports(exports)] if exports else [])]
+    is_done = verdict is not None and jobs["state"].eq("done").all()  # the table says so
+    screen += [*([] if jobs.empty or is_done else [format_jobs(jobs)]), *([format_exports(exports)] if exports else [])]
     drawn = draw(records, exports, made, folder, PAPER if pdf else KINDS, titles) if figures else {}
     remove_others(folder, set(chain(*drawn.values())))
     if verdict is not None:

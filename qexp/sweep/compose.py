@@ -29,7 +29,7 @@ from qexp.sweep.arguments import hydra_error
 from qexp.sweep.combinations import Combinations, corners
 from qexp.sweep.composition import resolved
 from qexp.sweep.config_store import store_choices
-from qexp.sweep.help import dotted, explained, overview
+from qexp.sweep.help import COMMAND, dotted, explained, overview
 from qexp.sweep.places import expand_places
 from qexp.sweep.types import Composed, Pick
 
@@ -144,6 +144,8 @@ def _answer(config_name: str, asked: argparse.Namespace) -> None:
         print_result(*lines, text="\n".join(lines))
         return
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises instead of printing and leaving with 1
+    if asked.shell_completion:
+        sys.argv[0] = COMMAND  # what the shell completes; Hydra's script for `python FILE` knows no modules
     answer = hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=config_name)(lambda config: None)
     text = io.StringIO()
     try:

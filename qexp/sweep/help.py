@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from qexp.base.errors import UserError, UserErrors
-from qexp.config.reference import KeyInfo, key_infos
-from qexp.config.validate import UnknownKey, all_keys
 
+if TYPE_CHECKING:
+    from qexp.config.reference import KeyInfo
+
+COMMAND = "qexp"
 VERBS = {
     "train": "train once, evaluate quantized copies of every epoch",
     "evaluate": "quantize a given checkpoint in many ways, without training",
@@ -65,6 +68,9 @@ def explained(words: Sequence[str], options: Mapping[str, Sequence[str]], values
     Raises:
         UserErrors: there is no such key or group.
     """
+    from qexp.config.reference import key_infos  # only now, so that `qexp --help` reads no settings
+    from qexp.config.validate import UnknownKey, all_keys
+
     infos = key_infos()
     known = {*all_keys(), *options}
     unknown = [

@@ -30,7 +30,8 @@ def run_in_turn(jobs: Sequence[MergedJob], prepared: Sequence[Prepared], *, reso
     """`basic`: run each merged job here, whatever becomes of the others."""
     pairs = list(zip(jobs, prepared, strict=True))
     note = (lambda pair: pair[0].told_apart) if len(jobs) > 1 else None
-    for number, (job, one) in enumerate(track(pairs, "training", note=note)):
+    label = "checkpoint" if all(one.config.checkpoint is not None for one in prepared) else "training"
+    for number, (job, one) in enumerate(track(pairs, label, note=note)):
         try:
             run_group(job, one, resources)
         except Exception as error:

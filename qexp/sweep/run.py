@@ -219,7 +219,7 @@ def report(config: Config, rows: Sequence[Row] | None = None) -> list[Path]:
     what = "tables and figures" if config.draw_figures else "tables"
     print_main("", written.table, "")
     if config.tracking.enabled:
-        print_main(f"MLflow UI: make ui   (or: {_ui_command(config)})")
+        print_main(f"MLflow UI: {_ui_command(config)}")
     print_result(f"{what}: {written.folder}/", *written.places, **written.as_event())
     return [*written.figures, *written.tables]
 
@@ -229,4 +229,4 @@ def _ui_command(config: Config) -> str:
     if config.tracking.uri is not None:
         return f"mlflow ui --host 127.0.0.1 --backend-store-uri {config.tracking.uri}"
     elsewhere = "" if str(config.runs_dir) == "runs" else f" runs_dir={shlex.quote(str(config.runs_dir))}"
-    return f"python -m qexp.ui mlflow=true{elsewhere}"
+    return f"python -m qexp.ui mlflow=true name={shlex.quote(config.name)}{elsewhere}"

@@ -100,6 +100,7 @@ class MlflowFeed:
                 self._failure = why(error)
             last_attempts += closing
             if self._abandoned.is_set() or (closing and (not self._failure or last_attempts >= LAST_ATTEMPTS)):
+                self._sender.system_metrics.end_all()  # of runs that nobody closed
                 return
             if closing:
                 time.sleep(1.0)

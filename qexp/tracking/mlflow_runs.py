@@ -16,6 +16,7 @@ from qexp.tracking.process import Process
 from qexp.tracking.registry import register
 from qexp.tracking.rows import Row, Scalar
 from qexp.tracking.run_tags import color, description, source_tags
+from qexp.tracking.system_metrics import SystemMetrics
 
 if TYPE_CHECKING:
     from mlflow.entities import Metric, Run
@@ -35,15 +36,16 @@ class MlflowRuns:
 
     Args:
         store: the experiment.
+        system_metrics: begun and ended with the runs; None measures nothing.
     """
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, system_metrics: SystemMetrics | None = None) -> None:
         self.duplicates: set[str] = set()
         self._client, self._experiment = store.client, store.experiment_id
         self._mlflow = import_mlflow()
         self._ids: dict[str, str] = {}
         self._nested: dict[str, int] = {}
-        self._copies = KeptCopies(store)
+        self._copies, self._system_metrics = KeptCopies(store), system_metrics
 
     def open(self, row: Row) -> None:
         """Make the run of a `run` row, or set the run there is to RUNNING again; then its tags and parameters."""
@@ -65,6 +67,12 @@ class MlflowRuns:
         is_training = row["parent"] is None and row.get("planned_epochs") is not None
         if inputs := data_inputs(row["params"], row["tags"], is_training=is_training):
             self._client.log_inputs(run_id, inputs)
+        self.follow(row)
+
+    def follow(self, row: Row) -> None:
+        """Measure the machine from now on, where that is asked for and the run is of this process."""
+        if self._system_metrics is not None:
+            self._system_metrics.begin(row, self._id)
 
     def log_texts(self, run: str, texts: Mapping[str, str]) -> None:
         """Store texts as artifacts of a run, by file name."""
@@ -103,6 +111,8 @@ class MlflowRuns:
 
     def close(self, run: str, status: str, time_ms: int) -> None:
         """End a run."""
+        if self._system_metrics is not None:
+            self._system_metrics.end(run)
         self._client.set_terminated(self._id(run), status=status, end_time=time_ms)
 
     def close_dead(self, last_ms: Mapping[str, int], others: Iterable[str] = ()) -> list[str]:

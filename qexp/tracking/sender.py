@@ -23,6 +23,7 @@ from qexp.tracking.journal import Journal, journal_names
 from qexp.tracking.mlflow_runs import MlflowRuns
 from qexp.tracking.mlflow_store import Store, idle_identity, lacks_runs, open_store, store_uri
 from qexp.tracking.rows import NOT_SENT
+from qexp.tracking.system_metrics import SystemMetrics
 
 CHUNK_ROWS = 500
 LOCK_TIMEOUT_S = 30
@@ -45,6 +46,7 @@ class Sender:
         self._progress_path = journal.path.with_name(f"{journal.path.stem}.mlflow.json")
         self._lock = FileLock(journal.path.with_name(f".{journal.path.stem}.mlflow.lock"), thread_local=False)
         self._offset, self._tracker = 0, ChangeTracker()
+        self.system_metrics = SystemMetrics(self._uri, enabled=settings.system_metrics)
 
     def behind(self) -> int:
         """How many rows MLflow has not been sent."""
@@ -89,9 +91,9 @@ class Sender:
     def _catch_up(self, stop: Callable[[], bool], close_dead: bool) -> int:
         """`catch_up` under the lock."""
         store = open_store(self._uri, runs_dir=self._runs_dir, experiment=self._experiment)
-        runs = MlflowRuns(store)
+        runs = MlflowRuns(store, self.system_metrics)
         count = 0
-        self._skip_sent(store)
+        self._skip_sent(store, runs)
         while not stop():
             rows, offset = self._journal.rows_from(self._offset, limit=CHUNK_ROWS)
             if not rows:
@@ -109,14 +111,15 @@ class Sender:
             self._save_progress(store)
         return count
 
-    def _skip_sent(self, store: Store) -> None:
+    def _skip_sent(self, store: Store, runs: MlflowRuns) -> None:
         """Let the tracker note what was sent, by this process or another; nothing was, if the experiment has been made since."""
         progress = self._progress()
         target = progress.get("offset", 0) if progress.get("experiment") == store.identity else 0
         if target < self._offset:
             self._offset, self._tracker = 0, ChangeTracker()
         rows, self._offset = self._journal.rows_from(self._offset, end=target)
-        self._tracker.take(rows)
+        for row in self._tracker.take(rows).opens:
+            runs.follow(row)
 
     def _head(self) -> str:
         """Names the journal by its first row: another file under the same name has another."""

@@ -54,18 +54,39 @@ def check_port(port: int) -> None:
             raise UserError("port", port, allowed="a free port", remedy=remedy) from error
 
 
-def experiment_page(uri: str, name: str) -> str:
-    """The page of an experiment, behind the address of the server.
+def experiment_page(uri: str, name: str | None) -> str:
+    """The charts of an experiment, behind the address of the server; empty where the store has no run.
+
+    Args:
+        uri: of the store.
+        name: of the experiment; None is that of the run which began last.
 
     Raises:
         UserError: the store has no such experiment.
     """
     client = import_mlflow().MlflowClient(tracking_uri=uri)
+    if name is None:
+        ids = [one.experiment_id for one in client.search_experiments()]
+        latest = client.search_runs(ids, order_by=["attributes.start_time DESC"], max_results=1)
+        return runs_page(latest[0].info.experiment_id, "CHART") if latest else ""
     entity = client.get_experiment_by_name(name)
     if entity is None:
         known = [one.name for one in client.search_experiments()]
         raise UserError("name", name, allowed=f"an experiment of MLflow's store: {', '.join(known)}", remedy=nearest(name, known))
-    return f"/#/experiments/{entity.experiment_id}/runs"
+    return runs_page(entity.experiment_id, "CHART")
+
+
+def runs_page(experiment: str, view: str) -> str:
+    """The runs of an experiment, behind the address of the server.
+
+    Ordered by a metric, trainings and variants stand side by side. In MLflow's own order, by time, variants are folded away below
+    their training, and what is folded away is not drawn.
+
+    Args:
+        experiment: MLflow's number of it.
+        view: `TABLE` or `CHART`.
+    """
+    return f"/#/experiments/{experiment}/runs?orderByKey=metrics.%60prec1%60&orderByAsc=false&compareRunsMode={view}"
 
 
 class ServerFailed(RuntimeError):
@@ -85,7 +106,7 @@ def serving(uri: str, port: int, log: IO[bytes] | int | None = None) -> Iterator
         ServerFailed: it ended or does not answer.
     """
     command = [sys.executable, "-m", "mlflow", "ui", "--host", HOST, "--port", str(port), "--workers", "1"]
-    command += ["--backend-store-uri", uri]
+    command += ["--backend-store-uri", uri, "--uvicorn-opts", "--log-level warning"]  # without a line for each request
     server = subprocess.Popen(command, env=os.environ | ENVIRONMENT, stdout=log, stderr=log, start_new_session=True)
     try:
         _wait(f"http://{HOST}:{port}/health", server)

@@ -79,6 +79,7 @@ def test_what_was_chosen_is_in_the_experiment_s_own_table(allocate):
     text = (folder_of(done) / "allocation.md").read_text()
     if bits_of(folder_of(done)) != {"0.weight": 3, "5.weight": 3}:
         assert re.search(r"exact against uniform: [+-]\d+\.\d\d points, 95 % interval", text)
+        assert any(name.endswith(" exact") for name in names), "the table says what chose, without another report"
 
 
 def test_a_budget_in_bytes_is_of_the_whole_state_dict(allocate):

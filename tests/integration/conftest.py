@@ -89,7 +89,7 @@ def tracked_here(empty_store):
 @pytest.fixture(scope="session")
 def shots():
     """scripts/screenshots.py, which opens the same pages."""
-    pytest.importorskip("playwright", reason="needs playwright: make setup")
+    pytest.importorskip("playwright", reason="needs playwright: make dev")
     spec = importlib.util.spec_from_file_location("screenshots", SCREENSHOTS)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

@@ -47,11 +47,11 @@ def test_training_variants_and_their_prec1_are_found(site, page, shots):
     training = records[0]["training"]
     names = {"fp32": f"custom {training[:6]}", "W4 int": "W4 int", "W8 int": "W8 int"}
     experiment = shots.experiment_of(page, url, "digits")
-    page.goto(f"{url}/#{shots.runs_page(experiment, 'TABLE')}", wait_until="domcontentloaded")
+    page.goto(f"{url}{shots.runs_page(experiment, 'TABLE')}", wait_until="domcontentloaded")
     for name in names.values():
         page.get_by_role("link", name=name, exact=True).wait_for()
 
-    page.goto(f"{url}/#{shots.runs_page(experiment, 'CHART')}", wait_until="domcontentloaded")
+    page.goto(f"{url}{shots.runs_page(experiment, 'CHART')}", wait_until="domcontentloaded")
     page.wait_for_function(
         f"() => ({CURVES})().some(([title, curves]) => title === 'prec1' && curves.length >= {len(names)})", polling=500
     )

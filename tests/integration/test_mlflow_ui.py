@@ -10,6 +10,7 @@ import urllib.request
 import pytest
 
 from qexp.tracking.mlflow_store import open_store, store_uri
+from qexp.tracking.server import experiment_page, runs_page
 
 pytestmark = pytest.mark.slow
 
@@ -25,7 +26,7 @@ def test_it_serves_until_it_is_ended(tracked_here, port, signum, manner):
         address = json.loads(next(lines))["address"]
     else:
         address = next((line for line in lines if line.startswith("http://")), "").split("   ")[0]
-    assert address == f"http://127.0.0.1:{port}/#/experiments/{store.experiment_id}/runs"
+    assert address == f"http://127.0.0.1:{port}{runs_page(store.experiment_id, 'CHART')}"
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/health") as answer:
         assert answer.status == 200
     shell.send_signal(signum)
@@ -38,6 +39,14 @@ def test_it_serves_until_it_is_ended(tracked_here, port, signum, manner):
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         probe.bind(("127.0.0.1", port))
+
+
+def test_without_a_name_it_opens_what_ran_last(tracked_here):
+    stores = [open_store(store_uri(None, "runs"), runs_dir="runs", experiment=name) for name in ("first", "last", "empty")]
+    assert experiment_page(store_uri(None, "runs"), None) == ""
+    for store, began in zip(stores, (1_000, 2_000), strict=False):
+        store.client.create_run(store.experiment_id, start_time=began)
+    assert experiment_page(store_uri(None, "runs"), None) == runs_page(stores[1].experiment_id, "CHART")
 
 
 def test_an_experiment_that_the_store_lacks(tracked_here, process):

@@ -123,6 +123,16 @@ def test_only_tables_and_figures_scroll_sideways(page, width):
     assert page.evaluate("document.documentElement.scrollWidth") <= width
 
 
+def test_a_phone_shows_the_difference_first_and_the_rest_on_request(page):
+    page.set_viewport_size({"width": 390, "height": 900})
+    page.reload()
+    heads = page.locator("#table ~ .scroll thead th:visible")
+    assert heads.all_inner_texts()[:4] == ["variant", "Prec@1", "delta", "95 % CI"]
+    page.locator("#table ~ .tools summary").click()
+    page.get_by_label("Prec@5").check()
+    assert heads.all_inner_texts()[:3] == ["variant", "Prec@1", "Prec@5"]
+
+
 def test_without_scripts_all_of_it_is_there(shots, report):
     with shots.open_page(1280, 1000) as (page, _):
         plain = page.context.browser.new_context(java_script_enabled=False).new_page()

@@ -41,7 +41,7 @@ def tracked(process, tiny, tmp_path_factory):
     finally:
         os.chdir(before)
     assert done.returncode == 0, done.stderr
-    assert "MLflow UI: make ui" in done.stdout and "behind" not in done.stdout + done.stderr
+    assert "MLflow UI: python -m qexp.ui mlflow=true name=digits" in done.stdout and "behind" not in done.stdout + done.stderr
     return folder, command
 
 

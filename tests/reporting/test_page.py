@@ -71,7 +71,7 @@ def test_the_page_stands_alone_and_says_what_is_asked(runs_dir, tmp_path):
     for words in (
         "What does quantizing resnet20 on mnist5k cost?", "not separated from fp32", "95 % CI", "worse", "lr 0.1",
         "n = 2000 images of split test", "Prec@1 against stored size", "W8 int: logits <are> not & finite (in 1 of 2 epochs",
-        "1 (BN statistic)", "1 conv weight: 90.0 % of all elements", "python -m qexp.train bits=4,8 -m",
+        "1 (BN statistic)", "1 conv weight: 90.0 % of all elements, statistics too", "python -m qexp.train bits=4,8 -m",
         "smallest copy shown to lose less", "torch 2.13.0",
     ):  # fmt: skip
         assert words in text, words
@@ -84,6 +84,15 @@ def test_a_page_without_predictions_says_so(predicted, write, tmp_path):
     report = write_report("exp", runs_dir=write(predicted(RIGHT)), results_dir=tmp_path / "results")
     text = (report.folder / "report.html").read_text(encoding="utf-8")
     assert "No statistics: no predictions were kept." in text and "No predictions were kept, so that" in text
+
+
+def test_what_loses_least_leads_where_nothing_is_shown_to_lose_little(predicted, write, tmp_path):
+    right = {name: RIGHT[name] for name in ("fp32", "W4 int", "W2 int")}
+    report = write_report("exp", runs_dir=write(predicted(right, folder=tmp_path / "runs")), results_dir=tmp_path / "results")
+    page = Page()
+    page.feed((report.folder / "report.html").read_text(encoding="utf-8"))
+    text = " ".join(" ".join(page.text).split())
+    assert "-5.00 points W4 int loses least of 2; none is shown to lose less than half a point 95 %: -" in text
 
 
 def test_load_is_tidy(runs_dir):

@@ -102,6 +102,15 @@ def test_a_sweep_trains_once_and_reports_every_variant(store):
     assert not Path("runs/jobs").exists()  # which holds the output of workers
 
 
+def test_eight_epochs_of_twelve_variants_are_sixty_lines(cli, tiny):
+    """Whatever the network; how often progress is told where there is no terminal is the machine's matter, and not counted."""
+    done = cli(*tiny, "train.epochs=8", f"bits={','.join(map(str, range(2, 14)))}", "-m")
+    lines = [line for line in done.out.splitlines() if " · " not in line]
+    assert done.code == 0 and len(lines) <= 60, done.out
+    told = [line for line in lines if line.startswith("  epoch ")]
+    assert len(told) == 8 and all(line.count("fp32") == 1 and line.count(" int ") == 12 for line in told)
+
+
 def test_figures_are_drawn_where_asked_for_and_none_is_left_that_shows_other_numbers(store, cli, tiny):
     folder, page, shown = Path("results/digits/figures"), Path("results/digits/report.html"), 'class="figure"'
     assert not folder.exists() and shown not in page.read_text()

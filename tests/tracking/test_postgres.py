@@ -73,7 +73,7 @@ class Postgres:
 
 @pytest.fixture
 def postgres():
-    pytest.importorskip("psycopg2", reason="needs psycopg2-binary: make setup")
+    pytest.importorskip("psycopg2", reason="needs psycopg2-binary: make dev")
     with tempfile.TemporaryDirectory() as folder:  # tmp_path lies in a folder that is its user's alone
         server = Postgres(Path(folder))
         server.ctl("start")

@@ -210,6 +210,9 @@ def _against_best(table: pd.DataFrame, groups: Sequence[pd.Index]) -> Iterator[s
         if best.empty:
             continue
         top = float(best["prec1"].iloc[0])
+        if len(groups) == 1 and is_float(best).iloc[0] and _as_against_float(part):
+            yield f"No row is better than {names[best.index[0]]}: what holds against it holds against the best."
+            continue
         cells = {
             cell: [(row["prec1"] - top, names[place], 0.0) for place, row in part[part["vs_best"] == cell].iterrows()]
             for cell in (ALIKE, WORSE)
@@ -219,6 +222,12 @@ def _against_best(table: pd.DataFrame, groups: Sequence[pd.Index]) -> Iterator[s
                  f"the best ({top:.2f} %){_listed(cells[ALIKE])}"]  # fmt: skip
         parts += [f"worse than some row: {_listed(cells[WORSE])[2:]}"] if cells[WORSE] else []
         yield f"{where}{'; '.join(parts)} (the same family)."
+
+
+def _as_against_float(part: pd.DataFrame) -> bool:
+    """True where the rows not shown to be worse than some row are those not separated from their float network."""
+    others = part[part["vs_best"].isin((ALIKE, WORSE))]
+    return bool((others["p_holm"].notna() & (others["vs_best"].eq(ALIKE) == others["p_holm"].gt(ALPHA))).all())
 
 
 def _power(table: pd.DataFrame, groups: Sequence[pd.Index], rows: Comparisons) -> Iterator[str]:

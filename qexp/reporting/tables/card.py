@@ -140,7 +140,7 @@ def _planned(plans: Iterable[LabelledPlan]) -> Iterable[str]:
         if chosen and total:
             share = 100 * sum(row["num_elements"] for row in chosen) / total
             named = ", ".join(f"{count} {_several(kind) if count > 1 else kind}" for kind, count in kinds.items())
-            yield f"{named}: {share:.1f} % of all elements"
+            yield f"{named}: {share:.1f} % of all elements, statistics too"
 
 
 def _several(kind: str) -> str:
