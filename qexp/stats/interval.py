@@ -75,8 +75,6 @@ def wilson_ends(num_correct: Counts, n: Counts, *, level: float = 0.95) -> tuple
         n: images of each.
         level: of the intervals.
 
-    Source: that of `wilson`.
-
     >>> low, high = wilson_ends(np.array([0, 10]), np.array([10, 10]))
     >>> low.round(2).tolist(), high.round(2).tolist()
     ([0.0, 72.25], [27.75, 100.0])
@@ -129,11 +127,9 @@ def newcombe_ends(
         n: images of each pair.
         level: of the intervals.
 
-    Source: that of `newcombe`.
-
     >>> low, high = newcombe_ends(np.array([987, 987]), np.array([966, 987]), np.array([1000, 1000]))
     >>> low.round(2).tolist(), high.round(2).tolist()
-    ([-3.52, -1.04], [-0.78, 1.04])
+    ([-3.52, -1.06], [-0.78, 1.06])
     """
     low, high = confint_proportions_2indep(num_correct_b, n, num_correct_a, n, method="newcomb", compare="diff", alpha=1 - level)
     return 100 * low, 100 * high

@@ -89,11 +89,11 @@ def _rows(records: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
     paired = ends["low"].notna()
     alone = kept[of_float & ~paired]
     n = alone["n"].to_numpy(dtype=int)
-    right = [
+    before, after = (
         np.rint(prec1.to_numpy(dtype=float) * n / 100).astype(int)
         for prec1 in (alone["prec1"] - alone["delta_prec1"], alone["prec1"])
-    ]
-    ends.loc[alone.index] = np.column_stack(newcombe_ends(*right, n, level=1 - ALPHA))
+    )
+    ends.loc[alone.index] = np.column_stack(newcombe_ends(before, after, n, level=1 - ALPHA))
     kept = kept.assign(low=ends["low"], high=ends["high"], paired=paired, line=line_keys(kept))
     over = ["group", "variant", "split", "n", "epoch"]
     means = kept.groupby(over, sort=False).agg(

@@ -76,8 +76,8 @@ def records_of(rows: Sequence[Row]) -> pd.DataFrame:
         return pd.DataFrame(columns=[*COLUMNS, "run", "data", "model", "planned_epochs", "label", "group"])
     # A correction may have had nothing to do after the first epochs: what it did in the last one names the variant.
     last = {(row["run"], row["variant_key"]): row for row in sorted(records, key=lambda row: row["epoch"])}
-    labels = {key: _label(row) for key, row in last.items()}
-    named = [labels[record["run"], record["variant_key"]] for record in records]
+    label_of = {key: _label(row) for key, row in last.items()}
+    named = [label_of[record["run"], record["variant_key"]] for record in records]
     frame = _one_name_each(_framed(records).assign(named=named, variant=[label.text for label in named]))
     frame = with_ways(with_draws(_with_widths(_labelled(frame, runs), runs)))
     for column in ("data", "model"):
