@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from typing import Any
 
 from qexp.base.errors import UserError
@@ -41,9 +42,9 @@ class Label:
         activations = f"A{'/'.join(map(str, self.activations))}" if self.activations else ""
         return f"W{'/'.join(map(str, self.weights))}{activations}"
 
-    @property
+    @cached_property
     def text(self) -> str:
-        """What people read.
+        """What people read; a label stands in a row for each epoch.
 
         >>> Label("int", (4,), (8,), ("per_channel",)).text, Label("half").text
         ('W4A8 int per_channel', 'half')
@@ -54,7 +55,7 @@ class Label:
             return " ".join([self.given, *self.marks])
         return " ".join([*([self.widths] if self.widths else []), self.way, *self.words])
 
-    @property
+    @cached_property
     def generated(self) -> Label:
         """The label as it is where none was typed: it says what the variant is."""
         return replace(self, given="", marks=())
@@ -125,6 +126,8 @@ def told_apart(labels: Sequence[Label], draws: Sequence[int]) -> list[Label]:
     >>> [label.text for label in told_apart([mine, other], [0, 0])], told_apart([mine, mine], [0, 0]) == [mine, mine]
     (['ours (W4 int)', 'ours (half)'], True)
     """
+    if not any(label.given for label in labels):
+        return list(labels)
     bare = [label.without([draw_word(draw)]) for label, draw in zip(labels, draws, strict=True)]
     meant: dict[str, set[str]] = {}
     for label in bare:

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
 from statsmodels.stats.proportion import confint_proportions_2indep, proportion_confint
 
 from qexp.base.checks import check_range
 from qexp.base.errors import UserError
 from qexp.stats.inputs import check_share
+
+Counts = int | NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -59,8 +63,24 @@ def wilson(num_correct: int, n: int, *, level: float = 0.95) -> Interval:
         raise UserError("n", n, allowed="at least one image")
     check_range("num_correct", num_correct, 0, n)
     check_share("level", level)
+    low, high = wilson_ends(num_correct, n, level=level)
+    return Interval(float(low), float(high), level)
+
+
+def wilson_ends(num_correct: Counts, n: Counts, *, level: float = 0.95) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Lower and upper ends of `wilson` for many networks at once, percent.
+
+    Args:
+        num_correct: images that each network got right, from 0 to its `n`.
+        n: images of each.
+        level: of the intervals.
+
+    >>> low, high = wilson_ends(np.array([0, 10]), np.array([10, 10]))
+    >>> low.round(2).tolist(), high.round(2).tolist()
+    ([0.0, 72.25], [27.75, 100.0])
+    """
     low, high = proportion_confint(num_correct, n, alpha=1 - level, method="wilson")
-    return Interval(100 * float(low), 100 * float(high), level)
+    return 100 * low, 100 * high
 
 
 def newcombe(num_correct_a: int, num_correct_b: int, n: int, *, level: float = 0.95) -> Interval:
@@ -92,5 +112,24 @@ def newcombe(num_correct_a: int, num_correct_b: int, n: int, *, level: float = 0
     check_range("num_correct_a", num_correct_a, 0, n)
     check_range("num_correct_b", num_correct_b, 0, n)
     check_share("level", level)
+    low, high = newcombe_ends(num_correct_a, num_correct_b, n, level=level)
+    return Interval(float(low), float(high), level)
+
+
+def newcombe_ends(
+    num_correct_a: Counts, num_correct_b: Counts, n: Counts, *, level: float = 0.95
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Lower and upper ends of `newcombe` for many pairs at once, points.
+
+    Args:
+        num_correct_a: images that A of each pair got right, from 0 to its `n`.
+        num_correct_b: images that B of each pair got right.
+        n: images of each pair.
+        level: of the intervals.
+
+    >>> low, high = newcombe_ends(np.array([987, 987]), np.array([966, 987]), np.array([1000, 1000]))
+    >>> low.round(2).tolist(), high.round(2).tolist()
+    ([-3.52, -1.06], [-0.78, 1.06])
+    """
     low, high = confint_proportions_2indep(num_correct_b, n, num_correct_a, n, method="newcomb", compare="diff", alpha=1 - level)
-    return Interval(100 * float(low), 100 * float(high), level)
+    return 100 * low, 100 * high

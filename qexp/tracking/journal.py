@@ -22,6 +22,7 @@ from qexp.base.errors import UserError, nearest
 from qexp.base.faults import fault_point
 from qexp.base.files import SaveError, check_readable, fsync_folder, names_in, write_all
 from qexp.base.text import without_passwords
+from qexp.tracking.lines import Lines
 from qexp.tracking.rows import KEYS, Row
 
 
@@ -190,6 +191,7 @@ def read_rows(
         UserError: a file that may not be read.
     """
     rows: list[Row] = []
+    lines = Lines()
     check_readable(path)
     try:
         handle = open(path, "rb")
@@ -201,7 +203,7 @@ def read_rows(
             line = handle.readline()
             if not line.endswith(b"\n"):
                 break
-            row = _parse(line, needs)
+            row = _parse(line, tuple(needs), lines)
             if row is None:
                 _name_damage(path, offset)
             else:
@@ -210,15 +212,21 @@ def read_rows(
     return rows, offset
 
 
-def _parse(line: bytes, needs: Sequence[str]) -> Row | None:
+def _parse(line: bytes, needs: tuple[str, ...], lines: Lines) -> Row | None:
     """One line as a row, None where it is none or lacks what its readers ask for."""
     try:
-        row = json.loads(without_passwords(line.decode()))
+        row = lines.parse(without_passwords(line.decode()))
     except ValueError:
         return None
     if not isinstance(row, dict) or not isinstance(kind := row.get("kind", ""), str):
         return None
-    return row if all(name in row for name in (*needs, *KEYS.get(kind, ()))) else None
+    return row if row.keys() >= _needed(kind, needs) else None
+
+
+@cache
+def _needed(kind: str, needs: tuple[str, ...]) -> frozenset[str]:
+    """What a row of a kind has."""
+    return frozenset((*needs, *KEYS.get(kind, ())))
 
 
 @cache

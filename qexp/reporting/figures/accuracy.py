@@ -35,6 +35,7 @@ from qexp.reporting.figures.curves import (
     draw_band,
     draw_curve,
     epoch_curves,
+    few_panels,
     is_reference,
     is_start,
     last_points,
@@ -62,10 +63,13 @@ REFERENCE_LINES, START_LINE = ("-", (0, (5, 1.5)), (0, (2, 1))), (0, (6, 3))
 def prec1_by_epoch(records: pd.DataFrame) -> Figure:
     """Prec@1 of every variant after every epoch; a panel per training, the float network thick and black.
 
+    Of more trainings than `MAX_PANELS` those that differ in their seed are one panel, of means; where these are still more, the
+    first of them are drawn, and the heading says how many there are.
+
     Args:
         records: of `load_records`.
     """
-    frame = _merged(records)
+    frame, subset = few_panels(_merged(records))
     styles = (curve_looks if has_qat(frame) else looks)(frame[~is_reference(frame)])
     references = _reference_looks(frame)
     panels = panels_of(frame, "label")
@@ -107,10 +111,11 @@ def prec1_by_epoch(records: pd.DataFrame) -> Figure:
         )
         for name, look, width in entries
     ]
-    averaged = has_qat(frame) and frame["sd"].notna().any()
+    averaged = "sd" in frame and frame["sd"].notna().any()
     heading = "Prec@1 after every epoch" if has_qat(frame) else "Prec@1 of the quantized copies after every epoch"
     heading += ", mean over seeds, band one sd" if averaged else ", with 95 % intervals" if len(styles) <= MAX_BANDS else ""
-    return lay_out(panels, zooms, draw, [] if direct else handles, title(frame, heading), monospace=final is not None)
+    heading = title(frame, heading + subset)
+    return lay_out(panels, zooms, draw, [] if direct else handles, heading, monospace=final is not None)
 
 
 def prec1_by_bits(records: pd.DataFrame) -> Figure | None:

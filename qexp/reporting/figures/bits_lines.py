@@ -11,12 +11,11 @@ from matplotlib.axes import Axes
 
 from qexp.reporting.figures.curves import OWN, LineKey, is_reference, line_keys
 from qexp.reporting.figures.marks import percent_text, points, tell
-from qexp.reporting.figures.style import LINES, MARKERS, Look, spread_colors
+from qexp.reporting.figures.style import LINES, MARKERS, MAX_PANELS, Look, spread_colors
 from qexp.reporting.frames.summary import Family
 from qexp.reporting.statistics.paired import wilson_ends
 
 MAX_LINES = 8  # that can be distinguished in one panel
-MAX_PANELS = 12  # that a page has room for
 # Parts of a line's family by which panels are made, the first that leaves few lines in each: quantizer, granularity, width of the
 # activations, policy, input.
 FACETS = (1, 2, -1, 0, 3)

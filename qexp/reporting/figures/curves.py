@@ -8,8 +8,8 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from qexp.reporting.figures.marks import percent_text, points, tell
-from qexp.reporting.figures.style import LINES, MARKERS, Look, looks, spread_colors
-from qexp.reporting.frames.comparison import LINEAGE, shared_words
+from qexp.reporting.figures.style import LINES, MARKERS, MAX_PANELS, Look, looks, spread_colors
+from qexp.reporting.frames.comparison import LINEAGE, has_qat, shared_words
 from qexp.reporting.frames.summary import MEASUREMENT, Family, family_keys
 from qexp.reporting.statistics.paired import wilson_ends
 from qexp.tracking.record import FLOAT_VARIANT
@@ -55,6 +55,29 @@ def epoch_curves(records: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
     if not panels and not alone.any():
         alone = frame["role"].eq("checkpoint")
     return pd.concat([*panels, frame[alone].assign(sd=float("nan"))]).sort_values("order", kind="stable")
+
+
+def few_panels(frame: pd.DataFrame) -> tuple[pd.DataFrame, str]:
+    """The rows that a figure has room for, a panel per `label`, and what its heading says of those that it leaves out.
+
+    Up to `MAX_PANELS` trainings as they are. Of more, repeats of a training with other seeds are one: `prec1` is their mean and
+    `sd` their deviation; of still more the first ones.
+
+    Args:
+        frame: rows to draw against the epoch.
+    """
+    panel = ["label", "split", "n"]
+    if len(frame[panel].drop_duplicates()) <= MAX_PANELS:
+        return frame, ""
+    keys = ["group", "variant", "split", "n", "epoch"]
+    if not has_qat(frame):  # whose rows are means already
+        means = frame.groupby(keys, sort=False)["prec1"].agg(prec1="mean", sd="std").reset_index()
+        frame = frame.drop_duplicates(keys).drop(columns="prec1").merge(means, on=keys).assign(label=lambda rows: rows["group"])
+    listed = frame[panel].drop_duplicates()
+    if len(listed) <= MAX_PANELS:
+        return frame, ""
+    first = frame.merge(listed.head(MAX_PANELS), on=panel)
+    return first, f"; the first {MAX_PANELS} of {len(listed)} trainings, epochs.csv has all"
 
 
 def last_points(table: pd.DataFrame) -> pd.DataFrame:

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from qexp.reporting.figures.bits_lines import MAX_LINES, MAX_PANELS, line_label, line_looks
+from qexp.reporting.figures.bits_lines import MAX_LINES, line_label, line_looks
 from qexp.reporting.figures.curves import MAX_BANDS, line_keys
 from qexp.reporting.figures.layout import PAGE_HEIGHT, PANELS_PER_ROW, label_ends
 from qexp.reporting.figures.marks import points, tell
-from qexp.reporting.figures.style import Look, drawing, legend_entry, title
+from qexp.reporting.figures.style import MAX_PANELS, Look, drawing, legend_entry, title
 from qexp.reporting.frames.comparison import has_qat
 from qexp.reporting.frames.repeats import is_further_draw
 from qexp.reporting.frames.summary import is_float, summarize
 from qexp.reporting.statistics.paired import ALPHA, MARGIN
-from qexp.stats.interval import newcombe
+from qexp.stats.interval import newcombe_ends
 
 PANEL_WIDTH, PANEL_HEIGHT = 3.3, 2.7  # inches
 FAINT, CLEAR = 0.10, 0.22  # opacity of a band: of both accuracies alone, of image by image
@@ -82,17 +83,18 @@ def _rows(records: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
     keys = ["training", "variant_key", "split", "n"]
     listed = table[~is_float(table)]
     kept = records.merge(listed[keys], on=keys)
-    floats = set(records[is_float(records)][["training", "split", "n", "epoch"]].itertuples(index=False, name=None))
-    ends = []
-    for row in kept.itertuples():
-        known = "ci_low" in kept and pd.notna(row.ci_low)
-        if known or (row.training, row.split, row.n, row.epoch) not in floats:
-            ends.append((row.ci_low, row.ci_high, known) if known else (float("nan"), float("nan"), False))
-        else:
-            right = [round(prec1 * row.n / 100) for prec1 in (row.prec1 - row.delta_prec1, row.prec1)]
-            interval = newcombe(right[0], right[1], row.n, level=1 - ALPHA)
-            ends.append((interval.low, interval.high, False))
-    kept = kept.assign(**dict(zip(("low", "high", "paired"), zip(*ends, strict=True), strict=True)), line=line_keys(kept))
+    measured = ["training", "split", "n", "epoch"]
+    of_float = pd.MultiIndex.from_frame(kept[measured]).isin(pd.MultiIndex.from_frame(records[is_float(records)][measured]))
+    ends = kept.reindex(columns=["ci_low", "ci_high"]).astype(float).set_axis(["low", "high"], axis=1)
+    paired = ends["low"].notna()
+    alone = kept[of_float & ~paired]
+    n = alone["n"].to_numpy(dtype=int)
+    before, after = (
+        np.rint(prec1.to_numpy(dtype=float) * n / 100).astype(int)
+        for prec1 in (alone["prec1"] - alone["delta_prec1"], alone["prec1"])
+    )
+    ends.loc[alone.index] = np.column_stack(newcombe_ends(before, after, n, level=1 - ALPHA))
+    kept = kept.assign(low=ends["low"], high=ends["high"], paired=paired, line=line_keys(kept))
     over = ["group", "variant", "split", "n", "epoch"]
     means = kept.groupby(over, sort=False).agg(
         loss=("delta_prec1", "mean"), sd=("delta_prec1", "std"), num_seeds=("seed", "nunique"), low=("low", "first"),

@@ -27,6 +27,7 @@ Value = TypeVar("Value")
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#7F7F7F", "#F0E442")
 LineStyle = str | tuple[int, tuple[float, ...]]  # a name, or an offset and lengths of dashes and gaps
 LINES: dict[str, LineStyle] = {"int": "-", "float": (0, (4, 1.6)), "half": (0, (1, 1.4))}
+MAX_PANELS = 12  # that a page has room for
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 CLOSE_POINTS = 5.0  # curves that end this close to the float network deserve an axis of their own
 SPREAD_POINTS = 12.0  # if others end this far below

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -75,8 +76,9 @@ def records_of(rows: Sequence[Row]) -> pd.DataFrame:
         return pd.DataFrame(columns=[*COLUMNS, "run", "data", "model", "planned_epochs", "label", "group"])
     # A correction may have had nothing to do after the first epochs: what it did in the last one names the variant.
     last = {(row["run"], row["variant_key"]): row for row in sorted(records, key=lambda row: row["epoch"])}
-    named = [_label(last[record["run"], record["variant_key"]]) for record in records]
-    frame = _one_name_each(pd.DataFrame(records).assign(named=named, variant=[label.text for label in named]))
+    label_of = {key: _label(row) for key, row in last.items()}
+    named = [label_of[record["run"], record["variant_key"]] for record in records]
+    frame = _one_name_each(_framed(records).assign(named=named, variant=[label.text for label in named]))
     frame = with_ways(with_draws(_with_widths(_labelled(frame, runs), runs)))
     for column in ("data", "model"):
         frame[column] = [_params(runs, training).get(f"{column}.name", "") for training in frame["training"]]
@@ -93,7 +95,7 @@ def records_of(rows: Sequence[Row]) -> pd.DataFrame:
         if len(protocols.references) == frame["training"].nunique() - 1:  # one network: what it is goes without saying
             labels = {key: _unlike(_params(runs, key), _params(runs, other)) for key, other in protocols.references.items()}
             frame["label"] = frame["group"] = frame["training"].map(labels).fillna("reference")
-    return pd.concat([frame, _differing_params(frame["run"], runs)], axis=1)
+    return _with_plain_texts(pd.concat([frame, _differing_params(frame["run"], runs)], axis=1))
 
 
 def load_sweeps(name: str, runs_dir: str | Path) -> list[SweepRow]:
@@ -141,25 +143,37 @@ def asked_of(rows: Sequence[Row]) -> AskedFor:
     )
 
 
-def _latest(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def _latest(rows: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     """The last row of each measurement, in the order of the first ones."""
-    kept: dict[tuple[object, ...], dict[str, Any]] = {}
+    kept: dict[tuple[object, ...], Mapping[str, Any]] = {}
+    identity_of = itemgetter(*IDENTITY)
     for row in rows:
-        identity = tuple(row[key] for key in IDENTITY)
-        record = (
-            {key: row.get(key) for key in ("run", *COLUMNS, *ADDED_SINCE)}
-            | {name: row.get(name, default) for name, default in BLANK.items()}
-            | row.get("extra", {})
-        )
+        identity = identity_of(row)
         if row["reused"] and identity in kept:
-            record["time_ms"] = kept[identity]["time_ms"]
-        kept[identity] = record
+            row = {**row, "time_ms": kept[identity]["time_ms"]}
+        kept[identity] = row
     return list(kept.values())
+
+
+def _framed(records: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+    """Records as a frame, a column for each field, and for each metric that was asked for."""
+    names = ("run", *COLUMNS, *ADDED_SINCE)
+    columns = zip(*(map(row.get, names) for row in records), strict=True)
+    values = {name: list(column) for name, column in zip(names, columns, strict=True)}
+    values |= {name: [row.get(name, default) for row in records] for name, default in BLANK.items()}
+    asked = dict.fromkeys(name for row in records for name in row.get("extra", ()))
+    values |= {name: [row.get("extra", {}).get(name, float("nan")) for row in records] for name in asked}
+    return _with_plain_texts(pd.DataFrame(values))
+
+
+def _with_plain_texts(frame: pd.DataFrame) -> pd.DataFrame:
+    """A frame whose texts are Python's: those of arrow take ten times as long to go through, which reports do often."""
+    return frame.astype({name: object for name, dtype in frame.dtypes.items() if dtype == "str"})
 
 
 def _label(record: Mapping[str, Any]) -> Label:
     """The label of a row; of one that was stored without its parts, they are read from its text."""
-    parts = record["named"]
+    parts = record.get("named")
     if parts is None:
         return read_stored_label(record["variant"])
     weights = None if parts["weights"] is None else tuple(parts["weights"])
@@ -205,16 +219,25 @@ def _labelled(frame: pd.DataFrame, runs: Mapping[str, RunRow]) -> pd.DataFrame:
 def _with_widths(frame: pd.DataFrame, runs: Mapping[str, RunRow]) -> pd.DataFrame:
     """Let `bits` be the mean over elements of what a plan chose, where that is not what the dial says, and add the widths."""
     plans = {run: json.loads(runs[run]["artifacts"].get(PLAN_FILE, "[]")) for run in frame["run"].unique() if run in runs}
-    bits, widths = frame["bits"].to_list(), [""] * len(frame)
-    for number, (run, policy) in enumerate(zip(frame["run"], frame["policy"], strict=True)):
-        chosen = [(row["bits"], row["num_elements"]) for row in plans.get(run, ()) if row["bits"] and row.get("num_elements")]
-        different = {width for width, _ in chosen}
-        own = len(different) > 1 and policy in POLICIES and "rules" in POLICIES[policy].reads
-        if chosen and frame["mode"].iloc[number] != "half" and (own or bits[number] not in different):
-            mean = sum(width * count for width, count in chosen) / sum(count for _, count in chosen)
-            bits[number] = round(mean, 2)
-            widths[number] = f"{min(different)}-{max(different)}, mean {mean:.1f}" if len(different) > 1 else f"{mean:g}"
+    chosen_of = {
+        run: [(row["bits"], row["num_elements"]) for row in rows if row["bits"] and row.get("num_elements")]
+        for run, rows in plans.items()
+    }
+    columns = ["run", "policy", "mode", "bits"]
+    known = {row: _width(chosen_of.get(row[0], []), *row[1:]) for row in frame[columns].drop_duplicates().itertuples(index=False)}
+    both = [known[row] for row in frame[columns].itertuples(index=False, name=None)]
+    bits, widths = [width for width, _ in both], [words for _, words in both]
     return frame.assign(bits=bits, widths=widths) if any(widths) else frame
+
+
+def _width(chosen: Sequence[tuple[int, int]], policy: str, mode: str, bits: int) -> tuple[float, str]:
+    """`bits` and `widths` of a run's rows, from the widths that its plan chose with the elements of each."""
+    different = {width for width, _ in chosen}
+    own = len(different) > 1 and policy in POLICIES and "rules" in POLICIES[policy].reads
+    if not chosen or mode == "half" or not (own or bits not in different):
+        return bits, ""
+    mean = sum(width * count for width, count in chosen) / sum(count for _, count in chosen)
+    return round(mean, 2), f"{min(different)}-{max(different)}, mean {mean:.1f}" if len(different) > 1 else f"{mean:g}"
 
 
 def _across_delta(frame: pd.DataFrame) -> list[float]:

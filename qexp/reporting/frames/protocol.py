@@ -127,16 +127,17 @@ def find_protocols(records: pd.DataFrame, params: Mapping[str, Mapping[str, Scal
         way = ways[cut, key[3]]
         facts[key] |= way if contents[cut] > 1 or (len(known) > 1 and _text(way) in known) else {}
         facts[key]["content"] = key[3] if alike[cut, _text(way)] > 1 else ""
-    protocols = {_text(fact): fact for fact in facts.values()}
+    text_of = {key: _text(fact) for key, fact in facts.items()}
+    protocols = {text_of[key]: fact for key, fact in facts.items()}
     marks = {text: _mark(number) for number, text in enumerate(protocols)}
-    texts = [_text(facts[row]) for row in rows.itertuples(index=False, name=None)]
+    texts = [text_of[row] for row in rows.itertuples(index=False, name=None)]
     shown = dict(zip(texts, records["data"], strict=True)) if "data" in records else {}
     descriptions = {
         marks[text]: _description(fact | {"name": shown.get(text) or fact["name"]}, list(protocols.values()))
         for text, fact in protocols.items()
     }
     letters = pd.Series([marks[text] for text in texts], index=records.index, dtype=object)
-    first = {key[0]: marks[_text(fact)] for key, fact in facts.items()}
+    first = {key[0]: marks[text] for key, text in text_of.items()}
     differ = {name for fact in facts.values() for name in fact if len({repr(other.get(name)) for other in facts.values()}) > 1}
     unasked = {mark: None for training, mark in first.items() if params.get(training, {}).get("evaluate.across") is None}
     across = _across(first, params, measured)

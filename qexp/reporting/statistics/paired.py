@@ -16,8 +16,9 @@ import pandas as pd
 from qexp.reporting.frames.predictions import Predictions, StoredPredictions, keys_of
 from qexp.reporting.frames.protocol import is_stopped
 from qexp.reporting.frames.repeats import is_further_draw, repeats
-from qexp.reporting.frames.summary import STATISTICS, is_compared, is_control
-from qexp.stats.interval import Interval, wilson
+from qexp.reporting.frames.summary import PAIRED, STATISTICS, is_compared, is_control
+from qexp.stats.interval import Interval
+from qexp.stats.interval import wilson_ends as ends_of_wilson
 from qexp.stats.noninferiority import MARGIN, NonInferiority, non_inferiority
 from qexp.stats.paired import compare_counts, mcnemar
 from qexp.stats.score import score_interval
@@ -41,16 +42,14 @@ def with_statistics(records: pd.DataFrame, stored: StoredPredictions) -> pd.Data
         records: of `load_records`.
         stored: of `load_predictions`.
     """
-    rows, references, compared = [], stored.references_of(records), is_compared(records)
-    listed = zip(keys_of(records), compared, records["prec1"], references, is_stopped(records), strict=True)
-    for key, stands, prec1, reference, stopped in listed:
-        alone = wilson_of(prec1, key[4])
-        row: dict[str, object] = {} if stopped else {"prec1_low": alone.low, "prec1_high": alone.high}
-        if stands and reference is not None:
-            row |= against(stored.by_key.get(reference), stored.by_key.get(key))
-        rows.append(row)
-    columns = pd.DataFrame(rows, columns=list(STATISTICS), index=records.index)
-    return pd.concat([records.drop(columns=list(STATISTICS), errors="ignore"), columns], axis=1)
+    compared = zip(keys_of(records), is_compared(records).to_list(), stored.references_of(records), strict=True)
+    rows = [
+        against(stored.by_key.get(reference), stored.by_key.get(key)) if stands and reference is not None else {}
+        for key, stands, reference in compared
+    ]
+    columns = pd.DataFrame(rows, columns=list(PAIRED), index=records.index)
+    alone = wilson_ends(records).where(~is_stopped(records)).add_prefix("prec1_")
+    return pd.concat([records.drop(columns=list(STATISTICS), errors="ignore"), alone, columns], axis=1)
 
 
 def against(a: Predictions | None, b: Predictions | None) -> dict[str, object]:
@@ -83,16 +82,11 @@ def _bound(lost: int, gained: int, n: int) -> NonInferiority:
     return non_inferiority(compare_counts(lost, gained, n), margin=MARGIN, alpha=ALPHA)
 
 
-@lru_cache(maxsize=100_000)
-def wilson_of(prec1: float, n: int) -> Interval:
-    """The interval of one accuracy in percent."""
-    return wilson(round(prec1 * n / 100), n)
-
-
 def wilson_ends(frame: pd.DataFrame) -> pd.DataFrame:
     """`low` and `high` of the interval of each row's `prec1` on its `n` images; both `prec1` itself where a test stopped it."""
-    intervals = [wilson_of(prec1, n) for prec1, n in zip(frame["prec1"], frame["n"], strict=True)]
-    ends = pd.DataFrame({end: [getattr(interval, end) for interval in intervals] for end in ("low", "high")}, index=frame.index)
+    n = frame["n"].to_numpy(dtype=int)
+    low, high = ends_of_wilson(np.rint(frame["prec1"].to_numpy(dtype=float) * n / 100).astype(int), n)
+    ends = pd.DataFrame({"low": low, "high": high}, index=frame.index)
     return ends.where(~is_stopped(frame), frame["prec1"], axis=0)
 
 

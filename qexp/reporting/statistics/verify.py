@@ -37,10 +37,11 @@ from qexp.reporting.frames.summary import CLAIMS, STATISTICS, is_compared, own_m
 from qexp.reporting.statistics.asked_again import check_asked_tables
 from qexp.reporting.statistics.draws import FILE as DRAWS_FILE
 from qexp.reporting.statistics.draws import draw_pairs
-from qexp.reporting.statistics.paired import against, is_tested, seed_intervals, wilson_of
+from qexp.reporting.statistics.paired import against, is_tested, seed_intervals
 from qexp.reporting.statistics.pairs import compare_rows
 from qexp.reporting.statistics.verdict import best_epoch_rows, pairs_of, with_claims
 from qexp.reporting.statistics.verification import Verification
+from qexp.stats.interval import wilson
 from qexp.tracking.journal import journal_path
 from qexp.tracking.record import FLOAT_VARIANT
 
@@ -180,7 +181,7 @@ def _alone(predictions: Predictions) -> dict[str, object]:
     known = ("classes", "log_prob") if predictions.log_prob is not None else ("classes",)
     rows = [one for one in AGAIN if one.row.stored in known and not one.row.needs_reference]
     numbers: dict[str, object] = {one.row.name: one.total(one.columns(predictions, None)) for one in rows}
-    interval = wilson_of(100 * int(np.count_nonzero(predictions.right)) / predictions.n, predictions.n)
+    interval = wilson(int(np.count_nonzero(predictions.right)), predictions.n)
     return numbers | {"n": predictions.n, "prec1_low": interval.low, "prec1_high": interval.high}
 
 

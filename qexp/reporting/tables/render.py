@@ -39,11 +39,36 @@ class Display:
 
 def csv_text(frame: pd.DataFrame) -> str:
     """A frame as CSV, with full precision: the same numbers give the same bytes, None is empty, and no text is a formula."""
-    text = frame.to_csv(index=False, float_format=CSV_FLOAT, na_rep="", lineterminator="\n")
-    rows = [[f"'{cell}" if _FORMULA.match(cell) else cell for cell in row] for row in csv.reader(io.StringIO(text, newline=""))]
-    safe = io.StringIO(newline="")
-    csv.writer(safe, lineterminator="\n").writerows(rows)
-    return safe.getvalue() if "'" in safe.getvalue() else text
+    titles = _csv_cells(pd.Series(frame.columns.astype(str), dtype=object))
+    columns = [_csv_column(frame.iloc[:, number]) for number in range(frame.shape[1])]
+    return "".join(f"{','.join(row)}\n" for row in [titles, *zip(*columns, strict=True)])
+
+
+def _csv_column(column: pd.Series) -> list[str]:
+    """The cells of a column. Equal ones, of which a table of epochs has many, are written once."""
+    if column.dtype == "float64":
+        same = pd.Series(column.to_numpy().view("int64"))  # by their bits: 0.0 is not -0.0
+    else:
+        same = column.map(repr) if column.dtype == object else column  # by their texts: 1 is neither 1.0 nor True
+    numbers, first = pd.factorize(same, use_na_sentinel=False)[0], (~same.duplicated()).to_numpy()
+    cells = _csv_cells(column[first])
+    return [cells[number] for number in numbers.tolist()]
+
+
+def _csv_cells(column: pd.Series) -> list[str]:
+    """The cells of a column, each as pandas writes it, quoted where it has to be."""
+    text = pd.DataFrame({"cell": column, "": 0}).to_csv(index=False, header=False, float_format=CSV_FLOAT, na_rep="")
+    cells = [cell for cell, _ in csv.reader(io.StringIO(text, newline=""))]
+    return [_csv_cell(f"'{cell}" if _FORMULA.match(cell) else cell) for cell in cells]
+
+
+def _csv_cell(cell: str) -> str:
+    """A text as a cell of a row with others."""
+    if not any(mark in cell for mark in '",\r\n'):
+        return cell
+    row = io.StringIO(newline="")
+    csv.writer(row, lineterminator="\n").writerow([cell, ""])
+    return row.getvalue().removesuffix(",\n")
 
 
 def html_table(table: Table, kinds: Sequence[str] = ()) -> Markup:

@@ -61,9 +61,9 @@ def write_tables(
 
 def _texts(name: str, records: pd.DataFrame, sweeps: Sequence[SweepRow], verdict: Verdict) -> dict[str, str]:
     """The files made of evaluations, by name; a table without rows has no text."""
-    epochs = records.assign(
-        versions=[" ".join(f"{name}={text}" for name, text in versions.items()) for versions in records["versions"]],
-    )
+    versions = [tuple(versions.items()) for versions in records["versions"]]
+    texts_of = {items: " ".join(f"{name}={text}" for name, text in items) for items in dict.fromkeys(versions)}
+    epochs = records.assign(versions=[texts_of[items] for items in versions])
     words = (*verdict.sentences, *verdict.gaps, *_stored(verdict))
     text = markdown(name, verdict.table, verdict.seeds, sweeps, words, verdict.protocols, verdict.metrics)
     texts = {"table.csv": csv_text(_flat(verdict.table)), "epochs.csv": csv_text(_flat(epochs)), "table.md": text}

@@ -6,7 +6,7 @@ import pytest
 
 from qexp.base.errors import UserError
 from qexp.reporting.figures.accuracy import prec1_by_bits, prec1_by_epoch
-from qexp.reporting.figures.style import PALETTE, looks, padded, save, zoom_limits
+from qexp.reporting.figures.style import MAX_PANELS, PALETTE, looks, padded, save, zoom_limits
 from qexp.reporting.frames.load import load_records
 from qexp.reporting.report import write_report
 
@@ -268,3 +268,24 @@ def test_bands_are_the_intervals_of_few_curves(write, training):
     assert _num_bands(few.axes[0]) == 3 and "95 % intervals" in few.get_suptitle()
     many = prec1_by_epoch(load_records("exp", write(training(TWELVE))))
     assert all(_num_bands(axes) == 1 for axes in many.axes)
+
+
+def _trainings(count, training, **params):
+    """So many trainings, whose seed and parameters are numbers from 0 on."""
+    named = [{name: number for name in ("seed", *params)} for number in range(count)]
+    return [training(["W4 int"], training=f"{number:016x}", params=one, seed=number) for number, one in enumerate(named)]
+
+
+def test_seeds_of_more_trainings_than_a_figure_has_room_for_are_one_panel_of_means(write, training):
+    records = load_records("exp", write(*_trainings(MAX_PANELS + 1, training)))
+    (axes,) = prec1_by_epoch(records).axes
+    means = records.groupby(["variant", "epoch"])["prec1"].mean()
+    assert any(y == pytest.approx(list(means["W4 int"])) for *_, y in _lines(axes))
+    assert len(prec1_by_epoch(load_records("exp", write(*_trainings(MAX_PANELS, training)))).axes) == MAX_PANELS
+
+
+def test_of_other_trainings_the_first_are_drawn_and_the_heading_counts_them(write, training):
+    records = load_records("exp", write(*_trainings(MAX_PANELS + 3, training, **{"train.lr": 0})))
+    figure = prec1_by_epoch(records)
+    assert len(figure.axes) == MAX_PANELS
+    assert f"the first {MAX_PANELS} of {MAX_PANELS + 3} trainings, epochs.csv has all" in figure.get_suptitle()
