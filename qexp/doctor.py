@@ -1,8 +1,8 @@
 """What this machine can do of qexp: python -m qexp.doctor [runs_dir=runs].
 
 One line for each thing that commands may ask for, with a remedy where it is missing: Python, torch, threads, instructions,
-memory, disk, GPU, compiler, runtimes, pretrained networks, MLflow's store. Exit code 1 where something that every command needs
-does not work.
+memory, malloc, disk, GPU, compiler, runtimes, pretrained networks, MLflow's store. Exit code 1 where something that every command
+needs does not work.
 
 Keys: runs_dir=runs.
 """
@@ -19,6 +19,7 @@ from importlib import metadata
 from pathlib import Path
 from urllib.parse import quote
 
+from qexp.base.allocator import left_alone
 from qexp.base.compiler import cxx_compiler
 from qexp.base.console import print_result
 from qexp.base.errors import UserError
@@ -92,6 +93,8 @@ def _machine() -> Iterator[Check]:
     advice = "" if "VNNI" in known else "; no VNNI: 8-bit products of some runtimes saturate or are slower (docs/export.md)"
     yield Check("instructions", "ok" if "VNNI" in known else "missing", f"{' '.join(known) or 'none of AVX2 and above'}{advice}")
     yield Check("memory", "ok", f"{memory_limit_bytes() / 2**30:.1f} GiB for this machine or container")
+    why = left_alone()
+    yield Check("malloc", "ok", f"left as it is: {why}" if why else "told to keep freed memory, by all commands but export")
     yield _gpu()
     compiler = cxx_compiler()
     remedy = "train.compile=true, evaluate.engine=compiled and export.runtime=torch need one: apt install g++"
