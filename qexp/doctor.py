@@ -24,7 +24,7 @@ from qexp.base.compiler import cxx_compiler
 from qexp.base.console import print_result
 from qexp.base.errors import UserError
 from qexp.base.keyvalue import run_verb
-from qexp.base.memory import memory_limit_bytes
+from qexp.base.memory import memory_limit_bytes, processor_flags
 from qexp.base.places import check_folder
 from qexp.config.export import RUNTIMES
 from qexp.config.model import NETWORKS
@@ -88,7 +88,7 @@ def _machine() -> Iterator[Check]:
     """Processor, memory, GPU, compiler."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     yield Check("processor", "ok", f"{cpu_model()}, {cores} cores for this process")
-    flags = _cpu_flags()
+    flags = processor_flags()
     known = list(dict.fromkeys(word for flag, word in INSTRUCTIONS.items() if flag in flags))
     advice = "" if "VNNI" in known else "; no VNNI: 8-bit products of some runtimes saturate or are slower (docs/export.md)"
     yield Check("instructions", "ok" if "VNNI" in known else "missing", f"{' '.join(known) or 'none of AVX2 and above'}{advice}")
@@ -99,15 +99,6 @@ def _machine() -> Iterator[Check]:
     compiler = cxx_compiler()
     remedy = "train.compile=true, evaluate.engine=compiled and export.runtime=torch need one: apt install g++"
     yield Check("compiler", "ok" if compiler else "missing", compiler or remedy)
-
-
-def _cpu_flags() -> set[str]:
-    """The processor's own words, where Linux tells them."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return set()
-    return next((set(line.partition(":")[2].split()) for line in lines if line.startswith(("flags", "Features"))), set())
 
 
 def _gpu() -> Check:
