@@ -31,6 +31,7 @@ SHORTEST = 8  # elements of a channel that lie together; with fewer, each has a 
 _SOURCE = Path(__file__).with_suffix(".cpp")
 _OWN = (Tensor, torch.nn.Parameter)  # other classes may have operators of their own
 _Pointers, _Strides, _Numbers = ctypes.c_void_p * 4, ctypes.c_int64 * 4, ctypes.c_float * 4  # as many as a form has at most
+_Five = ctypes.c_float * 5
 
 
 Limit = Tensor | float  # one for all channels, or one for each
@@ -150,8 +151,8 @@ def run_learned(
         moved: where to write the second.
         steps: does the same by torch.
     """
-    kind, (inverse, *limits) = ("learned", "half_even"), numbers
-    if inverse.dim() or any(isinstance(limit, Tensor) for limit in limits) or not x.numel() or not _is_plain(x, grad):
+    kind = ("learned", "half_even")
+    if numbers[0].dim() or any(isinstance(limit, Tensor) for limit in numbers[1:]) or not x.numel() or not _is_plain(x, grad):
         return steps()
     library = _COMPILED.library(x.numel()) if x.is_contiguous() and grad.is_contiguous() else None
     if library is None:
@@ -160,7 +161,7 @@ def run_learned(
     outs = [torch.empty_like(x) if out is None or not tried else out for out in (passed, moved)]
     library.qexp_learned(
         x.data_ptr(), grad.data_ptr(), outs[0].data_ptr(), outs[1].data_ptr(), x.numel(),
-        (ctypes.c_float * 5)(float(inverse), *limits), torch.get_num_threads(),
+        _Five(*map(float, numbers)), torch.get_num_threads(),
     )  # fmt: skip
     if not tried:
         by_torch = steps()
