@@ -24,7 +24,7 @@ from qexp.quant.affine import Operation, fake_quantize_steps
 
 FORMS = ("linear", "linear_raw", "multiply", "divide", "scale_factor")  # the order is that of uniform.cpp, as that of
 ROUNDING_NAMES = (None, "half_even", "half_up", "half_away", "floor", "ceil", "trunc")
-# Elements through torch's blocks before a kernel is built: some four seconds of one core, of which the kernel takes one.
+# Elements through torch's blocks before a kernel is built: some three seconds of one core, of which the kernel takes one.
 WORTH = 1 << 30
 SHORTEST = 8  # elements of a channel that lie together; with fewer, each has a call of its own
 
@@ -119,7 +119,7 @@ def linear_at_once(
     kind = ("linear_raw" if raw else "linear", rounding)
     if kind not in _COMPILED.tried or axis not in (None, 0) or not _is_plain(source, target) or not source.numel():
         return False
-    channels = 1 if axis is None else len(source)
+    channels = 1 if axis is None or not source.dim() else len(source)
     if not (source.is_contiguous() and target.is_contiguous()) or source.numel() // channels < SHORTEST:
         return False
     library, params = _COMPILED.library(0), source.new_empty(4 * channels)

@@ -108,7 +108,7 @@ def test_linear_at_once(compiled, fresh, monkeypatch, axis, threads):
         with pytest.raises(UserError, match="NaN or infinity"):
             quantize_(odd, odd, spec)
         assert torch.equal(odd[0], source[0])
-    for odd in (torch.full((2, 9), 0.3), torch.tensor([[-3e38, 3e38] * 8] * 2)):
+    for odd in (torch.tensor(0.3), torch.full((2, 9), 0.3), torch.tensor([[-3e38, 3e38] * 8] * 2)):
         with pytest.raises(UserError):
             quantize_(odd.clone(), odd, spec)
 
