@@ -1,8 +1,8 @@
 """What this machine can do of qexp: python -m qexp.doctor [runs_dir=runs].
 
 One line for each thing that commands may ask for, with a remedy where it is missing: Python, torch, threads, instructions,
-memory, disk, GPU, compiler, runtimes, pretrained networks, MLflow's store. Exit code 1 where something that every command needs
-does not work.
+memory, malloc, disk, GPU, compiler, runtimes, pretrained networks, MLflow's store. Exit code 1 where something that every command
+needs does not work.
 
 Keys: runs_dir=runs.
 """
@@ -19,11 +19,12 @@ from importlib import metadata
 from pathlib import Path
 from urllib.parse import quote
 
+from qexp.base.allocator import left_alone
 from qexp.base.compiler import cxx_compiler
 from qexp.base.console import print_result
 from qexp.base.errors import UserError
 from qexp.base.keyvalue import run_verb
-from qexp.base.memory import memory_limit_bytes
+from qexp.base.memory import memory_limit_bytes, processor_flags
 from qexp.base.places import check_folder
 from qexp.config.export import RUNTIMES
 from qexp.config.model import NETWORKS
@@ -87,24 +88,17 @@ def _machine() -> Iterator[Check]:
     """Processor, memory, GPU, compiler."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     yield Check("processor", "ok", f"{cpu_model()}, {cores} cores for this process")
-    flags = _cpu_flags()
+    flags = processor_flags()
     known = list(dict.fromkeys(word for flag, word in INSTRUCTIONS.items() if flag in flags))
     advice = "" if "VNNI" in known else "no VNNI: 8-bit products of some runtimes saturate or are slower (docs/export.md); has "
     yield Check("instructions", "ok" if "VNNI" in known else "missing", f"{advice}{' '.join(known) or 'none of AVX2 and above'}")
     yield Check("memory", "ok", f"{memory_limit_bytes() / 2**30:.1f} GiB for this machine or container")
+    why = left_alone()
+    yield Check("malloc", "ok", f"left as it is: {why}" if why else "told to keep freed memory, by all commands but export")
     yield _gpu()
     compiler = cxx_compiler()
     remedy = "train.compile=true, evaluate.engine=compiled and export.runtime=torch need one: apt install g++"
     yield Check("compiler", "ok" if compiler else "missing", compiler or remedy)
-
-
-def _cpu_flags() -> set[str]:
-    """The processor's own words, where Linux tells them."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return set()
-    return next((set(line.partition(":")[2].split()) for line in lines if line.startswith(("flags", "Features"))), set())
 
 
 def _gpu() -> Check:

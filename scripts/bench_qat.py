@@ -51,11 +51,13 @@ from bench_train import devices
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from qexp.base.allocator import keep_freed_memory
 from qexp.base.types import Batch
 from qexp.config.model import ModelSettings
 from qexp.models.build import build_model
 from qexp.nn.graph import evaluating
 from qexp.ptq.bn_reestimation import reestimate_batch_norm_
+from qexp.quant import uniform
 
 DEFAULTS = {
     "networks": "resnet18,resnet20,mobilenet_v2",
@@ -236,6 +238,8 @@ def main() -> None:
     warnings.filterwarnings("ignore", module="torch|torchao|brevitas")
     if chosen["clock"] not in ("wall", "cpu"):
         raise SystemExit(f"clock={chosen['clock']}: one of wall, cpu")
+    keep_freed_memory()  # as every command does
+    uniform.build()  # as a training does once it pays
     environment: dict[str, object] = {"threads": torch.get_num_threads(), "clock": chosen["clock"], "torch": torch.__version__}
     for library, names in LIBRARIES.items():
         if not installed(library):

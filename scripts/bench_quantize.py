@@ -1,9 +1,10 @@
 """How long quantizing a state dict into its shadow takes, over `copy_` of the same bytes; every peer in one run, alternating.
 
-    python scripts/bench_quantize.py [--model resnet50] [--rounds 15] [--bits 8] [--device cpu] [--threads N]
+    python scripts/bench_quantize.py [--model resnet50] [--rounds 15] [--bits 8] [--device cpu] [--threads N] [--clock wall]
 
 Peers quantize the convolution and linear weights and leave the rest as it is:
-    qexp ...                   Shadow.load: range, quantization and the copy of the rest, into memory that exists
+    qexp ...                   Shadow.load: range, quantization and the copy of the rest, into memory that exists; by the compiled
+                               kernel where there is a compiler, and of the default scheme by torch's blocks too
     document 002, function     its `linear_quantize` as printed (codes, no rounding, no inverse) on the same tensors, then copy_
                                into the shadow
     document 002, whole path   its loop as printed: deepcopy, state_dict, load_state_dict, every tensor but the running statistics
@@ -11,7 +12,8 @@ Peers quantize the convolution and linear weights and leave the rest as it is:
     torch.fake_quantize_*      with scale and zero point given, so without the range pass, then copy_ into the shadow
 
 Each round runs every peer once, in turn, and its ratio is to the same round's `copy_`. Printed: the median ratio, its quartiles
-and the median time. The CSV in the results folder names the environment.
+and the median time. The CSV in the results folder names the environment. `--clock cpu` counts the time of the process's
+processors, for a machine that others use: what they take is not counted, what they evict from its caches is.
 """
 
 from __future__ import annotations
@@ -23,19 +25,21 @@ import math
 import os
 import platform
 import statistics
-import time
 from collections import OrderedDict
 from collections.abc import Callable
 from datetime import date
 from pathlib import Path
+from unittest import mock
 
 import torch
+from bench_common import CLOCKS
 from torch import Tensor, nn
 
 from qexp.base.types import Plan, PlanRow, QuantSpec, TensorInfo
 from qexp.config.model import ModelSettings
 from qexp.models.build import build_model
 from qexp.nn.shadow import Shadow
+from qexp.quant import uniform
 from qexp.quant.qparams import choose_qparams
 from qexp.quant.ranges import min_max
 
@@ -112,6 +116,8 @@ def peers(model: nn.Module, bits: int) -> dict[str, Callable[[], object]]:
         for granularity in ("per_tensor", "per_channel"):
             plan = plan_of(state, names, QuantSpec(scheme=scheme, bits=bits, granularity=granularity))
             table[f"qexp {scheme} {granularity}"] = lambda plan=plan: shadow.load(state, plan)
+            if scheme == "linear":
+                table[f"qexp {scheme} {granularity}, torch's blocks"] = lambda plan=plan: by_blocks(shadow, state, plan)
     table["document 002, function"] = lambda: fill(lambda _, tensor: linear_quantize(tensor, bits))
     table["document 002, whole path"] = lambda: document_whole_path(model, bits)
 
@@ -128,17 +134,25 @@ def peers(model: nn.Module, bits: int) -> dict[str, Callable[[], object]]:
     return table
 
 
-def measure(table: dict[str, Callable[[], object]], rounds: int, device: str) -> dict[str, list[float]]:
+def by_blocks(shadow: Shadow, state: dict[str, Tensor], plan: Plan) -> None:
+    """What a machine without a compiler does."""
+    with mock.patch.object(uniform, "_is_plain", return_value=False):
+        shadow.load(state, plan)
+
+
+def measure(
+    table: dict[str, Callable[[], object]], rounds: int, device: str, clock: Callable[[], float]
+) -> dict[str, list[float]]:
     """Seconds of every peer in every round, after two rounds that do not count."""
     seconds: dict[str, list[float]] = {name: [] for name in table}
     for number in range(rounds + 2):
         for name, run in table.items():
             _wait(device)
-            start = time.perf_counter()
+            start = clock()
             run()
             _wait(device)
             if number >= 2:
-                seconds[name].append(time.perf_counter() - start)
+                seconds[name].append(clock() - start)
     return seconds
 
 
@@ -168,20 +182,28 @@ def main() -> None:
     parser.add_argument("--bits", type=int, default=8)
     parser.add_argument("--device", choices=("cpu", "cuda"), action="append", help="default: cpu, and cuda where there is one")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--clock", choices=CLOCKS, default="wall")
     parser.add_argument("--results-dir", type=Path, default=Path("results/bench"))
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
+    print("the kernel is compiled" if uniform.build() else "no C++ compiler: torch's blocks alone")
     built = build_model(ModelSettings(name=args.model), num_classes=1000, image_shape=(3, 224, 224), seed=0).eval()
     rows = []
     for device in args.device or ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]:
         model = built.to(device)
         num_bytes = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
-        environment = {"device": device, "processor": processor(device), "threads": args.threads, "torch": torch.__version__}
+        environment = {
+            "clock": args.clock,
+            "device": device,
+            "processor": processor(device),
+            "threads": args.threads,
+            "torch": torch.__version__,
+        }
         load = os.getloadavg()[0]
         print(
             f"{args.model}, {num_bytes / 2**20:.1f} MiB, bits={args.bits}, {environment}, load {load:.1f}, n={args.rounds} rounds"
         )
-        seconds = measure(peers(model, args.bits), args.rounds, device)
+        seconds = measure(peers(model, args.bits), args.rounds, device, CLOCKS[args.clock])
         for name, times in seconds.items():
             ratios = [one / base for one, base in zip(times, seconds["copy_"], strict=True)]
             low, middle, high = statistics.quantiles(ratios, n=4)

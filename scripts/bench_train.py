@@ -1,7 +1,7 @@
 """Images per second of qexp's `fit`, over a bare hand-written loop and beside `lightning`; every peer in one run, alternating.
 
     python scripts/bench_train.py [device=auto] [precision=fp32] [model=resnet20] [batch_size=128] [rounds=11] [seconds=5]
-                                  [threads=N] [out=results/bench]
+                                  [threads=N] [compile=no] [clock=wall] [out=results/bench]
 
 `device` is cpu, cuda or auto (cpu, and cuda where there is one); `precision` is fp32, bf16 or both (`fp32,bf16`).
 All peers train the same network from the same weights on the same batches of `DataBundle.train_batches` (images like CIFAR's,
@@ -9,10 +9,12 @@ decoded before, cropped and mirrored on the device), with fused SGD and the same
     bare loop   forward, backward, step, and nothing else
     qexp        `qexp.engine.fit.fit`: it also counts loss and Prec@1, looks for divergence and keeps what a resume needs
     lightning   `L.Trainer(barebones=True)`: no logger, no checkpoints, no bar, no sanity check; automatic optimization
+With `compile=yes` qexp runs with `train.compile=true` and lightning with a network of `torch.compile`, too.
 
 First a few steps by each must give the same weights. Then each round runs every peer once, the first one in turn, for about
 `seconds`; the clock starts two steps into the training and stops after the last epoch's end. A ratio is to the same round's bare
-loop. Printed: the median ratio, its quartiles and the median images per second. The CSV names the environment.
+loop, which is eager. `clock=cpu` counts the time of the process's processors, for a machine that others use. Printed: the median
+ratio, its quartiles and the median images per second. The CSV names the environment.
 """
 
 from __future__ import annotations
@@ -22,14 +24,16 @@ import importlib.util
 import logging
 import os
 import statistics
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
+from dataclasses import replace
 from datetime import date
 from pathlib import Path
 
 import torch
-from bench_common import STEPS_PER_EPOCH, WARM_STEPS, Stopwatch, Work, like_cifar, options, qexp_fit, quartiles, write_csv
+from bench_common import CLOCKS, STEPS_PER_EPOCH, WARM_STEPS, Stopwatch, Work, like_cifar, options, qexp_fit, quartiles, write_csv
 from bench_quantize import processor, slug
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -50,11 +54,14 @@ DEFAULTS = {
     "rounds": "11",
     "seconds": "5",
     "threads": str(torch.get_num_threads()),
+    "compile": "no",
+    "clock": "wall",
     "out": "results/bench",
 }
 
 
 Peer = Callable[[nn.Module, Work, Stopwatch], None]
+Clock = Callable[[], float]
 
 
 def fused_sgd(model: nn.Module, settings: TrainSettings) -> torch.optim.Optimizer:
@@ -85,7 +92,11 @@ def bare_loop(model: nn.Module, work: Work, watch: Stopwatch) -> None:
     watch.stop()
 
 
-def lightning_peer() -> Peer | None:
+def qexp_compiled(model: nn.Module, work: Work, watch: Stopwatch) -> None:
+    qexp_fit(model, replace(work, settings=replace(work.settings, compile=True)), watch)
+
+
+def lightning_peer(*, compiled: bool = False) -> Peer | None:
     """`lightning`'s turn, or None where it is not installed."""
     if importlib.util.find_spec("lightning") is None:
         return None
@@ -98,7 +109,7 @@ def lightning_peer() -> Peer | None:
     class Module(L.LightningModule):
         def __init__(self, model: nn.Module, work: Work, watch: Stopwatch) -> None:
             super().__init__()
-            self.model, self.work, self.watch = model, work, watch
+            self.model, self.work, self.watch = torch.compile(model) if compiled else model, work, watch
 
         def training_step(self, batch: Batch, _: int) -> Tensor:
             return F.cross_entropy(self.model(batch.images).float(), batch.labels)
@@ -137,9 +148,9 @@ def lightning_peer() -> Peer | None:
     return train
 
 
-def run(peer: Peer, work: Work) -> tuple[float, nn.Module]:
+def run(peer: Peer, work: Work, clock: Clock = time.perf_counter) -> tuple[float, nn.Module]:
     """Images per second, and the network as trained."""
-    model, watch = work.build(), Stopwatch(work)
+    model, watch = work.build(), Stopwatch(work, clock)
     gc.collect()
     peer(model, work, watch)
     return watch.images / watch.seconds, model
@@ -161,14 +172,14 @@ def flat(model: nn.Module) -> Tensor:
     return torch.cat([parameter.detach().double().flatten().cpu() for parameter in model.parameters()])
 
 
-def measure(peers: dict[str, Peer], work: Work, rounds: int) -> dict[str, list[float]]:
+def measure(peers: dict[str, Peer], work: Work, rounds: int, clock: Clock) -> dict[str, list[float]]:
     """Images per second of every peer in every round."""
     rates: dict[str, list[float]] = {name: [] for name in peers}
     names = list(peers)
     for number in range(rounds):
         first = number % len(names)
         for name in names[first:] + names[:first]:
-            rates[name].append(run(peers[name], work)[0])
+            rates[name].append(run(peers[name], work, clock)[0])
     return rates
 
 
@@ -179,7 +190,7 @@ def devices(name: str) -> list[str]:
     return ["cpu", *(["cuda"] if torch.cuda.is_available() else [])] if name == "auto" else [name]
 
 
-def compare(peers: dict[str, Peer], work: Work, rounds: int, seconds: float) -> list[dict[str, object]]:
+def compare(peers: dict[str, Peer], work: Work, rounds: int, seconds: float, clock: str) -> list[dict[str, object]]:
     """Measure and print one device and precision; one CSV row per peer and baseline."""
     precision, batch_size, device = work.settings.precision, work.settings.batch_size, work.device.type
     load = os.getloadavg()[0]
@@ -187,6 +198,7 @@ def compare(peers: dict[str, Peer], work: Work, rounds: int, seconds: float) -> 
     probe = work.cut(10)
     work = work.cut(max(WARM_STEPS + 2, round(seconds * run(bare_loop, probe)[0] / batch_size) + WARM_STEPS))
     environment = {
+        "clock": clock,
         "device": device,
         "processor": processor(device),
         "threads": torch.get_num_threads(),
@@ -194,13 +206,14 @@ def compare(peers: dict[str, Peer], work: Work, rounds: int, seconds: float) -> 
     }
     timed = work.settings.epochs * work.steps - WARM_STEPS
     print(f"{work.model}, {precision}, batch {batch_size}, {timed} steps, {environment}, load {load:.1f}, n={rounds} rounds")
-    rates = measure(peers, work, rounds)
-    pairs = [(name, "bare loop") for name in peers] + ([("qexp", "lightning")] if "lightning" in peers else [])
+    rates = measure(peers, work, rounds, CLOCKS[clock])
+    ours = (("qexp", "lightning"), ("qexp compiled", "lightning compiled"))
+    pairs = [(name, "bare loop") for name in peers] + [pair for pair in ours if {*pair} <= peers.keys()]
     rows: list[dict[str, object]] = []
     for name, base in pairs:
         low, middle, high = quartiles([one / other for one, other in zip(rates[name], rates[base], strict=True)])
         speed = statistics.median(rates[name])
-        print(f"{name:<10} {middle:6.3f} x {base:<10} (quartiles {low:.3f} to {high:.3f})  {speed:9.1f} images/s")
+        print(f"{name:<18} {middle:6.3f} x {base:<18} (quartiles {low:.3f} to {high:.3f})  {speed:9.1f} images/s")
         rows.append(
             {
                 "peer": name,
@@ -228,8 +241,12 @@ def main() -> None:
     seed_everything(0)
     batch_size = int(chosen["batch_size"])
     peers: dict[str, Peer] = {"bare loop": bare_loop, "qexp": qexp_fit}
+    if chosen["compile"] == "yes":
+        peers["qexp compiled"] = qexp_compiled
     if (train := lightning_peer()) is not None:
         peers["lightning"] = train
+        if chosen["compile"] == "yes" and (other := lightning_peer(compiled=True)) is not None:
+            peers["lightning compiled"] = other
     else:
         print("lightning is not installed (pip install -c constraints.txt -e '.[bench]'); it is left out")
     bundle = load_data(like_cifar(num_train=STEPS_PER_EPOCH * batch_size))
@@ -238,7 +255,7 @@ def main() -> None:
         for precision in chosen["precision"].split(","):
             settings = TrainSettings(epochs=1, lr=0.05, batch_size=batch_size, weight_decay=5e-4, precision=precision)
             work = Work(bundle, chosen["model"], settings, STEPS_PER_EPOCH, torch.device(device))
-            rows += compare(peers, work, int(chosen["rounds"]), float(chosen["seconds"]))
+            rows += compare(peers, work, int(chosen["rounds"]), float(chosen["seconds"]), chosen["clock"])
     write_csv(Path(chosen["out"]) / f"train-{chosen['model']}-{slug(rows)}.csv", rows)
 
 

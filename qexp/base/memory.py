@@ -1,4 +1,4 @@
-"""Memory of this process, and how much it may have."""
+"""Memory of this process, how much it may have, and the instructions of the processor."""
 
 from __future__ import annotations
 
@@ -25,3 +25,13 @@ def memory_limit_bytes() -> int:
         text = path.read_text(encoding="ascii").strip() if path.exists() else ""
         limits += [int(text)] if text.isdigit() else []
     return min(limits)
+
+
+def processor_flags() -> frozenset[str]:
+    """The processor's own words for its instructions, where Linux tells them."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return frozenset()
+    words = next((line.partition(":")[2] for line in lines if line.startswith(("flags", "Features"))), "")
+    return frozenset(words.split())

@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 from annotated_types import Ge, Gt, Le
 
 from qexp.base.checks import Count, Epochs, Natural, NotNegative, Positive, Share, check_bounds, check_range
+from qexp.base.compiler import cxx_compiler
 from qexp.base.errors import UserError
 from qexp.config.later import later
 from qexp.config.metrics import asked
@@ -31,6 +32,9 @@ def check_precision(precision: str, device_type: str) -> None:
 def check_device(train: TrainSettings, device_type: str) -> None:
     """Raise where a training asks for what a device (`cpu` or `cuda`) or this installation does not have."""
     check_precision(train.precision, device_type)
+    if train.compile and device_type == "cpu" and cxx_compiler() is None:
+        remedy = "Install one (apt install g++), or name it in CXX."
+        raise UserError("train.compile", True, allowed="false without a C++ compiler", remedy=remedy)
     if train.sync_bn and device_type == "cpu":
         raise UserError("train.sync_bn", True, allowed="false on the CPU", remedy="torch's SyncBatchNorm runs on GPUs only.")
     if train.optimizer == "apex_fused_sgd":
@@ -63,7 +67,7 @@ class TrainSettings:
         accumulate: forward-backward passes per optimizer step.
         precision: arithmetic of forward and backward under `torch.amp`; master weights stay fp32. `O0`..`O3` are aliases.
         channels_last: memory format of images and weights.
-        compile: wrap the network in `torch.compile`.
+        compile: wrap the network in `torch.compile`; on the CPU it needs a C++ compiler.
         sync_bn: batch statistics over the images of all ranks (GPUs only).
         checkpoint_every_steps: store what a resume needs within an epoch too; None only at its end.
         ema_decay: d of the exponential moving average a <- d_t a + (1 - d_t) w of weights and of batch norm's statistics after

@@ -20,6 +20,7 @@ from qexp.quant.quantizer import FusedQuantizer, Params
 from qexp.quant.ranges import ConstantTensorError, extremes
 from qexp.quant.scheme_table import PER_BLOCK, SCHEMES, code_range
 from qexp.quant.schemes import in_groups, quantizer_of
+from qexp.quant.uniform import affine_kernel
 
 
 class FakeQuantize(nn.Module):
@@ -67,14 +68,9 @@ class FakeQuantize(nn.Module):
             low, high = qparams.quant_min - qparams.zero_point, qparams.quant_max - qparams.zero_point
         operation, operand = scaling(qparams.scale, self.spec.arithmetic)
         rounding = rounding_of(self.spec.rounding) if self.spec.mode == "int" else None
-
-        def kernel(
-            block: Tensor, target: Tensor, operand: Tensor, scale: Tensor, low: Tensor | float, high: Tensor | float
-        ) -> None:
-            fake_quantize_steps(block, operation, operand, rounding, low, high, scale, out=target)
-
         out = x if overwrite else torch.empty_like(x)
-        in_blocks(kernel, x, out, (operand, qparams.scale, low, high), self.axis)
+        kernel = affine_kernel(operation, rounding, self.spec.rounding)
+        in_blocks(kernel, x, out, (operand, low, high, qparams.scale), self.axis)
         return out
 
     def _in_graph(self, x: Tensor) -> Tensor:

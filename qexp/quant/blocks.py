@@ -6,9 +6,12 @@ Legend: A elements before the channel axis in memory order, C channels, B elemen
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
+
+from qexp.quant.uniform import UniformKernel, run_uniform
 
 # Elements per block and thread on the CPU, 2 MiB of float32 for each of source and target: they stay in second and third level
 # cache. Smaller blocks cost more in operator calls and thread barriers than they save, above all while other programs run.
@@ -26,7 +29,8 @@ def in_blocks(
     """Call `kernel(source_block, target_block, *params)` until `target` is filled.
 
     Args:
-        kernel: elementwise; writes its second argument from its first, which may be the same memory.
+        kernel: elementwise; writes its second argument from its first, which may be the same memory. A `UniformKernel` may run
+            compiled, at once.
         source: any dtype, layout and device; the kernel sees float32.
         target: likewise, of equal shape.
         params: numbers, 0-d tensors, or [C] tensors that the kernel gets broadcastable to its block.
@@ -43,7 +47,11 @@ def in_blocks(
         source, target = source.permute(order), target.permute(order)
     fits = target.is_contiguous() and target.dtype == torch.float32 and target.device == source.device
     work = target if fits else torch.empty_like(source)
-    _run(kernel, source, work, params, axis, block or _default_block(source))
+    blocks = partial(_run, kernel, source, work, params, axis, block or _default_block(source))
+    if isinstance(kernel, UniformKernel):
+        run_uniform(kernel, source, work, params, axis, blocks)
+    else:
+        blocks()
     if not fits:
         target.copy_(work)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -16,6 +17,7 @@ from torch.autograd.function import FunctionCtx
 from qexp.quant.affine import clamp_steps, expand, fake_quantize_steps
 from qexp.quant.blocks import in_blocks, memory_order
 from qexp.quant.rounding import half_even
+from qexp.quant.uniform import LearnedNumbers, Limit, affine_kernel, run_learned
 
 # Elements of a partial sum for each thread on the CPU. What a scale learns depends on it in the last bits: raise
 # `TRAINING_FORMAT` with it.
@@ -30,7 +32,6 @@ _GATE, _GATE_INTO = torch.ops.aten.hardtanh_backward.default, torch.ops.aten.har
 
 MASKS = ("rounded", "paper")  # where the gradient passes; see `qexp.quant.gradients`
 
-Limit = Tensor | float  # one for all channels, or one for each
 Buffers = tuple[Tensor | None, Tensor | None]
 Kernel = Callable[..., tuple[Tensor | None, tuple[Tensor, ...]]]
 
@@ -84,12 +85,10 @@ def quantize_in_blocks(x: Tensor, scale: Tensor, low: Limit, high: Limit, axis: 
         low, high = expand(low, axis, x), expand(high, axis, x)
         wide = as_dtype(x, compute_dtype(x))
         return as_dtype(fake_quantize_steps(wide, torch.mul, inverse, half_even, low, high, scale), x.dtype)
-
-    def kernel(x: Tensor, out: Tensor, inverse: Tensor, low: Limit, high: Limit, scale: Tensor) -> None:
-        fake_quantize_steps(x, torch.mul, inverse, half_even, low, high, scale, out=out)
-
     target = torch.empty_like(x)
-    in_blocks(kernel, x, target, (inverse, low, high, scale), axis, AT_ONCE * block_size())
+    in_blocks(
+        affine_kernel(torch.mul, half_even, "half_even"), x, target, (inverse, low, high, scale), axis, AT_ONCE * block_size()
+    )
     return target
 
 
@@ -188,19 +187,32 @@ def learned_kernel(
     wants_outside: bool,
 ) -> tuple[Tensor | None, tuple[Tensor, ...]]:
     """Of LSQ: the gradient inside, sum(grad {R(v) - v; low; high}), sum(grad outside)."""
-    steps = torch.mul(x, inverse, out=buffers[0])
-    passed = gate(grad, steps, below, above, out=out) if wants_x or wants_outside else None
     sums = []
+    passed = None
     if wants_scale:
-        rounded = torch.round(steps, out=buffers[1])
-        rounded = clamp_steps(rounded, low, high, out=rounded)
         # What is subtracted is v inside and 0 outside. Two dot products, grad R(v) and grad_x v, would be faster and cancel.
-        rounded = rounded.sub_(gate(steps, steps, below, above, out=buffers[0]))
-        sums.append(inner_product(grad, rounded, axis))
+        numbers = inverse, low, high, below, above
+        steps = partial(learned_steps, x, grad, numbers, out, buffers)
+        passed, moved = run_learned(x, grad, numbers, out, buffers[1], steps)
+        sums.append(inner_product(grad, moved, axis))
+    elif wants_x or wants_outside:
+        passed = gate(grad, torch.mul(x, inverse, out=buffers[0]), below, above, out=out)
     if wants_outside:
         assert passed is not None
         sums.append(total(torch.sub(grad, passed, out=buffers[0]), axis))
     return passed, tuple(sums)
+
+
+def learned_steps(
+    x: Tensor, grad: Tensor, numbers: LearnedNumbers, out: Tensor | None, buffers: Buffers
+) -> tuple[Tensor, Tensor]:
+    """The gradient inside, and {R(v) - v inside; low; high}; the second may be in the second buffer."""
+    inverse, low, high, below, above = numbers
+    steps = torch.mul(x, inverse, out=buffers[0])
+    passed = gate(grad, steps, below, above, out=out)
+    rounded = torch.round(steps, out=buffers[1])
+    rounded = clamp_steps(rounded, low, high, out=rounded)
+    return passed, rounded.sub_(gate(steps, steps, below, above, out=buffers[0]))
 
 
 def clipped_kernel(

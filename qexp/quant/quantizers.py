@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from functools import cache
 
 import torch
 from torch import Tensor
 
 from qexp.base.types import QParams, QuantSpec
-from qexp.quant.affine import Operation, count_steps, fake_quantize_steps, scaling, step_limits
+from qexp.quant.affine import Operation, count_steps, scaling, step_limits
 from qexp.quant.linear import linear_clamp, linear_constants, linear_inverse, linear_map, linear_span, linear_unmap
 from qexp.quant.qparams import choose_qparams, fixed_point_qparams, scale_factors
 from qexp.quant.quantizer import FusedQuantizer, Kernel, KernelParams, Params, Rows, column
 from qexp.quant.scheme_table import code_range
+from qexp.quant.uniform import UniformKernel, affine_kernel
 
 
 class Linear(FusedQuantizer):
@@ -41,10 +43,11 @@ class Linear(FusedQuantizer):
         """The steps in place."""
         to_codes = _to_codes(spec, rounding, clipped)
 
-        def kernel(x: Tensor, out: Tensor, minimum: Tensor, span: Tensor, step: Tensor, offset: Tensor) -> None:
+        def steps(x: Tensor, out: Tensor, minimum: Tensor, span: Tensor, step: Tensor, offset: Tensor) -> None:
             to_codes(x, out, minimum, span)
             linear_unmap(out, step, offset, out=out)
 
+        kernel = UniformKernel(steps, "linear", to_codes.rounding, to_codes.numbers)
         return kernel, (params["minimum"], params["span"], params["scale"], params["offset"])
 
 
@@ -62,19 +65,26 @@ class LinearRaw(Linear):
         return _to_codes(spec, rounding, clipped), (params["minimum"], params["span"])
 
 
-def _to_codes(spec: QuantSpec, rounding: Operation | None, clipped: bool) -> Kernel:
+def _to_codes(spec: QuantSpec, rounding: Operation | None, clipped: bool) -> UniformKernel:
     """Values -> codes in place; codes outside their range occur only where the range is not the tensor's own."""
     # 0-d tensors: torch would wrap Python numbers anew in every call
     levels, lowest = _constant_tensors(spec.bits)
 
-    def to_codes(x: Tensor, out: Tensor, minimum: Tensor, span: Tensor) -> None:
+    def steps(x: Tensor, out: Tensor, minimum: Tensor, span: Tensor) -> None:
         linear_map(x, minimum, span, levels, lowest, out=out)
         if rounding is not None:
             rounding(out, out=out)
         if clipped:
             linear_clamp(out, spec.bits, out=out)
 
-    return to_codes
+    count, first = linear_constants(spec.bits)
+    ends = (first, first + count) if clipped else (-math.inf, math.inf)
+    return UniformKernel(steps, "linear_raw", _name(spec, rounding), (count, first, *ends))
+
+
+def _name(spec: QuantSpec, rounding: Operation | None) -> str | None:
+    """The name of the rounding where there is one."""
+    return None if rounding is None else spec.rounding
 
 
 @cache
@@ -109,9 +119,7 @@ class Affine(FusedQuantizer):
         qparams = QParams(params["scale"], params["zero_point"], *code_range(spec.scheme, spec.bits))
         operation, operand = scaling(qparams.scale, spec.arithmetic)
 
-        def kernel(x: Tensor, out: Tensor, operand: Tensor, low: Tensor | float, high: Tensor | float, scale: Tensor) -> None:
-            fake_quantize_steps(x, operation, operand, rounding, low, high, scale, out=out)
-
+        kernel = affine_kernel(operation, rounding, spec.rounding)
         return kernel, (operand, *step_limits(qparams), qparams.scale)
 
 
@@ -149,10 +157,11 @@ class ScaleFactor(FusedQuantizer):
         """The steps in place."""
         low, high = code_range(spec.scheme, spec.bits, spec.signed)
 
-        def kernel(x: Tensor, out: Tensor, factor: Tensor) -> None:
+        def steps(x: Tensor, out: Tensor, factor: Tensor) -> None:
             torch.clamp(torch.mul(x, factor, out=out), low, high, out=out)
             if rounding is not None:
                 rounding(out, out=out)
             torch.div(out, factor, out=out)
 
+        kernel = UniformKernel(steps, "scale_factor", _name(spec, rounding), (low, high))
         return kernel, (params["factor"],)

@@ -2,9 +2,8 @@
 
 For the schemes with a kernel `quantize_` allocates nothing of the size of the model: it takes the range (one read), then runs the
 scheme's few elementwise steps in place over blocks that stay in cache (one read, one write). The steps are those of the public
-functions in the same order, so the result is theirs, bit for bit. The others, and stochastic rounding, whose draws have an order,
-are encoded and decoded whole.
-Rejected: a compiled kernel, which is faster still but needs a compiler where a sweep runs.
+functions in the same order, so the result is theirs, bit for bit; `qexp.quant.uniform` compiles them where that pays. The others,
+and stochastic rounding, whose draws have an order, are encoded and decoded whole.
 """
 
 from __future__ import annotations
@@ -20,11 +19,13 @@ from qexp.base.types import QuantSpec
 from qexp.base.user_code import state_of
 from qexp.base.user_source import source_hash
 from qexp.quant.affine import Operation, rounding_of
-from qexp.quant.blocks import in_blocks
+from qexp.quant.blocks import in_blocks, memory_order
 from qexp.quant.layout import Layout, layout_of
+from qexp.quant.linear import linear_constants
 from qexp.quant.quantizer import ControlQuantizer, FusedQuantizer, Kernel, KernelParams, Params, Quantizer
-from qexp.quant.ranges import check_limits, check_not_zero, min_max
+from qexp.quant.ranges import check_finite, check_limits, check_not_zero, min_max
 from qexp.quant.scheme_table import SCHEMES, SchemeInfo
+from qexp.quant.uniform import linear_at_once, row_ranges
 
 QUANTIZER_VERSION = 2  # part of every record's key; raise it when the same spec comes to give other values
 
@@ -63,9 +64,14 @@ def quantize_(target: Tensor, source: Tensor, spec: QuantSpec, limits: Limits | 
     """
     if target.shape != source.shape:
         raise UserError("target", list(target.shape), allowed=f"the shape of the source, {list(source.shape)}")
-    if check_spec(spec, limits) is None:
+    row = check_spec(spec, limits)
+    if row is None:
         return _cast_half_(target, source)
-    fitted, quantizer = fit(source, spec, limits), quantizer_of(spec)
+    if spec.scheme in ("linear", "linear_raw") and limits is None and spec.granularity in ("per_tensor", "per_channel"):
+        rounding, axis = spec.rounding if spec.mode == "int" else None, spec.axis if spec.granularity == "per_channel" else None
+        if linear_at_once(source, target, linear_constants(spec.bits), rounding, axis, raw=spec.scheme == "linear_raw"):
+            return target
+    fitted, quantizer = _fitted(source, spec, limits, row), quantizer_of(spec)
     # Stochastic rounding draws in the order of the rows, which encode must share.
     if not issubclass(quantizer, FusedQuantizer) or (spec.rounding == "stochastic" and spec.mode == "int"):
         return target.copy_(fitted.layout.fold(_copy_rows(quantizer, fitted, spec, source)))
@@ -117,12 +123,18 @@ class Fitted:
 @torch.no_grad()
 def fit(source: Tensor, spec: QuantSpec, limits: Limits | None = None) -> Fitted:
     """The parameters that `quantize_` uses, for modes `int` and `float`; arguments and errors as there."""
-    row, quantizer = check_spec(spec, limits), quantizer_of(spec)
+    row = check_spec(spec, limits)
     assert row is not None, "a cast has no parameters"
+    return _fitted(source, spec, limits, row)
+
+
+def _fitted(source: Tensor, spec: QuantSpec, limits: Limits | None, row: SchemeInfo) -> Fitted:
+    """`fit` of a checked spec."""
+    quantizer = quantizer_of(spec)
     layout = layout_of(source.shape, spec)
     whole = spec.granularity in ("per_tensor", "per_channel") or not source.numel()
     if whole:
-        minimum, maximum = min_max(source, layout.axis if spec.granularity == "per_channel" and source.dim() else None)
+        minimum, maximum = _whole_range(source, layout.axis if spec.granularity == "per_channel" and source.dim() else None)
     else:
         ends = [min_max(part, 0) for part in layout.rows(source)]
         minimum, maximum = (layout.join([pair[side] for pair in ends]) for side in (0, 1))
@@ -138,6 +150,16 @@ def fit(source: Tensor, spec: QuantSpec, limits: Limits | None = None) -> Fitted
         for rows, low, high in zip(layout.rows(source.float()), layout.cut(minimum), layout.cut(maximum), strict=True)
     ]
     return Fitted(layout, {name: layout.join([params[name] for params in parts]) for name in parts[0]})
+
+
+def _whole_range(source: Tensor, axis: int | None) -> Limits:
+    """`min_max`, of channels in one pass where the compiled kernel is there."""
+    order = memory_order(source) if axis is not None and source.dtype == torch.float32 else None
+    ends = row_ranges(source.permute(order)) if order is not None and order[0] == axis else None
+    if ends is None:
+        return min_max(source, axis)
+    check_finite(*ends)
+    return ends
 
 
 def encode_rows(source: Tensor, spec: QuantSpec, fitted: Fitted) -> list[Tensor]:

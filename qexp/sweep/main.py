@@ -21,6 +21,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
+from qexp.base.allocator import keep_freed_memory
 from qexp.base.console import report_error, report_stop, speaking, without_json_flag
 from qexp.base.errors import JobsFailed, RankFailed, UserError, UserErrors
 from qexp.base.files import SaveError
@@ -52,6 +53,8 @@ def run_command_line(verb: str, config_name: str, run: Run | None = None) -> int
     Returns:
         The exit code.
     """
+    if verb != "export":  # whose latencies are those of a process that has malloc's defaults
+        keep_freed_memory()
     given, as_json = without_json_flag(sys.argv[1:])
     with speaking(as_json=as_json):
         sys.argv[1:] = quote_places(clean_arguments(given))

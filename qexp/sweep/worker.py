@@ -17,6 +17,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
+from qexp.base.allocator import keep_freed_memory
 from qexp.base.console import warn_main
 from qexp.base.errors import is_mistake
 from qexp.base.orphans import end_with, is_orphan
@@ -71,6 +72,7 @@ def run_logged(job: MergedJob, log: Path, leader: int) -> Failure | None:
         log: the file.
         leader: number of the process that waits for the outcome; where that one is gone, this one saves and ends.
     """
+    keep_freed_memory()
     end_with(leader)
     log.parent.mkdir(parents=True, exist_ok=True)
     with open(log, "a", buffering=1, encoding="utf-8") as out, contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
@@ -98,6 +100,7 @@ class Submission:
         """Run; returns None or why it failed."""
         import submitit
 
+        keep_freed_memory()
         place = submitit.JobEnvironment()
         with _requeue_on(getattr(signal, f"SIG{place.USR_SIG}")):
             return run_here(self.job) if place.num_tasks == 1 else self._as_rank(place)

@@ -6,7 +6,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from qexp.base.errors import UserError
-from qexp.config.train import TrainSettings, check_precision
+from qexp.config.train import TrainSettings, check_device, check_precision
 from qexp.sweep.config_store import store_choices
 
 CONF = Path(__file__).parents[2] / "conf"
@@ -28,3 +28,13 @@ def test_fp16_is_for_cuda():
     check_precision("fp16", "cuda")
     with pytest.raises(UserError, match="device=cuda"):
         check_precision("O2", "cpu")
+
+
+def test_compiling_on_the_cpu_needs_a_compiler(monkeypatch):
+    recipe = TrainSettings(epochs=1, lr=0.1, batch_size=8, compile=True)
+    monkeypatch.setattr("qexp.config.train.cxx_compiler", lambda: "g++")
+    check_device(recipe, "cpu")
+    monkeypatch.setattr("qexp.config.train.cxx_compiler", lambda: None)
+    check_device(recipe, "cuda")
+    with pytest.raises(UserError, match=r"train.compile=.*apt install g\+\+"):
+        check_device(recipe, "cpu")
