@@ -33,7 +33,7 @@ from qexp.deploy.files import FILE, PROGRAM, PTE, TFLITE, files_of, write_files
 from qexp.deploy.foreign import open_foreign
 from qexp.deploy.foreign_runs import check_runs
 from qexp.deploy.lower import Lowered, example_of, lower, lower_float, lower_untried
-from qexp.deploy.measured import cost_rows, layer_rows, metrics_of, stage_row
+from qexp.deploy.measured import cost_rows, layer_rows, metrics_of, point_rows, stage_row
 from qexp.deploy.onnx.qdq import Exported
 from qexp.deploy.runtimes import open_runtime, runtime_version
 from qexp.deploy.stages import FLOAT, SIMULATED
@@ -45,7 +45,7 @@ from qexp.experiment.variants import Variant
 from qexp.tracking import environment, rows
 from qexp.tracking.journal import Journal
 
-EXPORT_VERSION = 4  # raise it when the same file comes to be measured otherwise
+EXPORT_VERSION = 5  # raise it when the same file comes to be measured otherwise
 EXAMPLE = "example.npz"
 _IN_OTHER_BYTES = (EXAMPLE, PROGRAM)  # what is not written twice in the same bytes, of the same network
 _TOLD = ("training", "variant", "file", "digest", "split", "n", "sizes", "rungs", "cost", "alarms", "notes")  # in its event
@@ -175,6 +175,7 @@ class _ExportJob:
             "rungs": [stage_row(stage, fidelity) for stage in fidelity.stages],
             "cost": list(cost_rows(self.settings, networks, self.prepared.bundle.image_shape)) if self.settings.cost else [],
             "layers": layer_rows(self.prepared, lowered),
+            "codes": point_rows(fidelity),
             "alarms": self._alarms(fidelity),
             "notes": [*by_reason([*lowered.notes, *written.notes], most=3), *fidelity.notes],
             "versions": self.recorder.versions,

@@ -14,6 +14,8 @@ from qexp.base.outputs import main_output
 from qexp.base.types import Batch
 from qexp.config.root import Config
 from qexp.deploy.activation_codes import load_values_, simulated_codes
+from qexp.deploy.alarms import parting
+from qexp.deploy.code_steps import PointSteps
 from qexp.deploy.coded_network import names_read
 from qexp.deploy.integer_network import integer_codes
 from qexp.deploy.lower import Lowered
@@ -81,11 +83,13 @@ class Fidelity:
     Args:
         stages: in order.
         versions: runtime -> its version.
-        notes: what was not compared, and why.
+        points: of each stage whose codes were compared, how they differ at every activation point.
+        notes: what was not compared, and why; where a stage parts whose predictions are not the simulation's.
     """
 
     stages: tuple[Stage, ...]
     versions: Mapping[str, str]
+    points: tuple[PointSteps, ...] = ()
     notes: tuple[str, ...] = ()
 
 
@@ -168,7 +172,9 @@ class FidelityRun:
         stages = [stage for stage in comparison.stages() if not (self.is_float and stage.name == SIMULATED)]
         if self.has_float8:
             stages = [replace(stage, note=FLOAT8_NOTE) if stage.name in self.runtimes else stage for stage in stages]
-        return Fidelity(tuple(map(self._with_integers, stages)), versions, tuple(self._notes()))
+        partings = (parting(stage) for stage in stages if stage.name in (INTEGER, *self.runtimes))
+        notes = (*self._notes(), *(text for text in partings if text is not None))
+        return Fidelity(tuple(map(self._with_integers, stages)), versions, comparison.point_steps(), notes)
 
     def _outcomes(self, images: Tensor, scored: Mapping[str, Tensor], with_codes: bool) -> dict[str, Outcome]:
         outcomes = {name: Outcome(logits) for name, logits in scored.items()}

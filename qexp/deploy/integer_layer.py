@@ -1,13 +1,16 @@
 """One layer in integers, as hardware computes it: codes times codes, summed at 32 bits, brought to the next scale.
 
-Sums are float64 on integer values, which is exact: an accumulator stays far below 2^53, whatever the order and the algorithm.
-Rejected: float32, exact below 2^24, but only where no library takes a Winograd or TF32 kernel; torch's integer
-convolutions, which have no kernel. The two requantizations are those of runtimes; they differ by one
-code where a result lies at a tie.
+Sums are floating-point on integer values, which is exact as long as no partial sum can leave the numbers that the type counts by
+ones, in whatever order they are added. That is below 2^53 in float64, where every accumulator is, and below 2^24 in float32, in
+which torch's convolutions take a fourth to a thirteenth of the time. max |q_x - z_x| sum |q_w - z_w| decides between them, of the
+very codes. A kernel that does more than multiply and add (Winograd's) gives fractions of these integers, and what gives any
+is computed again in float64. Rejected: torch's integer convolutions, which have no kernel. The two requantizations are those of
+runtimes; they differ by one code where a result lies at a tie.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -18,11 +21,12 @@ from torch.nn.modules.conv import _ConvTransposeNd
 from qexp.base.errors import UserError, choose
 from qexp.base.types import QParams
 from qexp.config.export import REQUANTIZATIONS
-from qexp.deploy.weight_codes import WeightCodes, accumulator_scale
+from qexp.deploy.weight_codes import MAX_BIAS, WeightCodes, accumulator_scale
 from qexp.nn.channels import Layer
 from qexp.quant.affine import quantize_affine
 
 _INT32 = 2**31 - 1
+_FLOAT32 = 2**24  # integers up to it are float32, all of them
 _CONVS = (F.conv1d, F.conv2d, F.conv3d)
 _TRANSPOSED = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)
 
@@ -48,16 +52,43 @@ def accumulate(layer: Layer, codes: Tensor, x: QParams, weight: WeightCodes, bia
     assert x.axis is None and getattr(layer, "padding_mode", "zeros") == "zeros"
     shape = [-1 if axis == weight.qparams.axis else 1 for axis in range(weight.codes.dim())]
     matrix = weight.codes.double() - weight.qparams.zero_point.double().reshape(shape)
-    values = codes.double() - x.zero_point.double()
-    sums = _sums(layer, values, matrix)
-    if bias is not None:
-        sums += along_channels(bias.double(), sums, channel_axis(layer))
-    return _int32(sums)
+    inputs = matrix.abs().sum([axis for axis in range(matrix.dim()) if axis != int(isinstance(layer, _ConvTransposeNd))])
+    sums = _exact(lambda *operands: _sums(layer, *operands), _without(codes, x), matrix, float(inputs.max()))
+    if bias is None:
+        return _int32(sums)
+    bias = along_channels(bias, sums, channel_axis(layer))
+    if sums.dtype == torch.float32 and int(bias.abs().max()) <= MAX_BIAS:  # far from 2^31 together
+        return sums.to(torch.int32) + bias
+    return _int32(sums.double() + bias.double())
+
+
+def _without(codes: Tensor, grid: QParams) -> Tensor:
+    """Codes less their zero point, float32 where that holds them."""
+    is_wide = max(abs(grid.quant_min), abs(grid.quant_max)) >= 2**16
+    dtype = torch.float64 if is_wide else torch.float32
+    return codes.to(dtype) - grid.zero_point.to(dtype)
+
+
+def _exact(product: Callable[[Tensor, Tensor], Tensor], values: Tensor, others: Tensor, sum_of_others: float) -> Tensor:
+    """A sum of products of integers, float32 or float64, exact.
+
+    Args:
+        product: of `values` and `others`, in their type.
+        values: integers.
+        others: integers, float64.
+        sum_of_others: largest sum of the absolute values of `others` that are multiplied for one result.
+    """
+    low, high = torch.aminmax(values) if values.numel() else (values.new_zeros(()), values.new_zeros(()))
+    if max(-float(low), float(high)) * sum_of_others <= _FLOAT32:
+        sums = product(values.float(), others.float())
+        if bool((sums == sums.round()).all()):
+            return sums
+    return product(values.double(), others)
 
 
 def _int32(sums: Tensor) -> Tensor:
     """Sums as an accumulator of 32 bits holds them, which is refused where it does not."""
-    if sums.numel() and float(sums.abs().max()) > _INT32:
+    if sums.dtype == torch.float64 and sums.numel() and float(sums.abs().max()) > _INT32:
         raise UserError(
             "accumulator", f"{float(sums.abs().max()):.0f}", allowed="at most 2^31 - 1: fewer bits, or smaller layers"
         )
@@ -65,7 +96,7 @@ def _int32(sums: Tensor) -> Tensor:
 
 
 def _sums(layer: Layer, values: Tensor, matrix: Tensor) -> Tensor:
-    """What a layer without a bias makes of float64 values and weights."""
+    """What a layer without a bias makes of values and weights, in their type."""
     if isinstance(layer, nn.Linear):
         return F.linear(values, matrix)
     rank = len(layer.kernel_size) - 1
@@ -167,8 +198,10 @@ def integer_product(
     Raises:
         UserError: a sum beyond 32 bits.
     """
-    values = [codes.double() - grid.zero_point.double() for codes, grid in (first, second)]
-    return _brought_to(y, _int32(values[0] @ values[1]), accumulator_scale(first[1], second[1]), -1, None, requantization)
+    values, others = _without(*first), _without(*second).double()
+    largest = float(others.abs().sum(-2).max()) if others.numel() else 0.0
+    sums = _int32(_exact(torch.matmul, values, others, largest))
+    return _brought_to(y, sums, accumulator_scale(first[1], second[1]), -1, None, requantization)
 
 
 def _brought_to(y: QParams | None, sums: Tensor, scale: Tensor, axis: int, clamp: Clamp | None, requantization: str) -> Tensor:

@@ -27,6 +27,11 @@ def stage_row(stage: Stage, fidelity: Fidelity) -> dict[str, Any]:
     return {**asdict(stage), "float_layers": ", ".join(stage.float_layers), "version": fidelity.versions.get(stage.name, "")}
 
 
+def point_rows(fidelity: Fidelity) -> list[dict[str, Any]]:
+    """How the codes of each activation point differ at each stage, as rows of a measurement."""
+    return [asdict(point) for point in fidelity.points]
+
+
 def layer_rows(prepared: Prepared, lowered: Lowered) -> list[dict[str, Any]]:
     """MACs and bit operations of each layer, of one image.
 

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, fx
 
 from qexp.deploy.activation_codes import code_nodes
+from qexp.deploy.code_steps import PointSteps, StepCounts
 from qexp.deploy.graph_nodes import first_input, output_of, quantizer_at
 from qexp.deploy.integer_network import integer_codes
 from qexp.deploy.weight_codes import WeightCodes, accumulator_scale
@@ -150,15 +151,16 @@ class _Counts:
     to_simulation: _Distance = field(default_factory=_Distance)
     to_previous: _Distance = field(default_factory=_Distance)
     to_run_with_codes: _Distance = field(default_factory=_Distance)
-    steps: dict[str, int] = field(default_factory=dict)  # activation point -> largest difference from the simulation
-    layer_steps: dict[str, int] = field(default_factory=dict)  # activation point -> largest difference from the reference
-    num_codes: dict[str, int] = field(default_factory=dict)  # activation point -> codes compared with the reference
-    num_different: dict[str, int] = field(default_factory=dict)  # activation point -> those that differ
+    steps: dict[str, StepCounts] = field(default_factory=dict)  # activation point -> differences from the simulation
+    alone: dict[str, StepCounts] = field(default_factory=dict)  # activation point -> differences from the reference
+    logits_are_right: bool = True
 
     def fails(self, point: str) -> bool:
         """True where a layer is further from the reference than ties explain."""
-        allowed = max(1, MAX_DIFFERENT * self.num_codes.get(point, 0))
-        return self.layer_steps[point] > MAX_STEPS or self.num_different.get(point, 0) > allowed
+        if point == LOGITS:
+            return not self.logits_are_right
+        alone = self.alone[point]
+        return alone.largest > MAX_STEPS or alone.num_different > max(1, MAX_DIFFERENT * alone.num_codes)
 
 
 class StageComparison:
@@ -233,26 +235,29 @@ class StageComparison:
             self.network, self.weights, images, requantization=self.requantization, given=own
         )
         for point in self.points:
-            _raise_to(counts.steps, point, codes[point] - simulated[point])
-            difference = own[point] - expected[point]
-            _raise_to(counts.layer_steps, point, difference)
-            counts.num_codes[point] = counts.num_codes.get(point, 0) + difference.numel()
-            counts.num_different[point] = counts.num_different.get(point, 0) + int(difference.count_nonzero())
+            counts.steps.setdefault(point, StepCounts()).add(codes[point] - simulated[point])
+            counts.alone.setdefault(point, StepCounts()).add(own[point] - expected[point])
         allowed = self._logit_step + outcome.logit_step / 2 + _FLOAT_ERROR * expected_logits.abs().max()
-        beyond = ~((logits - expected_logits).abs() <= allowed)  # NaN too
-        _raise_to(counts.layer_steps, LOGITS, beyond.int() * (MAX_STEPS + 1))
+        counts.logits_are_right &= bool(((logits - expected_logits).abs() <= allowed).all())  # not NaN either
 
     def stages(self) -> tuple[Stage, ...]:
         """All stages, over what was added."""
         return tuple(self._stage(name, number) for number, name in enumerate(self.names))
 
+    def point_steps(self) -> tuple[PointSteps, ...]:
+        """Of each stage whose codes were compared, every activation point, in order of execution."""
+        return tuple(
+            PointSteps.of(name, point, counts.steps[point], counts.alone[point])
+            for name, counts in self._counts.items()
+            for point in self.points
+            if point in counts.steps
+        )
+
     def _stage(self, name: str, number: int) -> Stage:
         counts, n = self._counts[name], max(1, self._n)
         points = [point for point in self.points if point in counts.steps]
-        layers = [point for point in (*self.points, LOGITS) if point in counts.layer_steps]
-        different = [point for point in points if counts.steps[point] > MAX_STEPS]
-        failed = [point for point in layers if counts.fails(point)]
-        shares = [100 * counts.num_different[point] / counts.num_codes[point] for point in points if counts.num_codes[point]]
+        different = [point for point in points if counts.steps[point].largest > MAX_STEPS]
+        failed = [point for point in (*points, LOGITS) if counts.fails(point)]
         shown_db = counts.to_run_with_codes.sqnr_db if counts.to_run_with_codes.signal else math.inf
         return Stage(
             name=name,
@@ -263,22 +268,16 @@ class StageComparison:
             logit_sqnr_db=counts.to_simulation.sqnr_db,
             agreement_above=counts.to_previous.equal / n if number else None,
             logit_sqnr_above_db=counts.to_previous.sqnr_db if number else None,
-            max_steps=max((counts.steps[point] for point in points), default=None),
+            max_steps=max((counts.steps[point].largest for point in points), default=None),
             first_difference=next(iter(different), None),
-            layer_steps=max((counts.layer_steps[point] for point in points), default=None),
+            layer_steps=max((counts.alone[point].largest for point in points), default=None),
             failed_layer=next(iter(failed), None),
             num_failed=len(failed),
             passed=not failed if counts.n_codes else None,
             n_codes=counts.n_codes,
-            differ_pct=max(shares, default=None),
+            differ_pct=max((counts.alone[point].differ_pct for point in points), default=None),
             note=f"logits with codes shown: {shown_db:.1f} dB to those without" if shown_db < math.inf else "",
         )
-
-
-def _raise_to(largest: dict[str, int], point: str, difference: Tensor) -> None:
-    """Note the largest absolute difference at an activation point."""
-    steps = int(difference.abs().max()) if difference.numel() else 0
-    largest[point] = max(largest.get(point, 0), steps)
 
 
 def _logit_step(network: GraphNetwork, weights: Mapping[str, WeightCodes]) -> Tensor:

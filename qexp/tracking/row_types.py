@@ -56,6 +56,20 @@ class StageRow(TypedDict):
     integer_macs_pct: NotRequired[float | None]
 
 
+class PointRow(TypedDict):
+    """The codes of an activation point at a fidelity stage; the arguments of `qexp.deploy.code_steps.PointSteps`."""
+
+    stage: str
+    point: str
+    num_codes: int
+    differ_pct: float
+    steps: list[int]
+    max_steps: int
+    alone_differ_pct: float
+    alone_steps: list[int]
+    alone_max_steps: int
+
+
 class TimingRow(TypedDict):
     """One network in one runtime at one batch size; `network` is `fp32` for the float one."""
 
@@ -145,6 +159,7 @@ class ExportRow(TypedDict):
     rungs: list[StageRow]
     cost: list[TimingRow]
     layers: list[LayerRow]
+    codes: NotRequired[list[PointRow]]
     compared: NotRequired[list[ComparedRow]]
     targets: NotRequired[list[TargetRow]]
     alarms: list[str]

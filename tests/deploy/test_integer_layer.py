@@ -114,6 +114,26 @@ def test_what_leaves_32_bits_is_an_error():
         fixed_point(torch.tensor(2.0**31))
 
 
+def test_sums_beyond_what_float32_counts_are_exact():
+    layer, grid = nn.Linear(600, 2), QParams(torch.tensor(1.0), torch.tensor(0.0), 0, 255)
+    weight = WeightCodes(torch.full((2, 600), 127), QParams(torch.tensor(1.0), torch.tensor(0.0), -127, 127))
+    weight.codes[0, -1] = 1
+    codes = torch.full((1, 600), 255)
+    codes[0, -1] = 1
+    assert accumulate(layer, codes, grid, weight).tolist() == [[599 * 255 * 127 + 1, 599 * 255 * 127 + 127]]
+
+
+def test_a_kernel_that_gives_fractions_is_not_believed(monkeypatch):
+    def winograd(layer, values, matrix):
+        return nn.functional.linear(values, matrix) + (0.25 if values.dtype == torch.float32 else 0)
+
+    monkeypatch.setattr("qexp.deploy.integer_layer._sums", winograd)
+    codes, x = coded(draw(3, 8))
+    weight = weight_codes(draw(4, 8, seed=1), QuantSpec(scheme="symmetric_restricted", bits=8, granularity="per_channel"))
+    expected = (codes.long() - x.zero_point.long()) @ weight.codes.long().t()
+    assert torch.equal(accumulate(nn.Linear(8, 4), codes, x, weight).long(), expected)
+
+
 class Chain(nn.Module):
     """Convolutions that each end in codes, and a classifier."""
 

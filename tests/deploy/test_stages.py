@@ -7,7 +7,7 @@ import torch
 
 from qexp.base.errors import UserError
 from qexp.deploy.activation_codes import load_values_, simulated_codes
-from qexp.deploy.alarms import failures
+from qexp.deploy.alarms import failures, parting
 from qexp.deploy.fidelity import planned_layers
 from qexp.deploy.integer_layer import accumulate
 from qexp.deploy.integer_network import integer_codes
@@ -120,6 +120,23 @@ def test_the_right_layers_behind_a_wrong_one_are_not_blamed(run):
     assert steps["relu"] > 1 and stage.max_steps > 1 and stage.first_difference == "relu"
     assert stage.layer_steps == 1 and stage.differ_pct > 99, "one step, but of nearly all codes"
     assert (stage.passed, stage.failed_layer, stage.num_failed) == (False, "input", 1)
+
+
+def test_steps_are_counted_and_a_parting_names_its_layer(run):
+    def moved(batch):
+        codes, _ = simulated_codes(run.case.network, batch)
+        first = {"relu": codes["relu"] + 2}
+        later, logits = integer_codes(run.case.network, run.case.weights, batch, given=first)
+        return Outcome(logits.roll(1, 1), {**later, **first})
+
+    comparison = StageComparison(run.case.network, run.case.weights, (FLOAT, SIMULATED, INTEGER, "moved"))
+    outcomes = run.outcomes(run.case.images, moved=moved)
+    comparison.add(run.case.images, outcomes[SIMULATED].logits.argmax(1), outcomes)
+    relu = next(row for row in comparison.point_steps() if (row.stage, row.point) == ("moved", "relu"))
+    assert relu.steps[5] == relu.num_codes == sum(relu.alone_steps) and (relu.max_steps, relu.differ_pct) == (2, 100)
+    stages = {stage.name: stage for stage in comparison.stages()}
+    text = parting(stages["moved"])
+    assert "at relu, and relu is the first layer that is wrong by itself" in text and parting(stages[INTEGER]) is None
 
 
 def test_accumulators_that_saturate_are_found(run, monkeypatch):

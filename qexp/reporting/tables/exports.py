@@ -12,6 +12,7 @@ import pandas as pd
 from qexp.base.files import write_texts
 from qexp.base.table import Column, Table, lines, markdown_table, markdown_text
 from qexp.base.text import MIB, size_text
+from qexp.reporting.tables.point_steps import POINTS_EXPLAINED, flat, histogram, side_by_side
 from qexp.reporting.tables.render import csv_text, html_table
 from qexp.tracking.journal import experiment_rows
 from qexp.tracking.record import FLOAT_VARIANT
@@ -19,8 +20,8 @@ from qexp.tracking.row_types import ComparedRow, ExportRow, StageRow, TimingRow,
 from qexp.tracking.rows import Row
 
 _SHARED = ("variant", "training", "run", "split", "simulate", "requantization", "threads", "cpu")
-FILES = ("stages.csv", "cost.csv", "layers.csv", "compared.csv", "targets.csv", "stages.md")
-Part = Literal["rungs", "cost", "layers", "compared", "targets"]
+FILES = ("stages.csv", "cost.csv", "layers.csv", "points.csv", "compared.csv", "targets.csv", "stages.md")
+Part = Literal["rungs", "cost", "layers", "codes", "compared", "targets"]
 _PARTS: tuple[Part, ...] = get_args(Part)
 _BEFORE = ("ladder.csv", "ladder.md")  # names of the first and the last in earlier versions
 EXPLAINED = (
@@ -53,6 +54,9 @@ _TARGETS_EXPLAINED = (
     "kernels take for themselves. An Edge TPU takes the operators of a file in order up to the first that it does not support: "
     "*mapped* are those before it, with their share of the MACs. Its compiler wants the number of images fixed at 1."
 )
+_EXPLAINED: dict[Part, str] = {
+    "cost": _COST_EXPLAINED, "compared": _COMPARED_EXPLAINED, "targets": _TARGETS_EXPLAINED, "codes": POINTS_EXPLAINED,
+}  # fmt: skip
 
 
 def load_exports(name: str, runs_dir: str | Path) -> list[ExportRow]:
@@ -109,20 +113,9 @@ def markdown(name: str, exports: Sequence[ExportRow]) -> str:
         ]
         if notes := [*(f"ALARM: {text}" for text in export["alarms"]), *export["notes"]]:
             parts.append("  \n".join(notes))
-        if export["cost"]:
-            parts.append(markdown_table(_cost(export)))
-        if export.get("compared"):
-            parts.append(markdown_table(_compared(export)))
-        if export.get("targets"):
-            parts.append(markdown_table(_targets(export)))
-    parts.append(EXPLAINED)
-    if any(export["cost"] for export in exports):
-        parts.append(_COST_EXPLAINED)
-    if any(export.get("compared") for export in exports):
-        parts.append(_COMPARED_EXPLAINED)
-    if any(export.get("targets") for export in exports):
-        parts.append(_TARGETS_EXPLAINED)
-    return markdown_text(parts)
+        parts += [markdown_table(table) for table in _tables(export)[1:-1] if table.rows]  # the histogram is long
+    explained = [text for part, text in _EXPLAINED.items() if any(export.get(part) for export in exports)]
+    return markdown_text([*parts, EXPLAINED, *explained])
 
 
 def _screen(export: ExportRow) -> str:
@@ -251,7 +244,8 @@ _TARGET_COLUMNS = (
 
 def _tables(export: ExportRow) -> tuple[Table, ...]:
     """All of one network, in order."""
-    return _stages(export), _cost(export), _compared(export), _targets(export)
+    points = export.get("codes", [])
+    return _stages(export), _cost(export), _compared(export), _targets(export), side_by_side(points), histogram(points)
 
 
 def _targets(export: ExportRow) -> Table:
@@ -293,6 +287,8 @@ def _flat_csv(exports: Sequence[ExportRow], part: Part) -> str:
         if part == "cost":
             sizes = {f"{name}_bytes": size for name, size in export["sizes"].items()}
             rows += [{**shared, **timing, **sizes} for timing in _with_speedup(export["cost"])]
+        elif part == "codes":
+            rows += [{**shared, **flat(line)} for line in export.get("codes", [])]
         else:
             rows += [{**shared, **line} for line in export.get(part, [])]
     return csv_text(pd.DataFrame(rows)) if rows else ""

@@ -66,6 +66,20 @@ def test_files(exports, tmp_path):
     assert "ALARM: ort at conv2" in text and "*fp32* is the same network" in text
 
 
+def test_steps_of_codes_side_by_side(exports, tmp_path):
+    point = {
+        "stage": "ort", "point": "relu", "num_codes": 1000, "differ_pct": 1.2, "steps": [0, 2, 5, 988, 5, 0, 0], "max_steps": 2,
+        "alone_differ_pct": 0.0, "alone_steps": [0, 0, 0, 1000, 0, 0, 0], "alone_max_steps": 0,
+    }  # fmt: skip
+    write_exports("exp", [{**exports[0], "codes": [point, {**point, "stage": "other"}]}], tmp_path)
+    rows = list(csv.DictReader((tmp_path / "points.csv").read_text().splitlines()))
+    assert [(row["stage"], row["minus_2"], row["plus_1"], row["alone_equal"]) for row in rows] == [
+        ("ort", "2", "5", "1000"), ("other", "2", "5", "1000"),
+    ]  # fmt: skip
+    text = (tmp_path / "stages.md").read_text()
+    assert "| codes that differ % | ort | other |" in text and "| relu | 1.200 (0) | 1.200 (0) |" in text
+
+
 def test_what_is_gone_is_removed(exports, tmp_path):
     write_exports("exp", exports, tmp_path)
     assert [path.name for path in write_exports("exp", exports[1:], tmp_path)] == ["stages.csv", "layers.csv", "stages.md"]
