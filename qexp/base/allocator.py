@@ -20,9 +20,7 @@ _MAPPED_BYTES = (2**30, 2**25)  # from which a tensor is mapped alone; some rele
 def keep_freed_memory() -> None:
     """Have malloc keep freed memory for what is allocated next, unless `left_alone` says why not.
 
-    Values do not change, nor does the alignment of tensors.
-
-    Source: mallopt(3).
+    Values do not change, nor does the alignment of tensors. See mallopt(3).
     """
     if left_alone() is not None:
         return

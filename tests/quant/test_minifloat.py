@@ -95,7 +95,8 @@ def test_any_format_rounds_to_its_nearest_number(exponent_bits, mantissa_bits, s
     try:
         element = parse_format(f"e{exponent_bits}m{mantissa_bits}{special}{nosub}_sat")
     except UserError:
-        assert exponent_bits + mantissa_bits < 3  # too few for a number
+        # Too few bits for a number, or one exponent that is infinity's beside one whose subnormals are not there.
+        assert exponent_bits + mantissa_bits < 3 or (exponent_bits, special, nosub) == (1, "ieee", "_nosub")
         return
     numbers = torch.tensor([element.value(number) for number in range(element.top + 1)], dtype=torch.float64)
     codes = numbers.unique(return_inverse=True)[0]

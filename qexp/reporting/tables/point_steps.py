@@ -73,8 +73,7 @@ def _share(number: int) -> Callable[[PointRow], str]:
 
 def flat(row: PointRow) -> Mapping[str, object]:
     """A row of `points.csv`: both histograms in columns of their own."""
-    values: dict[str, object] = dict(row)
-    counts = {"steps": values.pop("steps"), "alone_steps": values.pop("alone_steps")}
-    for key, name in (("steps", ""), ("alone_steps", "alone_")):
-        values |= {f"{name}{step}": count for step, count in zip(STEPS, counts[key], strict=True)}  # type: ignore[arg-type]
+    values: dict[str, object] = {key: value for key, value in row.items() if key not in ("steps", "alone_steps")}
+    for counts, name in ((row["steps"], ""), (row["alone_steps"], "alone_")):
+        values |= {f"{name}{step}": count for step, count in zip(STEPS, counts, strict=True)}
     return values
