@@ -45,6 +45,9 @@ def compose(overrides: list[str]) -> dict:
     from hydra import initialize_config_dir
     from omegaconf import OmegaConf
 
+    from qexp.sweep.config_store import store_choices
+
+    store_choices()
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         return OmegaConf.to_container(hydra_compose("config", overrides), resolve=True)
 

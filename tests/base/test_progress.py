@@ -131,11 +131,12 @@ def test_a_loop_that_an_error_left_is_gone(at_once, capsys):
 
 def test_a_loop_of_another_thread_is_not_of_the_command(at_once):
     with shown():
-        for _ in track(range(1), "training"):
-            thread = threading.Thread(target=lambda: [at_once("training 1/1") for _ in track(range(3), "row of a feed")])
+        for _ in track(range(2), "training"):
+            thread = threading.Thread(target=lambda: [at_once("training 1/2") for _ in track(range(3), "row of a feed")])
             thread.start()
             thread.join()
             assert [level.label for level in progress.open_levels()] == ["training"]
+            break
 
 
 @pytest.mark.parametrize("silent", ["quiet", "rank 1", "not shown", "paused"])

@@ -170,7 +170,7 @@ def test_the_tables_name_settings_that_exist():
     keys = {*all_keys()}
     assert {*_RULES, *_VERBS, *_TASKS} <= keys
     marked = [settings for settings in (Config, *_groups(Config).values(), *_groups(_groups(Config)["quant"]).values())]
-    assert sum(len(marks_of(settings)) for settings in marked) == 14
+    assert sum(len(marks_of(settings)) for settings in marked) == 15
     for settings in marked:
         assert {mark.sibling for mark in marks_of(settings).values()} <= {*all_keys(settings)}
 

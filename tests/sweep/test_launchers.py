@@ -5,6 +5,7 @@ import os
 import pickle
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -97,7 +98,8 @@ def test_groups_in_turn_go_on_after_a_failure(monkeypatch):
             raise ValueError("one")
 
     monkeypatch.setattr(launchers, "run_group", run)
-    outcomes = list(launchers.run_in_turn(["a", "b", "c"], [None] * 3, resources=None))
+    trained = SimpleNamespace(config=SimpleNamespace(checkpoint=None))
+    outcomes = list(launchers.run_in_turn(["a", "b", "c"], [trained] * 3, resources=None))
     assert [(number, str(error)) for number, error in outcomes] == [(0, "None"), (1, "one"), (2, "None")]
 
 
