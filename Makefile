@@ -67,7 +67,7 @@ test: $(DEV) ## run the tests and the examples in docstrings, without those mark
 cover: $(DEV) ## the tests of `make test`, and which lines of qexp they ran: build/coverage/index.html
 	$(PIP) -e '.[cover]'
 	rm -f .coverage .coverage.*
-	$(MAKE) test ARGS="$(ARGS) --cov --cov-append --cov-report=html:build/coverage --cov-report=xml:build/coverage.xml"
+	PYTEST_ADDOPTS="--cov --cov-append --cov-report=html:build/coverage --cov-report=xml:build/coverage.xml" $(MAKE) test
 
 test-more: $(DEV) ## run the tests marked slow, without those marked gpu: what `make test` leaves out (ARGS="-k name")
 	$(call ALONE,and slow and not gpu)

@@ -153,6 +153,9 @@ def _answer(config_name: str, asked: argparse.Namespace) -> None:
             answer()
     finally:
         answered = text.getvalue().removesuffix("\n")
+        if asked.shell_completion:  # the verb is the command's own, and no key to type
+            between = "\n" if "\n" in answered else " "
+            answered = between.join(word for word in answered.split(between) if word != "verb=")
         print_result(answered, text=answered)
 
 

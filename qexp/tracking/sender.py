@@ -118,8 +118,11 @@ class Sender:
         if target < self._offset:
             self._offset, self._tracker = 0, ChangeTracker()
         rows, self._offset = self._journal.rows_from(self._offset, end=target)
-        for row in self._tracker.take(rows).opens:
+        changes = self._tracker.take(rows)
+        for row in changes.opens:
             runs.follow(row)
+        for run in changes.ends:  # which another process has ended in MLflow
+            self.system_metrics.end(run)
 
     def _head(self) -> str:
         """Names the journal by its first row: another file under the same name has another."""

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import pandas as pd
 from matplotlib.axes import Axes
 
+from qexp.base.text import counted
 from qexp.reporting.figures.marks import percent_text, points, tell
 from qexp.reporting.figures.style import LINES, MARKERS, MAX_PANELS, Look, looks, spread_colors
 from qexp.reporting.frames.comparison import LINEAGE, has_qat, shared_words
@@ -61,7 +62,7 @@ def few_panels(frame: pd.DataFrame) -> tuple[pd.DataFrame, str]:
     """The rows that a figure has room for, a panel per `label`, and what its heading says of those that it leaves out.
 
     Up to `MAX_PANELS` trainings as they are. Of more, repeats of a training with other seeds are one: `prec1` is their mean and
-    `sd` their deviation; of still more the first ones.
+    `sd` their deviation, over those that got as far as any, so that each epoch has the same; of still more the first ones.
 
     Args:
         frame: rows to draw against the epoch.
@@ -69,15 +70,20 @@ def few_panels(frame: pd.DataFrame) -> tuple[pd.DataFrame, str]:
     panel = ["label", "split", "n"]
     if len(frame[panel].drop_duplicates()) <= MAX_PANELS:
         return frame, ""
-    keys = ["group", "variant", "split", "n", "epoch"]
+    keys, short = ["group", "variant", "split", "n", "epoch"], ""
     if not has_qat(frame):  # whose rows are means already
+        last = frame.groupby("label")["epoch"].transform("max")
+        whole = last == last.groupby(frame["group"]).transform("max")
+        if not whole.all():
+            short = f"; {counted(frame.loc[~whole, 'label'].nunique(), 'training')} that ended earlier not among them"
+        frame = frame[whole]
         means = frame.groupby(keys, sort=False)["prec1"].agg(prec1="mean", sd="std").reset_index()
         frame = frame.drop_duplicates(keys).drop(columns="prec1").merge(means, on=keys).assign(label=lambda rows: rows["group"])
     listed = frame[panel].drop_duplicates()
     if len(listed) <= MAX_PANELS:
-        return frame, ""
+        return frame, short
     first = frame.merge(listed.head(MAX_PANELS), on=panel)
-    return first, f"; the first {MAX_PANELS} of {len(listed)} trainings, epochs.csv has all"
+    return first, f"{short}; the first {MAX_PANELS} of {len(listed)} trainings, epochs.csv has all"
 
 
 def last_points(table: pd.DataFrame) -> pd.DataFrame:

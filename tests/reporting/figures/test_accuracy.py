@@ -289,3 +289,10 @@ def test_of_other_trainings_the_first_are_drawn_and_the_heading_counts_them(writ
     figure = prec1_by_epoch(records)
     assert len(figure.axes) == MAX_PANELS
     assert f"the first {MAX_PANELS} of {MAX_PANELS + 3} trainings, epochs.csv has all" in figure.get_suptitle()
+
+
+def test_a_seed_that_ended_early_is_not_among_the_means(write, training):
+    parts = _trainings(MAX_PANELS + 1, training)
+    parts[0] = training(["W4 int"], training="0" * 16, params={"seed": 0}, epochs=2)
+    figure = prec1_by_epoch(load_records("exp", write(*parts)))
+    assert "1 training that ended earlier not among them" in figure.get_suptitle()
