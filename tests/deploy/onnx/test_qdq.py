@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from qexp.deploy.onnx.qdq import export_qdq
+from qexp.deploy.runtimes import open_runtime
 from qexp.models.cifar_resnet import CifarResNet
 from qexp.nn.fake_quant import fake_quants
 from qexp.nn.graph import trace
@@ -219,6 +220,19 @@ def test_four_bits(quantized, run_file, graphs, pack_int4, tmp_path):
         assert all(ran.codes[point].min() >= -8 and ran.codes[point].max() <= 7 for point in codes)
         assert sqnr_db(logits, ran.logits) > 30
     assert ran.operators["QLinearConv"] == (0 if pack_int4 else 2)
+
+
+@pytest.mark.parametrize("granularity", ["per_tensor", "per_channel"])
+def test_openvino_runs_packed_codes(quantized, graphs, granularity, tmp_path):
+    torch.manual_seed(0)
+    case = quantized(graphs.Residual(), images(), bits=4, granularity=granularity)
+    plain, packed = (case.export(tmp_path / f"{name}.onnx", pack_int4=name == "packed") for name in ("plain", "packed"))
+    sizes = [(tmp_path / f"{name}.onnx").stat().st_size for name in ("plain", "packed")]
+    assert plain.stored["conv2.weight"] == "INT8" and packed.stored["conv2.weight"] == "INT4" and sizes[1] < sizes[0]
+    codes, logits = case.simulate(packed)
+    ran_codes, ran_logits = open_runtime("openvino", tmp_path / "packed.onnx", outputs=packed.codes).run_codes(case.images)
+    assert all((ran_codes[point] - codes[point]).abs().max() <= 1 for point in codes)
+    assert sqnr_db(logits, ran_logits) > 30
 
 
 @pytest.mark.parametrize(
