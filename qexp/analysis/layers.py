@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from qexp.analysis import proxies
 from qexp.analysis.layer_policy import rules
+from qexp.analysis.prefix import Prefix
 from qexp.analysis.results import LayerLoss
 from qexp.base.errors import UserError
 from qexp.base.files import hash_json
@@ -94,6 +95,7 @@ class Layers:
         self.journal = Journal(self.prepared.folder / FILE, needs=("kind", "key", "values"))
         self._stored = {(row["kind"], row["key"]): row for row in self.journal.rows()}
         self._network = self.prepared.network().to(device).eval()
+        self._prefix = cache(lambda: Prefix(self._network, next(iter(self._batches(1))).images, config.analyze.reuse_mib))
 
     @property
     def images(self) -> str:
@@ -250,6 +252,7 @@ class Layers:
             class_count=self.prepared.num_classes,
             reference=reference,
             keep_logits=reference is None,
+            runs=None if reference is None else {"network": self._prefix().run_of(network)},
         )
         return evaluations["network"]
 

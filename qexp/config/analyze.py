@@ -39,7 +39,7 @@ SEARCHED = {
 }
 # Setting -> the tasks that read it.
 READS: dict[str, tuple[Task, ...]] = {name: ("allocate",) for name in ("measure", *BUDGETS)} | {
-    name: ("sensitivity", "allocate") for name in ("proxy_images", "probes")
+    name: ("sensitivity", "allocate") for name in ("proxy_images", "probes", "reuse_mib")
 }
 READS |= dict.fromkeys(("split", "num_images", "widths"), ("sensitivity", "allocate", "shrink"))
 READS |= dict.fromkeys(("max_loss", "steps", *(name for name in SEARCHED if name != "widths")), ("shrink",))
@@ -55,6 +55,7 @@ class AnalyzeSettings:
         widths: bits that each layer is tried at; None takes the root `bits` for sensitivity, `DEFAULT_WIDTHS` for allocate.
         proxy_images: images that gradients and curvature are estimated from.
         probes: random vectors of a Hessian trace.
+        reuse_mib: memory for float activations that networks with one quantized layer start from; 0 runs each from its images.
         measure: the loss that allocate adds up: `kl` and `loss` (rise of the cross-entropy) are measured, the rest are proxies.
         budget_bytes: of the stored state dict. Allocate takes exactly one of the three budgets.
         average_bits: of the codes of a weight.
@@ -72,6 +73,7 @@ class AnalyzeSettings:
     widths: list[Bits] | None = None
     proxy_images: Count = 128
     probes: Annotated[int, Ge(2)] = 50
+    reuse_mib: Annotated[int, Ge(0)] = later(1024)
     measure: Measure = "kl"
     budget_bytes: Count | None = None
     average_bits: Annotated[float, Ge(1), Le(16)] | None = None
