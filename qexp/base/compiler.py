@@ -23,8 +23,9 @@ _TIMEOUT_S = 120
 
 
 def cxx_compiler() -> str | None:
-    """The first of $CXX, g++ and clang++ that is on the path; None without one."""
-    return next((name for name in (os.environ.get("CXX", ""), "g++", "clang++") if name and shutil.which(name)), None)
+    """What torch.compile takes: $CXX alone where it is set, else g++, on macOS clang++; None where that is not on the path."""
+    name = os.environ.get("CXX", "clang++" if platform.system() == "Darwin" else "g++")
+    return name if shutil.which(name) else None
 
 
 def built_library(source: Path) -> Path | None:

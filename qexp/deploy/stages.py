@@ -236,7 +236,8 @@ class StageComparison:
         )
         for point in self.points:
             counts.steps.setdefault(point, StepCounts()).add(codes[point] - simulated[point])
-            counts.alone.setdefault(point, StepCounts()).add(own[point] - expected[point])
+            alone = own[point] - expected[point]  # of the integers, `own` is the simulation's
+            counts.alone.setdefault(point, StepCounts()).add(-alone if name == INTEGER else alone)
         allowed = self._logit_step + outcome.logit_step / 2 + _FLOAT_ERROR * expected_logits.abs().max()
         counts.logits_are_right &= bool(((logits - expected_logits).abs() <= allowed).all())  # not NaN either
 

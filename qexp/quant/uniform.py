@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import ctypes
 import math
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -185,7 +186,7 @@ def row_ranges(x: Tensor) -> tuple[Tensor, Tensor] | None:
     Args:
         x: float32, its first dimension that of the rows.
     """
-    size = x[0].numel() if x.dim() else 0
+    size = x[0].numel() if x.dim() and len(x) else 0
     if size < SHORTEST or not _is_plain(x, x) or not x.is_contiguous() or (library := _COMPILED.library(0)) is None:
         return None
     low, high = x.new_empty(len(x)), x.new_empty(len(x))
@@ -210,8 +211,8 @@ class _Compiled:
         self._elements += num_elements
         if not self._looked:
             self._looked = True
-            there = built_library(_SOURCE)
-            self._load(there if there is not None and there.exists() else None)
+            there = built_library(_SOURCE)  # in a folder that may be another user's, at which Path.exists would raise
+            self._load(there if there is not None and os.path.exists(there) else None)
         if self._library is None and self._elements >= WORTH:
             self._load(build_library(_SOURCE))
             self._given_up = self._library is None
@@ -241,6 +242,7 @@ class _Compiled:
             self.tried.add(kind)
         else:
             self._library, self._given_up = None, True
+            self.tried.clear()
 
 
 _COMPILED = _Compiled()

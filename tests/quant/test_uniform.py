@@ -229,3 +229,27 @@ def test_without_it_blocks_do_it(fresh, monkeypatch, tmp_path, how):
     for _ in range(2):
         assert same(quantize_(torch.empty_like(source), source, spec), by_torch(monkeypatch, source, spec))
     assert not fresh.tried and fresh._given_up
+
+
+def test_a_library_that_differs_is_given_up_for_all_that_it_was_tried_on(compiled, fresh, monkeypatch):
+    source, spec = torch.randn(4, 64), QuantSpec(scheme="linear", bits=8, granularity="per_channel")
+    expected = by_torch(monkeypatch, source, spec)
+    for _ in range(2):
+        quantize_(torch.empty_like(source), source, spec)
+    assert fresh.tried
+    fresh.tell(("multiply", "half_even"), alike=False)
+    assert same(quantize_(torch.empty_like(source), source, spec), expected) and not fresh.tried
+
+
+@pytest.mark.parametrize("scheme", ["linear", "affine"])
+def test_a_tensor_without_channels_is_refused_as_ever(fresh, scheme):
+    with pytest.raises(UserError, match="at least one element"):
+        quantize_(torch.empty(0, 9), torch.empty(0, 9), QuantSpec(scheme=scheme, bits=8, granularity="per_channel"))
+
+
+def test_a_cache_that_may_not_be_entered_is_none(fresh, monkeypatch):
+    def refused(self):
+        raise PermissionError(str(self))
+
+    monkeypatch.setattr(Path, "exists", refused)  # as Python 3.11 does for a folder of another user's
+    assert fresh.library(0) is None
