@@ -1,13 +1,14 @@
 """One layer at a time on ResNet-20, 20 layers at 6 widths: from kept float activations, over 120 whole evaluations.
 
     python scripts/bench_sensitivity.py [checkpoint=FILE] [data=FOLDER] [images=400] [batch=100] [rounds=1] [threads=1]
-        [budget=1024]
+        [budget=1024] [out=results/bench]
 
 `data` is a folder of images, of which the test split is read; without it images are random, without `checkpoint` weights are.
 Each network has one weight at its 2 to 8 bits' values (`symmetric_restricted`, per channel). What is timed is
 `qexp.engine.evaluate` on decoded images as `qexp.analyze` calls it, tracing and the checks included, by the time of the process's
 processors, since other work on the machine is not counted there. Each round does all networks both ways, one after the other;
-their digests, which name all logits bit by bit, must be equal. Printed: the ratio of each round.
+their digests, which name all logits bit by bit, must be equal. Printed: a line for each way and round,
+with its ratio. The CSV names the environment.
 """
 
 from __future__ import annotations
@@ -15,9 +16,12 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable, Iterator
+from datetime import date
+from pathlib import Path
 
 import torch
-from bench_common import like_cifar, options
+from bench_common import like_cifar, options, write_csv
+from bench_quantize import processor, slug
 from torch import Tensor, nn
 
 from qexp.analysis.prefix import Prefix
@@ -30,7 +34,10 @@ from qexp.models.cifar_resnet import CifarResNet
 from qexp.models.weights import load_weights
 from qexp.quant.schemes import quantize_
 
-DEFAULTS = {"checkpoint": "", "data": "", "images": "400", "batch": "100", "rounds": "1", "threads": "1", "budget": "1024"}
+DEFAULTS = {
+    "checkpoint": "", "data": "", "images": "400", "batch": "100", "rounds": "1", "threads": "1", "budget": "1024",
+    "out": "results/bench",
+}  # fmt: skip
 WIDTHS = (2, 3, 4, 5, 6, 8)
 
 
@@ -87,12 +94,21 @@ def main() -> None:
     network = CifarResNet(20).eval()
     if chosen["checkpoint"]:
         load_weights(network, chosen["checkpoint"])
+    about = {
+        "images": sum(len(batch.labels) for batch in batches), "batch": int(chosen["batch"]), "budget_mib": int(chosen["budget"]),
+        "processor": processor("cpu"), "threads": torch.get_num_threads(), "torch": torch.__version__,
+        "date": date.today().isoformat(),
+    }  # fmt: skip
+    rows: list[dict[str, object]] = []
     for number in range(int(chosen["rounds"])):
         whole, reused, count = compare(network, batches, int(chosen["budget"]))
-        print(
-            f"round {number}: {count} networks, {sum(len(batch.labels) for batch in batches)} images: whole {whole:.1f} s,"
-            f" from kept activations {reused:.1f} s, {reused / whole:.3f}; all digests equal, torch {torch.__version__}"
-        )
+        for way, seconds in (("whole", whole), ("kept activations", reused)):
+            print(
+                f"round {number}, {count} networks, {way:<16} {seconds:8.1f} s of processor time, {seconds / whole:.3f}; digests equal"
+            )
+            rows.append({"round": number, "networks": count, "way": way, "cpu_seconds": round(seconds, 2),
+                         "ratio": round(seconds / whole, 4)} | about)  # fmt: skip
+    write_csv(Path(chosen["out"]) / f"sensitivity-resnet20-{slug(rows)}.csv", rows)
 
 
 if __name__ == "__main__":
