@@ -103,9 +103,8 @@ def main() -> None:
     for number in range(int(chosen["rounds"])):
         whole, reused, count = compare(network, batches, int(chosen["budget"]))
         for way, seconds in (("whole", whole), ("kept activations", reused)):
-            print(
-                f"round {number}, {count} networks, {way:<16} {seconds:8.1f} s of processor time, {seconds / whole:.3f}; digests equal"
-            )
+            told = f"{seconds:8.1f} s of processor time, {seconds / whole:.3f}; digests equal"
+            print(f"round {number}, {count} networks, {way:<16} {told}")
             rows.append({"round": number, "networks": count, "way": way, "cpu_seconds": round(seconds, 2),
                          "ratio": round(seconds / whole, 4)} | about)  # fmt: skip
     write_csv(Path(chosen["out"]) / f"sensitivity-resnet20-{slug(rows)}.csv", rows)
