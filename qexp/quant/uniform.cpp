@@ -1,4 +1,4 @@
-// The steps of the uniform quantizers over float32, one pass over memory; what `qexp/quant/compiled_steps.py` compiles.
+// The steps of the uniform quantizers over float32, one pass over memory; what `qexp/quant/uniform.py` compiles.
 //
 // Operations and their order are those of `qexp/quant/quantizers.py`, so results are equal bit for bit: no fast-math, and no
 // contraction of a product and a sum into one rounding (-ffp-contract=off).

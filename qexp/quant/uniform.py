@@ -1,8 +1,9 @@
 """The steps of uniform quantizers by a compiled kernel (`uniform.cpp`), which goes once over memory; by torch until it pays.
 
-Both give the same bits, so which one runs is no part of any key: the first tensor of each kind goes both ways, and a library that
-differs is not used again. A library in the user's cache is taken at once. It is built, which takes a second or two, by a process
-that has given torch's blocks `WORTH` elements, and never where there is no compiler: no short command waits.
+Both give the same bits, so which one runs is no part of any key: the steps of the first tensor of each kind go both ways, and a
+library that differs is not used again; that its ranges are torch's is seen by tests alone. A library in the
+user's cache is taken at once. It is built, which takes a second or two, by a process that has given torch's blocks `WORTH`
+elements, and never where there is no compiler: no short command waits.
 
 Rejected: torch.compile, which takes ten times as long to build as the kernel, checks its guards in each call, and is one more
 program for each scheme and layout; `torch.utils.cpp_extension`, whose headers take half a minute to compile.

@@ -1,15 +1,15 @@
 """What the engine asks of a network whose weights `torch.nn.utils.parametrize` makes, in a `torch.fx` graph."""
 
 import copy
-import shutil
 
 import pytest
 import torch
 from torch.nn.utils import parametrize
 
+from qexp.base.compiler import cxx_compiler
 from qexp.engine.hooks import TrainHooks
 
-compiled = pytest.mark.skipif(not any(map(shutil.which, ("c++", "g++", "clang++"))), reason="torch.compile needs a C++ compiler")
+compiled = pytest.mark.skipif(cxx_compiler() is None, reason="torch.compile needs a C++ compiler")
 
 
 @pytest.fixture
