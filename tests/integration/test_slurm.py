@@ -79,7 +79,6 @@ PartitionName=high Nodes=ALL PriorityTier=2 PreemptMode=OFF State=UP
 """
 
 pytestmark = [
-    pytest.mark.slow,
     pytest.mark.skipif(
         any(shutil.which(name, path=PLACES) is None for name in (*DAEMONS, "sbatch")),
         reason="needs Slurm: apt install slurm-wlm munge",

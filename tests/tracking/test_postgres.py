@@ -42,7 +42,6 @@ feed.close()
 """
 
 pytestmark = [
-    pytest.mark.slow,
     pytest.mark.skipif(shutil.which("initdb", path=PROGRAMS) is None, reason="needs Postgres: apt install postgresql"),
 ]
 
