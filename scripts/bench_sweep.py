@@ -1,27 +1,32 @@
 """What a sweep costs beyond what it cannot avoid: one training, and one pass of the plain network per variant and epoch.
 
-    python scripts/bench_sweep.py [epochs=8] [rounds=2] [compiled=false] [out=results/bench]
+    python scripts/bench_sweep.py [epochs=8] [rounds=2] [compiled=false] [threads=N] [clock=wall] [out=results/bench]
 
 In one warm process, alternating: (floor) qexp's training with 12 plain evaluations after each epoch, written here by hand, and
 (sweep) the whole of `qexp.train` for 12 variants: check, plan, journal, MLflow, quantization, probe, per-image statistics,
 report. With compiled=true the sweep trains and evaluates compiled (`train.compile=true evaluate.engine=compiled`); the floor
-stays as it is, and what torch compiled in the warming up is at hand, on disk. Also stated: start-up of a fresh process, and 12
-separate trainings with one evaluation per epoch each, from the same measurements.
+stays as it is, and what torch compiled in the warming up is at hand, on disk. `clock=cpu` counts the time of the processors, of
+this process and of those it started and that ended, for a machine that others use; with threads=1 it is what the clock on the
+wall would show on a quiet one. Also stated: start-up of a fresh process, and 12 separate trainings with one evaluation per epoch
+each, from the same measurements.
 """
 
 from __future__ import annotations
 
 import csv
 import os
+import resource
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 import torch
+from bench_common import options
 
 from qexp.config.validate import validate
 from qexp.data.load import load_data
@@ -37,6 +42,23 @@ from qexp.tracking import environment
 from qexp.tracking.record import Sweep
 
 BITS, MODES = (2, 3, 4, 6, 8, 12), ("int", "float")
+DEFAULTS = {
+    "epochs": "8",
+    "rounds": "2",
+    "compiled": "false",
+    "threads": str(torch.get_num_threads()),
+    "clock": "wall",
+    "out": "results/bench",
+}
+
+
+def processor_time() -> float:
+    """Seconds, user and system, of this process and of its children that ended."""
+    used = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return sum(each.ru_utime + each.ru_stime for each in used)
+
+
+CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": processor_time}
 
 
 def compose(overrides: list[str]) -> dict:
@@ -52,25 +74,24 @@ def compose(overrides: list[str]) -> dict:
         return OmegaConf.to_container(hydra_compose("config", overrides), resolve=True)
 
 
-def floor(values: dict) -> tuple[float, float, float]:
-    """Seconds of training, of evaluating, and in all: one training, 12 passes of the plain network after each epoch."""
+def floor(values: dict, clock: Callable[[], float]) -> tuple[float, float]:
+    """Seconds of evaluating, and in all: one training, 12 passes of the plain network after each epoch."""
     config = validate(values)
     bundle = load_data(config.data)
     model = build_model(config.model, num_classes=bundle.num_classes, image_shape=bundle.image_shape, seed=config.seed)
-    spent = {"train": 0.0, "evaluate": 0.0}
+    evaluating: list[float] = []
 
-    def evaluate_plainly(end) -> None:
-        began = time.perf_counter()
+    def evaluate_plainly(_) -> None:
+        began = clock()
         model.eval()
         with torch.inference_mode():
             for _ in range(len(BITS) * len(MODES)):
                 correct = 0
                 for batch in bundle.eval_batches("test", batch_size=config.evaluate.batch_size, device="cpu"):
                     correct += int((model(batch.images).argmax(1) == batch.labels).sum())
-        spent["evaluate"] += time.perf_counter() - began
-        spent["train"] += end.seconds
+        evaluating.append(clock() - began)
 
-    began = time.perf_counter()
+    began = clock()
     fit(
         model,
         lambda epoch, _: bundle.train_batches(epoch=epoch, batch_size=config.train.batch_size, seed=0, device="cpu"),
@@ -80,13 +101,13 @@ def floor(values: dict) -> tuple[float, float, float]:
         on_epoch_end=evaluate_plainly,
         progress=False,
     )
-    return spent["train"], spent["evaluate"], time.perf_counter() - began
+    return sum(evaluating), clock() - began
 
 
-def sweep(epochs: int, folder: str, compiled: bool) -> float:
+def sweep(epochs: int, folder: str, compiled: bool, clock: Callable[[], float]) -> float:
     """Seconds of the same training and 12 variants through qexp, in a store of its own."""
     more = ["train.compile=true", "evaluate.engine=compiled"] if compiled else []
-    began = time.perf_counter()
+    began = clock()
     jobs = [
         compose(
             [f"bits={bits}", f"mode={mode}", f"train.epochs={epochs}", f"runs_dir={folder}/runs", f"results_dir={folder}/results"]
@@ -99,24 +120,25 @@ def sweep(epochs: int, folder: str, compiled: bool) -> float:
     with Resources() as resources:
         log = JobLog(ask_for(jobs), info)
         run_sweep(check(jobs, "train"), log, resources, partial(run_in_turn, resources=resources), typed={})
-    return time.perf_counter() - began
+    return clock() - began
 
 
 def main() -> None:
-    options = {"epochs": "8", "rounds": "2", "compiled": "false", "out": "results/bench"} | dict(
-        text.split("=", 1) for text in sys.argv[1:]
-    )
-    epochs, rounds, compiled = int(options["epochs"]), int(options["rounds"]), options["compiled"] == "true"
-    began = time.perf_counter()
+    chosen = options(DEFAULTS)
+    epochs, rounds, compiled = int(chosen["epochs"]), int(chosen["rounds"]), chosen["compiled"] == "true"
+    torch.set_num_threads(int(chosen["threads"]))
+    clock = CLOCKS[chosen["clock"]]
+    began = clock()
     subprocess.run([sys.executable, "-c", "import qexp.sweep.run, mlflow"], check=True)
-    start_up = time.perf_counter() - began
+    start_up = clock() - began
     values = compose([f"train.epochs={epochs}"])
     with tempfile.TemporaryDirectory() as folder:
-        sweep(2, f"{folder}/warm", compiled)  # imports, MLflow's store, the allocator
+        sweep(2, f"{folder}/warm", compiled, clock)  # imports, MLflow's store, the allocator
         rows = []
         for number in range(rounds):
-            train, evaluate, whole = floor(values)
-            rows.append((train, evaluate, whole, sweep(epochs, f"{folder}/{number}", compiled)))
+            evaluate, whole = floor(values, clock)
+            rows.append((whole - evaluate, evaluate, whole, sweep(epochs, f"{folder}/{number}", compiled, clock)))
+            print(f"round {number + 1}: {rows[-1][3] / whole:.3f} of the floor", flush=True)
     ratio = statistics.median(row[3] / row[2] for row in rows)
     separate = statistics.median(12 * (row[0] + row[1] / 12) / row[3] for row in rows)
     train, evaluate, whole, swept = (statistics.median(column) for column in zip(*rows, strict=True))
@@ -132,6 +154,7 @@ def main() -> None:
         "variants": 12,
         "epochs": epochs,
         "rounds": rounds,
+        "clock": chosen["clock"],
         "threads": torch.get_num_threads(),
         "cpu": environment.cpu_model(),
         **{f"version_{name}": text for name, text in environment.versions().items()},
@@ -148,7 +171,7 @@ def main() -> None:
     )
     print(f"start-up of a fresh process                       {start_up:7.1f} s  not counted above")
     way = "-compiled" if compiled else ""
-    path = Path(options["out"]) / f"bench-sweep{way}-cpu{os.cpu_count()}-torch{torch.__version__.split('+')[0]}.csv"
+    path = Path(chosen["out"]) / f"bench-sweep{way}-cpu{os.cpu_count()}-torch{torch.__version__.split('+')[0]}.csv"
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "w", newline="") as handle:
         writer = csv.DictWriter(handle, result)
