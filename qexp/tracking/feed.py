@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import os
 import shlex
-import signal
 import subprocess
 import sys
 from collections.abc import Iterable
@@ -139,7 +138,7 @@ class MlflowFeed:
 def _how_it_ended(code: int) -> str:
     """Why a process that said nothing sent nothing more."""
     if code < 0:
-        return f"its process was ended by {signal.Signals(-code).name}"
+        return f"its process was ended by signal {-code}"
     return f"its process ended with exit code {code}" if code else "it was stopped"
 
 

@@ -16,7 +16,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import IO
+from io import FileIO
 
 from qexp.base.orphans import end_with, is_orphan
 from qexp.base.text import without_passwords
@@ -106,7 +106,7 @@ def main() -> None:
         signal.signal(signum, signal.SIG_IGN)
     parent = os.getppid()
     end_with(parent)  # by force, should a store hang
-    orders = sys.stdin.buffer
+    orders = open(sys.stdin.fileno(), "rb", buffering=0, closefd=False)  # a thread that reads a buffer may not be left at the end
     first = orders.readline()
     if not first:
         return
@@ -116,10 +116,10 @@ def main() -> None:
         # Another process that was forked meanwhile may hold the pipe open when its first owner is gone.
         failure = follow(Order.of_line(first).sender(), closing, lambda: abandoned.is_set() or is_orphan(parent))
     with contextlib.suppress(OSError):  # nobody listens any more
-        os.write(sys.stdout.fileno(), without_passwords(failure).encode())
+        os.write(sys.stdout.fileno(), without_passwords(failure).encode(errors="backslashreplace"))
 
 
-def _listen(orders: IO[bytes], closing: threading.Event, abandoned: threading.Event) -> None:
+def _listen(orders: FileIO, closing: threading.Event, abandoned: threading.Event) -> None:
     """Wait for the one order that follows the first, or for the end of the input."""
     if orders.readline() != CLOSE:
         abandoned.set()
