@@ -1,32 +1,39 @@
-"""Feeds MLflow from the journal in a thread of rank 0, so that nothing MLflow does can stop, slow or fail a training."""
+"""Feeds MLflow from the journal by a process of its own, so that nothing MLflow does can stop, slow or fail a training.
+
+MLflow's import takes four seconds of a core, and each delivery 0.15: in a thread both would hold the interpreter's lock, which
+the steps of a training need. The process reads the journal, as `qexp.sync` does; the training writes it and goes on.
+
+Rejected: a lower priority for it, since a machine that has much to do would then not be done at the end of a sweep, and a process
+may not raise itself again; `multiprocessing`, which runs the user's program a second time to start.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import os
 import shlex
-import threading
-import time
+import subprocess
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 
 from qexp.base.console import print_main
 from qexp.config.root import Config
 from qexp.config.tracking import TrackingSettings
+from qexp.tracking.feeder import CLOSE, Order
 from qexp.tracking.journal import Journal
-from qexp.tracking.mlflow_store import why
+from qexp.tracking.process import Process
 from qexp.tracking.rows import files_row
-from qexp.tracking.sender import Sender
 
-POLL_S = 5.0  # between looks at the journal without a notification: other processes write to it too
-RETRY_S = 15.0  # between attempts on a store that fails
 PREEMPTED_LIMIT_S = 5.0  # for MLflow, where a scheduler's grace period runs; `qexp.sync` or the next start sends the rest
-LAST_ATTEMPTS = 2  # after `close` was called
+STARTS = 2  # of the process: what ends a second one would end a third
 
 
 class MlflowFeed:
-    """Sends a journal's rows to MLflow while they are written.
+    """Has a journal's rows sent to MLflow while they are written.
 
     Args:
-        journal: what to send.
+        journal: what to send, that of the experiment in `runs_dir`.
         experiment: MLflow's name for it.
         settings: where to, and how long `close` waits.
         runs_dir: home of the default store.
@@ -35,21 +42,23 @@ class MlflowFeed:
     """
 
     def __init__(self, journal: Journal, *, experiment: str, settings: TrackingSettings, runs_dir: str | Path) -> None:
-        self._journal, self._settings, self._experiment, self._runs_dir = journal, settings, experiment, runs_dir
-        self._sender = Sender(journal, experiment=experiment, settings=settings, runs_dir=runs_dir)
-        self._wake, self._closing, self._abandoned = threading.Event(), threading.Event(), threading.Event()
+        self._journal, self._settings = journal, settings
+        self._order = Order(experiment=experiment, runs_dir=str(runs_dir), settings=settings, owner=Process.current())
+        self._sender = self._order.sender()
+        self._starts_left = STARTS if settings.enabled else 0
+        self._process: subprocess.Popen[bytes] | None = None
         self._failure = ""
-        # A daemon: a server that never answers must not keep a finished process alive.
-        self._thread = threading.Thread(target=self._run, name="qexp-mlflow-feed", daemon=True)
 
     def start(self) -> None:
         """Begin: send what is there, and set the runs that this machine's dead processes left RUNNING to KILLED."""
-        if self._settings.enabled:
-            self._thread.start()
+        self.notify()
 
     def notify(self) -> None:
-        """Say that there are new rows, so that they are sent now and not at the next look; returns at once."""
-        self._wake.set()
+        """Say that there are new rows: a process that was ended is started again, once; returns at once."""
+        if self._starts_left and (self._process is None or self._process.poll() is not None):
+            self._starts_left -= 1
+            self._discard()
+            self._start()
 
     def log_files(self, run: str | None, paths: Iterable[str | Path]) -> None:
         """Keep files with a run, or with every training's run where `run` is None; they go through the journal."""
@@ -67,46 +76,70 @@ class MlflowFeed:
         """
         if not self._settings.enabled:
             return None
-        assert self._thread.ident is not None, "close before start"
-        self._closing.set()
-        self._wake.set()
+        self.notify()
         limit_s = self._settings.timeout_s if limit_s is None else min(limit_s, self._settings.timeout_s)
-        self._thread.join(limit_s)
-        late = self._thread.is_alive()
-        self._abandoned.set()
+        reason = self._end(limit_s)
         count = self._sender.behind()
         if not count:
             return None
-        reason = self._failure or (f"no answer within {limit_s:g} s" if late else "it was stopped")
         rows = "1 row" if count == 1 else f"{count} rows"
         return f"MLflow is behind by {rows} ({reason}); {self._sync_command()} sends them"
 
     def _sync_command(self) -> str:
         """What to type, with the settings that are not the defaults."""
-        words = ["python", "-m", "qexp.sync", f"name={self._experiment}"]
+        words = ["python", "-m", "qexp.sync", f"name={self._order.experiment}"]
         words += [f"uri={self._sender.shown_uri}"] if self._settings.uri is not None else []
-        words += [f"runs_dir={self._runs_dir}"] if Path(self._runs_dir) != Path("runs") else []
+        words += [f"runs_dir={self._order.runs_dir}"] if Path(self._order.runs_dir) != Path("runs") else []
         return shlex.join(words)
 
-    def _run(self) -> None:
-        """The thread: send when notified, try again after a failure, end once closed."""
-        close_dead, last_attempts = True, 0
-        while True:
-            closing = self._closing.is_set()
-            try:
-                self._sender.catch_up(self._abandoned.is_set, close_dead=close_dead or closing)
-                self._failure, close_dead = "", False
-            except Exception as error:  # whatever fails here, the training goes on and the journal keeps the rows
-                self._failure = why(error)
-            last_attempts += closing
-            if self._abandoned.is_set() or (closing and (not self._failure or last_attempts >= LAST_ATTEMPTS)):
-                self._sender.system_metrics.end_all()  # of runs that nobody closed
-                return
-            if closing:
-                time.sleep(1.0)
-            else:
-                self._wake.wait(RETRY_S if self._failure else POLL_S)
-                self._wake.clear()
+    def _start(self) -> None:
+        """Start the process and give it its order; a system that refuses is a reason to be behind, and no more."""
+        command = [sys.executable, "-P", "-m", "qexp.tracking.feeder"]
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}  # it finds what this process found
+        try:
+            # A process group of its own, which a terminal's Ctrl-C does not reach, not even before the process can ignore it. No
+            # session of its own: Linux may share the processor among sessions.
+            self._process = subprocess.Popen(
+                command, env=environment, bufsize=0, stdin=subprocess.PIPE, stdout=subprocess.PIPE, process_group=0
+            )
+        except OSError as error:
+            self._failure = f"no process could be started: {error.strerror}"
+            return
+        self._tell(self._order.as_line())
+
+    def _tell(self, line: bytes) -> None:
+        """Write to the process, unless it has ended. The few bytes that it is told fit into a pipe: nobody waits for it here."""
+        if self._process is not None and self._process.stdin is not None:
+            with contextlib.suppress(OSError):
+                self._process.stdin.write(line)
+
+    def _end(self, limit_s: float) -> str:
+        """Have the process send what is left, and end it; returns why MLflow is behind, if it is."""
+        process = self._process
+        if process is None:
+            return self._failure
+        try:
+            self._tell(CLOSE)
+            said, _ = process.communicate(timeout=limit_s)
+        except subprocess.TimeoutExpired:
+            return f"no answer within {limit_s:g} s"
+        finally:
+            self._discard()
+        return said.decode() or _how_it_ended(process.returncode)
+
+    def _discard(self) -> None:
+        """End the process at once, if there is one; neither it nor its pipes are left. No row is lost or doubled by that."""
+        if self._process is not None:
+            with self._process:
+                self._process.kill()
+            self._process = None
+
+
+def _how_it_ended(code: int) -> str:
+    """Why a process that said nothing sent nothing more."""
+    if code < 0:
+        return f"its process was ended by signal {-code}"
+    return f"its process ended with exit code {code}" if code else "it was stopped"
 
 
 class Feeds:

@@ -70,7 +70,7 @@ class MlflowRuns:
         self.follow(row)
 
     def follow(self, row: Row) -> None:
-        """Measure the machine from now on, where that is asked for and the run is of this process."""
+        """Measure the machine from now on, where that is asked for and the run is of the process that it is asked for."""
         if self._system_metrics is not None:
             self._system_metrics.begin(row, self._id)
 

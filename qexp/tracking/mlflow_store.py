@@ -1,7 +1,7 @@
 """Opening MLflow's store; mlflow is imported inside functions alone.
 
-Importing mlflow costs two seconds and SQLAlchemy, so the training's thread never does it. Usage statistics are off unless the
-user has set the variable; a client that waits minutes for a dead server is of no use in a thread that tries again anyway.
+Importing mlflow costs four seconds and 140 MB, so a process that trains never does it (`feed.py`). Usage statistics are off
+unless the user has set the variable; a client that waits minutes for a dead server is of no use to a process that tries again.
 """
 
 from __future__ import annotations

@@ -22,6 +22,7 @@ from qexp.tracking.changes import Changes, ChangeTracker
 from qexp.tracking.journal import Journal, journal_names
 from qexp.tracking.mlflow_runs import MlflowRuns
 from qexp.tracking.mlflow_store import Store, idle_identity, lacks_runs, open_store, store_uri
+from qexp.tracking.process import Process
 from qexp.tracking.rows import NOT_SENT
 from qexp.tracking.system_metrics import SystemMetrics
 
@@ -37,16 +38,25 @@ class Sender:
         experiment: MLflow's name for it.
         settings: where to.
         runs_dir: home of the default store.
+        owner: whose runs `settings.system_metrics` is about; None is this process.
     """
 
-    def __init__(self, journal: Journal, *, experiment: str, settings: TrackingSettings, runs_dir: str | Path) -> None:
+    def __init__(
+        self,
+        journal: Journal,
+        *,
+        experiment: str,
+        settings: TrackingSettings,
+        runs_dir: str | Path,
+        owner: Process | None = None,
+    ) -> None:
         self._journal, self._experiment, self._runs_dir = journal, experiment, Path(runs_dir)
         self._uri = store_uri(settings.uri, runs_dir)
         self.shown_uri = without_passwords(self._uri)
         self._progress_path = journal.path.with_name(f"{journal.path.stem}.mlflow.json")
         self._lock = FileLock(journal.path.with_name(f".{journal.path.stem}.mlflow.lock"), thread_local=False)
         self._offset, self._tracker = 0, ChangeTracker()
-        self.system_metrics = SystemMetrics(self._uri, enabled=settings.system_metrics)
+        self.system_metrics = SystemMetrics(self._uri, enabled=settings.system_metrics, owner=owner or Process.current())
 
     def behind(self) -> int:
         """How many rows MLflow has not been sent."""
@@ -139,7 +149,7 @@ class Sender:
     def _progress(self) -> dict[str, Any]:
         """How far this store got with this very journal."""
         entry = self._all_progress().get(self.shown_uri, {})
-        return entry if entry.get("journal") == self._head() else {}
+        return entry if entry and entry.get("journal") == self._head() else {}
 
     def _save_progress(self, store: Store) -> None:
         """Note how far this store got."""

@@ -18,26 +18,27 @@ if TYPE_CHECKING:
 
 
 class SystemMetrics:
-    """The monitors of the runs that this process opened; every call may raise what MLflow raises.
+    """The monitors of the runs that one process opened; every call may raise what MLflow raises.
 
     Args:
         uri: of MLflow's store.
         enabled: False monitors nothing.
+        owner: that process, of this machine.
     """
 
-    def __init__(self, uri: str, *, enabled: bool) -> None:
-        self._uri, self._enabled = uri, enabled
+    def __init__(self, uri: str, *, enabled: bool, owner: Process) -> None:
+        self._uri, self._enabled, self._owner = uri, enabled, owner
         self._monitors: dict[str, SystemMetricsMonitor] = {}  # by key of the run
 
     def begin(self, row: Row, id_of: Callable[[str], str]) -> None:
-        """Monitor from now on, where the run is that of a training or a checkpoint, and of this process.
+        """Monitor from now on, where the run is that of a training or a checkpoint, and of the owner.
 
         Args:
             row: of the run, whoever sent it to MLflow.
             id_of: gives MLflow's id of a run by its key.
         """
         key = row["run"]
-        if not self._enabled or key in self._monitors or row["parent"] is not None or not _is_ours(row):
+        if not self._enabled or key in self._monitors or row["parent"] is not None or not self._owns(row):
             return
         from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
@@ -54,8 +55,7 @@ class SystemMetrics:
         for key in list(self._monitors):
             self.end(key)
 
-
-def _is_ours(row: Row) -> bool:
-    """True for a run that this process opened, and did not find in the journal of another."""
-    process = row.get("process")
-    return process is not None and Process(process["host"], process["pid"], process["start"]) == Process.current()
+    def _owns(self, row: Row) -> bool:
+        """True for a run that the owner opened, and did not find in the journal of another."""
+        process = row.get("process")
+        return process is not None and Process(process["host"], process["pid"], process["start"]) == self._owner

@@ -10,6 +10,15 @@ import pytest
 
 EPOCHS = 2
 
+# Python imports it at the start of every process; at its end it says what that process had loaded.
+LOADED = """
+import atexit, os, sys
+def tell():
+    with open(os.environ["LOADED"], "a") as file:
+        print(*sys.orig_argv[1:], "|", *(name for name in ("torch", "mlflow") if name in sys.modules), file=file)
+atexit.register(tell)
+"""
+
 
 class Runs:
     """MLflow's store, read behind its back."""
@@ -33,11 +42,12 @@ class Runs:
 @pytest.fixture(scope="module")
 def tracked(process, tiny, tmp_path_factory):
     """A folder where a sweep has run with tracking on, and its command line."""
-    folder, before = tmp_path_factory.mktemp("tracked"), os.getcwd()
+    folder, path, before = tmp_path_factory.mktemp("tracked"), tmp_path_factory.mktemp("path"), os.getcwd()
+    (path / "sitecustomize.py").write_text(LOADED)
     os.chdir(folder)
-    command = ("qexp.train", *tiny, "tracking.enabled=true", f"train.epochs={EPOCHS}")
+    command = ("qexp.train", *tiny, "tracking.enabled=true", "tracking.timeout_s=900", f"train.epochs={EPOCHS}")
     try:
-        done = process(*command, "bits=4,8", "-m")
+        done = process(*command, "bits=4,8", "-m", PYTHONPATH=str(path), LOADED=str(folder / "loaded.txt"))
     finally:
         os.chdir(before)
     assert done.returncode == 0, done.stderr
@@ -51,6 +61,12 @@ def store(tracked):
     for name in ("runs", "results"):
         shutil.copytree(tracked[0] / name, name)
     return tracked[1]
+
+
+def test_the_process_that_trains_never_loads_mlflow_nor_the_other_one_torch(tracked):
+    lines = [line.split(" | ") for line in (tracked[0] / "loaded.txt").read_text().splitlines()]
+    assert [loaded for command, loaded in lines if command == "-P -m qexp.tracking.feeder"] == ["mlflow"], lines
+    assert [loaded for command, loaded in lines if command.startswith("-m qexp.train ")] == ["torch"], lines
 
 
 def times():

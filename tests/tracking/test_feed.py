@@ -1,6 +1,5 @@
 import json
 import os
-import threading
 from pathlib import Path
 
 import pytest
@@ -16,7 +15,7 @@ from qexp.tracking.sender import Sender
 from qexp.tracking.sync import sync
 
 PARENT, W8, W4 = "a1b2c3d4", "a1b2c3d4/keyW8", "a1b2c3d4/keyW4"
-DEAD = TrackingSettings(uri="http://127.0.0.1:9", timeout_s=20)
+DEAD = TrackingSettings(uri="http://127.0.0.1:9", timeout_s=300)
 
 
 def _feed(journal, store, **changes):
@@ -171,53 +170,11 @@ def test_a_dead_server_neither_raises_nor_blocks_and_sync_sends_later(journal, s
     message = feed.close()
     command = f"python -m qexp.sync name=exp uri=http://127.0.0.1:9 runs_dir={store.runs_dir}"
     assert message == f"MLflow is behind by 14 rows (server not reachable: Connection refused); {command} sends them"
-    assert not feed._thread.is_alive()
     with pytest.raises(UserError, match="Connection refused; 14 rows of exp are still to be sent"):
         sync("exp", store.runs_dir, DEAD)
     assert sync("exp", store.runs_dir, store.settings) == [f"exp: 14 rows sent (sqlite:///{store.path})"]
     assert len(store.runs()) == 3
     assert capfd.readouterr() == ("", "")
-
-
-def test_a_server_that_never_answers_is_left(journal, store, sweep, monkeypatch):
-    answer = threading.Event()
-    monkeypatch.setattr(Sender, "catch_up", lambda *args, **kwargs: answer.wait())
-    settings = TrackingSettings(timeout_s=0.05)
-    feed = MlflowFeed(journal, experiment="exp", settings=settings, runs_dir=store.runs_dir)
-    feed.start()
-    journal.append(sweep())
-    assert "behind by 14 rows (no answer within 0.05 s)" in feed.close()
-    answer.set()
-    feed._thread.join()
-
-
-def test_rows_are_sent_without_a_call(journal, store, sweep, monkeypatch):
-    sent = threading.Event()
-    monkeypatch.setattr("qexp.tracking.feed.POLL_S", 0.05)
-    monkeypatch.setattr(MlflowRuns, "close", lambda *_: sent.set())
-    feed = _feed(journal, store)
-    feed.start()
-    journal.append(sweep())
-    assert sent.wait(60)
-    assert feed.close() is None
-
-
-def test_a_failing_store_is_tried_again(journal, store, sweep, monkeypatch):
-    calls = []
-    sound = Sender.catch_up
-
-    def catch_up(self, *args, **kwargs):
-        calls.append(1)
-        if len(calls) == 1:
-            raise OSError("database is locked")
-        return sound(self, *args, **kwargs)
-
-    monkeypatch.setattr(Sender, "catch_up", catch_up)
-    journal.append(sweep())
-    feed = _feed(journal, store)
-    feed.start()
-    assert feed.close() is None
-    assert len(store.runs()) == 3
 
 
 def test_a_failure_in_the_middle_loses_and_doubles_nothing(journal, store, sweep, monkeypatch):
