@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 
 from qexp.base.outputs import main_output
-from qexp.config.export import RUNTIMES
+from qexp.base.text import counted
+from qexp.config.export import RUNTIMES, ExportSettings
 from qexp.deploy.activation_codes import load_values_
 from qexp.deploy.lower import Lowered, example_of
 from qexp.deploy.onnx.qdq import Exported, export_qdq
@@ -24,6 +26,7 @@ PROGRAM = str(Path(FILE).with_suffix(PROGRAM_SUFFIX))
 TFLITE = str(Path(FILE).with_suffix(TFLITE_SUFFIX))
 PTE = str(Path(FILE).with_suffix(PTE_SUFFIX))
 PTE_CODES = str(Path(FILE).with_suffix(PTE_CODES_SUFFIX))
+PACKED_TYPES = ("INT4", "UINT4")  # two codes to a byte
 
 
 def files_of(variant: Variant) -> tuple[str, ...]:
@@ -80,6 +83,29 @@ def write_files(prepared: Prepared, variant: Variant, lowered: Lowered, path: Pa
         whole = settings.integer_io and not variant.is_float
         export_tflite(lowered.network, example, lowered.weights, target, largest_logit=largest, integer_io=whole, about=about)
     return exported
+
+
+def packing_note(stored: Mapping[str, str], settings: ExportSettings) -> str | None:
+    """What packed weights mean for the runtimes that are asked for; None where none are asked for.
+
+    Args:
+        stored: state-dict name -> type in the ONNX file, `Exported.stored`.
+        settings: of the export.
+
+    >>> packing_note({"fc.weight": "INT4"}, ExportSettings(pack_int4=True, runtime=["onnxruntime", "litert"]))
+    '1 weight is packed as INT4, which onnxruntime computes with in float; the files of litert hold INT8'
+    """
+    if not settings.pack_int4:
+        return None
+    packed = [dtype for dtype in stored.values() if dtype in PACKED_TYPES]
+    if not packed:
+        return "export.pack_int4=true packs nothing here: no weight has codes of 4 bits or less"
+    reads_onnx = {name: RUNTIMES[name].reads == "onnx" for name in settings.runtimes}
+    computing, others = ([name for name, reads in reads_onnx.items() if reads is wanted] for wanted in (True, False))
+    text = f"{counted(len(packed), 'weight')} {'is' if len(packed) == 1 else 'are'} packed as {' and '.join(sorted({*packed}))}"
+    if computing:
+        text += f", which {' and '.join(computing)} {'computes' if len(computing) == 1 else 'compute'} with in float"
+    return text + (f"; the files of {' and '.join(others)} hold INT8" if others else "")
 
 
 @torch.no_grad()

@@ -156,6 +156,10 @@ def test_widths_and_the_fast_simulation(run):
     for row in stages:
         if row["name"] == "simulated":
             assert row["prec1"] == scored[row["variant"]]
+    packed = "2 weights are packed as INT4, which onnxruntime computes with in float"
+    plan, evaluated, measured_after = done.out.partition("epoch 0")
+    assert evaluated and f"note: [{LABEL.replace('W8', 'W4')}] {packed}" in plan and f"note: {packed}" in measured_after
+    assert f"note: [{LABEL}] export.pack_int4=true packs nothing here" in plan
     ran = [(row["variant"][:4], row["passed"], row["float_layers"]) for row in stages if row["name"] == "onnxruntime"]
     assert sorted(ran) == [("W4A8", "False", "0, 5"), ("W8A8", "True", "")], "INT4 is computed with in float"
 
