@@ -18,6 +18,7 @@ from qexp.deploy.alarms import parting
 from qexp.deploy.code_steps import PointSteps
 from qexp.deploy.coded_network import names_read
 from qexp.deploy.files import packing_note
+from qexp.deploy.float8 import Float8Weight
 from qexp.deploy.integer_network import integer_codes
 from qexp.deploy.lower import Lowered
 from qexp.deploy.onnx.qdq import Exported
@@ -137,8 +138,9 @@ class FidelityRun:
         settings = config.export
         self.config, self.network, self.lowered, self.settings = config, network, lowered, settings
         quantizers = fake_quants(lowered.network)
-        self.is_float = not (lowered.weights or lowered.float8 or quantizers)
-        self.has_float8 = bool(lowered.float8) or any(isinstance(one, FloatFakeQuantize) for one in quantizers.values())
+        self.is_float = not (lowered.weights or lowered.in_float or quantizers)
+        small_floats = (Float8Weight, FloatFakeQuantize)
+        self.has_float8 = any(isinstance(one, small_floats) for one in (*lowered.in_float.values(), *quantizers.values()))
         self.has_integers = bool(quantizers) and not self.has_float8
         self.simulation = simulation_of(config, lowered, exported)
         self.is_exact = self.simulation is not lowered.network

@@ -66,7 +66,7 @@ def write_files(prepared: Prepared, variant: Variant, lowered: Lowered, path: Pa
         path,
         pack_int4=settings.pack_int4,
         unsigned=settings.unsigned,
-        float8=lowered.float8,
+        in_float=lowered.in_float,
         about=about,
     )
     if PROGRAM in names or PTE in names:
@@ -93,7 +93,7 @@ def packing_note(stored: Mapping[str, str], settings: ExportSettings) -> str | N
         settings: of the export.
 
     >>> packing_note({"fc.weight": "INT4"}, ExportSettings(pack_int4=True, runtime=["onnxruntime", "litert"]))
-    '1 weight is packed as INT4, which onnxruntime computes with in float; the files of litert hold INT8'
+    '1 weight is packed as INT4, which onnxruntime computes with in float; the files of litert are not packed'
     """
     if not settings.pack_int4:
         return None
@@ -105,7 +105,7 @@ def packing_note(stored: Mapping[str, str], settings: ExportSettings) -> str | N
     text = f"{counted(len(packed), 'weight')} {'is' if len(packed) == 1 else 'are'} packed as {' and '.join(sorted({*packed}))}"
     if computing:
         text += f", which {' and '.join(computing)} {'computes' if len(computing) == 1 else 'compute'} with in float"
-    return text + (f"; the files of {' and '.join(others)} hold INT8" if others else "")
+    return text + (f"; the files of {' and '.join(others)} are not packed" if others else "")
 
 
 @torch.no_grad()

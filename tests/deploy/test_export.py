@@ -164,6 +164,20 @@ def test_widths_and_the_fast_simulation(run):
     assert sorted(ran) == [("W4A8", "False", "0, 5"), ("W8A8", "True", "")], "INT4 is computed with in float"
 
 
+@pytest.mark.parametrize("act_bits", ["null", "8"])
+def test_weights_with_a_scale_for_each_group(run, act_bits):
+    """Packed, in blocks: runtimes compute with them in float, beside float activations and beside codes."""
+    groups = ("bits=4", "quant.weight.granularity=per_group", "quant.weight.group_size=8", "export.pack_int4=true")
+    done = run(*FEW, *groups, f"quant.activation.bits={act_bits}")
+    assert done.code == 0, done.err
+    stages = {row["name"]: row for row in table("stages.csv")}
+    assert stages["onnxruntime"]["agreement"] == "1" and float(stages["onnxruntime"]["logit_sqnr_db"]) > 60
+    notes = Path("results/digits/stages.md").read_text()
+    assert "2 weights are packed as INT4" in notes and "a scale for each group: runtimes compute with it in float (0.weight" in notes
+    if act_bits == "8":
+        assert int(stages["onnxruntime"]["layer_steps"]) <= 1 and stages["onnxruntime"]["num_integer"] == "0"
+
+
 @pytest.mark.parametrize(
     ("override", "num_stages", "note", "in_float"),
     [
