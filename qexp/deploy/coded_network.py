@@ -17,8 +17,7 @@ from qexp.base.errors import UserError
 from qexp.base.modules import named_tensors
 from qexp.base.types import QParams, QuantSpec
 from qexp.config.export import FILE_GRANULARITIES
-from qexp.deploy.float8 import float8_weight, has_float8
-from qexp.deploy.grouped import InFloat, grouped_weight, has_groups
+from qexp.deploy.in_float import InFloat, in_float_weight, is_in_float
 from qexp.deploy.weight_codes import WeightCodes, codes_of, has_codes, weight_codes
 from qexp.nn.graph import GraphNetwork, trace
 from qexp.nn.plain_layers import layers_as_modules
@@ -79,10 +78,9 @@ def code_network(
     for name, (spec, qparams) in grids.items():
         if name in constant:
             kept_float[name] = "constant, it has no range and was left alone"
-        elif has_float8(spec) or has_groups(spec):
+        elif is_in_float(spec):
             source, clipped = floats.get(name, values[name]).cpu(), (limits or {}).get(name)
-            make = float8_weight if has_float8(spec) else grouped_weight
-            weight = make(name, values[name].cpu(), source, spec, _on_cpu(clipped))
+            weight = in_float_weight(name, values[name].cpu(), source, spec, _on_cpu(clipped))
             in_float |= dict.fromkeys(names_read(network, name, values), weight)
         elif not has_codes(spec):
             kept_float[name] = f"a file has no codes for {_describe(spec)}"

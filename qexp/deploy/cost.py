@@ -19,7 +19,7 @@ from torch import nn
 from qexp.base.memory import process_bytes
 from qexp.base.progress import paused
 from qexp.deploy.graph_nodes import called_module
-from qexp.deploy.grouped import InFloat
+from qexp.deploy.in_float import InFloat
 from qexp.deploy.onnx.operators import KEEPS_VALUES, handler_of
 from qexp.deploy.onnx.shapes import dropout, identity
 from qexp.deploy.weight_codes import WeightCodes

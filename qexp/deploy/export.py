@@ -29,7 +29,7 @@ from qexp.deploy.alarms import failures
 from qexp.deploy.answers import Run
 from qexp.deploy.compared import Files, compare_files, digests_of
 from qexp.deploy.fidelity import EVALUATED, Fidelity, FidelityRun, images_of, simulation_of
-from qexp.deploy.files import FILE, PROGRAM, PTE, TFLITE, files_of, packing_note, write_files
+from qexp.deploy.files import FILE, PROGRAM, PTE, TFLITE, files_of, float_note, write_files
 from qexp.deploy.foreign import open_foreign
 from qexp.deploy.foreign_runs import check_runs
 from qexp.deploy.lower import Lowered, example_of, lower, lower_float, lower_untried
@@ -94,13 +94,14 @@ def _check_variant(prepared: Prepared, variant: Variant) -> str | None:
     settings = variant.config.export
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / FILE
-        written = write_files(prepared, variant, lower_untried(prepared, variant), path, is_trial=True)
+        lowered = lower_untried(prepared, variant)
+        written = write_files(prepared, variant, lowered, path, is_trial=True)
         for name in settings.runtimes:
             open_runtime(name, path, threads=settings.threads)
     for name in settings.compared:
         file = open_foreign(Path(name), image_shape=prepared.bundle.image_shape, num_classes=prepared.num_classes)
         check_runs(file, example_of(prepared), prepared.num_classes)
-    return None if variant.is_float else packing_note(written.stored, settings)
+    return float_note(lowered, written.stored, settings)
 
 
 class _ExportJob:

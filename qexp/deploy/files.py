@@ -12,6 +12,7 @@ from qexp.base.outputs import main_output
 from qexp.base.text import counted
 from qexp.config.export import RUNTIMES, ExportSettings
 from qexp.deploy.activation_codes import load_values_
+from qexp.deploy.grouped import GroupedWeight
 from qexp.deploy.lower import Lowered, example_of
 from qexp.deploy.onnx.qdq import Exported, export_qdq
 from qexp.deploy.pte.export import PTE_CODES_SUFFIX, PTE_SUFFIX, export_pte
@@ -85,27 +86,28 @@ def write_files(prepared: Prepared, variant: Variant, lowered: Lowered, path: Pa
     return exported
 
 
-def packing_note(stored: Mapping[str, str], settings: ExportSettings) -> str | None:
-    """What packed weights mean for the runtimes that are asked for; None where none are asked for.
+def float_note(lowered: Lowered, stored: Mapping[str, str], settings: ExportSettings) -> str | None:
+    """Which weights runtimes compute with in float, though the ONNX file has codes of them; None where there is nothing to say.
 
     Args:
+        lowered: what was written.
         stored: state-dict name -> type in the ONNX file, `Exported.stored`.
         settings: of the export.
-
-    >>> packing_note({"fc.weight": "INT4"}, ExportSettings(pack_int4=True, runtime=["onnxruntime", "litert"]))
-    '1 weight is packed as INT4, which onnxruntime computes with in float; the files of litert are not packed'
     """
-    if not settings.pack_int4:
+    if not (lowered.weights or lowered.in_float):
         return None
-    packed = [dtype for dtype in stored.values() if dtype in PACKED_TYPES]
-    if not packed:
-        return "export.pack_int4=true packs nothing here: no weight has codes of 4 bits or less"
-    reads_onnx = {name: RUNTIMES[name].reads == "onnx" for name in settings.runtimes}
-    computing, others = ([name for name, reads in reads_onnx.items() if reads is wanted] for wanted in (True, False))
-    text = f"{counted(len(packed), 'weight')} {'is' if len(packed) == 1 else 'are'} packed as {' and '.join(sorted({*packed}))}"
-    if computing:
-        text += f", which {' and '.join(computing)} {'computes' if len(computing) == 1 else 'compute'} with in float"
-    return text + (f"; the files of {' and '.join(others)} are not packed" if others else "")
+    num_packed = sum(dtype in PACKED_TYPES for dtype in stored.values())
+    num_grouped = sum(isinstance(weight, GroupedWeight) for weight in lowered.in_float.values())
+    kinds = [f"{counted(num_packed, 'weight')} packed in 4 bits"] if num_packed else []
+    kinds += [f"{counted(num_grouped, 'weight')} with a scale for each group"] if num_grouped else []
+    of_onnx = [name for name in settings.runtimes if RUNTIMES[name].reads == "onnx"]
+    others = [name for name in settings.runtimes if name not in of_onnx]
+    texts = [" and ".join(kinds) + (f", computed with in float by {' and '.join(of_onnx)}" if of_onnx else "")] if kinds else []
+    if num_packed and others:
+        texts.append(f"not packed for {' and '.join(others)}")
+    if settings.pack_int4 and not num_packed:
+        texts.append("export.pack_int4=true packs nothing, as no weight has codes of 4 bits or less")
+    return "; ".join(texts) or None
 
 
 @torch.no_grad()

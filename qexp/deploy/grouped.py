@@ -17,7 +17,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from qexp.base.types import QParams, QuantSpec
-from qexp.deploy.float8 import Float8Weight
 from qexp.deploy.weight_codes import codes_of
 from qexp.quant.encoding import encode
 from qexp.quant.layout import Layout
@@ -52,9 +51,6 @@ class GroupedWeight:
         order = self.layout.order
         rows = (self.codes if order is None else self.codes.permute(order)).reshape(self.layout.channels, self.layout.size)
         return F.pad(rows, (0, self.qparams.scale.shape[1] * self.layout.group - self.layout.size))
-
-
-InFloat = Float8Weight | GroupedWeight  # weights that runtimes compute with in float, whatever they read
 
 
 def has_groups(spec: QuantSpec) -> bool:

@@ -12,8 +12,7 @@ from qexp.base.modules import named_tensors
 from qexp.base.text import Note
 from qexp.deploy.coded_network import CodedNetwork, code_network, names_read
 from qexp.deploy.dead_channels import floor_dead_channels
-from qexp.deploy.float8 import float8_weight, has_float8
-from qexp.deploy.grouped import InFloat, grouped_weight, has_groups
+from qexp.deploy.in_float import InFloat, in_float_weight, is_in_float
 from qexp.deploy.weight_codes import WeightCodes, has_codes, weight_codes
 from qexp.experiment.build import Builder
 from qexp.experiment.job import Prepared
@@ -122,9 +121,9 @@ def lower_untried(prepared: Prepared, variant: Variant) -> Lowered:
     weights: dict[str, WeightCodes] = {}
     in_float: dict[str, InFloat] = {}
     for name, spec in variant.plan.quantized.items():
-        if (has_float8(spec) or has_groups(spec)) and name in tensors and bool(tensors[name].any()):
+        if is_in_float(spec) and name in tensors and bool(tensors[name].any()):
             rounded = quantize_(torch.empty_like(tensors[name]), tensors[name], spec)
-            weight = (float8_weight if has_float8(spec) else grouped_weight)(name, rounded, tensors[name], spec)
+            weight = in_float_weight(name, rounded, tensors[name], spec)
             in_float |= dict.fromkeys(names_read(module, name, tensors), weight)
         if has_codes(spec) and name in tensors and bool(tensors[name].any()):
             weights |= dict.fromkeys(names_read(module, name, tensors), weight_codes(tensors[name], spec))

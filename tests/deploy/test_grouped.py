@@ -67,7 +67,6 @@ def test_a_runtime_has_the_simulations_values(runtime, how, pack_int4, stored, t
     pytest.importorskip(runtime, reason=f"needs {runtime}: pip install 'qexp[deploy]'")
     simulated, images, written = exported(tmp_path / "net.onnx", pack_int4=pack_int4, **how)
     assert {kind for name, kind in written.stored.items() if name.endswith("weight")} == {stored}
-    assert len(written.notes) == 4 and all("a scale for each group" in note for note in written.notes)
     torch.testing.assert_close(open_runtime(runtime, written.path).run(images), simulated, rtol=1e-4, atol=1e-5)
 
 

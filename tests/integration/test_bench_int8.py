@@ -29,9 +29,7 @@ def test_the_own_quantizer_is_a_peer_and_what_is_left_out_is_named(tmp_path):
     assert list(rows) == ["torch eager", "onnxruntime fp32", "onnxruntime int8", own, "litert fp32", "litert int8"]
     assert [name for name, row in rows.items() if row["over_own_median"]] == ["onnxruntime int8"]
     ratio = float(rows["onnxruntime int8"]["speedup_median"]) / float(rows[own]["speedup_median"])
-    assert float(rows["onnxruntime int8"]["over_own_median"]) == pytest.approx(ratio, rel=1e-2), (
-        "one round: the ratio of its speedups"
-    )
+    assert float(rows["onnxruntime int8"]["over_own_median"]) == pytest.approx(ratio, rel=1e-2)  # of one round
     assert float(rows[own]["sqnr_db"]) > 1 and all(row["litert"] and row["processor"] for row in rows.values())
     assert "resnet20: litert own int8 is left out: ai-edge-quantizer" in done.stdout
     assert "of 1 int8 peers have at least 0.95 of the own quantizer's speedup" in done.stdout

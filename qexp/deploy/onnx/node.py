@@ -13,7 +13,8 @@ from qexp.base.errors import UserError
 from qexp.base.text import Note
 from qexp.deploy.float8 import Float8Weight
 from qexp.deploy.graph_call import Constant, GraphCall
-from qexp.deploy.grouped import GroupedWeight, InFloat
+from qexp.deploy.grouped import GroupedWeight
+from qexp.deploy.in_float import InFloat
 from qexp.deploy.onnx.writer import Grid, OnnxWriter, code_type
 from qexp.deploy.weight_codes import WeightCodes, accumulator_scale, bias_codes
 from qexp.quant.affine import quantize_affine
@@ -142,8 +143,9 @@ class OnnxNode(GraphCall):
         tensor = constant.tensor.float()
         if path in context.in_float:
             other = context.in_float[path]
-            write = self._write_float8 if isinstance(other, Float8Weight) else self._write_groups
-            return write(path, other, transpose), None
+            if isinstance(other, Float8Weight):
+                return self._write_float8(path, other, transpose), None
+            return self._write_groups(path, other, transpose), None
         if coded is None:
             context.stored[path] = "FLOAT"
             return writer.tensor(path, tensor.t() if transpose else tensor), None
@@ -190,7 +192,6 @@ class OnnxNode(GraphCall):
         if transpose:
             back.reverse()
         self.context.stored[path] = grid.dtype
-        self.context.notes.append(Note(path, "a scale for each group: runtimes compute with it in float"))
         return result if back == sorted(back) else self.emit("Transpose", result, perm=back)
 
     def _write_grid(self, path: str, weight: WeightCodes, *, transpose: bool, packed: bool) -> tuple[str, Grid]:

@@ -45,7 +45,7 @@ from qexp.base.text import Note
 from qexp.deploy.activation_codes import CodeTensor, code_nodes
 from qexp.deploy.graph_call import Constant
 from qexp.deploy.graph_nodes import called_module, output_of, place_of, quantizer_at
-from qexp.deploy.grouped import InFloat
+from qexp.deploy.in_float import InFloat
 from qexp.deploy.onnx.batch import BATCH, batch_axis, goes_with_images, made_constant, reshape_sizes, run_of_fewer
 from qexp.deploy.onnx.layers import conv
 from qexp.deploy.onnx.node import Dynamic, ExportContext, OnnxNode, Value, clamps_nothing, kept_grid
