@@ -21,7 +21,7 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from datetime import date
 from importlib import metadata
@@ -31,6 +31,7 @@ from pathlib import Path
 import torch
 from bench_common import alternating, options, quartiles, write_csv
 from bench_int8 import plan_of
+from bench_int8_peers import quantize_static_file
 from bench_ptq import qexp_peer, rounded
 from bench_quantize import processor
 from torch import Tensor
@@ -125,27 +126,6 @@ def work_of(name: str, chosen: dict[str, str], folder: Path) -> Work:
     images = images_of(chosen, how, "test", int(chosen["compare"]))
     files[STATIC] = quantize_static_file(files[FP32], folder, pixels)
     return Work("trained" if own is not None else "random", coded, exported, files, images)
-
-
-def quantize_static_file(fp32: Path, folder: Path, calib: list[Tensor]) -> Path:
-    """What ONNX Runtime's own tool makes of the float file."""
-    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
-    from onnxruntime.quantization.shape_inference import quant_pre_process
-
-    class Reader(CalibrationDataReader):  # type: ignore[misc]
-        def __init__(self) -> None:
-            self.rows: Iterator[dict[str, object]] = (
-                {"images": batch[i : i + 1].numpy()} for batch in calib for i in range(len(batch))
-            )
-
-        def get_next(self) -> dict[str, object] | None:
-            return next(self.rows, None)
-
-    prepared, result = folder / "prepared.onnx", folder / "quantize_static.onnx"
-    quant_pre_process(fp32, prepared, skip_symbolic_shape=True)
-    types = {"activation_type": QuantType.QUInt8, "weight_type": QuantType.QInt8}
-    quantize_static(prepared, result, Reader(), quant_format=QuantFormat.QDQ, per_channel=True, **types)
-    return result
 
 
 @torch.no_grad()

@@ -39,6 +39,7 @@ class Plan(Said):
     event: Literal["plan"]
     jobs: int
     trainings: list[PlannedTraining]
+    notes: list[str]
 
 
 class ShownLevel(Said):

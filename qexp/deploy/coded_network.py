@@ -17,7 +17,7 @@ from qexp.base.errors import UserError
 from qexp.base.modules import named_tensors
 from qexp.base.types import QParams, QuantSpec
 from qexp.config.export import FILE_GRANULARITIES
-from qexp.deploy.float8 import Float8Weight, float8_weight, has_float8
+from qexp.deploy.in_float import InFloat, in_float_weight, is_in_float
 from qexp.deploy.weight_codes import WeightCodes, codes_of, has_codes, weight_codes
 from qexp.nn.graph import GraphNetwork, trace
 from qexp.nn.plain_layers import layers_as_modules
@@ -36,13 +36,13 @@ class CodedNetwork:
         weights: state-dict name -> codes, of all that the graph reads and a file can hold.
         kept_float: quantized tensors that a file cannot hold as codes, and why; they are written as float32, at the simulated
             values.
-        float8: state-dict name -> numbers, of those in a floating-point format of 8 bits.
+        in_float: state-dict name -> numbers or codes of those that runtimes compute with in float.
     """
 
     network: GraphNetwork
     weights: Mapping[str, WeightCodes]
     kept_float: Mapping[str, str]
-    float8: Mapping[str, Float8Weight] = field(default_factory=dict)
+    in_float: Mapping[str, InFloat] = field(default_factory=dict)
 
 
 @torch.no_grad()
@@ -74,14 +74,14 @@ def code_network(
     floats = {} if reference is None else reference.state_dict()
     weights: dict[str, WeightCodes] = {}
     kept_float: dict[str, str] = {}
-    float8: dict[str, Float8Weight] = {}
+    in_float: dict[str, InFloat] = {}
     for name, (spec, qparams) in grids.items():
         if name in constant:
             kept_float[name] = "constant, it has no range and was left alone"
-        elif has_float8(spec):
+        elif is_in_float(spec):
             source, clipped = floats.get(name, values[name]).cpu(), (limits or {}).get(name)
-            weight = float8_weight(name, values[name].cpu(), source, spec, _on_cpu(clipped))
-            float8 |= dict.fromkeys(names_read(network, name, values), weight)
+            weight = in_float_weight(name, values[name].cpu(), source, spec, _on_cpu(clipped))
+            in_float |= dict.fromkeys(names_read(network, name, values), weight)
         elif not has_codes(spec):
             kept_float[name] = f"a file has no codes for {_describe(spec)}"
         else:
@@ -91,7 +91,7 @@ def code_network(
                 kept_float[name] = f"its {scheme_name(spec.scheme)} grid was not kept"
             else:
                 weights |= dict.fromkeys(names_read(network, name, values), codes)
-    return CodedNetwork(network.eval(), weights, kept_float, float8)
+    return CodedNetwork(network.eval(), weights, kept_float, in_float)
 
 
 def _on_cpu(limits: Limits | None) -> Limits | None:

@@ -18,8 +18,8 @@ from torch import nn
 
 from qexp.base.memory import process_bytes
 from qexp.base.progress import paused
-from qexp.deploy.float8 import Float8Weight
 from qexp.deploy.graph_nodes import called_module
+from qexp.deploy.in_float import InFloat
 from qexp.deploy.onnx.operators import KEEPS_VALUES, handler_of
 from qexp.deploy.onnx.shapes import dropout, identity
 from qexp.deploy.weight_codes import WeightCodes
@@ -120,7 +120,7 @@ def _peak() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-def layer_bits(network: GraphNetwork, weights: Mapping[str, WeightCodes | Float8Weight]) -> dict[str, tuple[int, int]]:
+def layer_bits(network: GraphNetwork, weights: Mapping[str, WeightCodes | InFloat]) -> dict[str, tuple[int, int]]:
     """Layer -> bits of its weight and of what it reads, 32 where these are float; of a matrix product both of what it reads.
 
     Args:
@@ -160,10 +160,10 @@ def bops(macs: Mapping[str, int], bits: Mapping[str, tuple[int, int]]) -> dict[s
     return {name: count * math.prod(bits.get(name, (FLOAT_BITS, FLOAT_BITS))) for name, count in macs.items()}
 
 
-def _weight_bits(weight: WeightCodes | Float8Weight | None) -> int:
+def _weight_bits(weight: WeightCodes | InFloat | None) -> int:
     """Of the codes; a grid without its lowest code has as many."""
     if weight is None:
         return FLOAT_BITS
-    if isinstance(weight, Float8Weight):
-        return weight.element.bits
+    if not isinstance(weight, WeightCodes):
+        return weight.bits
     return (weight.qparams.quant_max - weight.qparams.quant_min).bit_length()

@@ -29,7 +29,7 @@ from qexp.deploy.alarms import failures
 from qexp.deploy.answers import Run
 from qexp.deploy.compared import Files, compare_files, digests_of
 from qexp.deploy.fidelity import EVALUATED, Fidelity, FidelityRun, images_of, simulation_of
-from qexp.deploy.files import FILE, PROGRAM, PTE, TFLITE, files_of, write_files
+from qexp.deploy.files import FILE, PROGRAM, PTE, TFLITE, files_of, float_note, write_files
 from qexp.deploy.foreign import open_foreign
 from qexp.deploy.foreign_runs import check_runs
 from qexp.deploy.lower import Lowered, example_of, lower, lower_float, lower_untried
@@ -53,17 +53,19 @@ _NOT_MEASURED = ("folder", "register", "torch_export", "compare", "target")
 _MEASURES_COST = ("cost", "batch_sizes", "repeats", "warmup")
 
 
-def check(prepared: Sequence[Prepared]) -> None:
-    """Raise one `UserErrors` for all that cannot be written to a file or run, of all jobs."""
+def check(prepared: Sequence[Prepared]) -> tuple[str, ...]:
+    """Notes for the plan; raises one `UserErrors` for all that cannot be written to a file or run, of all jobs."""
     errors: dict[str, UserError] = {}
+    notes: dict[str, str | None] = {}
     for job in track(prepared, "export to try"):
         for variant in exported(job):
             try:
-                _check_variant(job, variant)
+                notes[variant.label] = _check_variant(job, variant)
             except UserError as error:
                 errors[str(error)] = error
     if errors:
         raise UserErrors(errors.values())
+    return tuple(f"[{label}] {note}" for label, note in notes.items() if note is not None)
 
 
 def exported(prepared: Prepared) -> tuple[Variant, ...]:
@@ -87,17 +89,19 @@ def run(prepared: Prepared, recorder: Recorder) -> None:
         emit("record", kind="export", **{name: row[name] for name in _TOLD})
 
 
-def _check_variant(prepared: Prepared, variant: Variant) -> None:
-    """Write a variant to a temporary folder, and load it into its runtimes."""
+def _check_variant(prepared: Prepared, variant: Variant) -> str | None:
+    """Write a variant to a temporary folder, and load it into its runtimes; returns what its plan should say of that."""
     settings = variant.config.export
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / FILE
-        write_files(prepared, variant, lower_untried(prepared, variant), path, is_trial=True)
+        lowered = lower_untried(prepared, variant)
+        written = write_files(prepared, variant, lowered, path, is_trial=True)
         for name in settings.runtimes:
             open_runtime(name, path, threads=settings.threads)
     for name in settings.compared:
         file = open_foreign(Path(name), image_shape=prepared.bundle.image_shape, num_classes=prepared.num_classes)
         check_runs(file, example_of(prepared), prepared.num_classes)
+    return float_note(lowered, written.stored, settings)
 
 
 class _ExportJob:

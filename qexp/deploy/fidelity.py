@@ -17,6 +17,8 @@ from qexp.deploy.activation_codes import load_values_, simulated_codes
 from qexp.deploy.alarms import parting
 from qexp.deploy.code_steps import PointSteps
 from qexp.deploy.coded_network import names_read
+from qexp.deploy.files import float_note
+from qexp.deploy.float8 import Float8Weight
 from qexp.deploy.integer_network import integer_codes
 from qexp.deploy.lower import Lowered
 from qexp.deploy.onnx.qdq import Exported
@@ -136,13 +138,15 @@ class FidelityRun:
         settings = config.export
         self.config, self.network, self.lowered, self.settings = config, network, lowered, settings
         quantizers = fake_quants(lowered.network)
-        self.is_float = not (lowered.weights or lowered.float8 or quantizers)
-        self.has_float8 = bool(lowered.float8) or any(isinstance(one, FloatFakeQuantize) for one in quantizers.values())
+        self.is_float = not (lowered.weights or lowered.in_float or quantizers)
+        small_floats = (Float8Weight, FloatFakeQuantize)
+        self.has_float8 = any(isinstance(one, small_floats) for one in (*lowered.in_float.values(), *quantizers.values()))
         self.has_integers = bool(quantizers) and not self.has_float8
         self.simulation = simulation_of(config, lowered, exported)
         self.is_exact = self.simulation is not lowered.network
         self.runtimes = {name: Runtime.open(name, exported, settings.threads) for name in settings.runtimes}
         self.planned = planned_layers(lowered.network, planned, example)
+        self.float_note = float_note(lowered, exported.stored, settings)
         # A batch that gives ranges of its own is one whole; without integers there are no codes to hold.
         is_whole = not self.has_integers or any(quantizer.spec.dynamic for quantizer in quantizers.values())
         self.at_once = config.evaluate.batch_size if is_whole else images_at_once(self.simulation, example)
@@ -200,6 +204,8 @@ class FidelityRun:
         return stage if integer_layers is None else stage.with_integers(self.planned, integer_layers())
 
     def _notes(self) -> Iterator[str]:
+        if self.float_note is not None:
+            yield self.float_note
         if self.has_float8:
             yield FLOAT8_NOTE
         elif not self.has_integers and not self.is_float:

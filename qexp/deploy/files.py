@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 
 from qexp.base.outputs import main_output
-from qexp.config.export import RUNTIMES
+from qexp.base.text import counted
+from qexp.config.export import RUNTIMES, ExportSettings
 from qexp.deploy.activation_codes import load_values_
+from qexp.deploy.grouped import GroupedWeight
 from qexp.deploy.lower import Lowered, example_of
 from qexp.deploy.onnx.qdq import Exported, export_qdq
 from qexp.deploy.pte.export import PTE_CODES_SUFFIX, PTE_SUFFIX, export_pte
@@ -24,6 +27,7 @@ PROGRAM = str(Path(FILE).with_suffix(PROGRAM_SUFFIX))
 TFLITE = str(Path(FILE).with_suffix(TFLITE_SUFFIX))
 PTE = str(Path(FILE).with_suffix(PTE_SUFFIX))
 PTE_CODES = str(Path(FILE).with_suffix(PTE_CODES_SUFFIX))
+PACKED_TYPES = ("INT4", "UINT4")  # two codes to a byte
 
 
 def files_of(variant: Variant) -> tuple[str, ...]:
@@ -63,7 +67,7 @@ def write_files(prepared: Prepared, variant: Variant, lowered: Lowered, path: Pa
         path,
         pack_int4=settings.pack_int4,
         unsigned=settings.unsigned,
-        float8=lowered.float8,
+        in_float=lowered.in_float,
         about=about,
     )
     if PROGRAM in names or PTE in names:
@@ -80,6 +84,30 @@ def write_files(prepared: Prepared, variant: Variant, lowered: Lowered, path: Pa
         whole = settings.integer_io and not variant.is_float
         export_tflite(lowered.network, example, lowered.weights, target, largest_logit=largest, integer_io=whole, about=about)
     return exported
+
+
+def float_note(lowered: Lowered, stored: Mapping[str, str], settings: ExportSettings) -> str | None:
+    """Which weights runtimes compute with in float, though the ONNX file has codes of them; None where there is nothing to say.
+
+    Args:
+        lowered: what was written.
+        stored: state-dict name -> type in the ONNX file, `Exported.stored`.
+        settings: of the export.
+    """
+    if not (lowered.weights or lowered.in_float):
+        return None
+    num_packed = sum(dtype in PACKED_TYPES for dtype in stored.values())
+    num_grouped = sum(isinstance(weight, GroupedWeight) for weight in lowered.in_float.values())
+    kinds = [f"{counted(num_packed, 'weight')} packed in 4 bits"] if num_packed else []
+    kinds += [f"{counted(num_grouped, 'weight')} with a scale for each group"] if num_grouped else []
+    of_onnx = [name for name in settings.runtimes if RUNTIMES[name].reads == "onnx"]
+    others = [name for name in settings.runtimes if name not in of_onnx]
+    texts = [" and ".join(kinds) + (f", computed with in float by {' and '.join(of_onnx)}" if of_onnx else "")] if kinds else []
+    if num_packed and others:
+        texts.append(f"not packed for {' and '.join(others)}")
+    if settings.pack_int4 and not num_packed:
+        texts.append("export.pack_int4=true packs nothing, as no weight has codes of 4 bits or less")
+    return "; ".join(texts) or None
 
 
 @torch.no_grad()

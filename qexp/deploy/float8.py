@@ -39,6 +39,11 @@ class Float8Weight:
         return self.numbers * expand(self.scale, self.axis, self.numbers)
 
     @property
+    def bits(self) -> int:
+        """Of a number."""
+        return self.element.bits
+
+    @property
     def dtype(self) -> str:
         """ONNX's name of the type."""
         dtype = float8_type(self.element)

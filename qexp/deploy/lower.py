@@ -12,7 +12,7 @@ from qexp.base.modules import named_tensors
 from qexp.base.text import Note
 from qexp.deploy.coded_network import CodedNetwork, code_network, names_read
 from qexp.deploy.dead_channels import floor_dead_channels
-from qexp.deploy.float8 import Float8Weight, float8_weight, has_float8
+from qexp.deploy.in_float import InFloat, in_float_weight, is_in_float
 from qexp.deploy.weight_codes import WeightCodes, has_codes, weight_codes
 from qexp.experiment.build import Builder
 from qexp.experiment.job import Prepared
@@ -34,14 +34,14 @@ class Lowered:
         weights: state-dict name -> codes.
         notes: what stays float or is written otherwise, and why.
         floored: names of the weights whose dead channels are coarser than the network has them.
-        float8: state-dict name -> numbers, of weights in a floating-point format of 8 bits.
+        in_float: state-dict name -> numbers or codes of weights that runtimes compute with in float.
     """
 
     network: GraphNetwork
     weights: Mapping[str, WeightCodes]
     notes: tuple[str, ...] = ()
     floored: tuple[str, ...] = ()
-    float8: Mapping[str, Float8Weight] = field(default_factory=dict)
+    in_float: Mapping[str, InFloat] = field(default_factory=dict)
 
     def values_in(self, biases: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """State-dict name -> values, where a file has others than the network.
@@ -119,15 +119,15 @@ def lower_untried(prepared: Prepared, variant: Variant) -> Lowered:
             quantizer.set_range(torch.full_like(quantizer.scale, low), torch.full_like(quantizer.scale, 1.0))
     tensors = named_tensors(module)
     weights: dict[str, WeightCodes] = {}
-    float8: dict[str, Float8Weight] = {}
+    in_float: dict[str, InFloat] = {}
     for name, spec in variant.plan.quantized.items():
-        if has_float8(spec) and name in tensors and bool(tensors[name].any()):
+        if is_in_float(spec) and name in tensors and bool(tensors[name].any()):
             rounded = quantize_(torch.empty_like(tensors[name]), tensors[name], spec)
-            numbers = float8_weight(name, rounded, tensors[name], spec)
-            float8 |= dict.fromkeys(names_read(module, name, tensors), numbers)
+            weight = in_float_weight(name, rounded, tensors[name], spec)
+            in_float |= dict.fromkeys(names_read(module, name, tensors), weight)
         if has_codes(spec) and name in tensors and bool(tensors[name].any()):
             weights |= dict.fromkeys(names_read(module, name, tensors), weight_codes(tensors[name], spec))
-    return Lowered(module, weights, float8=float8)
+    return Lowered(module, weights, in_float=in_float)
 
 
 def _lower_converted(prepared: Prepared, converted: Converted) -> Lowered:
@@ -141,4 +141,4 @@ def _lowered(coded: CodedNetwork, notes: Sequence[str] = ()) -> Lowered:
     weights = floor_dead_channels(coded.network, coded.weights)
     floored = tuple(name for name, weight in weights.items() if weight is not coded.weights[name])
     coarser = [Note(name, "nearly dead channels have larger steps, so that the bias fits int32") for name in floored]
-    return Lowered(coded.network, weights, (*notes, *kept_float, *coarser), floored, coded.float8)
+    return Lowered(coded.network, weights, (*notes, *kept_float, *coarser), floored, coded.in_float)

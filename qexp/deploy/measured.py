@@ -40,7 +40,7 @@ def layer_rows(prepared: Prepared, lowered: Lowered) -> list[dict[str, Any]]:
         lowered: its network.
     """
     macs = macs_per_layer(lowered.network, example_of(prepared))
-    bits = layer_bits(lowered.network, {**lowered.weights, **lowered.float8})
+    bits = layer_bits(lowered.network, {**lowered.weights, **lowered.in_float})
     work = bops(macs, bits)
     widths = {name: bits.get(name, (32, 32)) for name in macs}
     return [

@@ -23,9 +23,15 @@ TOLD = (  # fields of a record that its event has
 )
 
 
-def plan(prepared: Sequence[Prepared], *, num_jobs: int) -> None:
-    """Print what will run: jobs, trainings, variants, and which tensor is quantized how."""
-    emit("plan", jobs=num_jobs, trainings=[_planned(one) for one in prepared])
+def plan(prepared: Sequence[Prepared], *, num_jobs: int, notes: Sequence[str] = ()) -> None:
+    """Print what will run: jobs, trainings, variants, and which tensor is quantized how.
+
+    Args:
+        prepared: merged jobs.
+        num_jobs: before they were merged.
+        notes: on the files of an export.
+    """
+    emit("plan", jobs=num_jobs, trainings=[_planned(one) for one in prepared], notes=notes)
     trainings = [one for one in prepared if one.config.checkpoint is None]
     parts = [f"{counted(len(trainings), 'training')} ({sum(map(is_stored, trainings))} stored)"] if trainings else []
     if starts := float_starts(prepared):
@@ -45,8 +51,9 @@ def plan(prepared: Sequence[Prepared], *, num_jobs: int) -> None:
             if whole:
                 same = shown.setdefault(printed.gist, variant.label)
                 lines = printed.body if same == variant.label else [f"  the tensors of [{same}]"]
-            notes = _once(said, (f"  note: {note}; listed once" for note in variant.notes))
-            print_main(f"[{variant.label}] {printed.summary}", *lines, *notes)
+            of_variant = _once(said, (f"  note: {note}; listed once" for note in variant.notes))
+            print_main(f"[{variant.label}] {printed.summary}", *lines, *of_variant)
+    print_main(*(f"note: {note}" for note in notes))
     if not whole and any(len(one.variants) > 1 for one in prepared):
         kept = "" if config.plan_only else ", and plan.csv in the results has it"
         print_main(f"plan=full prints what becomes of each tensor and activation{kept}")

@@ -140,7 +140,7 @@ def no_training(method: str, verb: str) -> UserError:
 
 def check_export(config: Config) -> None:
     """Refuse what no file of codes holds; a network that was trained with its quantization is looked at when its file is read."""
-    weight, activation = config.quant.weight, config.quant.activation
+    activation = config.quant.activation
     if config.quant.input != "none":
         remedy = "An exported network takes the images as they are."
         raise UserError("quant.input", config.quant.input, allowed="none in qexp.export", remedy=remedy)
@@ -162,12 +162,24 @@ def check_export(config: Config) -> None:
         remedy = "No runtime computes convolutions in it."
         allowed = f"{', '.join(SCHEMES.names_where(lambda row: row.activations and row.onnx))} in qexp.export"
         raise UserError("quant.activation.scheme", activation.scheme, allowed=allowed, remedy=remedy)
-    if weight.granularity not in FILE_GRANULARITIES:
-        allowed = f"{' or '.join(FILE_GRANULARITIES)} in qexp.export"
-        raise UserError("quant.weight.granularity", weight.granularity, allowed=allowed, remedy="A file has a scale for each.")
+    check_export_of_granularity(config)
     if activation.rounding != "half_even":
         remedy = "QuantizeLinear rounds so."
         raise UserError("quant.activation.rounding", activation.rounding, allowed="half_even in qexp.export", remedy=remedy)
+
+
+def check_export_of_granularity(config: Config) -> None:
+    """Refuse weights whose scales no file holds, and groups where a file beside the ONNX file is asked for."""
+    granularity, export = config.quant.weight.granularity, config.export
+    readers = RUNTIMES.names_where(lambda row: row.reads == "onnx")
+    is_grouped = granularity == "per_group" and config.quant.row.name != FLOATS
+    if granularity in FILE_GRANULARITIES or (is_grouped and {*export.runtimes} <= {*readers} and not export.torch_export):
+        return
+    remedy = "A file has a scale for each."
+    if is_grouped:
+        remedy = f"Only ONNX files have a scale for each group: {', '.join(readers)} without export.torch_export run these."
+    allowed = f"{' or '.join(FILE_GRANULARITIES)} in qexp.export"
+    raise UserError("quant.weight.granularity", granularity, allowed=allowed, remedy=remedy)
 
 
 def check_export_of_floats(config: Config) -> None:

@@ -105,13 +105,14 @@ def run_sweep(
         JobsFailed: some group failed; the others are done and reported.
     """
     groups = group(configs)
+    notes: Sequence[str] = ()
     with log.refusals(groups):
         check_read(configs, typed, log.sweep.verb)
         prepared = resources.preparer.prepare_all([[configs[position] for position in positions] for positions in groups])
         check_labels(prepared)
         if log.sweep.verb == "export":
-            export.check(prepared)
-    messages.plan(prepared, num_jobs=len(configs))
+            notes = export.check(prepared)
+    messages.plan(prepared, num_jobs=len(configs), notes=notes)
     if any(config.plan_only for config in configs):
         estimate(prepared)
         return prepared

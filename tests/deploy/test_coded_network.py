@@ -84,14 +84,14 @@ def test_grids_of_a_training_are_taken_as_they_are(net):
 def test_what_a_file_cannot_hold_is_named_and_stays_float(net):
     specs = {
         "conv.weight": QuantSpec(scheme="linear", bits=8),
-        "head.weight": QuantSpec(scheme="affine", bits=4, granularity="per_group", group_size=2),
+        "head.weight": QuantSpec(scheme="affine", bits=4, granularity="per_in_out_channel"),
         "kernel": EIGHT,
         "head.bias": QuantSpec(scheme="affine", bits=8, mode="float"),
     }
     grids = {name: (spec, None) for name, spec in specs.items()}
     coded = code_network(net, EXAMPLE, grids, reference=net, constant=("kernel",))
     assert not coded.weights and list(coded.kept_float) == list(specs)
-    assert coded.kept_float["conv.weight"] == "a file has no codes for linear" and "per_group" in coded.kept_float["head.weight"]
+    assert coded.kept_float["conv.weight"] == "a file has no codes for linear" and "per_in_out" in coded.kept_float["head.weight"]
     assert "no range" in coded.kept_float["kernel"] and "in mode float" in coded.kept_float["head.bias"]
 
 

@@ -156,8 +156,27 @@ def test_widths_and_the_fast_simulation(run):
     for row in stages:
         if row["name"] == "simulated":
             assert row["prec1"] == scored[row["variant"]]
+    packed = "2 weights packed in 4 bits, computed with in float by onnxruntime"
+    plan, evaluated, measured_after = done.out.partition("epoch 0")
+    assert evaluated and f"note: [{LABEL.replace('W8', 'W4')}] {packed}" in plan and f"note: {packed}" in measured_after
+    assert f"note: [{LABEL}] export.pack_int4=true packs nothing, as" in plan
     ran = [(row["variant"][:4], row["passed"], row["float_layers"]) for row in stages if row["name"] == "onnxruntime"]
     assert sorted(ran) == [("W4A8", "False", "0, 5"), ("W8A8", "True", "")], "INT4 is computed with in float"
+
+
+@pytest.mark.parametrize("act_bits", ["null", "8"])
+def test_weights_with_a_scale_for_each_group(run, act_bits):
+    """Packed, in blocks: runtimes compute with them in float, beside float activations and beside codes."""
+    groups = ("bits=4", "quant.weight.granularity=per_group", "quant.weight.group_size=8", "export.pack_int4=true")
+    done = run(*FEW, *groups, f"quant.activation.bits={act_bits}")
+    assert done.code == 0, done.err
+    stages = {row["name"]: row for row in table("stages.csv")}
+    assert stages["onnxruntime"]["agreement"] == "1" and float(stages["onnxruntime"]["logit_sqnr_db"]) > 60
+    notes = Path("results/digits/stages.md").read_text()
+    said = "2 weights packed in 4 bits and 2 weights with a scale for each group, computed with in float by onnxruntime"
+    assert said in notes and said in done.out.partition("epoch 0")[0]
+    if act_bits == "8":
+        assert int(stages["onnxruntime"]["layer_steps"]) <= 1 and stages["onnxruntime"]["num_integer"] == "0"
 
 
 @pytest.mark.parametrize(

@@ -47,7 +47,13 @@ def refused(cli, tiny):
 
 REFUSED = {
     "a scheme": (["quant=log2"], "quant=log2: allowed is affine, symmetric"),
-    "a granularity": (["quant.weight.granularity=per_group"], "quant.weight.granularity=per_group: allowed is per_tensor"),
+    "a granularity": (
+        ["quant.weight.granularity=per_in_out_channel"], "quant.weight.granularity=per_in_out_channel: allowed is per_tensor"
+    ),
+    "groups in another file": (
+        ["quant.weight.granularity=per_group", "export.runtime=[onnxruntime,litert]"],
+        "quant.weight.granularity=per_group: allowed is per_tensor or per_channel in qexp.export. Only ONNX files have a scale",
+    ),
     "a zero point for each channel": (["quant=affine"], "0.weight=a zero point for each channel: allowed is one for all"),
     "the control": (["mode=float"], "mode=float: allowed is int in qexp.export"),
     "rounded images": (["quant.input=int"], "quant.input=int: allowed is none in qexp.export"),

@@ -63,7 +63,7 @@ def exported(name, path, *, granularity="per_tensor", scaled=True):
     for module in fake_quants(network).values():
         if scaled:
             module.set_range(-0.7, 0.9)
-    return network, images, numbers, export_qdq(network, images[:1], {}, path, float8=numbers)
+    return network, images, numbers, export_qdq(network, images[:1], {}, path, in_float=numbers)
 
 
 def run(path, images, *more):

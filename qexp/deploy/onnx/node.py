@@ -13,6 +13,8 @@ from qexp.base.errors import UserError
 from qexp.base.text import Note
 from qexp.deploy.float8 import Float8Weight
 from qexp.deploy.graph_call import Constant, GraphCall
+from qexp.deploy.grouped import GroupedWeight
+from qexp.deploy.in_float import InFloat
 from qexp.deploy.onnx.writer import Grid, OnnxWriter, code_type
 from qexp.deploy.weight_codes import WeightCodes, accumulator_scale, bias_codes
 from qexp.quant.affine import quantize_affine
@@ -61,7 +63,7 @@ class ExportContext:
         weights: state-dict name -> codes.
         pack_int4: store codes of 4 bits and less in half bytes.
         unsigned: activations have codes from 0 on.
-        float8: state-dict name -> numbers, of weights in a floating-point format of 8 bits.
+        in_float: state-dict name -> numbers or codes of weights that runtimes compute with in float.
         grids: codes and grids of matrices for integer products, already written.
         stored: state-dict name -> type in the file.
         biases: state-dict name -> float32 values of its codes.
@@ -72,7 +74,7 @@ class ExportContext:
     weights: Mapping[str, WeightCodes]
     pack_int4: bool
     unsigned: bool
-    float8: Mapping[str, Float8Weight] = field(default_factory=dict)
+    in_float: Mapping[str, InFloat] = field(default_factory=dict)
     grids: dict[tuple[str, bool], tuple[str, Grid]] = field(default_factory=dict)
     stored: dict[str, str] = field(default_factory=dict)
     biases: dict[str, Tensor] = field(default_factory=dict)
@@ -130,7 +132,7 @@ class OnnxNode(GraphCall):
         return self.number(value)
 
     def weight(self, constant: Constant, *, transpose: bool = False) -> tuple[str, Grid | None]:
-        """A weight as float32, as DequantizeLinear of its codes or numbers of 8 bits where they are known.
+        """A weight as float32, as DequantizeLinear of its codes, its groups' or its numbers of 8 bits where they are known.
 
         Args:
             constant: as the layer holds it.
@@ -139,8 +141,11 @@ class OnnxNode(GraphCall):
         context, writer = self.context, self.context.writer
         coded, path = context.weights.get(constant.path), constant.path or f"{self.name}.weight"
         tensor = constant.tensor.float()
-        if path in context.float8:
-            return self._write_float8(path, context.float8[path], transpose), None
+        if path in context.in_float:
+            other = context.in_float[path]
+            if isinstance(other, Float8Weight):
+                return self._write_float8(path, other, transpose), None
+            return self._write_groups(path, other, transpose), None
         if coded is None:
             context.stored[path] = "FLOAT"
             return writer.tensor(path, tensor.t() if transpose else tensor), None
@@ -172,6 +177,22 @@ class OnnxNode(GraphCall):
         names.append(writer.float8(f"{path}.zero_point", torch.zeros_like(weight.scale), weight.dtype))
         self.context.stored[path] = weight.dtype
         return writer.node("DequantizeLinear", names, path, **({} if axis is None else {"axis": axis}))[0]
+
+    def _write_groups(self, path: str, weight: GroupedWeight, transpose: bool) -> str:
+        """Codes in blocks, their scales and DequantizeLinear, cut to a channel's elements and brought to the weight's shape."""
+        writer, layout, blocks = self.context.writer, weight.layout, weight.blocks
+        grid = writer.grid(path, weight.qparams, packed=self.context.pack_int4)
+        names = [writer.codes(f"{path}.codes", blocks, grid.dtype), grid.scale, grid.zero_point]
+        result = writer.node("DequantizeLinear", names, path, axis=1, block_size=layout.group)[0]
+        if blocks.shape[1] > layout.size:
+            result = self.emit("Slice", result, self.integers(0), self.integers(layout.size), self.integers(1))
+        order = layout.order or tuple(range(len(layout.shape)))
+        result = self.emit("Reshape", result, self.integers(*(layout.shape[dim] for dim in order)))
+        back = sorted(range(len(order)), key=order.__getitem__)
+        if transpose:
+            back.reverse()
+        self.context.stored[path] = grid.dtype
+        return result if back == sorted(back) else self.emit("Transpose", result, perm=back)
 
     def _write_grid(self, path: str, weight: WeightCodes, *, transpose: bool, packed: bool) -> tuple[str, Grid]:
         """Codes and scales of a weight."""

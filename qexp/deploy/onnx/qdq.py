@@ -43,9 +43,9 @@ from qexp.base.errors import UserError
 from qexp.base.files import write_atomic
 from qexp.base.text import Note
 from qexp.deploy.activation_codes import CodeTensor, code_nodes
-from qexp.deploy.float8 import Float8Weight
 from qexp.deploy.graph_call import Constant
 from qexp.deploy.graph_nodes import called_module, output_of, place_of, quantizer_at
+from qexp.deploy.in_float import InFloat
 from qexp.deploy.onnx.batch import BATCH, batch_axis, goes_with_images, made_constant, reshape_sizes, run_of_fewer
 from qexp.deploy.onnx.layers import conv
 from qexp.deploy.onnx.node import Dynamic, ExportContext, OnnxNode, Value, clamps_nothing, kept_grid
@@ -90,7 +90,7 @@ def export_qdq(
     *,
     pack_int4: bool = False,
     unsigned: bool = True,
-    float8: Mapping[str, Float8Weight] | None = None,
+    in_float: Mapping[str, InFloat] | None = None,
     about: Mapping[str, object] | None = None,
 ) -> Exported:
     """Write a quantized network: float32 [N, C, H, W] `images` -> float32 [N, classes] `logits`, N any.
@@ -103,7 +103,7 @@ def export_qdq(
         pack_int4: weights of 4 bits and less as INT4, two to a byte, which ONNX Runtime's CPU kernels convert to float to compute
             with; else as INT8.
         unsigned: activations as UINT8 (16 bits: UINT16); else as INT8, but for a scheme without negative codes.
-        float8: state-dict name -> numbers, of weights in a floating-point format of 8 bits.
+        in_float: state-dict name -> numbers or codes of weights that runtimes compute with in float.
         about: for the file's reader, plain values.
 
     Raises:
@@ -111,11 +111,11 @@ def export_qdq(
     """
     if network._forward_pre_hooks:
         raise UserError("quant.input", "int or round", allowed="none in an exported network, which takes the images as they are")
-    context = ExportContext(OnnxWriter(), weights, pack_int4, unsigned, float8 or {})
+    context = ExportContext(OnnxWriter(), weights, pack_int4, unsigned, in_float or {})
     export = _Export(network, context)
     with evaluating(network):
         result = export.write_nodes(torch.cat([example[:1]] * BATCH))
-    unused = sorted({*weights, *context.float8} - context.stored.keys())
+    unused = sorted({*weights, *context.in_float} - context.stored.keys())
     notes = context.notes + [Note(name, "no layer of the graph reads it as it is; not written as codes") for name in unused]
     context.writer.drop_unread("DequantizeLinear", result.name)
     model = context.writer.model(result.name, example.shape[1:], result.shape[1:], about or {})

@@ -137,11 +137,11 @@ def _lowered(
         with quiet():
             sizes = ({0: torch.export.Dim("N", min=1, max=MOST_IMAGES)},)
             program = torch.export.export(module, (torch.cat([example[:1]] * 2),), dynamic_shapes=sizes)
-            edge = _to_xnnpack(program, {**texts, INTEGERS: json.dumps(sorted(integer_layers))})
+            edge = to_xnnpack(program, {**texts, INTEGERS: json.dumps(sorted(integer_layers))})
             ran = frozenset(_integer_layers(edge))
             if ran != integer_layers:
-                edge = _to_xnnpack(program, {**texts, INTEGERS: json.dumps(sorted(ran))})
-            _bound_images(edge)
+                edge = to_xnnpack(program, {**texts, INTEGERS: json.dumps(sorted(ran))})
+            bound_images(edge)
             return bytes(edge.to_executorch().buffer), ran
     except UserError:
         raise
@@ -151,7 +151,16 @@ def _lowered(
         raise UserError("export.runtime", "executorch", allowed=allowed, remedy=f"It says: {message}") from error
 
 
-def _to_xnnpack(program: torch.export.ExportedProgram, texts: Mapping[str, str]) -> Any:
+def to_xnnpack(program: torch.export.ExportedProgram, texts: Mapping[str, str]) -> Any:
+    """ExecuTorch's edge program, with what XNNPACK can run handed to it.
+
+    Args:
+        program: quantized or not, N any.
+        texts: constant methods of the file, by name.
+
+    Raises:
+        UserError: ExecuTorch is not installed.
+    """
     try:
         from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
         from executorch.exir import to_edge_transform_and_lower
@@ -173,8 +182,12 @@ def _integer_layers(edge: Any) -> Iterator[str]:
                 yield names[codes.name].removesuffix(CODES)
 
 
-def _bound_images(edge: Any) -> None:
-    """Plan memory for `MOST_IMAGES`: torch narrows N to 15 where it asks which kernel a convolution would take."""
+def bound_images(edge: Any) -> None:
+    """Plan memory for `MOST_IMAGES`: torch narrows N to 15 where it asks which kernel a convolution would take.
+
+    Args:
+        edge: of `to_xnnpack`, changed in place.
+    """
     from torch.utils._sympy.value_ranges import ValueRanges
 
     for node in edge.exported_program().graph.nodes:
