@@ -21,7 +21,7 @@ from qexp.experiment.prepare import Unprepared
 from qexp.sweep.check import InvalidJobs
 from qexp.sweep.types import AskedJob
 from qexp.tracking import environment, rows
-from qexp.tracking.journal import Followed, Journal, journal_path
+from qexp.tracking.journal import Followed, Journal
 from qexp.tracking.process import host
 from qexp.tracking.record import Sweep
 from qexp.tracking.repeats import ranges, rows_of_jobs
@@ -111,14 +111,13 @@ class JobLog:
     def _refused(self, reasons: Mapping[int, str]) -> None:
         """Note which jobs are invalid and why, and that the others are still to be done.
 
-        An experiment that nobody has run before gets no journal from a command that is wrong as a whole.
+        Where no job of an experiment is right, nothing is noted: a typing mistake asks for nothing that a report should go on listing.
         """
         if any(job.plan_only for job in self.jobs):
             return
         places = {number: job.place for number, job in enumerate(self.jobs) if job.place is not None}
         right = {place for number, place in places.items() if number not in reasons}
-        wrong = {place for number, place in places.items() if number in reasons}
-        written = {place for place in wrong if place in right or journal_path(*place).exists()}
+        written = right & {place for number, place in places.items() if number in reasons}
         self._append(
             {
                 number: rows.job_row(

@@ -81,7 +81,9 @@ def test_a_refused_sweep_says_which_job_and_why(cli, tiny, told):
     assert cli(*tiny, "bits=4,8", "-m").code == 0
     assert states(told()[1]) == ["done", "done"]
     assert cli(*tiny, "bits=0").code == 2
-    assert states(told()[1]) == ["invalid", "done", "done"]  # the refused one did nothing to the others
+    assert states(told()[1]) == ["done", "done"]  # a command of which no job is right asks for nothing
+    assert cli(*tiny, "bits=0,8", "-m").code == 2
+    assert states(told()[1]) == ["invalid", "done", "done", "done"]  # the refused one did nothing to the others
 
 
 def test_a_sweep_of_failures_is_reported(cli, tiny, told):
