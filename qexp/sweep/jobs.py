@@ -3,6 +3,7 @@
 The leader plans and refuses jobs and notes which failed; the process that runs a group notes that it began and how it ended. All
 append, so they may be different processes on different machines, and nobody corrects a row: what state a job is in follows from
 the rows and from the numbers when a report reads them (`qexp.reporting.frames.jobs`). A killed process could not have told.
+Torch-free, so that a refused command is written down without it.
 """
 
 from __future__ import annotations
@@ -11,13 +12,13 @@ import contextlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from qexp.base.errors import UserErrors
 from qexp.base.files import hash_json
 from qexp.config.later import stored_values
 from qexp.config.root import Config
-from qexp.experiment.job import Prepared
-from qexp.experiment.prepare import Unprepared
+from qexp.experiment.unprepared import Unprepared
 from qexp.sweep.check import InvalidJobs
 from qexp.sweep.types import AskedJob
 from qexp.tracking import environment, rows
@@ -25,6 +26,9 @@ from qexp.tracking.journal import Followed, Journal
 from qexp.tracking.process import host
 from qexp.tracking.record import Sweep
 from qexp.tracking.repeats import ranges, rows_of_jobs
+
+if TYPE_CHECKING:
+    from qexp.experiment.job import Prepared
 
 # What does not change which numbers are asked for.
 NOT_ASKED = (

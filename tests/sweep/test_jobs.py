@@ -4,7 +4,8 @@ from pathlib import Path
 import pytest
 
 from qexp.base.errors import UserErrors
-from qexp.experiment.prepare import Preparer, Unprepared
+from qexp.experiment.prepare import Preparer
+from qexp.experiment.unprepared import Unprepared
 from qexp.sweep.check import check, group
 from qexp.sweep.jobs import JobLog, ask_for, asked_for, job_key
 
