@@ -26,6 +26,7 @@ from qexp.base.allocator import keep_freed_memory
 from qexp.base.console import report_error, report_stop, speaking, without_json_flag
 from qexp.base.errors import JobsFailed, RankFailed, UserError, UserErrors
 from qexp.base.files import SaveError
+from qexp.base.memory import leave_memory_to_the_system
 from qexp.base.orphans import end_with
 from qexp.base.preemption import Preempted, listening
 from qexp.base.progress import phase
@@ -58,6 +59,7 @@ def run_command_line(verb: str, config_name: str, run: Run | None = None) -> int
     """
     if verb != "export":  # whose latencies are those of a process that has malloc's defaults
         keep_freed_memory()
+    leave_memory_to_the_system()
     given, as_json = without_json_flag(sys.argv[1:])
     with speaking(as_json=as_json):
         sys.argv[1:] = quote_places(clean_arguments(given))

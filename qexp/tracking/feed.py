@@ -42,6 +42,11 @@ class MlflowFeed:
         # A daemon: a server that never answers must not keep a finished process alive.
         self._thread = threading.Thread(target=self._run, name="qexp-mlflow-feed", daemon=True)
 
+    @property
+    def is_on(self) -> bool:
+        """True where rows are sent."""
+        return self._settings.enabled
+
     def start(self) -> None:
         """Begin: send what is there, and set the runs that this machine's dead processes left RUNNING to KILLED."""
         if self._settings.enabled:
@@ -130,6 +135,8 @@ class Feeds:
         Args:
             hurry: not for long, as a signal stopped this process.
         """
+        if hurry and any(feed.is_on for feed in self._feeds.values()):
+            print_main(f"MLflow has {PREEMPTED_LIMIT_S:g} s to take what is measured")
         while self._feeds:
             behind = self._feeds.popitem()[1].close(limit_s=PREEMPTED_LIMIT_S if hurry else None)
             if behind:
