@@ -74,7 +74,7 @@ def run(settings: ReportSettings) -> int:
     )
     if settings.format == "text":
         print_main(written.table, "")
-        print_result(f"tables and figures: {written.folder}/", *written.places, **written.as_event())
+        print_result(written.where("tables and figures"), *written.places, **written.as_event())
     else:
         text = "\n\n".join(RENDERERS[settings.format](table) for table in written.rounded)
         print_result(text, **written.as_event(), text=text)

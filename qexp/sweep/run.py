@@ -212,7 +212,7 @@ def report(config: Config, rows: Sequence[Row] | None = None) -> list[Path]:
     print_main("", written.table, "")
     if config.tracking.enabled:
         print_main(f"MLflow UI: {_ui_command(config)}")
-    print_result(f"{what}: {written.folder}/", *written.places, **written.as_event())
+    print_result(written.where(what), *written.places, **written.as_event())
     return [*written.figures, *written.tables]
 
 
