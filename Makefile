@@ -20,7 +20,7 @@ PYTEST := $(PYTEST_HERE) -n $(WORKERS) --maxprocesses 4 --dist loadfile
 # Tests that bear no others in their process come first; pytest's 5 says that ARGS chose none of them.
 ALONE = $(PYTEST_HERE) -m "alone $(1)" $(ARGS) || test $$? -eq 5
 
-.PHONY: help setup dev sweep test cover test-more test-all lint format docs ui report docker clean
+.PHONY: help setup dev try sweep test cover test-more test-all lint format docs ui report docker clean
 
 help: ## show this help
 	@echo "Usage: make TARGET [NAME=value]"
@@ -56,6 +56,9 @@ $(BIN)/python:
 	done; \
 	echo "qexp needs Python >= 3.11; none was found as python3 or python3.11 to python3.13. Name one: make PYTHON=/path/to/python" >&2; \
 	exit 1
+
+try: $(RUN) ## a page in about a minute: four epochs on 1 797 small digits, and 3, 4 and 8 bit copies of each (ARGS="seed=1 ...")
+	$(BIN)/python -m qexp.train data=digits train=smoke train.epochs=4 bits=3,4,8 -m $(ARGS)
 
 sweep: $(RUN) ## train once on the bundled data, compare 4, 8 and 16 bit copies of every epoch (ARGS="seed=1 ...")
 	$(BIN)/python -m qexp.train bits=4,8,16 -m $(ARGS)

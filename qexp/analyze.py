@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from qexp.sweep.main import run_command_line
 
 if TYPE_CHECKING:
+    from qexp.config.root import Config
+    from qexp.sweep.jobs import JobLog
     from qexp.sweep.ranks import Ranks
     from qexp.sweep.types import Composed
-    from qexp.tracking.record import Sweep
 
 
 def main() -> int:
@@ -19,10 +20,10 @@ def main() -> int:
     return run_command_line("analyze", "analyze", _run)
 
 
-def _run(composed: Composed, sweep: Sweep, typed: Mapping[str, str], ranks: Ranks) -> None:
+def _run(composed: Composed, configs: Sequence[Config], log: JobLog, ranks: Ranks) -> None:
     from qexp.analysis.run import run  # only now, so that `--help` needs no torch
 
-    run(composed, sweep, typed, ranks)
+    run(composed, configs, log, ranks)
 
 
 if __name__ == "__main__":

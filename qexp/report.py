@@ -17,6 +17,7 @@ from qexp.base.console import print_main, print_result
 from qexp.base.errors import choose
 from qexp.base.keyvalue import run_verb
 from qexp.base.places import check_folder
+from qexp.tracking.journal import find_journal
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +56,7 @@ def run(settings: ReportSettings) -> int:
         recomputed = sum(result.equal.values())
         print_result(*result.lines, name=settings.name, equal=recomputed, wrong=result.wrong, left=result.left)
         return 1 if result.wrong else 0
+    find_journal(settings.runs_dir, settings.name)  # before pandas is loaded to read it
     from qexp.reporting.report import write_report
     from qexp.reporting.tables.render import RENDERERS
 
@@ -72,7 +74,7 @@ def run(settings: ReportSettings) -> int:
     )
     if settings.format == "text":
         print_main(written.table, "")
-        print_result(f"tables and figures: {written.folder}/", *written.places, **written.as_event())
+        print_result(written.where("tables and figures"), *written.places, **written.as_event())
     else:
         text = "\n\n".join(RENDERERS[settings.format](table) for table in written.rounded)
         print_result(text, **written.as_event(), text=text)

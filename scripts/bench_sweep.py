@@ -119,7 +119,7 @@ def sweep(epochs: int, folder: str, compiled: bool, clock: Callable[[], float]) 
     info = Sweep(sweep="bench", command="bench_sweep", verb="train")
     with Resources() as resources:
         log = JobLog(ask_for(jobs), info)
-        run_sweep(check(jobs, "train"), log, resources, partial(run_in_turn, resources=resources), typed={})
+        run_sweep(check(jobs, "train"), log, resources, partial(run_in_turn, resources=resources))
     return clock() - began
 
 

@@ -52,6 +52,28 @@ def test_the_public_names_are_listed_and_found():
         qexp.nosuch  # noqa: B018
 
 
+@pytest.mark.parametrize(
+    "verb, words",
+    [
+        ("train", ["bits=44"]),
+        ("train", ["bits=4,44", "-m"]),
+        ("train", ["bits=4", "train.gamma=0.2", "train.schedule=cosine"]),
+        ("evaluate", ["checkpoint=nosuch.pt", "bits=4,8", "-m"]),
+        ("analyze", ["task=shrink", "checkpoint=nosuch.pt", "analyze.max_loss=1"]),
+        ("export", ["checkpoint=nosuch.pt"]),
+        ("report", ["name=nosuch"]),
+    ],
+    ids=str,
+)
+def test_a_refusal_is_light(verb, words, tmp_path):
+    """What settings and file names alone show to be wrong needs no library that takes seconds to load."""
+    places = [f"runs_dir={tmp_path}", f"results_dir={tmp_path}"]
+    run = f"runpy.run_module('qexp.{verb}', run_name='__main__', alter_sys=True)"
+    done, loaded = loaded_by(f"sys.argv[1:] = {[*words, *places]}\n{run}")
+    assert done.returncode == 2 and any(part in done.stderr for part in ("nosuch", "bits=44", "train.gamma=0.2")), done.stderr
+    assert not loaded & set(HEAVY)
+
+
 @pytest.mark.parametrize("verb", ["train", "evaluate", "analyze", "export"])
 def test_help_is_light(verb):
     done, loaded = loaded_by(f"sys.argv[1:] = ['--help']\nrunpy.run_module('qexp.{verb}', run_name='__main__', alter_sys=True)")

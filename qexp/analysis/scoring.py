@@ -44,7 +44,7 @@ def score(configs: Sequence[Config], sweep: Sweep, preparer: Preparer) -> Prepar
     asked = ask_for([{key: value for key, value in asdict(job).items() if key != "analyze"} for job in configs])
     with Resources(preparer=preparer) as resources:
         log = JobLog(asked, replace(sweep, verb="evaluate"))
-        (prepared,) = run_sweep(configs, log, resources, partial(run_in_turn, resources=resources), typed={})
+        (prepared,) = run_sweep(configs, log, resources, partial(run_in_turn, resources=resources))
     return prepared
 
 

@@ -13,6 +13,7 @@ from qexp.base.checks import beyond_bounds
 from qexp.base.console import print_result, report_error, report_stop, speaking, without_json_flag
 from qexp.base.errors import UserError, UserErrors, as_user_errors, nearest
 from qexp.base.files import SaveError
+from qexp.base.memory import leave_memory_to_the_system
 from qexp.base.preemption import Preempted, listening
 from qexp.base.progress_shown import shown
 
@@ -98,6 +99,7 @@ def run_verb(kind: type[Settings], run: Callable[[Settings], int | None], descri
 
     `quiet=true` and `--json` are of every command (`qexp.base.console`).
     """
+    leave_memory_to_the_system()
     sys.argv[1:], as_json = without_json_flag(sys.argv[1:])
     with speaking(as_json=as_json):
         if any(argument in ("-h", "--help") for argument in sys.argv[1:]):

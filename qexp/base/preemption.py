@@ -82,6 +82,11 @@ def requested() -> bool:
     return _requested is not None
 
 
+def is_awaited() -> bool:
+    """True while a signal that came waits for the training's next step."""
+    return _requested is not None and _deferred > 0
+
+
 def stop() -> Preempted:
     """What to raise once the state is saved; on a rank that got no signal itself, SIGTERM is what another one got."""
     return Preempted(_requested or signal.SIGTERM)

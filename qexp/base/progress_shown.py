@@ -18,6 +18,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any, TextIO
 
+from qexp.base import preemption
 from qexp.base.console import emit, is_main_process, is_quiet, print_main, speaks_json
 from qexp.base.progress import Level, counted, describe, open_levels
 
@@ -28,6 +29,7 @@ LONGEST_S = 300.0  # between two lines, which come ever more seldom
 GROWTH = 1.5
 BAR_WIDTH = 20
 WIDTH = 80  # of a terminal that does not say
+STOPPING = "stopping after this batch, whose state is stored; a second Ctrl-C stops at once"
 
 
 @contextmanager
@@ -50,8 +52,12 @@ def shown() -> Iterator[None]:
 
 
 def _look(view: _Bar | _Lines, over: threading.Event) -> None:
-    """The thread: show what there is to show until the command is over."""
+    """The thread: show what there is to show until the command is over, and once that a signal was heard."""
+    is_told = False
     while not over.wait(LOOK_S):
+        if preemption.is_awaited() and not is_told:  # said here: a signal's handler may have interrupted whoever prints
+            is_told = True
+            print_main(STOPPING)
         levels, now = open_levels(), time.monotonic()
         if levels is None:
             continue

@@ -94,7 +94,7 @@ def _choices(expected: str) -> list[str]:
 
 
 class UnknownKey(UserError):
-    """A key that no setting has, with the nearest one.
+    """A key that no setting has, with the nearest one, or the nearest few where none is near.
 
     Args:
         key: as it was given, dotted.
@@ -107,7 +107,7 @@ class UnknownKey(UserError):
         if not remedy and "." in key:
             siblings = [name for name in known if name.rpartition(".")[0] == key.rpartition(".")[0]]
             remedy = f"Known there: {', '.join(siblings)}." if siblings else ""
-        remedy = remedy or f"Known: {', '.join(name for name in known if '.' not in name)}."
+        remedy = remedy or f"{_nearest_few(key, known)} --help lists groups and first keys, docs/keys.md every key.".lstrip()
         super().__init__(key, value, remedy=remedy)
         self.args = (f"{key}={value}: there is no such key. {remedy}",)
 
@@ -116,11 +116,21 @@ def _nearest_key(key: str, known: list[str]) -> str:
     """Suggest by the last part first, the same group before others: `quant.bit` is nearer to `bits` than to `quant.input`."""
     group, _, part = key.rpartition(".")
     for names in ([name for name in known if name.rpartition(".")[0] == group], known):
-        last = {name.rpartition(".")[2]: name for name in reversed(names)}
-        close = difflib.get_close_matches(part, list(last), n=1, cutoff=0.75)
-        if close:
-            return f"Did you mean {last[close[0]]}?"
+        if close := _by_last_part(part, names, count=1, cutoff=0.75):
+            return f"Did you mean {close[0]}?"
     return nearest(key, known)
+
+
+def _nearest_few(key: str, known: list[str]) -> str:
+    """Suggest the three that are least unlike; an empty string where all are."""
+    close = _by_last_part(key.rpartition(".")[2], known, count=3, cutoff=0.3)
+    return f"Did you mean {' or '.join(close)}?" if close else ""
+
+
+def _by_last_part(part: str, names: list[str], *, count: int, cutoff: float) -> list[str]:
+    """Of names, at most `count` whose last part is close to `part`, the closest first; of equal last parts the first."""
+    last = {name.rpartition(".")[2]: name for name in reversed(names)}
+    return [last[match] for match in difflib.get_close_matches(part, list(last), n=count, cutoff=cutoff)]
 
 
 def all_keys(settings: type[DataclassInstance] = Config, prefix: str = "") -> Iterator[str]:

@@ -47,6 +47,11 @@ class FitState:
             return self.model
         return {name.removeprefix(_AVERAGED): value for name, value in self.averaged.items() if name.startswith(_AVERAGED)}
 
+    @property
+    def place(self) -> str:
+        """Where it is, as the progress line counts epochs and batches."""
+        return f"in epoch {self.epoch + 1}, after batch {self.step}" if self.step else f"after epoch {self.epoch}"
+
     def as_dict(self) -> dict[str, Any]:
         """The fields by name, not copied."""
         return {item.name: getattr(self, item.name) for item in fields(self)}

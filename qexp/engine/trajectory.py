@@ -133,9 +133,9 @@ class Training:
     def mark_preempted(self, by: str) -> None:
         """Write `PREEMPTED`: what stopped the training, when, and the place it goes on from."""
         state = self.resume_state()
-        where = f"epoch {state.epoch}, step {state.step} of the next" if state is not None else "the beginning"
+        where = state.place if state is not None else "from the beginning"
         when = datetime.now(UTC).isoformat(timespec="seconds")
-        write_text_atomic(self._preempted, f"{by} at {when}; the same command goes on from {where}\n")
+        write_text_atomic(self._preempted, f"{by} at {when}; the same command goes on {where}\n")
 
     def finish(self) -> None:
         """Mark the training as done, and drop the resume states, which nothing needs any more."""

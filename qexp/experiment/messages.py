@@ -130,11 +130,17 @@ def nothing_to_do(one: Prepared) -> None:
     print_main(f"  {one.training}: nothing to do, every number is stored{again}")
 
 
-def going_on(training: str, start: FitState | None) -> None:
-    """Say where an interrupted training goes on."""
+def going_on(training: str, start: FitState | None, *, steps: int, epochs: int) -> None:
+    """Say where an interrupted training goes on.
+
+    Args:
+        training: its hash.
+        start: where; None at its beginning.
+        steps: of an epoch.
+        epochs: of the training.
+    """
     if start is not None:
-        place = f"epoch {start.epoch}" + (f", step {start.step} of the next" if start.step else "")
-        print_main(f"  {training}: going on from {place}")
+        print_main(f"  {training}: going on {start.place} of {steps if start.step else epochs}")
 
 
 def trained(training: str, number: int, values: Mapping[str, float]) -> None:

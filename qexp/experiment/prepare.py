@@ -6,7 +6,7 @@ starts: a missing data set, a corrupt image, a checkpoint that does not fit, a p
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from functools import cache
 from pathlib import Path
@@ -40,6 +40,7 @@ from qexp.experiment.job import Prepared, evaluated_network, load_network, untra
 from qexp.experiment.memory import check_memory
 from qexp.experiment.trial import Trial
 from qexp.experiment.typed_labels import check_data_labels
+from qexp.experiment.unprepared import Unprepared
 from qexp.experiment.variants import Variant, converted_variants, plan_jobs
 from qexp.models.pretrained import library_preprocessing
 from qexp.nn.activation_points import activations
@@ -171,21 +172,6 @@ class Preparer:
                 except (UserErrors, UserError) as own:
                     alone[place] = own
         return alone or dict.fromkeys(range(len(configs)), error)
-
-
-class Unprepared(UserErrors):
-    """What is wrong with some jobs of a sweep, each mistake once.
-
-    Args:
-        causes: (number of the group, place in it) of each job that cannot be prepared -> why.
-    """
-
-    def __init__(self, causes: Mapping[tuple[int, int], UserError | UserErrors]) -> None:
-        self.causes = dict(causes)
-        errors = [
-            error for cause in self.causes.values() for error in (cause.errors if isinstance(cause, UserErrors) else [cause])
-        ]
-        super().__init__({str(error): error for error in errors}.values())
 
 
 def with_preprocessing(config: Config) -> Config:

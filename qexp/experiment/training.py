@@ -90,7 +90,8 @@ def _train(
         return
     if recorder is not None:
         training.begin(**training_facts(prepared), world_size=dist.world_size(), start=start)
-        messages.going_on(training.hash, start)
+        steps = prepared.bundle.steps_per_epoch(recipe.batch_size)
+        messages.going_on(training.hash, start, steps=steps, epochs=recipe.epochs)
 
     def on_checkpoint(state: FitState, end: EpochEnd | None) -> None:
         if recorder is None:

@@ -67,6 +67,14 @@ class Report:
     places: tuple[str, ...] = ()
     rows: tuple[Mapping[str, object], ...] = ()
 
+    def where(self, what: str) -> str:
+        """The line that says where everything is.
+
+        Args:
+            what: there is, in words.
+        """
+        return f"{what}: {self.folder}/" if self.rows else f"nothing evaluated yet; see {self.folder}/jobs.csv"
+
     def as_event(self) -> dict[str, object]:
         """What the `result` event of a command says of it."""
         page = next((path for path in self.tables if path.name == PAGE), None)

@@ -3,6 +3,7 @@
 The leader plans and refuses jobs and notes which failed; the process that runs a group notes that it began and how it ended. All
 append, so they may be different processes on different machines, and nobody corrects a row: what state a job is in follows from
 the rows and from the numbers when a report reads them (`qexp.reporting.frames.jobs`). A killed process could not have told.
+Torch-free, so that a refused command is written down without it.
 """
 
 from __future__ import annotations
@@ -11,20 +12,23 @@ import contextlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from qexp.base.errors import UserErrors
 from qexp.base.files import hash_json
 from qexp.config.later import stored_values
 from qexp.config.root import Config
-from qexp.experiment.job import Prepared
-from qexp.experiment.prepare import Unprepared
+from qexp.experiment.unprepared import Unprepared
 from qexp.sweep.check import InvalidJobs
 from qexp.sweep.types import AskedJob
 from qexp.tracking import environment, rows
-from qexp.tracking.journal import Followed, Journal, journal_path
+from qexp.tracking.journal import Followed, Journal
 from qexp.tracking.process import host
 from qexp.tracking.record import Sweep
 from qexp.tracking.repeats import ranges, rows_of_jobs
+
+if TYPE_CHECKING:
+    from qexp.experiment.job import Prepared
 
 # What does not change which numbers are asked for.
 NOT_ASKED = (
@@ -111,14 +115,13 @@ class JobLog:
     def _refused(self, reasons: Mapping[int, str]) -> None:
         """Note which jobs are invalid and why, and that the others are still to be done.
 
-        An experiment that nobody has run before gets no journal from a command that is wrong as a whole.
+        Where no job of an experiment is right, nothing is noted: a typing mistake asks for nothing that a report should go on listing.
         """
         if any(job.plan_only for job in self.jobs):
             return
         places = {number: job.place for number, job in enumerate(self.jobs) if job.place is not None}
         right = {place for number, place in places.items() if number not in reasons}
-        wrong = {place for number, place in places.items() if number in reasons}
-        written = {place for place in wrong if place in right or journal_path(*place).exists()}
+        written = right & {place for number, place in places.items() if number in reasons}
         self._append(
             {
                 number: rows.job_row(

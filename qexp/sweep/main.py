@@ -1,6 +1,7 @@
 """The way in: `python -m qexp.train`, `evaluate`, `analyze` and `export`, alone or under torchrun.
 
-Torch is loaded once Hydra has composed the jobs (under torchrun by each rank at once), not for `--help` or an unknown key.
+Torch is loaded once Hydra has composed the jobs and their settings are right (under torchrun by each rank at once), not for
+`--help`, an unknown key, a value beyond its bounds or a file that is not there.
 
 Only rank 0 runs Hydra; the other ranks wait for checked jobs. Hydra on every rank was tried and rejected: sweep folders diverge,
 and a rank that fails alone pairs its next collective with another job's, which gives wrong numbers in silence.
@@ -25,6 +26,7 @@ from qexp.base.allocator import keep_freed_memory
 from qexp.base.console import report_error, report_stop, speaking, without_json_flag
 from qexp.base.errors import JobsFailed, RankFailed, UserError, UserErrors
 from qexp.base.files import SaveError
+from qexp.base.memory import leave_memory_to_the_system
 from qexp.base.orphans import end_with
 from qexp.base.preemption import Preempted, listening
 from qexp.base.progress import phase
@@ -36,10 +38,12 @@ from qexp.sweep.types import Composed
 from qexp.tracking.record import Sweep
 
 if TYPE_CHECKING:
+    from qexp.config.root import Config
+    from qexp.sweep.jobs import JobLog
     from qexp.sweep.ranks import Ranks
 
-# What a command does with its jobs: the values that Hydra composed, where they come from, the settings that were typed.
-Run = Callable[[Composed, Sweep, Mapping[str, str], "Ranks"], None]
+# What a command does with its jobs: as Hydra composed them, checked, and what writes down what becomes of them.
+Run = Callable[[Composed, Sequence["Config"], "JobLog", "Ranks"], None]
 
 
 def run_command_line(verb: str, config_name: str, run: Run | None = None) -> int:
@@ -55,6 +59,7 @@ def run_command_line(verb: str, config_name: str, run: Run | None = None) -> int
     """
     if verb != "export":  # whose latencies are those of a process that has malloc's defaults
         keep_freed_memory()
+    leave_memory_to_the_system()
     given, as_json = without_json_flag(sys.argv[1:])
     with speaking(as_json=as_json):
         sys.argv[1:] = quote_places(clean_arguments(given))
@@ -121,11 +126,35 @@ def _run(config_name: str, arguments: Sequence[str], sweep: Sweep, run: Run | No
 def _run_composed(composed: Composed, sweep: Sweep, typed: Mapping[str, str], run: Run | None, ranks: Ranks | None) -> None:
     quiet = any(values.get("quiet") is True for values in composed.jobs)
     with speaking(quiet=quiet), exits_are_errors():
+        configs, log = _checked(composed, sweep, typed)
         with phase("loading"):
             from qexp.sweep.ranks import Alone
             from qexp.sweep.run import run_command
             from qexp.sweep.search import run_search
-        if composed.search is not None and run is not None:
-            allowed = "basic in qexp.analyze and qexp.export"
-            raise UserError("hydra/sweeper", "optuna", allowed=allowed, remedy="It chooses among evaluated copies.")
-        (run or (run_command if composed.search is None else run_search))(composed, sweep, typed, ranks or Alone())
+        (run or (run_command if composed.search is None else run_search))(composed, configs, log, ranks or Alone())
+
+
+def _checked(composed: Composed, sweep: Sweep, typed: Mapping[str, str]) -> tuple[list[Config], JobLog]:
+    """The jobs of a command, checked before torch is loaded: a mistake need not wait for that.
+
+    Raises:
+        UserErrors, UserError: something is wrong with the settings of some job.
+    """
+    from qexp.config.search_space import candidates
+    from qexp.sweep.check import check
+    from qexp.sweep.check_read import check_read
+    from qexp.sweep.jobs import JobLog, ask_for
+
+    if sweep.verb == "analyze" and composed.search is not None:
+        allowed = "basic in qexp.analyze and qexp.export"
+        raise UserError("hydra/sweeper", "optuna", allowed=allowed, remedy="It chooses among evaluated copies.")
+    if sweep.verb == "analyze" and composed.is_sweep:
+        remedy = "Give each key one value, without -m."
+        raise UserError("-m", "given", allowed="a single job for qexp.analyze", remedy=remedy)
+    log = JobLog(ask_for(composed.jobs), sweep)
+    with log.refusals():
+        configs = check(composed.jobs, sweep.verb)
+    # A setting of task=shrink has to be read by one of its candidates.
+    shrunk = (one.config for config in configs if config.task == "shrink" for one in candidates(config))
+    check_read([config for config in configs if config.task != "shrink"] + [*shrunk], typed, sweep.verb)
+    return configs, log

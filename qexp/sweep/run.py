@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import shlex
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -22,27 +22,25 @@ from qexp.experiment.prepare import Preparer, with_preprocessing
 from qexp.experiment.typed_labels import check_labels
 from qexp.reporting.frames.protocol import MixedProtocolsError
 from qexp.reporting.report import write_report
-from qexp.sweep.check import check, group
-from qexp.sweep.check_read import check_read
+from qexp.sweep.check import group
 from qexp.sweep.group import Resources
-from qexp.sweep.jobs import JobLog, ask_for
+from qexp.sweep.jobs import JobLog
 from qexp.sweep.launchers import run_in_turn, run_side_by_side
 from qexp.sweep.ranks import Ranks
 from qexp.sweep.repeat import Journals, done_already, in_mlflow, noted, numbers_in
 from qexp.sweep.types import Composed, MergedJob, Outcomes
-from qexp.tracking.record import Sweep
 from qexp.tracking.rows import Row
 
 Launch = Callable[[Sequence[MergedJob], Sequence[Prepared]], Outcomes]  # runs merged jobs, here or elsewhere
 
 
-def run_command(composed: Composed, sweep: Sweep, typed: Mapping[str, str], ranks: Ranks) -> None:
+def run_command(composed: Composed, configs: Sequence[Config], log: JobLog, ranks: Ranks) -> None:
     """Run the jobs of a command where its launcher says.
 
     Args:
         composed: as Hydra left it.
-        sweep: of the command.
-        typed: settings that were typed, as typed.
+        configs: of its jobs, checked.
+        log: of the same jobs.
         ranks: that run a job together.
 
     Raises:
@@ -50,10 +48,7 @@ def run_command(composed: Composed, sweep: Sweep, typed: Mapping[str, str], rank
         JobsFailed: some group failed; the others are done and reported.
     """
     with launching(composed, ranks) as (resources, launch):
-        log = JobLog(ask_for(composed.jobs), sweep)
-        with log.refusals():
-            configs = [with_preprocessing(config) for config in check(composed.jobs, sweep.verb)]
-        run_sweep(configs, log, resources, launch, typed=typed)
+        run_sweep([with_preprocessing(config) for config in configs], log, resources, launch)
 
 
 @contextlib.contextmanager
@@ -84,7 +79,6 @@ def run_sweep(
     resources: Resources,
     launch: Launch,
     *,
-    typed: Mapping[str, str],
     reports: bool = True,
 ) -> list[Prepared]:
     """Prepare checked jobs, run them group by group, and report.
@@ -94,7 +88,6 @@ def run_sweep(
         log: of the same jobs.
         resources: of this process.
         launch: runs the groups.
-        typed: settings that were typed, as typed.
         reports: write tables and page in the end.
 
     Returns:
@@ -107,7 +100,6 @@ def run_sweep(
     groups = group(configs)
     notes: Sequence[str] = ()
     with log.refusals(groups):
-        check_read(configs, typed, log.sweep.verb)
         prepared = resources.preparer.prepare_all([[configs[position] for position in positions] for positions in groups])
         check_labels(prepared)
         if log.sweep.verb == "export":
@@ -221,7 +213,7 @@ def report(config: Config, rows: Sequence[Row] | None = None) -> list[Path]:
     print_main("", written.table, "")
     if config.tracking.enabled:
         print_main(f"MLflow UI: {_ui_command(config)}")
-    print_result(f"{what}: {written.folder}/", *written.places, **written.as_event())
+    print_result(written.where(what), *written.places, **written.as_event())
     return [*written.figures, *written.tables]
 
 

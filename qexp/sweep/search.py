@@ -25,7 +25,6 @@ from qexp.base.progress import track
 from qexp.config.root import Config
 from qexp.experiment.prepare import with_preprocessing
 from qexp.sweep.check import check
-from qexp.sweep.check_read import check_read
 from qexp.sweep.group import Resources
 from qexp.sweep.jobs import JobLog, ask_for
 from qexp.sweep.ranks import Ranks
@@ -45,35 +44,31 @@ _KEPT = ("variant", "training", "variant_key", "n", "split", "epoch")  # of an e
 _PICK = "pick"  # what was typed for a trial, where optuna keeps numbers with all their digits
 
 
-def run_search(composed: Composed, sweep: Sweep, typed: Mapping[str, str], ranks: Ranks) -> None:
+def run_search(composed: Composed, configs: Sequence[Config], log: JobLog, ranks: Ranks) -> None:
     """Try copies until `hydra.sweeper.trials` have numbers, then report, and list those that no other beats.
 
     Args:
         composed: with its `search`.
-        sweep: of the command.
-        typed: settings that were typed, as typed.
+        configs: of its jobs, checked.
+        log: of the same jobs.
         ranks: that run a job together.
 
     Raises:
-        UserErrors, UserError: some value of some key is wrong, alone; nothing was started.
+        UserErrors, UserError: some value of some key cannot be searched with, alone; nothing was started.
         JobsFailed: some trials failed; the others are done and reported.
     """
     search = composed.search
     assert search is not None, "else the sweep is run"
-    log = JobLog(ask_for(composed.jobs), sweep)
-    with log.refusals():
-        configs = check(composed.jobs, sweep.verb)
-        check_read(configs, typed, sweep.verb)
-        _check(configs)
+    _check(configs)
     if any(config.plan_only for config in configs):  # each value once: which of their combinations, nobody knows yet
-        run_command(composed, sweep, typed, ranks)
+        run_command(composed, configs, log, ranks)
         return
     failed = 0
     with _alone(configs[0]), launching(composed, ranks) as (resources, launch):
         study = _study(search, composed.jobs[0], configs[0])
         for _ in track(range(search.settings.trials), "batch of trials"):
             trials = _ask(study, search)
-            lost = _run(trials, study, search, sweep, resources, launch) if trials else 0
+            lost = _run(trials, study, search, log.sweep, resources, launch) if trials else 0
             failed += lost
             if lost == len(trials):  # none is left, or none of them works
                 break
@@ -203,7 +198,7 @@ def _evaluate(jobs: Sequence[Mapping[str, object]], batch: Sweep, resources: Res
         configs = [with_preprocessing(config) for config in check(jobs, batch.verb)]
     try:
         with speaking(quiet=True):
-            run_sweep(configs, log, resources, launch, typed={}, reports=False)
+            run_sweep(configs, log, resources, launch, reports=False)
     except JobsFailed as error:
         if isinstance(error.__cause__, RankFailed):
             raise error.__cause__ from None

@@ -49,6 +49,11 @@ class MlflowFeed:
         self._process: subprocess.Popen[bytes] | None = None
         self._failure = ""
 
+    @property
+    def is_on(self) -> bool:
+        """True where rows are sent."""
+        return self._settings.enabled
+
     def start(self) -> None:
         """Begin: send what is there, and set the runs that this machine's dead processes left RUNNING to KILLED."""
         self.notify()
@@ -163,6 +168,8 @@ class Feeds:
         Args:
             hurry: not for long, as a signal stopped this process.
         """
+        if hurry and any(feed.is_on for feed in self._feeds.values()):
+            print_main(f"MLflow has {PREEMPTED_LIMIT_S:g} s to take what is measured")
         while self._feeds:
             behind = self._feeds.popitem()[1].close(limit_s=PREEMPTED_LIMIT_S if hurry else None)
             if behind:

@@ -3,12 +3,15 @@
 import json
 import os
 import pty
+import queue
 import re
 import signal
 import subprocess
 import sys
 
 import pytest
+
+from qexp.base import preemption, progress_shown
 
 
 def on_a_terminal(*command, width=120, until=None, env=None):
@@ -154,6 +157,15 @@ def test_no_bar_in_a_pipe():
     done = subprocess.run([sys.executable, "-c", SLOW], capture_output=True, text=True, check=True)
     assert "\r" not in done.stdout + done.stderr and "ETA" not in done.stderr
     assert [line for line in done.stdout.splitlines() if line.startswith("line")][:2] == ["line 0 0", "line 0 3"]
+
+
+def test_a_signal_that_waits_for_the_next_step_is_said_at_once(monkeypatch):
+    said = queue.Queue()
+    monkeypatch.setattr(progress_shown, "print_main", said.put)
+    with preemption.listening(), progress_shown.shown(), preemption.deferred():
+        signal.raise_signal(signal.SIGTERM)
+        assert said.get(timeout=600) == progress_shown.STOPPING
+    assert said.empty() and not preemption.is_awaited()
 
 
 LONG = ("-m", "qexp.train", "data=digits", "model=resnet8", "train=smoke", "train.epochs=10000", "bits=4", "device=cpu")

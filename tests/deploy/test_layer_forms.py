@@ -17,7 +17,7 @@ from qexp.deploy.files import write_files
 from qexp.deploy.lower import lower
 from qexp.deploy.runtimes import open_runtime
 from qexp.experiment.build import quantized_copy
-from qexp.experiment.prepare import Unprepared
+from qexp.experiment.unprepared import Unprepared
 from qexp.sweep.check import check
 
 for library in ("onnx", "onnxruntime"):

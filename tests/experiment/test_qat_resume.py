@@ -73,9 +73,9 @@ def undisturbed(run, started, numbers, tmp_path_factory):
 
 PLACES = {"first": 5, "between": STEPS + 1, "second": STEPS + 5}  # the step that fails: a state is stored every third
 GOES_ON = {
-    "first": "going on from epoch 0, step 3 of the next",
-    "between": "going on from epoch 1\n",
-    "second": "going on from epoch 1, step 3 of the next",
+    "first": "going on in epoch 1, after batch 3 of ",
+    "between": "going on after epoch 1 of ",
+    "second": "going on in epoch 2, after batch 3 of ",
 }
 INTERRUPTED = [(method, "second") for method in METHODS] + [
     (method, place) for method in ("ste", "lsq", "folded") for place in ("first", "between")

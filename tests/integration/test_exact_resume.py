@@ -97,7 +97,7 @@ def test_the_same_command_again(ranks, command, numbers, undisturbed, count, wor
     if how == "SIGTERM":
         assert codes == [143] * count
         # A step after the signal where the ranks have to agree.
-        assert f"step {(step + count - 1) % STEPS} of the next" in (folder / "PREEMPTED").read_text()
+        assert f"after batch {(step + count - 1) % STEPS}\n" in (folder / "PREEMPTED").read_text()
     else:
         assert codes[-1] == -signal.SIGKILL and 0 not in codes
     assert not Path("results").exists()
@@ -105,7 +105,7 @@ def test_the_same_command_again(ranks, command, numbers, undisturbed, count, wor
         assert torch.load(path, weights_only=True)["epoch"] <= 1
     again = ranks(count, *arguments)
     assert [child.wait() for child in again] == [0] * count, again[0].text
-    assert ("going on from" in again[0].text) == (step > STEPS or every is not None or how == "SIGTERM")
+    assert (": going on " in again[0].text) == (step > STEPS or every is not None or how == "SIGTERM")
     assert_same(numbers, undisturbed[count])
 
 
@@ -126,7 +126,7 @@ def test_a_truncated_last_falls_back_to_previous(warm, command, numbers, undistu
     last.write_bytes(last.read_bytes()[:1000])
     again = warm.start(*command)
     assert again.wait() == 0, again.text
-    assert "last.pt is damaged" in again.text and "going on from epoch 1, step 2 of the next" in again.text
+    assert "last.pt is damaged" in again.text and f"going on in epoch 2, after batch 2 of {STEPS}\n" in again.text
     assert_same(numbers, undisturbed[1])
 
 

@@ -81,14 +81,18 @@ def test_a_refused_sweep_says_which_job_and_why(cli, tiny, told):
     assert cli(*tiny, "bits=4,8", "-m").code == 0
     assert states(told()[1]) == ["done", "done"]
     assert cli(*tiny, "bits=0").code == 2
-    assert states(told()[1]) == ["invalid", "done", "done"]  # the refused one did nothing to the others
+    assert states(told()[1]) == ["done", "done"]  # a command of which no job is right asks for nothing
+    assert cli(*tiny, "bits=0,8", "-m").code == 2
+    assert states(told()[1]) == ["invalid", "done", "done", "done"]  # the refused one did nothing to the others
 
 
 def test_a_sweep_of_failures_is_reported(cli, tiny, told):
     done = cli(*tiny, "train.lr=1e30", "bits=4,8", "-m")
-    assert done.code == 1 and "jobs: 2 failed" in done.out and "tables: results/digits/" in done.out
+    assert done.code == 1 and "jobs: 2 failed" in done.out
+    assert "\nnothing evaluated yet; see results/digits/jobs.csv\n" in done.out
     out, rows = told()
     assert states(rows) == ["failed", "failed"] and out.startswith("jobs: 2 failed\n") and "DivergenceError" in out
+    assert "nothing evaluated yet; see results/digits/jobs.csv\n" in out
     assert [path.name for path in Path("results/digits").iterdir()] == ["jobs.csv"]
     # Older jobs that are not done stay on the list.
     assert cli(*tiny, "bits=2").code == 0

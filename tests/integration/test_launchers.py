@@ -92,7 +92,7 @@ def test_a_job_that_is_signalled_saves_and_is_queued_again(cli, tiny):
     sweep = (*with_network(tiny, "model.factory=signalled.py:Signalled"), "bits=4", "deterministic=true", "-m")
     done = cli(*sweep, *LOCAL)
     assert done.code == 0, done.err
-    assert "Requeued job" in logs("*_0_log.out") and "going on from epoch 0, step" in logs("*_0_log.out")
+    assert "Requeued job" in logs("*_0_log.out") and "going on in epoch 1, after batch" in logs("*_0_log.out")
     assert [row["state"] for row in table()] == ["done", "done"]
     assert cli(*sweep, "runs_dir=alone").code == 0  # undisturbed, as the file is there
     assert numbers("runs") == numbers("alone") and len(numbers("runs")) == 2

@@ -84,18 +84,18 @@ def test_a_stopped_training_ends_in_the_same_bits(ranks, command, started, undis
     if how == "SIGTERM":
         assert codes == [143] * count
         (mark,) = Path("runs/trainings").glob("*/PREEMPTED")
-        assert f"step {(step + count - 1) % STEPS} of the next" in mark.read_text()
+        assert f"after batch {(step + count - 1) % STEPS}\n" in mark.read_text()
     else:
         assert codes[-1] == -signal.SIGKILL and 0 not in codes
     again = ranks(count, *command, *method)
     assert [child.wait() for child in again] == [0] * count, again[0].text
-    assert "going on from" in again[0].text
+    assert ": going on " in again[0].text
     assert_same(expected, numbers())
 
 
 @pytest.mark.parametrize(
     "how, place",
-    [("SIGKILL", "epoch 0, step 3"), pytest.param("SIGTERM", "epoch 0, step 5", marks=pytest.mark.slow)],
+    [("SIGKILL", "batch 3"), pytest.param("SIGTERM", "batch 5", marks=pytest.mark.slow)],
 )
 def test_a_process_that_ends_while_the_float_network_trains_goes_on_there(warm, command, undisturbed, numbers, how, place):
     expected = undisturbed(1, "qat=lsq")
@@ -105,7 +105,7 @@ def test_a_process_that_ends_while_the_float_network_trains_goes_on_there(warm, 
     assert list(load_jobs("digits", "runs")["state"]) == ["preempted" if how == "SIGTERM" else "killed"]
     again = warm.start(*command, "qat=lsq")
     assert again.wait() == 0, again.text
-    assert again.text.count("going on from") == 1 and f"going on from {place} of the next" in again.text
+    assert again.text.count(": going on ") == 1 and f"going on in epoch 1, after {place} of " in again.text
     assert_same(expected, numbers())
 
 

@@ -177,7 +177,7 @@ def test_a_preempted_training_goes_on_and_the_table_is_that_of_a_local_sweep(clu
     assert Path("high_ran").exists() and job_fields(first)["Restarts"] == "1"
     logs = {path.name: path.read_text() for path in Path("runs/jobs").rglob("*_0_log.out")}
     assert len(logs) == 2 and sum(text.count("Requeued job") for text in logs.values()) == 1
-    assert "going on from epoch 0, step" in logs[f"{first}_0_log.out"]
+    assert "going on in epoch 1, after batch" in logs[f"{first}_0_log.out"]
     (cluster / "sweep.log").write_text(out + "\n".join(logs.values()))
     on_slurm, stored = table(), numbers("runs")
     shutil.rmtree("results")

@@ -118,7 +118,7 @@ def test_the_same_command_finds_everything_stored(again, name):
 def test_an_interrupted_training_ends_in_the_weights_of_an_undisturbed_one(again, same_bits):
     (last,) = Path("store").rglob("last.pt")
     assert {path.name for path in last.parent.glob("*.pt")} == {"last.pt", "previous.pt"}
-    assert "going on from epoch 1, step 2 of the next" in again("interrupted")
+    assert "going on in epoch 2, after batch 2 of " in again("interrupted")
     assert json.loads((last.parent / "training.json").read_text())["status"] == "done" and not list(Path("store").rglob("*.pt"))
     found, expected = load_file(last.parent / "epochs" / "0002.safetensors"), load_file("undisturbed.safetensors")
     assert_equal(found, expected, same_bits)

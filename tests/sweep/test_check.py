@@ -54,7 +54,9 @@ def test_known_arguments_pass(argument):
         ("~bitz", "Did you mean bits?"),
         ("bitz=1,2,3", "Did you mean bits?"),
         ("train.epoch=3", "Did you mean train.epochs?"),
-        ("zzz=1", "Known: name, data, model"),
+        ("threads=4", "Did you mean export.threads?"),
+        ("nonsense=1", "Did you mean export.unsigned or seed or "),
+        ("zzz=1", "there is no such key. --help lists groups and first keys, docs/keys.md every key."),
     ],
 )
 def test_unknown_keys_are_refused_before_hydra_sees_them(argument, near):

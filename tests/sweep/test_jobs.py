@@ -4,7 +4,8 @@ from pathlib import Path
 import pytest
 
 from qexp.base.errors import UserErrors
-from qexp.experiment.prepare import Preparer, Unprepared
+from qexp.experiment.prepare import Preparer
+from qexp.experiment.unprepared import Unprepared
 from qexp.sweep.check import check, group
 from qexp.sweep.jobs import JobLog, ask_for, asked_for, job_key
 
@@ -104,7 +105,7 @@ def test_what_they_share_makes_all_of_a_group_invalid(job, sweep):
     assert [row["state"] for row in written()] == ["invalid", "invalid", "planned"]
 
 
-def test_a_mistake_does_not_begin_an_experiment(job, sweep):
+def test_a_command_that_is_wrong_as_a_whole_leaves_no_job_behind(job, sweep):
     refuse([job({"bits": 0})], sweep)
     refuse([job({"bits": 0}), job({"bits": 64})], sweep)
     refuse([job({"bits": 0, "name": "a/b"}), job({"bits": 4, "name": 3}), job({"bits": 8, "name": "right"})], sweep)
@@ -113,7 +114,8 @@ def test_a_mistake_does_not_begin_an_experiment(job, sweep):
     refuse([job({"bits": 0}), job({"bits": 4}), job({"bits": 64, "name": "other"})], sweep)
     assert facts(written(), "job", "state") == [(0, "invalid"), (1, "planned")] and not written("other")
     refuse([job({"bits": 0})], sweep)
-    assert facts(written(), "job", "state")[2:] == [(0, "invalid")]
+    refuse([job({"bits": 0}), job({"bits": 64}), job({"bits": 4, "name": "right"})], sweep)
+    assert facts(written(), "job", "state") == [(0, "invalid"), (1, "planned")] and not written("right")
 
 
 def test_states_are_noted_by_key(job, sweep):

@@ -7,7 +7,7 @@ import pytest
 from qexp.base.errors import UserError, UserErrors
 from qexp.config.tracking import TrackingSettings
 from qexp.tracking import rows
-from qexp.tracking.feed import MlflowFeed
+from qexp.tracking.feed import Feeds, MlflowFeed
 from qexp.tracking.journal import Journal
 from qexp.tracking.mlflow_runs import MlflowRuns
 from qexp.tracking.mlflow_store import ENVIRONMENT_DEFAULTS, import_mlflow, store_uri, why
@@ -189,6 +189,15 @@ def test_a_failure_in_the_middle_loses_and_doubles_nothing(journal, store, sweep
     assert store.count("metrics") == 36 and len(store.runs()) == 3
     artifacts = store.runs_dir / "mlartifacts" / "exp" / store.runs()[PARENT][2] / "artifacts"
     assert (artifacts / "config.yaml").is_file()
+
+
+def test_a_stopped_command_says_what_it_still_waits_for(journal, store, tmp_path, capfd):
+    for settings, said in ((store.settings, "MLflow has 5 s to take what is measured\n"), (TrackingSettings(enabled=False), "")):
+        feeds = Feeds()
+        feed = feeds._feeds["runs", "exp"] = MlflowFeed(journal, experiment="exp", settings=settings, runs_dir=store.runs_dir)
+        feed.start()
+        feeds.close(hurry=True)
+        assert capfd.readouterr().out == said
 
 
 def test_off_does_nothing(journal, tmp_path, sweep):
