@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from qexp.config.metrics import ALWAYS, MetricInfo
+from qexp.reporting.frames.names import renamed, short_names
 from qexp.reporting.frames.predictions import StoredPredictions, keys_of, measurement_of
 from qexp.reporting.frames.summary import CLAIMS, is_compared, is_float, seed_table
 from qexp.reporting.statistics.draws import draw_pairs, draw_sentences, first_few, over_repeats
@@ -78,18 +79,19 @@ def compare_variants(
     seeds = pd.concat([seed_table(table, metrics), seed_intervals(table, stored)], axis=1)
     claimed = with_claims(table, rows)
     groups = [part.index for part, _ in comparable(table, stored)]
-    draws = draw_pairs(table, stored)
+    draws, names = draw_pairs(table, stored), short_names(table)
+    read, read_seeds = renamed(claimed, names), renamed(seeds, names)
     sentences = [
-        *over_repeats(seeds, table),
-        *draw_sentences(table, seeds, draws),
-        *_against_float(claimed, rows),
-        *_no_loss(claimed),
+        *over_repeats(read_seeds, read),
+        *draw_sentences(read, read_seeds, renamed(draws, names)),
+        *_against_float(read, rows),
+        *_no_loss(read),
     ]
-    sentences += [*_against_best(claimed, groups), *_power(claimed, groups, rows)]
+    sentences += [*_against_best(read, groups), *_power(read, groups, rows)]
     return Verdict(
         table=claimed,
         sentences=tuple(sentences),
-        gaps=tuple(_gaps(table, stored)),
+        gaps=tuple(_gaps(renamed(table, names), stored)),
         early=early,
         pairs=_pairs(rows, early, stored),
         seeds=seeds,

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import pandas as pd
-
 from qexp.base.table import Column
-from qexp.reporting.frames.comparison import has_qat, shared_words
 from qexp.reporting.statistics.pairs import ALIKE, BEST, WORSE
 
 Filled = tuple[Column, Sequence[object]]  # a column and its values
@@ -47,12 +44,3 @@ def rounded_column(title: str, cells: Sequence[str]) -> Filled:
     """
     marks = MARKS.get(title, {})
     return Column(name=title, title=title, kind="number", form=str, optional=True, marks=marks), cells
-
-
-def qat_words(table: pd.DataFrame) -> tuple[str, ...]:
-    """Words of labels that are said once, in the caption.
-
-    Args:
-        table: of `summarize`.
-    """
-    return shared_words(table) if has_qat(table) else ()
