@@ -10,13 +10,13 @@ from typing import Protocol
 import pandas as pd
 
 from qexp.base.table import Column, Table
-from qexp.base.text import MIB
+from qexp.base.text import mib_text
 from qexp.config.analyze import MEASURE_TITLES
 from qexp.reporting.tables.render import html_table
 
 NUMBERS = (
     Column(name="average_bits", title="bits", kind="number", form=".3f"),
-    Column(name="size_bytes", title="MiB", kind="number", form=lambda size: f"{size / MIB:.3f}"),
+    Column(name="size_bytes", title="MiB", kind="number", form=mib_text),
     Column(name="predicted", title="predicted", kind="number"),
     Column(name="kl", title="KL", kind="number"),
     Column(

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from qexp.base.table import Column
-from qexp.reporting.statistics.pairs import ALIKE, BEST, WORSE
+from qexp.reporting.statistics.pairs import BEST, WORSE
+from qexp.reporting.tables.statistic_cells import NOT_SIGNIFICANT
 
 Filled = tuple[Column, Sequence[object]]  # a column and its values
 DESCRIBING = {
@@ -32,7 +33,7 @@ DESCRIBING = {
     )
 }
 GRID = ("policy", "quant", "granularity", "input_quant")
-MARKS = {"vs best": {BEST: "best", ALIKE: "alike", WORSE: "worse"}}
+MARKS = {"vs best": {BEST: "best", NOT_SIGNIFICANT: "alike", WORSE: "worse"}}
 
 
 def rounded_column(title: str, cells: Sequence[str]) -> Filled:
