@@ -121,7 +121,7 @@ def _shown(experiment: Listed) -> dict[str, object]:
         "facts": [tuple(_short(text) for text in fact) for fact in experiment.facts],
         "remark": _short(experiment.remark),
         "date": experiment.date,
-        **{field: _short(", ".join(texts)) for field, texts in values.items()},
+        **{field: _first(texts) for field, texts in values.items()},
         "several": [_short(f"{field}: {', '.join(texts)}") for field, texts in values.items() if len(texts) > 1],
         "rows": len(experiment.rows) or "",
         "best": f"{max(deltas):+.2f}" if deltas else "",
@@ -129,6 +129,12 @@ def _shown(experiment: Listed) -> dict[str, object]:
         "num_alarms": len(alarms) or "",
         "alarms": [*map(_short, alarms[:ALARMS]), *more],
     }
+
+
+def _first(texts: Sequence[str]) -> str:
+    """What a line says of several: the first, and how many more there are."""
+    rest = f", +{len(texts) - 1}" if len(texts) > 1 else ""
+    return _short(texts[0]) + rest if texts else ""
 
 
 def _row(experiment: Listed, row: Row) -> Markup:
