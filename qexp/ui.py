@@ -1,8 +1,8 @@
 """The results in a browser: python -m qexp.ui [name=NAME] [mlflow=true].
 
 It opens results/index.html, which lists every experiment and is written anew from the tables that are there, or the page of NAME.
-mlflow=true serves MLflow's UI on runs/mlflow.db instead, at the charts of the experiment NAME, or of the one that ran last, until
-Ctrl-C. The path or address is printed in any case; where there is no display, or with open=false, nothing is opened.
+mlflow=true, or --mlflow, serves MLflow's UI on runs/mlflow.db instead, at the charts of the experiment NAME, or of the one that
+ran last, until Ctrl-C. The path or address is printed in any case; without a display, or with open=false, nothing is opened.
 
 Keys: name, mlflow=false, port=5000 (of MLflow's UI), results_dir=results, runs_dir=runs, open=true.
 """

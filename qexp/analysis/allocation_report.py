@@ -8,10 +8,11 @@ from pathlib import Path
 import pandas as pd
 
 from qexp.analysis.files import write_analysis
-from qexp.analysis.results import Allocated, Allocation, ChoiceComparison
+from qexp.analysis.results import Allocated, Allocation
 from qexp.analysis.sensitivity_figures import draw_allocation
-from qexp.analysis.sensitivity_report import TITLES
 from qexp.base.table import Column, Table, lines, markdown_table, markdown_text
+from qexp.config.analyze import MEASURE_TITLES
+from qexp.reporting.tables.allocations import NUMBERS, choice_title, comparison_sentence, explained
 from qexp.reporting.tables.render import csv_text
 
 
@@ -44,7 +45,7 @@ def method_frame(allocation: Allocation) -> pd.DataFrame:
         comparison = comparisons.get(choice.method) if choice.label else None
         if comparison is not None:
             row |= {f"test_{key}": value for key, value in asdict(comparison).items() if key != "method"}
-        rows.append(row)
+        rows.append(row | {"budget": allocation.budget, "images": allocation.images, "scored": allocation.scored})
     return pd.DataFrame(rows)
 
 
@@ -65,11 +66,7 @@ def markdown(allocation: Allocation) -> str:
     parts += ["  \n".join(allocation.notes)] if allocation.notes else []
     parts += ["## Findings", "\n".join(f"- {line}" for line in findings(allocation))]
     parts += ["## Choices", markdown_table(_choices("choice", allocation))]
-    parts.append(
-        f"*predicted*: sum of the KL of single layers; *KL*, *Prec@1*, *change*: of the network with all of them quantized, on "
-        f"{allocation.images}, in nats, percent and points; *measured/predicted*: 1 where losses add up. *test Prec@1*: on "
-        f"{allocation.scored}."
-    )
+    parts.append(explained(allocation.images, allocation.scored))
     names = list(allocation.choices[0].bits)
     widths = [(Column(name=_key(choice), title=_title(choice), kind="count"), list(choice.bits.values()))
               for choice in allocation.choices]  # fmt: skip
@@ -88,11 +85,11 @@ def summary(allocation: Allocation) -> str:
 
 def findings(allocation: Allocation) -> list[str]:
     """Sentences: exact against one width for all with its interval, greedy's gap, and how far the sum of losses held."""
-    sentences = [_comparison(comparison, allocation.scored) for comparison in allocation.comparisons]
+    sentences = [comparison_sentence(comparison, allocation.scored) for comparison in allocation.comparisons]
     best = allocation.choices[0]
     gap = "cannot be told, as the least sum is not positive" if allocation.gap is None else f"is {allocation.gap:.3g} %"
     sentences.append(
-        f"The optimality gap of greedy over exact, in summed {TITLES[best.measure]}, {gap}; {allocation.dynamic_check}."
+        f"The optimality gap of greedy over exact, in summed {MEASURE_TITLES[best.measure]}, {gap}; {allocation.dynamic_check}."
     )
     if best.predicted:
         ratio = best.kl / best.predicted
@@ -102,34 +99,16 @@ def findings(allocation: Allocation) -> list[str]:
     by_kl = min(allocation.choices, key=lambda choice: choice.kl)
     others = [choice for choice in allocation.choices if choice.method == "exact" and choice.measure != best.measure]
     if others:
-        costs = ", ".join(f"{TITLES[choice.measure]} {choice.kl - best.kl:+.3g}" for choice in others)
-        sentences.append(f"Measured KL if another measure had been trusted, against {TITLES[best.measure]}: {costs}.")
+        costs = ", ".join(f"{MEASURE_TITLES[choice.measure]} {choice.kl - best.kl:+.3g}" for choice in others)
+        sentences.append(f"Measured KL if another measure had been trusted, against {MEASURE_TITLES[best.measure]}: {costs}.")
     if by_kl is not best and _key(by_kl) != _key(best):
         sentences.append(f"The least measured KL of all choices is that of {_title(by_kl)}.")
     return sentences
 
 
-def _comparison(comparison: ChoiceComparison, scored: str) -> str:
-    """One difference in words; a verdict only where its interval excludes zero."""
-    if comparison.low > 0:
-        verdict = "better"
-    elif comparison.high < 0:
-        verdict = "worse"
-    else:
-        verdict = "not separated"
-    ends = f"{comparison.low:+.2f} to {comparison.high:+.2f}"
-    interval = f"{comparison.difference:+.2f} points, {100 * comparison.level:g} % interval {ends}"
-    counts = f"lost/won {comparison.n10}/{comparison.n01}, McNemar p = {comparison.p_value:.2g}, n = {comparison.n} {scored}"
-    return f"{comparison.method} against {comparison.reference}: {interval} ({counts}): {verdict}."
-
-
 def _title(choice: Allocated) -> str:
     """`exact by KL`, `uniform 4`."""
-    return (
-        f"{choice.method} by {TITLES[choice.measure]}"
-        if choice.measure
-        else f"{choice.method} {next(iter(choice.bits.values()))}"
-    )
+    return choice_title(choice.method, choice.measure, next(iter(choice.bits.values())))
 
 
 def _key(choice: Allocated) -> str:
@@ -143,19 +122,4 @@ def _choices(title: str, allocation: Allocation) -> Table:
         title: of the first column.
         allocation: what was chosen.
     """
-    return Table.of((Column(name="choice", title=title, kind="text", value=_title), *_NUMBERS), allocation.choices)
-
-
-_NUMBERS = (
-    Column(name="average_bits", title="bits", kind="number", form=".3f"),
-    Column(name="size_bytes", title="bytes", kind="count"),
-    Column(name="predicted", title="predicted", kind="number"),
-    Column(name="kl", title="KL", kind="number"),
-    Column(
-        name="ratio", title="measured/predicted", kind="number", form=".2f",
-        value=lambda choice: choice.kl / choice.predicted if choice.predicted else None,
-    ),
-    Column(name="prec1", title="Prec@1", kind="percent"),
-    Column(name="delta_prec1", title="change", kind="points"),
-    Column(name="test_prec1", title="test Prec@1", kind="percent"),
-)  # fmt: skip
+    return Table.of((Column(name="choice", title=title, kind="text", value=_title), *NUMBERS), allocation.choices)

@@ -12,14 +12,10 @@ from qexp.analysis.files import write_analysis
 from qexp.analysis.results import Sensitivity, Trust
 from qexp.analysis.sensitivity_figures import draw
 from qexp.base.table import Column, Table, lines, markdown_table, markdown_text
-from qexp.config.analyze import MEASURED, PROXIES
+from qexp.config.analyze import MEASURE_TITLES, MEASURED, PROXIES
 from qexp.reporting.tables.render import csv_text
 
 NUM_WORST = 5
-TITLES = {
-    "kl": "KL", "loss": "loss", "prec1": "Prec@1", "sqnr": "weight SQNR", "mse": "weight MSE", "weighted_mse": "weighted MSE",
-    "fisher": "Fisher", "hessian": "Hessian trace",
-}  # fmt: skip
 
 
 def write_sensitivity(sensitivity: Sensitivity, folder: Path, *, figures: bool = True) -> list[Path]:
@@ -90,13 +86,18 @@ def _trust(sensitivity: Sensitivity, bits: int) -> Table:
     trusts = [{trust.truth: trust for trust in sensitivity.trust if trust.bits == bits and trust.measure == measure}
               for measure in ("kl", "loss", *PROXIES)]  # fmt: skip
     columns = [
-        Column(name="measure", title=f"{bits} bits", kind="text", value=lambda of: TITLES[next(iter(of.values())).measure]),
+        Column(name="measure", title=f"{bits} bits", kind="text", value=lambda of: _title(next(iter(of.values())))),
         Column(name="layers", title="layers", kind="count", value=lambda of: next(iter(of.values())).num_layers),
     ]
     for truth in MEASURED:
-        title = f"with {TITLES[truth]}"
+        title = f"with {MEASURE_TITLES[truth]}"
         columns += [_against(truth, "spearman", f"rho {title}", ".2f"), _against(truth, "kendall", f"tau {title}", ".2f")]
     return Table.of([*columns, _against("kl", "regret", "regret %", ".1f")], trusts)
+
+
+def _title(trust: Trust) -> str:
+    """Which measure it is of."""
+    return MEASURE_TITLES[trust.measure]
 
 
 def _against(truth: str, name: str, title: str, form: str) -> Column:
@@ -134,7 +135,7 @@ _WORST = (
     Column(name="sqnr_db", title="", kind="number", form=lambda value: f"SQNR {value:.1f} dB", empty="exact"),
 )
 _TRUST = (
-    Column(name="measure", title="", kind="text", value=lambda trust: TITLES[trust.measure]),
+    Column(name="measure", title="", kind="text", value=_title),
     Column(name="spearman", title="Spearman", kind="number", form=".2f", empty="-"),
     Column(name="kendall", title="Kendall", kind="number", form=".2f", empty="-"),
     Column(name="regret", title="regret %", kind="number", form=".1f", empty="-"),

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from matplotlib.figure import Figure
 
 from qexp.analysis.shrink_results import Raced, Shrunk
+from qexp.base.text import MIB
 from qexp.reporting.figures.style import MARKERS, PALETTE, drawing
 
 OUTCOMES = {"passed": PALETTE[2], "failed": PALETTE[1], "given up": PALETTE[5], "undecided": PALETTE[6]}
@@ -28,7 +29,7 @@ def race(result: Shrunk) -> Figure:
             chosen = [raced for raced in result.raced if raced.outcome == outcome]
             if not chosen:
                 continue
-            sizes = [raced.size_bytes / 1024 for raced in chosen]
+            sizes = [raced.size_bytes / MIB for raced in chosen]
             changes = [max(raced.difference or 0.0, edge) for raced in chosen]
             upper.errorbar(
                 sizes, changes, yerr=_ends(chosen, changes, edge), color=color, marker=MARKERS[number], linestyle="",
@@ -36,7 +37,7 @@ def race(result: Shrunk) -> Figure:
             )  # fmt: skip
             lower.plot(sizes, [raced.n for raced in chosen], color=color, marker=MARKERS[number], linestyle="", markersize=5)
         if result.smallest is not None:
-            at = (result.smallest.size_bytes / 1024, result.smallest.difference or 0.0)
+            at = (result.smallest.size_bytes / MIB, result.smallest.difference or 0.0)
             upper.plot(*at, marker="o", markersize=13, markerfacecolor="none", color="black", linestyle="", label="chosen")
         upper.axhline(-result.max_loss, color="#7F7F7F", linewidth=0.8, linestyle="--")
         upper.set_ylim(edge * 1.05, result.max_loss * 2)
@@ -44,7 +45,7 @@ def race(result: Shrunk) -> Figure:
         upper.legend(fontsize=7, loc="upper left")
         lower.set_yscale("log")
         lower.set_ylabel("images")
-        lower.set_xlabel("KiB of the state dict")
+        lower.set_xlabel("MiB of the state dict")
     return figure
 
 

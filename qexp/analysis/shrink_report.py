@@ -11,7 +11,7 @@ from qexp.analysis.files import write_analysis
 from qexp.analysis.shrink_figures import draw
 from qexp.analysis.shrink_results import Confirmation, Earlier, Raced, Shrunk
 from qexp.base.table import Column, Table, lines, markdown_table, markdown_text
-from qexp.base.text import counted
+from qexp.base.text import counted, mib_text, size_text
 from qexp.reporting.tables.render import csv_text
 
 
@@ -102,11 +102,13 @@ def findings(result: Shrunk) -> list[str]:
     sentences = [_verdict(result.confirmation, result.max_loss)]
     sentences += [f"ALARM: {alarm}." for alarm in result.confirmation.alarms]
     share = 100 * result.smallest.size_bytes / result.float_bytes
-    sentences.append(f"It takes {result.smallest.size_bytes} bytes, {share:.1f} % of the float network's {result.float_bytes}.")
+    sentences.append(
+        f"It takes {size_text(result.smallest.size_bytes)}, {share:.1f} % of the float network's {size_text(result.float_bytes)}."
+    )
     if result.uniform is not None and result.uniform != result.smallest:
         less = 100 * (1 - result.smallest.size_bytes / result.uniform.size_bytes)
         sentences.append(
-            f"Without bits per layer the smallest that passed is {result.uniform.label}, {result.uniform.size_bytes} bytes; "
+            f"Without bits per layer the smallest that passed is {result.uniform.label}, {size_text(result.uniform.size_bytes)}; "
             f"the choice takes {less:.1f} % less."
         )
     if result.confirmation.earlier != Earlier():
@@ -158,7 +160,7 @@ def _interval(raced: Raced) -> str | None:
 _COLUMNS = (
     Column(name="label", title="network", kind="text"),
     Column(name="bits", title="bits", kind="number", form=".3g"),
-    Column(name="size_bytes", title="bytes", kind="count"),
+    Column(name="size_bytes", title="MiB", kind="number", form=mib_text),
     Column(name="outcome", title="outcome", kind="text"),
     Column(name="n", title="n", kind="count"),
     Column(name="lost_won", title="lost/won", kind="text", value=lambda raced: f"{raced.n10}/{raced.n01}"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, is_dataclass
 from functools import partial
 from typing import TypeVar, get_type_hints
@@ -24,7 +24,8 @@ OF_ALL = "Of every command: quiet=true prints results and errors alone, --json a
 def parse(kind: type[Settings], arguments: Sequence[str]) -> Settings:
     """Read KEY=VALUE into the settings dataclass `kind`; texts are taken as typed, other values are YAML; types are checked.
 
-    Fields of a dataclass within it are dotted keys; `from_` is the key `from`, which is no name of a field in Python.
+    Fields of a dataclass within it are dotted keys; `from_` is the key `from`, which is no name of a field in Python. `--KEY` is
+    KEY=true of a key that is true or false.
 
     Raises:
         UserErrors: unknown keys, missing keys and wrong types, all together.
@@ -36,7 +37,7 @@ def parse(kind: type[Settings], arguments: Sequence[str]) -> Settings:
     values: dict[str, object] = {}
     errors: list[Exception] = []
     for argument in arguments:
-        key, equals, text = argument.partition("=")
+        key, equals, text = _as_pair(argument, hints).partition("=")
         field = next((name for name in names if name.removesuffix("_") == key), "")
         if not equals or not field:
             typed = [name.removesuffix("_") for name in names]
@@ -52,6 +53,12 @@ def parse(kind: type[Settings], arguments: Sequence[str]) -> Settings:
         return TypeAdapter(kind).validate_python(values)
     except ValidationError as error:
         raise UserErrors(as_user_errors(error, explain=partial(beyond_bounds, kind))) from None
+
+
+def _as_pair(argument: str, hints: Mapping[str, object]) -> str:
+    """`mlflow=true` for `--mlflow`, where the key is true or false; whatever else was typed as it is."""
+    name = argument.removeprefix("--")
+    return f"{name}=true" if name != argument and hints.get(name) is bool else argument
 
 
 def _hints(kind: type, prefix: str = "") -> Iterator[tuple[str, object]]:

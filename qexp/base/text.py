@@ -86,10 +86,20 @@ def file_name(label: str) -> str:
     return "".join(char if char.isalnum() or char in "-_." else "_" for char in kept)
 
 
-def size_text(size: int) -> str:
-    """Bytes in the unit that people read.
+def mib_text(size: int) -> str:
+    """Bytes in MiB, the unit of every size of a network that people read, without its name.
 
-    >>> size_text(2048), size_text(3 * MIB)
-    ('2.0 KiB', '3.00 MiB')
+    >>> mib_text(302_285), mib_text(12 * MIB), mib_text(2048)
+    ('0.288', '12.00', '0.0020')
     """
-    return f"{size / 1024:.1f} KiB" if size < MIB else f"{size / MIB:.2f} MiB"
+    mib = size / MIB
+    return f"{mib:.2f}" if mib >= 10 else f"{mib:.3f}" if mib >= 0.1 else f"{mib:.4f}"
+
+
+def size_text(size: int) -> str:
+    """Bytes with their unit.
+
+    >>> size_text(302_285)
+    '0.288 MiB'
+    """
+    return f"{mib_text(size)} MiB"

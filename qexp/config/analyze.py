@@ -21,6 +21,10 @@ Measure = Literal["kl", "loss", Proxy]  # that an allocation can add up; Prec@1 
 MEASURED = ("kl", "loss", "prec1")  # by running the network with that layer quantized
 PROXIES: tuple[Proxy, ...] = get_args(Proxy)  # without running it
 MEASURES: tuple[Measure, ...] = get_args(Measure)
+MEASURE_TITLES = {
+    "kl": "KL", "loss": "loss", "prec1": "Prec@1", "sqnr": "weight SQNR", "mse": "weight MSE", "weighted_mse": "weighted MSE",
+    "fisher": "Fisher", "hessian": "Hessian trace",
+}  # fmt: skip
 BUDGETS = ("budget_bytes", "average_bits", "bops")
 DEFAULT_WIDTHS = (2, 3, 4, 5, 6, 8)  # that task=allocate and task=shrink choose among
 Tried = Literal[

@@ -22,7 +22,7 @@ from qexp.base.errors import UserError, UserErrors
 from qexp.base.files import discard_partials, hash_file, hash_json, write_atomic
 from qexp.base.outputs import main_output
 from qexp.base.progress import phase, track
-from qexp.base.text import by_reason, file_name
+from qexp.base.text import by_reason, file_name, size_text
 from qexp.config.export import TARGETS, ExportSettings
 from qexp.config.later import stored_values
 from qexp.deploy.alarms import failures
@@ -153,7 +153,7 @@ class _ExportJob:
         """Write the file and measure it; the row is stored before it is returned."""
         with phase("writing files"):
             lowered, written = self._write()
-        print_main(f"  {self.variant.label}: {self.path} written, {written.size_bytes / 1024:.1f} KiB")
+        print_main(f"  {self.variant.label}: {self.path} written, {size_text(written.size_bytes)}")
         plain = self._plain() if not self.variant.is_float else written
         network, example = self.prepared.network().eval(), example_of(self.prepared)
         networks = {FLOAT: plain.path} | ({} if self.variant.is_float else {"quantized": self.path})

@@ -17,7 +17,7 @@ from qexp.reporting.figures.layers import sensitivity_map, sqnr_map
 from qexp.reporting.figures.loss import loss_by_epoch
 from qexp.reporting.figures.style import save
 from qexp.reporting.figures.variants import prec1_by_variant
-from qexp.reporting.frames.layers import histogram_sheets, load_layers
+from qexp.reporting.frames.layers import allocation_figures, histogram_sheets, load_layers
 from qexp.reporting.page import Drawn, Section
 from qexp.reporting.statistics.asked import IN_REPORTS, Made
 from qexp.tracking.row_types import ExportRow
@@ -73,6 +73,7 @@ SECTIONS: dict[str, Section] = {  # where a figure stands, if not with the resul
     "weight_sqnr": "layers",
     "layer_sensitivity": "layers",
 }
+BITS = "The widths that were chosen, and one for all layers: a bar is a layer. `qexp.analyze task=allocate` drew it."
 HISTOGRAMS = "Values of each tensor, the levels of its grid and what lies beyond, as `qexp.analyze task=profile` found them."
 
 
@@ -99,6 +100,7 @@ def on_page(drawn: Mapping[str, Sequence[Path]], made: Made, folder: Path) -> li
     captions = CAPTIONS | {row.name: (row.title, row.summary) for row in made.matrices}
     titled = {stem: _titled(stem, captions[_figure_of(stem)]) for stem in drawn}
     figures = [Drawn(paths[-1], *titled[stem], SECTIONS.get(stem, "results")) for stem, paths in drawn.items()]
+    figures += [Drawn(path, "Bits of each layer", BITS, "layers") for path in allocation_figures(folder)]
     sheets = histogram_sheets(folder)
     return figures + [Drawn(path, f"Histograms: {label}", HISTOGRAMS, "layers", folded=True) for label, path in sheets]
 

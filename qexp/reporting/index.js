@@ -1,5 +1,9 @@
-// The table of all rows: how many are shown, and a warning where their order is no ranking.
+// Both tables sort and filter; of all rows it is said how many are shown, and where their order is no ranking.
 {
+  const listed = document.getElementById("listed");
+  sortable(document.getElementById("experiments"), document.getElementById("find"), ({ kept, total }) => {
+    listed.textContent = kept.length < total ? `${kept.length} of ${total} experiments` : "";
+  });
   const table = document.getElementById("rows"), heads = [...table.tHead.rows[0].cells];
   const status = document.getElementById("status"), mixed = document.getElementById("mixed");
   const place = title => heads.findIndex(head => head.textContent === title);
@@ -9,5 +13,5 @@
     status.textContent = `${kept.length} of ${total} rows, by ${by || "experiment"}.`;
     mixed.textContent = ranked ? `These rows are of ${images.size} different data or n: their order is no ranking. Filter by data and n first.` : "";
   });
-  document.getElementById("controls").hidden = false;
+  document.querySelectorAll(".controls").forEach(one => { one.hidden = false; });
 }

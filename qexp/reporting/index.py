@@ -114,21 +114,27 @@ def _shown(experiment: Listed) -> dict[str, object]:
     """What the template shows of an experiment."""
     alarms, deltas = experiment.alarms, experiment.deltas
     more = [f"and {len(alarms) - ALARMS} more"] if len(alarms) > ALARMS else []
+    values = {field: experiment.several(field) for field in ("network", "data", "n")}
     return {
         "name": escape(_short(experiment.name)).replace("_", Markup("_<wbr>")),
         "address": experiment.address,
         "facts": [tuple(_short(text) for text in fact) for fact in experiment.facts],
         "remark": _short(experiment.remark),
         "date": experiment.date,
-        "network": escape(_short(experiment.several("network"))).replace("_", Markup("_<wbr>")),
-        "data": _short(experiment.several("data")),
-        "n": _short(experiment.several("n")),
+        **{field: _first(texts) for field, texts in values.items()},
+        "several": [_short(f"{field}: {', '.join(texts)}") for field, texts in values.items() if len(texts) > 1],
         "rows": len(experiment.rows) or "",
         "best": f"{max(deltas):+.2f}" if deltas else "",
         "worst": f"{min(deltas):+.2f}" if deltas else "",
         "num_alarms": len(alarms) or "",
         "alarms": [*map(_short, alarms[:ALARMS]), *more],
     }
+
+
+def _first(texts: Sequence[str]) -> str:
+    """What a line says of several: the first, and how many more there are."""
+    rest = f", +{len(texts) - 1}" if len(texts) > 1 else ""
+    return _short(texts[0]) + rest if texts else ""
 
 
 def _row(experiment: Listed, row: Row) -> Markup:

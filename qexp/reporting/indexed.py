@@ -92,9 +92,9 @@ class Listed:
         """Each once."""
         return list(dict.fromkeys(row.alarms for row in self.rows if row.alarms))
 
-    def several(self, field: str) -> str:
+    def several(self, field: str) -> list[str]:
         """The different values of a field of its rows: `n`, `data`, `network`."""
-        return ", ".join(dict.fromkeys(str(getattr(row, field)) for row in self.rows if getattr(row, field) not in (None, "")))
+        return list(dict.fromkeys(str(getattr(row, field)) for row in self.rows if getattr(row, field) not in (None, "")))
 
 
 def folders(results_dir: Path) -> list[Path]:

@@ -47,8 +47,10 @@ def inline(path: Path, prefix: str, label: str) -> Markup:
     text = re.sub(r'(href="#|url\(#)', rf"\g<1>{prefix}", text)
     width = re.search(r'<svg [^>]*?width="([\d.]+)pt"', text)
     limits = f' style="min-width: {LEAST * float(width[1]):.0f}pt; max-width: {MOST * float(width[1]):.0f}pt"' if width else ""
-    spread = ' class="spread"' if width and float(width[1]) > SPREAD_PT else ""
-    start = Markup('<svg role="img" aria-label="{}"').format(label) + Markup(spread)
+    # Cells of a heat map are one image, whose colours stand beside a scale of them: they are the same on a dark page.
+    classes = {"spread": width and float(width[1]) > SPREAD_PT, "colored": root.find(f".//{_SVG}image") is not None}
+    kinds = " ".join(name for name, holds in classes.items() if holds)
+    start = Markup('<svg role="img" aria-label="{}"').format(label) + Markup(f' class="{kinds}"' if kinds else "")
     return Markup(re.sub(r"<svg ", lambda _: f"{start}{limits} ", text, count=1))
 
 

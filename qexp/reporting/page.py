@@ -14,6 +14,7 @@ from markupsafe import Markup, escape
 
 from qexp.base.files import write_text_atomic
 from qexp.reporting.frames.comparison import has_qat
+from qexp.reporting.frames.names import renamed, short_names
 from qexp.reporting.frames.repeats import REPEATED, Repeat, learned_from_images, variants
 from qexp.reporting.frames.summary import is_control, is_float
 from qexp.reporting.inline_svg import inline
@@ -52,6 +53,21 @@ class Drawn:
     folded: bool = False
 
 
+@dataclass(frozen=True)
+class Held:
+    """Tables and sentences that stand beside the table of results, each as the template shows it.
+
+    Args:
+        more: of `asked_for_page`.
+        exports: of `exports_for_page`.
+        allocations: of `allocations_for_page`.
+    """
+
+    more: Sequence[Mapping[str, object]] = ()
+    exports: Sequence[Mapping[str, object]] = ()
+    allocations: Sequence[Mapping[str, object]] = ()
+
+
 def write_page(
     name: str,
     folder: Path,
@@ -59,8 +75,7 @@ def write_page(
     *,
     card: Sequence[tuple[str, str]],
     figures: Sequence[Drawn],
-    more: Sequence[Mapping[str, object]] = (),
-    exports: Sequence[Mapping[str, object]] = (),
+    held: Held = Held(),
     sweeps: Sequence[SweepRow] = (),
 ) -> Path:
     """Write the page; the same numbers give the same bytes.
@@ -71,26 +86,25 @@ def write_page(
         verdict: of `compare_variants`.
         card: of `protocol_card`.
         figures: already drawn.
-        more: of `asked_for_page`.
-        exports: of `exports_for_page`.
+        held: beside the table of results.
         sweeps: of `load_sweeps`.
     """
     table = verdict.table
-    rounded = display(table, wide=True, metrics=verdict.metrics)
+    rounded, names = display(table, wide=True, metrics=verdict.metrics), short_names(table)
     about_draws = [DRAWS_EXPLAINED] if "num_draws" in verdict.seeds else []
     subjects = "; ".join(f"{row.model} on {row.data}" for row in table[["data", "model"]].drop_duplicates().itertuples())
     environment, script = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True), read_script("page.js")
     text = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
         name=name,
         question=_question(table, subjects),
-        headline=[] if verdict.protocols else _headline(table, verdict.seeds),
+        headline=[] if verdict.protocols else _headline(renamed(table, names), renamed(verdict.seeds, names)),
         protocols=verdict.protocols,
         seeds=html_table(seeds_display(verdict.seeds, table, verdict.metrics)) if len(verdict.seeds) else "",
         repeats_title=repeats_title(verdict.seeds),
         seeds_explained=_emphasized(" ".join([MEANS + seeds_explained(verdict.seeds), *about_draws])),
         sentences=verdict.sentences,
         gaps=verdict.gaps,
-        alarms=_alarms(table),
+        alarms=_alarms(renamed(table, names)),
         card=card,
         caption=rounded.caption,
         against=ACROSS_DELTA if "files" in table else "against the float network",
@@ -100,11 +114,12 @@ def write_page(
         digest=verdict.digest,
         own=[row.explained for row in verdict.metrics if not row.always],
         not_again=", ".join(row.title.removesuffix(f" {row.unit}") for row in verdict.metrics if row.stored != "classes"),
-        more=more,
-        exports=exports,
+        more=held.more,
+        exports=held.exports,
         exports_explained=_emphasized(EXPORTS_EXPLAINED),
+        allocations=[{**one, "explained": _emphasized(str(one["explained"]))} for one in held.allocations],
         figures=[_figure(number, figure) for number, figure in enumerate(figures)],
-        sections=_sections(verdict, figures, more, exports),
+        sections=_sections(verdict, figures, held),
         commands=list(dict.fromkeys(sweep["command"] for sweep in sweeps)),
         script=script.text,
         script_digest=script.digest,
@@ -133,9 +148,7 @@ def _anchor(number: int) -> str:
     return f"figure-{number + 1}"
 
 
-def _sections(
-    verdict: Verdict, figures: Sequence[Drawn], more: Sequence[Mapping[str, object]], exports: Sequence[Mapping[str, object]]
-) -> list[dict[str, object]]:
+def _sections(verdict: Verdict, figures: Sequence[Drawn], held: Held) -> list[dict[str, object]]:
     """The tabs of the page, each with the anchors and titles of what it holds."""
 
     def drawn(section: Section) -> list[tuple[str, object]]:
@@ -143,12 +156,13 @@ def _sections(
 
     results: list[tuple[str, object]] = [("repeats", repeats_title(verdict.seeds))] if len(verdict.seeds) else []
     results += [("differences", "Which differences are real"), ("table", "Table")]
-    results += [(f"more-{number + 1}", table["title"]) for number, table in enumerate(more)]
-    files = [(f"export-{number + 1}", export["title"]) for number, export in enumerate(exports)]
+    results += [(f"more-{number + 1}", table["title"]) for number, table in enumerate(held.more)]
+    files = [(f"export-{number + 1}", export["title"]) for number, export in enumerate(held.exports)]
+    bits = [(f"allocation-{number + 1}", allocation["title"]) for number, allocation in enumerate(held.allocations)]
     sections = {
         "results": ("Results", results + drawn("results")),
-        "layers": ("Layers", drawn("layers")),
-        "deployment": ("Deployment", files + drawn("deployment") if exports else []),
+        "layers": ("Layers", bits + drawn("layers")),
+        "deployment": ("Deployment", files + drawn("deployment") if held.exports else []),
         "protocol": ("Protocol", [("protocol", "Protocol")]),
     }
     return [{"id": name, "title": title, "contents": held} for name, (title, held) in sections.items() if held]

@@ -18,15 +18,17 @@ from qexp.reporting.figures.style import KINDS, PAPER
 from qexp.reporting.frames.jobs import format_jobs, jobs_of, variant_states
 from qexp.reporting.frames.layers import with_choices
 from qexp.reporting.frames.load import asked_of, records_of, sweeps_of
+from qexp.reporting.frames.names import renamed, short_names
 from qexp.reporting.frames.predictions import FILE, load_predictions, write_compact
 from qexp.reporting.frames.protocol import MixedProtocolsError, Protocols, find_protocols
 from qexp.reporting.frames.summary import summarize
 from qexp.reporting.index import write_index
 from qexp.reporting.indexed import PAGE
-from qexp.reporting.page import write_page
+from qexp.reporting.page import Held, write_page
 from qexp.reporting.statistics.asked import Made, check_asked, make_asked
 from qexp.reporting.statistics.paired import with_statistics
 from qexp.reporting.statistics.verdict import Verdict, compare_variants
+from qexp.reporting.tables.allocations import allocations_for_page
 from qexp.reporting.tables.asked import asked_for_page, write_asked
 from qexp.reporting.tables.card import protocol_card, runs_of
 from qexp.reporting.tables.exports import exports_for_page, exports_of, format_exports, write_exports
@@ -126,22 +128,27 @@ def write_report(
         compact = write_compact(folder, (verdict.table, verdict.early), stored)
         gaps, digest = (*verdict.gaps, *prec5_of_few(len(asked.class_names))), compact[1] if compact else ""
         verdict = replace(verdict, digest=digest, protocols=protocols.sentences, gaps=gaps)
-        rounded = [display(verdict.table, wide=True, metrics=verdict.metrics).table]
-        rounded += [seeds_display(verdict.seeds, verdict.table, verdict.metrics)] if len(verdict.seeds) else []
-        screen = _screen(verdict, rounded)
+        screen = _screen(verdict, rounded := _rounded(verdict))
     tables = [*write_tables(name, records, folder, verdict, sweeps, jobs).values()]
     tables += [*write_exports(name, exports, folder), *write_asked(folder, made)]
     is_done = verdict is not None and jobs["state"].eq("done").all()  # the table says so
     screen += [*([] if jobs.empty or is_done else [format_jobs(jobs)]), *([format_exports(exports)] if exports else [])]
-    drawn = draw(records, exports, made, folder, PAPER if pdf else KINDS, titles) if figures else {}
+    read, shown = _as_read(records, exports)
+    drawn = draw(read, shown, made, folder, PAPER if pdf else KINDS, titles) if figures else {}
     remove_others(folder, set(chain(*drawn.values())))
     if verdict is not None:
         tables += [*([folder / FILE] if verdict.digest else []), *write_plans(plans := plans_of(runs, verdict.table), folder)]
         card, figures_of = protocol_card(verdict.table, runs, plans, sweeps), on_page(drawn, made, folder)
-        more, shown = asked_for_page(made.tables), exports_for_page(exports)
-        tables.append(write_page(name, folder, verdict, card=card, figures=figures_of, more=more, exports=shown, sweeps=sweeps))
+        held = Held(asked_for_page(made.tables), exports_for_page(shown), allocations_for_page(folder))
+        tables.append(write_page(name, folder, verdict, card=card, figures=figures_of, held=held, sweeps=sweeps))
     page, files = tables[-1] if verdict is not None else None, (tuple(tables), tuple(chain(*drawn.values())))
     return Report(name, folder, "\n\n".join(screen), *files, tuple(rounded), _places(page, Path(results_dir)), _rows(verdict))
+
+
+def _as_read(records: pd.DataFrame, exports: Sequence[ExportRow]) -> tuple[pd.DataFrame, list[ExportRow]]:
+    """Records and exported networks, called by what tells copies apart."""
+    names = short_names(records)
+    return renamed(records, names), [row | {"variant": names.get(row["variant"], row["variant"])} for row in exports]
 
 
 def _as_in(records: pd.DataFrame, exports: Sequence[ExportRow]) -> list[ExportRow]:
@@ -170,6 +177,12 @@ def _rows(verdict: Verdict | None) -> tuple[dict[str, object], ...]:
     if verdict is None:
         return ()
     return tuple(verdict.table[[column for column in TOLD if column in verdict.table]].to_dict("records"))
+
+
+def _rounded(verdict: Verdict) -> list[Table]:
+    """The table of results and, where something was repeated, that of means."""
+    repeated = [seeds_display(verdict.seeds, verdict.table, verdict.metrics)] if len(verdict.seeds) else []
+    return [display(verdict.table, wide=True, metrics=verdict.metrics).table, *repeated]
 
 
 def _screen(verdict: Verdict, rounded: Sequence[Table]) -> list[str]:

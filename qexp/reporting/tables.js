@@ -1,7 +1,7 @@
 "use strict";
 // Tables whose titles sort, rising, falling and as written again, and whose rows words filter. Used by the index and by every page.
 const LEAST_ROWS = 9, LEAST_COLUMNS = 7; // from which on a table has a filter, and its columns can be chosen
-const NUMBER = /^(exact$|[<>]?\s*[+-]?(\.?\d|nan|inf))/, UNITS = { KiB: 1024, MiB: 1024 ** 2, GiB: 1024 ** 3 };
+const NUMBER = /^(exact$|[<>]?\s*[+-]?(\.?\d|nan|inf))/;
 
 function element(tag, values = {}, ...children) {
   const made = Object.assign(document.createElement(tag), values);
@@ -9,11 +9,11 @@ function element(tag, values = {}, ...children) {
   return made;
 }
 
-// What a cell is in order: of `295.2 KiB` bytes, `exact` is a noise of minus infinity dB and stands above all.
+// What a cell is in order: `0.288 MiB` is its number, `exact` is a noise of minus infinity dB and stands above all.
 function number(text) {
   const bare = text.replace(/^[<>]\s*/, "");
   if (/^([+-]?inf|exact$)/.test(bare)) return bare[0] === "-" ? -Infinity : Infinity;
-  return parseFloat(bare) * (UNITS[/[KMG]iB$/.exec(bare)?.[0]] ?? 1);
+  return parseFloat(bare);
 }
 
 // `told` is called with { kept, total, column, by } whenever rows are shown anew; column is -1 for the order of the page.

@@ -74,7 +74,9 @@ def test_what_is_not_defined_is_left_empty():
     assert "a note" in text and "most sensitive at 2 bits" in summary(SENSITIVITY)
 
 
-@pytest.mark.parametrize(("low", "high", "word"), [(0.4, 2.6, "better"), (-2.6, -0.4, "worse"), (-0.1, 3.1, "not separated")])
+@pytest.mark.parametrize(
+    ("low", "high", "word"), [(0.4, 2.6, "better"), (-2.6, -0.4, "worse"), (-0.1, 3.1, "not significantly different")]
+)
 def test_a_difference_is_called_what_its_interval_says(allocation, low, high, word):
     first = findings(replace(allocation, comparisons=(replace(BETTER, low=low, high=high),)))[0]
     assert first.endswith(f": {word}.") and f"interval {low:+.2f} to {high:+.2f}" in first

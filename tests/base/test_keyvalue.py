@@ -26,6 +26,13 @@ def test_values_have_their_types():
     assert parse(Settings, ["name=x", "count=3", "verify=true", "uri=null"]) == Settings(name="x", count=3, verify=True)
 
 
+def test_a_switch_may_be_typed_as_a_flag():
+    assert parse(Settings, ["name=x", "--verify"]) == parse(Settings, ["name=x", "verify=true"])
+    for argument in ("--count", "--name", "--verify=true", "verify"):
+        with pytest.raises(UserErrors, match="Write KEY=VALUE|Did you mean"):
+            parse(Settings, ["name=x", argument])
+
+
 @pytest.mark.parametrize("text", ["12345678", "1e234567", "0012", "true", "a,b", "[a", "a=b"])
 def test_texts_are_taken_as_typed(text):
     assert parse(Settings, [f"name={text}"]).name == text

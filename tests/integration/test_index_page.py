@@ -73,6 +73,22 @@ def test_words_filter(page, written):
     assert len(column(page, "experiment")) == len(written[1])
 
 
+def test_an_experiment_is_a_line_that_opens(page):
+    line = page.locator("#experiments tbody tr").first
+    assert page.locator("#rows").evaluate("table => table.parentElement.clientHeight") <= 0.8 * 1000, "it scrolls within the page"
+    closed, interval = line.bounding_box()["height"], line.locator("small").first
+    assert not interval.is_visible() and "95 %: " in interval.text_content()
+    line.locator("summary").click()
+    assert interval.is_visible() and line.bounding_box()["height"] > closed
+    page.locator("#find").fill("MNIST5K resnet20")
+    assert page.locator("#experiments tbody th").all_inner_texts() == ["mnist5k"]
+    assert page.locator("#listed").inner_text() == f"1 of {len(NAMES)} experiments"
+    page.locator("#find").fill("")
+    page.locator("#experiments thead button", has_text="best").click()
+    best = [float(text) for text in page.locator("#experiments tbody td:nth-child(7)").all_inner_texts()]
+    assert best == sorted(best) and len(best) == len(NAMES)
+
+
 @pytest.mark.parametrize("width", [390, 1280])
 def test_only_tables_scroll_sideways(page, width):
     page.set_viewport_size({"width": width, "height": 900})

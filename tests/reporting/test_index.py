@@ -147,6 +147,15 @@ def test_its_size_is_bounded_and_says_what_is_left_out(tmp_path):
     assert f"{len(listed)} of 3000 rows" in page.text
 
 
+def test_what_one_line_cannot_hold_stands_below_it(tmp_path):
+    """An experiment of several data sets, with alarms."""
+    rows = [RECORD | {"data": name, "alarms": f"{name} is odd"} for name in ("one", "two")]
+    put(tmp_path / "exp", *rows, RECORD)
+    page = Page(write_index(tmp_path))
+    assert len(page.named("details")) == 1 and "data: one, two, set" in page.text
+    assert "one is odd" in page.text and "network: " not in page.text, "of one network there is no more to say"
+
+
 def test_two_reports_at_once_are_both_listed(tmp_path, monkeypatch):
     """While the first page is made another report is written, whose own index comes before it."""
     put(tmp_path / "first", RECORD)

@@ -1,11 +1,13 @@
 import re
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 
 import qexp
+import qexp.reporting.page as page_module
 from qexp.base.errors import UserError
 from qexp.reporting.figures.accuracy import prec1_by_bits, prec1_by_epoch
 from qexp.reporting.figures.cost import pareto, prec1_by_size
@@ -69,7 +71,8 @@ def test_the_page_stands_alone_and_says_what_is_asked(runs_dir, tmp_path):
     for reference in re.findall(r'url\(#([^)]+)\)|href="#([^"]+)"', source):
         assert "".join(reference) in page.ids
     for words in (
-        "What does quantizing resnet20 on mnist5k cost?", "not separated from fp32", "95 % CI", "worse", "lr 0.1",
+        "What does quantizing resnet20 on mnist5k cost?", "not significantly different from fp32", "95 % CI", "worse", "lr 0.1",
+        "Holm-adjusted p", "not significant",
         "n = 2000 images of split test", "Prec@1 against stored size", "W8 int: logits <are> not & finite (in 1 of 2 epochs",
         "1 (BN statistic)", "1 conv weight: 90.0 % of all elements, statistics too", "python -m qexp.train bits=4,8 -m",
         "smallest copy shown to lose less", "torch 2.13.0",
@@ -138,6 +141,14 @@ def test_repeated_seeds_lead(tmp_path, predicted, write):
     table = source.split(">Repeated seeds</h2>")[1].split("</table>")[0]
     assert "91.50 +- 3.50" in table and "86.50 +- 3.50" in table
     assert report.table.startswith("mean +- sd over seeds") and report.table.index("+- 3.50") < report.table.index("95.50")
+
+
+def test_colours_of_a_heat_map_are_the_same_on_a_dark_page(tmp_path, runs_dir):
+    svg = inline(save(kl_map(pd.DataFrame([[1e-6, 1.0]], ["conv1"], [2, 8]), "KL"), tmp_path / "map")[-1], "f0-", "KL")
+    curves = inline(save(prec1_by_bits(qexp.load("exp", runs_dir)), tmp_path / "bits")[-1], "f1-", "Prec@1")
+    assert 'class="colored"' in svg.split(">")[0] and "colored" not in curves
+    style = (Path(page_module.__file__).with_name("page.html.jinja")).read_text(encoding="utf-8")
+    assert ".figure svg:not(.colored) { filter: invert(1)" in style
 
 
 def test_white_letters_stay_when_the_ground_goes(tmp_path):

@@ -10,7 +10,8 @@ from matplotlib.axes import Axes
 from qexp.base.text import counted
 from qexp.reporting.figures.marks import percent_text, points, tell
 from qexp.reporting.figures.style import LINES, MARKERS, MAX_PANELS, Look, looks, spread_colors
-from qexp.reporting.frames.comparison import LINEAGE, has_qat, shared_words
+from qexp.reporting.frames.comparison import LINEAGE, has_qat
+from qexp.reporting.frames.names import shared_words
 from qexp.reporting.frames.summary import MEASUREMENT, Family, family_keys
 from qexp.reporting.statistics.paired import wilson_ends
 from qexp.tracking.record import FLOAT_VARIANT

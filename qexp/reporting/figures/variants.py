@@ -25,7 +25,7 @@ from qexp.reporting.figures.style import (
     title,
     zoom_limits,
 )
-from qexp.reporting.frames.comparison import shared_words
+from qexp.reporting.frames.names import shared_words
 from qexp.reporting.frames.protocol import planned_images
 from qexp.reporting.frames.repeats import over_draws
 from qexp.reporting.frames.summary import family_keys, is_float, summarize

@@ -45,12 +45,6 @@ def one_start_each(table: pd.DataFrame) -> pd.DataFrame:
     return table.drop(index=dropped)
 
 
-def shared_words(table: pd.DataFrame) -> tuple[str, ...]:
-    """Words that all labels of quantized networks have: `first_last e8` of `W4A4/8 lsq first_last e8`."""
-    words = [label.words for label in table["named"][table["variant"] != FLOAT_VARIANT]]
-    return tuple(word for word in words[0] if all(word in others for others in words)) if words else ()
-
-
 def training_order(table: pd.DataFrame) -> pd.Series:
     """The rank of each row's training: by comparison, then start, control, and by method, falling bits, settings, seed."""
     comparisons = pd.factorize(table["comparison"])[0]

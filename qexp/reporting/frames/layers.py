@@ -55,6 +55,11 @@ def histogram_sheets(folder: str | Path) -> list[tuple[str, Path]]:
     return [(_label(path.parents[1] / "tensors.csv"), path) for path in paths]
 
 
+def allocation_figures(folder: str | Path) -> list[Path]:
+    """The figures of bits per layer that allocations drew, SVG."""
+    return sorted(Path(folder).glob("allocation/*/figures/bits.svg"))
+
+
 def _profile(path: Path) -> pd.DataFrame:
     table = pd.read_csv(path)
     label = _label(path)

@@ -22,7 +22,11 @@ from qexp.tracking.record import FLOAT_VARIANT
 
 FILE = "draws.csv"
 MAX_NAMES = 8  # of a sentence
-WORSE, ALIKE, APART = "shown to be less accurate", "not separated", "not compared, as draws, images or epochs are others"
+WORSE, ALIKE, APART = (
+    "shown to be less accurate",
+    "not significantly different",
+    "not compared, as draws, images or epochs are others",
+)
 COLUMNS = (
     "training", "a", "b", "num_draws", "difference", "difference_sd", "ci_low", "ci_high", "p_value", "p_holm", "n", "split",
     "epoch",

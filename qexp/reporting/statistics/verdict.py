@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from qexp.config.metrics import ALWAYS, MetricInfo
+from qexp.reporting.frames.names import renamed, short_names
 from qexp.reporting.frames.predictions import StoredPredictions, keys_of, measurement_of
 from qexp.reporting.frames.summary import CLAIMS, is_compared, is_float, seed_table
 from qexp.reporting.statistics.draws import draw_pairs, draw_sentences, first_few, over_repeats
@@ -21,16 +22,17 @@ from qexp.tracking.record import FLOAT_VARIANT
 
 EXPLAINED = (
     "*95 % CI*: score interval of the difference from the float network, over images, of each row by itself: not adjusted; "
-    "`pairs.csv` has the same. *p*: exact McNemar test against the float network. All pairs of rows are one family: Holm "
-    f"begins with {100 * PLANNED:g} % of the error for comparisons with a float network and the rest for the others, and all "
-    f"claims of a difference together err in at most {100 * ALPHA:g} % of repetitions; a large p is no proof of equality. "
+    "`pairs.csv` has the same. *Holm-adjusted p*: exact McNemar test against the float network. All pairs of rows are one "
+    f"family: Holm begins with {100 * PLANNED:g} % of the error for comparisons with a float network and the rest for the "
+    f"others, and all claims of a difference together err in at most {100 * ALPHA:g} % of repetitions; a large p is no proof of "
+    "equality. "
     "*flips*: images that only the float network gets right, and only this one. *differ %*: predictions that are not the "
     f"float network's. *no loss*: `yes` where a loss of {MARGIN:g} points or more is excluded, `equivalent` where a gain of "
     "that size is, too (one-sided score tests, each claim with Holm over all rows that are tested against a float network). "
-    f"*vs best*: `{WORSE}` is shown to be less accurate than some row, `{ALIKE}` from the best is not. Controls are in no "
-    "family of tests. A quantization-aware network is tested against its float control after the same epoch, where there is "
-    "one. KL and SQNR of two rows would need logits, which are not kept. All of it is about new images for these trained "
-    "networks, not new seeds."
+    f"*vs best*: `{WORSE}` is shown to be less accurate than some row; what is *not significant* is not significantly different "
+    "from the best. Controls are in no family of tests. A quantization-aware network is tested against its float control after "
+    "the same epoch, where there is one. KL and SQNR of two rows would need logits, which are not kept. All of it is about new "
+    "images for these trained networks, not new seeds."
 )
 
 
@@ -78,18 +80,19 @@ def compare_variants(
     seeds = pd.concat([seed_table(table, metrics), seed_intervals(table, stored)], axis=1)
     claimed = with_claims(table, rows)
     groups = [part.index for part, _ in comparable(table, stored)]
-    draws = draw_pairs(table, stored)
+    draws, names = draw_pairs(table, stored), short_names(table)
+    read, read_seeds = renamed(claimed, names), renamed(seeds, names)
     sentences = [
-        *over_repeats(seeds, table),
-        *draw_sentences(table, seeds, draws),
-        *_against_float(claimed, rows),
-        *_no_loss(claimed),
+        *over_repeats(read_seeds, read),
+        *draw_sentences(read, read_seeds, renamed(draws, names)),
+        *_against_float(read, rows),
+        *_no_loss(read),
     ]
-    sentences += [*_against_best(claimed, groups), *_power(claimed, groups, rows)]
+    sentences += [*_against_best(read, groups), *_power(read, groups, rows)]
     return Verdict(
         table=claimed,
         sentences=tuple(sentences),
-        gaps=tuple(_gaps(table, stored)),
+        gaps=tuple(_gaps(renamed(table, names), stored)),
         early=early,
         pairs=_pairs(rows, early, stored),
         seeds=seeds,
@@ -169,7 +172,7 @@ def _against_float(table: pd.DataFrame, rows: Comparisons) -> Iterator[str]:
         tested.index, 100 * (tested["gained"] - tested["lost"]) / tested["n"], tested["p_holm"], strict=True)]  # fmt: skip
     alike, different = [text for text in texts if text[2] > ALPHA], [text for text in texts if text[2] <= ALPHA]
     images = ", ".join(map(str, dict.fromkeys(tested["n"])))
-    parts = [f"{len(alike)} of {len(texts)} are not separated from {reference}" + _listed(alike)]
+    parts = [f"{len(alike)} of {len(texts)} are not significantly different from {reference}" + _listed(alike)]
     parts += [f"different: {_listed(different)[2:]}"] if different else []
     yield f"{'; '.join(parts)} (n = {images}, exact McNemar, {_family(rows)})."
 
@@ -218,8 +221,8 @@ def _against_best(table: pd.DataFrame, groups: Sequence[pd.Index]) -> Iterator[s
             for cell in (ALIKE, WORSE)
         }
         where = f"{_measured_on(part)}: " if len(groups) > 1 else ""
-        parts = [f"{len(cells[ALIKE])} of {len(cells[ALIKE]) + len(cells[WORSE])} are not separated from {names[best.index[0]]}, "
-                 f"the best ({top:.2f} %){_listed(cells[ALIKE])}"]  # fmt: skip
+        counts = f"{len(cells[ALIKE])} of {len(cells[ALIKE]) + len(cells[WORSE])} are not significantly different"
+        parts = [f"{counts} from {names[best.index[0]]}, the best ({top:.2f} %){_listed(cells[ALIKE])}"]
         parts += [f"worse than some row: {_listed(cells[WORSE])[2:]}"] if cells[WORSE] else []
         yield f"{where}{'; '.join(parts)} (the same family)."
 
@@ -244,7 +247,7 @@ def _power(table: pd.DataFrame, groups: Sequence[pd.Index], rows: Comparisons) -
         said = min(np.ceil(100 * effect) / 100, middle)  # its power is told as printed
         power = 100 * mcnemar_power(middle, said, n, alpha=rows.level)
         texts.append(
-            f"{n} images show a difference of {said:.2f} points from a float network in {power:.0f} % of repetitions where "
+            f"With {power:.0f} % power {n} images show a difference of {said:.2f} points from a float network where "
             f"{middle:.2g} % of them flip (the median of those that flip), if it is the only one: exact McNemar at "
             f"{rows.level:.3g}, where Holm begins."
         )

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import pandas as pd
-
 from qexp.base.table import Column
-from qexp.reporting.frames.comparison import has_qat, shared_words
-from qexp.reporting.statistics.pairs import ALIKE, BEST, WORSE
+from qexp.reporting.statistics.pairs import BEST, WORSE
+from qexp.reporting.tables.statistic_cells import NOT_SIGNIFICANT
 
 Filled = tuple[Column, Sequence[object]]  # a column and its values
 DESCRIBING = {
@@ -35,7 +33,7 @@ DESCRIBING = {
     )
 }
 GRID = ("policy", "quant", "granularity", "input_quant")
-MARKS = {"vs best": {BEST: "best", ALIKE: "alike", WORSE: "worse"}}
+MARKS = {"vs best": {BEST: "best", NOT_SIGNIFICANT: "alike", WORSE: "worse"}}
 
 
 def rounded_column(title: str, cells: Sequence[str]) -> Filled:
@@ -47,12 +45,3 @@ def rounded_column(title: str, cells: Sequence[str]) -> Filled:
     """
     marks = MARKS.get(title, {})
     return Column(name=title, title=title, kind="number", form=str, optional=True, marks=marks), cells
-
-
-def qat_words(table: pd.DataFrame) -> tuple[str, ...]:
-    """Words of labels that are said once, in the caption.
-
-    Args:
-        table: of `summarize`.
-    """
-    return shared_words(table) if has_qat(table) else ()

@@ -9,9 +9,10 @@ import pandas as pd
 
 from qexp.base.table import Column, Table
 from qexp.config.metrics import ALWAYS, MetricInfo
+from qexp.reporting.frames.names import shared_words
 from qexp.reporting.frames.repeats import without_draws
 from qexp.reporting.frames.summary import is_float, widths_of
-from qexp.reporting.tables.columns import DESCRIBING, GRID, Filled, qat_words, rounded_column
+from qexp.reporting.tables.columns import DESCRIBING, GRID, Filled, rounded_column
 from qexp.reporting.tables.metric_cells import is_accuracy, number_text
 from qexp.reporting.tables.render import numbers_text
 from qexp.reporting.tables.statistic_cells import seed_statistics
@@ -48,7 +49,7 @@ def seeds_display(seeds: pd.DataFrame, table: pd.DataFrame, metrics: Sequence[Me
         metrics: that the table has.
     """
     gridded = seeds[~is_float(seeds) & (seeds["mode"] != "half")]
-    words = qat_words(table)
+    words = shared_words(table)
     table = without_draws(table)
     named = {label.text: label.without(words).text for label in table["named"]}
     values = {name: list(seeds[name]) for name in DESCRIBING if name in seeds}

@@ -12,12 +12,13 @@ from qexp.base.table import Table, latex_table, lines, markdown_table, markdown_
 from qexp.base.text import MIB
 from qexp.config.metrics import ALWAYS, MetricInfo
 from qexp.reporting.frames.comparison import has_qat
+from qexp.reporting.frames.names import shared_words
 from qexp.reporting.frames.repeats import one_of_each
 from qexp.reporting.frames.summary import CONTROL, is_control, is_float, widths_of
 from qexp.reporting.statistics.draws import EXPLAINED as DRAWS_EXPLAINED
 from qexp.reporting.statistics.draws import FILE as DRAWS_FILE
 from qexp.reporting.statistics.verdict import EXPLAINED, Verdict
-from qexp.reporting.tables.columns import DESCRIBING, GRID, Filled, qat_words, rounded_column
+from qexp.reporting.tables.columns import DESCRIBING, GRID, Filled, rounded_column
 from qexp.reporting.tables.metric_cells import is_accuracy, metric_cells
 from qexp.reporting.tables.render import Display, csv_text, numbers_text
 from qexp.reporting.tables.repeated import MEANS, repeats_title, seeds_display
@@ -29,6 +30,7 @@ VS_CONTROL = (
     "vs control in points against the float control: trained in float from the same weights with the same recipe and seed, "
     "after the same epoch"
 )
+LABELLED = {"policy": "", "quant": "", "granularity": "", "input_quant": "input_"}  # `GRID`, as labels have its values
 ACROSS_DELTA = "of a copy against the float network of its protocol, of a float network against that of protocol A"
 
 
@@ -166,7 +168,7 @@ def display(table: pd.DataFrame, *, wide: bool = False, metrics: Sequence[Metric
     variants = table[~is_float(table)]
     marks, footnotes = _footnotes(table)
     shared: list[str] = [f"{row.data}, {row.model}" for row in table[["data", "model"]].drop_duplicates().itertuples()]
-    words = qat_words(table)
+    words = shared_words(table)
     names = [label.without(words).text for label in table["named"]]
     columns: list[Filled] = []
 
@@ -202,7 +204,9 @@ def display(table: pd.DataFrame, *, wide: bool = False, metrics: Sequence[Metric
         ("MiB", list(size)),
     ):
         columns.append(rounded_column(title, cells))
-    shared += [f"all copies {' '.join(words)}"] if words else []
+    told = {f"{before}{value}" for name, before in LABELLED.items() for value in gridded[name].unique()}
+    rest = [word for word in words if word not in told]  # the scheme that all have is said by now, or in its column
+    shared += [f"all copies {' '.join(rest)}"] if rest else []
     return Display(", ".join(shared), Table.of_values(columns), tuple(footnotes))
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import pandas as pd
 
+from qexp.reporting.statistics.pairs import ALIKE
 from qexp.reporting.tables.render import numbers_text
 
 StatisticColumn = tuple[str, list[str]]  # title, cells
 TINY_P = 1e-300
+NOT_SIGNIFICANT = "not significant"  # what people read of `ALIKE`, which files keep
 
 
 def statistics(table: pd.DataFrame, *, wide: bool) -> list[StatisticColumn]:
@@ -19,7 +21,7 @@ def statistics(table: pd.DataFrame, *, wide: bool) -> list[StatisticColumn]:
     """
     if "p_value" not in table:
         return []
-    title, column = ("p (Holm)", "p_holm") if "p_holm" in table else ("p", "p_value")
+    title, column = ("Holm-adjusted p", "p_holm") if "p_holm" in table else ("p", "p_value")
     columns = [
         ("95 % CI", _intervals(table, "ci_low", "ci_high")),
         (title, numbers_text(table[column], p_text)),
@@ -36,7 +38,7 @@ def statistics(table: pd.DataFrame, *, wide: bool) -> list[StatisticColumn]:
                 ("no loss", [_no_loss(*claims) for claims in zip(table["non_inferior"], table["equivalent"], strict=True)])
             )
     if "vs_best" in table:
-        columns.append(("vs best", list(table["vs_best"])))
+        columns.append(("vs best", [NOT_SIGNIFICANT if cell == ALIKE else cell for cell in table["vs_best"]]))
     return columns
 
 

@@ -1,6 +1,11 @@
 """What analyses layers of an experiment's layers: frames, maps, and their place on the page."""
 
+import re
+import shutil
+from pathlib import Path
+
 import numpy as np
+import pandas as pd
 import pytest
 
 from qexp.reporting.figures.layers import kl_map, sensitivity_map, sqnr_map
@@ -12,6 +17,7 @@ def _cells(figure):
     return {(round(text.get_position()[1]), round(text.get_position()[0])): text.get_text() for text in figure.axes[0].texts}
 
 
+PUBLISHED = Path(__file__).parents[3] / "results" / "published"
 SVG = '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 4 4"><g id="figure_1"><path d="M 0 0"/></g></svg>'
 
 
@@ -76,6 +82,31 @@ def test_frame_maps_and_page(analysed, predicted, write, tmp_path):
     text = (report.folder / "report.html").read_text(encoding="utf-8")
     assert "What each layer costs" in text and text.count("<summary>Histograms: W2A2 int affine") == 1
     assert 'id="figure_1"' not in text  # names of its own
+
+
+def test_an_allocation_has_its_bits_and_its_result_on_the_page(predicted, write, tmp_path):
+    """The published one, by files of a version that wrote neither budget nor images down, and as they are written now."""
+    (source,) = (PUBLISHED / "mixed_precision" / "allocation").iterdir()
+    folder = tmp_path / "results" / "exp" / "allocation"
+    shutil.copytree(source, folder / "before")
+    shutil.copytree(source, folder / "now")
+    table = pd.read_csv(source / "methods.csv").assign(budget="4 bits", images="500 select images", scored="test images")
+    table.to_csv(folder / "now" / "methods.csv", index=False)
+    (folder / "now" / "figures" / "bits.svg").write_text(SVG)
+    images = np.arange(100)
+    rows = predicted({"fp32": images < 90, "W4 int": images < 80})
+    report = write_report("exp", runs_dir=write(rows), results_dir=tmp_path / "results", figures=False)
+    text = (report.folder / "report.html").read_text(encoding="utf-8")
+    layers = text.split('<section id="layers">')[1].split("</section>")[0]
+    result = "+1.58 points, 95 % interval +1.01 to +2.15 (lost/won 341/499, McNemar p = 5.6e-08, n = 10000 test images)"
+    assert layers.count(f"<li>exact against uniform: {result}: better.</li>") == 2
+    assert "greedy against exact: -0.19 points" in layers and "not significantly different.</li>" in layers
+    assert '<h3 id="allocation-1">Bits per layer</h3>' in layers and '<h3 id="allocation-2">Bits per layer: 4 bits</h3>' in layers
+    row = next(line for line in layers.splitlines() if "linear.weight" in line)
+    assert re.findall(r">(\d)<", row) == list("684868688"), "as in layers.csv"
+    row = next(line for line in layers.splitlines() if ">uniform 4<" in line)
+    assert ">4.000<" in row and f">{148160 / 2**20:.3f}<" in row and ">77.57<" in row
+    assert ">Bits of each layer</h3>" in layers and text.index('href="#layers"') < text.index('href="#protocol"')
 
 
 def test_without_an_analysis_there_is_no_map(tmp_path):

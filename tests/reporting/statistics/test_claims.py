@@ -104,7 +104,7 @@ def test_the_sentence_about_power_is_true(n, flips, copies):
     copy = (images >= flips // 2) & (images < n // 2 + flips - flips // 2)
     table, compared = judged({"fp32": images < n // 2} | {f"W{width} int": copy for width in range(2, 2 + copies)})
     (sentence,) = _power(table, [table.index], compared)
-    points, power, share = map(float, re.search(r"of ([\d.]+) points.* in (\d+) % .* where ([\d.]+) %", sentence).groups())
+    power, points, share = map(float, re.match(r"With (\d+) % power .* of ([\d.]+) points.* where ([\d.]+) %", sentence).groups())
     assert points <= share
     shares = np.array([share - points, share + points, 2 * (100 - share)]) / 200
     n10, n01, _ = np.random.default_rng(15).multinomial(n, shares, size=20_000).T
@@ -139,5 +139,5 @@ def test_a_trained_copy_is_tested_against_its_control():
 
 def test_what_is_claimed_is_explained():
     assert set(CLAIMS) == {"p_holm", "p_loss_holm", "non_inferior", "equivalent", "vs_best"}
-    for word in ("not adjusted", "one family", "not separated", "equivalent", "worse"):
+    for word in ("not adjusted", "one family", "not significantly different", "Holm-adjusted p", "equivalent", "worse"):
         assert word in EXPLAINED

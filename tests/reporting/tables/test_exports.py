@@ -61,7 +61,7 @@ def test_files(exports, tmp_path):
     assert [row["speedup"] for row in lines["cost.csv"]] == ["", "3"] and lines["cost.csv"][1]["fp32_bytes"] == str(4 * 2**20)
     assert sum(int(row["bops"]) for row in lines["layers.csv"]) == 2 * 64 * 10**6
     text = written[3].read_text()
-    assert "n = 100 (test), simulate exact, 1 thread; file 1.00 MiB, fp32 4.00 MiB (4.00 times)" in text
+    assert "n = 100 (test), simulate exact, 1 thread; file 1.000 MiB, fp32 4.000 MiB (4.00 times)" in text
     assert "| ort | 1 | 100 | 90.00 | 99.00 | 99.00 | 40.0 | 50 | 7 | FAIL conv2 |" in text
     assert "ALARM: ort at conv2" in text and "*fp32* is the same network" in text
 

@@ -1,0 +1,117 @@
+"""Bits per layer that `qexp.analyze task=allocate` chose: its tables and sentences, for its own report and for the page."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Protocol
+
+import pandas as pd
+
+from qexp.base.table import Column, Table
+from qexp.base.text import mib_text
+from qexp.config.analyze import MEASURE_TITLES
+from qexp.reporting.tables.render import html_table
+
+NUMBERS = (
+    Column(name="average_bits", title="bits", kind="number", form=".3f"),
+    Column(name="size_bytes", title="MiB", kind="number", form=mib_text),
+    Column(name="predicted", title="predicted", kind="number"),
+    Column(name="kl", title="KL", kind="number"),
+    Column(
+        name="ratio", title="measured/predicted", kind="number", form=".2f",
+        value=lambda choice: choice.kl / choice.predicted if choice.predicted else None,
+    ),
+    Column(name="prec1", title="Prec@1", kind="percent"),
+    Column(name="delta_prec1", title="change", kind="points"),
+    Column(name="test_prec1", title="test Prec@1", kind="percent"),
+)  # fmt: skip
+
+
+class Compared(Protocol):
+    """Two choices scored on the same images, as `qexp.analysis.results.ChoiceComparison` has them."""
+
+    method: str
+    reference: str
+    n: int
+    difference: float
+    low: float
+    high: float
+    level: float
+    p_value: float
+    n10: int
+    n01: int
+
+
+def choice_title(method: str, measure: str, width: int) -> str:
+    """`exact by KL`, `uniform 4`.
+
+    Args:
+        method: `exact`, `greedy` or `uniform`.
+        measure: whose sum was made small; empty for `uniform`.
+        width: of the first layer, in bits.
+    """
+    return f"{method} by {MEASURE_TITLES[measure]}" if measure else f"{method} {width}"
+
+
+def comparison_sentence(compared: Compared, scored: str) -> str:
+    """One difference in words; a verdict only where its interval excludes zero.
+
+    Args:
+        compared: the two choices.
+        scored: which images.
+    """
+    verdict = "better" if compared.low > 0 else "worse" if compared.high < 0 else "not significantly different"
+    ends = f"{compared.low:+.2f} to {compared.high:+.2f}"
+    interval = f"{compared.difference:+.2f} points, {100 * compared.level:g} % interval {ends}"
+    counts = f"lost/won {compared.n10}/{compared.n01}, McNemar p = {compared.p_value:.2g}, n = {compared.n} {scored}"
+    return f"{compared.method} against {compared.reference}: {interval} ({counts}): {verdict}."
+
+
+def explained(images: str, scored: str) -> str:
+    """What the columns of choices are.
+
+    Args:
+        images: that layers were compared on.
+        scored: what was chosen is tested on.
+    """
+    return (
+        f"*predicted*: sum of the KL of single layers; *KL*, *Prec@1*, *change*: of the network with all of them quantized, on "
+        f"{images}, in nats, percent and points; *measured/predicted*: 1 where losses add up. *test Prec@1*: on {scored}."
+    )
+
+
+def allocations_for_page(folder: Path) -> list[dict[str, object]]:
+    """What the page shows of each allocation of an experiment: title, sentences, the choices and the bits of each layer.
+
+    Args:
+        folder: `results/<name>`.
+    """
+    return [_for_page(path.parent) for path in sorted(folder.glob("allocation/*/methods.csv"))]
+
+
+def _for_page(folder: Path) -> dict[str, object]:
+    methods, layers = pd.read_csv(folder / "methods.csv"), pd.read_csv(folder / "layers.csv")
+    rows = [{name: None if pd.isna(value) else value for name, value in row.items()} for row in methods.to_dict("records")]
+    # Files of before qexp 0.2 do not say which images these were, nor the budget.
+    images, scored = (str(rows[0].get(key) or words) for key, words in (("images", "other images"), ("scored", "test images")))
+    widths = [list(map(int, layers[column])) for column in layers.columns[1:]]
+    titles = [choice_title(row["method"], row["measure"] or "", bits[0]) for row, bits in zip(rows, widths, strict=True)]
+    chosen = [SimpleNamespace(**row, choice=title) for row, title in zip(rows, titles, strict=True)]
+    columns = [(Column(name=title, title=title, kind="count"), bits) for title, bits in zip(titles, widths, strict=True)]
+    names = (Column(name="layer", title="layer", kind="text"), list(layers["layer"]))
+    return {
+        "title": f"Bits per layer: {rows[0]['budget']}" if rows[0].get("budget") else "Bits per layer",
+        "sentences": [comparison_sentence(_compared(row), scored) for row in rows if row.get("test_reference")],
+        "choices": html_table(Table.of((Column(name="choice", title="choice", kind="text"), *NUMBERS), chosen)),
+        "explained": explained(images, scored),
+        "layers": html_table(Table.of_values([names, *columns])),
+    }
+
+
+def _compared(row: Mapping[str, object]) -> Compared:
+    """The comparison in a row of `methods.csv`, whose counts a gap made numbers with a point."""
+    values = {name.removeprefix("test_"): value for name, value in row.items() if name.startswith("test_")}
+    counts = {name: int(float(str(values[name]))) for name in ("n", "n10", "n01")}
+    return SimpleNamespace(**values | counts, method=row["method"])
