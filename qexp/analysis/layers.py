@@ -208,7 +208,7 @@ class Layers:
 
     def _check_unchanged(self, evaluation: Evaluation) -> None:
         """Raise UserError where stored rows are of another network than this; keep what the next command compares with."""
-        key, now = self.prepared.variants[0].key, circumstances(self.device, self.config.evaluate.batch_size)
+        key, now = self.prepared.variants[0].key, circumstances(self.device, self.config.evaluate.batch_images)
         stored = self._stored.get(("reference", key))
         if difference := changed(stored and stored["values"], evaluation, now):
             remedy = f"{difference} To measure all anew, remove {self.journal.path}."
@@ -242,7 +242,7 @@ class Layers:
     def _batches(self, num_images: int | None) -> Iterator[Batch]:
         settings = self.config
         return self.prepared.bundle.eval_batches(
-            settings.analyze.split, batch_size=settings.evaluate.batch_size, num_images=num_images, device=self.device
+            settings.analyze.split, batch_size=settings.evaluate.batch_images, num_images=num_images, device=self.device
         )
 
     def _evaluate(self, network: nn.Module, reference: Tensor | None) -> Evaluation:

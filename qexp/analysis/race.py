@@ -61,7 +61,7 @@ class Race:
         self.prepared = preparer.prepare([selecting(job, activations=True) for job in jobs])
         self.num_images = min(config.analyze.num_images or bundle.split_sizes[config.analyze.split],
                               bundle.split_sizes[config.analyze.split])  # fmt: skip
-        self.block = config.evaluate.batch_size
+        self.block = config.evaluate.batch_images
         self.float_images = 0  # that the float network was needed for
         self.journal = Journal(self.prepared.folder / FILE, needs=("kind", "key", "values"))
         rows = list(self.journal.rows())
@@ -166,7 +166,7 @@ class Race:
         """Evaluate a block of the float network: compared with what is stored of it, else stored."""
         known: dict[str, Any] | None = self._stored.get(("float", self._float_key(start)))
         evaluation = self._evaluate(self._network, batch)
-        now = circumstances(self.device, self.config.evaluate.batch_size)
+        now = circumstances(self.device, self.config.evaluate.batch_images)
         if difference := changed(known, evaluation, now):
             remedy = f"{difference} To count all anew, remove {self.journal.path}."
             raise UserError("checkpoint", self.config.checkpoint, allowed=UNCHANGED, remedy=remedy)

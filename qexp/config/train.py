@@ -45,6 +45,9 @@ def check_device(train: TrainSettings, device_type: str) -> None:
             raise UserError("train.optimizer", train.optimizer, allowed="sgd here", remedy=remedy)
 
 
+BATCH_SIZES = (50, 100, 250)  # that `evaluate.batch_size=null` tries
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrainSettings:
     """One training; all of this is part of its hash, but for `checkpoint_every_steps`.
@@ -125,7 +128,8 @@ class EvaluateSettings:
     Args:
         split: the split that is scored.
         num_images: only the first so many images of the split.
-        batch_size: images per forward pass.
+        batch_size: images per forward pass; null: 50, 100 or 250, whichever a short measurement finds fastest for the engine and
+            within memory. It is in the record of each number, whose last bits may hang on it, and in no key.
         keep: epochs whose per-image predictions stay on disk.
         memory_mib: budget for quantized copies held at once over a streamed set, MiB.
         metrics: what is measured beside what every evaluation has: names of `qexp.config.metrics`, or `FILE.py:FUNCTION`s that
@@ -140,7 +144,7 @@ class EvaluateSettings:
 
     split: Literal["test", "select", "calib", "train"] = "test"
     num_images: Count | None = None
-    batch_size: Count = 100
+    batch_size: Count | None = 100
     keep: Literal["last", "all", "none"] = "last"
     memory_mib: Count = 4096
     metrics: list[str] = later([])
@@ -155,10 +159,18 @@ class EvaluateSettings:
         if self.until is not None and self.across is not None:
             remedy = "Rows are compared image by image, and each would have other images."
             raise UserError("evaluate.until", self.until, allowed="null with evaluate.across", remedy=remedy)
+        if self.until is not None and self.batch_size is None:
+            remedy = "Its test looks after each batch: another size stops it elsewhere."
+            raise UserError("evaluate.batch_size", None, allowed="an integer with evaluate.until", remedy=remedy)
         made_later = [row.name for row in asked(self.metrics) if not row.in_record]
         if made_later and self.keep == "none":
             allowed = f"last or all with {', '.join(made_later)} among evaluate.metrics"
             raise UserError("evaluate.keep", self.keep, allowed=allowed, remedy="They are made of stored predictions.")
+
+    @property
+    def batch_images(self) -> int:
+        """Images per forward pass; where a measurement decides, the fewest that it tries."""
+        return self.batch_size or BATCH_SIZES[0]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -99,7 +99,7 @@ def images_of(prepared: Prepared) -> Iterator[Batch]:
     """The images of the evaluation, on the CPU, in its batches."""
     evaluate = prepared.config.evaluate
     batches = prepared.bundle.eval_batches(
-        evaluate.split, batch_size=evaluate.batch_size, num_images=evaluate.num_images, device=torch.device("cpu")
+        evaluate.split, batch_size=evaluate.batch_images, num_images=evaluate.num_images, device=torch.device("cpu")
     )
     return iter(batches)
 
@@ -149,7 +149,7 @@ class FidelityRun:
         self.float_note = float_note(lowered, exported.stored, settings)
         # A batch that gives ranges of its own is one whole; without integers there are no codes to hold.
         is_whole = not self.has_integers or any(quantizer.spec.dynamic for quantizer in quantizers.values())
-        self.at_once = config.evaluate.batch_size if is_whole else images_at_once(self.simulation, example)
+        self.at_once = config.evaluate.batch_images if is_whole else images_at_once(self.simulation, example)
         self._ran: set[str] = set()
 
     @torch.no_grad()

@@ -9,8 +9,9 @@ was done, and why, is in the record of each number (`computed_by`).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass, replace
 
+import torch
 from torch import Tensor, nn
 
 from qexp.base import dist
@@ -20,8 +21,11 @@ from qexp.base.errors import UserError
 from qexp.base.files import hash_json
 from qexp.base.text import counted
 from qexp.base.types import Batch
+from qexp.config.train import BATCH_SIZES
 from qexp.engine.compiled import TOLERANCE, CannotCompile, Programs, Run, check_alike, seconds_of
+from qexp.experiment.batch_size import BatchSize, fastest
 from qexp.experiment.job import Prepared
+from qexp.experiment.memory import fitting
 from qexp.experiment.variants import Variant
 
 COMPILE_S = 0.2  # estimated seconds for each layer, activation or norm of a graph; ResNet-20 took 10 s on two quiet cores
@@ -48,16 +52,21 @@ class Choice:
 
 
 class Engine:
-    """Chooses how networks run, and holds their programs.
+    """Chooses how networks run, and on how many images at once, and holds their programs.
+
+    `batch_size` is the one asked for or, once networks were chosen for, the one that was measured.
 
     Args:
         prepared: the merged job.
-        batches: the images that are scored, in whole batches, from the first one, on the device.
+        batches: the images that are scored, in whole batches of so many, from the first one, on the device.
+        device: where networks run.
     """
 
-    def __init__(self, prepared: Prepared, batches: Callable[[], Iterator[Batch]]) -> None:
-        self.prepared, self._batches = prepared, batches
+    def __init__(self, prepared: Prepared, batches: Callable[[int], Iterator[Batch]], device: torch.device) -> None:
+        self.prepared, self._batches, self._device = prepared, batches, device
         self.setting = prepared.config.evaluate.engine
+        self.batch_size = BatchSize(prepared.config.evaluate.batch_images)
+        self._is_settled = prepared.config.evaluate.batch_size is not None
         self.programs = Programs()
         self._images: Tensor | None = None
         self._runs: dict[int, Run] = {}  # of shadows, whose modules stay
@@ -68,6 +77,8 @@ class Engine:
     def choose(self, variants: Sequence[Variant], models: Mapping[str, nn.Module]) -> dict[str, Choice]:
         """How each variant runs, by key; empty where all run as they are and nothing else was asked for.
 
+        The first call finds the size of batches, if it is to be measured, for its first variant.
+
         Args:
             variants: with their weights loaded.
             models: key -> network.
@@ -75,15 +86,42 @@ class Engine:
         Raises:
             UserError: `compiled` was asked for, and a network cannot be.
         """
+        if not self._is_settled:
+            first, model = variants[0], models[variants[0].key]
+            self.batch_size = BatchSize(*dist.from_main(lambda: astuple(self._measured_size(first, model))))
+            self._images, self._is_settled = None, True
+            print_main(f"  note: evaluate.batch_size=null: {self.batch_size.words}")
         if self.setting == "eager":
-            return {}
+            words = self.batch_size.words
+            return {variant.key: Choice(None, words) for variant in variants} if words else {}
         choices = {variant.key: self._choice(variant, models[variant.key]) for variant in variants}
         for variant in variants:
             words = choices[variant.key].words
             if words not in self._said and words != "compiled":
                 self._said.add(words)
                 print_main(f"  note: [{variant.label}] evaluate.engine={self.setting}: {words}")
-        return choices
+        if not self.batch_size.words:
+            return choices
+        return {key: replace(one, words=f"{one.words}; {self.batch_size.words}") for key, one in choices.items()}
+
+    def _measured_size(self, variant: Variant, model: nn.Module) -> BatchSize:
+        """The fastest size of batches for the engine that a network would run by."""
+        evaluate, bundle = self.prepared.config.evaluate, self.prepared.bundle
+        num_images = evaluate.num_images or bundle.split_sizes[evaluate.split]
+        sizes = [size for size in BATCH_SIZES if size <= num_images]
+        if self._device.type == "cpu":
+            sizes = fitting(sizes, model, bundle.image_shape)
+        compiles = self.setting == "compiled" or (self.setting == "auto" and not self._not_worth(variant, model))
+
+        def seconds(size: int) -> float:
+            images = next(self._batches(size)).images
+            try:
+                run = self.programs.run_of(model, images) if compiles else model
+            except CannotCompile:
+                run = model
+            return seconds_of(run, images)
+
+        return fastest(sizes or BATCH_SIZES[:1], seconds)
 
     def _choice(self, variant: Variant, model: nn.Module) -> Choice:
         graph = _graph(variant)
@@ -149,7 +187,7 @@ class Engine:
     def _first_images(self) -> Tensor:
         """The first batch of all, on every rank: programs are made for its shape."""
         if self._images is None:
-            self._images = next(self._batches()).images
+            self._images = next(self._batches(self.batch_size.images)).images
         return self._images
 
 

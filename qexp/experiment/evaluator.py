@@ -31,11 +31,15 @@ from qexp.stats.sequential import Sequential
 
 @dataclass(frozen=True)
 class Scored:
-    """One variant of one epoch, named by what was done: its evaluation, what is suspicious, how it ran and what stopped it."""
+    """One variant of one epoch, named by what was done: its evaluation, what is suspicious, how it ran and what stopped it.
+
+    `batch_size` counts the images of a forward pass.
+    """
 
     variant: Variant
     evaluation: Evaluation
     alarms: tuple[str, ...]
+    batch_size: int
     calibration: Calibration | None = None
     outcomes: Mapping[str, Outcome] = field(default_factory=dict)
     computed_by: str = ""
@@ -68,7 +72,7 @@ class Evaluator:
         self._calibrations: dict[str, Calibration | None] = {}
         self._constant: dict[str, tuple[str, ...]] = {}  # of the state scored last
         self._outcomes: dict[str, Mapping[str, Outcome]] = {}  # of its corrections
-        self._engine = Engine(prepared, self._all_batches)
+        self._engine = Engine(prepared, self._batches_of, device)
         self._computed_by: dict[str, str] = {}  # of the state scored last
         self._sequential: dict[str, Sequential] = {}  # of the state scored last, where a test stopped evaluations
         self._reported: set[str] = set()  # variants whose corrections have said what they left alone
@@ -137,16 +141,17 @@ class Evaluator:
         alarms, calibration = self._alarms(variant, evaluation, digests), self._calibrations.get(variant.key)
         computed_by = self._computed_by.get(variant.key, "")
         seen = self._sequential.get(variant.key)
-        return Scored(variant.after(outcomes), evaluation, alarms, calibration, outcomes, computed_by, seen)
+        at_once = self._engine.batch_size.images
+        return Scored(variant.after(outcomes), evaluation, alarms, at_once, calibration, outcomes, computed_by, seen)
 
     def _batches(self) -> Iterator[Batch]:
         """Those of this rank."""
-        return self._all_batches(dist.rank(), dist.world_size())
+        return self._batches_of(self._engine.batch_size.images, dist.rank(), dist.world_size())
 
-    def _all_batches(self, rank: int = 0, world_size: int = 1) -> Iterator[Batch]:
+    def _batches_of(self, batch_size: int, rank: int = 0, world_size: int = 1) -> Iterator[Batch]:
         return self.prepared.bundle.eval_batches(
             self.settings.split,
-            batch_size=self.settings.batch_size,
+            batch_size=batch_size,
             device=self.device,
             num_images=self.settings.num_images,
             rank=rank,

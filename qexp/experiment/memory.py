@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -48,10 +49,22 @@ def check_memory(config: Config, model: nn.Module, bundle: DataBundle) -> None:
     raise UserError("evaluate.batch_size", config.evaluate.batch_size, allowed=f"a batch that fits; {takes}", remedy=remedy)
 
 
+def fitting(sizes: Sequence[int], model: nn.Module, image_shape: Sequence[int]) -> list[int]:
+    """The batch sizes whose evaluation this machine's memory holds.
+
+    Args:
+        sizes: images of a batch.
+        model: the network, on the CPU.
+        image_shape: (C, H, W).
+    """
+    each = forward_bytes(model, torch.zeros(1, *image_shape))
+    return [size for size in sizes if _fixed_bytes(model) + size * each <= memory_limit_bytes()]
+
+
 def _batch(config: Config, bundle: DataBundle) -> int:
     """Images of the largest batch."""
     num_images = config.evaluate.num_images or bundle.split_sizes[config.evaluate.split]
-    return min(config.evaluate.batch_size, num_images, bundle.split_sizes[config.evaluate.split])
+    return min(config.evaluate.batch_images, num_images, bundle.split_sizes[config.evaluate.split])
 
 
 def _fixed_bytes(model: nn.Module) -> int:

@@ -65,7 +65,7 @@ class Recorder:
         self._sources = sources(prepared.measured)
         config = prepared.config
         self._circumstances = circumstances(
-            device, config.evaluate.batch_size, channels_last=config.train.channels_last, engine=engine_of(config)
+            device, config.evaluate.batch_images, channels_last=config.train.channels_last, engine=engine_of(config)
         )
         self.num_measured = 0  # evaluations made by this job; the others were stored
         self._opened: dict[str, Variant] = {}  # by key, as their runs are called
@@ -164,7 +164,11 @@ class Recorder:
 
     def changed(self, epoch: int, of_float: Scored) -> str:
         """How the float network of this epoch scores otherwise than stored; empty where it does not."""
-        return changed(self._stored[of_float.variant.key].get(epoch), of_float.evaluation, self._circumstances)
+        return changed(self._stored[of_float.variant.key].get(epoch), of_float.evaluation, self._now(of_float))
+
+    def _now(self, item: Scored) -> dict[str, object]:
+        """The circumstances of an evaluation that was made just now."""
+        return self._circumstances | {"batch_size": item.batch_size}
 
     def write(self, epoch: int, scored: Sequence[Scored], *, last: bool) -> list[Record]:
         """Record what was measured after `epoch`; returns the records, the float network's first."""
@@ -175,7 +179,7 @@ class Recorder:
             record = record_of(self.prepared, item, epoch, float_network=of_float, device=self.device, versions=self.versions)
             if item.variant.key in missing:
                 record = self._keep_calibration(self._keep_predictions(record, item, last=last), item)
-                row = self._with_earlier({**record.as_row(), **as_stored(item.evaluation, self._circumstances)})
+                row = self._with_earlier({**record.as_row(), **as_stored(item.evaluation, self._now(item))})
                 record = replace(record, **{name: row.get(name, {}) for name in JOINED})
                 self._measured(item.variant).append([row])
                 self._stored[item.variant.key][epoch] = row

@@ -70,7 +70,7 @@ class Trial:
 
     @property
     def _fewest_scored(self) -> int:
-        batch = self.config.evaluate.batch_size
+        batch = self.config.evaluate.batch_images
         return min(self.num_scored % batch or batch, self.num_scored)
 
     def run(self, model: nn.Module, build: Callable[[], nn.Module]) -> None:

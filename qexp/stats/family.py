@@ -6,7 +6,6 @@ from collections.abc import Mapping
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import false_discovery_control
 
 from qexp.base.errors import UserError, choose
 
@@ -41,7 +40,12 @@ def adjust(p_values: Mapping[str, float], *, method: str = "holm") -> dict[str, 
     if not p_values:
         return {}
     values = np.array(list(p_values.values()))
-    adjusted = holm_adjusted(values, np.ones(len(values))) if method == "holm" else false_discovery_control(values)
+    if method == "holm":
+        adjusted = holm_adjusted(values, np.ones(len(values)))
+    else:
+        from scipy.stats import false_discovery_control  # only now, as importing it takes a second
+
+        adjusted = false_discovery_control(values)
     return dict(zip(p_values, map(float, adjusted), strict=True))
 
 

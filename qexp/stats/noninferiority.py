@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from scipy.stats import norm
+from scipy.special import ndtr
 
 from qexp.base.checks import check_range
 from qexp.stats.inputs import check_share
@@ -86,6 +86,6 @@ def non_inferiority(paired: Paired, *, margin: float = MARGIN, alpha: float = 0.
         margin=margin,
         alpha=alpha,
         interval=score_interval(paired.n10, paired.n01, paired.n, level=1 - 2 * alpha),
-        p_value=float(norm.sf(score(paired.n10, paired.n01, paired.n, -margin))),
-        p_gain=float(norm.sf(score(paired.n01, paired.n10, paired.n, -margin))),
+        p_value=float(ndtr(-score(paired.n10, paired.n01, paired.n, -margin))),
+        p_gain=float(ndtr(-score(paired.n01, paired.n10, paired.n, -margin))),
     )

@@ -6,8 +6,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.stats import t as student
-from scipy.stats import ttest_1samp
+from scipy.special import stdtr, stdtrit
 
 from qexp.base.checks import check_range
 from qexp.base.errors import UserError
@@ -61,7 +60,7 @@ def over_seeds(values: ArrayLike, *, level: float = 0.95) -> OverSeeds:
     if count == 1:
         return OverSeeds(mean=mean, num_seeds=1)
     sd = float(array.std(ddof=1))
-    half = float(student.ppf((1 + level) / 2, count - 1)) * sd / count**0.5
+    half = float(stdtrit(count - 1, (1 + level) / 2)) * sd / count**0.5
     return OverSeeds(mean=mean, num_seeds=count, sd=sd, interval=Interval(mean - half, mean + half, level))
 
 
@@ -85,7 +84,8 @@ def paired_over_seeds(values_a: ArrayLike, values_b: ArrayLike, *, level: float 
     differences = over_seeds(b - a, level=level)
     if not differences.sd:  # one seed, or no spread: t is undefined
         return differences
-    return replace(differences, p_value=float(ttest_1samp(b - a, 0.0).pvalue))
+    seeds = differences.num_seeds
+    return replace(differences, p_value=float(2 * stdtr(seeds - 1, -abs(differences.mean) / (differences.sd / seeds**0.5))))
 
 
 def over_draws_and_images(values: ArrayLike, *, level: float = 0.95) -> OverSeeds:
@@ -123,8 +123,8 @@ def over_draws_and_images(values: ArrayLike, *, level: float = 0.95) -> OverSeed
     p_value, half = None, 0.0
     if variance:
         freedom = variance**2 / float((parts**2 / (counts - 1)).sum())
-        half = float(student.ppf((1 + level) / 2, freedom)) * variance**0.5
-        p_value = float(2 * student.sf(abs(mean) / variance**0.5, freedom))
+        half = float(stdtrit(freedom, (1 + level) / 2)) * variance**0.5
+        p_value = float(2 * stdtr(freedom, -abs(mean) / variance**0.5))
     interval = Interval(mean - half, mean + half, level)
     return OverSeeds(mean=mean, num_seeds=len(array), sd=float(by_draw.std(ddof=1)), interval=interval, p_value=p_value)
 

@@ -88,6 +88,8 @@ def _check_verb(config: Config, verb: str) -> None:
             "It stops evaluations of one network: python -m qexp.evaluate. task=shrink of qexp.analyze has a race of its own."
         )
         raise UserError("evaluate.until", config.evaluate.until, allowed=f"null in qexp.{verb}", remedy=remedy)
+    if verb not in ("train", "evaluate") and config.evaluate.batch_size is None:
+        raise UserError("evaluate.batch_size", None, allowed=f"an integer in qexp.{verb}")
     if config.evaluate.engine != "eager":
         _check_engine(config.evaluate.engine, verb)
     if verb == "analyze":

@@ -1,6 +1,7 @@
 """Names and files of somebody else's do nothing in a report: no script in the page, no HTML in Markdown, no formula in CSV."""
 
 import io
+import math
 
 import pandas as pd
 import pytest
@@ -81,4 +82,6 @@ def test_csv_holds_no_formula_and_the_same_bytes_else():
     expected = [f"'{name}" for name in names[:5]] + names[5:]
     assert list(read["name"]) == list(read["'=cmd()"]) == expected
     plain = pd.DataFrame({"name": ['a "b", c', None, "it's"], "delta": [-0.5, 1e-9, None], "is": [True, False, None]})
+    numbers = {"n": [3, -2, 1 << 60], "same": [True, False, True], "share": [-0.0, math.inf, 1 / 3], "mixed": [1, "1", 1.0]}
+    plain = plain.assign(**numbers, text=["", "a", "b\n"])
     assert csv_text(plain) == plain.to_csv(index=False, float_format="%.10g", na_rep="", lineterminator="\n")

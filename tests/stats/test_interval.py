@@ -2,13 +2,15 @@
 
 import math
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binomtest
+from statsmodels.stats.proportion import confint_proportions_2indep, proportion_confint
 
 from qexp.base.errors import UserError
-from qexp.stats.interval import Interval, newcombe, wilson
+from qexp.stats.interval import Interval, newcombe, newcombe_ends, wilson, wilson_ends
 
 
 @given(st.integers(1, 500), st.floats(0, 1), st.sampled_from([0.8, 0.95, 0.99]))
@@ -40,6 +42,16 @@ def test_newcombe_turns_over_with_its_networks_and_refuses_counts_that_cannot_be
     assert newcombe(5, 0, 10) == newcombe(0, 5, 10).mirrored()
     with pytest.raises(UserError, match="num_correct_b=11"):
         newcombe(5, 11, 10)
+
+
+@pytest.mark.parametrize("level", [0.8, 0.95, 0.999])
+def test_many_at_once_are_those_of_statsmodels(level):
+    n = np.array([1, 1, 7, 20, 1000, 50_000, 50_000])
+    a, b = np.array([0, 1, 3, 20, 987, 0, 49_999]), np.array([1, 1, 0, 19, 966, 50_000, 25_000])
+    expected = proportion_confint(a, n, alpha=1 - level, method="wilson")
+    np.testing.assert_allclose(wilson_ends(a, n, level=level), 100 * np.array(expected), rtol=1e-14, atol=1e-14)
+    expected = confint_proportions_2indep(b, n, a, n, method="newcomb", compare="diff", alpha=1 - level)
+    np.testing.assert_allclose(newcombe_ends(a, b, n, level=level), 100 * np.array(expected), rtol=1e-14, atol=1e-13)
 
 
 def test_an_interval_holds_its_ends_and_turns_over():

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.stats import binomtest, multinomial
+from scipy.stats import binom, binomtest, multinomial
 from statsmodels.stats.contingency_tables import mcnemar as reference_mcnemar
 
 from qexp.base.errors import UserError
@@ -104,6 +104,25 @@ def test_the_order_of_images_is_of_no_matter(pairs, random):
 def test_a_higher_level_gives_a_wider_interval_around_the_difference(level):
     paired, wider = (compare_counts(117, 74, 2000, level=at_level) for at_level in (level, (1 + level) / 2))
     assert wider.interval.low < paired.interval.low < paired.difference < paired.interval.high < wider.interval.high
+
+
+@pytest.mark.parametrize(("n10", "n01"), [(0, 2000), (480, 520), (12_000, 12_500), (24_999, 25_001)])
+def test_many_flips_against_the_binomial_distribution_of_scipy(n10, n01):
+    assert isclose(float(mcnemar(n10, n01)), min(1.0, 2 * binom.cdf(min(n10, n01), n10 + n01, 0.5)), rel_tol=1e-12)
+
+
+@pytest.mark.parametrize("alpha", [0.05, 1e-4])
+@pytest.mark.parametrize("n", [1, 20, 2000])
+@pytest.mark.parametrize("discordant", [0.02, 2.0, 100.0])
+def test_the_power_is_the_sum_over_all_numbers_of_flips(discordant, n, alpha):
+    difference, expected = 0.4 * discordant, 0.0
+    for flips in range(n + 1):
+        chance = binom.pmf(flips, n, discordant / 100)
+        if chance > 1e-14:
+            ways = np.arange(flips + 1)  # so many of the flips are to B
+            shown = mcnemar(flips - ways, ways) <= alpha
+            expected += chance * binom.pmf(ways, flips, (discordant + difference) / (2 * discordant))[shown].sum()
+    assert isclose(mcnemar_power(discordant, difference, n, alpha=alpha), expected, abs_tol=1e-10)
 
 
 def test_no_flips():

@@ -52,13 +52,18 @@ def prec1_by_size(records: pd.DataFrame) -> Figure | None:
         front = pareto(part)
         axes.plot(part.loc[front, "size_bytes"] / MIB, part.loc[front, "prec1"], color=FRONT, linewidth=1.2, zorder=1.5)
         shown = part if limits is None else part[part["prec1"] >= limits[0]]  # of an interval below only a part would be seen
-        alike: dict[tuple[str, str], list[tuple[float, float, tuple[str, str]]]] = {}  # drawn at once: a table may have hundreds
-        for row, ends, of_float in zip(shown.itertuples(), wilson_ends(shown).itertuples(), is_float(shown), strict=True):
-            color, marker = (BLACK, "o") if of_float else (colors[row.bits], markers[row.bits])
+        intervals, of_float = wilson_ends(shown), is_float(shown)
+        looks = [
+            (BLACK, "o") if alone else (colors[bits], markers[bits]) for bits, alone in zip(shown["bits"], of_float, strict=True)
+        ]
+        lines = {"colors": [color for color, _ in looks], "linewidth": 1.0}  # drawn at once: a table may have hundreds
+        bars = axes.vlines(shown["size_bytes"] / MIB, intervals["low"], intervals["high"], **lines)
+        tell(bars, list(shown["variant"]))
+        alike: dict[tuple[str, str], list[tuple[float, float, tuple[str, str]]]] = {}
+        for row, ends, look in zip(shown.itertuples(), intervals.itertuples(), looks, strict=True):
             size = row.size_bytes / MIB
-            tell(axes.vlines(size, ends.low, ends.high, color=color, linewidth=1.0), row.variant)
             text = f"{row.variant}: {percent_text(row.prec1, ends.low, ends.high)}, {size:.3f} MiB"
-            alike.setdefault((color, marker), []).append((size, row.prec1, (row.variant, text)))
+            alike.setdefault(look, []).append((size, row.prec1, (row.variant, text)))
         for (color, marker), several in alike.items():
             sizes, prec1, told = zip(*several, strict=True)
             points(axes, sizes, prec1, color, marker, 5, told)

@@ -146,7 +146,8 @@ def find_protocols(records: pd.DataFrame, params: Mapping[str, Mapping[str, Scal
 
 def with_ways(frame: pd.DataFrame) -> pd.DataFrame:
     """Records without the columns of `ENGINE` and `UNTIL` where all rows are of networks as they are, and of all images."""
-    return frame.drop(columns=[name for names in (ENGINE, UNTIL) if not frame[names[0]].any() for name in names])
+    empty = [names for names in (ENGINE, UNTIL) if not any(frame[name].any() for name in names)]
+    return frame.drop(columns=[name for names in empty for name in names])
 
 
 def planned_images(frame: pd.DataFrame) -> pd.Series:

@@ -4,9 +4,10 @@ import re
 from xml.etree import ElementTree
 
 import pytest
+from PIL import Image
 
 from qexp.reporting.figures.marks import points, tell, with_titles
-from qexp.reporting.figures.style import drawing, save
+from qexp.reporting.figures.style import PAPER, PNG_DPI, drawing, save
 
 
 def titles(path):
@@ -26,6 +27,21 @@ def test_points_beyond_the_axes_and_the_paper_have_their_titles(y, tmp_path):
     before = svg.read_bytes()
     save(figure, tmp_path / "figure")
     assert svg.read_bytes() == before
+
+
+def test_all_kinds_of_files_are_laid_out_as_the_png(tmp_path):
+    """Labels outside of the axes make room for themselves, in each kind the same."""
+    with drawing(4, 3, "a heading") as figure:
+        figure.subplots().set_ylabel("a label\nof three\nlines", fontsize=20)
+    pdf, png, svg = save(figure, tmp_path / "figure", PAPER)
+    width, height = (float(size) / 72 for size in re.findall(r'(?:width|height)="([\d.]+)pt"', svg.read_text())[:2])
+    with Image.open(png) as picture:
+        assert picture.size == (int(width * PNG_DPI), int(height * PNG_DPI))
+    (box,) = re.findall(rb"/MediaBox \[ ([\d. ]+) \]", pdf.read_bytes())
+    assert [float(number) / 72 for number in box.split()] == pytest.approx([0, 0, width, height], abs=1e-3)
+    assert figure.axes[0].get_position().x0 > 0.2
+    save(figure, tmp_path / "alone", ("svg",))
+    assert (tmp_path / "alone.svg").read_bytes() == svg.read_bytes()
 
 
 def test_what_has_no_number_is_left_out_with_its_title(tmp_path):
