@@ -1,4 +1,4 @@
-"""What is wrong with jobs whose settings are right; torch-free, since the journal of a refused command is written without torch."""
+"""What is wrong with jobs whose settings are right; torch-free, as is the journal of a refused command."""
 
 from __future__ import annotations
 

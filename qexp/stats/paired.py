@@ -12,13 +12,13 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.optimize import bisect
 from scipy.special import bdtrik, betainc
 
 from qexp.base.checks import check_range
 from qexp.base.errors import UserError
 from qexp.stats.inputs import SAME_IMAGES, as_correct, check_same_images, check_same_length, check_share
 from qexp.stats.interval import Interval
-from qexp.stats.root import bisect
 from qexp.stats.score import score_interval
 
 POWER_TAIL = 1e-12  # chance of numbers of flips that a power is not summed over
@@ -200,7 +200,7 @@ def minimum_detectable_effect(discordant: float, n: int, *, power: float = 0.8, 
     def missing(difference: float) -> float:
         return mcnemar_power(discordant, difference, n, alpha=alpha) - power
 
-    return bisect(missing, 0.0, discordant, xtol=1e-6) if missing(0.0) < 0 else 0.0
+    return float(bisect(missing, 0.0, discordant, xtol=1e-6)) if missing(0.0) < 0 else 0.0
 
 
 def _binomial(k: ArrayLike, n: ArrayLike, share: float) -> NDArray[np.float64]:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 
+from scipy.optimize import bisect
 from scipy.special import ndtri
 
 from qexp.stats.inputs import check_counts, check_share
 from qexp.stats.interval import Interval
-from qexp.stats.root import bisect
 
 
 def score(n10: int, n01: int, n: int, difference: float) -> float:
@@ -62,4 +62,4 @@ def _lower(n10: int, n01: int, n: int, limit: float) -> float:
     check_counts(n10, n01, n)
     if n10 == n:
         return -100.0
-    return bisect(lambda difference: score(n10, n01, n, difference) - limit, -100.0, 100 * (n01 - n10) / n, xtol=1e-11)
+    return float(bisect(lambda difference: score(n10, n01, n, difference) - limit, -100.0, 100 * (n01 - n10) / n, xtol=1e-11))

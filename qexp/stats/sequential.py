@@ -32,13 +32,13 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.optimize import bisect
 
 from qexp.base.checks import check_range
 from qexp.base.errors import UserError
 from qexp.stats.inputs import check_counts, check_share
 from qexp.stats.interval import Interval
 from qexp.stats.noninferiority import MARGIN
-from qexp.stats.root import bisect
 
 Verdict = Literal["above", "below", "open"]
 # Stakes, as shares of the largest that cannot ruin: half an octave apart, so that one is within a fifth of the best one. The
@@ -252,4 +252,4 @@ def _lower(n10: int, n01: int, n: int, limit: float) -> float:
     low, high = -100.0 + 1e-9, 100 * (n01 - n10) / n
     if high <= low or log_capital(n10, n01, n, low) <= limit:
         return -100.0
-    return bisect(lambda difference: float(log_capital(n10, n01, n, difference)) - limit, low, high, xtol=1e-9)
+    return float(bisect(lambda difference: float(log_capital(n10, n01, n, difference)) - limit, low, high, xtol=1e-9))
