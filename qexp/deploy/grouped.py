@@ -87,8 +87,8 @@ def grouped_weight(name: str, values: Tensor, source: Tensor, spec: QuantSpec, l
     layout = encoded.fitted.layout
     scale = encoded.params["scale"].float()
     zero_point = encoded.params.get("zero_point", torch.zeros_like(scale)).float().expand_as(scale)
-    of_elements = [_of_elements(param, layout, values) for param in (scale, zero_point)]
-    coded = codes_of(name, values.float(), QParams(*of_elements, *encoded.code_range))
+    scales, zero_points = (_of_elements(param, layout, values) for param in (scale, zero_point))
+    coded = codes_of(name, values.float(), QParams(scales, zero_points, *encoded.code_range))
     shape = (layout.channels, layout.full + bool(layout.tail))
     qparams = QParams(scale.reshape(shape), zero_point.reshape(shape), *encoded.code_range)
     return GroupedWeight(coded.codes, qparams, layout, coded.values)
