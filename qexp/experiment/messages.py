@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from qexp.base.console import emit, print_main
+from qexp.base.console import emit, print_main, speaks_json
 from qexp.base.files import canonical_json
 from qexp.base.text import by_reason, counted
 from qexp.config.metrics import METRICS
@@ -25,7 +25,8 @@ TOLD = (  # fields of a record that its event has
 
 def plan(prepared: Sequence[Prepared], *, num_jobs: int) -> None:
     """Print what will run: jobs, trainings, variants, and which tensor is quantized how."""
-    emit("plan", jobs=num_jobs, trainings=[_planned(one) for one in prepared])
+    if speaks_json():
+        emit("plan", jobs=num_jobs, trainings=[_planned(one) for one in prepared])
     trainings = [one for one in prepared if one.config.checkpoint is None]
     parts = [f"{counted(len(trainings), 'training')} ({sum(map(is_stored, trainings))} stored)"] if trainings else []
     if starts := float_starts(prepared):
@@ -108,7 +109,7 @@ def trained_anew(trainings: Sequence[Prepared]) -> Iterator[str]:
 
 def float_starts(prepared: Sequence[Prepared]) -> list[Prepared]:
     """The float trainings that others begin from and that no job asks for itself, each once."""
-    own = {one.training for one in prepared}
+    own = {one.training for one in prepared if one.config.checkpoint is None}
     return list({one.start.training: one.start for one in prepared if one.start and one.start.training not in own}.values())
 
 

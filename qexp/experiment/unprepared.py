@@ -1,4 +1,4 @@
-"""What is wrong with jobs whose settings are right; torch-free, since the journal of a refused command is written without torch."""
+"""What is wrong with jobs whose settings are right; torch-free, as is what writes down that a command was refused."""
 
 from __future__ import annotations
 
