@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -227,9 +227,12 @@ def _identity(
         rests_on = {"weights_hash": weights_hash, "source_hash": source} | {f"{key}_hash": text for key, text in begun.items()}
         listed = data.of(config.data).num_classes if config.data.classes is not None else None
         own = {key: text for key, text in rests_on.items() if text is not None}
-        hashes = {"weights_hash": weights_hash, "source_hash": source}
-        hashed = partial(training_hash, config, **hashes, qat=begun or None, num_listed=listed)
-        return lambda: (hashed(data.of(config.data).fingerprint), own)
+
+        def identify() -> tuple[str, Mapping[str, str]]:
+            content = data.of(config.data).fingerprint
+            return training_hash(config, content, weights_hash, source, begun or None, num_listed=listed), own
+
+        return identify
     model = stored_values(asdict(config.model), ModelSettings) | ({"source": source} if source else {})
     del model["weights"]
     content = hash_tensors(network.state_dict()) if config.checkpoint == PRETRAINED else hash_file(Path(config.checkpoint))
