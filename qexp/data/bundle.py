@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator
 from functools import cached_property
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -20,12 +20,14 @@ from qexp.base.types import Batch
 from qexp.data.augment import Augmentation, epoch_key, epoch_order, mixed
 from qexp.data.splits import Part, Split, Splits, permuted, representative
 
+T = TypeVar("T")
+
 SAMPLED = 200  # files of a streamed split that are looked for in another
 _IMAGE_DIGITS = 12
 
 
 class ImageStore(Protocol):
-    """Where the pixels come from: `qexp.data.ram.RamImages` or `qexp.data.streaming.StreamedImages`."""
+    """Where the pixels come from: `RamImages`, `TreeImages` or `StreamedImages`, each in a file of its own."""
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -51,6 +53,9 @@ class ImageStore(Protocol):
 
     def num_images(self, part: Part) -> int | None:
         """Images in the part, None where the set lacks it."""
+
+    def once(self, question: str, answer: Callable[[], T]) -> T:
+        """The answer to a question about the images, which is kept where their pixels are costly to come by."""
 
     def hash_content(self, digest: hashlib._Hash) -> None:
         """Feed what identifies the images and labels to `digest`."""
@@ -96,11 +101,24 @@ class DataBundle:
         That is the decoded uint8 images (of a streamed set: the sorted relative paths and the content of its files, and how they
         are resized), the labels, the rows of every split, mean and std.
         """
+        return self._store.once(f"fingerprint {self._cut} {self.mean} {self.std}", self._fingerprint)
+
+    @cached_property
+    def _cut(self) -> str:
+        """Knows the rows of every split."""
         digest = hashlib.sha256()
-        self._store.hash_content(digest)
+        self._hash_splits(digest)
+        return digest.hexdigest()
+
+    def _hash_splits(self, digest: hashlib._Hash) -> None:
         for split, rows in sorted(self._splits.rows.items()):
             digest.update(f"{split}:{self._splits.part(split)}:{len(rows)}".encode())
             digest.update(rows.numpy().tobytes())
+
+    def _fingerprint(self) -> str:
+        digest = hashlib.sha256()
+        self._store.hash_content(digest)
+        self._hash_splits(digest)
         digest.update(repr((self.mean, self.std)).encode())
         return digest.hexdigest()[:16]
 
@@ -141,19 +159,23 @@ class DataBundle:
         """
         pair = Split(split), Split(other)
         if pair not in self._shared:
-            parts = [self._splits.part(name) for name in pair]
-            rows = [self._splits.rows[name] for name in pair]
-            rows[0] = rows[0][representative(len(rows[0]), SAMPLED if self.streamed else None)]
-            sizes = [self._store.sizes(part, chosen) if len(chosen) else [] for part, chosen in zip(parts, rows, strict=True)]
-            digests: list[list[bytes]] = []
-            for one, partner in ((0, 1), (1, 0)):
-                possible = set(sizes[partner])  # files of other sizes are not read
-                candidates = [row for row, size in zip(rows[one].tolist(), sizes[one], strict=True) if size in possible]
-                looked = track(candidates, "image to look for in both splits")
-                digests.append([hashlib.sha1(self._store.content(parts[one], row)).digest() for row in looked])
-            others = set(digests[1])
-            self._shared[pair] = sum(digest in others for digest in digests[0]), len(rows[0])
+            count, size = self._store.once(f"shared {pair[0]} {pair[1]} {self._cut}", lambda: self._count_shared(*pair))
+            self._shared[pair] = count, size
         return self._shared[pair]
+
+    def _count_shared(self, *pair: Split) -> tuple[int, int]:
+        parts = [self._splits.part(name) for name in pair]
+        rows = [self._splits.rows[name] for name in pair]
+        rows[0] = rows[0][representative(len(rows[0]), SAMPLED if self.streamed else None)]
+        sizes = [self._store.sizes(part, chosen) if len(chosen) else [] for part, chosen in zip(parts, rows, strict=True)]
+        digests: list[list[bytes]] = []
+        for one, partner in ((0, 1), (1, 0)):
+            possible = set(sizes[partner])  # files of other sizes are not read
+            candidates = [row for row, size in zip(rows[one].tolist(), sizes[one], strict=True) if size in possible]
+            looked = track(candidates, "image to look for in both splits")
+            digests.append([hashlib.sha1(self._store.content(parts[one], row)).digest() for row in looked])
+        others = set(digests[1])
+        return sum(digest in others for digest in digests[0]), len(rows[0])
 
     def steps_per_epoch(self, batch_size: int) -> int:
         """Global batches in an epoch; a last partial one counts."""

@@ -45,7 +45,7 @@ def content_hashes(root: Path, paths: Sequence[Path], workers: int) -> Iterator[
             hashes = pool.map(lambda number: hash_file(paths[number], _LENGTH), chunk)
             new = {keys[number]: content for number, content in zip(chunk, hashes, strict=True)}
             known |= new
-            _append(cache, {keys[number]: new[keys[number]] for number in chunk if _is_settled(paths[number])})
+            append_lines(cache, [f"{new[keys[number]]} {keys[number]}" for number in chunk if _is_settled(paths[number])])
     return (known[key] for key in keys)
 
 
@@ -61,10 +61,19 @@ def _is_settled(path: Path) -> bool:
 
 def _cache_file(root: Path) -> Path | None:
     """Where hashes below a folder are kept; None for a user without a home."""
+    name = hashlib.sha256(str(root.absolute()).encode(errors="surrogateescape")).hexdigest()[:16]
+    return user_cache("files", f"{name}.txt")
+
+
+def user_cache(folder: str, name: str) -> Path | None:
+    """A file of the user's cache; None for a user without a home.
+
+    Args:
+        folder: in the cache.
+        name: of the file.
+    """
     with suppress(RuntimeError):
-        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        name = hashlib.sha256(str(root.absolute()).encode(errors="surrogateescape")).hexdigest()[:16]
-        return base / "qexp" / "files" / f"{name}.txt"
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "qexp" / folder / name
     return None
 
 
@@ -79,11 +88,16 @@ def _read(cache: Path | None) -> dict[str, str]:
     return known
 
 
-def _append(cache: Path | None, new: dict[str, str]) -> None:
-    """Keep hashes; where the cache cannot be written, files are read again the next time."""
-    if cache is None or not new:
+def append_lines(cache: Path | None, lines: Sequence[str]) -> None:
+    """Keep lines in a file of the cache, all in one write; where that is impossible, they are computed again the next time.
+
+    Args:
+        cache: the file; None for none.
+        lines: of ASCII.
+    """
+    if cache is None or not lines:
         return
     with suppress(OSError):
         cache.parent.mkdir(parents=True, exist_ok=True)
         with open(cache, "ab", buffering=0) as handle:
-            handle.write("".join(f"{content} {key}\n" for key, content in new.items()).encode("ascii"))
+            handle.write("".join(f"{line}\n" for line in lines).encode("ascii"))

@@ -11,9 +11,7 @@ import struct
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,21 +20,16 @@ import torch
 from PIL import Image, ImageFile
 from torch import Tensor
 
-from qexp.base.console import print_main
 from qexp.base.errors import UserError, nearest
-from qexp.base.progress import track
 from qexp.config.data import DataSettings
 from qexp.config.preprocessing import Preprocessing
 from qexp.data.file_hashes import content_hashes
 from qexp.data.preprocess import preprocess
-from qexp.data.ram import RamImages, RamPart
 from qexp.data.splits import Part
 
 EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff", ".webp"})
 # what PIL raises on files that are truncated, garbled or no images
 DECODE_ERRORS = (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError)
-_CHUNK = 256  # files per task of the thread pool
-_WORTH_A_LINE = 10_000  # files; decoding so many takes over two seconds
 
 
 @dataclass(frozen=True)
@@ -222,52 +215,6 @@ def decode(path: Path, how: Preprocessing) -> Tensor:
 def corrupt(path: Path, error: BaseException) -> UserError:
     """The error that names a file which does not decode."""
     return UserError("image", path, allowed="a readable image", remedy=f"PIL says: {error}. Replace or remove the file.")
-
-
-def decode_tree(tree: Tree, settings: DataSettings) -> RamImages:
-    """Decode a whole tree into memory, in `data.workers` threads.
-
-    Raises:
-        UserError: a file is corrupt, or images differ in size and there is no `data.image_size`.
-    """
-    how = settings.preprocessing
-    count = sum(len(part.paths) for part in tree.parts.values())
-    if count >= _WORTH_A_LINE:
-        print_main(f"data: decoding {count} images below {tree.root}")
-    first = tree.first
-    try:
-        shape = decode(first, how).shape
-    except DECODE_ERRORS as error:
-        raise corrupt(first, error) from error
-    parts: dict[Part, RamPart] = {}
-    for name, part in tree.parts.items():
-        images = torch.empty((len(part.paths), *shape), dtype=torch.uint8)
-
-        def fill(start: int, paths: tuple[Path, ...] = part.paths, images: Tensor = images) -> None:
-            for position in range(start, min(start + _CHUNK, len(paths))):
-                images[position] = _decode_alike(paths[position], how, first, shape)
-
-        with ThreadPoolExecutor(max(1, settings.workers)) as pool:
-            try:
-                chunks = pool.map(fill, range(0, len(part.paths), _CHUNK))
-                for _ in track(chunks, "image to decode", total=len(part.paths), size=lambda _: _CHUNK):
-                    pass
-            except BaseException:
-                pool.shutdown(cancel_futures=True)
-                raise
-        parts[name] = RamPart(images, part.labels)
-    return RamImages(parts, tree.class_names, file_hashes=partial(tree.file_hashes, workers=settings.workers))
-
-
-def _decode_alike(path: Path, how: Preprocessing, first: Path, shape: torch.Size) -> Tensor:
-    """Decode one file and hold it to the size of the first."""
-    try:
-        image = decode(path, how)
-    except DECODE_ERRORS as error:
-        raise corrupt(path, error) from error
-    if image.shape != shape:
-        raise different_sizes(path, image.shape, first, shape)
-    return image
 
 
 def different_sizes(path: Path, shape: Sequence[int], first: Path, first_shape: Sequence[int]) -> UserError:

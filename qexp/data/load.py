@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from typing import cast, get_args
@@ -29,10 +30,11 @@ def load_store(settings: DataSettings) -> ImageStore:
 
 
 def load_data(settings: DataSettings) -> DataBundle:
-    """Decode (or, if streamed, list) a data set, cut its splits and make it ready for batches.
+    """Decode a data set (or list its files, to be decoded as they are asked for), cut its splits and make it ready for batches.
 
     Raises:
-        UserError: the set is absent or corrupt, its splits take more than there is, or mean and std do not fit its channels.
+        UserError: the set is absent or corrupt, its splits take more than there is, or mean and std do not fit its channels. That
+            one of many files is corrupt shows when it is decoded.
     """
     store = load_store(settings)
     parts: tuple[Part, ...] = get_args(Part)
@@ -44,7 +46,9 @@ def load_data(settings: DataSettings) -> DataBundle:
                 None,
                 allowed="a list, or [] for that of the network or of the set, as there is no image to measure it on",
             )
-        mean, std = store.channel_statistics(splits.rows[Split.TRAIN])
+        rows = splits.rows[Split.TRAIN]
+        cut = hashlib.sha256(rows.numpy().tobytes()).hexdigest()
+        mean, std = store.once(f"statistics {cut}", lambda: store.channel_statistics(rows))
     else:
         channels = store.image_shape[0]
         mean, std = (_per_channel(key, getattr(settings, key), channels) for key in ("mean", "std"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -12,6 +13,8 @@ from torch.nn import functional
 
 from qexp.data.augment import Augmentation
 from qexp.data.splits import Part
+
+T = TypeVar("T")
 
 _CHUNK = 1024  # images at a time where a pass over the set needs a wider type
 
@@ -45,13 +48,13 @@ class RamImages:
         parts: its halves; without `test` where the set has none.
         class_names: names of the classes, by label.
         streamed: False, for `ImageStore`.
-        file_hashes: of a part's files, in the order of its images; None where they are no files.
+        file_hashes: None, for `ImageStore`: they are no files.
     """
 
     parts: dict[Part, RamPart]
     class_names: tuple[str, ...]
     streamed: bool = False
-    file_hashes: Callable[[Part], Iterator[str]] | None = None
+    file_hashes: None = None
     _copies: dict[str, dict[Part, RamPart]] = field(default_factory=dict, repr=False)
 
     def resized(self, size: int | None) -> RamImages:
@@ -71,6 +74,10 @@ class RamImages:
     def num_images(self, part: Part) -> int | None:
         """Images in the part, None where the set lacks it."""
         return len(self.parts[part].labels) if part in self.parts else None
+
+    def once(self, question: str, answer: Callable[[], T]) -> T:
+        """The answer: all pixels are at hand."""
+        return answer()
 
     def hash_content(self, digest: hashlib._Hash) -> None:
         """Feed shapes, decoded bytes and labels to `digest`."""

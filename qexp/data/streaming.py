@@ -9,8 +9,9 @@ from __future__ import annotations
 import hashlib
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from PIL import Image
@@ -20,23 +21,25 @@ from torch.utils.data import DataLoader, Dataset
 from qexp.config.data import DataSettings
 from qexp.config.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 from qexp.data.augment import Augmentation, resized_crop_box
-from qexp.data.folder import DECODE_ERRORS, FilePart, Tree, corrupt, decode, decode_tree, different_sizes, open_rgb, scan_tree
+from qexp.data.folder import DECODE_ERRORS, FilePart, Tree, corrupt, decode, different_sizes, open_rgb, scan_tree
 from qexp.data.preprocess import transforms
-from qexp.data.ram import RamImages
 from qexp.data.splits import Part
+from qexp.data.tree_images import TreeImages
+
+T = TypeVar("T")
 
 _RAM_LIMIT_BYTES = 2 << 30  # a decoded tree above this is streamed where data.storage=auto
 _IDENTITY = 2  # of a streamed set's fingerprint; 1 knew files by their sizes
 
 
-def load_imagefolder(settings: DataSettings) -> RamImages | StreamedImages:
+def load_imagefolder(settings: DataSettings) -> TreeImages | StreamedImages:
     """Any tree `train/<class>/*`, `test/<class>/*` (or `val`), decoded into memory unless it exceeds 2 GiB."""
     tree, how = scan_tree(settings), settings.preprocessing
     size = _first_size(tree, how.image_size)
     num_bytes = 3 * math.prod(size) * sum(len(part.paths) for part in tree.parts.values())
     if settings.storage == "stream" or (settings.storage == "auto" and num_bytes > _RAM_LIMIT_BYTES):
         return StreamedImages(tree, (3, *size), how, workers=settings.workers)
-    return decode_tree(tree, settings)
+    return TreeImages(tree, settings)
 
 
 def load_imagenet(settings: DataSettings) -> StreamedImages:
@@ -145,6 +148,10 @@ class StreamedImages:
     def num_images(self, part: Part) -> int | None:
         """Images in the part, None where the set lacks it."""
         return len(self.tree.parts[part].paths) if part in self.tree.parts else None
+
+    def once(self, question: str, answer: Callable[[], T]) -> T:
+        """The answer: it needs no pixels here."""
+        return answer()
 
     def hash_content(self, digest: hashlib._Hash) -> None:
         """Feed the sorted relative paths, labels and content of all files, and how they are resized, to `digest`."""

@@ -38,13 +38,13 @@ class Prepared:
         config: of the first job; what trains is the same in all.
         variants: distinct ways to quantize, as asked for.
         tensors: the inventory of the network.
-        training: hash of the training, or of the checkpoint.
+        identify: gives the hash of the training, or of the checkpoint, and the hashes that a training's is made of beside its
+            settings and data. That of data in files needs all their pixels, which the plan of an evaluation does not wait for.
         notes: what loading weights has to say.
         places: of its activations, everywhere or (True) at layers only; found when first asked for.
         start: the float training that a quantization-aware one begins from.
         converted: the checkpoint, where such a training made it.
         data: the sets that this process holds.
-        rests_on: hashes that the training's is made of, beside its settings and data.
         layers: version of how its layers became modules; None where they were.
         asked: key of the variant that each of the merged jobs asks for, in their order.
     """
@@ -52,15 +52,32 @@ class Prepared:
     config: Config
     variants: tuple[Variant, ...]
     tensors: tuple[TensorInfo, ...]
-    training: str
+    identify: Callable[[], tuple[str, Mapping[str, str]]] = field(repr=False)
     data: DataSets = field(repr=False)
     notes: tuple[str, ...] = ()
     places: Callable[[bool], Sequence[ActivationInfo]] = lambda layers_only: ()
     start: Prepared | None = None
     converted: Converted | None = None
-    rests_on: Mapping[str, str] = field(default_factory=dict)
     layers: int | None = None
     asked: tuple[str, ...] = ()
+
+    @cached_property
+    def _identity(self) -> tuple[str, Mapping[str, str]]:
+        return self.identify()
+
+    @property
+    def training(self) -> str:
+        """Hash of the training, or of the checkpoint.
+
+        Raises:
+            UserError: an image is corrupt, or of another size than the others.
+        """
+        return self._identity[0]
+
+    @property
+    def rests_on(self) -> Mapping[str, str]:
+        """Hashes that the training's is made of, beside its settings and data."""
+        return self._identity[1]
 
     @property
     def bundle(self) -> DataBundle:

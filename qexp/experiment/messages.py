@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from qexp.base.console import emit, print_main
+from qexp.base.console import emit, print_main, speaks_json
 from qexp.base.files import canonical_json
 from qexp.base.text import by_reason, counted
 from qexp.config.metrics import METRICS
@@ -14,13 +14,17 @@ from qexp.engine.state import FitState
 from qexp.engine.trajectory import TrajectoryStore
 from qexp.experiment.identity import differences, training_identity
 from qexp.experiment.job import Prepared
-from qexp.policy.table import print_plan
+from qexp.experiment.variants import Variant
+from qexp.policy.table import PrintedPlan, print_plan
 from qexp.tracking.record import Record
 
 TOLD = (  # fields of a record that its event has
     *("training", "variant", "variant_key", "epoch", "seed", "bits", "mode", "split", "n", "prec1", "prec5", "loss"),
     *("delta_prec1", "kl", "logit_sqnr_db", "size_bytes", "extra", "alarms"),
 )
+
+
+MANY = 8  # quantized variants, above which those that differ in width alone share a line of the plan
 
 
 def plan(prepared: Sequence[Prepared], *, num_jobs: int, notes: Sequence[str] = ()) -> None:
@@ -31,7 +35,8 @@ def plan(prepared: Sequence[Prepared], *, num_jobs: int, notes: Sequence[str] = 
         num_jobs: before they were merged.
         notes: on the files of an export.
     """
-    emit("plan", jobs=num_jobs, trainings=[_planned(one) for one in prepared], notes=notes)
+    if speaks_json():
+        emit("plan", jobs=num_jobs, trainings=[_planned(one) for one in prepared], notes=notes)
     trainings = [one for one in prepared if one.config.checkpoint is None]
     parts = [f"{counted(len(trainings), 'training')} ({sum(map(is_stored, trainings))} stored)"] if trainings else []
     if starts := float_starts(prepared):
@@ -45,18 +50,34 @@ def plan(prepared: Sequence[Prepared], *, num_jobs: int, notes: Sequence[str] = 
     said: set[str] = set()
     for one in prepared:
         print_main(*_once(said, (f"note: {note}" for note in one.notes)))
-        for variant in one.variants[1:]:
-            printed = print_plan(variant.plan, policy=variant.config.policy.name)
-            lines: Iterable[str] = _once(said, printed.remarks)
-            if whole:
-                same = shown.setdefault(printed.gist, variant.label)
-                lines = printed.body if same == variant.label else [f"  the tensors of [{same}]"]
-            of_variant = _once(said, (f"  note: {note}; listed once" for note in variant.notes))
-            print_main(f"[{variant.label}] {printed.summary}", *lines, *of_variant)
+        plans = [(variant, print_plan(variant.plan, policy=variant.config.policy.name)) for variant in one.variants[1:]]
+        alike = not whole and sum(len(other.variants) - 1 for other in prepared) > MANY
+        for title, group in _titled(plans, alike=alike):
+            print_main(title)
+            for variant, printed in group:
+                lines: Iterable[str] = _once(said, printed.remarks)
+                if whole:
+                    same = shown.setdefault(printed.gist, variant.label)
+                    lines = printed.body if same == variant.label else [f"  the tensors of [{same}]"]
+                print_main(*lines, *_once(said, (f"  note: {note}; listed once" for note in variant.notes)))
     print_main(*(f"note: {note}" for note in notes))
     if not whole and any(len(one.variants) > 1 for one in prepared):
         kept = "" if config.plan_only else ", and plan.csv in the results has it"
         print_main(f"plan=full prints what becomes of each tensor and activation{kept}")
+
+
+def _titled(
+    plans: Sequence[tuple[Variant, PrintedPlan]], *, alike: bool
+) -> Iterator[tuple[str, list[tuple[Variant, PrintedPlan]]]]:
+    """The line of each plan, or of those that differ in width alone, and which they are."""
+    groups: dict[object, list[tuple[Variant, PrintedPlan]]] = {}
+    for number, (variant, printed) in enumerate(plans):
+        groups.setdefault(printed.way if alike else number, []).append((variant, printed))
+    for group in groups.values():
+        labels, (_, first) = ", ".join(variant.label for variant, _ in group), group[0]
+        sizes = sorted(printed.size_mib for _, printed in group)
+        several = f"W{'|'.join(printed.bits for _, printed in group)}{first.way}, {sizes[0]:.3g} to {sizes[-1]:.3g} MiB stored"
+        yield f"[{labels}] {first.summary if len(group) == 1 else several}", group
 
 
 def _planned(one: Prepared) -> dict[str, object]:
@@ -115,7 +136,7 @@ def trained_anew(trainings: Sequence[Prepared]) -> Iterator[str]:
 
 def float_starts(prepared: Sequence[Prepared]) -> list[Prepared]:
     """The float trainings that others begin from and that no job asks for itself, each once."""
-    own = {one.training for one in prepared}
+    own = {one.training for one in prepared if one.config.checkpoint is None}
     return list({one.start.training: one.start for one in prepared if one.start and one.start.training not in own}.values())
 
 

@@ -6,7 +6,7 @@ starts: a missing data set, a corrupt image, a checkpoint that does not fit, a p
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import cache
 from pathlib import Path
@@ -121,9 +121,12 @@ class Preparer:
                 check_calibration(variant, bundle)
         check_batch_norm(config, model)
         start = self._start(config)
-        training, rests_on = _identity(config, bundle, variants, start, source, loaded)
-        told, made = tuple(notes), (converted, rests_on, layers, asked)
-        return Prepared(config, variants, tensors, training, self.data, told, places, start, *made)
+        identify = _identity(config, self.data, variants, start, source, loaded)
+        told, made = tuple(notes), (converted, layers, asked)
+        prepared = Prepared(config, variants, tensors, identify, self.data, told, places, start, *made)
+        if config.checkpoint is None:  # the plan says whether it is stored
+            _ = prepared.training
+        return prepared
 
     def _try(
         self, config: Config, bundle: DataBundle, source: str | None, model: nn.Module, build: Callable[[], nn.Module]
@@ -162,6 +165,25 @@ class Preparer:
             raise Unprepared(causes)
         return prepared
 
+    def identify_all(self, prepared: Sequence[Prepared], groups: Sequence[Sequence[int]]) -> None:
+        """Have each prepared group of jobs know its hash, for which all its images are decoded unless that was done before.
+
+        Args:
+            prepared: the groups.
+            groups: positions of the jobs of each.
+
+        Raises:
+            Unprepared: images are corrupt, or differ in size.
+        """
+        causes: dict[tuple[int, int], UserError | UserErrors] = {}
+        for number, one in enumerate(prepared):
+            try:
+                _ = one.training
+            except UserError as error:
+                causes |= {(number, place): error for place in range(len(groups[number]))}
+        if causes:
+            raise Unprepared(causes)
+
     def _blame(self, configs: Sequence[Config], error: UserError | UserErrors) -> dict[int, UserError | UserErrors]:
         """Which jobs of a group are wrong: those that are wrong alone, or all of them where their data cannot be loaded."""
         alone: dict[int, UserError | UserErrors] = {}
@@ -187,13 +209,13 @@ def with_preprocessing(config: Config) -> Config:
 
 def _identity(
     config: Config,
-    bundle: DataBundle,
+    data: DataSets,
     variants: Sequence[Variant],
     start: Prepared | None,
     source: str | None,
     network: nn.Module,
-) -> tuple[str, dict[str, str]]:
-    """The hash of a training or a checkpoint, and what a training's is made of beside settings and data."""
+) -> Callable[[], tuple[str, Mapping[str, str]]]:
+    """What gives the hash of a training or a checkpoint, and what a training's is made of beside settings and data."""
     weights = config.model.weights
     weights_hash = None if weights in (None, PRETRAINED) else hash_file(Path(str(weights)))
     if weights == PRETRAINED and config.model.name not in TORCHVISION:  # trainings from torchvision's are stored by that word
@@ -203,14 +225,18 @@ def _identity(
         if config.qat.is_on:
             begun = {"plan": variants[1].plan.hash, "start": start.training if start is not None else None}
         rests_on = {"weights_hash": weights_hash, "source_hash": source} | {f"{key}_hash": text for key, text in begun.items()}
-        listed = bundle.num_classes if config.data.classes is not None else None
-        training = training_hash(config, bundle.fingerprint, weights_hash, source, begun or None, num_listed=listed)
-        return training, {key: text for key, text in rests_on.items() if text is not None}
+        listed = data.of(config.data).num_classes if config.data.classes is not None else None
+        own = {key: text for key, text in rests_on.items() if text is not None}
+
+        def identify() -> tuple[str, Mapping[str, str]]:
+            content = data.of(config.data).fingerprint
+            return training_hash(config, content, weights_hash, source, begun or None, num_listed=listed), own
+
+        return identify
     model = stored_values(asdict(config.model), ModelSettings) | ({"source": source} if source else {})
     del model["weights"]
     content = hash_tensors(network.state_dict()) if config.checkpoint == PRETRAINED else hash_file(Path(config.checkpoint))
-    subject = {"checkpoint": content, "model": model, "data": bundle.fingerprint}
-    return hash_json(subject), {}
+    return lambda: (hash_json({"checkpoint": content, "model": model, "data": data.of(config.data).fingerprint}), {})
 
 
 def _places(model: nn.Module, bundle: DataBundle, layers_only: bool) -> tuple[ActivationInfo, ...]:

@@ -1,4 +1,4 @@
-"""What is wrong with jobs whose settings are right; torch-free, as is the journal of a refused command."""
+"""What is wrong with jobs whose settings are right; torch-free, as is what writes down that a command was refused."""
 
 from __future__ import annotations
 

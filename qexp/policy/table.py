@@ -40,18 +40,27 @@ class PrintedPlan:
     """A plan as it is printed.
 
     Args:
-        summary: one line.
+        bits: widths of the weights, `3/8`.
+        way: what else the summary says, which copies of other widths may have in common; without its size.
+        size_mib: of what is stored.
         tables: what is quantized: tensors, then activations, where there are any.
         kept: lines about what is left alone, by reason.
         remarks: alarms and notes, which stand in the shortest form too.
         num_widths: of the tensors.
     """
 
-    summary: str
+    bits: str
+    way: str
+    size_mib: float
     tables: tuple[Table, ...]
     kept: tuple[str, ...]
     remarks: tuple[str, ...]
     num_widths: int
+
+    @property
+    def summary(self) -> str:
+        """One line: `W8A32 (activations fp32), mode int, ...: 20 of 116 tensors, 99.4 % of parameters, 0.266 MiB stored`."""
+        return f"W{self.bits}{self.way}, {self.size_mib:.3g} MiB stored"
 
     @property
     def body(self) -> list[str]:
@@ -117,32 +126,34 @@ def print_plan(plan: Plan, *, policy: str = "") -> PrintedPlan:
     left += [f"  {len(names)} x {reason} ({names[0]}{', ...' if len(names) > 1 else ''})" for reason, names in kept.items()]
     remarks = [*(f"! {alarm}" for alarm in larger_than_float(plan)), *(f"note: {note}" for note in plan.notes)]
     widths = {spec.bits for spec in plan.quantized.values()}
-    return PrintedPlan(_summary(plan, policy, total), tuple(tables), tuple(left), tuple(remarks), len(widths))
+    bits = "16" if plan.mode == "half" else "/".join(map(str, sorted({row.spec.bits for row in plan.rows if row.spec})))
+    if not bits:
+        bits = "32" if plan.quantized_activations else ""
+    size_mib, told = plan_size_bytes(plan) / 2**20, (tuple(tables), tuple(left), tuple(remarks))
+    return PrintedPlan(bits, _way(plan, policy, total), size_mib, *told, len(widths))
 
 
-def _summary(plan: Plan, policy: str, total: int) -> str:
-    """`W8A32, mode int, scheme linear per_tensor, policy uniform: 20 of 116 tensors, 99.4 % of parameters, 0.266 MiB`."""
+def _way(plan: Plan, policy: str, total: int) -> str:
+    """`A32 (activations fp32), mode int, scheme linear per_tensor, policy uniform: 20 of 116 tensors, 99.4 % of parameters`."""
     specs = [row.spec for row in plan.rows if row.spec]
-    bits = "/".join(str(width) for width in sorted({spec.bits for spec in specs}))
     if plan.mode == "half":
-        parts = ["W16A16 (fp16)", "mode half"]
+        parts = ["A16 (fp16)", "mode half"]
     else:
         schemes = sorted({f"{grid_name(spec)} {spec.granularity}" for spec in specs})
         control = " (a control: not rounded)" if plan.mode == "float" else ""
-        parts = [_widths(plan, bits), f"mode {plan.mode}{control}"]
+        parts = [_activations(plan), f"mode {plan.mode}{control}"]
         parts += [f"scheme {' and '.join(schemes)}"] if schemes else []
         parts += [f"policy {policy}"] if policy else []
     parts += [f"input {plan.input_quant}"] if plan.input_quant != "none" else []
     share = 100 * sum(row.info.num_elements for row in plan.rows if row.spec and _is_parameter(row)) / max(total, 1)
-    size = plan_size_bytes(plan) / 2**20
-    return f"{', '.join(parts)}: {len(specs)} of {len(plan.rows)} tensors, {share:.1f} % of parameters, {size:.3g} MiB stored"
+    return f"{', '.join(parts)}: {len(specs)} of {len(plan.rows)} tensors, {share:.1f} % of parameters"
 
 
-def _widths(plan: Plan, bits: str) -> str:
-    """`W8A32 (activations fp32)`, `W4A8 (activations static affine per_tensor)`."""
+def _activations(plan: Plan) -> str:
+    """`A32 (activations fp32)`, `A8 (activations static affine per_tensor)`."""
     specs = list(plan.quantized_activations.values())
     if not specs:
-        return f"W{bits}A32 (activations fp32)"
+        return "A32 (activations fp32)"
     widths = "/".join(str(width) for width in sorted({spec.bits for spec in specs}))
     ways = sorted(
         {
@@ -151,7 +162,7 @@ def _widths(plan: Plan, bits: str) -> str:
             for spec in specs
         }
     )
-    return f"W{bits or 32}A{widths} (activations {' and '.join(ways)})"
+    return f"A{widths} (activations {' and '.join(ways)})"
 
 
 def _readers(row: ActivationRow) -> str:

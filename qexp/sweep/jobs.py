@@ -115,8 +115,7 @@ class JobLog:
     def _refused(self, reasons: Mapping[int, str]) -> None:
         """Note which jobs are invalid and why, and that the others are still to be done.
 
-        Where no job of an experiment is right, nothing is noted: a typing mistake asks for nothing that a report should go on
-        listing.
+        Where no job of an experiment is right, nothing is noted: a report should not go on listing a typing mistake.
         """
         if any(job.plan_only for job in self.jobs):
             return

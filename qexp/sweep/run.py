@@ -108,6 +108,8 @@ def run_sweep(
     if any(config.plan_only for config in configs):
         estimate(prepared)
         return prepared
+    with log.refusals(groups):
+        resources.preparer.identify_all(prepared, groups)
     journals = Journals()
     left = _set_aside_done(groups, prepared, log, journals)
     failed = _launch_all([groups[number] for number in left], [prepared[number] for number in left], configs, launch, log)

@@ -74,7 +74,7 @@ def test_corrupt_image_is_named(tree, write, ending, damage):
     whole = broken.read_bytes()
     broken.write_bytes({"truncated": whole[: len(whole) - 40], "empty": b"", "text": b"<html>404</html>"}[damage])
     with pytest.raises(UserError, match=rf"image=.*test/dog/broken.{ending}: .*PIL says"):
-        load_data(settings(tree))
+        _ = load_data(settings(tree)).fingerprint
 
 
 def test_corrupt_first_image(tree):

@@ -74,6 +74,20 @@ def test_a_corrupt_image_is_refused(cli, tiny):
     said_and_nothing_started(cli(*tiny, "data=imagefolder", "data.root=set"), ["2.png"])
 
 
+def test_an_evaluation_says_what_it_will_do_before_it_decodes(cli, tiny):
+    for number, folder in enumerate(("train/a", "train/b", "test/a", "test/b")):
+        Path("set", folder).mkdir(parents=True)
+        Image.new("RGB", (8, 8), (50 * number, 90, 10)).save(Path("set", folder, "1.png"))
+    own = (*tiny[2:], "data=imagefolder", "data.root=set", "data.workers=0", "bits=4")
+    assert cli(*own, "train=smoke", "trajectory.keep=last").code == 0
+    (weights,) = Path("runs").glob("trainings/*/epochs/0001.safetensors")
+    Path("set/train/b/2.png").write_bytes(Path("set/train/b/1.png").read_bytes()[:45])
+    done = cli(*own, f"checkpoint={weights}", verb="evaluate")
+    assert done.code == 2 and "2.png" in done.err and "nothing was started" in done.err
+    assert done.out.startswith("1 job: 1 quantized variant\n") and "\n[W4 int] " in done.out
+    assert not Path("runs/checkpoints").exists()
+
+
 @pytest.mark.parametrize("storage", ["ram", "stream"])
 def test_calibrating_on_images_that_are_scored_is_refused(cli, tiny, tmp_path, storage):
     noise = torch.Generator().manual_seed(0)
