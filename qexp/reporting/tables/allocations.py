@@ -101,16 +101,19 @@ def explained(images: str, scored: str) -> str:
 def allocations_for_page(folder: Path) -> list[dict[str, object]]:
     """What the page shows of each allocation of an experiment: title, sentences, the choices and the bits of each layer.
 
+    One whose files are not all there, as where a command was killed, is left out.
+
     Args:
         folder: `results/<name>`.
     """
-    return [_for_page(path.parent) for path in sorted(folder.glob("allocation/*/methods.csv"))]
+    folders = [path.parent for path in sorted(folder.glob("allocation/*/methods.csv"))]
+    return [_for_page(one) for one in folders if (one / "layers.csv").is_file()]
 
 
 def _for_page(folder: Path) -> dict[str, object]:
     methods, layers = pd.read_csv(folder / "methods.csv"), pd.read_csv(folder / "layers.csv")
     rows = [{name: None if pd.isna(value) else value for name, value in row.items()} for row in methods.to_dict("records")]
-    # Files of before qexp 0.2 do not say which images these were, nor the budget.
+    # Files of qexp 0.1.0 do not say which images these were, nor the budget.
     images, scored = (str(rows[0].get(key) or words) for key, words in (("images", "other images"), ("scored", "test images")))
     widths = [list(map(int, layers[column])) for column in layers.columns[1:]]
     titles = [
