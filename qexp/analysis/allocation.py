@@ -18,7 +18,7 @@ from qexp.analysis.allocation_report import summary, write_allocation
 from qexp.analysis.budgets import Budget, budget_of
 from qexp.analysis.layer_policy import POLICY, command_with, policy_text, rules
 from qexp.analysis.layers import Layers
-from qexp.analysis.results import Allocated, Allocation, ChoiceComparison, Sensitivity
+from qexp.analysis.results import Allocated, Allocation, Sensitivity
 from qexp.analysis.scoring import Scored, compare_scored, score, scored
 from qexp.analysis.sensitivity import measure_sensitivity
 from qexp.analysis.sensitivity_report import write_sensitivity
@@ -39,6 +39,7 @@ from qexp.experiment.job import Prepared
 from qexp.experiment.prepare import Preparer
 from qexp.reporting.frames.protocol import MixedProtocolsError
 from qexp.reporting.report import write_report
+from qexp.reporting.tables.allocations import ChoiceComparison
 from qexp.tracking.record import Sweep
 
 MAX_BITS = 16

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from qexp.reporting.tables.allocations import ChoiceComparison
+
 
 @dataclass(frozen=True, kw_only=True)
 class Analysis:
@@ -152,37 +154,6 @@ class Allocated:
     by_measure: float | None = None
     label: str = ""
     test_prec1: float | None = None
-
-
-@dataclass(frozen=True)
-class ChoiceComparison:
-    """Two choices scored on the same images.
-
-    Args:
-        method: name of the first choice.
-        reference: name of the second choice.
-        n: images.
-        difference: Prec@1 of `method` less that of `reference`, points.
-        low: lower end of its interval, points.
-        high: upper end of its interval, points.
-        level: of the interval, 0 to 1.
-        p_value: exact McNemar p.
-        n10: images that `reference` has right and `method` wrong.
-        n01: images that `reference` has wrong and `method` right.
-        disagreement: share of images whose predictions differ, percent; None where it is not known.
-    """
-
-    method: str
-    reference: str
-    n: int
-    difference: float
-    low: float
-    high: float
-    level: float
-    p_value: float
-    n10: int
-    n01: int
-    disagreement: float | None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,6 +22,7 @@ from qexp.base.files import hash_json
 from qexp.base.progress import phase, track
 from qexp.base.types import Batch, QuantSpec
 from qexp.config.calibrate import CALIB, CalibrateSettings
+from qexp.nn.fake_quant import CONTAINER
 from qexp.nn.graph import evaluating
 from qexp.ptq.calibration import Calibration, grid_of, hash_tensors
 from qexp.ptq.grid_traits import check_clipped
@@ -169,7 +170,8 @@ def _by_images(
         again = run("histograms", observers)
         if again != num_images:
             raise UserError("batches", f"{num_images} images, then {again}", allowed="the same images at each call")
-    return {name: _at(name, observers[name].result, specs[name]) for name in track(specs, "range", note=str)}, num_images
+    names = track(specs, "activation quantizer", note=lambda name: name.removeprefix(f"{CONTAINER}."))
+    return {name: _at(name, observers[name].result, specs[name]) for name in names}, num_images
 
 
 def _run(

@@ -8,9 +8,10 @@ import pytest
 from qexp.analysis.allocation_report import findings, method_frame, write_allocation
 from qexp.analysis.allocation_report import markdown as allocation_markdown
 from qexp.analysis.ranking import trust
-from qexp.analysis.results import Allocated, Allocation, ChoiceComparison, LayerLoss, Sensitivity
+from qexp.analysis.results import Allocated, Allocation, LayerLoss, Sensitivity
 from qexp.analysis.sensitivity_report import layer_frame, markdown, summary, write_sensitivity
 from qexp.config.analyze import MEASURES
+from qexp.reporting.tables.allocations import ChoiceComparison
 
 LAYER = LayerLoss(
     layer="a", bits=4, num_elements=10, size_bytes=5, prec1=80.0, delta_prec1=-1.0, delta_loss=0.1, kl=0.1, n=100, n10=2, n01=1,

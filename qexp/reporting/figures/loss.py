@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -12,7 +14,7 @@ from qexp.reporting.figures.bits_lines import MAX_LINES, line_label, line_looks
 from qexp.reporting.figures.curves import MAX_BANDS, line_keys
 from qexp.reporting.figures.layout import PAGE_HEIGHT, PANELS_PER_ROW, label_ends
 from qexp.reporting.figures.marks import points, tell
-from qexp.reporting.figures.style import MAX_PANELS, Look, drawing, legend_entry, title
+from qexp.reporting.figures.style import MAX_PANELS, Look, drawing, legend_entry, looks, title
 from qexp.reporting.frames.comparison import has_qat
 from qexp.reporting.frames.repeats import is_further_draw
 from qexp.reporting.frames.summary import is_float, summarize
@@ -55,11 +57,13 @@ def loss_by_epoch(records: pd.DataFrame) -> Figure | None:
     if not rows["paired"][rows["num_seeds"] == 1].all():
         heading += "; faint: of both accuracies alone, where predictions were not kept"
     named = len(lines) > 1
+    # Lines of a panel are told apart by their colours; a line alone has that of its variant in the other figures.
+    colors = {} if named else {name: look.color for name, look in looks(table[~is_float(table)]).items()}
     with drawing(max(5.0, PANEL_WIDTH * columns), height * num_rows + 0.9 + 0.2 * named, heading, 11) as figure:
         grid = figure.subplots(num_rows, columns, squeeze=False)
         for axes, part in zip(grid.flat, panels, strict=False):
             axes.set_title(_heading(part, rows), loc="left")
-            _panel(axes, part, styles, 0.62 * height)
+            _panel(axes, part, styles, colors, 0.62 * height)
         for axes in list(grid.flat)[len(panels) :]:
             axes.set_visible(False)
         for axes in grid[:, 0]:
@@ -106,7 +110,9 @@ def _rows(records: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
     return means.sort_values(["bits", "epoch"], ascending=[False, True], kind="stable")
 
 
-def _panel(axes: Axes, part: pd.DataFrame, styles: dict[tuple[str, tuple[str, ...]], Look], height: float) -> None:
+def _panel(
+    axes: Axes, part: pd.DataFrame, styles: dict[tuple[str, tuple[str, ...]], Look], colors: dict[str, str], height: float
+) -> None:
     """The lines of one width, each with its intervals; the last loss beside a line where they are few."""
     axes.axhline(0, color="#000000", linewidth=1.2, zorder=1.8)
     low, high = min(part["low"].min(), -MARGIN), max(part["high"].max(), MARGIN)
@@ -114,6 +120,7 @@ def _panel(axes: Axes, part: pd.DataFrame, styles: dict[tuple[str, tuple[str, ..
     banded, ends = part["variant"].nunique() <= MAX_BANDS, []
     for name, line in part.groupby("variant", sort=False):
         look = styles[line["line"].iloc[0]]
+        look = replace(look, color=colors.get(str(name), look.color))
         if banded:
             _bands(axes, str(name), line, look.color)
         (drawn,) = axes.plot(line["epoch"], line["loss"], color=look.color, linestyle=look.line, linewidth=1.5)

@@ -46,6 +46,9 @@ def with_choices(records: pd.DataFrame, folder: str | Path) -> pd.DataFrame:
         plain = label.generated.without([word for word in label.words if word.startswith("#")]).text
         method = methods.get((plain, size), "") if widths else ""
         named.append(label.with_word(method, marks=False) if method else label)
+    # The first digits of a key told two choices of the same widths apart, which what chose them does by now.
+    bare = [label.without([key[:4]]) for label, key in zip(named, records["variant_key"], strict=True)]
+    named = bare if len({label.text for label in bare}) == len({label.text for label in named}) else named
     return records.assign(named=named, variant=[label.text for label in named])
 
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Protocol
 
 import pandas as pd
 
@@ -29,8 +29,23 @@ NUMBERS = (
 )  # fmt: skip
 
 
-class Compared(Protocol):
-    """Two choices scored on the same images, as `qexp.analysis.results.ChoiceComparison` has them."""
+@dataclass(frozen=True)
+class ChoiceComparison:
+    """Two choices scored on the same images.
+
+    Args:
+        method: name of the first choice.
+        reference: name of the second choice.
+        n: images.
+        difference: Prec@1 of `method` less that of `reference`, points.
+        low: lower end of its interval, points.
+        high: upper end of its interval, points.
+        level: of the interval, 0 to 1.
+        p_value: exact McNemar p.
+        n10: images that `reference` has right and `method` wrong.
+        n01: images that `reference` has wrong and `method` right.
+        disagreement: share of images whose predictions differ, percent; None where it is not known.
+    """
 
     method: str
     reference: str
@@ -42,6 +57,7 @@ class Compared(Protocol):
     p_value: float
     n10: int
     n01: int
+    disagreement: float | None
 
 
 def choice_title(method: str, measure: str, width: int) -> str:
@@ -55,7 +71,7 @@ def choice_title(method: str, measure: str, width: int) -> str:
     return f"{method} by {MEASURE_TITLES[measure]}" if measure else f"{method} {width}"
 
 
-def comparison_sentence(compared: Compared, scored: str) -> str:
+def comparison_sentence(compared: ChoiceComparison, scored: str) -> str:
     """One difference in words; a verdict only where its interval excludes zero.
 
     Args:
@@ -85,19 +101,24 @@ def explained(images: str, scored: str) -> str:
 def allocations_for_page(folder: Path) -> list[dict[str, object]]:
     """What the page shows of each allocation of an experiment: title, sentences, the choices and the bits of each layer.
 
+    One whose files are not all there, as where a command was killed, is left out.
+
     Args:
         folder: `results/<name>`.
     """
-    return [_for_page(path.parent) for path in sorted(folder.glob("allocation/*/methods.csv"))]
+    folders = [path.parent for path in sorted(folder.glob("allocation/*/methods.csv"))]
+    return [_for_page(one) for one in folders if (one / "layers.csv").is_file()]
 
 
 def _for_page(folder: Path) -> dict[str, object]:
     methods, layers = pd.read_csv(folder / "methods.csv"), pd.read_csv(folder / "layers.csv")
     rows = [{name: None if pd.isna(value) else value for name, value in row.items()} for row in methods.to_dict("records")]
-    # Files of before qexp 0.2 do not say which images these were, nor the budget.
+    # Files of qexp 0.1.0 do not say which images these were, nor the budget.
     images, scored = (str(rows[0].get(key) or words) for key, words in (("images", "other images"), ("scored", "test images")))
     widths = [list(map(int, layers[column])) for column in layers.columns[1:]]
-    titles = [choice_title(row["method"], row["measure"] or "", bits[0]) for row, bits in zip(rows, widths, strict=True)]
+    titles = [
+        choice_title(str(row["method"]), str(row["measure"] or ""), bits[0]) for row, bits in zip(rows, widths, strict=True)
+    ]
     chosen = [SimpleNamespace(**row, choice=title) for row, title in zip(rows, titles, strict=True)]
     columns = [(Column(name=title, title=title, kind="count"), bits) for title, bits in zip(titles, widths, strict=True)]
     names = (Column(name="layer", title="layer", kind="text"), list(layers["layer"]))
@@ -110,8 +131,22 @@ def _for_page(folder: Path) -> dict[str, object]:
     }
 
 
-def _compared(row: Mapping[str, object]) -> Compared:
+def _compared(row: Mapping[str, object]) -> ChoiceComparison:
     """The comparison in a row of `methods.csv`, whose counts a gap made numbers with a point."""
-    values = {name.removeprefix("test_"): value for name, value in row.items() if name.startswith("test_")}
-    counts = {name: int(float(str(values[name]))) for name in ("n", "n10", "n01")}
-    return SimpleNamespace(**values | counts, method=row["method"])
+
+    def number(name: str) -> float:
+        return float(str(row[f"test_{name}"]))
+
+    return ChoiceComparison(
+        method=str(row["method"]),
+        reference=str(row["test_reference"]),
+        n=int(number("n")),
+        difference=number("difference"),
+        low=number("low"),
+        high=number("high"),
+        level=number("level"),
+        p_value=number("p_value"),
+        n10=int(number("n10")),
+        n01=int(number("n01")),
+        disagreement=None if row.get("test_disagreement") is None else number("disagreement"),
+    )

@@ -2,6 +2,7 @@ import pandas as pd
 import pytest
 from matplotlib.collections import LineCollection
 
+from qexp.reporting.figures.accuracy import prec1_by_epoch
 from qexp.reporting.figures.loss import loss_by_epoch
 from qexp.reporting.frames.load import load_records
 from qexp.reporting.frames.predictions import load_predictions
@@ -28,6 +29,21 @@ def test_a_panel_for_each_width_with_its_losses(write, training):
     assert (rows["epoch"].tolist(), rows["delta_prec1"].tolist()) in drawn
     assert f"{rows['delta_prec1'].iloc[-1]:+.2f}" in [text.get_text() for text in figure.axes[1].texts]
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["int", "float (control)"]
+
+
+def test_a_variant_has_the_colour_that_it_has_against_the_epoch(write, training):
+    records = load_records("exp", write(training(["W8 int", "W4 int", "W3 int"])))
+    last = {name: rows.sort_values("epoch") for name, rows in records.groupby("variant")}
+    colors = {
+        name: {
+            line.get_color() for axes in draw(records).axes for line in axes.get_lines() if list(line.get_ydata()) == list(values)
+        }
+        for draw, column in ((prec1_by_epoch, "prec1"), (loss_by_epoch, "delta_prec1"))
+        for name, values in ((f"{name} {column}", rows[column]) for name, rows in last.items() if name != "fp32")
+    }
+    for name in ("W8 int", "W4 int", "W3 int"):
+        assert len(colors[f"{name} prec1"]) == 1 and colors[f"{name} prec1"] == colors[f"{name} delta_prec1"]
+    assert len(set(map(str, colors.values()))) == 3
 
 
 def test_what_was_not_kept_has_the_interval_of_both_accuracies(write, training):

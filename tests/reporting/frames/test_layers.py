@@ -85,11 +85,13 @@ def test_frame_maps_and_page(analysed, predicted, write, tmp_path):
 
 
 def test_an_allocation_has_its_bits_and_its_result_on_the_page(predicted, write, tmp_path):
-    """The published one, by files of a version that wrote neither budget nor images down, and as they are written now."""
+    """The published one, whose files lack budget and images, one as they are written now, and what a killed command left."""
     (source,) = (PUBLISHED / "mixed_precision" / "allocation").iterdir()
     folder = tmp_path / "results" / "exp" / "allocation"
     shutil.copytree(source, folder / "before")
     shutil.copytree(source, folder / "now")
+    (folder / "killed").mkdir()
+    shutil.copy(source / "methods.csv", folder / "killed")
     table = pd.read_csv(source / "methods.csv").assign(budget="4 bits", images="500 select images", scored="test images")
     table.to_csv(folder / "now" / "methods.csv", index=False)
     (folder / "now" / "figures" / "bits.svg").write_text(SVG)

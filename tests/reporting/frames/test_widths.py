@@ -5,6 +5,7 @@ import json
 import pandas as pd
 import pytest
 
+from qexp.base.label import Label
 from qexp.reporting.figures.accuracy import prec1_by_bits
 from qexp.reporting.figures.cost import prec1_by_size
 from qexp.reporting.frames.layers import with_choices
@@ -74,6 +75,26 @@ def test_what_chose_the_widths_is_said(runs_dir, tmp_path):
     pd.DataFrame(methods).to_csv(folder / "methods.csv", index=False)
     variants = set(with_choices(load_records("exp", runs_dir), tmp_path / "results" / "exp")["variant"])
     assert variants == {"fp32", "W4 int", "W2 int", "W3 int", "W3/4/6 int rules exact"}
+
+
+def test_what_chose_the_widths_stands_for_the_digits_of_a_key(runs_dir, tmp_path):
+    folder = tmp_path / "results" / "exp" / "allocation" / "x"
+    folder.mkdir(parents=True)
+    label = Label("int", (3, 4, 6), words=("rules", "8cc9"))
+    methods = pd.DataFrame({"method": ["greedy"], "label": [label.text], "size_bytes": [1234]})
+    methods.to_csv(folder / "methods.csv", index=False)
+    records = load_records("exp", runs_dir)
+    mine = records["variant"] == "W3/4/6 int rules"
+    named = [label if own else other for own, other in zip(mine, records["named"], strict=True)]
+    records = records.assign(named=named, variant_key=records["variant_key"].mask(mine, "8cc9ffff"))
+    chosen = with_choices(records, tmp_path / "results" / "exp")
+    assert set(chosen["variant"][mine]) == {"W3/4/6 int rules greedy"}
+    other = records["variant"] == "W2 int"
+    twin = Label("int", (3, 4, 6), words=("rules", "ea5a"))  # of the same widths, chosen by hand
+    records = records.assign(named=[twin if own else label for own, label in zip(other, named, strict=True)], size_bytes=7)
+    records = records.assign(variant_key=records["variant_key"].mask(other, "ea5affff"))
+    kept = with_choices(records, tmp_path / "results" / "exp")["variant"]
+    assert set(kept[mine | other]) == {"W3/4/6 int rules 8cc9", "W3/4/6 int rules ea5a"}
 
 
 def test_without_such_a_policy_nothing_changes(write, training):
