@@ -137,6 +137,8 @@ class EvaluateSettings:
         across: `preprocessing` lets a report compare rows image by image although the same files became other pixels in them.
         engine: how networks run: `eager`, exact; `compiled`, one program for all variants of one graph, whose logits differ in
             their last bits, as sums have another order; `auto`, compiled where that is found to pay. Each has numbers of its own.
+        precision: arithmetic of the forward passes that are scored: `bf16` is torch.autocast's, for a quick look where a GPU
+            or processor has it, with float activations alone, as steps of quantized ones are finer. Its numbers are marked.
         until: `decided` stops scoring a variant when its comparison with the float network is decided, by a sequential test that
             looks after each batch of images in an order that was drawn. Its row says how many images it took.
         margin: loss that the test is of, points; None: it is of any difference.
@@ -150,6 +152,7 @@ class EvaluateSettings:
     metrics: list[str] = later([])
     across: Literal["preprocessing"] | None = later(None)
     engine: Literal["eager", "auto", "compiled"] = later("eager")
+    precision: Literal["fp32", "bf16"] = later("fp32")
     until: Literal["decided"] | None = later(None)
     margin: Annotated[Annotated[float, Gt(0.0), Le(50.0)] | None, ReadWhere("until", "decided")] = later(0.5)
 
@@ -159,6 +162,9 @@ class EvaluateSettings:
         if self.until is not None and self.across is not None:
             remedy = "Rows are compared image by image, and each would have other images."
             raise UserError("evaluate.until", self.until, allowed="null with evaluate.across", remedy=remedy)
+        if self.precision == "bf16" and self.engine != "eager":
+            remedy = "Programs are held against their networks' fp32 logits."
+            raise UserError("evaluate.engine", self.engine, allowed="eager with evaluate.precision=bf16", remedy=remedy)
         if self.until is not None and self.batch_size is None:
             remedy = "Its test looks after each batch: another size stops it elsewhere."
             raise UserError("evaluate.batch_size", None, allowed="an integer with evaluate.until", remedy=remedy)

@@ -23,6 +23,7 @@ from qexp.base.text import counted
 from qexp.base.types import Batch
 from qexp.config.train import BATCH_SIZES
 from qexp.engine.compiled import TOLERANCE, CannotCompile, Programs, Run, check_alike, seconds_of
+from qexp.engine.precision import InBf16, lacks_bf16
 from qexp.experiment.batch_size import BatchSize, fastest
 from qexp.experiment.job import Prepared
 from qexp.experiment.memory import fitting
@@ -35,6 +36,7 @@ WORTH = 0.9  # of eager's time at most, else a program that was made is not used
 # either way, and a step of an activation is far more than a rounding error. A program of another graph or other weights is off by
 # as much as logits are, in every image.
 QUANTIZED_TOLERANCE = 0.1
+AUTOCAST = "bf16 by torch.autocast"
 HALF = "mode=half rounds the result of every operation, and a compiler joins operations"
 
 
@@ -43,11 +45,11 @@ class Choice:
     """How one network runs.
 
     Args:
-        run: its program; None where it runs as it is.
+        run: its program, or the network in bf16; None where it runs as it is.
         words: what was chosen and why, for the record.
     """
 
-    run: Run | None
+    run: Callable[[Tensor], object] | None
     words: str
 
 
@@ -65,6 +67,9 @@ class Engine:
     def __init__(self, prepared: Prepared, batches: Callable[[int], Iterator[Batch]], device: torch.device) -> None:
         self.prepared, self._batches, self._device = prepared, batches, device
         self.setting = prepared.config.evaluate.engine
+        self._is_bf16 = prepared.config.evaluate.precision == "bf16"
+        if self._is_bf16 and lacks_bf16(device):
+            print_main("  note: this processor has no instructions for bf16: evaluate.precision=fp32 is many times faster here")
         self.batch_size = BatchSize(prepared.config.evaluate.batch_images)
         self._is_settled = prepared.config.evaluate.batch_size is not None
         self.programs = Programs()
@@ -92,8 +97,9 @@ class Engine:
             self._images, self._is_settled = None, True
             print_main(f"  note: evaluate.batch_size=null: {self.batch_size.words}")
         if self.setting == "eager":
-            words = self.batch_size.words
-            return {variant.key: Choice(None, words) for variant in variants} if words else {}
+            words = "; ".join(filter(None, [AUTOCAST * self._is_bf16, self.batch_size.words]))
+            runs = {variant.key: InBf16(models[variant.key]) if self._is_bf16 else None for variant in variants}
+            return {key: Choice(run, words) for key, run in runs.items()} if words else {}
         choices = {variant.key: self._choice(variant, models[variant.key]) for variant in variants}
         for variant in variants:
             words = choices[variant.key].words
@@ -111,12 +117,13 @@ class Engine:
         sizes = [size for size in BATCH_SIZES if size <= num_images]
         if self._device.type == "cpu":
             sizes = fitting(sizes, model, bundle.image_shape)
+        eager = InBf16(model) if self._is_bf16 else model
         compiles = self.setting == "compiled" or (self.setting == "auto" and not self._not_worth(variant, model))
 
         def seconds(size: int) -> float:
             images = next(self._batches(size)).images
             try:
-                run = self.programs.run_of(model, images) if compiles else model
+                run = self.programs.run_of(model, images) if compiles else eager
             except CannotCompile:
                 run = model
             return seconds_of(run, images)

@@ -61,7 +61,7 @@ class Evaluator:
     def __init__(self, prepared: Prepared, device: torch.device, qat: QatTraining | None = None) -> None:
         self.prepared, self.device, self._qat = prepared, device, qat
         self.settings = prepared.config.evaluate
-        self.channels_last = prepared.config.train.channels_last
+        self.channels_last = prepared.config.evaluates_channels_last
         self._prototype = prepared.network().to(device)
         self._shadows: dict[tuple[bool, str], list[Shadow]] = {}
         self._start: Evaluation | None = None  # of the float network that a training began from, which stays as it is

@@ -65,7 +65,10 @@ class Recorder:
         self._sources = sources(prepared.measured)
         config = prepared.config
         self._circumstances = circumstances(
-            device, config.evaluate.batch_images, channels_last=config.train.channels_last, engine=engine_of(config)
+            device,
+            config.evaluate.batch_images,
+            channels_last=config.evaluates_channels_last,
+            engine=engine_of(config),
         )
         self.num_measured = 0  # evaluations made by this job; the others were stored
         self._opened: dict[str, Variant] = {}  # by key, as their runs are called

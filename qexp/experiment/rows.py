@@ -173,8 +173,9 @@ def _measured(prepared: Prepared, item: Scored, float_network: Evaluation) -> di
 
 
 def engine_of(config: Config) -> str:
-    """`evaluate.engine` as a record has it: nothing where networks run as they are."""
-    return "" if config.evaluate.engine == "eager" else config.evaluate.engine
+    """`evaluate.engine`, with a precision that is not fp32, as a record has it: nothing where networks run as they are."""
+    engine, precision = config.evaluate.engine, config.evaluate.precision
+    return f"{engine} {precision}" if precision != "fp32" else "" if engine == "eager" else engine
 
 
 def _raced(item: Scored, float_network: Evaluation) -> dict[str, Any]:

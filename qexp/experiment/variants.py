@@ -24,6 +24,7 @@ from qexp.qat.convert import Converted
 from qexp.quant.schemes import QUANTIZER_VERSION
 
 FLOAT = Label(AS_TRAINED)
+IN_BF16 = "bf16_forward"  # of labels, where evaluate.precision=bf16
 
 
 @dataclass(frozen=True)
@@ -190,12 +191,15 @@ def converted_variants(
         activations: the places of the network's activations, everywhere or (True) at layers only.
 
     Raises:
-        UserError: several jobs, whose dials would differ; a place that the network does not have.
+        UserError: several jobs, whose dials would differ; a place that the network does not have; bf16 for quantized activations.
     """
     config = configs[0]
     if len(configs) > 1:
         remedy = "Its quantizers were trained with it: give no sweep over bits, mode, policy, quant, calibrate or correct."
         raise UserError("checkpoint", config.checkpoint, allowed="one job for a converted network", remedy=remedy)
+    if config.evaluate.precision != "fp32" and converted.activations:
+        remedy = "It simulates codes of activations, which bf16 is too coarse for."
+        raise UserError("evaluate.precision", config.evaluate.precision, allowed="fp32 for this network", remedy=remedy)
     layers_only = any(spec.layers_only for spec, _ in converted.activations.values())
     places = {info.name: info for info in activations(layers_only)} if converted.activations else {}
     plan = converted.plan(tuple(tensors), places)
@@ -225,6 +229,9 @@ def _variant(named: Label, config: Config, plan: Plan, reused: Calibration | Non
         settings = {"margin": config.evaluate.margin, "block": config.evaluate.batch_size, "draw": racing.DRAW}
         evaluate["until"] = settings
         named = named if named == FLOAT else named.with_word(racing.WORD)
+    if config.evaluate.precision != "fp32":
+        evaluate["precision"] = config.evaluate.precision
+        named = named if named == FLOAT else named.with_word(IN_BF16)
     if named != FLOAT:
         named = named.called(config.label, marks=[draw_word(config.calibrate.draw)])
     if config.evaluate.engine != "eager":  # whose numbers have the keys that they had before there was another

@@ -90,6 +90,9 @@ def _check_verb(config: Config, verb: str) -> None:
         raise UserError("evaluate.until", config.evaluate.until, allowed=f"null in qexp.{verb}", remedy=remedy)
     if verb not in ("train", "evaluate") and config.evaluate.batch_size is None:
         raise UserError("evaluate.batch_size", None, allowed=f"an integer in qexp.{verb}")
+    if verb not in ("train", "evaluate") and config.evaluate.precision != "fp32":
+        remedy = "What it compares with is computed in fp32 or in integers."
+        raise UserError("evaluate.precision", config.evaluate.precision, allowed=f"fp32 in qexp.{verb}", remedy=remedy)
     if config.evaluate.engine != "eager":
         _check_engine(config.evaluate.engine, verb)
     if verb == "analyze":

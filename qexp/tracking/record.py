@@ -41,8 +41,8 @@ class Record:
     `corrected` what each correction that was asked for did and left, `calibration` the file of activation ranges.
     `draw` is which calibration images it learned from, `calibrate.draw`; 0 where it read none.
     `extra` holds the metrics that were asked for, by name, `sources` the hash of the code of those of the user's own.
-    `engine` is `evaluate.engine` where that is not `eager`, and `computed_by` says then how the network ran, and why,
-    and of a measured `evaluate.batch_size` which was the fastest.
+    `engine` is `evaluate.engine` where that is not `eager`, and `eager bf16` under `evaluate.precision=bf16`; `computed_by` says
+    then how the network ran, and why, and of a measured `evaluate.batch_size` which was the fastest.
     `until` is the test of `evaluate.until=decided`, which stopped the evaluation of a copy after `n` of `num_planned` images;
     `decided` is what it said.
     `world_size` ranks measured; `trained_by` is how many trained (`1 then 2` where it went on with another number, which

@@ -96,6 +96,7 @@ def test_another_measurement_evaluates_nothing_again(cli, tiny, monkeypatch):
     assert {row["computed"]["batch_size"] for row in rows} == {50}
     assert all(row["computed_by"].startswith("batches of 50: ") for row in rows)
     assert "batches of 50" in Path("results/sizes/table.csv").read_text()
+    assert "engine" not in Path("results/sizes/table.md").read_text()
     tried = prefer(monkeypatch, 250)
     assert cli(*command).code == 0 and not tried
     assert {path.name: path.read_bytes() for path in (training / "variants").glob("*.jsonl")} == stored

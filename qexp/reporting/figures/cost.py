@@ -56,8 +56,9 @@ def prec1_by_size(records: pd.DataFrame) -> Figure | None:
         looks = [
             (BLACK, "o") if alone else (colors[bits], markers[bits]) for bits, alone in zip(shown["bits"], of_float, strict=True)
         ]
-        lines = {"colors": [color for color, _ in looks], "linewidth": 1.0}  # drawn at once: a table may have hundreds
-        bars = axes.vlines(shown["size_bytes"] / MIB, intervals["low"], intervals["high"], **lines)
+        sizes, shades = shown["size_bytes"] / MIB, [color for color, _ in looks]
+        # Drawn at once: a table may have hundreds.
+        bars = axes.vlines(sizes, intervals["low"], intervals["high"], colors=shades, linewidth=1.0)
         tell(bars, list(shown["variant"]))
         alike: dict[tuple[str, str], list[tuple[float, float, tuple[str, str]]]] = {}
         for row, ends, look in zip(shown.itertuples(), intervals.itertuples(), looks, strict=True):
@@ -65,8 +66,8 @@ def prec1_by_size(records: pd.DataFrame) -> Figure | None:
             text = f"{row.variant}: {percent_text(row.prec1, ends.low, ends.high)}, {size:.3f} MiB"
             alike.setdefault(look, []).append((size, row.prec1, (row.variant, text)))
         for (color, marker), several in alike.items():
-            sizes, prec1, told = zip(*several, strict=True)
-            points(axes, sizes, prec1, color, marker, 5, told)
+            x, prec1, told = zip(*several, strict=True)
+            points(axes, x, prec1, color, marker, 5, told)
         axes.set_xscale("log", base=2)
         axes.xaxis.set_major_locator(LogLocator(base=2, numticks=12))
         axes.xaxis.set_minor_locator(NullLocator())

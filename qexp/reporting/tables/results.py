@@ -186,7 +186,7 @@ def display(table: pd.DataFrame, *, wide: bool = False, metrics: Sequence[Metric
     gridded = variants[variants["mode"] != "half"] if (variants["mode"] != "half").any() else variants
     for name in GRID:
         _split_or_share(gridded, table, name, columns, shared, blank_float=True)
-    if "engine" in table:
+    if "engine" in table and table["engine"].any():
         _split_or_share(table, table, "engine", columns, shared)
     # The start from a file, which all seeds share, has no seed in its label.
     seed_in_label = several and (table["label"] != table["group"]).any()
