@@ -38,7 +38,7 @@ from pathlib import Path
 
 import torch
 from bench_common import CLOCKS, alternating, options, quartiles, write_csv
-from bench_int8_peers import EAGER, Peer, Work, peers
+from bench_int8_peers import EAGER, OWN, Peer, Work, peers
 from bench_ptq import images, qexp_peer, rounded, sqnr_db
 from bench_quantize import processor, slug
 from torch import Tensor, nn
@@ -237,7 +237,9 @@ def main() -> None:
     }
     used = chosen["runtimes"].split(",")
     environment |= {name: runtime_version(name) if name in used else "" for name in RUNTIMES if name != "torch"}
-    environment["torchao"] = metadata.version("torchao") if {"torch", "executorch"} & {*used} and find_spec("torchao") else ""
+    for row in OWN.values():  # runtimes that quantize by themselves are there already
+        is_used = any(other.package == row.package and name in used for name, other in OWN.items())
+        environment.setdefault(row.package, metadata.version(row.package) if is_used and find_spec(row.package) else "")
     if missing := [name for name in RUNTIMES if name not in installed_runtimes()]:
         print(f"left out, not installed: {', '.join(missing)}; pip install 'qexp[deploy]'")
     kinds = [(name, False) for name in chosen["networks"].split(",")] + [(name, True) for name in chosen["dynamic"].split(",")]

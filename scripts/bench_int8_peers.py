@@ -3,8 +3,11 @@
     onnxruntime own int8    `onnxruntime.quantization.quantize_static` of the fp32 file: QDQ, per channel, UINT8 and INT8
     torch own int8          torchao's PT2E with `X86InductorQuantizer`, compiled by Inductor as qexp's program is
     executorch own int8     the same with ExecuTorch's `XNNPACKQuantizer`, per channel, lowered as qexp's is
-All see the calibration images that qexp saw, and batch norm is folded for all. OpenVINO's own quantizer is nncf, LiteRT's is
-ai-edge-quantizer: neither is among the versions of constraints.txt, and these peers are left out.
+    openvino own int8       `nncf.quantize` of the fp32 file, its defaults
+    litert own int8         ai-edge-quantizer's `static_wi8_ai8` of the fp32 file
+All see the calibration images that qexp saw, and batch norm is folded for all. A quantizer whose package is not installed is left
+out. nncf and ai-edge-quantizer are not in constraints.txt: `pip install nncf==3.4.0 ai-edge-quantizer==0.10.0` brings
+them.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -23,10 +27,12 @@ from qexp.base.errors import UserError
 from qexp.config.export import RUNTIMES
 from qexp.deploy.coded_network import CodedNetwork
 from qexp.deploy.onnx.qdq import export_qdq
+from qexp.deploy.onnx.writer import INPUT
 from qexp.deploy.pte.export import MOST_IMAGES, POINTS, PTE_SUFFIX, bound_images, export_pte, quiet, to_xnnpack
 from qexp.deploy.runtimes import fast_kernels_saturate, open_runtime
 from qexp.deploy.tflite.export import export_tflite
 from qexp.deploy.tflite.run import TFLITE_SUFFIX
+from qexp.deploy.tflite.writer import SIGNATURE
 from qexp.deploy.torch_export import PROGRAM_SUFFIX, has_compiler, save_program
 
 EAGER = "torch eager"
@@ -118,8 +124,6 @@ def write_file(network: CodedNetwork, example: Tensor, path: Path, reads: str, c
 def own_peer(runtime: str, work: Work, fp32: Path, threads: int) -> Peer | str:
     """The network by the runtime's own quantizer, or why there is none."""
     row = OWN[runtime]
-    if row.make is None:
-        return f"{row.package} is not among the versions of constraints.txt"
     if work.dynamic:
         return "its static quantization is no peer of ranges of each batch"
     if importlib.util.find_spec(row.package) is None:
@@ -145,9 +149,7 @@ def quantize_static_file(fp32: Path, folder: Path, calib: list[Tensor]) -> Path:
 
     class Reader(CalibrationDataReader):  # type: ignore[misc]
         def __init__(self) -> None:
-            self.rows: Iterator[dict[str, object]] = (
-                {"images": batch[i : i + 1].numpy()} for batch in calib for i in range(len(batch))
-            )
+            self.rows: Iterator[dict[str, object]] = ({"images": image} for image in singles(calib))
 
         def get_next(self) -> dict[str, object] | None:
             return next(self.rows, None)
@@ -193,6 +195,40 @@ def own_torch(work: Work, fp32: Path, threads: int) -> Peer:
     return Peer(run, "own", "torch fp32")
 
 
+def singles(calib: list[Tensor]) -> list[np.ndarray]:
+    """The calibration images one by one, [1, C, H, W]."""
+    return [image[None].numpy() for batch in calib for image in batch]
+
+
+def own_openvino(work: Work, fp32: Path, threads: int) -> Peer:
+    """`nncf.quantize` of the float file, run as qexp's file is."""
+    with quiet():
+        import nncf
+        import openvino
+
+        images = singles(work.calib)
+        model = nncf.quantize(openvino.Core().read_model(fp32), nncf.Dataset(images), subset_size=len(images))
+        path = fp32.with_name(f"{work.name}-nncf.xml")
+        openvino.save_model(model, path, compress_to_fp16=False)
+    run = open_runtime("openvino", path, threads=threads).run
+    return Peer(run, "own", "openvino fp32", num_bytes=sum(path.with_suffix(end).stat().st_size for end in (".xml", ".bin")))
+
+
+def own_litert(work: Work, fp32: Path, threads: int) -> Peer:
+    """ai-edge-quantizer's static recipe on the float file, images and logits left float as in qexp's file."""
+    with quiet():
+        from ai_edge_quantizer import quantizer, recipe
+
+        tool = quantizer.Quantizer(fp32.with_suffix(TFLITE_SUFFIX), recipe.static_wi8_ai8())
+        images = [
+            {INPUT: batch[i : i + 1].movedim(1, -1).contiguous().numpy()} for batch in work.calib for i in range(len(batch))
+        ]
+        path = fp32.with_name(f"{work.name}-own{TFLITE_SUFFIX}")
+        path.write_bytes(tool.quantize(tool.calibrate({SIGNATURE: images}, num_threads=threads)).quantized_model)
+    run = open_runtime("litert", path, threads=threads).run
+    return Peer(run, "own", "litert fp32", num_bytes=path.stat().st_size)
+
+
 @torch.no_grad()
 def quantized(work: Work, quantizer: object) -> nn.Module:
     """torchao's PT2E flow on the folded network: observers where the quantizer wants them, the calibration images, codes."""
@@ -212,16 +248,16 @@ def exported(network: nn.Module, calib: list[Tensor]) -> torch.export.ExportedPr
 
 @dataclass(frozen=True)
 class OwnQuantizer:
-    """A runtime's own quantizer: the package that brings it, and what makes a peer of it; None for one that is not tried."""
+    """A runtime's own quantizer: the package that brings it, and what makes a peer of it."""
 
     package: str
-    make: Callable[[Work, Path, int], Peer] | None
+    make: Callable[[Work, Path, int], Peer]
 
 
 OWN = {
     "onnxruntime": OwnQuantizer("onnxruntime", own_onnxruntime),
-    "openvino": OwnQuantizer("nncf", None),
+    "openvino": OwnQuantizer("nncf", own_openvino),
     "torch": OwnQuantizer("torchao", own_torch),
-    "litert": OwnQuantizer("ai-edge-quantizer", None),
+    "litert": OwnQuantizer("ai_edge_quantizer", own_litert),
     "executorch": OwnQuantizer("torchao", own_executorch),
 }

@@ -26,6 +26,7 @@ from qexp.deploy.tflite.versions import OPTIONS, version_of
 FLOAT32, INT32, INT64, INT16, INT8 = "FLOAT32", "INT32", "INT64", "INT16", "INT8"
 TFLITE = "TFLite"  # in messages
 ABOUT, POINTS = "qexp.about", "qexp.points"  # metadata: what the file is, and where the codes of its activation points are
+SIGNATURE = "serving_default"  # TensorFlow's name for a file's only signature
 _SCHEMA_VERSION = 3
 _TIE = 1e-3  # of a step: what float32 leaves of it, and more
 _DTYPES = {"float32": FLOAT32, "int32": INT32, "int64": INT64, "int16": INT16, "int8": INT8}
@@ -224,6 +225,15 @@ class TfliteWriter:
             self._codes[code, version] = len(self._op_codes) - 1
         return self._codes[code, version]
 
+    def _signature(self, source: int, result: int) -> Any:
+        """The name by which LiteRT's signature runners call the network, and tools that read signatures alone."""
+        signature = self.schema.SignatureDefT()
+        signature.signatureKey, signature.subgraphIndex = SIGNATURE, 0
+        signature.inputs, signature.outputs = [self.schema.TensorMapT()], [self.schema.TensorMapT()]
+        for (place,), name, number in ((signature.inputs, INPUT, source), (signature.outputs, OUTPUT, result)):
+            place.name, place.tensorIndex = name, number
+        return signature
+
     def file(self, source: int, result: int, about: Mapping[str, object], points: Mapping[str, Sequence[object]]) -> bytes:
         """The bytes of the file.
 
@@ -242,6 +252,7 @@ class TfliteWriter:
         model = schema.ModelT()
         model.version, model.description, model.subgraphs = _SCHEMA_VERSION, "qexp", [subgraph]
         model.operatorCodes, model.metadata = self._op_codes, []
+        model.signatureDefs = [self._signature(source, result)]
         for name, content in ((ABOUT, {key: str(value) for key, value in about.items()}), (POINTS, dict(points))):
             entry = schema.MetadataT()
             entry.name, entry.buffer = name, self._buffer(json.dumps(content).encode())

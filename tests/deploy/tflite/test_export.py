@@ -116,6 +116,16 @@ def test_the_runtime_is_a_row_and_takes_any_number_of_images(quantized, tmp_path
     assert with_codes.shape == logits.shape
 
 
+def test_the_signature_calls_the_network_by_the_names_of_its_ends(quantized, tmp_path):
+    from ai_edge_litert.interpreter import Interpreter
+
+    case, exported, _ = written(quantized, networks.Plain(), tmp_path)
+    path = exported.path.with_suffix(".tflite")
+    runner = Interpreter(model_path=str(path)).get_signature_runner("serving_default")
+    logits = runner(images=case.images[:1].movedim(1, -1).contiguous().numpy())["logits"]
+    assert np.array_equal(logits, open_runtime("litert", path).run(case.images[:1]).numpy())
+
+
 @pytest.mark.alone
 def test_bytes_hold_codes_scales_and_operators(quantized, tmp_path):
     """Read back by the schema alone: the weight turned, its scales, the bias in steps of the accumulator, SAME and PAD."""
