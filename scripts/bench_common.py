@@ -135,4 +135,7 @@ def options(defaults: dict[str, str]) -> dict[str, str]:
     given = dict(text.partition("=")[::2] for text in sys.argv[1:])
     if not given.keys() <= defaults.keys():
         raise SystemExit(f"Options and their defaults: {' '.join(f'{key}={value}' for key, value in defaults.items())}")
-    return defaults | given
+    chosen = defaults | given
+    if chosen.get("clock", "wall") not in CLOCKS:
+        raise SystemExit(f"clock={chosen['clock']}: one of {', '.join(CLOCKS)}")
+    return chosen

@@ -7,8 +7,9 @@ In one warm process, alternating: (floor) qexp's training with 12 plain evaluati
 report. With compiled=true the sweep trains and evaluates compiled (`train.compile=true evaluate.engine=compiled`); the floor
 stays as it is, and what torch compiled in the warming up is at hand, on disk. `clock=cpu` counts the time of the processors, of
 this process and of those it started and that ended, for a machine that others use; with threads=1 it is what the clock on the
-wall would show on a quiet one. Also stated: start-up of a fresh process, and 12 separate trainings with one evaluation per epoch
-each, from the same measurements.
+wall would show on a quiet one. Each sweep starts a process that feeds MLflow, whose time `cpu` counts, and waits for it at the
+end. Also stated: start-up of a fresh process, which loads no MLflow itself, and 12 separate trainings with one evaluation per
+epoch each, from the same measurements.
 """
 
 from __future__ import annotations
@@ -129,7 +130,7 @@ def main() -> None:
     torch.set_num_threads(int(chosen["threads"]))
     clock = CLOCKS[chosen["clock"]]
     began = clock()
-    subprocess.run([sys.executable, "-c", "import qexp.sweep.run, mlflow"], check=True)
+    subprocess.run([sys.executable, "-c", "import qexp.sweep.run"], check=True)
     start_up = clock() - began
     values = compose([f"train.epochs={epochs}"])
     with tempfile.TemporaryDirectory() as folder:

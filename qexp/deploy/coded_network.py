@@ -78,19 +78,17 @@ def code_network(
     for name, (spec, qparams) in grids.items():
         if name in constant:
             kept_float[name] = "constant, it has no range and was left alone"
-        elif is_in_float(spec):
-            source, clipped = floats.get(name, values[name]).cpu(), (limits or {}).get(name)
-            weight = in_float_weight(name, values[name].cpu(), source, spec, _on_cpu(clipped))
-            in_float |= dict.fromkeys(names_read(network, name, values), weight)
-        elif not has_codes(spec):
+        elif not (has_codes(spec) or is_in_float(spec)):
             kept_float[name] = f"a file has no codes for {_describe(spec)}"
         else:
             source = floats.get(name, values[name])
-            codes = _codes(name, values[name], source, spec, qparams, (limits or {}).get(name))
-            if codes is None:
+            coded = _coded(name, values[name], source, spec, qparams, (limits or {}).get(name))
+            if coded is None:
                 kept_float[name] = f"its {scheme_name(spec.scheme)} grid was not kept"
+            elif isinstance(coded, WeightCodes):
+                weights |= dict.fromkeys(names_read(network, name, values), coded)
             else:
-                weights |= dict.fromkeys(names_read(network, name, values), codes)
+                in_float |= dict.fromkeys(names_read(network, name, values), coded)
     return CodedNetwork(network.eval(), weights, kept_float, in_float)
 
 
@@ -98,14 +96,17 @@ def _on_cpu(limits: Limits | None) -> Limits | None:
     return None if limits is None else (limits[0].cpu(), limits[1].cpu())
 
 
-def _codes(
+def _coded(
     name: str, values: Tensor, source: Tensor, spec: QuantSpec, qparams: QParams | None, limits: Limits | None
-) -> WeightCodes | None:
-    """The codes of values; None where a grid that was not kept does not follow from them."""
+) -> WeightCodes | InFloat | None:
+    """What a file holds of values; None where a grid that was not kept does not follow from them."""
     if qparams is not None:
         return codes_of(name, values.cpu(), qparams)
-    nearest = weight_codes(source.cpu(), spec, _on_cpu(limits))
+    own, clipped = source.cpu(), _on_cpu(limits)
+    nearest = None if is_in_float(spec) else weight_codes(own, spec, clipped)
     try:
+        if nearest is None:
+            return in_float_weight(name, values.cpu(), own, spec, clipped)
         return codes_of(name, values.cpu(), nearest.qparams)
     except UserError:
         if source is values:

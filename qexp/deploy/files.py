@@ -96,16 +96,22 @@ def float_note(lowered: Lowered, stored: Mapping[str, str], settings: ExportSett
     """
     if not (lowered.weights or lowered.in_float):
         return None
-    num_packed = sum(dtype in PACKED_TYPES for dtype in stored.values())
-    num_grouped = sum(isinstance(weight, GroupedWeight) for weight in lowered.in_float.values())
-    kinds = [f"{counted(num_packed, 'weight')} packed in 4 bits"] if num_packed else []
-    kinds += [f"{counted(num_grouped, 'weight')} with a scale for each group"] if num_grouped else []
+    packed = {name for name, dtype in stored.items() if dtype in PACKED_TYPES}
+    grouped = {name for name, weight in lowered.in_float.items() if isinstance(weight, GroupedWeight) and name in stored}
+    kinds = {
+        "packed in 4 bits": packed - grouped,
+        "packed in 4 bits with a scale for each group": packed & grouped,
+        "with a scale for each group": grouped - packed,
+    }
     of_onnx = [name for name in settings.runtimes if RUNTIMES[name].reads == "onnx"]
     others = [name for name in settings.runtimes if name not in of_onnx]
-    texts = [" and ".join(kinds) + (f", computed with in float by {' and '.join(of_onnx)}" if of_onnx else "")] if kinds else []
-    if num_packed and others:
+    text = " and ".join(f"{counted(len(names), 'weight')} {how}" for how, names in kinds.items() if names)
+    texts = [text + (f", computed with in float by {' and '.join(of_onnx)}" if of_onnx else "")] if text else []
+    if grouped and others:
+        texts.append(f"{counted(len(grouped), 'weight')} in float32 for {' and '.join(others)}")
+    if packed - grouped and others:
         texts.append(f"not packed for {' and '.join(others)}")
-    if settings.pack_int4 and not num_packed:
+    if settings.pack_int4 and not packed:
         texts.append("export.pack_int4=true packs nothing, as no weight has codes of 4 bits or less")
     return "; ".join(texts) or None
 

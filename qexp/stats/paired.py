@@ -170,7 +170,7 @@ def mcnemar_power(discordant: float, difference: float, n: int, *, alpha: float 
     share = discordant / 100
     flips = _likely(n, share)
     # The most flips of the rarer way with p <= alpha; -1 where even none is too many.
-    most = np.nan_to_num(np.floor(bdtrik(alpha / 2, flips, 0.5)))
+    most = np.nan_to_num(np.ceil(bdtrik(alpha / 2, flips, 0.5)))
     most -= mcnemar(most, flips - most) > alpha
     to_b = (discordant + difference) / (2 * discordant)
     seen = _binomial(most, flips, to_b) + _binomial(most, flips, 1 - to_b)

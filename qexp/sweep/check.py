@@ -177,14 +177,14 @@ def check_export_of_granularity(config: Config) -> None:
     """Refuse weights whose scales no file holds, and groups where a file beside the ONNX file is asked for."""
     granularity, export = config.quant.weight.granularity, config.export
     readers = RUNTIMES.names_where(lambda row: row.reads == "onnx")
-    is_grouped = granularity == "per_group" and config.quant.row.name != FLOATS
-    if granularity in FILE_GRANULARITIES or (is_grouped and {*export.runtimes} <= {*readers} and not export.torch_export):
+    has_blocks = {*export.runtimes} <= {*readers} and not export.torch_export and config.quant.row.name != FLOATS
+    allowed = (*FILE_GRANULARITIES, "per_group") if has_blocks else FILE_GRANULARITIES
+    if granularity in allowed:
         return
     remedy = "A file has a scale for each."
-    if is_grouped:
+    if granularity == "per_group" and config.quant.row.name != FLOATS:
         remedy = f"Only ONNX files have a scale for each group: {', '.join(readers)} without export.torch_export run these."
-    allowed = f"{' or '.join(FILE_GRANULARITIES)} in qexp.export"
-    raise UserError("quant.weight.granularity", granularity, allowed=allowed, remedy=remedy)
+    raise UserError("quant.weight.granularity", granularity, allowed=f"{' or '.join(allowed)} in qexp.export", remedy=remedy)
 
 
 def check_export_of_floats(config: Config) -> None:

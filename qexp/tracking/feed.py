@@ -100,7 +100,9 @@ class MlflowFeed:
     def _start(self) -> None:
         """Start the process and give it its order; a system that refuses is a reason to be behind, and no more."""
         command = [sys.executable, "-P", "-m", "qexp.tracking.feeder"]
-        environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}  # it finds what this process found
+        # It finds what this process found. Python passes over an entry that is no text, as a Path that a user's file added.
+        folders = [entry for entry in sys.path if isinstance(entry, str)]
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join(folders)}
         try:
             # A process group of its own, which a terminal's Ctrl-C does not reach, not even before the process can ignore it. No
             # session of its own: Linux may share the processor among sessions.

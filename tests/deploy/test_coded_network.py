@@ -106,6 +106,19 @@ def test_a_grid_that_was_not_kept_is_found_again_or_named(net):
     assert not coded.weights and "was not kept" in coded.kept_float["conv.weight"]
 
 
+def test_groups_whose_grids_were_not_kept_stay_float(net):
+    """Without the float weight, as after `qat=every_step`: no mistake of whoever exports the file."""
+    groups = QuantSpec(scheme="symmetric", bits=4, granularity="per_group", group_size=8)
+    twin = rounded(net, {"conv.weight": groups})
+    coded = code_network(twin, EXAMPLE, {"conv.weight": (groups, None)})
+    assert not coded.in_float and coded.kept_float == {"conv.weight": "its symmetric grid was not kept"}
+    assert list(code_network(twin, EXAMPLE, {"conv.weight": (groups, None)}, reference=net).in_float) == ["conv.weight"]
+    with torch.no_grad():
+        twin.conv.weight += 1e-4
+    with pytest.raises(UserError, match=r"conv\.weight=.*off their grid"):
+        code_network(twin, EXAMPLE, {"conv.weight": (groups, None)}, reference=net)
+
+
 def test_tied_weights_are_coded_under_the_name_that_the_graph_reads(net):
     net.other = nn.Linear(4, 5)
     net.other.weight = net.head.weight

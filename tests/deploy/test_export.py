@@ -173,7 +173,7 @@ def test_weights_with_a_scale_for_each_group(run, act_bits):
     stages = {row["name"]: row for row in table("stages.csv")}
     assert stages["onnxruntime"]["agreement"] == "1" and float(stages["onnxruntime"]["logit_sqnr_db"]) > 60
     notes = Path("results/digits/stages.md").read_text()
-    said = "2 weights packed in 4 bits and 2 weights with a scale for each group, computed with in float by onnxruntime"
+    said = "2 weights packed in 4 bits with a scale for each group, computed with in float by onnxruntime"
     assert said in notes and said in done.out.partition("epoch 0")[0]
     if act_bits == "8":
         assert int(stages["onnxruntime"]["layer_steps"]) <= 1 and stages["onnxruntime"]["num_integer"] == "0"

@@ -48,7 +48,8 @@ def refused(cli, tiny):
 REFUSED = {
     "a scheme": (["quant=log2"], "quant=log2: allowed is affine, symmetric"),
     "a granularity": (
-        ["quant.weight.granularity=per_in_out_channel"], "quant.weight.granularity=per_in_out_channel: allowed is per_tensor"
+        ["quant.weight.granularity=per_in_out_channel"],
+        "quant.weight.granularity=per_in_out_channel: allowed is per_tensor or per_channel or per_group in qexp.export",
     ),
     "groups in another file": (
         ["quant.weight.granularity=per_group", "export.runtime=[onnxruntime,litert]"],

@@ -6,8 +6,11 @@ from torch import nn
 
 from qexp.base.errors import UserError
 from qexp.base.types import QuantSpec
+from qexp.config.export import ExportSettings
 from qexp.deploy.coded_network import code_network
+from qexp.deploy.files import float_note
 from qexp.deploy.grouped import grouped_weight
+from qexp.deploy.lower import Lowered
 from qexp.deploy.onnx.qdq import export_qdq
 from qexp.deploy.runtimes import open_runtime
 from qexp.quant.schemes import quantize_
@@ -79,6 +82,23 @@ def test_codes_and_scales_are_qexps(tmp_path):
     assert shapes["second.weight.codes"] == (6, 16) and shapes["second.weight.scale"] == (6, 2), "channels first"
     sizes = {node.output[0]: attribute.i for node in graph.node for attribute in node.attribute if attribute.name == "block_size"}
     assert sizes == {"conv.weight": 8, "second.weight": 8, "mixed.weight": 6, "head.weight": 7}
+
+
+@pytest.mark.parametrize(
+    ("stored", "runtimes", "note"),
+    [
+        ("INT4 INT8", "openvino", "1 weight packed in 4 bits {0} and 1 weight {0}, computed with in float by openvino"),
+        ("INT8 INT8", "openvino litert", "2 weights {0}, computed with in float by openvino; 2 weights in float32 for litert"),
+        ("INT4 INT4", "litert", "2 weights packed in 4 bits {0}; 2 weights in float32 for litert"),
+    ],
+)
+def test_each_weight_is_counted_once(stored, runtimes, note):
+    weight, names = torch.tensor([[-7.0, 1.0, 14.0, 4.0]]), ("first", "second")
+    coded = grouped_weight("w", weight, weight, spec_of(group_size=2))
+    lowered = Lowered(None, {}, in_float=dict.fromkeys((*names, "not read"), coded))
+    types = dict(zip(names, stored.split(), strict=True))
+    said = float_note(lowered, types, ExportSettings(runtime=runtimes.split()))
+    assert said == note.format("with a scale for each group")
 
 
 def test_values_off_the_grid_are_named():

@@ -13,8 +13,8 @@ SCRIPTS = Path(__file__).parents[2] / "scripts"
 SMALL = ("networks=resnet20", "dynamic=", "batches=2", "size=32", "rounds=1", "forwards=1", "compiled=false", "threads=1")
 
 
-def bench(*arguments):
-    command = [sys.executable, SCRIPTS / "bench_int8.py", *arguments]
+def bench(*arguments, script="bench_int8.py"):
+    command = [sys.executable, SCRIPTS / script, *arguments]
     return subprocess.run(command, capture_output=True, text=True, timeout=280, env=os.environ | {"OMP_NUM_THREADS": "1"})
 
 
@@ -42,5 +42,6 @@ def test_the_own_quantizer_is_a_peer_and_what_is_left_out_is_named(tmp_path):
 
 
 @pytest.mark.slow
-def test_unknown_clocks_are_refused():
-    assert "clock=sun: one of wall, cpu" in bench("clock=sun").stderr
+@pytest.mark.parametrize("script", ["bench_int8.py", "bench_sweep.py", "bench_train.py"])
+def test_unknown_clocks_are_refused(script):
+    assert "clock=sun: one of wall, cpu" in bench("clock=sun", script=script).stderr

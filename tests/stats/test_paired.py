@@ -111,7 +111,7 @@ def test_many_flips_against_the_binomial_distribution_of_scipy(n10, n01):
     assert isclose(float(mcnemar(n10, n01)), min(1.0, 2 * binom.cdf(min(n10, n01), n10 + n01, 0.5)), rel_tol=1e-12)
 
 
-@pytest.mark.parametrize("alpha", [0.05, 1e-4])
+@pytest.mark.parametrize("alpha", [0.05, 1e-4, float(mcnemar(3, 17))])  # the last one is a p that 20 flips can have
 @pytest.mark.parametrize("n", [1, 20, 2000])
 @pytest.mark.parametrize("discordant", [0.02, 2.0, 100.0])
 def test_the_power_is_the_sum_over_all_numbers_of_flips(discordant, n, alpha):

@@ -155,6 +155,15 @@ def test_a_system_that_starts_no_process_fails_no_training(journal, store, sweep
     assert "behind by 14 rows (no process could be started: No such file or directory)" in feed.close()
 
 
+def test_a_path_that_a_users_file_put_on_the_search_path_fails_no_training(journal, store, sweep, monkeypatch, tmp_path):
+    monkeypatch.setattr(sys, "path", [*sys.path, tmp_path])  # Python itself passes over what is no text
+    feed = feed_of(journal, store)
+    feed.start()
+    journal.append(sweep())
+    assert feed.close() is None
+    assert_complete(store)
+
+
 def test_killed_twice_it_is_told_of_once_and_sync_sends_the_rest(journal, store, sweep):
     feed, written = feed_of(journal, store), sweep()
     feed.start()
