@@ -17,6 +17,7 @@ from qexp.base.console import print_main, print_result
 from qexp.base.errors import choose
 from qexp.base.keyvalue import run_verb
 from qexp.base.places import check_folder
+from qexp.base.table import RENDERERS
 from qexp.tracking.journal import find_journal
 
 
@@ -56,12 +57,11 @@ def run(settings: ReportSettings) -> int:
         recomputed = sum(result.equal.values())
         print_result(*result.lines, name=settings.name, equal=recomputed, wrong=result.wrong, left=result.left)
         return 1 if result.wrong else 0
-    find_journal(settings.runs_dir, settings.name)  # before pandas is loaded to read it
-    from qexp.reporting.report import write_report
-    from qexp.reporting.tables.render import RENDERERS
-
     choose("format", settings.format, ["text", *RENDERERS])
     check_folder("results_dir", settings.results_dir, settings.name)
+    find_journal(settings.runs_dir, settings.name)
+    from qexp.reporting.report import write_report  # pandas takes seconds, and none of the above needs it
+
     runs_dir, results_dir = Path(settings.runs_dir), Path(settings.results_dir)
     written = write_report(
         settings.name,

@@ -1,4 +1,4 @@
-"""Tables that people read: typed columns, a value for each row, and one renderer for each target but CSV and HTML.
+"""Tables that people read: typed columns, a value for each row, and one renderer for each target but CSV.
 
 Rejected: the library `tabulate`. Of our tables it writes Markdown alone alike: it reads cells that look like numbers (`1e-5`,
 `1/2`, `007`) back into numbers unless that is turned off for each column, pads Markdown, aligns on the decimal point, and its
@@ -11,6 +11,8 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
+
+from markupsafe import Markup
 
 from qexp.base.text import size_text
 
@@ -180,3 +182,33 @@ def latex_table(table: Table) -> str:
 def _latex(text: str) -> str:
     """Text without anything that LaTeX would obey."""
     return "".join(_LATEX.get(char, char) for char in text)
+
+
+def html_table(table: Table, kinds: Sequence[str] = ()) -> Markup:
+    """A table of the page.
+
+    Args:
+        table: to show.
+        kinds: the class of each row; none where rows are alike.
+    """
+    titles = "".join(_cell("th", column.side, column.title) for column in table.columns)
+    lines = ["<table>", f"<thead><tr>{titles}</tr></thead>", "<tbody>"]
+    for number, row in enumerate(table.cells):
+        cells = [
+            _cell("td", column.side, Markup('<span class="mark {}">{}</span>').format(column.marks[text], text))
+            if text in column.marks
+            else _cell("td", column.side, text)
+            for column, text in zip(table.columns, row, strict=True)
+        ]
+        start = Markup('<tr class="{}">').format(kinds[number]) if kinds else "<tr>"
+        lines.append(f"{start}{''.join(cells)}</tr>")
+    return Markup("\n".join([*lines, "</tbody>", "</table>"]))
+
+
+def _cell(tag: str, side: Align, content: str) -> str:
+    """A cell; what is no markup yet is escaped."""
+    left = ' class="left"' if side == "left" else ""
+    return Markup(f"<{tag}{left}>{{}}</{tag}>").format(content)
+
+
+RENDERERS: dict[str, Callable[[Table], str]] = {"latex": latex_table, "markdown": markdown_table, "html": html_table}

@@ -13,6 +13,7 @@ from jinja2 import Environment
 from markupsafe import Markup, escape
 
 from qexp.base.files import write_text_atomic
+from qexp.base.table import html_table
 from qexp.reporting.frames.comparison import has_qat
 from qexp.reporting.frames.names import renamed, short_names
 from qexp.reporting.frames.repeats import REPEATED, Repeat, learned_from_images, variants
@@ -22,7 +23,6 @@ from qexp.reporting.script import read_script
 from qexp.reporting.statistics.draws import EXPLAINED as DRAWS_EXPLAINED
 from qexp.reporting.statistics.verdict import EXPLAINED, Verdict
 from qexp.reporting.tables.exports import EXPLAINED as EXPORTS_EXPLAINED
-from qexp.reporting.tables.render import html_table
 from qexp.reporting.tables.repeated import MEANS, repeats_title, seeds_display
 from qexp.reporting.tables.results import ACROSS_DELTA, display
 from qexp.reporting.tables.statistic_cells import interval_text, seeds_explained

@@ -2,8 +2,7 @@
 
 import pytest
 
-from qexp.base.table import FORMS, Column, Table, latex_table, lines, markdown_table
-from qexp.reporting.tables.render import RENDERERS, html_table
+from qexp.base.table import FORMS, RENDERERS, Column, Table, html_table, latex_table, lines, markdown_table
 
 COLUMNS = (
     Column(name="variant", title="variant", kind="text"),

@@ -118,7 +118,7 @@ def test_ranks_are_noted_as_they_change(begun):
 def test_a_preempted_training_says_so_until_it_goes_on(begun, store):
     save(begun, 1)
     begun.mark_preempted("SIGTERM")
-    assert "epoch 1, step 0" in (begun.folder / "PREEMPTED").read_text()
+    assert "goes on after epoch 1\n" in (begun.folder / "PREEMPTED").read_text()
     assert store.summaries()[0]["status"] == "preempted"
     begun.begin(identity={}, config=CONFIG, versions={}, epochs=3, start=state(1))
     assert store.summaries()[0]["status"] == "running"

@@ -6,9 +6,9 @@ import math
 import pandas as pd
 import pytest
 
-from qexp.base.table import Column, Table, markdown_text
+from qexp.base.table import RENDERERS, Column, Table, markdown_text
 from qexp.reporting.inline_svg import inline
-from qexp.reporting.tables.render import RENDERERS, csv_text
+from qexp.reporting.tables.render import csv_text
 
 SVG = (
     '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" width="300pt" {}>'

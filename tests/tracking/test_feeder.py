@@ -25,10 +25,11 @@ PATIENT = TrackingSettings(timeout_s=LIMIT_S)
 
 # Writes the first half of the rows, and the others once it is interrupted; a feed of its own follows.
 WRITER = """
-import json, sys
+import json, signal, sys
 from qexp.config.tracking import TrackingSettings
 from qexp.tracking.feed import MlflowFeed
 from qexp.tracking.journal import Journal
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell lets what it starts in the background ignore it
 runs_dir, rows = sys.argv[1], json.loads(sys.argv[2])
 journal = Journal.of(runs_dir, "exp")
 feed = MlflowFeed(journal, experiment="exp", settings=TrackingSettings(timeout_s=900), runs_dir=runs_dir)

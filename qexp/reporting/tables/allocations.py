@@ -9,10 +9,9 @@ from types import SimpleNamespace
 
 import pandas as pd
 
-from qexp.base.table import Column, Table
+from qexp.base.table import Column, Table, html_table
 from qexp.base.text import mib_text
 from qexp.config.analyze import MEASURE_TITLES
-from qexp.reporting.tables.render import html_table
 
 NUMBERS = (
     Column(name="average_bits", title="bits", kind="number", form=".3f"),

@@ -9,11 +9,11 @@ import pandas as pd
 from pandas.api.types import is_numeric_dtype
 
 from qexp.base.files import write_texts
-from qexp.base.table import Column, Table
+from qexp.base.table import Column, Table, html_table
 from qexp.config.metrics import METRICS, MetricInfo
 from qexp.reporting.frames.compared import NAMED
 from qexp.reporting.statistics.asked import Made
-from qexp.reporting.tables.render import csv_text, html_table
+from qexp.reporting.tables.render import csv_text
 
 MAX_ROWS = 3  # of a network, on the page
 _HIDDEN = ("training", "variant_key", "class")

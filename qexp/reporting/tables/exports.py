@@ -10,10 +10,10 @@ from typing import Any, Literal, get_args
 import pandas as pd
 
 from qexp.base.files import write_texts
-from qexp.base.table import Column, Table, lines, markdown_table, markdown_text
+from qexp.base.table import Column, Table, html_table, lines, markdown_table, markdown_text
 from qexp.base.text import MIB, size_text
 from qexp.reporting.tables.point_steps import POINTS_EXPLAINED, flat, histogram, side_by_side
-from qexp.reporting.tables.render import csv_text, html_table
+from qexp.reporting.tables.render import csv_text
 from qexp.tracking.journal import experiment_rows
 from qexp.tracking.record import FLOAT_VARIANT
 from qexp.tracking.row_types import ComparedRow, ExportRow, StageRow, TimingRow, is_export

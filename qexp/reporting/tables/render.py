@@ -1,6 +1,6 @@
-"""What only reports need of tables: CSV with every digit, HTML for the page, and how numbers are rounded.
+"""What only reports need of tables: CSV with every digit, and how numbers are rounded.
 
-Terminal, Markdown and LaTeX are in `qexp.base.table`, with the table itself.
+Terminal, Markdown, LaTeX and HTML are in `qexp.base.table`, with the table itself.
 """
 
 from __future__ import annotations
@@ -8,14 +8,13 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import isnan
 
 import pandas as pd
-from markupsafe import Markup
 
-from qexp.base.table import Align, Table, latex_table, markdown_table
+from qexp.base.table import Table
 
 CSV_FLOAT = "%.10g"  # more digits than a percentage of ten million images has
 # What a spreadsheet would compute, such as the name `=1+1` of a class; no number, alone or with a unit, and no lone sign.
@@ -79,36 +78,6 @@ def _csv_cell(cell: str) -> str:
     row = io.StringIO(newline="")
     csv.writer(row, lineterminator="\n").writerow([cell, ""])
     return row.getvalue().removesuffix(",\n")
-
-
-def html_table(table: Table, kinds: Sequence[str] = ()) -> Markup:
-    """A table of the page.
-
-    Args:
-        table: to show.
-        kinds: the class of each row; none where rows are alike.
-    """
-    titles = "".join(_cell("th", column.side, column.title) for column in table.columns)
-    lines = ["<table>", f"<thead><tr>{titles}</tr></thead>", "<tbody>"]
-    for number, row in enumerate(table.cells):
-        cells = [
-            _cell("td", column.side, Markup('<span class="mark {}">{}</span>').format(column.marks[text], text))
-            if text in column.marks
-            else _cell("td", column.side, text)
-            for column, text in zip(table.columns, row, strict=True)
-        ]
-        start = Markup('<tr class="{}">').format(kinds[number]) if kinds else "<tr>"
-        lines.append(f"{start}{''.join(cells)}</tr>")
-    return Markup("\n".join([*lines, "</tbody>", "</table>"]))
-
-
-def _cell(tag: str, side: Align, content: str) -> str:
-    """A cell; what is no markup yet is escaped."""
-    left = ' class="left"' if side == "left" else ""
-    return Markup(f"<{tag}{left}>{{}}</{tag}>").format(content)
-
-
-RENDERERS: dict[str, Callable[[Table], str]] = {"latex": latex_table, "markdown": markdown_table, "html": html_table}
 
 
 def numbers_text(values: pd.Series, form: Callable[[float], str]) -> list[str]:

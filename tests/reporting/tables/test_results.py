@@ -6,13 +6,13 @@ import pandas as pd
 import pytest
 
 from qexp.base.errors import UserError
+from qexp.base.table import RENDERERS
 from qexp.report import ReportSettings, run
 from qexp.reporting.frames.load import load_records, load_sweeps
 from qexp.reporting.frames.predictions import StoredPredictions, float_keys
 from qexp.reporting.frames.summary import seed_table, summarize
 from qexp.reporting.statistics.paired import with_statistics
 from qexp.reporting.statistics.verdict import compare_variants
-from qexp.reporting.tables.render import RENDERERS
 from qexp.reporting.tables.results import format_table, markdown, write_tables
 
 AT_LEAST = (
