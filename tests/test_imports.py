@@ -87,3 +87,10 @@ def test_help_is_light(verb):
     assert done.returncode == 0, done.stderr
     assert "bits=8" in done.stdout and len(done.stdout.splitlines()) <= 41, "40 lines and what this test adds"
     assert not loaded & set(HEAVY)
+
+
+def test_looking_at_a_network_loads_no_compiler():
+    look = "inventory(torch.nn.Conv2d(3, 8, 3), torch.zeros(1, 3, 8, 8))"
+    code = f"import sys, torch; from qexp.nn.inventory import inventory; rows = {look}"
+    done, _ = loaded_by(f"{code}; assert len(rows) == 2; sys.exit('torch._dynamo' in sys.modules)")
+    assert done.returncode == 0, done.stderr

@@ -173,6 +173,14 @@ class _ReadRecorder(TorchDispatchMode):
         self.first_use: dict[str, int] = {}
         self.position = 0
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """False: torch would load its compiler to keep it out of the method below, 1.5 s of a core for every command.
+
+        It matters under torch.compile alone, where nothing is recorded.
+        """
+        return False
+
     def __torch_dispatch__(
         self, func: Callable[..., object], types: object, args: tuple[object, ...] = (), kwargs: dict[str, object] | None = None
     ) -> object:
