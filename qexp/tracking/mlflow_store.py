@@ -45,6 +45,8 @@ def import_mlflow() -> ModuleType:
     for name in ("mlflow", "alembic"):
         if logging.getLogger(name).getEffectiveLevel() < logging.WARNING:
             logging.getLogger(name).setLevel(logging.WARNING)
+    # What it logs, a traceback for each broken connection to a database, is raised too, and told in one line.
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
     return mlflow
 
 
