@@ -217,7 +217,8 @@ def test_runs_of_a_killed_training_are_closed_and_then_reopened(training, held, 
     wait_for("the first epoch's points", lambda: Store("runs/mlflow.db").points == points_of(journal()) != [])
     one.kill()
     before = Store("runs/mlflow.db")
-    assert len(before.runs) == 2 and set(before.status.values()) == {"RUNNING"}
+    # The process that feeds MLflow may just be looking for runs of dead processes, and its own is one since.
+    assert len(before.runs) == 2 and set(before.status.values()) <= {"RUNNING", "KILLED"}
     sync.run(sync.SyncSettings())
     assert Store("runs/mlflow.db").status == dict.fromkeys(before.status, "KILLED")
     again = cli(*command)
