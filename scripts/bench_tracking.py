@@ -1,6 +1,6 @@
 """What tracking costs in the step loop: the same training with MLflow on, off, and with a server that is down or hangs.
 
-    python scripts/bench_tracking.py [--rounds 5] [--epochs 8] [--threads N] [KEY=VALUE ...]
+    python scripts/bench_tracking.py [--rounds 5] [--epochs 8] [--threads N] [--peers off,sqlite] [KEY=VALUE ...]
 
 Peers, each a fresh process of `qexp.train` with the same settings (resnet20 on mnist5k, a copy of 4, 8 and 16 bits; further
 KEY=VALUE go to all of them), in another order every round:
@@ -14,7 +14,9 @@ and the journal are outside. Per round, a peer's median epoch is divided by the 
 later half, in which deliveries to MLflow (one in 15 s) have their share; printed are the medians of those ratios, and quartiles
 of the first. The start of the process that feeds MLflow falls into the first epochs, once: what all epochs take longer is stated
 beside, in seconds. So is the CPU time of the whole training process beyond that of `off`, which other programs hardly change;
-that of the process that feeds MLflow is not in it. The CSV in the results folder names the environment.
+that of the process that feeds MLflow is not in it. Where the clock of a shared machine varies by more than tracking costs, what
+it costs is counted directly: `calls_ms`, the time that the training's process spends in calls of the feed until the sweep's end,
+where it waits for MLflow, and `calls_share`, that over all epochs' seconds. The CSV in the results folder names the environment.
 """
 
 from __future__ import annotations
@@ -35,10 +37,17 @@ from pathlib import Path
 
 from bench_quantize import processor
 
-# `qexp.train`, and at the end the CPU time of this process, without that of those it started.
+# `qexp.train`; at its end the seconds in calls of the feed, and the CPU time of this process without that of those it started.
 PROGRAM = """
 import atexit, runpy, sys, time
-atexit.register(lambda: print("\\ncpu", time.process_time()))
+from qexp.tracking.feed import MlflowFeed
+calls, notify = [], MlflowFeed.notify
+def timed(feed):
+    begun = time.perf_counter()
+    notify(feed)
+    calls.append(time.perf_counter() - begun)
+MlflowFeed.notify = timed
+atexit.register(lambda: print("\\nspent", sum(calls), time.process_time()))
 runpy.run_module("qexp.train", run_name="__main__", alter_sys=True)
 """
 JOB = ("model=resnet20", "data=mnist5k", "bits=4,8,16", "device=cpu", "seed=0")
@@ -60,10 +69,12 @@ class Training:
 
     Args:
         epochs: of the step loop, in every epoch.
+        calls: of the feed, all of them.
         cpu: CPU time of its process.
     """
 
     epochs: list[float]
+    calls: float
     cpu: float
 
 
@@ -77,7 +88,7 @@ def train(settings: list[str], threads: int) -> Training:
             sys.exit(f"{' '.join(settings)}\n{done.stdout}{done.stderr}")
         (log,) = Path(folder).glob("runs/trainings/*/train.jsonl")
         epochs = [json.loads(line)["seconds"] for line in log.read_text(encoding="utf-8").splitlines()]
-        return Training(epochs, float(done.stdout.rpartition("cpu")[2]))
+        return Training(epochs, *map(float, done.stdout.rpartition("spent")[2].split()))
 
 
 def measure(table: dict[str, list[str]], common: list[str], rounds: int, threads: int) -> dict[str, list[Training]]:
@@ -106,6 +117,8 @@ def compare(trainings: list[Training], off: list[Training]) -> dict[str, float]:
         "ratio_later_half": round(statistics.median(later), 4),
         "all_epochs_extra_s": round(statistics.median(sum(one.epochs) - sum(base.epochs) for one, base in pairs), 3),
         "process_cpu_extra_s": round(statistics.median(one.cpu - base.cpu for one, base in pairs), 3),
+        "calls_ms": round(1000 * statistics.median(one.calls for one in trainings), 2),
+        "calls_share": round(statistics.median(one.calls / sum(one.epochs) for one in trainings), 6),
         "epoch_s": round(statistics.median(value for one in trainings for value in one.epochs), 4),
     }
 
@@ -116,10 +129,14 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=8)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="of torch; default: all cores")
     parser.add_argument("--results-dir", type=Path, default=Path("results/bench"))
+    parser.add_argument("--peers", default="off,sqlite,dead server,hanging server", help="of those above, `off` among them")
     parser.add_argument("settings", nargs="*", metavar="KEY=VALUE")
     args = parser.parse_args()
     if args.rounds < 2:
         parser.error("--rounds: at least 2, for quartiles")
+    chosen = args.peers.split(",")
+    if "off" not in chosen or not {*chosen} <= {*peers(0)}:
+        parser.error(f"--peers: off, and of {', '.join(peers(0))}")
     common = [*JOB, f"train.epochs={args.epochs}", *args.settings]
     environment = {
         "processor": processor("cpu"),
@@ -132,7 +149,8 @@ def main() -> None:
     }
     print(f"{' '.join(common)}, {environment}, n={args.rounds} rounds")
     with socket.create_server(("127.0.0.1", 0), backlog=128) as hanging:
-        trainings = measure(peers(hanging.getsockname()[1]), common, args.rounds, args.threads)
+        table = {name: own for name, own in peers(hanging.getsockname()[1]).items() if name in chosen}
+        trainings = measure(table, common, args.rounds, args.threads)
     rows = []
     for name, own in trainings.items():
         row = {"peer": name, **compare(own, trainings["off"]), "n": args.rounds, "epochs": args.epochs}
@@ -140,7 +158,7 @@ def main() -> None:
         print(
             f"{name:<15} {row['ratio_median']:.4f} x off  (quartiles {row['ratio_q1']:.4f} to {row['ratio_q3']:.4f}, "
             f"n={args.rounds})  later half {row['ratio_later_half']:.4f}  all epochs {row['all_epochs_extra_s']:+.2f} s  "
-            f"CPU of the process {row['process_cpu_extra_s']:+.2f} s"
+            f"CPU of the process {row['process_cpu_extra_s']:+.2f} s  calls {row['calls_ms']:.1f} ms, {row['calls_share']:.4%}"
         )
     words = (environment["processor"], f"{args.threads}threads", f"torch{environment['torch']}", environment["date"])
     text = "-".join(map(str, words)).lower()

@@ -46,6 +46,13 @@ def test_a_report_takes_of_scipy_the_functions_alone():
     assert done.stdout == "set()\n"
 
 
+def test_a_sweep_that_draws_and_exports_nothing_loads_neither():
+    """Each takes most of a second, of every sweep that is repeated."""
+    code = "import sys, qexp.sweep.run; print({'matplotlib', 'qexp.deploy'} & {*sys.modules})"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=900, check=True)
+    assert done.stdout == "set()\n"
+
+
 def test_the_public_names_are_listed_and_found():
     import qexp
 

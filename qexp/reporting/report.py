@@ -13,8 +13,7 @@ import pandas as pd
 from qexp.base.errors import UserError
 from qexp.base.table import Table, lines
 from qexp.config.metrics import prec5_of_few
-from qexp.reporting.drawn import draw, on_page, remove_others
-from qexp.reporting.figures.style import KINDS, PAPER
+from qexp.reporting.captions import on_page, remove_others
 from qexp.reporting.frames.jobs import format_jobs, jobs_of, variant_states
 from qexp.reporting.frames.layers import with_choices
 from qexp.reporting.frames.load import asked_of, records_of, sweeps_of
@@ -134,7 +133,7 @@ def write_report(
     is_done = verdict is not None and jobs["state"].eq("done").all()  # the table says so
     screen += [*([] if jobs.empty or is_done else [format_jobs(jobs)]), *([format_exports(exports)] if exports else [])]
     read, shown = _as_read(records, exports)
-    drawn = draw(read, shown, made, folder, PAPER if pdf else KINDS, titles) if figures else {}
+    drawn = _drawn(read, shown, made, folder, pdf=pdf, titled=titles) if figures else {}
     remove_others(folder, set(chain(*drawn.values())))
     if verdict is not None:
         tables += [*([folder / FILE] if verdict.digest else []), *write_plans(plans := plans_of(runs, verdict.table), folder)]
@@ -143,6 +142,15 @@ def write_report(
         tables.append(write_page(name, folder, verdict, card=card, figures=figures_of, held=held, sweeps=sweeps))
     page, files = tables[-1] if verdict is not None else None, (tuple(tables), tuple(chain(*drawn.values())))
     return Report(name, folder, "\n\n".join(screen), *files, tuple(rounded), _places(page, Path(results_dir)), _rows(verdict))
+
+
+def _drawn(
+    records: pd.DataFrame, exports: Sequence[ExportRow], made: Made, folder: Path, *, pdf: bool, titled: bool
+) -> dict[str, list[Path]]:
+    """The files of figures by stem."""
+    from qexp.reporting.drawn import draw  # matplotlib takes most of a second, and tables need none
+
+    return draw(records, exports, made, folder, pdf=pdf, titled=titled)
 
 
 def _as_read(records: pd.DataFrame, exports: Sequence[ExportRow]) -> tuple[pd.DataFrame, list[ExportRow]]:

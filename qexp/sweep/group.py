@@ -12,7 +12,6 @@ from qexp.base.errors import UserError
 from qexp.base.files import SaveError, discard_partials
 from qexp.base.preemption import Preempted
 from qexp.base.user_code import exits_are_errors
-from qexp.deploy import export
 from qexp.engine.device import pick_device
 from qexp.engine.seed import seed_everything
 from qexp.experiment import messages
@@ -123,6 +122,8 @@ def run_on_this_rank(job: MergedJob, prepared: Prepared, resources: Resources) -
         with exits_are_errors():
             run_job(prepared, device, recorder)
             if sweep.verb == "export":
+                from qexp.deploy import export  # half a second, and no other verb needs it
+
                 export.run(prepared, recorder)
         status = "FINISHED"
         if recorder.num_measured == 0 and sweep.verb != START:

@@ -14,7 +14,6 @@ from qexp.base.errors import JobsFailed, RankFailed, is_mistake
 from qexp.base.files import SaveError, write_text_atomic
 from qexp.config.launcher import check_single, launcher_settings
 from qexp.config.root import Config
-from qexp.deploy import export
 from qexp.experiment import messages
 from qexp.experiment.estimate import estimate
 from qexp.experiment.job import Prepared
@@ -103,6 +102,8 @@ def run_sweep(
         prepared = resources.preparer.prepare_all([[configs[position] for position in positions] for positions in groups])
         check_labels(prepared)
         if log.sweep.verb == "export":
+            from qexp.deploy import export  # half a second, and no other verb needs it
+
             notes = export.check(prepared)
     messages.plan(prepared, num_jobs=len(configs), notes=notes)
     if any(config.plan_only for config in configs):

@@ -19,6 +19,7 @@ from qexp.base.label import Label, read_stored_label, told_apart
 from qexp.config.metrics import ALWAYS, MetricInfo, restored
 from qexp.config.policy import POLICIES
 from qexp.reporting.frames.lineage import read_training
+from qexp.reporting.frames.plan import plan_of
 from qexp.reporting.frames.protocol import find_protocols, with_ways
 from qexp.reporting.frames.qat_labels import Named, name_trainings
 from qexp.reporting.frames.repeats import with_draws
@@ -38,7 +39,6 @@ BLANK = {
     "decided": "",
 }  # what records of before do not have
 IDENTITY = ["run", "variant_key", "epoch", "split", "n"]
-PLAN_FILE = "plan.json"
 TRAINED = "as trained"  # the ranges of a network that was trained with its quantization
 LINEAGE = tuple(item.name for item in fields(Named) if item.name not in ("label", "group"))
 # Parameters that a record has under another name.
@@ -218,10 +218,10 @@ def _labelled(frame: pd.DataFrame, runs: Mapping[str, RunRow]) -> pd.DataFrame:
 
 def _with_widths(frame: pd.DataFrame, runs: Mapping[str, RunRow]) -> pd.DataFrame:
     """Let `bits` be the mean over elements of what a plan chose, where that is not what the dial says, and add the widths."""
-    plans = {run: json.loads(runs[run]["artifacts"].get(PLAN_FILE, "[]")) for run in frame["run"].unique() if run in runs}
     chosen_of = {
-        run: [(row["bits"], row["num_elements"]) for row in rows if row["bits"] and row.get("num_elements")]
-        for run, rows in plans.items()
+        run: [(row["bits"], row["num_elements"]) for row in plan_of(runs[run]) if row["bits"] and row.get("num_elements")]
+        for run in frame["run"].unique()
+        if run in runs
     }
     columns = ["run", "policy", "mode", "bits"]
     known = {row: _width(chosen_of.get(row[0], []), *row[1:]) for row in frame[columns].drop_duplicates().itertuples(index=False)}

@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 
 from qexp.base.files import write_text_atomic
-from qexp.reporting.frames.load import PLAN_FILE
+from qexp.reporting.frames.plan import plan_of
 from qexp.reporting.tables.render import csv_text
 from qexp.tracking.row_types import RunRow
 
@@ -19,6 +19,7 @@ COLUMNS = (
     "name", "kind", "role", "shape", "bits", "mode", "scheme", "granularity", "axis", "group_size", "rule", "reason",
     "num_elements", "size_bytes",
 )  # fmt: skip
+COPIES = ["training", "variant_key", "variant"]
 LabelledPlan = tuple[str, list[dict[str, Any]]]
 
 
@@ -29,16 +30,9 @@ def plans_of(runs: Mapping[str, RunRow], table: pd.DataFrame) -> list[LabelledPl
         runs: of `load_runs`.
         table: of `summarize`.
     """
-    plans: list[LabelledPlan] = []
-    read: dict[str, Any] = {}  # by text: the trainings of a sweep have the same plans
-    for training, key, variant in table[["training", "variant_key", "variant"]].itertuples(index=False):
-        run = runs.get(f"{training}/{key}")
-        text = run.get("artifacts", {}).get(PLAN_FILE) if run is not None else None
-        if text and text not in read:
-            read[text] = json.loads(text)
-        if text and isinstance(read[text], list):
-            plans.append((variant, read[text]))
-    return plans
+    of = [(variant, runs.get(f"{training}/{key}")) for training, key, variant in table[COPIES].itertuples(index=False)]
+    planned = [(variant, plan_of(run)) for variant, run in of if run is not None]
+    return [(variant, rows) for variant, rows in planned if rows]
 
 
 def write_plans(plans: Iterable[LabelledPlan], folder: Path) -> list[Path]:

@@ -195,7 +195,7 @@ def test_report_of_nothing(write, tmp_path):
 
 def test_no_global_state():
     names = ["matplotlib.pyplot", "torch", "mlflow"]
-    code = f"import sys, qexp.reporting.report; print(*(name in sys.modules for name in {names}))"
+    code = f"import sys, qexp.reporting.report, qexp.reporting.drawn; print(*(name in sys.modules for name in {names}))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["False", "False", "False"]
 
