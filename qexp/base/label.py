@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -88,6 +88,19 @@ class Label:
     def as_row(self) -> dict[str, Any]:
         """For a journal; what was typed only where something was."""
         return {name: value for name, value in asdict(self).items() if value or name not in ("given", "marks")}
+
+
+def common_words(labels: Iterable[Label]) -> tuple[str, ...]:
+    """Words that all labels have, which go without saying among them.
+
+    Args:
+        labels: of quantized copies.
+
+    >>> common_words([Label("int", (4,), words=("first_last", "e8")), Label("int", (8,), words=("first_last",))])
+    ('first_last',)
+    """
+    words = list(dict.fromkeys(label.words for label in labels))
+    return tuple(word for word in words[0] if all(word in others for others in words)) if words else ()
 
 
 def draw_word(draw: int) -> str:

@@ -212,7 +212,8 @@ class Evaluator:
         self._outcomes[variant.key] = built.outcomes
         if variant.key not in self._reported:
             self._reported.add(variant.key)
-            messages.left_alone(variant.after(built.outcomes).label, [*sentences(built.outcomes, alarming=False), *built.notes])
+            name = self.prepared.shown(variant.after(built.outcomes).named)
+            messages.left_alone(name, [*sentences(built.outcomes, alarming=False), *built.notes])
         return built.module
 
     def _probe(self, variant: Variant, copy: nn.Module, state: Mapping[str, Tensor]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from qexp.base.errors import UserError
+from qexp.base.label import Label, common_words
 from qexp.base.types import ActivationInfo, Batch, TensorInfo
 from qexp.config.calibrate import CalibrateSettings
 from qexp.config.model import PRETRAINED
@@ -47,6 +48,7 @@ class Prepared:
         data: the sets that this process holds.
         layers: version of how its layers became modules; None where they were.
         asked: key of the variant that each of the merged jobs asks for, in their order.
+        common: words that the labels of all copies of the command have: lines of the screen leave them out.
     """
 
     config: Config
@@ -60,10 +62,19 @@ class Prepared:
     converted: Converted | None = None
     layers: int | None = None
     asked: tuple[str, ...] = ()
+    common: tuple[str, ...] = ()
 
     @cached_property
     def _identity(self) -> tuple[str, Mapping[str, str]]:
         return self.identify()
+
+    def shown(self, named: Label) -> str:
+        """A label on the screen: what tells it from the command's other copies.
+
+        Args:
+            named: the whole label.
+        """
+        return named.without(self.common).text
 
     @property
     def training(self) -> str:
@@ -161,6 +172,17 @@ class Prepared:
     def untrained(self) -> torch.nn.Module:
         """The network before any file is read into it; on the CPU."""
         return untrained_network(self.config, self.bundle)
+
+
+def with_common_words(prepared: Sequence[Prepared]) -> list[Prepared]:
+    """The merged jobs of a command, which know the words that the labels of all its copies have.
+
+    Args:
+        prepared: all of them.
+    """
+    labels = [variant.named for one in prepared for variant in one.variants[1:] if variant.named.way != "half"]
+    common = common_words(labels) if len({*labels}) > 1 else ()
+    return [replace(one, common=common) for one in prepared]
 
 
 def untrained_network(config: Config, bundle: DataBundle) -> torch.nn.Module:

@@ -42,23 +42,29 @@ def plan(prepared: Sequence[Prepared], *, num_jobs: int, notes: Sequence[str] = 
     if starts := float_starts(prepared):
         parts.append(f"{counted(len(starts), 'float training')} to begin from ({sum(map(is_stored, starts))} stored)")
     parts.append(counted(sum(len(one.variants) - 1 for one in prepared), "quantized variant"))
+    parts += [f"all {' '.join(prepared[0].common)}"] if prepared[0].common else []
     print_main(f"{counted(num_jobs, 'job')}: {', '.join(parts)}")
     print_main(*trained_anew([*starts, *trainings]))
     config = prepared[0].config
     whole = (config.plan or ("full" if config.plan_only else "short")) == "full"
     shown: dict[object, str] = {}  # what tells plans apart -> the first variant that has it
+    titles: set[object] = set()  # of plans that other trainings have too
     said: set[str] = set()
     for one in prepared:
         print_main(*_once(said, (f"note: {note}" for note in one.notes)))
         plans = [(variant, print_plan(variant.plan, policy=variant.config.policy.name)) for variant in one.variants[1:]]
         alike = not whole and sum(len(other.variants) - 1 for other in prepared) > MANY
-        for title, group in _titled(plans, alike=alike):
+        for title, group in _titled(one, plans, alike=alike):
+            gists = tuple(printed.gist for _, printed in group) if whole else ()
+            if (title, gists) in titles:
+                continue
+            titles.add((title, gists))
             print_main(title)
             for variant, printed in group:
                 lines: Iterable[str] = _once(said, printed.remarks)
                 if whole:
-                    same = shown.setdefault(printed.gist, variant.label)
-                    lines = printed.body if same == variant.label else [f"  the tensors of [{same}]"]
+                    same = shown.setdefault(printed.gist, name := one.shown(variant.named))
+                    lines = printed.body if same == name else [f"  the tensors of [{same}]"]
                 print_main(*lines, *_once(said, (f"  note: {note}; listed once" for note in variant.notes)))
     print_main(*(f"note: {note}" for note in notes))
     if not whole and any(len(one.variants) > 1 for one in prepared):
@@ -67,14 +73,14 @@ def plan(prepared: Sequence[Prepared], *, num_jobs: int, notes: Sequence[str] = 
 
 
 def _titled(
-    plans: Sequence[tuple[Variant, PrintedPlan]], *, alike: bool
+    one: Prepared, plans: Sequence[tuple[Variant, PrintedPlan]], *, alike: bool
 ) -> Iterator[tuple[str, list[tuple[Variant, PrintedPlan]]]]:
     """The line of each plan, or of those that differ in width alone, and which they are."""
     groups: dict[object, list[tuple[Variant, PrintedPlan]]] = {}
     for number, (variant, printed) in enumerate(plans):
         groups.setdefault(printed.way if alike else number, []).append((variant, printed))
     for group in groups.values():
-        labels, (_, first) = ", ".join(variant.label for variant, _ in group), group[0]
+        labels, (_, first) = ", ".join(one.shown(variant.named) for variant, _ in group), group[0]
         sizes = sorted(printed.size_mib for _, printed in group)
         several = f"W{'|'.join(printed.bits for _, printed in group)}{first.way}, {sizes[0]:.3g} to {sizes[-1]:.3g} MiB stored"
         yield f"[{labels}] {first.summary if len(group) == 1 else several}", group
@@ -175,9 +181,15 @@ def measured(records: Sequence[Record]) -> None:
         emit("record", kind="evaluation", **{name: getattr(record, name) for name in TOLD})
 
 
-def epoch(records: Sequence[Record]) -> None:
-    """One line: Prec@1 of some networks after an epoch, and below it what is suspicious of them."""
-    parts = [f"{record.variant} {record.prec1:.2f}{' !' if record.alarms else ''}" for record in records]
+def epoch(records: Sequence[Record], one: Prepared) -> None:
+    """One line: Prec@1 of some networks after an epoch, and below it what is suspicious of them.
+
+    Args:
+        records: of the epoch.
+        one: the job that has them.
+    """
+    names = [record.variant if record.named is None else one.shown(record.named) for record in records]
+    parts = [f"{name} {record.prec1:.2f}{' !' if record.alarms else ''}" for name, record in zip(names, records, strict=True)]
     print_main(f"  epoch {records[0].epoch}  {METRICS['prec1'].title}  " + "  ".join(parts))
     for record in records:
         for text in record.alarms:

@@ -192,7 +192,7 @@ def _evaluate(
             messages.measured(fresh)
             records += fresh
             if len(records) - num_told >= A_LINE or part[-1] is wanted[-1]:
-                messages.epoch(records[num_told:])
+                messages.epoch(records[num_told:], evaluator.prepared)
                 num_told = len(records)
     return records
 

@@ -16,7 +16,7 @@ from qexp.config.launcher import check_single, launcher_settings
 from qexp.config.root import Config
 from qexp.experiment import messages
 from qexp.experiment.estimate import estimate
-from qexp.experiment.job import Prepared
+from qexp.experiment.job import Prepared, with_common_words
 from qexp.experiment.prepare import Preparer, with_preprocessing
 from qexp.experiment.typed_labels import check_labels
 from qexp.reporting.frames.protocol import MixedProtocolsError
@@ -99,7 +99,8 @@ def run_sweep(
     groups = group(configs)
     notes: Sequence[str] = ()
     with log.refusals(groups):
-        prepared = resources.preparer.prepare_all([[configs[position] for position in positions] for positions in groups])
+        chosen = [[configs[position] for position in positions] for positions in groups]
+        prepared = with_common_words(resources.preparer.prepare_all(chosen))
         check_labels(prepared)
         if log.sweep.verb == "export":
             from qexp.deploy import export  # half a second, and no other verb needs it

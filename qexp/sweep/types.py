@@ -10,6 +10,7 @@ from pathlib import Path
 from qexp.config.root import Config
 from qexp.config.sweeper import SearchSettings
 from qexp.config.validate import validate
+from qexp.sweep.check_read import why_unread
 from qexp.tracking.record import Sweep
 
 Outcomes = Generator[tuple[int, Exception | None]]  # number of each merged job and why it failed, in the order in which they end
@@ -98,7 +99,9 @@ class MergedJob:
     def told_apart(self) -> str:
         """What tells its jobs from those of the sweep's other trainings, as typed: `seed=1`."""
         words = [job.asked.split() for job in self.asked]
-        return " ".join(word for word in words[0] if all(word in other for other in words)) if words else ""
+        told = [word for word in words[0] if all(word in other for other in words)] if words else []
+        config, verb = self.configs[0], self.sweep.verb
+        return " ".join(word for word in told if not why_unread(word.partition("=")[0], config, verb))
 
     def to_json(self) -> str:
         """As text, for the ranks of another process."""

@@ -3,6 +3,7 @@ import pytest
 from qexp.base.text import Note
 from qexp.experiment import messages
 from qexp.experiment.estimate import cost_of, estimate
+from qexp.experiment.job import with_common_words
 
 
 def test_the_plan_names_jobs_trainings_and_variants(prepared, capsys):
@@ -12,8 +13,8 @@ def test_the_plan_names_jobs_trainings_and_variants(prepared, capsys):
     ]
     messages.plan(merged, num_jobs=5)
     short = capsys.readouterr().out.splitlines()
-    assert [line.split("]")[0] for line in short[1:-1] if line[0] == "["] == ["[W4 int", "[W8 int", "[half", "[W8 int"]
-    assert len(short) == 8 and "listed once" in short[5], "a line for each variant, what is doubled, how to see more"
+    assert [line.split("]")[0] for line in short[1:-1] if line[0] == "["] == ["[W4 int", "[W8 int", "[half"]
+    assert len(short) == 7 and "listed once" in short[5], "a line for each variant, what is doubled, how to see more"
     assert short[-1].startswith("plan=full")
 
     full = prepared({"bits": 4, "plan": "full"}, {"bits": 8}, {"bits": 4, "mode": "half"}, {"bits": 2, "mode": "half"})
@@ -26,6 +27,23 @@ def test_the_plan_names_jobs_trainings_and_variants(prepared, capsys):
     assert "left alone:" in out and "BN statistic" in out
     assert "bits=2" in out and "listed once" in out
     assert out.count("conv and linear weights") == 2  # two tensors, printed once
+
+
+def test_the_screen_leaves_out_what_all_copies_have_in_common(prepared, capsys):
+    asked = {"policy.name": "first_last", "quant.name": "affine"}
+    one, other = with_common_words([prepared(asked | {"bits": 4}), prepared(asked | {"bits": 2, "seed": 1})])
+    messages.plan([one, other], num_jobs=2)
+    first, *titles = capsys.readouterr().out.splitlines()
+    assert first == "2 jobs: 2 trainings (0 stored), 2 quantized variants, all first_last e8 affine"
+    assert [line.split("]")[0] for line in titles if line[0] == "["] == ["[W4 int", "[W2 int"]
+    assert one.variants[1].label == "W4 int first_last e8 affine", "files and tables keep the whole label"
+    (alone,) = with_common_words([prepared(asked)])
+    assert alone.common == () and alone.shown(alone.variants[1].named) == alone.variants[1].label
+
+
+def test_a_plan_that_other_trainings_have_too_is_printed_once(prepared, capsys):
+    messages.plan([prepared({"bits": 4, "seed": seed}) for seed in (0, 1, 2)], num_jobs=3)
+    assert capsys.readouterr().out.count("[W4 int]") == 1
 
 
 def test_one_is_singular(prepared, capsys):

@@ -92,6 +92,11 @@ def merged(job, sweep):
     return MergedJob(tuple(check(jobs, "train")), tuple(ask_for(jobs)), sweep)
 
 
+def test_a_training_is_called_by_what_it_reads(merged):
+    asked = replace(merged.asked[0], asked="qat=none qat.first_step=paper train.lr=0.1")
+    assert replace(merged, asked=(asked,)).told_apart == "qat=none train.lr=0.1"
+
+
 def test_groups_in_turn_go_on_after_a_failure(monkeypatch):
     def run(job, prepared, resources):
         if job == "b":

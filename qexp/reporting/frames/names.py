@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 
 import pandas as pd
 
-from qexp.base.label import Label, draw_word
+from qexp.base.label import Label, common_words, draw_word
 from qexp.reporting.frames.comparison import has_qat
 from qexp.tracking.record import FLOAT_VARIANT
 
@@ -27,10 +27,9 @@ def shared_words(table: pd.DataFrame) -> tuple[str, ...]:
         table: rows with `named`, `variant` and `mode`.
     """
     copies = table[(table["variant"] != FLOAT_VARIANT) & (table["mode"] != "half")]
-    words = list(dict.fromkeys(label.words for label in copies["named"]))
-    if not words or (len(dict(_bare(copies))) < 2 and not has_qat(table)):
+    if len(dict(_bare(copies))) < 2 and not has_qat(table):
         return ()
-    return tuple(word for word in words[0] if all(word in others for others in words))
+    return common_words(copies["named"])
 
 
 def short_names(table: pd.DataFrame) -> dict[str, str]:
