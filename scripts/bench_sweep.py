@@ -34,6 +34,7 @@ from qexp.data.load import load_data
 from qexp.engine.fit import fit
 from qexp.models.build import build_model
 from qexp.sweep.check import check
+from qexp.sweep.combinations import Combinations
 from qexp.sweep.compose import conf_dir
 from qexp.sweep.group import Resources
 from qexp.sweep.jobs import JobLog, ask_for
@@ -62,17 +63,15 @@ def processor_time() -> float:
 CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": processor_time}
 
 
-def compose(overrides: list[str]) -> dict:
-    """The values of one job, composed as `qexp.train` composes them."""
-    from hydra import compose as hydra_compose
+def compose(overrides: list[str]) -> list[dict]:
+    """The values of each job, composed as `qexp.train` composes them."""
     from hydra import initialize_config_dir
-    from omegaconf import OmegaConf
 
     from qexp.sweep.config_store import store_choices
 
     store_choices()
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        return OmegaConf.to_container(hydra_compose("config", overrides), resolve=True)
+        return list(Combinations("config", overrides, None).sweep())
 
 
 def floor(values: dict, clock: Callable[[], float]) -> tuple[float, float]:
@@ -109,14 +108,8 @@ def sweep(epochs: int, folder: str, compiled: bool, clock: Callable[[], float]) 
     """Seconds of the same training and 12 variants through qexp, in a store of its own."""
     more = ["train.compile=true", "evaluate.engine=compiled"] if compiled else []
     began = clock()
-    jobs = [
-        compose(
-            [f"bits={bits}", f"mode={mode}", f"train.epochs={epochs}", f"runs_dir={folder}/runs", f"results_dir={folder}/results"]
-            + more
-        )
-        for mode in MODES
-        for bits in BITS
-    ]
+    swept = [f"bits={','.join(map(str, BITS))}", f"mode={','.join(MODES)}"]
+    jobs = compose([*swept, f"train.epochs={epochs}", f"runs_dir={folder}/runs", f"results_dir={folder}/results", *more])
     info = Sweep(sweep="bench", command="bench_sweep", verb="train")
     with Resources() as resources:
         log = JobLog(ask_for(jobs), info)
@@ -132,7 +125,7 @@ def main() -> None:
     began = clock()
     subprocess.run([sys.executable, "-c", "import qexp.sweep.run"], check=True)
     start_up = clock() - began
-    values = compose([f"train.epochs={epochs}"])
+    (values,) = compose([f"train.epochs={epochs}"])
     with tempfile.TemporaryDirectory() as folder:
         sweep(2, f"{folder}/warm", compiled, clock)  # imports, MLflow's store, the allocator
         rows = []

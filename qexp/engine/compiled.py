@@ -6,8 +6,9 @@ runs the others, whatever their weights. Torch keeps compiled code on disk (`TOR
 for temporary files), where the next process finds it. Freezing is off: it would make constants of the weights.
 
 A program is made for one shape of batch. Batches of another, the last smaller one, run the network itself; rejected: a second
-program, and padding, whose images a network might mix with the others. Before a program is used for a network, its logits of a
-few images are compared with the network's own (`TOLERANCE`). So what runs is what the weights-in-use probe looks at.
+program, and padding, whose images a network might mix with the others. Before a program is used, its logits of a few images are
+compared with the network's own (`TOLERANCE`): for the first two networks of each state that differ in their weights alone, and
+for every network that was built anew. So what runs is what the weights-in-use probe looks at.
 
 Rejected: `torch.func.functional_call` within `torch.compile`, which with torch 2.13 gave wrong logits for the second network that
 it was tried with; one program for each copy, which compiles anew where modules are built anew; ONNX Runtime, which needs another

@@ -98,6 +98,8 @@ class Evaluator:
         """
         if self._qat is None:
             state = self.prepared.baked(state)
+        if not done:
+            self._engine.begin_state()
         float_variant = self.prepared.variants[0]
         variants = [float_variant, *(variant for variant in wanted if not variant.is_float)]
         reference: Tensor | str | None = float_variant.key

@@ -116,3 +116,31 @@ def test_a_report_marks_them_and_mixes_none(cli, tiny):
     write_report("engines", runs_dir="runs", results_dir="results", mixed=True)
     table = pd.read_csv("results/engines/table.csv")
     assert sorted(table["engine"].fillna("").where(table["bits"] == 4, "-")) == sorted(["", "auto", *["-"] * (len(table) - 2)])
+
+
+@compiles
+def test_a_program_is_compared_with_the_first_two_networks_of_each_state(prepared, monkeypatch):
+    compared, check_alike = [], module.check_alike
+    monkeypatch.setattr(module, "check_alike", lambda *args, **how: (compared.append(args), check_alike(*args, **how)))
+    merged = prepared(*({"bits": bits, "evaluate.engine": "compiled"} for bits in (2, 3, 4, 6, 8)))
+    evaluator, state = Evaluator(merged, CPU), merged.network().state_dict()
+    for _ in range(2):
+        scored_now = evaluator.score(state, merged.variants, {})
+    assert len(scored_now) == 6 and len(compared) == 4
+
+
+@compiles
+def test_a_program_that_keeps_weights_is_found_by_the_second_network(prepared, monkeypatch):
+    run_of = module.Programs.run_of
+
+    def stale(programs, model, images):
+        run = run_of(programs, model, images)
+        run._tensors = tuple(tensor.clone() for tensor in run._tensors)
+        return run
+
+    monkeypatch.setattr(module.Programs, "run_of", stale)
+    monkeypatch.setattr(module, "COMPILE_S", 0.0)
+    monkeypatch.setattr(module, "WORTH", float("inf"))
+    of_float, *copies = scored(prepared, "auto", {"bits": 2}, {"bits": 3})
+    assert of_float.computed_by.startswith("compiled")
+    assert all("logits differ" in item.computed_by for item in copies)
