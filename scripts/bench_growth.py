@@ -53,7 +53,8 @@ WIDTHS = (2, 3, 4, 5, 6, 7, 9, 10, 11, 12)  # of the widest sweep; first_last ke
 SCHEMES = ("linear", "affine", "symmetric", "symmetric_restricted", "unsigned_symmetric")
 # What a process of each measure imports, whatever it is given; those that are not named are sweeps.
 IMPORTS = {
-    "sweep": "qexp.sweep.run, qexp.sweep.compose, hydra, mlflow",
+    "sweep": "qexp.sweep.run, qexp.sweep.compose, hydra",
+    "first": "qexp.sweep.run, qexp.sweep.compose, hydra, mlflow",
     "report": "qexp.reporting.report",
     "sync": "qexp.tracking.sync, mlflow",
     "trainings": "qexp.trainings, qexp.engine.trajectory",
