@@ -221,8 +221,9 @@ def _against_best(table: pd.DataFrame, groups: Sequence[pd.Index]) -> Iterator[s
             for cell in (ALIKE, WORSE)
         }
         where = f"{_measured_on(part)}: " if len(groups) > 1 else ""
-        counts = f"{len(cells[ALIKE])} of {len(cells[ALIKE]) + len(cells[WORSE])} are not significantly different"
-        parts = [f"{counts} from {names[best.index[0]]}, the best ({top:.2f} %){_listed(cells[ALIKE])}"]
+        # A row may be worse than another one, and by these images not than the best: it is in neither count as alike.
+        counts = f"{len(cells[ALIKE])} of {len(cells[ALIKE]) + len(cells[WORSE])} others are not shown to be worse than any row"
+        parts = [f"The best is {names[best.index[0]]} ({top:.2f} %); {counts}{_listed(cells[ALIKE])}"]
         parts += [f"worse than some row: {_listed(cells[WORSE])[2:]}"] if cells[WORSE] else []
         yield f"{where}{'; '.join(parts)} (the same family)."
 
