@@ -20,13 +20,15 @@ NAMING = ("variant", "without_draw", "a", "b")  # columns of frames that name co
 def shared_words(table: pd.DataFrame) -> tuple[str, ...]:
     """Words that the labels of all copies have: `first_last e8` of `W4A4/8 lsq first_last e8`.
 
-    Copies in fp16 have no such words and do not count. None of a single copy, whatever its draws, unless it was trained: nothing
-    is told from it.
+    Copies in fp16 do not count where none of them has any words. None of a single copy, whatever its draws, unless it was
+    trained: nothing is told from it.
 
     Args:
         table: rows with `named`, `variant` and `mode`.
     """
-    copies = table[(table["variant"] != FLOAT_VARIANT) & (table["mode"] != "half")]
+    halves = table["mode"] == "half"
+    apart = any(label.words for label in table.loc[halves, "named"])  # by `input_x` one in fp16 may be told from another
+    copies = table[(table["variant"] != FLOAT_VARIANT) & (apart | ~halves)]
     words = list(dict.fromkeys(label.words for label in copies["named"]))
     if not words or (len(dict(_bare(copies))) < 2 and not has_qat(table)):
         return ()
