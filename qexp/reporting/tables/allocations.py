@@ -20,7 +20,7 @@ NUMBERS = (
     Column(name="kl", title="KL", kind="number"),
     Column(
         name="ratio", title="measured/predicted", kind="number", form=".2f",
-        value=lambda choice: choice.kl / choice.predicted if choice.predicted else None,
+        value=lambda choice: choice.kl / choice.predicted if choice.predicted and choice.kl is not None else None,
     ),
     Column(name="prec1", title="Prec@1", kind="percent"),
     Column(name="delta_prec1", title="change", kind="points"),

@@ -11,6 +11,7 @@ import pytest
 from qexp.reporting.figures.layers import kl_map, sensitivity_map, sqnr_map
 from qexp.reporting.frames.layers import histogram_sheets, load_layers
 from qexp.reporting.report import write_report
+from qexp.reporting.tables.allocations import allocations_for_page
 
 
 def _cells(figure):
@@ -109,6 +110,14 @@ def test_an_allocation_has_its_bits_and_its_result_on_the_page(predicted, write,
     row = next(line for line in layers.splitlines() if ">uniform 4<" in line)
     assert ">4.000<" in row and f">{148160 / 2**20:.3f}<" in row and ">77.57<" in row
     assert ">Bits of each layer</h3>" in layers and text.index('href="#layers"') < text.index('href="#protocol"')
+
+
+def test_a_choice_whose_divergence_is_no_number_is_on_the_page_without_it(tmp_path):
+    (source,) = (PUBLISHED / "mixed_precision" / "allocation").iterdir()
+    folder = shutil.copytree(source, tmp_path / "allocation" / "a")
+    pd.read_csv(folder / "methods.csv").assign(kl=np.nan).to_csv(folder / "methods.csv", index=False)
+    (shown,) = allocations_for_page(tmp_path)
+    assert "uniform 4" in str(shown["choices"]) and "nan" not in str(shown["choices"])
 
 
 def test_without_an_analysis_there_is_no_map(tmp_path):
