@@ -11,9 +11,9 @@ function element(tag, values = {}, ...children) {
 
 const IN_ORDER = new Intl.Collator("en", { numeric: true }); // `layer2` before `layer10`, and days of one year by their months
 
-// What a cell is in order: `0.288 MiB` is its number, `exact` is a noise of minus infinity dB and stands above all.
+// What a cell is in order: `0.288 MiB` is its number, `3-6, mean 4.0` its mean, `exact` is a noise of minus infinity dB and stands above all.
 function number(text) {
-  const bare = text.replace(/^[<>]\s*/, "");
+  const bare = text.replace(/^.*, mean |^[<>]\s*/, "");
   if (/^([+-]?inf|exact$)/.test(bare)) return bare[0] === "-" ? -Infinity : Infinity;
   return parseFloat(bare);
 }
