@@ -12,7 +12,7 @@ from qexp.analysis.results import Allocated, Allocation
 from qexp.analysis.sensitivity_figures import draw_allocation
 from qexp.base.table import Column, Table, lines, markdown_table, markdown_text
 from qexp.config.analyze import MEASURE_TITLES
-from qexp.reporting.tables.allocations import NUMBERS, choice_title, comparison_sentence, explained
+from qexp.reporting.tables.allocations import NUMBERS, choice_key, choice_title, comparison_sentence, explained
 from qexp.reporting.tables.render import csv_text
 
 
@@ -112,7 +112,7 @@ def _title(choice: Allocated) -> str:
 
 
 def _key(choice: Allocated) -> str:
-    return f"{choice.method}_{choice.measure}" if choice.measure else choice.method
+    return choice_key(choice.method, choice.measure)
 
 
 def _choices(title: str, allocation: Allocation) -> Table:

@@ -91,7 +91,7 @@ class Label:
 
 
 def common_words(labels: Iterable[Label]) -> tuple[str, ...]:
-    """Words that all labels have, which go without saying among them.
+    """Words that all labels have, which go without saying among them. A copy in fp16 has few, and counts where some have any.
 
     Args:
         labels: of quantized copies.
@@ -99,7 +99,10 @@ def common_words(labels: Iterable[Label]) -> tuple[str, ...]:
     >>> common_words([Label("int", (4,), words=("first_last", "e8")), Label("int", (8,), words=("first_last",))])
     ('first_last',)
     """
-    words = list(dict.fromkeys(label.words for label in labels))
+    different = list(dict.fromkeys(labels))
+    in_fp16 = [label for label in different if label.way == "half"]
+    counted = different if any(label.words for label in in_fp16) else [label for label in different if label not in in_fp16]
+    words = [label.words for label in counted]
     return tuple(word for word in words[0] if all(word in others for others in words)) if words else ()
 
 

@@ -174,9 +174,14 @@ def latex_table(table: Table) -> str:
     \end{tabular}
     """
     sides = "".join("r" if column.side == "right" else "l" for column in table.columns)
-    titles, *rows = [" & ".join(map(_latex, row)) + r" \\" for row in (table.titles, *table.cells)]
+    titles, *rows = [_guarded(" & ".join(map(_latex, row))) + r" \\" for row in (table.titles, *table.cells)]
     start, end = f"\\begin{{tabular}}{{{sides}}}", r"\end{tabular}"
     return "\n".join([start, r"\toprule", titles, r"\midrule", *rows, r"\bottomrule", end])
+
+
+def _guarded(line: str) -> str:
+    """A row that begins with `[` or `*`, which the end of the row before it would take for its own argument."""
+    return f"{{}}{line}" if line.startswith(("[", "*")) else line
 
 
 def _latex(text: str) -> str:

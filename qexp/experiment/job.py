@@ -180,7 +180,7 @@ def with_common_words(prepared: Sequence[Prepared]) -> list[Prepared]:
     Args:
         prepared: all of them.
     """
-    labels = [variant.named for one in prepared for variant in one.variants[1:] if variant.named.way != "half"]
+    labels = [variant.named for one in prepared for variant in one.variants[1:]]
     common = common_words(labels) if len({*labels}) > 1 else ()
     return [replace(one, common=common) for one in prepared]
 

@@ -9,9 +9,11 @@ function element(tag, values = {}, ...children) {
   return made;
 }
 
-// What a cell is in order: `0.288 MiB` is its number, `exact` is a noise of minus infinity dB and stands above all.
+const IN_ORDER = new Intl.Collator("en", { numeric: true }); // `layer2` before `layer10`, and days of one year by their months
+
+// What a cell is in order: `0.288 MiB` is its number, `3-6, mean 4.0` its mean, `exact` is a noise of minus infinity dB and stands above all.
 function number(text) {
-  const bare = text.replace(/^[<>]\s*/, "");
+  const bare = text.replace(/^.*, mean |^[<>]\s*/, "");
   if (/^([+-]?inf|exact$)/.test(bare)) return bare[0] === "-" ? -Infinity : Infinity;
   return parseFloat(bare);
 }
@@ -25,10 +27,11 @@ function sortable(table, filter, told) {
   let column = -1, falling = false;
 
   function compare(first, second) {
-    const [a, b] = [first, second].map(one => numeric[column] ? number(one.cells[column]) : one.cells[column].toLowerCase());
-    const [noA, noB] = [a, b].map(value => value === "" || Number.isNaN(value));
+    const texts = [first, second].map(one => one.cells[column]);
+    const [a, b] = texts.map(text => numeric[column] ? number(text) : 0);
+    const [noA, noB] = texts.map((text, at) => text === "" || Number.isNaN([a, b][at]));
     if (noA || noB) return noA - noB; // what has no value stands below, whichever the order
-    return (a < b ? -1 : a > b ? 1 : 0) * (falling ? -1 : 1);
+    return (a < b ? -1 : a > b ? 1 : IN_ORDER.compare(...texts)) * (falling ? -1 : 1); // the number that a text begins with is not all of it
   }
 
   function show() {

@@ -44,6 +44,13 @@ def test_markdown_and_latex_and_html_escape_what_they_would_obey(table):
     assert '<td class="left"><span class="mark good">best</span></td></tr>' in page
 
 
+@pytest.mark.parametrize(("name", "row"), [("[6pt] ours", "{}[6pt] ours"), ("*ours", "{}*ours"), ("ours [1]", "ours [1]")])
+def test_a_row_of_latex_is_no_argument_of_what_ends_the_row_before_it(name, row):
+    r"""`\\` takes `*` and `[6pt]` even from the next line, and `\midrule` the latter."""
+    (column, *_) = COLUMNS
+    assert latex_table(Table((column,), ((name,), (name,)))).splitlines()[4:6] == [rf"{row} \\", rf"{row} \\"]
+
+
 @pytest.mark.parametrize("name", RENDERERS)
 def test_every_renderer_shows_titles_and_cells_and_no_rows_at_all(name, table):
     text = RENDERERS[name](table)

@@ -89,6 +89,16 @@ def test_an_experiment_is_a_line_that_opens(page):
     assert best == sorted(best) and len(best) == len(NAMES)
 
 
+def test_days_of_one_year_are_in_order(page):
+    """A date begins with a number that all of them share."""
+    dates, title = page.locator("#experiments tbody td:last-child"), page.locator("#experiments thead button", has_text="date")
+    assert dates.all_inner_texts() == ["2026-11-22", "2026-11-30", "2026-11-22"], "by name"
+    title.click()
+    assert dates.all_inner_texts() == ["2026-11-22", "2026-11-22", "2026-11-30"]
+    title.click()
+    assert dates.all_inner_texts() == ["2026-11-30", "2026-11-22", "2026-11-22"]
+
+
 @pytest.mark.parametrize("width", [390, 1280])
 def test_only_tables_scroll_sideways(page, width):
     page.set_viewport_size({"width": width, "height": 900})

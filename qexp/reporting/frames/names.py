@@ -20,14 +20,15 @@ NAMING = ("variant", "without_draw", "a", "b")  # columns of frames that name co
 def shared_words(table: pd.DataFrame) -> tuple[str, ...]:
     """Words that the labels of all copies have: `first_last e8` of `W4A4/8 lsq first_last e8`.
 
-    Copies in fp16 have no such words and do not count. None of a single copy, whatever its draws, unless it was trained: nothing
-    is told from it.
+    Copies in fp16 do not count where none of them has any words. None of a single copy, whatever its draws, unless it was
+    trained: nothing is told from it.
 
     Args:
         table: rows with `named`, `variant` and `mode`.
     """
-    copies = table[(table["variant"] != FLOAT_VARIANT) & (table["mode"] != "half")]
-    if len(dict(_bare(copies))) < 2 and not has_qat(table):
+    copies = table[table["variant"] != FLOAT_VARIANT]
+    counted = copies[copies["mode"] != "half"]
+    if len(dict(_bare(counted if len(counted) else copies))) < 2 and not has_qat(table):
         return ()
     return common_words(copies["named"])
 

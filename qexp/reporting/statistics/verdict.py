@@ -221,9 +221,10 @@ def _against_best(table: pd.DataFrame, groups: Sequence[pd.Index]) -> Iterator[s
             for cell in (ALIKE, WORSE)
         }
         where = f"{_measured_on(part)}: " if len(groups) > 1 else ""
-        counts = f"{len(cells[ALIKE])} of {len(cells[ALIKE]) + len(cells[WORSE])} are not significantly different"
-        parts = [f"{counts} from {names[best.index[0]]}, the best ({top:.2f} %){_listed(cells[ALIKE])}"]
-        parts += [f"worse than some row: {_listed(cells[WORSE])[2:]}"] if cells[WORSE] else []
+        # A row that is worse than another one may be no worse than the best by these images, so none are counted as alike to it.
+        counts = f"{len(cells[WORSE])} of {len(cells[ALIKE]) + len(cells[WORSE])} others are shown to be worse than some row"
+        parts = [f"The best is {names[best.index[0]]} ({top:.2f} %); {counts}{_listed(cells[WORSE])}"]
+        parts += [f"not shown to be worse than any: {_listed(cells[ALIKE])[2:]}"] if cells[ALIKE] else []
         yield f"{where}{'; '.join(parts)} (the same family)."
 
 

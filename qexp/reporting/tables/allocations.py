@@ -20,7 +20,7 @@ NUMBERS = (
     Column(name="kl", title="KL", kind="number"),
     Column(
         name="ratio", title="measured/predicted", kind="number", form=".2f",
-        value=lambda choice: choice.kl / choice.predicted if choice.predicted else None,
+        value=lambda choice: choice.kl / choice.predicted if choice.predicted and choice.kl is not None else None,
     ),
     Column(name="prec1", title="Prec@1", kind="percent"),
     Column(name="delta_prec1", title="change", kind="points"),
@@ -100,17 +100,32 @@ def explained(images: str, scored: str) -> str:
 def allocations_for_page(folder: Path) -> list[dict[str, object]]:
     """What the page shows of each allocation of an experiment: title, sentences, the choices and the bits of each layer.
 
-    One whose files are not all there, as where a command was killed, is left out.
+    One whose files are not all there, or of two runs with other choices, as where a command was killed, is left out.
 
     Args:
         folder: `results/<name>`.
     """
-    folders = [path.parent for path in sorted(folder.glob("allocation/*/methods.csv"))]
-    return [_for_page(one) for one in folders if (one / "layers.csv").is_file()]
+    pairs = [(path, path.with_name("layers.csv")) for path in sorted(folder.glob("allocation/*/methods.csv"))]
+    tables = [(pd.read_csv(path), pd.read_csv(layers)) for path, layers in pairs if layers.is_file()]
+    return [_for_page(methods, layers) for methods, layers in tables if list(layers.columns[1:]) == _keys(methods)]
 
 
-def _for_page(folder: Path) -> dict[str, object]:
-    methods, layers = pd.read_csv(folder / "methods.csv"), pd.read_csv(folder / "layers.csv")
+def choice_key(method: str, measure: str) -> str:
+    """`exact_kl`, `uniform`: the column of a choice in `layers.csv`.
+
+    Args:
+        method: as of `choice_title`.
+        measure: likewise.
+    """
+    return f"{method}_{measure}" if measure else method
+
+
+def _keys(methods: pd.DataFrame) -> list[str]:
+    """The columns that `layers.csv` of these choices has."""
+    return [choice_key(*names) for names in zip(methods["method"], methods["measure"].fillna(""), strict=True)]
+
+
+def _for_page(methods: pd.DataFrame, layers: pd.DataFrame) -> dict[str, object]:
     rows = [{name: None if pd.isna(value) else value for name, value in row.items()} for row in methods.to_dict("records")]
     # Files of qexp 0.1.0 do not say which images these were, nor the budget.
     images, scored = (str(rows[0].get(key) or words) for key, words in (("images", "other images"), ("scored", "test images")))

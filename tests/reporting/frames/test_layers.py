@@ -11,6 +11,7 @@ import pytest
 from qexp.reporting.figures.layers import kl_map, sensitivity_map, sqnr_map
 from qexp.reporting.frames.layers import histogram_sheets, load_layers
 from qexp.reporting.report import write_report
+from qexp.reporting.tables.allocations import allocations_for_page
 
 
 def _cells(figure):
@@ -109,6 +110,25 @@ def test_an_allocation_has_its_bits_and_its_result_on_the_page(predicted, write,
     row = next(line for line in layers.splitlines() if ">uniform 4<" in line)
     assert ">4.000<" in row and f">{148160 / 2**20:.3f}<" in row and ">77.57<" in row
     assert ">Bits of each layer</h3>" in layers and text.index('href="#layers"') < text.index('href="#protocol"')
+
+
+def test_choices_of_one_run_and_bits_of_another_are_not_on_the_page(tmp_path):
+    """Two runs share a folder; the second one, with fewer measures or another one, was killed between its files."""
+    (source,) = (PUBLISHED / "mixed_precision" / "allocation").iterdir()
+    for name in ("fewer", "other", "whole"):
+        shutil.copytree(source, tmp_path / "allocation" / name)
+    table = pd.read_csv(source / "methods.csv")
+    table.iloc[:-1].to_csv(tmp_path / "allocation" / "fewer" / "methods.csv", index=False)
+    table.replace({"measure": {"kl": "mse", "mse": "kl"}}).to_csv(tmp_path / "allocation" / "other" / "methods.csv", index=False)
+    assert len(allocations_for_page(tmp_path)) == 1
+
+
+def test_a_choice_whose_divergence_is_no_number_is_on_the_page_without_it(tmp_path):
+    (source,) = (PUBLISHED / "mixed_precision" / "allocation").iterdir()
+    folder = shutil.copytree(source, tmp_path / "allocation" / "a")
+    pd.read_csv(folder / "methods.csv").assign(kl=np.nan).to_csv(folder / "methods.csv", index=False)
+    (shown,) = allocations_for_page(tmp_path)
+    assert "uniform 4" in str(shown["choices"]) and "nan" not in str(shown["choices"])
 
 
 def test_without_an_analysis_there_is_no_map(tmp_path):

@@ -4,7 +4,10 @@ import csv
 import re
 
 import numpy as np
+import pandas as pd
 
+from qexp.base.label import Label
+from qexp.reporting.frames.names import shared_words, short_names
 from qexp.reporting.report import write_report
 
 IMAGES = np.arange(2000)
@@ -49,6 +52,18 @@ def test_a_word_that_some_copy_lacks_stays(predicted, write, tmp_path):
         predicted, write, tmp_path, {"fp32": IMAGES < 1800, "W4 int": IMAGES < 1700, "W2 int": IMAGES < 300}, folded=False
     )
     assert "W4 int fold_bn" in report.table and "all copies" not in report.table and "W2 int  " in report.table
+
+
+def test_copies_in_fp16_that_a_word_tells_apart_keep_it():
+    """Their words count where some have any: `input_x` of all in integers, and of one of two in fp16."""
+    table = pd.DataFrame(
+        {"named": [Label("fp32"), Label("half"), Label("half", words=("input_x",)), Label("int", (8,), words=("input_x",)),
+                   Label("int", (4,), words=("input_x",))], "mode": ["fp32", "half", "half", "int", "int"]}
+    )  # fmt: skip
+    table["variant"] = [label.text for label in table["named"]]
+    assert shared_words(table) == () and short_names(table) == {}
+    assert shared_words(table.drop(index=1)) == ("input_x",), "all have it"
+    assert shared_words(table.drop(index=2)) == ("input_x",), "of fp16 there is nothing to tell apart"
 
 
 def test_a_single_copy_has_its_whole_name(predicted, write, tmp_path):

@@ -12,7 +12,7 @@ from qexp.reporting.frames.predictions import Predictions, StoredPredictions, fl
 from qexp.reporting.frames.summary import CLAIMS
 from qexp.reporting.statistics.paired import ALPHA, with_statistics
 from qexp.reporting.statistics.pairs import compare_rows, weights
-from qexp.reporting.statistics.verdict import EXPLAINED, _no_loss, _power, with_claims
+from qexp.reporting.statistics.verdict import EXPLAINED, _against_best, _no_loss, _power, with_claims
 from qexp.stats.family import holm_adjusted
 from qexp.stats.noninferiority import MARGIN
 from qexp.stats.paired import mcnemar
@@ -92,6 +92,9 @@ def test_a_row_that_is_worse_than_another_is_not_called_as_good_as_the_best():
     rows, pairs = table.set_index("variant"), compared.pairs.set_index(["a", "b"])
     assert rows["vs_best"].to_dict() == {"fp32": "not separated", "W8 int": "best", "W4 int": "worse"}
     assert pairs.loc[("W8 int", "W4 int"), "p_holm"] > ALPHA and rows.loc["W4 int", "p_holm"] < ALPHA
+    (sentence,) = _against_best(table, [table.index])  # none are counted as alike to the best: W4 int is, too
+    told = "The best is W8 int (90.10 %); 1 of 2 others are shown to be worse than some row: W4 int (-0.50)"
+    assert sentence == f"{told}; not shown to be worse than any: fp32 (-0.10) (the same family)."
     # One verdict and one interval for a pair, wherever it stands.
     for name in ("W8 int", "W4 int"):
         for column in ("p_holm", "p_value", "ci_low", "ci_high"):
