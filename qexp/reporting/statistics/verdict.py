@@ -29,8 +29,8 @@ EXPLAINED = (
     "*flips*: images that only the float network gets right, and only this one. *differ %*: predictions that are not the "
     f"float network's. *no loss*: `yes` where a loss of {MARGIN:g} points or more is excluded, `equivalent` where a gain of "
     "that size is, too (one-sided score tests, each claim with Holm over all rows that are tested against a float network). "
-    f"*vs best*: `{WORSE}` is shown to be less accurate than some row; what is *not significant* is not significantly different "
-    "from the best. Controls are in no family of tests. A quantization-aware network is tested against its float control after "
+    f"*vs best*: `{WORSE}` is shown to be less accurate than some row; what is *not significant* is not shown to be worse than "
+    "any. Controls are in no family of tests. A quantization-aware network is tested against its float control after "
     "the same epoch, where there is one. KL and SQNR of two rows would need logits, which are not kept. All of it is about new "
     "images for these trained networks, not new seeds."
 )
