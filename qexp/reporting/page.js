@@ -29,7 +29,7 @@ for (const table of document.querySelectorAll(".scroll > table")) {
       choose();
       return element("label", {}, box, head.textContent);
     });
-    tools.append(element("details", { className: "columns" }, element("summary", { textContent: "Columns" }), element("div", {}, ...boxes)));
+    tools.append(element("details", { className: "columns" }, element("summary", { textContent: "Choose columns" }), element("div", {}, ...boxes)));
   }
   if (tools.childNodes.length) table.parentElement.before(tools);
   sortable(table, filter, ({ kept, total }) => { status.textContent = kept.length < total ? `${kept.length} of ${total} rows` : ""; });

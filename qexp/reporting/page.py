@@ -97,8 +97,8 @@ def write_page(
     text = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
         name=name,
         question=_question(table, subjects),
-        headline=[] if verdict.protocols else _headline(renamed(table, names), renamed(verdict.seeds, names)),
-        protocols=verdict.protocols,
+        headline=[] if verdict.warnings else _headline(renamed(table, names), renamed(verdict.seeds, names)),
+        protocols=verdict.warnings,
         seeds=html_table(seeds_display(verdict.seeds, table, verdict.metrics)) if len(verdict.seeds) else "",
         repeats_title=repeats_title(verdict.seeds),
         seeds_explained=_emphasized(" ".join([MEANS + seeds_explained(verdict.seeds), *about_draws])),
@@ -207,7 +207,8 @@ def _headline(table: pd.DataFrame, seeds: pd.DataFrame) -> list[dict[str, str]]:
         single = [one for one in variants(tested) if one.count == 1]
         if single:
             least = max(single, key=lambda one: float(one.part["delta_prec1"].iloc[0]))
-            what = f"{least.values['variant']} loses least of {len(single)}; none is shown to lose less than half a point"
+            others = f" comes out best of {len(single)} copies; none" if len(single) > 1 else ""
+            what = f"{least.values['variant']}{others} is {'' if others else 'not '}shown to lose less than half a point"
             value = f"{least.part['delta_prec1'].iloc[0]:+.2f} points"
             facts.append({"value": value, "what": what, "more": f"95 %: {_how_told(least)}"})
     return facts

@@ -26,6 +26,7 @@ from qexp.reporting.indexed import PAGE
 from qexp.reporting.page import Held, write_page
 from qexp.reporting.statistics.asked import Made, check_asked, make_asked
 from qexp.reporting.statistics.paired import with_statistics
+from qexp.reporting.statistics.power import at_chance
 from qexp.reporting.statistics.verdict import Verdict, compare_variants
 from qexp.reporting.tables.allocations import allocations_for_page
 from qexp.reporting.tables.asked import asked_for_page, write_asked
@@ -126,7 +127,8 @@ def write_report(
         verdict, made = make_asked(verdict, check_asked((*asked.more, *wanted)), stored, asked.class_names)
         compact = write_compact(folder, (verdict.table, verdict.early), stored)
         gaps, digest = (*verdict.gaps, *prec5_of_few(len(asked.class_names))), compact[1] if compact else ""
-        verdict = replace(verdict, digest=digest, protocols=protocols.sentences, gaps=gaps)
+        chance = tuple(at_chance(verdict.table, len(asked.class_names)))
+        verdict = replace(verdict, digest=digest, protocols=protocols.sentences, gaps=gaps, at_chance=chance)
         screen = _screen(verdict, rounded := _rounded(verdict))
     tables = [*write_tables(name, records, folder, verdict, sweeps, jobs).values()]
     tables += [*write_exports(name, exports, folder), *write_asked(folder, made)]
@@ -195,7 +197,7 @@ def _rounded(verdict: Verdict) -> list[Table]:
 
 def _screen(verdict: Verdict, rounded: Sequence[Table]) -> list[str]:
     """The table of means, that of results and the sentences, as texts for the screen."""
-    words = [textwrap.fill(text, 130) for text in (*verdict.protocols, *verdict.sentences, *verdict.gaps)]
+    words = [textwrap.fill(text, 130) for text in (*verdict.warnings, *verdict.sentences, *verdict.gaps)]
     means = ["\n".join([means_title(verdict.seeds), "", *lines(table, rule=True)]) for table in rounded[1:]]
     return [*means, format_table(verdict.table, verdict.metrics), *(["\n".join(words)] if words else [])]
 

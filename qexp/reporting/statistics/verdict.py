@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import pandas as pd
 
+from qexp.base.text import counted
 from qexp.config.metrics import ALWAYS, MetricInfo
 from qexp.reporting.frames.names import renamed, short_names
 from qexp.reporting.frames.predictions import StoredPredictions, keys_of, measurement_of
@@ -15,9 +15,9 @@ from qexp.reporting.frames.summary import CLAIMS, is_compared, is_float, seed_ta
 from qexp.reporting.statistics.draws import draw_pairs, draw_sentences, first_few, over_repeats
 from qexp.reporting.statistics.paired import ALPHA, comparable, is_tested, row_names, seed_intervals
 from qexp.reporting.statistics.pairs import ALIKE, BEST, PLANNED, WORSE, Comparisons, compare_rows
+from qexp.reporting.statistics.power import power_sentences
 from qexp.stats.family import adjust
 from qexp.stats.noninferiority import MARGIN
-from qexp.stats.paired import mcnemar_power, minimum_detectable_effect
 from qexp.tracking.record import FLOAT_VARIANT
 
 EXPLAINED = (
@@ -50,6 +50,7 @@ class Verdict:
         draws: of `draw_pairs`.
         digest: of the predictions beside the table; empty where there are none.
         protocols: sentences about the protocols of the rows; empty where there is one.
+        at_chance: sentences about float networks that know nothing of the images.
         metrics: that the table has.
     """
 
@@ -62,7 +63,13 @@ class Verdict:
     draws: pd.DataFrame
     digest: str = ""
     protocols: tuple[str, ...] = ()
+    at_chance: tuple[str, ...] = ()
     metrics: tuple[MetricInfo, ...] = ALWAYS
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What is to be read before any number."""
+        return (*self.protocols, *self.at_chance)
 
 
 def compare_variants(
@@ -88,7 +95,7 @@ def compare_variants(
         *_against_float(read, rows),
         *_no_loss(read),
     ]
-    sentences += [*_against_best(read, groups), *_power(read, groups, rows)]
+    sentences += [*_against_best(read, groups), *power_sentences(read, groups, rows)]
     return Verdict(
         table=claimed,
         sentences=tuple(sentences),
@@ -172,20 +179,27 @@ def _against_float(table: pd.DataFrame, rows: Comparisons) -> Iterator[str]:
         tested.index, 100 * (tested["gained"] - tested["lost"]) / tested["n"], tested["p_holm"], strict=True)]  # fmt: skip
     alike, different = [text for text in texts if text[2] > ALPHA], [text for text in texts if text[2] <= ALPHA]
     images = ", ".join(map(str, dict.fromkeys(tested["n"])))
-    parts = [f"{len(alike)} of {len(texts)} are not significantly different from {reference}" + _listed(alike)]
-    parts += [f"different: {_listed(different)[2:]}"] if different else []
-    yield f"{'; '.join(parts)} (n = {images}, exact McNemar, {_family(rows)})."
+    if different:
+        parts = [f"{_of(len(different), len(texts))} shown to differ from {reference}{_listed(different)}"]
+        parts += [f"not significantly different: {_listed(alike)[2:]}"] if alike else []
+    else:
+        parts = [f"No difference from {reference} is shown{_listed(alike)}"]
+    yield f"{'; '.join(parts)} (n = {images}, exact McNemar, {_family(rows)}: significant is an adjusted p of at most {ALPHA:g})."
+    alone = tested[(tested["p_holm"] > ALPHA) & ((tested["ci_low"] > 0) | (tested["ci_high"] < 0))]
+    if len(alone):
+        listed = first_few([names[index] for index in alone.index])
+        yield f"By itself the interval of {listed} leaves zero out; among so many comparisons that is not significant."
+
+
+def _of(part: int, whole: int, what: str = "") -> str:
+    """`1 of 3 is`, `2 of 3 others are`."""
+    return f"{part} of {whole}{what} {'is' if part == 1 else 'are'}"
 
 
 def _family(rows: Comparisons) -> str:
     """What Holm's correction is over."""
-    total, planned = rows.num_tests, rows.num_planned
-    if total == planned:
-        return f"Holm over {total} comparison{'s' * (total > 1)}, alpha {ALPHA:g}"
-    begin = (
-        f", {100 * PLANNED:g} % of alpha {ALPHA:g} for the {planned} with a float network" if planned else f", alpha {ALPHA:g}"
-    )
-    return f"Holm over all {total} pairs of rows{begin}"
+    total = rows.num_tests
+    return f"Holm over {counted(total, 'comparison')}" if total == rows.num_planned else f"Holm over all {total} pairs of rows"
 
 
 def _no_loss(table: pd.DataFrame) -> Iterator[str]:
@@ -201,7 +215,7 @@ def _no_loss(table: pd.DataFrame) -> Iterator[str]:
         holds = tested[tested[column].eq(True)].sort_values(by, kind="stable")
         if len(holds) or column == "non_inferior":
             listed = f": {first_few([names[index] for index in holds.index])}" if len(holds) else ""
-            yield f"{len(holds)} of {count} are {what} {MARGIN:g} points{listed} ({told})."
+            yield f"{_of(len(holds), count)} {what} {MARGIN:g} points{listed} ({told})."
 
 
 def _against_best(table: pd.DataFrame, groups: Sequence[pd.Index]) -> Iterator[str]:
@@ -222,7 +236,7 @@ def _against_best(table: pd.DataFrame, groups: Sequence[pd.Index]) -> Iterator[s
         }
         where = f"{_measured_on(part)}: " if len(groups) > 1 else ""
         # A row that is worse than another one may be no worse than the best by these images, so none are counted as alike to it.
-        counts = f"{len(cells[WORSE])} of {len(cells[ALIKE]) + len(cells[WORSE])} others are shown to be worse than some row"
+        counts = f"{_of(len(cells[WORSE]), len(cells[ALIKE]) + len(cells[WORSE]), ' others')} shown to be worse than some row"
         parts = [f"The best is {names[best.index[0]]} ({top:.2f} %); {counts}{_listed(cells[WORSE])}"]
         parts += [f"not shown to be worse than any: {_listed(cells[ALIKE])[2:]}"] if cells[ALIKE] else []
         yield f"{where}{'; '.join(parts)} (the same family)."
@@ -232,27 +246,6 @@ def _as_against_float(part: pd.DataFrame) -> bool:
     """True where the rows not shown to be worse than some row are those not separated from their float network."""
     others = part[part["vs_best"].isin((ALIKE, WORSE))]
     return bool((others["p_holm"].notna() & (others["vs_best"].eq(ALIKE) == others["p_holm"].gt(ALPHA))).all())
-
-
-def _power(table: pd.DataFrame, groups: Sequence[pd.Index], rows: Comparisons) -> Iterator[str]:
-    """What these images can show, at the median of the shares that flip; nothing where that many flips show nothing."""
-    texts = []
-    for index in groups:
-        tested = table.loc[index][is_tested(table.loc[index]) & table.loc[index, "p_value"].notna()]
-        flips = (tested["lost"] + tested["gained"]).astype(float) / tested["n"] * 100
-        flips = flips[flips > 0]
-        n, middle = int(table.loc[index, "n"].iloc[0]), float(np.median(flips)) if len(flips) else 0.0
-        effect = minimum_detectable_effect(middle, n, alpha=rows.level) if middle else None
-        if effect is None:
-            continue
-        said = min(np.ceil(100 * effect) / 100, middle)  # its power is told as printed
-        power = 100 * mcnemar_power(middle, said, n, alpha=rows.level)
-        texts.append(
-            f"With {power:.0f} % power {n} images show a difference of {said:.2f} points from a float network where "
-            f"{middle:.2g} % of them flip (the median of those that flip), if it is the only one: exact McNemar at "
-            f"{rows.level:.3g}, where Holm begins."
-        )
-    yield from dict.fromkeys(texts)
 
 
 def _gaps(table: pd.DataFrame, stored: StoredPredictions) -> Iterator[str]:

@@ -67,9 +67,9 @@ def _texts(name: str, records: pd.DataFrame, sweeps: Sequence[SweepRow], verdict
     texts_of = {items: " ".join(f"{name}={text}" for name, text in items) for items in dict.fromkeys(versions)}
     epochs = records.assign(versions=[texts_of[items] for items in versions])
     words = (*verdict.sentences, *verdict.gaps, *_stored(verdict))
-    text = markdown(name, verdict.table, verdict.seeds, sweeps, words, verdict.protocols, verdict.metrics)
+    text = markdown(name, verdict.table, verdict.seeds, sweeps, words, verdict.warnings, verdict.metrics)
     texts = {"table.csv": csv_text(_flat(verdict.table)), "epochs.csv": csv_text(_flat(epochs)), "table.md": text}
-    texts["table.tex"] = latex(name, display(verdict.table, metrics=verdict.metrics), verdict.protocols)
+    texts["table.tex"] = latex(name, display(verdict.table, metrics=verdict.metrics), verdict.warnings)
     more = {"pairs.csv": verdict.pairs, "seeds.csv": verdict.seeds, DRAWS_FILE: verdict.draws}
     return texts | {file: csv_text(frame) if len(frame) else "" for file, frame in more.items()}
 

@@ -144,7 +144,7 @@ def test_preprocessing_is_compared_where_that_is_asked_about(three_ways, tmp_pat
     page, markdown = ((report.folder / name).read_text(encoding="utf-8") for name in ("report.html", "table.md"))
     assert "What does preparing the images of resnet20 on mnist5k in other ways cost" in page
     assert "of a float network against that of protocol A" in page and "of a float network against that of protocol A" in markdown
-    assert "B: mnist5k, interpolation nearest" in text and "of 5 are not significantly different from their float network" in text
+    assert "B: mnist5k, interpolation nearest" in text and "of 5 are shown to differ from their float network" in text
     assert not verify_tables("exp", runs_dir=tmp_path / "nowhere", results_dir=tmp_path / "results").wrong
 
 

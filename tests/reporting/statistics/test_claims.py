@@ -12,7 +12,8 @@ from qexp.reporting.frames.predictions import Predictions, StoredPredictions, fl
 from qexp.reporting.frames.summary import CLAIMS
 from qexp.reporting.statistics.paired import ALPHA, with_statistics
 from qexp.reporting.statistics.pairs import compare_rows, weights
-from qexp.reporting.statistics.verdict import EXPLAINED, _against_best, _no_loss, _power, with_claims
+from qexp.reporting.statistics.power import at_chance, power_sentences
+from qexp.reporting.statistics.verdict import EXPLAINED, _against_best, _no_loss, with_claims
 from qexp.stats.family import holm_adjusted
 from qexp.stats.noninferiority import MARGIN
 from qexp.stats.paired import mcnemar
@@ -76,7 +77,7 @@ def test_a_claim_of_no_loss_counts_all_that_were_tested():
     assert rows["non_inferior"].eq(True).sum() == rows["equivalent"].eq(True).sum() == 1 and rows.loc["W16 int", "equivalent"]
     assert rows.loc["W8 int", "p_loss_holm"] == pytest.approx(9 * rows.loc["W8 int", "p_loss"])
     text = " ".join(_no_loss(table))
-    assert "1 of 9 are shown to lose less than 0.5 points: W16 int (one-sided score test, Holm over 9 tests" in text.replace(
+    assert "1 of 9 is shown to lose less than 0.5 points: W16 int (one-sided score test, Holm over 9 tests" in text.replace(
         "10", "9"
     )
     assert "equivalent within 0.5 points: W16 int (two one-sided score tests" in text
@@ -93,7 +94,7 @@ def test_a_row_that_is_worse_than_another_is_not_called_as_good_as_the_best():
     assert rows["vs_best"].to_dict() == {"fp32": "not separated", "W8 int": "best", "W4 int": "worse"}
     assert pairs.loc[("W8 int", "W4 int"), "p_holm"] > ALPHA and rows.loc["W4 int", "p_holm"] < ALPHA
     (sentence,) = _against_best(table, [table.index])  # none are counted as alike to the best: W4 int is, too
-    told = "The best is W8 int (90.10 %); 1 of 2 others are shown to be worse than some row: W4 int (-0.50)"
+    told = "The best is W8 int (90.10 %); 1 of 2 others is shown to be worse than some row: W4 int (-0.50)"
     assert sentence == f"{told}; not shown to be worse than any: fp32 (-0.10) (the same family)."
     # One verdict and one interval for a pair, wherever it stands.
     for name in ("W8 int", "W4 int"):
@@ -106,7 +107,7 @@ def test_the_sentence_about_power_is_true(n, flips, copies):
     images = np.arange(n)
     copy = (images >= flips // 2) & (images < n // 2 + flips - flips // 2)
     table, compared = judged({"fp32": images < n // 2} | {f"W{width} int": copy for width in range(2, 2 + copies)})
-    (sentence,) = _power(table, [table.index], compared)
+    (sentence,) = power_sentences(table, [table.index], compared)
     power, points, share = map(float, re.match(r"With (\d+) % power .* of ([\d.]+) points.* where ([\d.]+) %", sentence).groups())
     assert points <= share
     shares = np.array([share - points, share + points, 2 * (100 - share)]) / 200
@@ -114,10 +115,22 @@ def test_the_sentence_about_power_is_true(n, flips, copies):
     assert abs(100 * np.mean(mcnemar(n10, n01) <= compared.level) - power) < 2
 
 
-def test_too_few_flips_make_no_sentence_about_power():
+def test_too_few_flips_show_nothing_and_more_images_would():
     images = np.arange(1800)
     table, compared = judged({"fp32": images < 900, "W8 int": (images >= 3) & (images < 902)})
-    assert list(_power(table, [table.index], compared)) == []
+    (told,) = power_sentences(table, [table.index], compared)
+    assert told == (
+        "Where 0.28 % of 1800 images flip (the median of those that flip), not even flips of one kind alone would show a "
+        "difference with 80 % power; some 3600 images would show one."
+    )
+
+
+def test_a_network_that_guesses_is_found_out():
+    images = np.arange(2000)
+    table, _ = judged({"fp32": images < 208, "W4 int": images < 200})
+    (told,) = at_chance(table, 10)
+    assert told.startswith("fp32 is no better than guessing among 10 classes (10.40 %)") and "trained on these data?" in told
+    assert not [*at_chance(table, 100)] and not [*at_chance(table, 0)]
 
 
 def test_a_trained_copy_is_tested_against_its_control():
@@ -142,5 +155,5 @@ def test_a_trained_copy_is_tested_against_its_control():
 
 def test_what_is_claimed_is_explained():
     assert set(CLAIMS) == {"p_holm", "p_loss_holm", "non_inferior", "equivalent", "vs_best"}
-    for word in ("not adjusted", "one family", "not significantly different", "Holm-adjusted p", "equivalent", "worse"):
+    for word in ("not adjusted", "one family", "not significant", "Holm-adjusted p", "equivalent", "worse"):
         assert word in EXPLAINED

@@ -64,8 +64,8 @@ def test_equal_schemes_cannot_be_told_apart_and_two_points_can(sweep):
     }  # fmt: skip
     text = "\n".join(verdict.sentences)
     assert (
-        "2 of 3 are not significantly different from fp32 (90.00 %): W8 int (-0.02), W6 int (-0.02); different: W4 int (-2.00)"
-        in text
+        "1 of 3 is shown to differ from fp32 (90.00 %): W4 int (-2.00); "
+        "not significantly different: W8 int (-0.02), W6 int (-0.02)" in text
     )
     assert "No row is better than fp32: what holds against it holds against the best." in text
     assert "2 of 3 are shown to lose less than 0.5 points" in text
@@ -146,7 +146,7 @@ def test_seeds_and_images_together(tmp_path, predicted, write):
     assert row["num_seeds"] == 3 and row["delta_prec1_mean"] == pytest.approx(-2.0)
     assert row["delta_low"] < -2.0 < row["delta_high"] and row["prec1_low"] < row["prec1_mean"] < row["prec1_high"]
     assert verdict.sentences[0] == "Over 3 seeds, mean +- sd: fp32 90.20 +- 0.20 %, W4 int 88.20 +- 0.20 % (-2.00 +- 0.00)."
-    assert verdict.sentences[1].startswith("0 of 3 are not significantly different from their float network")
+    assert verdict.sentences[1].startswith("3 of 3 are shown to differ from their float network")
 
 
 def test_the_files_of_a_report(tmp_path, predicted, write):
@@ -159,6 +159,6 @@ def test_the_files_of_a_report(tmp_path, predicted, write):
     assert (
         "| 95 % CI | Holm-adjusted p | flips | differ % | no loss | vs best |" in text and "## Which differences are real" in text
     )
-    assert "| 1000/0 |" in text and "not significantly different from fp32" in written.table
+    assert "| 1000/0 |" in text and "1 of 2 is shown to differ from fp32" in written.table
     assert len(list(csv.DictReader((written.folder / "pairs.csv").read_text().splitlines()))) == 3
     assert "p_value" in (written.folder / "epochs.csv").read_text().splitlines()[0]
