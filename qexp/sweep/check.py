@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from qexp.base.catalog import CUSTOM
 from qexp.base.compiler import cxx_compiler
 from qexp.base.errors import UserError, UserErrors, once
 from qexp.config.export import FILE_FLOATS, FILE_GRANULARITIES, RUNTIMES, float8_type
@@ -123,7 +124,9 @@ def _check_verb(config: Config, verb: str) -> None:
     weights = None if config.model.is_pretrained else config.model.weights
     for key, text in (("data.root", root), ("data.classes", config.data.classes), (config.model.weights_name, weights)):
         if text is not None and not Path(text).exists():
-            raise UserError(key, text, allowed="a path that exists")
+            fetched = key == "data.root" and config.data.name != CUSTOM and config.data.info.downloads
+            remedy = "data.download=true fetches the images." if fetched else ""
+            raise UserError(key, text, allowed="a path that exists", remedy=remedy)
     check_folders(config, verb)
 
 

@@ -12,6 +12,7 @@ import pandas as pd
 from qexp.base.files import write_texts
 from qexp.base.table import Column, Table, html_table, lines, markdown_table, markdown_text
 from qexp.base.text import MIB, size_text
+from qexp.reporting.tables.agreement import agreement_sentences
 from qexp.reporting.tables.point_steps import POINTS_EXPLAINED, flat, histogram, side_by_side
 from qexp.reporting.tables.render import csv_text
 from qexp.tracking.journal import experiment_rows
@@ -94,6 +95,7 @@ def exports_for_page(exports: Sequence[ExportRow]) -> list[dict[str, object]]:
         {
             "title": export["variant"],
             "caption": _caption(export),
+            "sentences": [*agreement_sentences(export)],
             "alarms": export["alarms"],
             "notes": export["notes"],
             "tables": [html_table(table) for table in _tables(export) if table.rows],
@@ -109,6 +111,7 @@ def markdown(name: str, exports: Sequence[ExportRow]) -> str:
         parts += [
             f"## {export['variant']}",
             _caption(export) + f". `{export['file']}`",
+            *(f"- {text}" for text in agreement_sentences(export)),
             markdown_table(_stages(export)),
         ]
         if notes := [*(f"ALARM: {text}" for text in export["alarms"]), *export["notes"]]:
@@ -119,7 +122,7 @@ def markdown(name: str, exports: Sequence[ExportRow]) -> str:
 
 
 def _screen(export: ExportRow) -> str:
-    texts = [f"{export['variant']}: {_caption(export)}", "", *lines(_stages(export), rule=True)]
+    texts = [f"{export['variant']}: {_caption(export)}", *agreement_sentences(export), "", *lines(_stages(export), rule=True)]
     texts += [f"ALARM: {text}" for text in export["alarms"]]
     texts += [f"note: {text}" for text in export["notes"]]
     texts += ["", *lines(_cost(export), rule=True)] if export["cost"] else []

@@ -7,6 +7,7 @@ import pytest
 from matplotlib.collections import LineCollection, PathCollection
 
 from qexp.reporting.figures.cost import bops_points, latency_points, prec1_by_bops, prec1_by_cost
+from qexp.reporting.tables.agreement import agreement_sentences
 from qexp.reporting.tables.exports import format_exports, load_exports, write_exports
 from qexp.tracking import rows
 from qexp.tracking.journal import Journal
@@ -91,6 +92,16 @@ def test_the_screen(exports):
     lines = format_exports(exports).splitlines()
     assert lines[0].startswith("W8A8 int: n = 100") and "ALARM: ort at conv2" in lines
     assert any(line.split() == ["ort", "quantized", "1", "1.000", "0.900", "1.100", "1000.0", "3.00"] for line in lines)
+
+
+def test_a_sentence_says_whether_a_runtime_agrees(exports):
+    assert "ort does not agree, first at conv2: 99 of 100 predictions equal the simulation's." in format_exports(exports)
+    passed = stage("ort", version="1", agreement=1.0, passed=True, num_planned=20, num_integer=20)
+    assert [*agreement_sentences({**exports[0], "rungs": [stage("simulated"), passed, stage("lite", version="2")]})] == [
+        "ort agrees: 100 of 100 predictions equal the simulation's, every layer within one step of integers, "
+        "20 of 20 layers computed in integers.",
+        "lite was compared by its predictions alone: 99 of 100 predictions equal the simulation's.",
+    ]
 
 
 def test_exact_logits_are_called_so(exports):
