@@ -34,7 +34,7 @@ def test_it_is_compared_with_ours_and_its_source_is_part_of_the_key(cli, tiny, o
         "W8A8 int affine sigmas": "weights minmax, activations sigmas",
         "W8A8 int affine w_sigmas": "weights sigmas, activations minmax",
     }
-    assert len({row["logit_sqnr_db"] for row in records()}) == 3 and "W8A8 int affine sigmas" in done.out
+    assert len({row["logit_sqnr_db"] for row in records()}) == 3 and "W8A8 int sigmas" in done.out
     Path("elsewhere").mkdir()
     Path("elsewhere/own.py").write_text(OWN)  # wherever the file lies
     assert "nothing to do" in cli(*tiny, *GRID, CUSTOM[0], "calibrate.factory=elsewhere/own.py:sigmas").out
